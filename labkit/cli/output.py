@@ -1,0 +1,24 @@
+"""What commands print: text for people, and one compact JSON document as the last line of stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+def last_line(doc: dict[str, Any]) -> None:
+    """The machine's line. Always last, always one line, NaN-free."""
+    sys.stdout.flush()
+    print(json.dumps(doc, separators=(",", ":"), default=str, allow_nan=False), flush=True)
+
+
+def table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> str:
+    """Plain columns: numbers to the right, text to the left."""
+    cells = [[str(c) for c in head]] + [["" if c is None else str(c) for c in row] for row in rows]
+    width = [max(len(r[i]) for r in cells) for i in range(len(head))]
+    right = [all(r[i][:1].isdigit() or r[i][:1] in "-–" or not r[i] for r in cells[1:]) for i in range(len(head))]
+    lines = ["  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, width, right, strict=True)).rstrip() for row in cells]
+    lines.insert(1, "  ".join("-" * w for w in width))
+    return "\n".join(lines)

@@ -1,0 +1,114 @@
+"""A launch plan: what the node does between "zero replicas" and "a server is running", as data.
+
+A plan is a list of steps that the **node agent** (`labkit.core.agent`, resident like a kubelet: started and its modules
+imported before t0) executes in order once the request has found nothing. A step names a function, so that the plan is
+JSON, and the function is the mechanism itself, without a harness around it:
+
+    Step("pull", "labkit.image.pull:full_pull", {"reference": "http://127.0.0.1:5000/lab/subject:latest"})
+
+    def full_pull(ctx: StepContext, reference: str) -> dict:     # what it returns is the step's facts in the record
+        ctx.state["layers"] = fetch(reference, into=ctx.node)
+        return {"bytes_fetched": ...}
+
+Techniques build plans (`Technique.apply`); they never run them. Lesson: notebooks/01_anatomy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from labkit.core import timeline
+
+SCENARIOS = {
+    "fresh-node": "nothing of the stack is on this host",
+    "warm-node": "every artifact is on local disk, caches cold",
+    "hot-node": "every artifact is on local disk and in the page cache",
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the node agent. `phase`: a word of `timeline.PHASES`; `call`: "module:function"; `args`: JSON.
+
+    `background=True` starts the step in a thread and goes on (overlap); the agent waits for it after the last step."""
+
+    phase: str
+    call: str
+    args: dict[str, Any] = field(default_factory=dict)
+    background: bool = False
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """Everything the trial needs to know. Built by `Stack.plan`, widened by each technique's `apply`, stored in the record."""
+
+    stack: dict[str, str]  # layer -> technique name
+    scenario: str = "fresh-node"
+    link: str = "loopback"
+    steps: tuple[Step, ...] = ()
+    server_args: tuple[str, ...] = ()  # arguments of `python -m labkit.subject.server` (loader, weights, port …)
+    server_env: dict[str, str] = field(default_factory=dict)
+    server_binds: tuple[tuple[str, str], ...] = ()  # host path -> path in the rootfs, read-only
+    state: dict[str, Any] = field(default_factory=dict)  # initial StepContext.state (warm-node: {"rootfs": "/…"})
+    cold_paths: tuple[str, ...] = ()  # files and trees the stack will read here: evicted and proven (hot-node: warmed)
+    stat_urls: dict[str, str] = field(default_factory=dict)  # servers of bytes -> their /_labkit/stats
+    floors_bytes: dict[str, int] = field(default_factory=dict)  # phase -> bytes that must move in it (for its floor)
+    replaces: tuple[str, ...] = ()  # layers made moot (a snapshot makes the loader moot)
+    request: dict[str, Any] = field(default_factory=lambda: {"prompt": "The first token", "max_tokens": 8})
+    expected_tokens: tuple[int, ...] | None = None
+    timeout_s: float = 300.0
+
+    def with_steps(self, *steps: Step) -> LaunchPlan:
+        return replace(self, steps=self.steps + steps)
+
+    def with_server(self, *args: str, binds: tuple[tuple[str, str], ...] = (), **env: str) -> LaunchPlan:
+        return replace(self, server_args=self.server_args + args, server_binds=self.server_binds + binds,
+                       server_env={**self.server_env, **env})
+
+    def with_cold(self, *paths: str | Path) -> LaunchPlan:
+        return replace(self, cold_paths=self.cold_paths + tuple(str(p) for p in paths))
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(doc: dict[str, Any]) -> LaunchPlan:
+        doc = dict(doc)
+        doc["steps"] = tuple(Step(**s) for s in doc.get("steps", ()))
+        doc["server_binds"] = tuple(tuple(b) for b in doc.get("server_binds", ()))
+        for key in ("server_args", "cold_paths", "replaces"):
+            doc[key] = tuple(doc.get(key, ()))
+        if doc.get("expected_tokens") is not None:
+            doc["expected_tokens"] = tuple(doc["expected_tokens"])
+        return LaunchPlan(**doc)
+
+
+@dataclass
+class StepContext:
+    """What a step is given. `node`: a directory that was empty at t0 (the node's disk); `state`: what earlier steps left.
+
+    Well-known state keys: `rootfs` (path of the unpacked or mounted image), `image_config` (OCI config dict),
+    `server_pid` (host pid of the server, set by the step that starts or restores it)."""
+
+    node: Path
+    port: int
+    timeline_path: Path
+    ledger: Any  # labkit.core.ledger.Ledger: everything with an end is noted there before it is started
+    server_args: list[str]
+    server_env: dict[str, str]
+    server_binds: list[tuple[str, str]]
+    state: dict[str, Any] = field(default_factory=dict)
+    _ends: list[Callable[[], Any]] = field(default_factory=list)
+
+    def on_stop(self, end: Callable[[], Any]) -> None:
+        """Run at take-down, last registered first; also after a failed step."""
+        self._ends.append(end)
+
+    @contextmanager
+    def span(self, name: str, **detail: Any) -> Iterator[dict[str, Any]]:
+        with timeline.span(name, source="agent", path=str(self.timeline_path), **detail) as facts:
+            yield facts

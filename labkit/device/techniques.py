@@ -1,0 +1,1 @@
+"""The device layer's techniques: importing this module registers them."""

@@ -1,0 +1,1 @@
+"""The image layer's techniques: importing this module registers them."""

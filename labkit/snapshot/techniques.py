@@ -1,0 +1,1 @@
+"""The snapshot layer's techniques: importing this module registers them."""

@@ -1,0 +1,159 @@
+"""Technique: one way to do a layer's work, and the four questions each answers the same way.
+
+    available(host)              yes, or what is missing, why it matters and the command that fixes it
+    prepare(subject, workspace)  the artifact, off the clock, cached by content, its own cost recorded
+    apply(plan, artifact)        its part of the launch plan
+    engaged(seen)                evidence, from outside the technique, that its mechanism was at work
+
+    @register
+    class FullPull: name, layer = "full-pull", "image"; …
+    for t in techniques("image"): print(t.name, t.available(host))
+
+A trial whose evidence is missing is a failed trial, not a fast one. One contract test (tests/contract) runs over every
+registered technique. Lesson: notebooks/08_stacking.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from labkit.core.plan import LaunchPlan
+from labkit.core.timeline import Span
+from labkit.core.workspace import Workspace
+from labkit.errors import BadInput
+
+#: In the order in which a stack applies them.
+LAYERS = ("image", "process", "weights", "device", "snapshot")
+
+#: Modules that register techniques, imported on the first look-up.
+MODULES = ("labkit.image.techniques", "labkit.image.runtime", "labkit.weights.techniques", "labkit.device.techniques",
+           "labkit.snapshot.techniques")
+
+
+@dataclass(frozen=True)
+class Availability:
+    """`ok`, or: what is missing, why it matters, the command that fixes it."""
+
+    ok: bool
+    missing: str = ""
+    why: str = ""
+    fix: str = ""
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+
+YES = Availability(True)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What somebody says a technique gains, kept apart from what this host measured."""
+
+    text: str  # "60-80 % less pull time"
+    source: str  # "the article", or a paper with its setup
+    low: float | None = None  # claimed ratio new/old, lower bound (0.2 for "80 % less")
+    high: float | None = None
+    of: str = "total"  # phase the ratio speaks of, or "total"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was observed, and from where. `engaged=False` fails the trial with `how` as its reason."""
+
+    technique: str
+    engaged: bool
+    how: str  # one sentence with the figures: "registry sent 353 MB of 353 MB before start"
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What `prepare` made. Content-addressed: the same inputs give the same `digest` and the same paths."""
+
+    technique: str
+    digest: str = ""
+    paths: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)  # at least prepare_s and size_bytes where it made something
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is started: a model directory (HF layout), an OCI image layout, and where a fresh node finds both.
+
+    `registry`/`bucket`: base URLs of the running stores (http://127.0.0.1:PORT), "" when not served."""
+
+    model_dir: Path
+    image_layout: Path | None = None
+    image_reference: str = ""  # name:tag in registry and bucket, "lab/subject:latest"
+    registry: str = ""
+    bucket: str = ""
+    model_key: str = ""  # key prefix of the checkpoint in the bucket, "models/small"
+    preset: str = "small"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the trial observed from outside, handed to `engaged`. All paths and figures are raw.
+
+    facts: step facts by phase · proc: {"io": {...}, "maps": [paths], "mounts": [mountinfo lines], "rss_bytes": n,
+    "environ": {...}} of the server at the first token · stores: per plan.stat_urls, counters after minus before
+    {"requests", "bytes_sent", "by_path": {...}} · log: tail of the server's output."""
+
+    plan: LaunchPlan
+    spans: tuple[Span, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+    proc: dict[str, Any] = field(default_factory=dict)
+    stores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    residency: dict[str, Any] = field(default_factory=dict)
+    log: str = ""
+
+    def phase_s(self, name: str) -> float:
+        return sum(s.duration_s for s in self.spans if s.name == name)
+
+
+@runtime_checkable
+class Technique(Protocol):
+    name: str
+    layer: str
+    title: str  # one line for a menu
+    lesson: str  # notebook that teaches it
+    claims: tuple[Claim, ...]
+
+    def available(self, host: Any) -> Availability: ...
+    def prepare(self, subject: Subject, workspace: Workspace) -> Artifact: ...
+    def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan: ...
+    def engaged(self, seen: Seen) -> Evidence: ...
+
+
+_REGISTRY: dict[str, Technique] = {}
+
+
+def register(cls: type) -> type:
+    """Class decorator: one instance, under its name. Names are unique over all layers."""
+    made = cls()
+    if made.layer not in LAYERS:
+        raise ValueError(f"{cls.__name__}: layer {made.layer!r} is not one of {LAYERS}")
+    if made.name in _REGISTRY and type(_REGISTRY[made.name]).__qualname__ != cls.__qualname__:
+        raise ValueError(f"two techniques named {made.name!r}")
+    _REGISTRY[made.name] = made
+    return cls
+
+
+def techniques(layer: str | None = None) -> list[Technique]:
+    """All registered techniques (of one layer), in registration order."""
+    for module in MODULES:
+        importlib.import_module(module)
+    return [t for t in _REGISTRY.values() if layer is None or t.layer == layer]
+
+
+def technique(name: str) -> Technique:
+    """Look one up by name. Raises BadInput that lists the names of the family."""
+    known = {t.name: t for t in techniques()}
+    if name not in known:
+        raise BadInput(f"no technique called {name!r}", why="a stack is made of registered techniques",
+                       fix="one of: " + ", ".join(sorted(known)))
+    return known[name]

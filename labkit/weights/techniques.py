@@ -1,0 +1,1 @@
+"""The weights layer's techniques: importing this module registers them."""

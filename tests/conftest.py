@@ -1,0 +1,43 @@
+"""Capabilities: `@pytest.mark.needs("fuse", "containers")` skips with its reason where the host lacks one.
+
+`LABKIT_REQUIRE=fuse,containers,criu` (CI sets it to all it installed) turns such a skip into a failure, so that a check
+is never lost silently.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+REQUIRED = {c.strip() for c in os.environ.get("LABKIT_REQUIRE", "").split(",") if c.strip()}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    from labkit.core import host
+
+    known: dict[str, str] = {}
+    for item in items:
+        for mark in item.iter_markers("needs"):
+            for name in mark.args:
+                if name not in known:
+                    found = host.capability(name)
+                    known[name] = "" if found.ok else f"needs {name}: {found.missing} ({found.fix})"
+                if known[name]:
+                    if name in REQUIRED:
+                        item.add_marker(pytest.mark.usefixtures("_required_capability_missing"))
+                    else:
+                        item.add_marker(pytest.mark.skip(reason=known[name]))
+
+
+@pytest.fixture
+def _required_capability_missing(request: pytest.FixtureRequest) -> None:
+    names = [n for m in request.node.iter_markers("needs") for n in m.args]
+    pytest.fail(f"LABKIT_REQUIRE names a capability this host lacks, of: {', '.join(names)}")
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    from labkit.core.workspace import Workspace
+
+    return Workspace.at(tmp_path / "lab")
