@@ -92,7 +92,8 @@ class StepContext:
     """What a step is given. `node`: a directory that was empty at t0 (the node's disk); `state`: what earlier steps left.
 
     Well-known state keys: `rootfs` (path of the unpacked or mounted image), `image_config` (OCI config dict),
-    `server_pid` (host pid of the server, set by the step that starts or restores it)."""
+    `server_pid` (host pid of the server, set by the step that starts or restores it), `server_process` (its Popen, when the
+    agent is its parent), `server_log` (a bounded deque of output lines, filled by whoever drains the server's pipe)."""
 
     node: Path
     port: int
