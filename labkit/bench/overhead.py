@@ -1,0 +1,35 @@
+"""`labkit bench overhead`: the same cold start with and without the instrument, interleaved (`instrumented_vs_bare`).
+
+Bare keeps the client, the node agent and the cache state – without them there is no cold start to time – and leaves out
+spans, sampling, counters and observation. Goal: 1.02 at most. Lesson: notebooks/01_anatomy.
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+from typing import Any
+
+from labkit.bench.engine import Measured, document, interleave
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--stack", default="naive")
+    parser.add_argument("--preset", default="small")
+    parser.add_argument("--scenario", default="fresh-node")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    from labkit.core.workspace import Workspace
+    from labkit.stack.experiment import prepared
+
+    with ExitStack() as ends:
+        one = ends.enter_context(prepared(args.stack, preset=args.preset, scenario=args.scenario, workspace=Workspace.default()))
+
+        def measure(instrument: bool) -> Measured:
+            trial = one(instrument=instrument)
+            return Measured(trial.total_s or float("nan"), cache=trial.cache.get("state", "unverified"), failed="" if trial.ok else f"{trial.outcome}: {trial.error.get('what', '')}",
+                            evidence=f"{len(trial.spans)} spans, {len(trial.evidence)} pieces of evidence")
+
+        results = interleave({"instrumented": lambda: measure(True), "bare": lambda: measure(False)}, blocks=args.blocks, seed=args.seed)
+    return document("overhead", results, {"instrumented_vs_bare": ("instrumented", "bare")}, stack=args.stack, scenario=args.scenario)

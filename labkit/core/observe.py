@@ -1,0 +1,188 @@
+"""What a trial looks at from outside: page residency, /proc of the server, the byte servers' own counters, samples.
+
+Nothing here asks the technique under test. /proc/PID/io and maps are kept by the kernel; store counters by the process
+at the other end of the wire; residency by cachestat or mincore. Lesson: notebooks/01_anatomy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from labkit.core import cold, timeline
+from labkit.core.ledger import Ledger
+from labkit.core.plan import LaunchPlan
+
+
+def settle_cache(plan: LaunchPlan, node: Path) -> dict[str, Any]:
+    """Bring the page cache into the scenario's state and prove it. `state` is cold, warm or unverified."""
+    if not plan.cold_paths:
+        left = sum(len(files) for _, _, files in os.walk(node))
+        return {"state": "cold" if not left else "unverified", "method": "the node's disk is an empty directory", "files": left,
+                "total_bytes": 0, "resident_bytes": 0}
+    want = "warm" if plan.scenario == "hot-node" else "cold"
+    (cold.warm if want == "warm" else cold.evict)(plan.cold_paths)
+    return _as_dict(cold.prove(plan.cold_paths, want))
+
+
+def residency_after(plan: LaunchPlan) -> dict[str, Any]:
+    """How much of the cold paths is in the page cache now: what the start really read (plus read-ahead)."""
+    return _as_dict(cold.prove(plan.cold_paths, "cold")) if plan.cold_paths else {}
+
+
+def _as_dict(state: Any) -> dict[str, Any]:
+    return {k: getattr(state, k) for k in ("state", "method", "files", "total_bytes", "resident_bytes", "why") if hasattr(state, k)}
+
+
+def _get(url: str, timeout_s: float = 5.0) -> Any:
+    with urllib.request.urlopen(url, timeout=timeout_s) as reply:
+        return json.loads(reply.read())
+
+
+def store_counters(plan: LaunchPlan) -> dict[str, dict[str, Any]]:
+    found = {}
+    for name, url in plan.stat_urls.items():
+        with contextlib.suppress(OSError, ValueError):
+            found[name] = _get(url)
+    return found
+
+
+def store_difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """after − before, counter by counter; `by_path` too."""
+    def minus(a: Any, b: Any) -> Any:
+        if isinstance(a, dict):
+            made = {k: minus(v, (b or {}).get(k)) for k, v in a.items()}
+            return {k: v for k, v in made.items() if v not in (0, {}, None)} if b is not None else made
+        return a - (b or 0) if isinstance(a, (int, float)) and not isinstance(a, bool) else a
+    made = {name: minus(counters, before.get(name, {})) for name, counters in after.items()}
+    for counters in made.values():
+        counters.setdefault("bytes_sent", 0)
+        counters.setdefault("requests", 0)
+    return made
+
+
+def identity(port: int) -> dict[str, Any]:
+    """Which process answered: its own pid, boot nonce and start (`/_labkit/identity`); empty for a server that is not ours."""
+    with contextlib.suppress(OSError, ValueError):
+        return _get(f"http://127.0.0.1:{port}/_labkit/identity", 2.0)
+    return {}
+
+
+def process_facts(pid: int) -> dict[str, Any]:
+    """/proc/PID of the server and of its children: io (summed), mapped files, mounts, peak memory."""
+    family = [pid, *_descendants(pid)]
+    facts: dict[str, Any] = {"pid": pid, "family": family, "io": {}, "maps": [], "mounts": [], "rss_bytes": 0, "peak_rss_bytes": 0}
+    maps: set[str] = set()
+    for member in family:
+        root = Path(f"/proc/{member}")
+        with contextlib.suppress(OSError):
+            for line in (root / "io").read_text().splitlines():
+                key, _, value = line.partition(": ")
+                facts["io"][key] = facts["io"].get(key, 0) + int(value)
+        with contextlib.suppress(OSError):
+            for line in (root / "maps").read_text(errors="surrogateescape").splitlines():
+                parts = line.split(None, 5)
+                if len(parts) == 6 and parts[5].startswith("/"):
+                    maps.add(parts[5])
+        with contextlib.suppress(OSError):
+            for line in (root / "status").read_text().splitlines():
+                if line.startswith("VmRSS:"):
+                    facts["rss_bytes"] += int(line.split()[1]) * 1024
+                elif line.startswith("VmHWM:"):
+                    facts["peak_rss_bytes"] += int(line.split()[1]) * 1024
+    facts["maps"] = sorted(maps)
+    for name, key in (("root", "root"), ("exe", "exe"), ("cwd", "cwd")):
+        with contextlib.suppress(OSError):
+            facts[key] = os.readlink(f"/proc/{pid}/{name}")
+    facts["ns"] = {}
+    for kind in ("user", "mnt", "pid", "net"):
+        with contextlib.suppress(OSError):
+            facts["ns"][kind] = os.readlink(f"/proc/{pid}/ns/{kind}")
+    with contextlib.suppress(OSError):
+        facts["mounts"] = Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape").splitlines()
+    with contextlib.suppress(OSError):
+        raw = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        facts["environ"] = dict(e.decode(errors="replace").split("=", 1) for e in raw if b"=" in e)
+    with contextlib.suppress(OSError):
+        facts["cmdline"] = [a.decode(errors="replace") for a in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") if a]
+    return facts
+
+
+def _descendants(pid: int) -> list[int]:
+    found, queue = [], [pid]
+    while queue:
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{queue[0]}/task"):
+                children = [int(c) for c in Path(f"/proc/{queue[0]}/task/{task}/children").read_text().split()]
+                found += children
+                queue += children
+        queue.pop(0)
+    return found
+
+
+class _Nothing:
+    def end(self) -> dict[str, Any]:
+        return {}
+
+
+def nothing() -> _Nothing:
+    return _Nothing()
+
+
+class _Watching:
+    def __init__(self, sampler: Any, path: Path):
+        self._sampler, self._path, self._samples = sampler, path, None
+
+    def end(self) -> dict[str, Any]:
+        if self._samples is None:
+            from labkit.core import sampler
+
+            self._samples = {}
+            self._sampler.__exit__(None, None, None)
+            with contextlib.suppress(OSError, ValueError):
+                self._samples = sampler.summary(self._path)
+        return self._samples
+
+
+def start(directory: Path, ledger: Ledger) -> _Watching:
+    """Start the sampler process; `.end()` ends it and gives its samples."""
+    from labkit.core import sampler
+
+    path = directory / "samples.jsonl"
+    watching = sampler.sampling(path, ledger=ledger)
+    watching.__enter__()
+    return _Watching(watching, path)
+
+
+class PhaseFollower:
+    """Follows the timeline file while the client waits, and calls back as phases end. Ten looks a second, off the measured processes."""
+
+    def __init__(self, path: Path, t0_s: float, on_phase: Callable[[str, float], Any] | None):
+        self.path, self.t0_s, self.on_phase = path, t0_s, on_phase
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def _follow(self) -> None:
+        told: set[str] = set()
+        while not self._stop.wait(0.2):
+            for s in timeline.read(self.path):
+                if s.is_phase and s.name not in told:
+                    told.add(s.name)
+                    self.on_phase(s.name, s.end_s - self.t0_s)  # type: ignore[misc]
+
+    def __enter__(self) -> PhaseFollower:
+        if self.on_phase:
+            self._thread = threading.Thread(target=self._follow, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._thread:
+            self._thread.join(2)

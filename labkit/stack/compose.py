@@ -1,0 +1,142 @@
+"""A stack is one technique for each layer; composing it asks each, in layer order, for its part of the launch plan.
+
+The naive stack is the article's starting point, built from stock parts at their defaults and never slowed: pull the whole
+image, unpack it, start the server in it, initialise the model at random, `torch.load`, `load_state_dict`, answer.
+
+    Stack.parse("naive")                          # a named stack
+    Stack.parse("image=estargz-lazy,weights=safetensors")   # the rest as in naive
+    Stack.parse("article")
+
+Lesson: notebooks/08_stacking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from labkit.core.plan import SCENARIOS, LaunchPlan
+from labkit.errors import BadInput
+from labkit.technique import LAYERS, YES, Artifact, Availability, Evidence, Seen, Subject, Technique, technique
+
+#: Layer -> technique. "" leaves the layer as the layers below it made it. The process layer of `naive` is the best
+#: container the user may start here (runc, userns, process: named in the record).
+NAMED: dict[str, dict[str, str]] = {
+    "naive": {"image": "full-pull", "process": "container", "weights": "pickle", "device": "", "snapshot": ""},
+    "article": {"image": "estargz-lazy", "process": "container", "weights": "safetensors", "device": "", "snapshot": ""},
+    "no-image": {"image": "host-env", "process": "process", "weights": "pickle", "device": "", "snapshot": ""},
+}
+
+CONTAINERS = ("runc", "userns", "process")
+
+
+@dataclass(frozen=True)
+class Stack:
+    name: str
+    layers: Mapping[str, str] = field(default_factory=dict)  # layer -> technique name, "" for none
+
+    @staticmethod
+    def parse(text: str) -> Stack:
+        """A named stack, or `layer=technique,…` over the naive one, or `NAME,layer=technique,…`. Raises BadInput with the choices."""
+        text = text.strip()
+        if text in NAMED:
+            return Stack(text, dict(NAMED[text]))
+        layers = dict(NAMED["naive"])
+        for i, part in enumerate(p.strip() for p in text.split(",")):
+            layer, equals, name = part.partition("=")
+            if not equals and i == 0 and part in NAMED:
+                layers = dict(NAMED[part])
+                continue
+            if not equals or layer not in LAYERS:
+                raise BadInput(f"not a stack: {text!r} (at {part!r})", why="a stack names one technique for each layer",
+                               fix=f"a name ({', '.join(NAMED)}) or LAYER=TECHNIQUE,… with layers {', '.join(LAYERS)}")
+            if name and name != "container":
+                found = technique(name)
+                if found.layer != layer:
+                    raise BadInput(f"{name} works on the {found.layer} layer, not on {layer}", fix=f"{found.layer}={name}")
+            layers[layer] = name
+        return Stack(text, layers)
+
+    def with_technique(self, name: str) -> Stack:
+        """This stack with one technique exchanged; named after the change."""
+        found = technique(name)
+        return Stack(f"{self.name}+{name}", {**self.layers, found.layer: name})
+
+    def resolved(self, host: Any) -> Stack:
+        """`container` replaced by what the user may start here: runc, then userns, then process."""
+        if self.layers.get("process") != "container":
+            return self
+        for name in CONTAINERS:
+            if technique(name).available(host):
+                return replace(self, layers={**self.layers, "process": name})
+        raise BadInput("no runtime is available here", fix="labkit doctor")
+
+    def members(self) -> list[Technique]:
+        return [technique(self.layers[layer]) for layer in LAYERS if self.layers.get(layer)]
+
+    def available(self, host: Any) -> Availability:
+        """The first technique that is missing here says why."""
+        for member in self.resolved(host).members():
+            found = member.available(host)
+            if not found.ok:
+                return replace(found, missing=f"{member.name}: {found.missing}")
+        return YES
+
+    def refuse_nonsense(self) -> None:
+        """Combinations that mean nothing are refused with the reason."""
+        if self.layers.get("image") == "host-env" and self.layers.get("process") in ("runc", "userns"):
+            raise BadInput(f"{self.layers['process']} needs an image to start", why="host-env means there is none", fix="process=process")
+
+
+def prepare(stack: Stack, subject: Subject, workspace: Any, say: Callable[[str], Any] = lambda _: None) -> dict[str, Artifact]:
+    """Artifacts of every technique, off the clock. Layer -> artifact."""
+    made = {}
+    for member in stack.members():
+        say(f"preparing {member.layer}: {member.name}")
+        made[member.layer] = member.prepare(subject, workspace)
+    return made
+
+
+def compose(stack: Stack, artifacts: Mapping[str, Artifact], *, scenario: str, link: str, request: dict[str, Any],
+            expected_tokens: tuple[int, ...] | None, subject: Subject, timeout_s: float = 300.0,
+            server_args: tuple[str, ...] = ()) -> LaunchPlan:
+    """The launch plan of one stack. Image, weights and device parts come before the step that starts the process."""
+    if scenario not in SCENARIOS:
+        raise BadInput(f"no scenario {scenario!r}", fix="one of: " + ", ".join(f"{k} ({v})" for k, v in SCENARIOS.items()))
+    stack.refuse_nonsense()
+    stores = {name: url + "/_labkit/stats" for name, url in (("registry", subject.registry), ("bucket", subject.bucket)) if url}
+    plan = LaunchPlan(stack={k: v for k, v in stack.layers.items() if v}, scenario=scenario, link=link, request=request,
+                      expected_tokens=expected_tokens, timeout_s=timeout_s, stat_urls=stores,
+                      server_args=("--host", "127.0.0.1", "--port", "{port}", *server_args),
+                      state={"registry": subject.registry, "bucket": subject.bucket, "image_reference": subject.image_reference},
+                      server_env=bucket_environment(subject))
+    for layer in ("image", "weights", "device", "process", "snapshot"):
+        if stack.layers.get(layer):
+            plan = technique(stack.layers[layer]).apply(plan, artifacts[layer])
+    return plan
+
+
+def bucket_environment(subject: Subject) -> dict[str, str]:
+    """How S3 clients in the server find the embedded store; a real bucket's environment is left as the user set it."""
+    if not subject.bucket:
+        return {}
+    return {"AWS_ENDPOINT_URL": subject.bucket, "AWS_ACCESS_KEY_ID": "labkit", "AWS_SECRET_ACCESS_KEY": "labkit-not-a-secret",
+            "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true", "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0"}
+
+
+def judge(stack: Stack, seen: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every technique's evidence for what was seen. A technique that a snapshot made moot is not asked."""
+    plan: LaunchPlan = seen["plan"]
+    look = Seen(plan=plan, spans=tuple(seen["spans"]), facts={**seen["facts"], "identity": seen.get("identity", {}), "state": seen.get("state", {})},
+                proc=seen["proc"], stores=seen["stores"], residency=seen.get("residency", {}), log=seen.get("log", ""))
+    found = []
+    for member in stack.members():
+        if member.layer in plan.replaces:
+            continue
+        try:
+            evidence = member.engaged(look)
+        except Exception as error:
+            evidence = Evidence(member.name, False, f"looking for evidence failed: {type(error).__name__}: {error}")
+        found.append({"technique": evidence.technique, "layer": member.layer, "engaged": evidence.engaged, "how": evidence.how, "facts": evidence.facts})
+    return found

@@ -1,0 +1,226 @@
+"""An experiment: arms × repeats in randomised blocks, recorded after every trial, resumable.
+
+    run = experiment(["naive", "image=estargz-lazy"], preset="small", blocks=5, scenario="fresh-node", link="1gbit")
+
+Off the clock first: checkpoint, image, reference tokens, every technique's artifact, the stores at the other end of the
+link, this host's floors. Then the blocks. A trial that fails is recorded with its outcome and the experiment goes on; an
+interruption keeps what it had. Lesson: notebooks/01_anatomy.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from labkit.core import floor, host, records
+from labkit.core.ledger import Ledger
+from labkit.core.plan import LaunchPlan
+from labkit.core.trial import run_trial
+from labkit.core.workspace import Workspace
+from labkit.errors import BadInput, LabError, MissingCapability
+from labkit.stack.compose import Stack, compose, judge, prepare
+from labkit.technique import Artifact, Subject
+
+PROMPT = "The first token of a cold start"
+
+
+@dataclass
+class Experiment:
+    """What is measured. Arms are stacks; one scenario and one link for all of them, so that they may be compared."""
+
+    stacks: Sequence[Stack]
+    preset: str = "small"
+    blocks: int = 5
+    scenario: str = "fresh-node"
+    link: str = "loopback"
+    seed: int = 0
+    max_tokens: int = 8
+    timeout_s: float = 300.0
+    server_args: tuple[str, ...] = ()
+    model_dir: str = ""  # a public model directory in place of the preset's synthetic checkpoint
+    at_t0: str = ""
+    port: int | None = None
+    instrument: bool = True
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def described(self) -> dict[str, Any]:
+        return {"arms": [{"name": s.name, "stack": {k: v for k, v in s.layers.items() if v}, "scenario": self.scenario, "link": self.link}
+                         for s in self.stacks],
+                "blocks": self.blocks, "seed": self.seed, "preset": self.preset, "model_dir": self.model_dir, "max_tokens": self.max_tokens,
+                **({"notes": self.notes} if self.notes else {})}
+
+
+def experiment(stacks: Sequence[str | Stack], *, preset: str = "small", blocks: int = 5, scenario: str = "fresh-node",
+               link: str = "loopback", out: str | Path | None = None, resume: bool = False, progress: Any = None,
+               workspace: Workspace | None = None, seed: int = 0, **more: Any) -> records.Run:
+    """Run an experiment and return its record (also written to `out`, default in the workspace's runs/).
+
+    progress: an object with `note(text)`, `trial_started(arm, block, blocks)`, `phase(name, seconds)`, `trial_done(trial)`;
+    any may be missing. Raises BadInput, MissingCapability (no arm can run here), KeyboardInterrupt (the record is kept)."""
+    what = Experiment([s if isinstance(s, Stack) else Stack.parse(s) for s in stacks], preset=preset, blocks=blocks,
+                      scenario=scenario, link=link, seed=seed, **more)
+    space = workspace or Workspace.default()
+    with Ledger.open(space) as ledger, ExitStack() as ends:
+        return _Conduct(what, space, ledger, ends, progress, Path(out) if out else None, resume).run()
+
+
+@contextmanager
+def prepared(stack: str | Stack, *, workspace: Workspace | None = None, progress: Any = None, **options: Any) -> Iterator[Callable[..., records.Trial]]:
+    """One stack made ready, as a function that runs one trial of it each call: `trial(instrument=True)`.
+
+    For benches that interleave trials with something else. Raises MissingCapability where the stack cannot run."""
+    made = stack if isinstance(stack, Stack) else Stack.parse(stack)
+    space = workspace or Workspace.default()
+    with Ledger.open(space) as ledger, ExitStack() as ends:
+        conduct = _Conduct(Experiment([made], **options), space, ledger, ends, progress, None, False)
+        run, plans = conduct.ready()
+        count = 0
+
+        def trial(instrument: bool = True) -> records.Trial:
+            nonlocal count
+            count += 1
+            conduct.what.instrument = instrument
+            return conduct._one(conduct.what.stacks[0], plans, count - 1, 0, run.floors)
+
+        yield trial
+
+
+class _Conduct:
+    def __init__(self, what: Experiment, space: Workspace, ledger: Ledger, ends: ExitStack, progress: Any, out: Path | None, resume: bool):
+        self.what, self.space, self.ledger, self.ends, self.progress, self.resume = what, space, ledger, ends, progress, resume
+        self.card = host.card()
+        created = datetime.now(timezone.utc)
+        self.id = created.strftime("%Y%m%dT%H%M%S%f")[:-3]
+        self.out = out or space.runs / f"{self.id}.json"
+        self.created = created.isoformat(timespec="seconds")
+        self.artifacts: dict[str, dict[str, Artifact]] = {}
+        self.missing: dict[str, LabError] = {}
+
+    def tell(self, method: str, *args: Any) -> None:
+        call: Callable[..., Any] | None = getattr(self.progress, method, None)
+        if call:
+            call(*args)
+
+    def run(self) -> records.Run:
+        run, plans = self.ready()
+        records.write(run, self.out)
+        return self._blocks(run, plans)
+
+    def ready(self) -> tuple[records.Run, dict[str, LaunchPlan]]:
+        """Everything off the clock: what can run here, artifacts, stores, floors, plans."""
+        what = self.what
+        run = self._resumed()
+        what.stacks = [s.resolved(self.card) for s in what.stacks]
+        for stack in what.stacks:
+            stack.refuse_nonsense()
+            found = stack.available(self.card)
+            if not found.ok:
+                self.missing[stack.name] = MissingCapability(found.missing, found.why, found.fix)
+        if len(self.missing) == len(what.stacks):
+            raise next(iter(self.missing.values()))
+        subject, tokens = self._subject()
+        for stack in what.stacks:
+            if stack.name not in self.missing:
+                self.artifacts[stack.name] = prepare(stack, subject, self.space, lambda text: self.tell("note", text))
+        subject = self._serve(subject)
+        self.tell("note", "measuring this host's floors")
+        run = replace(run, floors=run.floors or floor.measure(self.space))
+        return run, {s.name: self._plan(s, subject, tokens) for s in what.stacks if s.name not in self.missing}
+
+    def _resumed(self) -> records.Run:
+        run = records.Run(id=self.id, created=self.created, host=self.card, experiment=self.what.described())
+        if self.resume and self.out.exists():
+            before = records.read(self.out)
+            if before.host.get("id") != self.card.get("id"):
+                raise BadInput(f"{self.out} was begun on another host", why="one record speaks of one host", fix="give another --out")
+            same = {k: v for k, v in before.experiment.items() if k not in ("blocks", "arms")} == {k: v for k, v in run.experiment.items() if k not in ("blocks", "arms")}
+            if not same:
+                raise BadInput(f"{self.out} holds another experiment", why="its trials would be mixed with different ones", fix="give another --out, or the same options")
+            run = replace(before, experiment=run.experiment)
+        return run
+
+    def _subject(self) -> tuple[Subject, tuple[int, ...]]:
+        from labkit.subject import checkpoint, reference
+
+        self.tell("note", f"checkpoint: {self.what.model_dir or self.what.preset}")
+        model = Path(self.what.model_dir) if self.what.model_dir else checkpoint.ensure(self.space, self.what.preset)
+        tokens = tuple(reference.reference_tokens(model, PROMPT, self.what.max_tokens))
+        layout, reference_name = None, ""
+        if any(s.layers.get("image") not in ("host-env", "", None) for s in self.what.stacks):
+            from labkit.image import build
+
+            self.tell("note", "image of the subject")
+            layout, reference_name = build.ensure_image(self.space)
+        return Subject(model_dir=model, image_layout=layout, image_reference=reference_name, preset=self.what.preset), tokens
+
+    def _serve(self, subject: Subject) -> Subject:
+        """Publish what a fresh node finds at the other end of the link, and serve it from processes of their own."""
+        if self.what.scenario != "fresh-node":
+            return subject
+        from labkit.image.push import publish_image
+        from labkit.net.serving import serving
+        from labkit.objects.publish import publish_model
+
+        roots = {kind: self.space.artifacts / f"{kind}-root" for kind in ("registry", "store")}
+        for root in roots.values():
+            root.mkdir(exist_ok=True)
+        if subject.image_layout:
+            publish_image(roots["registry"], subject.image_layout, subject.image_reference)
+        for made in self.artifacts.values():
+            for layer, artifact in made.items():
+                if "model_key" in artifact.facts:
+                    publish_model(roots["store"], Path(artifact.paths["model_dir"]), artifact.facts["model_key"])
+                publish = getattr(_technique(artifact.technique), "publish", None)
+                if publish:
+                    publish(artifact, subject, roots)
+                del layer
+        registry = self.ends.enter_context(serving("registry", roots["registry"], link=self.what.link, ledger=self.ledger))
+        store = self.ends.enter_context(serving("store", roots["store"], link=self.what.link, ledger=self.ledger))
+        return replace(subject, registry=registry.url, bucket=store.url)
+
+    def _plan(self, stack: Stack, subject: Subject, tokens: tuple[int, ...]) -> LaunchPlan:
+        return compose(stack, self.artifacts[stack.name], scenario=self.what.scenario, link=self.what.link, subject=subject,
+                       request={"prompt": PROMPT, "max_tokens": self.what.max_tokens}, expected_tokens=tokens,
+                       timeout_s=self.what.timeout_s, server_args=self.what.server_args)
+
+    def _blocks(self, run: records.Run, plans: dict[str, LaunchPlan]) -> records.Run:
+        order = random.Random(self.what.seed)
+        done = {(t.arm, t.block) for t in run.trials if t.outcome != "interrupted"}
+        for block in range(self.what.blocks):
+            arms = list(self.what.stacks)
+            order.shuffle(arms)
+            for position, stack in enumerate(arms):
+                if (stack.name, block) in done:
+                    continue
+                self.tell("trial_started", stack.name, block, self.what.blocks)
+                try:
+                    trial = self._one(stack, plans, block, position, run.floors)
+                except KeyboardInterrupt:
+                    stopped = records.Trial(stack.name, block, position, outcome="interrupted")
+                    records.write(replace(run, trials=(*run.trials, stopped)), self.out)
+                    raise
+                run = replace(run, trials=(*run.trials, trial))
+                records.write(run, self.out)
+                self.tell("trial_done", trial)
+        return run
+
+    def _one(self, stack: Stack, plans: dict[str, LaunchPlan], block: int, position: int, rates: dict[str, Any]) -> records.Trial:
+        if stack.name in self.missing:
+            return records.Trial(stack.name, block, position, outcome="unavailable", error=self.missing[stack.name].as_json())
+        plan = plans[stack.name]
+        trial = run_trial(plan, arm=stack.name, workspace=self.space, ledger=self.ledger, block=block, order=position,
+                          judge=lambda seen: judge(stack, seen), instrument=self.what.instrument,
+                          on_phase=(lambda name, s: self.tell("phase", name, s)) if self.progress else None,
+                          at_t0=self.what.at_t0, port=self.what.port)
+        return replace(trial, floors=floor.phase_floors(plan.floors_bytes, rates, plan.link))
+
+
+def _technique(name: str) -> Any:
+    from labkit.technique import technique
+
+    return technique(name)
