@@ -1,0 +1,49 @@
+# The cold-start lab. `make help` explains every target; `make report` and `make test` are all a fresh machine needs.
+PYTHON ?= python3
+VENV   ?= .venv
+LABKIT  = $(VENV)/bin/labkit
+STAMP   = $(VENV)/.labkit-setup
+
+.DEFAULT_GOAL := help
+.PHONY: help setup report lab test lint host-tools gpu bench site clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## a virtual environment with the lab in it (PyTorch's pin is the CPU build where pip has one, CUDA on a GPU host)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed: make PYTHON=python3.11 setup"; exit 2; }
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || { echo "no venv module: apt-get install python3-venv, then again"; exit 2; }
+	$(VENV)/bin/python -m pip install -q -c constraints.txt torch
+	$(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[rivals,dev]'
+	@touch $@
+
+report: setup ## run the whole lab headless on this host and leave report/index.html
+	$(LABKIT) report --out report
+
+lab: setup ## open the notebooks in JupyterLab
+	$(VENV)/bin/jupyter lab --notebook-dir notebooks
+
+test: setup ## every test this host can run; what it cannot run is skipped with its reason (LABKIT_REQUIRE=fuse,… makes that a failure)
+	$(VENV)/bin/python -m pytest
+
+lint: setup ## style, spelling and notebook format
+	$(VENV)/bin/ruff check labkit tests
+	$(VENV)/bin/codespell labkit notebooks docs README.md STYLE.md
+	$(LABKIT) notebooks check
+
+host-tools: ## install what unlocks more (containers, FUSE, CRIU; Debian 12 or Ubuntu, root); says what it will do first
+	scripts/host-tools
+
+gpu: ## every GPU trial of the lab in under 9 minutes, into run records (needs an NVIDIA GPU; uses the python3 that has torch)
+	scripts/gpu-trials
+
+bench: setup ## the lab's performance claims, measured here (about an hour; `labkit bench NAME` runs one)
+	@for name in import overhead load pull convert lazy restore; do echo "== $$name"; $(LABKIT) bench $$name || true; done
+
+site: setup ## gallery of executed notebooks and recorded figures, as static HTML in site/
+	$(LABKIT) site --out site
+
+clean: ## remove what was generated here (the workspace, LABKIT_HOME or ~/.cache/labkit, is left alone)
+	rm -rf report site build *.egg-info .pytest_cache .hypothesis .ruff_cache
