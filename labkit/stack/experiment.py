@@ -62,9 +62,9 @@ def experiment(stacks: Sequence[str | Stack], *, preset: str = "small", blocks: 
 
     progress: an object with `note(text)`, `trial_started(arm, block, blocks)`, `phase(name, seconds)`, `trial_done(trial)`;
     any may be missing. Raises BadInput, MissingCapability (no arm can run here), KeyboardInterrupt (the record is kept)."""
-    what = Experiment([s if isinstance(s, Stack) else Stack.parse(s) for s in stacks], preset=preset, blocks=blocks,
-                      scenario=scenario, link=link, seed=seed, **more)
     space = workspace or Workspace.default()
+    what = Experiment([_parsed(s, space, scenario, link, preset) for s in stacks], preset=preset, blocks=blocks,
+                      scenario=scenario, link=link, seed=seed, **more)
     with Ledger.open(space) as ledger, ExitStack() as ends:
         return _Conduct(what, space, ledger, ends, progress, Path(out) if out else None, resume).run()
 
@@ -218,6 +218,16 @@ class _Conduct:
                           on_phase=(lambda name, s: self.tell("phase", name, s)) if self.progress else None,
                           at_t0=self.what.at_t0, port=self.what.port)
         return replace(trial, floors=floor.phase_floors(plan.floors_bytes, rates, plan.link))
+
+
+def _parsed(stack: str | Stack, space: Workspace, scenario: str, link: str, preset: str) -> Stack:
+    if isinstance(stack, Stack):
+        return stack
+    if stack.strip() == "best-here":
+        from labkit.stack.search import best_here
+
+        return best_here(space, scenario, link, preset)
+    return Stack.parse(stack)
 
 
 def _technique(name: str) -> Any:

@@ -1,0 +1,133 @@
+"""The article's table, claimed against measured. Our column is generated from records, never typed.
+
+    rows = claims([run])
+    for r in rows: print(r.claim.text, r.measured, r.verdict)
+
+A verdict compares the measured ratio's interval with the claimed range: `holds` (they overlap), `larger` (more gain than
+claimed), `smaller` (less), `not significant` (the interval contains 1), `not on this host` (no arm could run).
+Published figures stand beside, each with its setup; they are never combined with ours. Lesson: notebooks/08_stacking.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+from labkit.core import stats
+from labkit.core.records import Run, Trial
+from labkit.core.units import show_s
+from labkit.technique import Claim
+
+ARTICLE = "the article (no hardware or method given)"
+
+
+@dataclass(frozen=True)
+class ArticleRow:
+    """One row of the article's table. `phases`: what the claim speaks of; `layers`: which exchange measures it here."""
+
+    layer: str
+    label: str
+    techniques: tuple[str, ...]  # any of them, on an otherwise naive stack, measures the row
+    phases: tuple[str, ...]  # () = the whole time to first token
+    claim: Claim
+
+
+ROWS = (
+    ArticleRow("image", "stargz lazy pulling", ("estargz-lazy", "containerd-stargz"), ("pull", "unpack", "mount"),
+               Claim("60–80 % reduction in pull time", ARTICLE, 0.2, 0.4, "pull")),
+    ArticleRow("image", "object storage in place of a registry", ("object-pull",), ("pull", "unpack"),
+               Claim("2–4 × faster pull throughput", ARTICLE, 0.25, 0.5, "pull")),
+    ArticleRow("weights", "safetensors + direct GPU stream", ("safetensors", "runai-streamer", "labkit-streamer"), ("build", "load"),
+               Claim("40–60 % faster load (13B, A100)", ARTICLE, 0.4, 0.6, "load")),
+    ArticleRow("snapshot", "CUDA checkpoint + CRIU", ("cuda-checkpoint", "criu-process", "criu-container"), (),
+               Claim("near-instant restore", ARTICLE, 0.0, 0.1, "total")),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    claim: Claim
+    layer: str
+    label: str
+    technique: str  # what was measured, "" where nothing could be
+    ratio: Mapping[str, Any] = field(default_factory=dict)  # median, low, high of technique / naive over the claim's phases
+    total: Mapping[str, Any] = field(default_factory=dict)  # the same over the whole time to first token
+    verdict: str = "not on this host"
+    setup: str = ""  # scenario, link, preset, host of the record
+    published: tuple[dict[str, str], ...] = ()
+
+
+def claims(runs: Iterable[Run]) -> list[Row]:
+    """One row per article row and measured technique, in the article's order; rows nothing measured are kept."""
+    pool, published, made = list(runs), figures(), []
+    for row in ROWS:
+        beside = tuple(f for f in published if f["row"] == row.label)
+        measured = [r for run in pool for r in _measure(row, run, beside)]
+        made += measured or [Row(row.claim, row.layer, row.label, "", published=beside)]
+    return made
+
+
+def _measure(row: ArticleRow, run: Run, beside: tuple[dict[str, str], ...]) -> list[Row]:
+    arms = {a["name"]: a for a in run.experiment.get("arms", [])}
+    naive = next((a for n, a in arms.items() if n == "naive"), None)
+    found = []
+    for arm in arms.values():
+        if naive is None or arm["name"] == "naive":
+            continue
+        changed = {layer: t for layer, t in arm["stack"].items() if t != naive["stack"].get(layer)}
+        technique = changed.get(row.layer)
+        if technique not in row.techniques or set(changed) - {row.layer, "process"}:
+            continue
+        base = {t.block: t for t in run.of_arm("naive")}
+        trials = [t for t in run.of_arm(arm["name"]) if t.block in base]
+        part = [(_over(t, row.phases), _over(base[t.block], row.phases)) for t in trials]
+        part = [(a, b) for a, b in part if b > 0]
+        if not part:
+            continue
+        ratio = stats.paired_ratio(part)
+        total = stats.paired_ratio([(t.total_s, base[t.block].total_s) for t in trials])
+        setup = f"{arm.get('scenario', '')}, {arm.get('link', '')}, {run.experiment.get('preset', '')}, n = {len(part)}, host {run.host.get('id', '')}"
+        found.append(Row(row.claim, row.layer, row.label, technique, ratio, total, verdict(ratio, row.claim), setup, beside))
+    return found
+
+
+def _over(trial: Trial, phases: Sequence[str]) -> float:
+    return sum(trial.phases.get(p, 0.0) for p in phases) if phases else float(trial.total_s or 0.0)
+
+
+def verdict(ratio: Mapping[str, Any], claim: Claim) -> str:
+    """Interval of the measured ratio against the claimed range."""
+    if not ratio.get("significant", True):
+        return "not significant"
+    low, high = claim.low if claim.low is not None else 0.0, claim.high if claim.high is not None else 1.0
+    if ratio["median"] >= 1:
+        return "slower here"
+    if ratio["high"] < low:
+        return "larger"
+    if ratio["low"] > high:
+        return "smaller"
+    return "holds"
+
+
+def figures() -> list[dict[str, str]]:
+    """Published figures with their setup and source (labkit/stack/published.json)."""
+    return json.loads(resources.files("labkit.stack").joinpath("published.json").read_text(encoding="utf-8"))
+
+
+def as_rows(rows: Sequence[Row]) -> list[list[str]]:
+    """For a table: layer, what, claimed, here (share of the naive phase), total, verdict, setup."""
+    def share(r: Mapping[str, Any]) -> str:
+        return f"{r['median']:.2f} ({r['low']:.2f} – {r['high']:.2f})" if r else "–"
+    return [[r.layer, r.label + (f" [{r.technique}]" if r.technique else ""), r.claim.text, share(r.ratio), share(r.total), r.verdict, r.setup] for r in rows]
+
+
+HEAD = ("layer", "row of the article", "claimed", "here: ratio to naive", "time to first token", "verdict", "setup")
+
+
+def seconds_saved(row: Row, run: Run) -> str:
+    """The row's gain on the whole start in seconds, for a sentence beside the table."""
+    base = [t.total_s for t in run.of_arm("naive") if t.total_s]
+    return show_s(stats.median(base) * (1 - row.total["median"])) if base and row.total else "–"

@@ -1,0 +1,35 @@
+"""Steps for the node agent that tests use in place of images and runtimes."""
+
+import collections
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from labkit.errors import TransferError
+
+SERVER = str(Path(__file__).with_name("tiny_server.py"))
+
+
+def pull(ctx, size=1000):
+    (ctx.node / "layer").write_bytes(b"x" * size)
+    return {"bytes_fetched": size}
+
+
+def fail(ctx):
+    raise TransferError("the registry is gone", why="no bytes", fix="start it")
+
+
+def start(ctx, mode="ok"):
+    process = subprocess.Popen([sys.executable, SERVER, str(ctx.port), mode], env=ctx.server_env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    log = collections.deque(maxlen=100)
+    drain = threading.Thread(target=lambda: log.extend(process.stdout), daemon=True)
+    drain.start()
+    ctx.state.update(server_pid=process.pid, server_process=process, server_log=log)
+
+    def end():
+        process.kill()
+        process.wait()
+
+    ctx.on_stop(end)
+    return {"pid": process.pid}
