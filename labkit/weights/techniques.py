@@ -1,1 +1,106 @@
-"""The weights layer's techniques: importing this module registers them."""
+"""The weights layer's techniques: importing this module registers them.
+
+Each is a row of `catalog.LOADERS` seen as a technique: `prepare` converts the checkpoint to the format the loader reads
+(off the clock, its cost recorded), `apply` tells the server which loader to call and where the model is – a bucket for a
+fresh node, a cold local directory for a warm one – and `engaged` looks at what the kernel and the store counted.
+
+Lesson: notebooks/04_model_formats, notebooks/05_streaming.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from labkit.core.plan import LaunchPlan
+from labkit.core.units import show_bytes
+from labkit.core.workspace import Workspace
+from labkit.technique import YES, Artifact, Availability, Claim, Evidence, Seen, Subject, register
+from labkit.weights.catalog import LOADERS, Loader
+
+BUCKET = "lab"
+ARTICLE = "the article"
+CLAIMS: dict[str, tuple[Claim, ...]] = {}
+
+
+class WeightsTechnique:
+    """One loader as a technique. Subclasses only name their row of the catalog."""
+
+    layer = "weights"
+    name = ""
+    title = ""
+    lesson = "notebooks/05_streaming"
+    claims: tuple[Claim, ...] = ()
+
+    @property
+    def loader(self) -> Loader:
+        return LOADERS[self.name]
+
+    def available(self, host: Any) -> Availability:
+        missing = self.loader.missing()
+        if missing:
+            return Availability(False, missing, f"{self.name} loads with it", self.loader.fix)
+        return YES
+
+    def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
+        """The checkpoint in this loader's format, converted once. Facts: model_key, prepare_s, size_bytes, weights_bytes, init."""
+        from labkit.weights.prepared import checkpoint_in
+
+        made = checkpoint_in(self.loader.format, subject, workspace)
+        key = f"models/{subject.preset}-{self.loader.format.replace(':', '-').lower()}-{made.digest[:8]}"
+        return Artifact(self.name, made.digest, {"model_dir": str(made.directory)},
+                        {"model_key": key, "prepare_s": made.prepare_s, "size_bytes": made.added_bytes, "weights_bytes": made.weights_bytes})
+
+    def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
+        loader, directory = self.loader, artifact.paths["model_dir"]
+        arguments = ["--loader", loader.call, "--init", loader.init]
+        if loader.options:
+            arguments += ["--loader-options", json.dumps(dict(loader.options))]
+        remote = plan.scenario == "fresh-node" and bool(plan.state.get("bucket"))
+        model = f"s3://{BUCKET}/{artifact.facts['model_key']}" if remote else directory
+        plan = plan.with_server(*arguments, "--model", model, binds=() if remote else ((directory, directory),), **dict(loader.environment))
+        if not remote:
+            plan = plan.with_cold(directory)
+        return replace(plan, floors_bytes={**plan.floors_bytes, "load": artifact.facts["weights_bytes"]},
+                       state={**plan.state, "weights": {"model": model, "bytes": artifact.facts["weights_bytes"], "remote": remote,
+                                                        "key": artifact.facts["model_key"], "directory": directory}})
+
+    def engaged(self, seen: Seen) -> Evidence:
+        return engaged(self.loader, seen)
+
+
+def engaged(loader: Loader, seen: Seen) -> Evidence:
+    """Three things seen from outside: the loader's library is mapped, the store sent the bytes, or the process read or mapped the files."""
+    about = seen.plan.state.get("weights", {})
+    want, facts, maps = int(about.get("bytes", 0)), {}, seen.proc.get("maps", [])
+    if loader.library:
+        facts["library"] = next((m for m in maps if loader.library in m), "")
+        if not facts["library"]:
+            return Evidence(loader.name, False, f"no mapping of {loader.library} in the server: another loader did the work", facts)
+    if about.get("remote"):
+        counters = seen.stores.get("bucket", {})
+        of_model = {p: c for p, c in counters.get("by_path", {}).items() if about["key"] in p}
+        facts["bytes_sent"] = sum(c.get("bytes_sent", 0) for c in of_model.values())
+        facts["requests"] = sum(c.get("requests", 0) for c in of_model.values())
+        enough = facts["bytes_sent"] >= want
+        return Evidence(loader.name, enough, f"the bucket sent {show_bytes(facts['bytes_sent'])} of {show_bytes(want)} in {facts['requests']} requests", facts)
+    io = seen.proc.get("io", {})
+    directory = str(about.get("directory", ""))
+    facts["mapped"] = [Path(m).name for m in maps if directory and m.startswith(directory + "/")]
+    facts["read_by_calls"], facts["read_from_storage"] = io.get("rchar", 0), io.get("read_bytes", 0)
+    if loader.reads == "map":
+        enough = bool(facts["mapped"])
+        how = f"{len(facts['mapped'])} weight files are mapped, {show_bytes(facts['read_from_storage'])} came from storage"
+    else:
+        enough = max(facts["read_by_calls"], facts["read_from_storage"]) >= want and (loader.reads == "any" or not facts["mapped"])
+        how = f"{show_bytes(facts['read_by_calls'])} read by calls, {show_bytes(facts['read_from_storage'])} from storage, for {show_bytes(want)} of weights"
+        if facts["mapped"] and loader.reads != "any":
+            how += "; but weight files are mapped, so something else loaded them"
+    return Evidence(loader.name, enough, how, facts)
+
+
+for _loader in LOADERS.values():
+    register(type(f"Weights_{_loader.name}", (WeightsTechnique,), {"name": _loader.name, "title": _loader.title, "lesson": _loader.lesson,
+                                                                   "claims": CLAIMS.get(_loader.name, ())}))

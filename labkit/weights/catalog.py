@@ -1,0 +1,60 @@
+"""Every way of loading the lab knows, as data: what to call, which format it reads, what it needs, how it shows itself.
+
+    LOADERS["safetensors"].call      # "labkit.weights.loaders.safe:load"
+    LOADERS["tensorizer"].missing()  # "" where the package is installed
+
+All loaders keep one contract – `load(model, source, device, **options) -> facts` into a model built on the meta device,
+bit-identical parameters, no tensor that a later read overwrites – and one test runs it over all of them
+(tests/contract/test_loaders.py). Lesson: notebooks/05_streaming.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Loader:
+    """`reads`: how it takes local files – "map" (weight files stay mapped), "read" (calls), "any" (depends on the cache).
+
+    `library`: part of a path in /proc/PID/maps that shows its own library is loaded. `module`: importable package it needs."""
+
+    name: str
+    title: str
+    call: str
+    format: str
+    reads: str
+    lesson: str = "notebooks/05_streaming"
+    init: str = "meta"
+    module: str = ""
+    fix: str = ""
+    library: str = ""
+    remote: bool = False  # reads s3:// itself
+    needs_gpu: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def missing(self, gpu: bool | None = None) -> str:
+        """What it lacks here, or "". Looks for packages without importing them."""
+        if self.module and importlib.util.find_spec(self.module) is None:
+            return f"the package {self.module.replace('_', '-')}"
+        if self.needs_gpu and not (_gpu() if gpu is None else gpu):
+            return "a CUDA GPU"
+        return ""
+
+
+def _gpu() -> bool:
+    from labkit.core.host import capability
+
+    return bool(capability("gpu").ok)
+
+
+_04 = "notebooks/04_model_formats"
+
+LOADERS: dict[str, Loader] = {loader.name: loader for loader in (
+    Loader("pickle", "torch.load a shard, load_state_dict: read, unpickle, copy", "labkit.weights.loaders.pickled:load", "pickle", "read",
+           _04, init="random", module="torch", remote=True),
+)}

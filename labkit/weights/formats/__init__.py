@@ -1,0 +1,1 @@
+"""Formats: what is in a checkpoint file, read from its header alone, and conversion between them."""

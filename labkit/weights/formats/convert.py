@@ -1,0 +1,131 @@
+"""Conversion between formats: a checkpoint directory in, the same tensors in another format out, one shard in memory at a time.
+
+    convert("/models/small", "/models/small-pickle", "pickle")
+    convert("/models/small", "/models/small-gguf", "gguf:Q8_0")
+
+Limit: read once, write once; peak memory ≤ the largest shard + 1 GiB. Sharding is kept for pickle and safetensors (GGUF
+and tensorizer are one file by nature). Everything that is not weights – configuration, tokenizer, digests – is carried
+along, so that the result is a model directory like the source. Written beside the target and renamed: a killed
+conversion leaves nothing that looks whole. Lesson: notebooks/04_model_formats.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import BadInput
+from labkit.weights.source import LAYOUT, Source, open_source
+
+FORMATS = ("pickle", "safetensors", "gguf", "tensorizer")
+WEIGHT_SUFFIXES = (".bin", ".safetensors", ".gguf", ".tensors", ".pt", ".pth")
+
+
+def format_of(source: Source) -> str:
+    """The format a model directory is in. safetensors first: a directory with both is read the safe way."""
+    for name in ("safetensors", "pickle", "gguf", "tensorizer"):
+        single, index = LAYOUT[name]
+        if source.exists(single) or (index and source.exists(index)):
+            return name
+    raise BadInput(f"no checkpoint at {source.root}", why="none of " + ", ".join(single for single, _ in LAYOUT.values()) + " is there",
+                   fix="labkit model make --preset small DIR")
+
+
+def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], to: str) -> dict[str, Any]:
+    """Write `target` (a directory that must not exist) in format `to`. Facts: convert_s, size_bytes, shards, format.
+
+    Raises BadInput for an unknown format, a source without weights, or a target that exists."""
+    name, _, detail = to.partition(":")
+    if name not in FORMATS or (detail and name != "gguf"):
+        raise BadInput(f"no format {to!r}", fix="one of pickle, safetensors, tensorizer, gguf, gguf:BF16, gguf:Q8_0, gguf:Q4_0 …")
+    opened, final = open_source(source), Path(target)
+    if final.exists():
+        raise BadInput(f"{final} exists", why="a conversion never writes over a model", fix="give a new directory")
+    started_s = time.monotonic()
+    partial = final.with_name(f".{final.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        _carry(Path(opened.root), partial)
+        if name == "gguf":
+            from labkit.weights.formats.gguf_writer import write_gguf
+
+            facts = write_gguf(opened, partial / LAYOUT["gguf"][0], detail or "F16")
+        elif name == "tensorizer":
+            facts = _to_tensorizer(opened, partial / LAYOUT["tensorizer"][0])
+        else:
+            facts = _to_shards(opened, partial, name)
+        partial.rename(final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    size_bytes = sum(f.stat().st_size for f in final.iterdir() if f.suffix in WEIGHT_SUFFIXES)
+    return facts | {"format": to, "convert_s": time.monotonic() - started_s, "size_bytes": size_bytes}
+
+
+def _carry(source: Path, target: Path) -> None:
+    """Everything beside the weights and their index."""
+    for file in sorted(source.iterdir()):
+        if file.is_file() and not file.name.startswith(".") and file.suffix not in WEIGHT_SUFFIXES and not file.name.endswith(".index.json"):
+            shutil.copy2(file, target / file.name)
+
+
+def shard_tensors(source: Source, format: str, name: str) -> dict[str, Any]:
+    """All tensors of one shard, as torch tensors on the CPU."""
+    if format == "safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(source.path(name))
+    if format == "pickle":
+        import torch
+
+        return torch.load(source.path(name), map_location="cpu", weights_only=True, mmap=True)
+    raise BadInput(f"{source.root} is {format}", why="conversion starts from full-precision shards", fix="convert from the safetensors or pickle checkpoint")
+
+
+def all_tensors(source: Source) -> Iterator[tuple[str, Any]]:
+    """(name, tensor) over every shard, one shard mapped at a time."""
+    format = format_of(source)
+    for name in source.shards(format):
+        yield from shard_tensors(source, format, name).items()
+
+
+def _to_shards(source: Source, target: Path, to: str) -> dict[str, Any]:
+    import torch
+    from safetensors.torch import save_file
+
+    came = format_of(source)
+    shards = source.shards(came)
+    single, index = LAYOUT[to]
+    stem, _, suffix = single.rpartition(".")
+    weight_map: dict[str, str] = {}
+    total_bytes = 0
+    for i, shard in enumerate(shards):
+        tensors = {name: tensor.contiguous() for name, tensor in shard_tensors(source, came, shard).items()}
+        out = single if len(shards) == 1 else f"{stem}-{i + 1:05d}-of-{len(shards):05d}.{suffix}"
+        weight_map |= dict.fromkeys(tensors, out)
+        total_bytes += sum(t.numel() * t.element_size() for t in tensors.values())
+        if to == "pickle":
+            torch.save(tensors, target / out)
+        else:
+            save_file(tensors, target / out, metadata={"format": "pt"})
+    if len(shards) > 1:
+        (target / index).write_text(json.dumps({"metadata": {"total_size": total_bytes}, "weight_map": weight_map}, indent=2) + "\n")
+    return {"shards": len(shards), "tensors": len(weight_map)}
+
+
+def _to_tensorizer(source: Source, target: Path) -> dict[str, Any]:
+    from tensorizer import TensorSerializer
+
+    serializer = TensorSerializer(str(target))
+    count = 0
+    try:
+        for count, (name, tensor) in enumerate(all_tensors(source), 1):
+            serializer.write_tensor(count - 1, name, "param", tensor)
+    finally:
+        serializer.close()
+    return {"shards": 1, "tensors": count}

@@ -1,0 +1,100 @@
+"""From named tensors to a model's parameters: the last step of every loader, the same for all.
+
+A model comes with its parameters on the meta device (shapes without storage) or initialised. On meta a tensor *becomes*
+the parameter – nothing is copied if it already lies on the device in the parameter's dtype; into initialised storage it
+is copied. Every checkpoint tensor must have its parameter, with its shape, and every parameter its tensor: a model with
+a parameter left over answers nonsense without an error. Lesson: notebooks/04_model_formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from labkit.errors import BadInput
+
+
+class Placer:
+    """Puts tensors into a model one at a time and checks at the end that none is missing.
+
+        placer = Placer(model, "cpu")
+        for name, tensor in tensors: placer.put(name, tensor)
+        facts = placer.finish()
+    """
+
+    def __init__(self, model: Any, device: str = "cpu"):
+        self.model, self.device = model, device
+        self.slots = dict(model.named_parameters(remove_duplicate=False)) | {
+            name: buffer for name, buffer in model.named_buffers(remove_duplicate=False) if name in set(model.state_dict(keep_vars=True))}
+        self.placed: dict[str, Any] = {}
+        self.size_bytes = 0
+
+    def slot(self, name: str, shape: Iterable[int]) -> Any:
+        """The parameter that this tensor is for. Raises BadInput if there is none or its shape differs."""
+        there = self.slots.get(name)
+        if there is None:
+            raise BadInput(f"checkpoint tensor {name} has no parameter in the model", why="the checkpoint is of another architecture",
+                           fix="labkit model inspect FILE lists what it holds")
+        if tuple(there.shape) != tuple(shape):
+            raise BadInput(f"{name}: checkpoint shape {list(shape)}, model shape {list(there.shape)}",
+                           why="config.json and weights are not of the same model")
+        return there
+
+    def put(self, name: str, tensor: Any) -> None:
+        import torch
+
+        there = self.slot(name, tensor.shape)
+        with torch.no_grad():
+            if there.is_meta:
+                self._become(name, there, tensor.to(device=self.device, dtype=there.dtype))
+            else:
+                there.copy_(tensor)
+                self.placed[name] = there
+        self.size_bytes += tensor.numel() * tensor.element_size()
+
+    def put_state(self, state: dict[str, Any]) -> None:
+        """A whole state dict at once: torch's own `load_state_dict` where the model is initialised, else one by one."""
+        for name, tensor in state.items():
+            there = self.slot(name, tensor.shape)
+            if there.is_meta:
+                self.put(name, tensor)
+        filled = {n: t for n, t in state.items() if n not in self.placed}
+        if filled:
+            self.model.load_state_dict(filled, strict=False)
+            self.placed |= {n: self.slots[n] for n in filled}
+            self.size_bytes += sum(t.numel() * t.element_size() for t in filled.values())
+
+    def _become(self, name: str, there: Any, tensor: Any) -> None:
+        import torch
+
+        owner, _, leaf = name.rpartition(".")
+        module = self.model.get_submodule(owner)
+        if leaf in module._parameters:
+            module._parameters[leaf] = torch.nn.Parameter(tensor, requires_grad=False)
+        else:
+            module._buffers[leaf] = tensor
+        self.placed[name] = tensor
+
+    def finish(self) -> dict[str, Any]:
+        """Facts, after checking that every parameter has its bytes. A tied head shares the embedding's."""
+        placed = set(self.placed)
+        shared = {id(self.slots[name]) for name in placed}
+        missing = [n for n, p in self.slots.items() if n not in placed and id(p) not in shared]
+        tied = [n for n in self.slots if n not in placed and n not in missing]
+        for name in tied:
+            twin = next(n for n in placed if self.slots[n] is self.slots[name])
+            if self.slots[name].is_meta:
+                owner, _, leaf = name.rpartition(".")
+                twin_owner, _, twin_leaf = twin.rpartition(".")
+                self.model.get_submodule(owner)._parameters[leaf] = self.model.get_submodule(twin_owner)._parameters[twin_leaf]
+        if missing:
+            raise BadInput(f"{len(missing)} parameters are not in the checkpoint: {', '.join(missing[:3])} …",
+                           why="the model would answer with whatever those parameters hold", fix="labkit model verify DIR")
+        return {"tensors": len(placed), "size_bytes": self.size_bytes}
+
+
+def place_all(model: Any, tensors: Iterable[tuple[str, Any]], device: str = "cpu") -> dict[str, Any]:
+    placer = Placer(model, device)
+    for name, tensor in tensors:
+        placer.put(name, tensor)
+    return placer.finish()

@@ -1,0 +1,130 @@
+"""Where a checkpoint is: a local directory, or a prefix in a bucket. What every loader asks first.
+
+    source = open_source("s3://lab/models/small-pickle")   # endpoint: AWS_ENDPOINT_URL, plain HTTP, path-style
+    source.shards("pickle")                                 # ["pytorch_model-00001-of-00002.bin", …]
+    source.url("config.json")                               # http://127.0.0.1:9000/lab/models/small-pickle/config.json
+
+A checkpoint directory holds one file, or shards with an index (`*.index.json`: {"weight_map": {tensor: shard}}), under
+the public names of the format. Names that leave the directory are refused: an index is input, not instruction.
+Lesson: notebooks/04_model_formats.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit.errors import BadInput, TransferError
+
+#: format -> (the single file's name, the index of shards)
+LAYOUT = {
+    "pickle": ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    "safetensors": ("model.safetensors", "model.safetensors.index.json"),
+    "gguf": ("model.gguf", ""),
+    "tensorizer": ("model.tensors", ""),
+}
+SCHEMES = ("s3", "gs", "http", "https")
+MAX_INDEX_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """`root`: a directory, or a URL prefix with one of `SCHEMES`. `http`: the same prefix as a plain HTTP address."""
+
+    root: str
+    http: str = ""
+
+    @property
+    def remote(self) -> bool:
+        return bool(self.http)
+
+    def path(self, name: str) -> Path:
+        return Path(self.root) / name
+
+    def url(self, name: str) -> str:
+        return f"{self.http}/{urllib.parse.quote(name)}"
+
+    def address(self, name: str) -> str:
+        """The name in the source's own terms: a path, or s3://bucket/key."""
+        return f"{self.root}/{name}" if self.remote else str(self.path(name))
+
+    def read(self, name: str, limit_bytes: int = MAX_INDEX_BYTES) -> bytes | None:
+        """A small file whole, or None if there is none. Raises BadInput above the limit."""
+        if self.remote:
+            try:
+                with urllib.request.urlopen(self.url(name), timeout=60) as answer:
+                    data = answer.read(limit_bytes + 1)
+            except urllib.error.HTTPError as error:
+                if error.code in (403, 404):
+                    return None
+                raise TransferError(f"{self.url(name)}: HTTP {error.code}", why="the checkpoint cannot be read",
+                                    fix="check that the store is up and holds the key") from None
+            except OSError as error:
+                raise TransferError(f"{self.url(name)}: {error}", why="the checkpoint cannot be read",
+                                    fix="check AWS_ENDPOINT_URL and that the store is up: labkit store --help") from None
+        else:
+            try:
+                with open(self.path(name), "rb") as file:
+                    data = file.read(limit_bytes + 1)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        if len(data) > limit_bytes:
+            raise BadInput(f"{name}: more than {limit_bytes} bytes", why="a file of this kind is small; this one is damaged or forged")
+        return data
+
+    def exists(self, name: str) -> bool:
+        if not self.remote:
+            return self.path(name).is_file()
+        try:
+            with urllib.request.urlopen(urllib.request.Request(self.url(name), method="HEAD"), timeout=60):
+                return True
+        except urllib.error.HTTPError:
+            return False
+        except OSError as error:
+            raise TransferError(f"{self.url(name)}: {error}", fix="check AWS_ENDPOINT_URL and that the store is up") from None
+
+    def shards(self, format: str) -> list[str]:
+        """File names of the checkpoint in this format, in the index's order. Raises BadInput if there are none."""
+        single, index = LAYOUT[format]
+        raw = self.read(index) if index else None
+        if raw is not None:
+            try:
+                names = list(dict.fromkeys(json.loads(raw)["weight_map"].values()))
+            except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+                raise BadInput(f"{self.root}/{index} is not an index of shards", fix="labkit model verify DIR") from None
+            for name in names:
+                if not isinstance(name, str) or not name or "/" in name or name in (".", "..") or "\0" in name:
+                    raise BadInput(f"{index} names a shard {name!r}", why="a shard's name must not leave the model directory")
+            if names:
+                return names
+        if self.exists(single):
+            return [single]
+        raise BadInput(f"no {format} checkpoint at {self.root}", why=f"neither {single} nor {index or 'an index'} is there",
+                       fix=f"labkit model convert DIR --to {format} OUT")
+
+
+def open_source(source: str | os.PathLike[str]) -> Source:
+    """`s3://` and `gs://` resolve to the endpoint of the environment; a path must exist. Raises BadInput."""
+    text = os.fspath(source)
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        if not os.path.isdir(text):
+            raise BadInput(f"no model directory {text}", fix="labkit model make --preset small DIR")
+        return Source(text.rstrip("/") or "/")
+    rest = rest.strip("/")
+    if scheme in ("http", "https"):
+        return Source(text.rstrip("/"), text.rstrip("/"))
+    if scheme == "s3":
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        if not endpoint:
+            raise BadInput(f"{text}: no endpoint", why="AWS_ENDPOINT_URL is not set", fix="export AWS_ENDPOINT_URL=http://127.0.0.1:9000")
+        return Source(text.rstrip("/"), f"{endpoint.rstrip('/')}/{urllib.parse.quote(rest)}")
+    if scheme == "gs":
+        endpoint = os.environ.get("CLOUD_STORAGE_EMULATOR_ENDPOINT") or os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com"
+        return Source(text.rstrip("/"), f"{endpoint.rstrip('/')}/{urllib.parse.quote(rest)}")
+    raise BadInput(f"{text}: cannot read {scheme}://", fix="a directory, or one of " + ", ".join(s + "://" for s in SCHEMES))
