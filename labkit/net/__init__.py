@@ -1,0 +1,11 @@
+"""Bytes over HTTP: an emulated link that can only slow down, faults on demand, a server that sends and a client that fetches.
+
+    link    rate in total, rate a connection, time to first byte; presets with their sources
+    faults  429/503, reset, truncation, corruption, one straggler; the same for the same seed
+    server  threads, keep-alive, ranges, sendfile in paced slices, counters
+    serving the embedded registry or store as a process of its own, noted in the ledger
+    http    one connection of the client, without copies
+    fetch   retries, resume, parallel ranges, hedged stragglers, digests
+
+Lesson: notebooks/02_image_pull.
+"""

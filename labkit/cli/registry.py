@@ -1,0 +1,29 @@
+"""`labkit registry serve|add`: the embedded registry as a command, for `skopeo`, `ctr` and the lab's own pulls."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from labkit.net.serving import add_serve_arguments
+
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    serve = actions.add_parser("serve", help="serve a folder as a registry (plain HTTP)")
+    add_serve_arguments(serve)
+    serve.add_argument("--read-only", action="store_true", help="refuse pushes")
+    add = actions.add_parser("add", help="put an OCI image layout into a registry's folder, by hard link where possible")
+    add.add_argument("layout")
+    add.add_argument("reference", help="name:tag, like lab/subject:latest")
+    add.add_argument("--root", required=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    from labkit.cli.output import last_line
+    from labkit.image.registry import Registry, publish_image
+    from labkit.net.serving import serve
+
+    if args.action == "serve":
+        return serve(Registry(args.root, read_only=args.read_only), args, name="labkit-registry")
+    last_line(publish_image(args.root, args.layout, args.reference))
+    return 0

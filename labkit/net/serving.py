@@ -1,0 +1,197 @@
+"""The embedded registry or store as a process of its own, on a free port, noted in the ledger, gone at the end of the `with`.
+
+A server inside the measured process would share its interpreter lock with what is measured; a process of its own is what
+a registry is. It ends with the `with`, with its parent (the end of a pipe), or by the ledger's watchdog.
+
+    with serving("registry", root, link="1gbit", ledger=ledger) as served:
+        served.url, served.stats()["bytes_sent"]
+
+Lesson: notebooks/02_image_pull.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import BadInput, LabError
+from labkit.net import link as link_room
+from labkit.net.server import Server
+
+KINDS = ("registry", "store")
+START_TIMEOUT_S = 30
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server. `env`: what a client of the store needs in its environment (endpoint, keys, path style)."""
+
+    kind: str
+    root: Path
+    host: str
+    port: int
+    pid: int
+    env: dict[str, str]
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    @property
+    def stats_url(self) -> str:
+        return self.url + "/_labkit/stats"
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the start or the last `reset`: requests, bytes_sent, by_path, peak_connections, faults, link …"""
+        return self._ask("GET", "stats")
+
+    def reset(self) -> dict[str, Any]:
+        return self._ask("POST", "reset")
+
+    def set_link(self, link: str | link_room.Link) -> dict[str, Any]:
+        return self._ask("POST", "link", link_room.parse(link).spec)
+
+    def set_faults(self, faults: Iterable[str] = (), seed: int = 0) -> dict[str, Any]:
+        return self._ask("POST", "faults", json.dumps({"faults": list(faults), "seed": seed}))
+
+    def _ask(self, method: str, what: str, body: str = "") -> dict[str, Any]:
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=10)
+        try:
+            connection.request(method, f"/_labkit/{what}", body.encode() or None)
+            answer = connection.getresponse()
+            raw = answer.read()
+        except OSError as error:
+            raise LabError(f"the {self.kind} at {self.url} does not answer: {error}", fix="it may have been stopped; start it again") from None
+        finally:
+            connection.close()
+        if answer.status != 200:
+            raise BadInput(raw.decode("utf-8", "replace").strip())
+        return json.loads(raw)
+
+
+@contextmanager
+def serving(kind: str, root: str | os.PathLike[str], *, link: str | link_room.Link | None = None, faults: Iterable[str] = (),
+            seed: int = 0, ledger: Any = None, port: int = 0, options: Iterable[str] = ()) -> Iterator[Served]:
+    """Start `labkit registry serve` or `labkit store serve` beside this process and stop it at the end.
+
+    `options`: further arguments of that command. Raises LabError with the server's own words when it does not start."""
+    if kind not in KINDS:
+        raise BadInput(f"no server called {kind!r}", fix="one of " + ", ".join(KINDS))
+    argv = [sys.executable, "-m", "labkit", kind, "serve", "--root", str(root), "--port", str(port), "--child",
+            "--link", link_room.parse(link).spec, "--seed", str(seed), *(f"--fault={f}" for f in faults), *options]
+    env = dict(os.environ)
+    if ledger is not None:
+        env["LABKIT_RUN"] = ledger.mark  # labkit.core.ledger.MARK: found by the watchdog even before it is noted
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, env=env)
+    entry = ledger.note("group", process.pid) if ledger is not None else None
+    errors: list[bytes] = []
+    try:
+        ready = _ready_line(process, errors)
+        yield Served(kind, Path(root), ready["host"], ready["port"], process.pid, ready["env"])
+    finally:
+        _end(process)
+        if entry is not None:
+            ledger.done(entry)
+
+
+def serving_registry(root: str | os.PathLike[str], **options: Any) -> Any:
+    return serving("registry", root, **options)
+
+
+def serving_store(root: str | os.PathLike[str], **options: Any) -> Any:
+    return serving("store", root, **options)
+
+
+def _ready_line(process: subprocess.Popen[bytes], errors: list[bytes]) -> dict[str, Any]:
+    assert process.stdout and process.stderr
+    until, line = time.monotonic() + START_TIMEOUT_S, b""
+    while not line.endswith(b"\n") and time.monotonic() < until:
+        if select.select([process.stdout], [], [], 0.5)[0]:
+            got = os.read(process.stdout.fileno(), 65536)
+            if not got:
+                break
+            line += got
+    try:
+        ready = json.loads(line)
+    except ValueError:
+        process.kill()
+        said = process.stderr.read().decode("utf-8", "replace").strip()[-2000:]
+        raise LabError(f"the server did not start: {said or 'it said nothing'}", why="nothing can be pulled from it",
+                       fix=" ".join(process.args[1:6])) from None  # type: ignore[index]
+    # A full pipe would block the server; keep the tail for whoever asks.
+    threading.Thread(target=_drain, args=(process.stderr, errors), daemon=True).start()
+    return ready
+
+
+def _drain(pipe: Any, into: list[bytes]) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        for line in pipe:
+            into.append(line)
+            del into[:-200]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(OSError):
+        assert process.stdin
+        process.stdin.close()
+    try:
+        process.wait(3)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(5)
+    assert process.stdout
+    process.stdout.close()
+
+
+# -- the other side: the commands' shared part ------------------------------------------------------------------------
+
+def add_serve_arguments(parser: Any) -> None:
+    parser.add_argument("--root", required=True, help="folder that holds everything served")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this host only)")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one (default)")
+    parser.add_argument("--link", default="loopback", help="emulated link: " + ", ".join(link_room.PRESETS) + ", 300mbit, or rate=…,connection=…,first_byte=…")
+    parser.add_argument("--fault", action="append", default=[], help="e.g. 503:rate=0.01,retry_after=1 · reset:nth=3 · straggler:nth=2,slowed_to=100kB/s")
+    parser.add_argument("--seed", type=int, default=0, help="which requests the faults hit")
+    parser.add_argument("--child", action="store_true", help="say where in one JSON line, end when stdin ends")
+
+
+def serve(app: Callable[..., Any], args: Any, *, name: str, env: Callable[[Server], dict[str, str]] = lambda _: {}) -> int:
+    """Run one server until SIGTERM, Ctrl-C or (with --child) the end of stdin."""
+    from labkit.net import faults as faults_room
+
+    server = Server(app, host=args.host, port=args.port, link=link_room.parse(args.link),
+                    faults=faults_room.parse(args.fault, args.seed), name=name)
+    with server:
+        doc = {"url": server.url, "host": server.host, "port": server.port, "root": str(args.root), "link": server.link.label,
+               "env": env(server)}
+        if args.child:
+            print(json.dumps(doc), flush=True)
+            with contextlib.suppress(KeyboardInterrupt):
+                while os.read(0, 4096):
+                    pass
+            return 0
+        print(f"{name} at {server.url}, root {args.root}, {server.link.label}; Ctrl-C ends it", flush=True)
+        for key, value in doc["env"].items():
+            print(f"export {key}={value}")
+        print(json.dumps(doc), flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+        return 0
