@@ -1,0 +1,54 @@
+"""`labkit doctor`: what this host can show, and what would unlock more. Nothing is changed; nothing secret is read.
+
+    labkit doctor            a table, and the fixes below it
+    labkit doctor --json     only the JSON line: {"host": {…}, "findings": [{"name", "state", "why", "fix", …}], "floors": {…}}
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="only the JSON line")
+    parser.add_argument("--no-disk", action="store_true", help="leave out the two seconds that measure the disk")
+
+
+def run(args: argparse.Namespace) -> int:
+    from labkit.cli.output import last_line, table
+    from labkit.core import host, probes
+
+    findings = host.doctor()
+    card = dict(host.card())
+    rates: dict[str, Any] = {}
+    if not args.no_disk:
+        from labkit.core import floor
+        from labkit.core.workspace import Workspace
+
+        rates = floor.disk(Workspace.default())
+        card["disk"] = {**card["disk"], "read_bytes_per_s": rates.get("disk_read_bytes_per_s"), "write_bytes_per_s": rates.get("disk_write_bytes_per_s")}
+    if not args.json:
+        print(_describe(card))
+        print()
+        rows = [[f.state, probes.PROBES[f.name].title, f.detail or f.missing, f.why] for f in findings]
+        print(table(rows, ["", "capability", "here", "why it matters"]))
+        fixes = [f"  {probes.PROBES[f.name].title}: {f.fix}" for f in findings if f.fix]
+        if fixes:
+            print("\nTo change it:\n" + "\n".join(fixes))
+        print()
+    last_line({"command": "doctor", "host": card, "findings": [f.as_json() for f in findings], "floors": rates})
+    return 0
+
+
+def _describe(card: dict[str, Any]) -> str:
+    from labkit.core.units import show_bytes, show_rate
+
+    disk = card["disk"]
+    speed = ", ".join(f"{what} {show_rate(disk[key])}" for what, key in (("reads", "read_bytes_per_s"), ("writes", "write_bytes_per_s")) if disk[key])
+    lines = [f"host   {card['title']}  (kind {card['id']})",
+             f"       {card['distribution']}, Linux {card['kernel']}" + (f", {card['virtualisation']}" if card["virtualisation"] else "") + f", as {card['rootness']}",
+             f"disk   {disk['model'] or '?'}, {disk['fs']}, {show_bytes(disk['free_bytes'])} free" + (f", {speed}" if speed else ""),
+             f"python {card['python']}, torch {card['torch'] or 'not installed'}"]
+    lines += [f"GPU    {g['name']}, {show_bytes(g['memory_bytes'])}, driver {g['driver']}" for g in card["gpus"]]
+    return "\n".join(lines)

@@ -1,0 +1,267 @@
+"""What this host can do, and what it is: capabilities, each proven by a probe, and the host card of every record.
+
+A capability is asked of the machine, not guessed from its name: user namespaces are unshared, FUSE is mounted, a page's
+residency is read back. A host that lacks one loses mechanisms, never the meaning of a number.
+
+    capability("fuse").ok                      # probed once a process
+    for finding in doctor(): print(finding.state, finding.name, finding.why, finding.fix)
+    card()["id"]                               # names the kind of host: equal machines share it
+
+The card holds no host name, no user name and no secret: records are meant to be shown around. Lesson: notebooks/00_start_here.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import BadInput, MissingCapability
+
+OK, DEGRADED, MISSING = "OK", "DEGRADED", "MISSING"
+
+
+@dataclass(frozen=True)
+class Capability:
+    """`ok`, or what is `missing`, `why` it matters and the `fix`: a command. `state` DEGRADED means ok, with a limit named in `detail`."""
+
+    name: str
+    ok: bool
+    missing: str = ""
+    why: str = ""
+    fix: str = ""
+    detail: str = ""
+    degraded: bool = False
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    @property
+    def state(self) -> str:
+        return MISSING if not self.ok else DEGRADED if self.degraded else OK
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "state": self.state}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One question to the machine. `look` answers it afresh each time; `capability` caches."""
+
+    name: str
+    title: str  # one line for the doctor's table
+    why: str  # what it unlocks
+    look: Callable[[], Capability]
+
+
+@functools.cache
+def capability(name: str) -> Capability:
+    """Probe one capability, once a process. `package:NAME` and `command:NAME` ask for a Python package and a program.
+
+    Raises BadInput for a name no probe knows: a misspelt requirement must not read as a missing one."""
+    from labkit.core import probes
+
+    kind, _, target = name.partition(":")
+    if target and kind == "package":
+        return probes.package(target)
+    if target and kind == "command":
+        return probes.command(target)
+    probe = probes.PROBES.get(name)
+    if probe is None:
+        raise BadInput(f"no capability called {name!r}", why="a requirement nobody probes would never be checked",
+                       fix="one of: " + ", ".join(sorted(probes.PROBES)) + ", package:NAME, command:NAME")
+    return probe.look()
+
+
+def forget() -> None:
+    """Probe again next time (after installing something)."""
+    capability.cache_clear()
+    card.cache_clear()
+
+
+def require(*names: str) -> None:
+    """Raise MissingCapability for the first one that is missing, with its fix."""
+    for name in names:
+        found = capability(name)
+        if not found.ok:
+            raise MissingCapability(f"this host lacks {name}: {found.missing}", why=found.why, fix=found.fix)
+
+
+def doctor() -> list[Capability]:
+    """Every probe, in the order of the doctor's table. A probe that crashes is a finding, not a crash."""
+    from labkit.core import probes
+
+    findings = []
+    for name, probe in probes.PROBES.items():
+        try:
+            findings.append(capability(name))
+        except Exception as error:  # a doctor that dies of one symptom helps nobody
+            findings.append(Capability(name, False, f"the probe failed: {type(error).__name__}: {error}", probe.why, "labkit doctor --json"))
+    return findings
+
+
+@functools.cache
+def card() -> dict[str, Any]:
+    """The host card: JSON-able, no secrets, no names of people or machines. `disk.read_bytes_per_s` is None until measured (`floor.measure`)."""
+    made: dict[str, Any] = {
+        "cpu": _cpu(), "memory_bytes": _memory_bytes(), "kernel": platform.release(), "machine": platform.machine(),
+        "distribution": _distribution(), "virtualisation": _virtualisation(), "disk": _disk(),
+        "python": platform.python_version(), "torch": package_version("torch"), "gpus": gpus(),
+        "rootness": "root" if os.geteuid() == 0 else "user", "in_container": _in_container(),
+    }
+    made["id"] = _identity(made)
+    made["title"] = _title(made)
+    return made
+
+
+def _identity(made: dict[str, Any]) -> str:
+    """Hash of what decides speed. Kernel, Python and rootness may change on one host; two equal machines are one kind of host."""
+    shape = {"cpu": made["cpu"], "memory_gib": round(made["memory_bytes"] / 2**30), "machine": made["machine"],
+             "virtualisation": made["virtualisation"], "fs": made["disk"]["fs"], "disk": made["disk"]["model"],
+             "gpus": [(g["name"], g["memory_bytes"]) for g in made["gpus"]]}
+    return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _title(made: dict[str, Any]) -> str:
+    parts = [f"{made['cpu']['count']} × {made['cpu']['model']}", f"{made['memory_bytes'] / 2**30:.0f} GiB"]
+    parts += [g["name"] for g in made["gpus"]]
+    return ", ".join(parts)
+
+
+def package_version(name: str) -> str | None:
+    """Version from metadata; the package itself is not imported."""
+    from importlib import metadata
+
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def gpus() -> list[dict[str, Any]]:
+    """GPUs through NVML, which makes no CUDA context: name, memory_bytes, driver, compute capability, MIG mode, UUID left out."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # no package, no driver, or a driver that does not answer: no GPU for the lab
+        return []
+    try:
+        driver = _text(pynvml.nvmlSystemGetDriverVersion())
+        return [_gpu(pynvml, pynvml.nvmlDeviceGetHandleByIndex(i), driver) for i in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError:
+        return []
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _gpu(nvml: Any, handle: Any, driver: str) -> dict[str, Any]:
+    def ask(function: Callable[..., Any], otherwise: Any = None) -> Any:
+        try:
+            return function(handle)
+        except nvml.NVMLError:
+            return otherwise
+
+    return {"name": _text(nvml.nvmlDeviceGetName(handle)), "memory_bytes": int(nvml.nvmlDeviceGetMemoryInfo(handle).total), "driver": driver,
+            "compute_capability": ".".join(map(str, ask(nvml.nvmlDeviceGetCudaComputeCapability, ("?",)))),
+            "pcie_generation": ask(nvml.nvmlDeviceGetMaxPcieLinkGeneration), "pcie_width": ask(nvml.nvmlDeviceGetMaxPcieLinkWidth),
+            "mig": bool((ask(nvml.nvmlDeviceGetMigMode) or (0, 0))[0]), "persistence": bool(ask(nvml.nvmlDeviceGetPersistenceMode, 0))}
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def read_text(path: str) -> str:
+    """A small file of /proc or /sys, stripped; "" when it is not there or not for us."""
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _cpu() -> dict[str, Any]:
+    info = read_text("/proc/cpuinfo")
+    fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in info.split("\n")[:40])}
+    model = fields.get("model name") or fields.get("Model") or platform.processor() or platform.machine()
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    return {"model": " ".join(model.split()), "count": cpu_count(),
+            "features": sorted(flags & {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "sve", "bf16"})}
+
+
+def cpu_count() -> int:
+    """CPUs this process may use: affinity, and the quota of its control group."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = read_text("/sys/fs/cgroup/cpu.max").partition(" ")
+    if quota.isdigit() and period.isdigit():
+        count = min(count, max(1, int(quota) // int(period)))
+    return count
+
+
+def _memory_bytes() -> int:
+    """Memory this process may use: the machine's, or its control group's limit."""
+    fields = dict(line.split(":", 1) for line in read_text("/proc/meminfo").split("\n") if ":" in line)
+    total = int(fields.get("MemTotal", "0 kB").split()[0]) * 1024
+    limit = read_text("/sys/fs/cgroup/memory.max")
+    return min(total, int(limit)) if limit.isdigit() and total else total
+
+
+def _distribution() -> str:
+    fields = dict(line.split("=", 1) for line in read_text("/etc/os-release").split("\n") if "=" in line)
+    return fields.get("PRETTY_NAME", sys.platform).strip('"')
+
+
+def _virtualisation() -> str:
+    """What the firmware says this is ("KVM", "Amazon EC2", "Google Compute Engine"); "" on bare metal."""
+    if "hypervisor" not in read_text("/proc/cpuinfo").partition("\n\n")[0]:
+        return ""
+    product, vendor = read_text("/sys/class/dmi/id/product_name"), read_text("/sys/class/dmi/id/sys_vendor")
+    return " ".join(dict.fromkeys(f"{vendor} {product}".split())) or "virtual machine"
+
+
+def _in_container() -> bool:
+    return os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv") or bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
+
+
+def _disk() -> dict[str, Any]:
+    """The disk under the workspace: fs, model, size, free. Rates are measured elsewhere and stay None here."""
+    where = workspace_parent()
+    fs = filesystem_of(where)
+    stat = os.statvfs(where)
+    device = os.stat(where).st_dev
+    block = os.path.realpath(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    if os.path.exists(block + "/partition"):
+        block = os.path.dirname(block)
+    model = read_text(block + "/device/model") or (os.path.basename(block).rstrip("0123456789") if os.path.exists(block) else "")
+    return {"fs": fs["fs"], "model": model, "total_bytes": stat.f_blocks * stat.f_frsize, "free_bytes": stat.f_bavail * stat.f_frsize,
+            "read_bytes_per_s": None, "write_bytes_per_s": None}
+
+
+def workspace_parent() -> Path:
+    """The nearest directory on the way to the workspace that we may write: what is probed there holds for the workspace."""
+    where = Path(os.environ.get("LABKIT_HOME") or Path.home() / ".cache" / "labkit").expanduser()
+    while not where.exists():
+        where = where.parent
+    return where if os.access(where, os.W_OK) else Path(tempfile.gettempdir())
+
+
+def filesystem_of(path: str | os.PathLike[str]) -> dict[str, str]:
+    """{"fs", "source", "mount"} of the file system that holds `path`, from mountinfo."""
+    real = os.path.realpath(path)
+    best = {"fs": "unknown", "source": "", "mount": ""}
+    for line in read_text("/proc/self/mountinfo").split("\n"):
+        left, _, right = line.partition(" - ")
+        if not right:
+            continue
+        mount = left.split(" ")[4].encode().decode("unicode_escape")
+        if (real == mount or real.startswith(mount.rstrip("/") + "/")) and len(mount) >= len(best["mount"]):
+            best = {"fs": right.split(" ")[0], "source": right.split(" ")[1], "mount": mount}
+    return best
