@@ -1,13 +1,13 @@
 """Progress of a run, shown in the way that suits where it runs; the measurement never waits for a display.
 
-    terminal   one live line, redrawn at most five times a second: `block 2/5  naive  load 1.24 s`
+    terminal   one live line, redrawn at most five times a second: `block 2/5  naive  pull 1.9 s › unpack 4.8 s ›`
     widget     a table in JupyterLab whose rows arrive as trials end, with the same line in words beside it (the text twin)
     plain      one line a trial, for papermill, CI and logs: a redrawn line would flood them
     silent     nothing
 
     with Progress(trials=5) as progress:
-        progress.trial_started("naive", block=1, blocks=5)
-        progress.phase("load")
+        progress.trial_started("naive", 0, 5)
+        progress.phase("load", 7.1)
         progress.trial_done(trial)
 
 `where()` chooses; `LABKIT_DISPLAY=terminal|widget|plain|silent` overrides it. Nothing here raises into a measurement: a
@@ -57,8 +57,9 @@ class Progress:
     def __init__(self, trials: int = 0, *, show: str | None = None, stream: TextIO | None = None):
         self.trials, self.done = trials, 0
         self.stream = stream or sys.stderr
-        self._started_s = self._phase_s = time.monotonic()
-        self._arm, self._block, self._phase = "", "", ""
+        self._started_s = time.monotonic()
+        self._arm, self._block = "", ""
+        self._phases: list[str] = []
         self._view = _view(show or where(self.stream), self.stream)
 
     def __enter__(self) -> Progress:
@@ -71,33 +72,30 @@ class Progress:
         """Something off the clock: "building the image (first time only)"."""
         self._say("note", text)
 
-    def trial_started(self, arm: str, block: int = 0, blocks: int = 0, **_more: Any) -> None:
-        """Blocks are shown as they are given; count them from 1."""
-        self._arm, self._phase = arm, "preparing"
-        self._block = f"block {block}/{blocks}  " if blocks else ""
-        self._started_s = self._phase_s = time.monotonic()
+    def trial_started(self, arm: str, block: int = 0, blocks: int = 0, *_more: Any) -> None:
+        """`block` counts from 0, as in the record."""
+        self._arm, self._phases = arm, []
+        self._block = f"block {block + 1}/{blocks}  " if blocks else ""
+        self._started_s = time.monotonic()
         self._say("live", self.line())
 
-    def phase(self, name: str, **_more: Any) -> None:
-        """A phase began. Called as often as one likes; redraws are limited here."""
-        if name != self._phase:
-            self._phase, self._phase_s = name, time.monotonic()
-        self._say("live", self.line())
-
-    def tick(self) -> None:
-        """Time passed; redraws the live line."""
+    def phase(self, name: str, at_s: float = 0.0, *_more: Any) -> None:
+        """A phase ended, `at_s` seconds after t0. Called as often as one likes; redraws are limited by the view."""
+        self._phases.append(f"{name} {show_s(at_s)}")
         self._say("live", self.line())
 
     def trial_done(self, trial: Trial) -> None:
         self.done += 1
         self._say("trial", self.result_line(trial), trial)
+        self._say("count", self.done, self.trials)
 
     def close(self) -> None:
         self._say("close", "")
 
     def line(self) -> str:
+        """`block 2/5  naive  pull 1.9 s › unpack 4.8 s ›`: phases that are over, with their end since t0."""
         count = f"{self.done + 1}/{self.trials}  " if self.trials and not self._block else self._block
-        return f"{count}{self._arm}  {self._phase} {show_s(time.monotonic() - self._phase_s)}"
+        return f"{count}{self._arm}  " + ("".join(f"{p} › " for p in self._phases) or "preparing")
 
     def result_line(self, trial: Trial) -> str:
         """`naive  8.31 s  cold  (load 3.1 s, import 2.2 s, unpack 1.9 s)` or `naive  FAILED timeout: …`."""
@@ -109,12 +107,17 @@ class Progress:
         parts = ", ".join(f"{name} {show_s(s)}" for name, s in longest)
         return f"{head}{show_s(trial.total_s or 0)}  {trial.cache.get('state', 'unverified')}  ({parts})"
 
-    def _say(self, kind: str, text: str, trial: Trial | None = None) -> None:
+    def _say(self, kind: str, *what: Any) -> None:
         try:
-            getattr(self._view, kind)(text, trial) if kind == "trial" else getattr(self._view, kind)(text)
+            getattr(self._view, kind)(*what)
         except Exception:
             # A closed pipe or a lost kernel connection must not end a measurement that is otherwise good.
             self._view = _Silent()
+
+
+def progress(trials: int = 0) -> Progress:
+    """The progress that suits this process; what `labkit run` and the notebooks hand to an experiment."""
+    return Progress(trials)
 
 
 def _view(kind: str, stream: TextIO) -> _Silent:
@@ -132,6 +135,7 @@ class _Silent:
 
     def note(self, text: str) -> None: ...
     def live(self, text: str) -> None: ...
+    def count(self, done: int, total: int) -> None: ...
     def trial(self, text: str, trial: Trial | None = None) -> None: ...
     def close(self, text: str) -> None: ...
 
@@ -180,46 +184,40 @@ class _Terminal(_Silent):
 
 
 class _Widget(_Silent):
-    """A live line and a growing table. At the end it becomes plain HTML, which survives in an exported page."""
+    """A bar and a live line as widgets; below them the finished lines as plain HTML – the text twin, which an exported page keeps."""
 
     def __init__(self) -> None:
         super().__init__()
         import ipywidgets
-        from IPython.display import display
+        from IPython.display import HTML, display
 
-        self._line = ipywidgets.HTML()
-        self._rows: list[str] = []
+        self._html = HTML
+        self._label = ipywidgets.HTML()
+        self._bar = ipywidgets.IntProgress(value=0, max=1, layout=ipywidgets.Layout(width="160px"))
+        self._box = ipywidgets.HBox([self._bar, self._label])
+        self._lines: list[str] = []
         self._drawn_s = 0.0
-        self._closed = False
-        self._handle = display(self._line, display_id=True)
-
-    def _draw(self, live: str) -> None:
-        rows = "".join(f"<div>{escape(r)}</div>" for r in self._rows)
-        self._line.value = (f"<div role='log' aria-live='polite' style='font-family:monospace;white-space:pre-wrap'>{rows}"
-                            f"<div><b>{escape(live)}</b></div></div>")
+        display(self._box)
+        self._twin = display(HTML("<pre></pre>"), display_id=True)
 
     def live(self, text: str) -> None:
         now = time.monotonic()
         if now - self._drawn_s >= _REDRAW_S:
             self._drawn_s = now
-            self._draw(text)
+            self._label.value = f"<code>{escape(text)}</code>"
+
+    def count(self, done: int, total: int) -> None:
+        self._bar.max, self._bar.value = max(total, done, 1), done
 
     def note(self, text: str) -> None:
-        self._rows.append(text)
-        self._draw("")
+        self._label.value = f"<i>{escape(text)}</i>"
 
     def trial(self, text: str, trial: Trial | None = None) -> None:
-        self._rows.append(text)
         self._drawn_s = 0.0
-        self._draw("")
+        self._lines.append(text)
+        self._label.value = ""
+        if self._twin is not None:
+            self._twin.update(self._html(f"<pre>{escape(chr(10).join(self._lines))}</pre>"))
 
     def close(self, text: str) -> None:
-        if self._closed or self._handle is None:
-            return
-        self._closed = True
-        from IPython.display import HTML
-
-        rows = "\n".join(self._rows)
-        # A widget's state is not in an exported page; the lines that it showed are.
-        self._handle.update(HTML(f"<pre>{escape(rows)}</pre>"))
-        self._line.close()
+        self._box.close()

@@ -79,22 +79,9 @@ def simulated(run: Run) -> str:
 
 
 def host_name(host: dict[str, Any]) -> str:
-    """How a caption calls a host: its name, cores and memory, GPU when there is one."""
-    name = str(host.get("name") or host.get("id") or "unnamed host")
-    parts = []
-    cores = host.get("cores") or host.get("cpus") or host.get("cpu_count")
-    if cores:
-        parts.append(f"{cores} cores")
-    memory = host.get("memory_bytes") or host.get("ram_bytes")
-    if memory:
-        parts.append(f"{memory / 2**30:.0f} GiB")
-    gpu = host.get("gpu")
-    if isinstance(gpu, dict):
-        gpu = gpu.get("name")
-    if isinstance(gpu, list):
-        gpu = ", ".join(str(g.get("name", g) if isinstance(g, dict) else g) for g in gpu)
-    parts.append(str(gpu) if gpu else "no GPU")
-    return f"{name} ({', '.join(parts)})"
+    """How a caption calls a host: its card's title, which names cores, memory and GPUs, and whether there is none of the latter."""
+    name = str(host.get("name") or host.get("title") or host.get("id") or "unnamed host")
+    return name if host.get("gpus") else f"{name}, no GPU"
 
 
 def rows(trial: Trial) -> list[Row]:
