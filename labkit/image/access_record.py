@@ -1,0 +1,93 @@
+"""Access records: which files a start touched, in the order in which it first touched them.
+
+One JSON object a line, the format of `ctr-remote images optimize --record-out` ({"path", "manifestDigest",
+"layerIndex"}), so that each tool reads the other's. Ours adds what a lazy mount knows: `at_s` (seconds after the mount)
+and `ranges` (bytes of the file, [[start, end], …]).
+
+    record = read("start.jsonl"); [a.path for a in record][:3]
+    write("start.jsonl", [Access("usr/bin/python3.11", ranges=((0, 131072),))])
+
+A record holds file names of the image, nothing else of the host. Lesson: notebooks/03_lazy_pull.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import BadInput
+from labkit.image.estargz.toc import clean_name
+
+LIMIT_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Access:
+    """`layer`: index of the layer the file came from (None: the topmost that has it). No `ranges`: the whole file."""
+
+    path: str
+    layer: int | None = None
+    manifest_digest: str = ""
+    at_s: float | None = None
+    ranges: tuple[tuple[int, int], ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        made: dict[str, Any] = {"path": self.path}
+        if self.manifest_digest:
+            made["manifestDigest"] = self.manifest_digest
+        if self.layer is not None:
+            made["layerIndex"] = self.layer
+        if self.at_s is not None:
+            made["at_s"] = round(self.at_s, 4)
+        if self.ranges:
+            made["ranges"] = [list(r) for r in self.ranges]
+        return made
+
+
+def read(path: str | os.PathLike[str]) -> list[Access]:
+    """First touch of each file of each layer. Raises BadInput."""
+    try:
+        if os.stat(path).st_size > LIMIT_BYTES:
+            raise BadInput(f"{path} is too large for an access record")
+        lines = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise BadInput(f"no access record at {path}", why=str(error), fix="labkit image mount REF DIR --record FILE makes one") from None
+    made: dict[tuple[str, int | None], Access] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            doc = json.loads(line)
+            layer = doc.get("layerIndex")
+            ranges = tuple((int(a), int(b)) for a, b in doc.get("ranges", ()))
+            if (layer is not None and type(layer) is not int) or any(not 0 <= a < b for a, b in ranges):
+                raise ValueError("layerIndex or ranges")
+            access = Access(clean_name(doc["path"]), layer, str(doc.get("manifestDigest", "")), doc.get("at_s"), ranges)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as bad:
+            raise BadInput(f"{path}, line {number} is no access: {bad}", fix='a line is {"path": "usr/bin/python3", "layerIndex": 0}') from None
+        made.setdefault((access.path, access.layer), access)
+    return list(made.values())
+
+
+def write(path: str | os.PathLike[str], accesses: Iterable[Access]) -> Path:
+    """Replace the file in one step."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=".record-", delete=False) as out:
+        for access in accesses:
+            out.write(json.dumps(access.as_json(), separators=(",", ":")) + "\n")
+    os.chmod(out.name, 0o644)
+    os.replace(out.name, target)
+    return target
+
+
+def of_layer(record: Iterable[Access], layer: int, manifest_digest: str = "") -> list[Access]:
+    """The accesses that concern one layer: those recorded in it, and those that name no layer.
+
+    A record of several images (the reference tool writes the manifest's digest) counts only where the digest fits."""
+    return [a for a in record if a.layer in (None, layer) and (not a.manifest_digest or not manifest_digest or a.manifest_digest == manifest_digest)]

@@ -1,0 +1,98 @@
+"""An OCI layout in, the same image as eStargz layers out; optimised by an access record where one is given.
+
+    made = convert(Layout(src), "lab/subject:latest", Layout.create(out), record=access_record.read("start.jsonl"))
+    made.layers[0].size_bytes, made.convert_s
+
+Config and order of layers stay; diff ids, digests and sizes are those of the new blobs. Touched byte ranges of a record
+become a layer annotation, so that a mount of ours prefetches the touched chunks of a library, not all of it.
+Limit: the codec, 100 MB/s a core. Lesson: notebooks/03_lazy_pull.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from labkit.image import oci
+from labkit.image.access_record import Access, of_layer
+from labkit.image.codecs import codec_of, decompress, file_chunks
+from labkit.image.estargz import layout, reader, toc, writer
+from labkit.image.estargz.codec import LEVEL
+from labkit.image.estargz.source import spool
+
+GAP_BYTES = 256 << 10  # touched ranges nearer than this become one request
+
+
+@dataclass(frozen=True)
+class Converted:
+    manifest: oci.Descriptor
+    layers: tuple[writer.Written, ...]
+    convert_s: float
+    source_bytes: int
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(layer.size_bytes for layer in self.layers)
+
+
+def convert(source: oci.Layout, name: str, target: oci.Layout, *, record: Sequence[Access] = (), target_name: str = "",
+            chunk_bytes: int = layout.CHUNK_BYTES, level: int = LEVEL, threads: int | None = None) -> Converted:
+    """Raises BadInput for a layout or layer that is not sound."""
+    started = time.monotonic()
+    manifest = source.manifest(name)
+    config = source.config(manifest)
+    own_digest = source.manifest_descriptor(name).digest
+    files = {a.path for a in record}
+    written, descriptors = [], []
+    with tempfile.TemporaryDirectory(dir=target.path, prefix=".convert-") as scratch:
+        for index, layer in enumerate(manifest.layers):
+            accesses = of_layer(record, index, own_digest)
+            blob = Path(scratch) / str(index)
+            chunks = decompress(file_chunks(source.blob_path(layer.digest)), codec_of(layer.media_type), fast=True)
+            with spool(chunks, scratch) as plain:
+                made = writer.write(plain, blob, prioritised=[a.path for a in accesses], chunk_bytes=chunk_bytes, level=level, threads=threads)
+            annotations = {layout.TOC_DIGEST: made.toc_digest, layout.UNCOMPRESSED_SIZE: str(made.uncompressed_bytes)}
+            annotations |= {k: v for k, v in layer.annotations.items() if k == oci.UNPACKED_BYTES}
+            if any(a.ranges for a in accesses):
+                annotations[layout.TOUCHED_RANGES] = layout.format_ranges(touched_ranges(blob, made, accesses))
+            os.chmod(blob, 0o644)
+            os.replace(blob, target.blob_path(made.digest))
+            written.append(made)
+            descriptors.append(oci.Descriptor(oci.LAYER_GZIP, made.digest, made.size_bytes, annotations))
+    config["rootfs"] = {"type": "layers", "diff_ids": [w.diff_id for w in written]}
+    new_config = target.write_blob(oci.canonical(config), manifest.config.media_type if "docker" not in manifest.config.media_type else oci.CONFIG)
+    entry = target.add(oci.Manifest(new_config, tuple(descriptors), manifest.annotations), target_name or name)
+    missing = files.intersection(*(set(w.missing) for w in written)) if written else set()
+    return Converted(entry, tuple(written), time.monotonic() - started, manifest.layers_bytes,
+                     {"files_recorded": len(files), "files_not_in_image": sorted(missing)[:20]})
+
+
+def touched_ranges(blob: Path, made: writer.Written, accesses: Sequence[Access]) -> list[tuple[int, int]]:
+    """Ranges of the blob that hold the chunks a recorded start touched, merged over gaps below 256 KiB."""
+    with open(blob, "rb") as file:
+        def read_at(start: int, size: int) -> bytes:
+            return os.pread(file.fileno(), size, start)
+
+        files = {e.name: e for e in reader.open_layer(read_at, made.size_bytes, made.toc_digest).toc.entries}
+    spans: list[tuple[int, int]] = []
+    for access in accesses:
+        entry: toc.Entry | None = files.get(access.path)
+        if entry is not None and entry.kind == "hardlink":
+            entry = files.get(entry.link)
+        for chunk in entry.chunks if entry is not None else ():
+            end = chunk.file_offset + chunk.size
+            if not access.ranges or any(a < end and b > chunk.file_offset for a, b in access.ranges):
+                spans.append((chunk.start, chunk.end))
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if merged and start - merged[-1][1] <= GAP_BYTES:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
+        else:
+            merged.append((start, end))
+    return merged

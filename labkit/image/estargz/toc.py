@@ -1,0 +1,233 @@
+"""A TOC as files: every entry of `stargz.index.json`, checked before anything is believed.
+
+    toc = parse(raw_json, toc_offset=footer_offset)
+    toc.entries[3].chunks[0]      # Chunk(start=…, end=…, file_offset=0, size=4096, digest="sha256:…")
+
+A TOC comes from whoever made the image. Refused with BadInput, never repaired: names that leave the root, types nobody
+knows, chunks outside of the blob, overlapping or with gaps, larger than 128 MiB (they are decompressed in memory), or
+without a digest; hard links to nothing; files used as directories. Cost: about 10 µs an entry.
+Lesson: notebooks/03_lazy_pull.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from bisect import bisect_right
+from calendar import timegm
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from labkit.errors import BadInput
+from labkit.image.estargz.layout import NO_PREFETCH, PREFETCH
+
+TOC_LIMIT_BYTES = 512 << 20
+ENTRIES_LIMIT = 4_000_000
+CHUNK_LIMIT_BYTES = 128 << 20
+SIZE_LIMIT_BYTES = 1 << 50
+KINDS = frozenset(("dir", "reg", "symlink", "hardlink", "char", "block", "fifo"))
+
+
+class Chunk(NamedTuple):
+    """[start, end) of the blob holds a gzip member of `size` bytes, to be found at `file_offset` of its file."""
+
+    start: int
+    end: int
+    file_offset: int
+    size: int
+    digest: str
+
+
+@dataclass(slots=True)
+class Entry:
+    """One file. `name` without leading or trailing slash ("" is the root), surrogateescape for bytes that are no UTF-8."""
+
+    name: str
+    kind: str
+    size: int = 0
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    mtime_s: int = 0
+    link: str = ""
+    major: int = 0
+    minor: int = 0
+    xattrs: dict[str, bytes] = field(default_factory=dict)
+    chunks: list[Chunk] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Toc:
+    entries: list[Entry]
+    toc_offset: int
+    prefetch_end: int  # bytes from the start of the blob that hold the prioritised files; 0: none
+
+    @property
+    def content_bytes(self) -> int:
+        return sum(e.size for e in self.entries)
+
+
+def _refuse(what: str) -> BadInput:
+    return BadInput(f"the layer's TOC is refused: {what}", why="a corrupt or forged eStargz layer; nothing of it was mounted",
+                    fix="convert the image again from its source: labkit image convert LAYOUT OUT")
+
+
+def clean_name(raw: Any) -> str:
+    """`./usr//bin/` -> `usr/bin`. Raises BadInput for names that leave the root or that no file can have."""
+    if type(raw) is not str or len(raw) > 4096:
+        raise _refuse(f"a name that is no name: {str(raw)[:60]!r}")
+    parts = [p for p in raw.split("/") if p and p != "."]
+    name = "/".join(parts)
+    if ".." in parts or "\0" in name:
+        raise _refuse(f"the name {raw[:80]!r} leaves the image's root")
+    if len(name) > 255 and any(len(p.encode("utf-8", "surrogatepass")) > 1024 for p in parts):
+        raise _refuse("a name of more than 1024 bytes")
+    try:
+        if not name.isascii():
+            name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise _refuse(f"the name {raw[:60]!r} is not text") from None
+    return name
+
+
+def _whole(doc: dict[str, Any], key: str, limit: int) -> int:
+    value = doc.get(key, 0)
+    if type(value) is not int or not 0 <= value <= limit:
+        raise _refuse(f"{key}={str(value)[:40]} of {str(doc.get('name'))[:80]!r}")
+    return value
+
+
+@lru_cache(maxsize=4096)
+def _seconds(text: str) -> int:
+    """RFC 3339 -> seconds since 1970, 0 where there is no time. Fractions are cut: Python's .pyc files compare whole seconds."""
+    if not text:
+        return 0
+    try:
+        date = tuple(int(text[a:b]) for a, b in ((0, 4), (5, 7), (8, 10), (11, 13), (14, 16), (17, 19)))
+        shift = 0
+        if text[-1] not in "Zz":
+            shift = (int(text[-5:-3]) * 60 + int(text[-2:])) * (60 if text[-6] == "+" else -60)
+        return timegm((*date, 0, 0, 0)) - shift
+    except (ValueError, IndexError, OverflowError):
+        raise _refuse(f"the time {text[:40]!r}") from None
+
+
+def _is_digest(text: Any) -> bool:
+    return type(text) is str and len(text) == 71 and text.startswith("sha256:") and not text[7:].strip("0123456789abcdef")
+
+
+def parse(raw: bytes, toc_offset: int) -> Toc:
+    """Every entry of the TOC, with its chunks. Raises BadInput."""
+    try:
+        doc = json.loads(raw)
+    except (ValueError, RecursionError) as bad:
+        raise _refuse(f"it is not JSON ({str(bad)[:80]})") from None
+    if not isinstance(doc, dict) or doc.get("version") != 1 or not isinstance(doc.get("entries"), list):
+        raise _refuse("it is no TOC of version 1")
+    if len(doc["entries"]) > ENTRIES_LIMIT:
+        raise _refuse(f"it has {len(doc['entries'])} entries")
+    made: list[Entry] = []
+    spans: list[tuple[Entry, int, int, int, str]] = []  # file, blob offset, file offset, size (0: the rest), digest
+    offsets: set[int] = {toc_offset}
+    current: Entry | None = None
+    for item in doc["entries"]:
+        if not isinstance(item, dict):
+            raise _refuse("an entry that is no object")
+        name, kind = clean_name(item.get("name")), item.get("type")
+        if kind == "chunk":
+            if current is None or current.name != name:
+                raise _refuse(f"a chunk of {name[:80]!r} that follows another file")
+            entry = current
+        else:
+            entry = _entry(item, name, kind)
+            made.append(entry)
+            current = entry if kind == "reg" else None
+        if kind == "chunk" or (kind == "reg" and entry.size):
+            offset, digest = _whole(item, "offset", toc_offset), item.get("chunkDigest")
+            if not _is_digest(digest):
+                raise _refuse(f"a chunk of {name[:80]!r} without a sha256 digest")
+            if item.get("innerOffset"):
+                raise _refuse(f"{name[:80]!r} shares a gzip member with other files (min-chunk-size)")
+            if offset >= toc_offset:
+                raise _refuse(f"a chunk of {name[:80]!r} outside of the blob")
+            if offset in offsets:
+                raise _refuse(f"two chunks at offset {offset}")
+            offsets.add(offset)
+            spans.append((entry, offset, _whole(item, "chunkOffset", SIZE_LIMIT_BYTES), _whole(item, "chunkSize", SIZE_LIMIT_BYTES), digest))
+    _place(spans, sorted(offsets))
+    for entry in made:
+        if entry.kind == "reg" and sum(c.size for c in entry.chunks) != entry.size:
+            raise _refuse(f"the chunks of {entry.name[:80]!r} do not make up its {entry.size} bytes")
+    _check_tree(made)
+    landmark = next((e for e in made if e.name == PREFETCH and e.chunks), None)
+    return Toc(made, toc_offset, landmark.chunks[0].start if landmark else 0)
+
+
+def _entry(item: dict[str, Any], name: str, kind: Any) -> Entry:
+    if kind not in KINDS:
+        raise _refuse(f"{name[:80]!r} is of the unknown type {str(kind)[:20]!r}")
+    modtime = item.get("modtime", "")
+    if type(modtime) is not str:
+        raise _refuse(f"the time of {name[:80]!r}")
+    entry = Entry(name, kind, mode=_whole(item, "mode", 2**32 - 1) & 0o7777, uid=_whole(item, "uid", 2**32 - 1),
+                  gid=_whole(item, "gid", 2**32 - 1), mtime_s=_seconds(modtime))
+    if kind == "reg":
+        entry.size = _whole(item, "size", SIZE_LIMIT_BYTES)
+    elif kind == "hardlink":
+        entry.link = clean_name(item.get("linkName"))
+    elif kind == "symlink":
+        entry.link = item.get("linkName", "")
+        if type(entry.link) is not str or not 0 < len(entry.link) <= 4096 or "\0" in entry.link:
+            raise _refuse(f"the link {name[:80]!r}")
+    elif kind in ("char", "block"):
+        entry.major, entry.minor = _whole(item, "devMajor", 2**20), _whole(item, "devMinor", 2**20)
+    if item.get("xattrs"):
+        entry.xattrs = _xattrs(item["xattrs"], name)
+    return entry
+
+
+def _xattrs(doc: Any, name: str) -> dict[str, bytes]:
+    try:
+        made = {k: base64.b64decode(v, validate=True) for k, v in doc.items()}
+    except (AttributeError, ValueError, TypeError):
+        raise _refuse(f"the extended attributes of {name[:80]!r}") from None
+    if sum(len(k) + len(v) for k, v in made.items()) > 65536 or any(not 0 < len(k) <= 255 or "\0" in k for k in made):
+        raise _refuse(f"the extended attributes of {name[:80]!r}")
+    return made
+
+
+def _place(spans: list[tuple[Entry, int, int, int, str]], edges: list[int]) -> None:
+    """A member ends at the latest where the next one starts; the last chunk of a file holds the rest of it."""
+    for entry, offset, file_offset, size, digest in spans:
+        expected = entry.chunks[-1].file_offset + entry.chunks[-1].size if entry.chunks else 0
+        size = size or entry.size - file_offset
+        if file_offset != expected or size <= 0 or file_offset + size > entry.size:
+            raise _refuse(f"the chunks of {entry.name[:80]!r} overlap or leave gaps")
+        if size > CHUNK_LIMIT_BYTES:
+            raise _refuse(f"a chunk of {size} bytes in {entry.name[:80]!r}")
+        end = edges[bisect_right(edges, offset)]
+        entry.chunks.append(Chunk(offset, end, file_offset, size, digest))
+
+
+def _check_tree(entries: list[Entry]) -> None:
+    kinds = {}
+    for entry in entries:  # a later entry of the same name replaces an earlier one
+        if entry.name == "" and entry.kind != "dir":
+            raise _refuse("a root that is no directory")
+        kinds[entry.name] = entry.kind
+    links = {e.name: e.link for e in entries if e.kind == "hardlink" and kinds[e.name] == "hardlink"}
+    for name, target in links.items():
+        steps = 0
+        while target in links and steps < 100:
+            target, steps = links[target], steps + 1
+        if kinds.get(target) in (None, "dir", "hardlink"):
+            raise _refuse(f"the hard link {name[:80]!r} points at no file of its layer")
+    for name in {e.name.rpartition("/")[0] for e in entries}:
+        while name:
+            if kinds.get(name, "dir") != "dir":
+                raise _refuse(f"{name[:80]!r} is a file and a directory")
+            name = name.rpartition("/")[0]
+
+
+__all__ = ["Chunk", "Entry", "NO_PREFETCH", "Toc", "clean_name", "parse"]
