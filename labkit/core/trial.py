@@ -153,7 +153,7 @@ def _carry_out(plan: LaunchPlan, made: Trial, home: Path, ledger: Ledger, judge:
         cache = observe.settle_cache(plan, home / "node")
         if cache["state"] == "unverified" and instrument:
             return replace(made, outcome="cache_unproven", cache=cache, error={
-                "kind": "CacheUnproven", "what": "pages stayed in memory: " + cache.get("why", ""), "why": "a warm trial in a cold column",
+                "kind": "CacheUnproven", "what": "the cache state is not proven: " + (cache.get("note") or f"{cache['files']} files on a node that should be empty"), "why": "a warm trial in a cold column",
                 "fix": "close what maps these files, or use --scenario hot-node"})
         if instrument:
             watching = observe.start(home / "run", ledger)

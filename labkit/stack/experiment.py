@@ -10,6 +10,7 @@ interruption keeps what it had. Lesson: notebooks/01_anatomy.
 from __future__ import annotations
 
 import random
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from labkit.core import floor, host, records
+from labkit.core import cold, floor, host, records
 from labkit.core.ledger import Ledger
 from labkit.core.plan import LaunchPlan
 from labkit.core.trial import run_trial
@@ -100,6 +101,7 @@ class _Conduct:
         self.created = created.isoformat(timespec="seconds")
         self.artifacts: dict[str, dict[str, Artifact]] = {}
         self.missing: dict[str, LabError] = {}
+        self.roots: tuple[Path, ...] = ()
 
     def tell(self, method: str, *args: Any) -> None:
         call: Callable[..., Any] | None = getattr(self.progress, method, None)
@@ -166,9 +168,10 @@ class _Conduct:
         from labkit.net.serving import serving
         from labkit.objects.publish import publish_model
 
-        roots = {kind: self.space.artifacts / f"{kind}-root" for kind in ("registry", "store")}
+        roots = {kind: Path(self.ends.enter_context(tempfile.TemporaryDirectory(prefix=f"{kind}-", dir=self.space.artifacts))) for kind in ("registry", "store")}
         for root in roots.values():
-            root.mkdir(exist_ok=True)
+            self.ledger.note("dir", root)
+        self.roots = tuple(roots.values())
         if subject.image_layout:
             publish_image(roots["registry"], subject.image_layout, subject.image_reference)
         for made in self.artifacts.values():
@@ -192,6 +195,8 @@ class _Conduct:
         order = random.Random(self.what.seed)
         done = {(t.arm, t.block) for t in run.trials if t.outcome != "interrupted"}
         for block in range(self.what.blocks):
+            if self.roots:
+                cold.warm(self.roots)  # the stores stand for other machines: their disks are not what is measured
             arms = list(self.what.stacks)
             order.shuffle(arms)
             for position, stack in enumerate(arms):

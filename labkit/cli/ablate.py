@@ -1,0 +1,123 @@
+"""`labkit ablate`: each technique alone, taken out, or one more each rung, against the naive stack, in randomised blocks.
+
+    labkit ablate --preset small --scenario fresh-node --link 1gbit --kinds add-one,ladder --blocks 3
+    labkit ablate --search --scenario warm-node        # find best-here, and say how sure
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--kinds", default="add-one,ladder", help="add-one, drop-one, ladder, factorial (default add-one,ladder)")
+    parser.add_argument("--only", default="", help="techniques to use, comma-separated (default: all that can run here)")
+    parser.add_argument("--best", default="", metavar="STACK", help="the stack drop-one takes apart (default best-here)")
+    parser.add_argument("--search", action="store_true", help="search for best-here on measured trials, and save it")
+    parser.add_argument("--scenario", default="fresh-node")
+    parser.add_argument("--link", default="1gbit", help="emulated link (default 1gbit)")
+    parser.add_argument("--preset", default="small")
+    parser.add_argument("--blocks", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", default="", metavar="FILE")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--json", action="store_true", help="only the JSON line")
+
+
+def run(args: argparse.Namespace) -> int:
+    from labkit.core import host
+    from labkit.face.live import progress
+    from labkit.stack.ablate import arms, candidates
+
+    only = tuple(n.strip() for n in args.only.split(",") if n.strip())
+    if args.search:
+        return _search(args, only)
+    names, missing = candidates(host.card(), scenario=args.scenario, only=only)
+    for name, why in missing.items():
+        print(f"not here: {name}: {why}", file=sys.stderr)
+    kinds = [k.strip() for k in args.kinds.split(",")]
+    stacks = arms(kinds, names, best=_best(args) if "drop-one" in kinds else None)
+    print(f"{len(stacks)} arms × {args.blocks} blocks on {args.scenario}, link {args.link}; the first block tells how long the rest takes; "
+          "--resume goes on after an interruption", file=sys.stderr)
+    from labkit.stack import experiment
+
+    made = experiment(stacks, preset=args.preset, blocks=args.blocks, scenario=args.scenario, link=args.link, seed=args.seed,
+                      out=args.out or None, resume=args.resume, progress=Estimating(progress(), len(stacks), args.blocks))
+    return _report(made, args.json)
+
+
+class Estimating:
+    """Passes progress on, and after each trial says how long the rest will take, from the trials so far."""
+
+    def __init__(self, inner: Any, arms: int, blocks: int):
+        self.inner, self.total, self.done = inner, arms * blocks, 0
+        self.began = time.monotonic()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def trial_done(self, trial: Any) -> None:
+        self.done += 1
+        if hasattr(self.inner, "trial_done"):
+            self.inner.trial_done(trial)
+        left_s = (time.monotonic() - self.began) / self.done * (self.total - self.done)
+        if left_s > 1 and (self.done in (1, 3) or self.done % 10 == 0) and hasattr(self.inner, "note"):
+            self.inner.note(f"{self.done} of {self.total} trials; about {left_s / 60:.0f} min left")
+
+
+def _best(args: argparse.Namespace) -> Any:
+    from labkit.core.workspace import Workspace
+    from labkit.stack.compose import Stack
+    from labkit.stack.search import best_here
+
+    return Stack.parse(args.best) if args.best else best_here(Workspace.default(), args.scenario, args.link, args.preset)
+
+
+def _search(args: argparse.Namespace, only: tuple[str, ...]) -> int:
+    from labkit.cli.output import last_line
+    from labkit.core.host import card
+    from labkit.face.live import progress
+    from labkit.stack.search import search
+
+    found = search(scenario=args.scenario, link=args.link, preset=args.preset, only=only, progress=progress(), blocks=(2, 2, args.blocks), seed=args.seed)
+    layers = ", ".join(f"{k}={v}" for k, v in found.stack.layers.items() if v)
+    if not args.json:
+        print(f"best here ({args.scenario}, {args.link}, {args.preset}): {layers}")
+        print(f"  {found.ratio['median']:.3f} of naive ({found.ratio['low']:.3f} – {found.ratio['high']:.3f}); "
+              f"the fastest of the last round in {found.confidence:.0%} of resamples" + (f", against {found.runner_up}" if found.runner_up else ""))
+        for name, why in found.missing.items():
+            print(f"  not tried: {name}: {why}")
+    last_line({"bench": "search", "host": card(), "blocks": args.blocks, "best": dict(found.stack.layers), "confidence": found.confidence,
+               "tried": found.tried, "missing": found.missing, "records": found.runs, "results": [],
+               "ratios": {f"best-here_vs_naive.{args.scenario}": found.ratio}})
+    return 0
+
+
+def _report(run: Any, only_json: bool) -> int:
+    from labkit.cli.output import last_line, table
+    from labkit.cli.run import summary
+    from labkit.core.units import show_s
+    from labkit.stack.ablate import effects, predict
+    from labkit.stack.claims import HEAD, as_rows, claims
+
+    found = effects(run)
+    predictions = [p for p in (predict(run, e.arm) for e in found) if p]
+    rows = claims([run])
+    if not only_json:
+        print(table([[e.arm, show_s(sum(e.phases.values())) if e.phases else "", f"{e.ratio['median']:.3f}" if e.ratio else "missing",
+                      ("" if not e.ratio else f"{e.ratio['low']:.3f} – {e.ratio['high']:.3f}" + ("" if e.ratio["significant"] else "  not significant")),
+                      show_s(e.saved_s) if e.ratio else e.missing[:90]] for e in found], ["arm", "phases' sum", "to naive", "interval", "saved"]))
+        if predictions:
+            print("\npredicted against measured (what adding up separate gains gets wrong)")
+            print(table([[p.arm, show_s(p.measured_s), show_s(p.sum_s), f"{p.sum_error:+.0%}", show_s(p.path_s), f"{p.path_error:+.0%}"] for p in predictions],
+                        ["arm", "measured", "sum of gains", "error", "critical path", "error"]))
+        print("\nclaimed against measured")
+        print(table(as_rows(rows), HEAD))
+    doc = summary(run)
+    last_line({**doc, "bench": "ablate",
+               "predictions": [{"arm": p.arm, "measured_s": p.measured_s, "sum_s": p.sum_s, "path_s": p.path_s} for p in predictions],
+               "claims": [{"row": r.label, "technique": r.technique, "claimed": r.claim.text, "ratio": dict(r.ratio), "verdict": r.verdict} for r in rows]})
+    return 1 if any(t.outcome not in ("ok", "unavailable") for t in run.trials) else 0

@@ -1,0 +1,111 @@
+"""Ablation, prediction, claims and search speak only of what records hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from labkit.core.records import Run, Trial
+from labkit.errors import BadInput
+from labkit.stack.ablate import arms, distinct, effects, predict
+from labkit.stack.claims import ROWS, claims, figures, verdict
+from labkit.stack.compose import NAMED, Stack
+from labkit.technique import Claim
+
+NAIVE = {"image": "full-pull", "process": "process", "weights": "pickle"}
+
+
+def run_of(arm_phases: dict[str, tuple[dict[str, str], dict[str, float]]], blocks: int = 5, noise: float = 0.01) -> Run:
+    trials = []
+    for block in range(blocks):
+        for name, (_, phases) in arm_phases.items():
+            scale = 1 + noise * (block - blocks // 2)
+            scaled = {p: s * scale for p, s in phases.items()}
+            trials.append(Trial(name, block, 0, total_s=sum(scaled.values()), phases=scaled, unaccounted_s=0.0, cache={"state": "cold"}))
+    return Run("x", "2026-01-01", {"id": "h"}, {"arms": [{"name": n, "stack": s, "scenario": "fresh-node", "link": "1gbit"} for n, (s, _) in arm_phases.items()], "blocks": blocks},
+               trials=tuple(trials))
+
+
+RUN = run_of({
+    "naive": (NAIVE, {"pull": 4, "unpack": 4, "import": 2, "build": 1, "load": 3, "first_token": 0.1}),
+    "estargz-lazy": ({**NAIVE, "image": "estargz-lazy"}, {"mount": 0.4, "import": 4, "build": 1, "load": 3, "first_token": 0.1}),
+    "safetensors": ({**NAIVE, "weights": "safetensors"}, {"pull": 4, "unpack": 4, "import": 2, "build": 0, "load": 1, "first_token": 0.1}),
+    "both": ({**NAIVE, "image": "estargz-lazy", "weights": "safetensors"}, {"mount": 0.4, "import": 4, "build": 0, "load": 1, "first_token": 0.1}),
+})
+
+
+def test_effects_are_paired_and_signed():
+    by_arm = {e.arm: e for e in effects(RUN)}
+    assert by_arm["estargz-lazy"].ratio["median"] == pytest.approx(8.5 / 14.1, rel=1e-6)
+    assert by_arm["estargz-lazy"].saved_s == pytest.approx(5.6, rel=1e-6)
+    assert by_arm["naive"].ratio["median"] == 1
+
+
+def test_the_sum_of_gains_and_the_critical_path_are_set_against_the_measured_arm():
+    found = predict(RUN, "both")
+    assert found.sum_s == pytest.approx(14.1 - 5.6 - 3.0, rel=1e-6)
+    assert found.path_s == pytest.approx(5.5, rel=1e-6)
+    assert found.measured_s == pytest.approx(5.5, rel=1e-6)
+
+
+def test_an_arm_whose_parts_were_not_measured_alone_has_no_prediction():
+    assert predict(run_of({"naive": (NAIVE, {"load": 1}), "new": ({**NAIVE, "weights": "gguf"}, {"load": 2})}), "new") is None
+
+
+def test_a_failed_arm_is_kept_with_its_reason():
+    broken = Trial("gguf", 0, 0, outcome="crashed", error={"what": "no such file"})
+    run = Run("x", "", {}, {"arms": [*RUN.experiment["arms"], {"name": "gguf", "stack": {}}], "blocks": 5}, trials=(*RUN.trials, broken))
+    assert next(e for e in effects(run) if e.arm == "gguf").missing == "no such file"
+
+
+def test_claims_are_generated_from_records_and_unmeasured_rows_are_kept():
+    rows = claims([RUN])
+    assert {r.label for r in rows} == {r.label for r in ROWS}
+    lazy = next(r for r in rows if r.technique == "estargz-lazy")
+    assert lazy.ratio["median"] == pytest.approx(0.05)
+    assert lazy.verdict == "larger"
+    assert next(r for r in rows if r.label.startswith("CUDA")).verdict == "not on this host"
+
+
+@pytest.mark.parametrize("ratio, expected", [
+    ({"median": 0.3, "low": 0.25, "high": 0.35, "significant": True}, "holds"),
+    ({"median": 0.05, "low": 0.04, "high": 0.06, "significant": True}, "larger"),
+    ({"median": 0.8, "low": 0.7, "high": 0.9, "significant": True}, "smaller"),
+    ({"median": 1.3, "low": 1.2, "high": 1.4, "significant": True}, "slower here"),
+    ({"median": 0.9, "low": 0.7, "high": 1.1, "significant": False}, "not significant"),
+])
+def test_a_verdict_compares_the_interval_with_the_claimed_range(ratio, expected):
+    assert verdict(ratio, Claim("", "", 0.2, 0.4)) == expected
+
+
+def test_published_figures_name_setup_and_source():
+    assert all(f["setup"] and f["source"] and f["figure"] for f in figures())
+    assert {f["row"] for f in figures()} <= {r.label for r in ROWS}
+
+
+def test_named_stacks_parse_and_unknown_ones_list_the_choices():
+    assert Stack.parse("naive").layers == NAMED["naive"]
+    for bad in ("nonsense", "image", "colour=blue", ""):
+        with pytest.raises(BadInput) as caught:
+            Stack.parse(bad)
+        assert "naive" in caught.value.fix
+
+
+def test_a_technique_on_the_wrong_layer_is_refused_with_the_right_one():
+    with pytest.raises(BadInput) as caught:
+        Stack.parse("image=pickle")
+    assert "weights=pickle" in caught.value.fix
+
+
+def test_an_image_runtime_without_an_image_is_refused():
+    with pytest.raises(BadInput):
+        Stack.parse("image=host-env,process=runc").refuse_nonsense()
+
+
+def test_no_combination_is_measured_twice():
+    stacks = [Stack("a", NAIVE), Stack("b", dict(NAIVE)), Stack("c", {**NAIVE, "weights": "safetensors"})]
+    assert [s.name for s in distinct(stacks)] == ["a", "c"]
+
+
+def test_an_unknown_kind_of_ablation_is_refused():
+    with pytest.raises(BadInput):
+        arms(["all"], [])
