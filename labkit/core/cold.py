@@ -4,10 +4,11 @@ The kernel is asked page by page – `cachestat(2)` (Linux 6.5), else `mincore(2
 Eviction is `posix_fadvise(DONTNEED)` on each file once its dirty pages are written, which needs no root; root also drops
 names, inodes and file-system metadata (`drop_caches`), so that opening 20 000 files costs what it costs on a fresh node.
 
-    state = prove(["/rootfs", "model.safetensors"], want="cold")
-    state.state, state.resident_bytes, state.total_bytes      # ("cold", 0, 1_532_000_000)
+    state = settle(["/rootfs", "model.safetensors"], want="cold")     # evict, then prove
+    state.state, state.resident_bytes, state.total_bytes              # ("cold", 0, 1_532_000_000)
+    prove(["model.safetensors"], want="warm").why                     # only looks: "only 3.2% is in memory …"
 
-What this cannot do, and says (`note`, and state `unverified`): pages mapped or locked by a running process stay · tmpfs is
+What this cannot do, and says (state `unverified`, with `why`): pages mapped or locked by a running process stay · tmpfs is
 memory, never cold · as an ordinary user, residency of files of other owners is hidden by the kernel · a loader using
 O_DIRECT is as fast cold as warm, so compare it only with its own kind · a disk or hypervisor may cache below the kernel.
 Lesson: notebooks/01_anatomy.
@@ -61,7 +62,7 @@ class CacheState:
     never_evictable_files: int = 0
     links_out: int = 0  # links leading out of a tree, whose targets were not given
     names_dropped: bool = False
-    note: str = ""
+    why: str = ""  # of `unverified`
     stubborn: list[dict[str, Any]] = field(default_factory=list)  # files that stayed: path, resident_bytes
 
     @property
@@ -304,28 +305,31 @@ def _read_all(files: Iterable[tuple[str, int, int, int]]) -> int:
     return total
 
 
-def prove(paths: Iterable[str | os.PathLike[str]], want: str = "cold", *, caches: bool = True, tolerance: float = TOLERANCE) -> CacheState:
-    """Bring the files into the state wanted and prove it. `state` is `want`, or `unverified` with the reason in `note`.
+def prove(paths: Iterable[str | os.PathLike[str]] | Tree, want: str = "cold", *, tolerance: float = TOLERANCE) -> CacheState:
+    """Look, change nothing: `state` is `want` if the pages say so, else `unverified` with the reason in `why`.
 
     Nothing to read is cold: a fresh node holds no page of the stack."""
     if want not in ("cold", "warm"):
         raise BadInput(f"no cache state {want!r}", fix="cold or warm")
+    seen = residency(paths)
+    share = seen.resident_bytes / seen.total_bytes if seen.total_bytes else float(want == "warm")
+    reached = share >= 1 - tolerance if want == "warm" else share <= tolerance
+    reasons = list(_doubts(seen, want, reached))
+    return replace(seen, state="unverified" if reasons else want, why="; ".join(reasons), stubborn=seen.stubborn if want == "cold" else [])
+
+
+def settle(paths: Iterable[str | os.PathLike[str]], want: str = "cold", *, caches: bool = True, tolerance: float = TOLERANCE) -> CacheState:
+    """Bring the files into the state wanted, then prove it. `caches`: as root, drop the host's caches too."""
     tree = walk(paths)
-    dropped = False
     if want == "warm":
         warm(tree)
-        seen = residency(tree)
-        reached = seen.resident_bytes >= (1 - tolerance) * seen.total_bytes
-    else:
-        dropped = evict(tree, caches=caches)
-        seen = residency(tree)
-        if seen.resident_bytes:  # pages under write-back or held in per-CPU batches leave at the second asking
-            evict(tree, caches=False)
-            seen = residency(tree)
-        reached = seen.resident_bytes <= tolerance * seen.total_bytes
-    reasons = list(_doubts(seen, want, reached))
-    return replace(seen, state="unverified" if reasons else want, names_dropped=dropped, note="; ".join(reasons),
-                   stubborn=seen.stubborn if want == "cold" else [])
+        return prove(tree, want, tolerance=tolerance)
+    dropped = evict(tree, caches=caches)
+    seen = prove(tree, want, tolerance=tolerance)
+    if seen.resident_bytes:  # pages under write-back or held in per-CPU batches leave at the second asking
+        evict(tree, caches=False)
+        seen = prove(tree, want, tolerance=tolerance)
+    return replace(seen, names_dropped=dropped)
 
 
 def _doubts(seen: CacheState, want: str, reached: bool) -> Iterator[str]:

@@ -28,16 +28,12 @@ def settle_cache(plan: LaunchPlan, node: Path) -> dict[str, Any]:
                 "total_bytes": 0, "resident_bytes": 0}
     want = "warm" if plan.scenario == "hot-node" else "cold"
     # Dropping the host's caches would also cool the stores, which stand for other machines.
-    return _as_dict(cold.prove(plan.cold_paths, want, caches=not plan.stat_urls))
+    return cold.settle(plan.cold_paths, want, caches=not plan.stat_urls).as_json()
 
 
 def residency_after(plan: LaunchPlan) -> dict[str, Any]:
     """How much of the cold paths is in the page cache now: what the start really read (plus read-ahead)."""
-    return _as_dict(cold.residency(plan.cold_paths)) if plan.cold_paths else {}
-
-
-def _as_dict(state: Any) -> dict[str, Any]:
-    return {k: getattr(state, k) for k in ("state", "method", "files", "total_bytes", "resident_bytes", "names_dropped", "note", "stubborn")}
+    return cold.residency(plan.cold_paths).as_json() if plan.cold_paths else {}
 
 
 def _get(url: str, timeout_s: float = 5.0) -> Any:
