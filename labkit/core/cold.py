@@ -8,7 +8,7 @@ names, inodes and file-system metadata (`drop_caches`), so that opening 20 000 f
     state.state, state.resident_bytes, state.total_bytes              # ("cold", 0, 1_532_000_000)
     prove(["model.safetensors"], want="warm").why                     # only looks: "only 3.2% is in memory …"
 
-What this cannot do, and says (state `unverified`, with `why`): pages mapped or locked by a running process stay · tmpfs is
+What this cannot do, and says (state `unverified`, with a `note`): pages mapped or locked by a running process stay · tmpfs is
 memory, never cold · as an ordinary user, residency of files of other owners is hidden by the kernel · a loader using
 O_DIRECT is as fast cold as warm, so compare it only with its own kind · a disk or hypervisor may cache below the kernel.
 Lesson: notebooks/01_anatomy.
@@ -62,7 +62,7 @@ class CacheState:
     never_evictable_files: int = 0
     links_out: int = 0  # links leading out of a tree, whose targets were not given
     names_dropped: bool = False
-    why: str = ""  # of `unverified`
+    note: str = ""  # why it is unverified
     stubborn: list[dict[str, Any]] = field(default_factory=list)  # files that stayed: path, resident_bytes
 
     @property
@@ -306,7 +306,7 @@ def _read_all(files: Iterable[tuple[str, int, int, int]]) -> int:
 
 
 def prove(paths: Iterable[str | os.PathLike[str]] | Tree, want: str = "cold", *, tolerance: float = TOLERANCE) -> CacheState:
-    """Look, change nothing: `state` is `want` if the pages say so, else `unverified` with the reason in `why`.
+    """Look, change nothing: `state` is `want` if the pages say so, else `unverified` with the reason in `note`.
 
     Nothing to read is cold: a fresh node holds no page of the stack."""
     if want not in ("cold", "warm"):
@@ -315,7 +315,7 @@ def prove(paths: Iterable[str | os.PathLike[str]] | Tree, want: str = "cold", *,
     share = seen.resident_bytes / seen.total_bytes if seen.total_bytes else float(want == "warm")
     reached = share >= 1 - tolerance if want == "warm" else share <= tolerance
     reasons = list(_doubts(seen, want, reached))
-    return replace(seen, state="unverified" if reasons else want, why="; ".join(reasons), stubborn=seen.stubborn if want == "cold" else [])
+    return replace(seen, state="unverified" if reasons else want, note="; ".join(reasons), stubborn=seen.stubborn if want == "cold" else [])
 
 
 def settle(paths: Iterable[str | os.PathLike[str]], want: str = "cold", *, caches: bool = True, tolerance: float = TOLERANCE) -> CacheState:
