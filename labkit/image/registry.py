@@ -18,12 +18,10 @@ Lesson: notebooks/02_image_pull.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
-import shutil
 import tempfile
 import threading
 import uuid
@@ -33,6 +31,7 @@ from typing import Any
 
 from labkit.errors import BadInput
 from labkit.net.message import Request, Response, file_response, text
+from labkit.objects.place import link_or_copy
 
 MANIFEST_MAX = 4 << 20
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -336,35 +335,6 @@ def _write(path: Path, raw: bytes) -> None:
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def link_or_copy(source: Path, target: Path) -> str:
-    """Give `source` a second name without copying where the file system can. Returns "kept", "linked", "cloned" or "copied"."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        if target.samefile(source):
-            return "kept"
-        target.unlink()
-    source = source.resolve()
-    with contextlib.suppress(OSError):
-        os.link(source, target)
-        return "linked"
-    temporary = target.with_name(f".new-{uuid.uuid4().hex}")
-    try:
-        how = "copied"
-        with open(source, "rb") as inp, open(temporary, "wb") as out:
-            try:
-                import fcntl
-
-                fcntl.ioctl(out.fileno(), 0x40049409, inp.fileno())  # FICLONE
-                how = "cloned"
-            except OSError:
-                shutil.copyfileobj(inp, out, 1 << 20)
-        os.replace(temporary, target)
-        return how
-    except BaseException:
-        temporary.unlink(missing_ok=True)
         raise
 
 

@@ -1,0 +1,39 @@
+"""`labkit store serve|add`: the embedded object store as a command, for any S3 client and the lab's own."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from labkit.net.serving import add_serve_arguments
+
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    serve = actions.add_parser("serve", help="serve a folder as a bucket store: S3's API, GCS's read paths (plain HTTP)")
+    add_serve_arguments(serve)
+    serve.add_argument("--bucket", action="append", default=[], help="make this bucket at start (default: lab)")
+    serve.add_argument("--open-writes", action="store_true", help="accept unsigned writes")
+    add = actions.add_parser("add", help="put a folder into the store under a key prefix, by hard link where possible")
+    add.add_argument("folder")
+    add.add_argument("url", help="s3://BUCKET/PREFIX")
+    add.add_argument("--root", required=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    from labkit.cli.output import last_line
+    from labkit.errors import BadInput
+    from labkit.net.serving import serve
+
+    if args.action == "serve":
+        from labkit.objects.store import Store, environment
+
+        return serve(Store(args.root, buckets=tuple(args.bucket or ["lab"]), open_writes=args.open_writes), args, name="labkit-store",
+                     env=lambda server: environment(server.url))
+    from labkit.objects.publish import publish_model
+
+    scheme, _, rest = args.url.partition("://")
+    bucket, _, key = rest.partition("/")
+    if scheme != "s3" or not bucket or not key:
+        raise BadInput(f"not an object prefix: {args.url}", fix="write it like s3://lab/models/small")
+    last_line(publish_model(args.root, args.folder, key, bucket=bucket))
+    return 0

@@ -1,0 +1,269 @@
+"""Buckets and objects as plain files: `root/BUCKET/KEY`, so that a model directory becomes a prefix by hard link.
+
+Beside them, under `root/.labkit/`: what a file cannot say of itself (content type, MD5, the client's own metadata) and
+the parts of uploads under way. An object without such a note (put there by hand or by hard link) gets an ETag made of its
+size, time and inode, in the form of a multipart ETag, which no client takes for an MD5.
+
+Limits, stated: a key cannot be both an object and the folder of another (as in MinIO), and its parts between slashes are
+at most 255 bytes. Lesson: notebooks/02_image_pull.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+BUCKET = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+RESERVED = ("storage", "download", "upload", "_labkit")
+KEY_MAX = 1024
+
+
+class Missing(Exception):
+    """No such bucket, key or upload: `what` is the S3 error code."""
+
+    def __init__(self, what: str, message: str):
+        super().__init__(message)
+        self.what = what
+
+
+class Unstorable(Exception):
+    """A key this store cannot hold."""
+
+
+@dataclass(frozen=True)
+class Object:
+    bucket: str
+    key: str
+    size_bytes: int
+    modified_s: float
+    etag: str
+    content_type: str = "application/octet-stream"
+    metadata: dict[str, str] = field(default_factory=dict)
+    checksums: dict[str, str] = field(default_factory=dict)
+
+
+def encode_part(part: str) -> str:
+    """One part of a key as a file name; inverse of `decode_part`. What a file system reads as something else gets a `%`."""
+    if part in ("", ".", "..") or part.startswith("%"):
+        part = "%" + part.encode("utf-8", "surrogateescape").hex()
+    if len(part.encode("utf-8", "surrogateescape")) > 255 or "\0" in part:
+        raise Unstorable("a part of the key is longer than 255 bytes, or holds NUL")
+    return part
+
+
+def decode_part(name: str) -> str:
+    return bytes.fromhex(name[1:]).decode("utf-8", "surrogateescape") if name.startswith("%") else name
+
+
+class Disk:
+    def __init__(self, root: str | os.PathLike[str]):
+        self.root = Path(root)
+        self.notes, self.uploads = self.root / ".labkit" / "notes", self.root / ".labkit" / "uploads"
+        for folder in (self.notes, self.uploads):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    # -- buckets -------------------------------------------------------------------------------------------------
+
+    def buckets(self) -> list[tuple[str, float]]:
+        return sorted((e.name, e.stat().st_ctime) for e in os.scandir(self.root) if e.is_dir() and BUCKET.fullmatch(e.name))
+
+    def make_bucket(self, bucket: str) -> bool:
+        """False when it is there already."""
+        if not BUCKET.fullmatch(bucket) or bucket in RESERVED:
+            raise Unstorable(f"not a bucket name: {bucket[:80]!r}")
+        try:
+            (self.root / bucket).mkdir()
+            return True
+        except FileExistsError:
+            return False
+
+    def bucket(self, bucket: str) -> Path:
+        path = self.root / bucket
+        if not BUCKET.fullmatch(bucket) or not path.is_dir():
+            raise Missing("NoSuchBucket", f"no bucket {bucket[:80]!r}")
+        return path
+
+    def remove_bucket(self, bucket: str) -> bool:
+        """False when it is not empty."""
+        path = self.bucket(bucket)
+        if next(self.walk(bucket, ""), None):
+            return False
+        shutil.rmtree(path)
+        shutil.rmtree(self.notes / bucket, ignore_errors=True)
+        return True
+
+    # -- objects -------------------------------------------------------------------------------------------------
+
+    def path(self, bucket: str, key: str) -> Path:
+        if not key or len(key.encode("utf-8", "surrogateescape")) > KEY_MAX:
+            raise Unstorable("a key has 1 to 1024 bytes")
+        return self.bucket(bucket).joinpath(*(encode_part(p) for p in key.split("/")))
+
+    def _note(self, bucket: str, key: str) -> Path:
+        # A digest, so that notes never meet the folder/object conflict that objects can have.
+        return self.notes / bucket / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+    def open(self, bucket: str, key: str) -> tuple[int, Object]:
+        """An open descriptor (the caller closes it) and what the object is. Raises Missing."""
+        try:
+            fd = os.open(self.path(bucket, key), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+                raise Missing("NoSuchKey", f"no object {key[:200]!r} in {bucket}") from None
+            raise
+        stat = os.fstat(fd)
+        if os.path.stat.S_ISDIR(stat.st_mode):
+            os.close(fd)
+            raise Missing("NoSuchKey", f"no object {key[:200]!r} in {bucket}")
+        return fd, self._describe(bucket, key, stat)
+
+    def _describe(self, bucket: str, key: str, stat: os.stat_result) -> Object:
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            note = json.loads(self._note(bucket, key).read_text())
+            if (note.pop("size"), note.pop("mtime_ns")) == (stat.st_size, stat.st_mtime_ns):
+                return Object(bucket, key, stat.st_size, stat.st_mtime, **note)
+        made = hashlib.md5(f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}".encode(), usedforsecurity=False).hexdigest()
+        return Object(bucket, key, stat.st_size, stat.st_mtime, f"{made}-1")
+
+    def incoming(self) -> Path:
+        return self.uploads / f"put-{uuid.uuid4().hex}"
+
+    def keep(self, bucket: str, key: str, arrived: Path, *, etag: str, content_type: str = "", metadata: dict[str, str] | None = None,
+             checksums: dict[str, str] | None = None) -> Object:
+        """Give what arrived its name, in one step. Raises Unstorable for a key that collides with a folder."""
+        path = self.path(bucket, key)
+        stat = arrived.stat()
+        note = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "etag": etag, "metadata": metadata or {}, "checksums": checksums or {},
+                **({"content_type": content_type} if content_type else {})}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(arrived, path)
+        except (NotADirectoryError, FileExistsError, IsADirectoryError):
+            raise Unstorable("this key is the folder of another object, or lies below one") from None
+        target = self._note(bucket, key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_suffix(f".{uuid.uuid4().hex}")
+        temporary.write_text(json.dumps(note))
+        os.replace(temporary, target)
+        return self._describe(bucket, key, stat)
+
+    def remove(self, bucket: str, key: str) -> None:
+        """Absent is fine, as in S3."""
+        path, top = self.path(bucket, key), self.bucket(bucket)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            path.unlink()
+        self._note(bucket, key).unlink(missing_ok=True)
+        while (path := path.parent) != top:
+            try:
+                path.rmdir()
+            except OSError:
+                break
+
+    def walk(self, bucket: str, prefix: str, after: str = "") -> Iterator[str]:
+        """Keys that start with `prefix` and come after `after`, in the order of their UTF-8 bytes."""
+        top = self.bucket(bucket)
+        folder = prefix.rpartition("/")[0]
+        try:
+            start = top.joinpath(*(encode_part(p) for p in folder.split("/"))) if folder else top
+        except Unstorable:
+            return
+        keys: list[bytes] = []
+        todo = [(start, folder + "/" if folder else "")]
+        while todo:
+            path, before = todo.pop()
+            try:
+                entries = list(os.scandir(path))
+            except OSError:
+                continue
+            for entry in entries:
+                key = before + decode_part(entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    if key.startswith(prefix) or prefix.startswith(key):
+                        todo.append((Path(entry.path), key + "/"))
+                elif key.startswith(prefix):
+                    keys.append(key.encode("utf-8", "surrogateescape"))
+        floor = after.encode("utf-8", "surrogateescape")
+        yield from (k.decode("utf-8", "surrogateescape") for k in sorted(keys) if k > floor)
+
+    def listing(self, bucket: str, prefix: str, delimiter: str, after: str, limit: int) -> tuple[list[Object], list[str], str]:
+        """Objects, common prefixes, and the name to go on after ("" when that was all)."""
+        objects: list[Object] = []
+        folders: list[str] = []
+        last = after
+        for key in self.walk(bucket, prefix, after):
+            if delimiter and (at := key.find(delimiter, len(prefix))) >= 0:
+                folder = key[: at + len(delimiter)]
+                if (folders and folders[-1] == folder) or folder == after:
+                    continue
+                if len(objects) + len(folders) >= limit:
+                    return objects, folders, last
+                folders.append(folder)
+                last = folder
+                continue
+            if len(objects) + len(folders) >= limit:
+                return objects, folders, last
+            with contextlib.suppress(OSError, Missing, Unstorable):
+                objects.append(self._describe(bucket, key, os.stat(self.path(bucket, key))))
+            last = key
+        return objects, folders, ""
+
+    # -- multipart uploads ---------------------------------------------------------------------------------------
+
+    def upload_start(self, bucket: str, key: str, about: dict[str, Any]) -> str:
+        self.path(bucket, key)
+        upload = uuid.uuid4().hex
+        (self.uploads / upload).mkdir()
+        (self.uploads / upload / "about.json").write_text(json.dumps({"bucket": bucket, "key": key, **about}))
+        return upload
+
+    def upload(self, bucket: str, key: str, upload: str) -> Path:
+        folder = self.uploads / upload
+        if re.fullmatch(r"[0-9a-f]{32}", upload):
+            with contextlib.suppress(OSError, ValueError):
+                about = json.loads((folder / "about.json").read_text())
+                if (about["bucket"], about["key"]) == (bucket, key):
+                    return folder
+        raise Missing("NoSuchUpload", "no such upload; it may have been completed or aborted")
+
+    def part_keep(self, folder: Path, number: int, arrived: Path, md5: str) -> None:
+        for old in folder.glob(f"part-{number:05d}-*"):
+            old.unlink(missing_ok=True)
+        os.replace(arrived, folder / f"part-{number:05d}-{md5}")
+
+    def parts(self, folder: Path) -> list[tuple[int, str, Path]]:
+        return sorted((int(p.name[5:10]), p.name[11:], p) for p in folder.glob("part-*"))
+
+    def uploads_of(self, bucket: str) -> list[tuple[str, str]]:
+        found = []
+        for about in self.uploads.glob("*/about.json"):
+            doc = json.loads(about.read_text())
+            if doc["bucket"] == bucket:
+                found.append((doc["key"], about.parent.name))
+        return sorted(found)
+
+    def join(self, paths: Iterable[Path], target: Path) -> None:
+        """Concatenate without the bytes passing through Python (copy_file_range; a clone where the file system can)."""
+        with open(target, "wb") as out:
+            for path in paths:
+                with open(path, "rb") as part:
+                    left = os.fstat(part.fileno()).st_size
+                    while left:
+                        try:
+                            done = os.copy_file_range(part.fileno(), out.fileno(), left)
+                        except OSError:
+                            shutil.copyfileobj(part, out, 1 << 20)
+                            out.flush()
+                            break
+                        if not done:
+                            break
+                        left -= done

@@ -1,0 +1,39 @@
+"""A model directory as a prefix in the embedded store, by hard link: 16 GB are published in milliseconds.
+
+    publish_model("/srv/bucket", "models/small", "models/small-safetensors")   # s3://lab/models/small-safetensors
+
+Lesson: notebooks/05_streaming.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import BadInput
+from labkit.objects.disk import Disk
+from labkit.objects.place import link_or_copy
+
+
+def publish_model(root: str | os.PathLike[str], model_dir: str | os.PathLike[str], key: str, *, bucket: str = "lab") -> dict[str, Any]:
+    """Every file below `model_dir` as `bucket/key/…`, linked where the file system can. Safe to repeat, also while serving.
+
+    Hard-linked files share their bytes: convert into a new directory, never edit a published file in place."""
+    source = Path(model_dir)
+    if not source.is_dir():
+        raise BadInput(f"no model directory {source}", fix="labkit model make --preset small DIR")
+    disk = Disk(root)
+    disk.make_bucket(bucket)
+    facts: dict[str, Any] = {"url": f"s3://{bucket}/{key.strip('/')}", "objects": 0, "size_bytes": 0}
+    for path in sorted(source.rglob("*")):
+        if not path.is_file():
+            continue
+        target = disk.path(bucket, f"{key.strip('/')}/{path.relative_to(source).as_posix()}")
+        how = link_or_copy(path, target)
+        facts[how] = facts.get(how, 0) + 1
+        facts["objects"] += 1
+        facts["size_bytes"] += path.stat().st_size
+    return facts
+
+

@@ -1,0 +1,161 @@
+"""Bodies on their way into the store: aws-chunked framing, digests, checksums, chunk signatures.
+
+The SDKs frame an upload as `HEX;chunk-signature=…\\r\\n data \\r\\n … 0\\r\\n trailers`, so that they can sign or checksum
+while streaming. Everything the client said about its bytes is checked before they get a name. Source: AWS, "Signature
+calculations for the Authorization header: transferring payload in multiple chunks". Lesson: notebooks/02_image_pull.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from labkit.net.message import Request
+from labkit.objects import sigv4
+
+LINE_MAX = 16 << 10
+
+
+class Wrong(Exception):
+    """What arrived is not what the client said it would send. `code`: S3's."""
+
+    def __init__(self, code: str, message: str):
+        super().__init__(message)
+        self.code = code
+
+
+class AwsChunked:
+    """Iterate the payload of an aws-chunked stream; `trailers` are there at the end. Raises Wrong."""
+
+    def __init__(self, blocks: Iterable[bytes], signed: sigv4.Signed | None = None):
+        self._blocks, self._buffer = iter(blocks), bytearray()
+        self._signed = signed
+        self.trailers: dict[str, str] = {}
+
+    def _fill(self) -> None:
+        block = next(self._blocks, b"")
+        if not block:
+            raise Wrong("IncompleteBody", "the aws-chunked body ended early")
+        self._buffer += block
+
+    def _line(self) -> bytes:
+        while (at := self._buffer.find(b"\r\n")) < 0:
+            if len(self._buffer) > LINE_MAX:
+                raise Wrong("InvalidRequest", "no line of aws-chunked framing")
+            self._fill()
+        line = bytes(self._buffer[:at])
+        del self._buffer[: at + 2]
+        return line
+
+    def __iter__(self) -> Iterator[bytes]:
+        before = self._signed.signature if self._signed else ""
+        while True:
+            size_text, _, extension = self._line().partition(b";")
+            try:
+                size = int(size_text.strip(), 16)
+            except ValueError:
+                raise Wrong("InvalidRequest", "not an aws-chunked size") from None
+            if size < 0 or len(size_text) > 16:
+                raise Wrong("InvalidRequest", "not an aws-chunked size")
+            left, digest = size, hashlib.sha256()
+            while left:
+                if not self._buffer:
+                    self._fill()
+                block = bytes(self._buffer[:left])
+                del self._buffer[: len(block)]
+                left -= len(block)
+                if self._signed:
+                    digest.update(block)
+                yield block
+            if self._signed:
+                before = sigv4.chunk_signature(before, self._signed, digest.hexdigest())
+                if not hmac.compare_digest(extension.strip(), b"chunk-signature=" + before.encode()):
+                    raise Wrong("SignatureDoesNotMatch", "the signature of a chunk does not match")
+            if not size:
+                break
+            if self._line():
+                raise Wrong("InvalidRequest", "a chunk longer than it says")
+        try:
+            while line := self._line():
+                name, _, value = line.decode("latin-1").partition(":")
+                self.trailers[name.strip().lower()] = value.strip()
+                if len(self.trailers) > 32:
+                    raise Wrong("InvalidRequest", "too many trailers")
+        except Wrong as error:  # some clients leave out the last empty line
+            if error.code != "IncompleteBody" or self._buffer:
+                raise
+
+
+class _Crc32:
+    def __init__(self) -> None:
+        self.value = 0
+
+    def update(self, block: bytes) -> None:
+        self.value = zlib.crc32(block, self.value)
+
+    def digest(self) -> bytes:
+        return self.value.to_bytes(4, "big")
+
+
+def _checksum(name: str) -> Any:
+    """None for the kinds the standard library cannot compute (crc32c, crc64nvme): noted, not checked."""
+    return {"crc32": _Crc32, "sha1": hashlib.sha1, "sha256": hashlib.sha256}.get(name, lambda: None)()
+
+
+@dataclass
+class Arrived:
+    size_bytes: int
+    md5: str
+    checksums: dict[str, str] = field(default_factory=dict)  # x-amz-checksum-… as sent
+
+
+def receive(request: Request, target: Path, signed: sigv4.Signed | None = None) -> Arrived:
+    """Stream the body into `target`, checking MD5, SHA-256, checksums, length and chunk signatures. Raises Wrong."""
+    payload = request.header("x-amz-content-sha256")
+    blocks: Any = request.body
+    chunked = payload.startswith("STREAMING-") or "aws-chunked" in request.header("content-encoding")
+    if chunked:
+        blocks = AwsChunked(request.body, signed if payload.startswith("STREAMING-AWS4-HMAC-SHA256-PAYLOAD") and "TRAILER" not in payload else None)
+    claimed = {k.removeprefix("x-amz-checksum-"): v for k, v in request.headers.items()
+               if k.startswith("x-amz-checksum-") and k not in ("x-amz-checksum-algorithm", "x-amz-checksum-type")}
+    names = set(claimed)
+    if trailer := request.header("x-amz-trailer"):
+        names |= {t.strip().lower().removeprefix("x-amz-checksum-") for t in trailer.split(",")}
+    checks = {n: c for n in names if (c := _checksum(n)) is not None}
+    md5 = hashlib.md5(usedforsecurity=False)
+    sha256 = hashlib.sha256() if len(payload) == 64 else None
+    size = 0
+    with open(target, "wb") as out:
+        for block in blocks:
+            out.write(block)
+            md5.update(block)
+            size += len(block)
+            if sha256:
+                sha256.update(block)
+            for check in checks.values():
+                check.update(block)
+    if chunked:
+        claimed |= {k.removeprefix("x-amz-checksum-"): v for k, v in blocks.trailers.items() if k.startswith("x-amz-checksum-")}
+    wanted = request.header("x-amz-decoded-content-length")
+    if wanted and wanted != str(size):
+        raise Wrong("IncompleteBody", f"{size} bytes arrived, {wanted[:20]} were announced")
+    if sha256 and sha256.hexdigest() != payload:
+        raise Wrong("XAmzContentSHA256Mismatch", "the body is not the one that was signed")
+    if request.header("content-md5"):
+        try:
+            given = base64.b64decode(request.header("content-md5"), validate=True)
+        except binascii.Error:
+            raise Wrong("InvalidDigest", "Content-MD5 is not base64") from None
+        if given != md5.digest():
+            raise Wrong("BadDigest", "Content-MD5 does not match what arrived")
+    for name, check in checks.items():
+        if name in claimed and claimed[name] != base64.b64encode(check.digest()).decode():
+            raise Wrong("BadDigest", f"checksum {name} does not match what arrived")
+    return Arrived(size, md5.hexdigest(), claimed)
