@@ -155,7 +155,7 @@ def columns(row: Row, total_s: float | None) -> tuple[str, str, str]:
     """took · share of the total · floor, as text."""
     part = row.took_s / total_s if total_s else 0.0
     share = ("< 1 %" if 0 < part < 0.005 else f"{part * 100:.0f} %") if total_s else ""
-    return show_s(row.took_s), share, show_s(row.floor_s) if row.floor_s else ""
+    return show_s(row.took_s), share.rjust(5), show_s(row.floor_s) if row.floor_s else ""
 
 
 def waterfall_text(shown: Shown) -> str:

@@ -1,0 +1,87 @@
+"""`labkit notebooks`: run them headless and say what happened, or check that they are in canonical form.
+
+    labkit notebooks run                              all of them, report in report/notebooks/
+    labkit notebooks run 01_anatomy --preset ci -p blocks=3 --timeout 600
+    labkit notebooks run --baseline baseline.json     fail when a stack got slower than its baseline, and name the phase
+    labkit notebooks check [--fix]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from labkit.errors import BadInput
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="notebooks", metavar="COMMAND", required=True)
+    run_parser = commands.add_parser("run", help="execute headless; the outcome is the exit status")
+    run_parser.add_argument("names", nargs="*", metavar="NAME", help="01_anatomy, a prefix such as 01, or a path (default: all)")
+    run_parser.add_argument("--preset", default="", help="parameters from the notebook's own presets: ci")
+    run_parser.add_argument("-p", "--parameter", action="append", default=[], metavar="K=V", help="one parameter; unknown names are an error")
+    run_parser.add_argument("--timeout", type=float, default=900.0, help="seconds for one notebook (default 900); its children are ended too")
+    run_parser.add_argument("--out", default="report/notebooks", metavar="DIR", help="executed notebooks and the report page")
+    run_parser.add_argument("--baseline", default="", metavar="FILE", help="fail when a stack got slower than in this record, beyond the noise")
+    run_parser.add_argument("--save-baseline", default="", metavar="FILE", help="write what was measured as a baseline")
+    run_parser.add_argument("--json", action="store_true", help="only the JSON line on stdout")
+    check_parser = commands.add_parser("check", help="canonical form: no outputs, sorted metadata, one parameters cell, short cells")
+    check_parser.add_argument("names", nargs="*", metavar="NAME", help="as for run (default: all)")
+    check_parser.add_argument("--fix", action="store_true", help="rewrite what has one right form")
+
+
+def run(args: argparse.Namespace) -> int:
+    return _check(args) if args.notebooks == "check" else _run(args)
+
+
+def folder() -> Path:
+    """notebooks/ of the working directory, else of this checkout."""
+    here = Path("notebooks")
+    return here if here.is_dir() else Path(__file__).resolve().parents[2] / "notebooks"
+
+
+def find(names: list[str], syllabi: bool = False) -> list[Path]:
+    """Paths of notebooks by name, prefix or path. Raises BadInput with what there is."""
+    every = sorted(folder().glob("*.ipynb")) + (sorted(folder().glob("syllabi/*.ipynb")) if syllabi else [])
+    if not names:
+        return every
+    found = []
+    for name in names:
+        path = Path(name)
+        hits = [path] if path.suffix == ".ipynb" and path.exists() else [p for p in every if p.stem == name or p.stem.startswith(name + "_")]
+        if not hits:
+            raise BadInput(f"no notebook {name!r}", fix="one of: " + ", ".join(p.stem for p in every))
+        found += hits
+    return found
+
+
+def _check(args: argparse.Namespace) -> int:
+    from labkit.lessons import canonical
+
+    problems = []
+    for path in find(args.names, syllabi=True):
+        if args.fix and canonical.fix(path):
+            print(f"{path}: fixed")
+        problems += canonical.look(path)
+    for problem in problems:
+        print(problem)
+    print(f"{len(problems)} problem{'' if len(problems) == 1 else 's'}" if problems else "notebooks are in canonical form")
+    return 1 if problems else 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    from labkit.cli.output import last_line, table
+    from labkit.core.units import show_s
+    from labkit.lessons import execute
+
+    given = dict(execute.parse_parameter(text) for text in args.parameter)
+    made = execute.run_all(find(args.names), Path(args.out), preset=args.preset, given=given, timeout_s=args.timeout,
+                           baseline=args.baseline, save_baseline=args.save_baseline, say=None if args.json else print)
+    if not args.json:
+        rows = [[r.name, r.outcome, show_s(r.seconds), r.slowest, r.error.split("\n")[0][:100]] for r in made.results]
+        print(table(rows, ["notebook", "outcome", "took", "slowest cell", "error"]))
+        for line in made.slower:
+            print(line)
+        print(f"report: {made.page}")
+    last_line(made.as_json())
+    return made.code

@@ -1,0 +1,67 @@
+"""Replay: runs recorded on other hosts stand in where this host cannot measure, and every figure of one says so.
+
+    run = live_or_recorded(lambda: experiment(["weights=runai-streamer"], …), "device-load")
+    waterfall(run)          # live, or boxed "replayed from 16 × …, NVIDIA H100"
+
+Records lie in data/recorded/<host>/<name>.json, with their host card inside. Only a missing capability is replaced: a
+failed trial, wrong tokens or missing evidence are this host's own result and stay. Lesson: notebooks/06_gpu_init.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from labkit.core import records
+from labkit.core.records import Run
+from labkit.errors import BadInput, MissingCapability
+
+ENV = "LABKIT_RECORDED"
+
+
+def folder() -> Path:
+    """data/recorded of this checkout, or where LABKIT_RECORDED says (a workshop pack)."""
+    return Path(os.environ.get(ENV) or Path(__file__).resolve().parents[2] / "data" / "recorded")
+
+
+def names() -> list[str]:
+    """Every recorded run as "<host>/<name>"."""
+    return sorted(str(p.relative_to(folder()).with_suffix("")) for p in folder().glob("*/*.json"))
+
+
+def replay(name: str) -> Run:
+    """A recorded run, marked as one: "<host>/<name>", or "<name>" of the first host that has it. Raises BadInput with what there is."""
+    found = [n for n in names() if n == name or n.split("/", 1)[1] == name]
+    if not found:
+        raise BadInput(f"no recorded run {name!r}", fix="one of: " + (", ".join(names()) or f"none in {folder()}"))
+    run = records.read(folder() / f"{found[0]}.json")
+    return marked(run, found[0].split("/", 1)[0])
+
+
+def marked(run: Run, host: str = "") -> Run:
+    """The run, with the stamp that figures, captions and comparisons show."""
+    return replace(run, experiment={**run.experiment, "replayed_from": str(run.host.get("title") or run.host.get("name") or host or run.host.get("id"))})
+
+
+def live_or_recorded(measure: Callable[[], Run], recorded: str, say: Callable[[str], object] = print) -> Run:
+    """Measure here; where a capability is missing, replay, and say what was missing and what would change it."""
+    try:
+        run = measure()
+    except MissingCapability as missing:
+        reason = missing
+    else:
+        gone = [t for t in run.trials if t.outcome == "unavailable"]
+        if len(gone) < len(run.trials):
+            return run
+        reason = MissingCapability(gone[0].error.get("what", "not available here"), gone[0].error.get("why", ""), gone[0].error.get("fix", ""))
+    stand_in = replay(recorded)
+    say(f"Not measured here: {reason.what}." + (f" To change that: {reason.fix}" if reason.fix else "")
+        + f"\nWhat follows was recorded on: {stand_in.experiment['replayed_from']}.")
+    return stand_in
+
+
+def beside(run: Run, recorded: Sequence[str]) -> list[Run]:
+    """A live run and recorded ones, each marked: to be shown one under the other, never compared as if they were one host's."""
+    return [run, *(replay(name) for name in recorded)]
