@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from labkit.net.message import Request, Response
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve = actions.add_parser("serve", help="serve a folder as a bucket store: S3's API, GCS's read paths (plain HTTP)")
     add_serve_arguments(serve)
     serve.add_argument("--bucket", action="append", default=[], help="make this bucket at start (default: lab)")
+    serve.add_argument("--with-registry", default="", metavar="DIR", help="serve this folder as a registry too, over the same link: a node has one")
     serve.add_argument("--open-writes", action="store_true", help="accept unsigned writes")
     add = actions.add_parser("add", help="put a folder into the store under a key prefix, by hard link where possible")
     add.add_argument("folder")
@@ -27,8 +32,16 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "serve":
         from labkit.objects.store import Store, environment
 
-        return serve(Store(args.root, buckets=tuple(args.bucket or ["lab"]), open_writes=args.open_writes), args, name="labkit-store",
-                     env=lambda server: environment(server.url))
+        app = store = Store(args.root, buckets=tuple(args.bucket or ["lab"]), open_writes=args.open_writes)
+        if args.with_registry:
+            from labkit.image.registry import Registry
+
+            registry = Registry(args.with_registry)
+
+            def app(request: Request) -> Response:
+                return registry(request) if request.path.startswith("/v2/") or request.path == "/v2" else store(request)
+
+        return serve(app, args, name="labkit-store", env=lambda server: environment(server.url))
     from labkit.objects.publish import publish_model
 
     scheme, _, rest = args.url.partition("://")

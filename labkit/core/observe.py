@@ -42,11 +42,21 @@ def _get(url: str, timeout_s: float = 5.0) -> Any:
 
 
 def store_counters(plan: LaunchPlan) -> dict[str, dict[str, Any]]:
-    found = {}
+    """Counters of each store. A fragment of the URL keeps the paths below a prefix (`#/v2/`), or those that are not (`#!/v2/`):
+    registry and bucket are one server where the node's one link carries both."""
+    found, read = {}, {}
     for name, url in plan.stat_urls.items():
+        address, _, prefix = url.partition("#")
         with contextlib.suppress(OSError, ValueError):
-            found[name] = _get(url)
+            counters = read[address] = read.get(address) or _get(address)
+            found[name] = _of_paths(counters, prefix) if prefix else counters
     return found
+
+
+def _of_paths(counters: dict[str, Any], prefix: str) -> dict[str, Any]:
+    wanted, below = not prefix.startswith("!"), prefix.lstrip("!")
+    kept = {path: c for path, c in counters.get("by_path", {}).items() if path.startswith(below) == wanted}
+    return {**counters, "by_path": kept, **{key: sum(c.get(key, 0) for c in kept.values()) for key in ("requests", "bytes_sent")}}
 
 
 def store_difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, dict[str, Any]]:

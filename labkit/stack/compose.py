@@ -105,7 +105,7 @@ def compose(stack: Stack, artifacts: Mapping[str, Artifact], *, scenario: str, l
     if scenario not in SCENARIOS:
         raise BadInput(f"no scenario {scenario!r}", fix="one of: " + ", ".join(f"{k} ({v})" for k, v in SCENARIOS.items()))
     stack.refuse_nonsense()
-    stores = {name: url + "/_labkit/stats" for name, url in (("registry", subject.registry), ("bucket", subject.bucket)) if url}
+    stores = {name: f"{url}/_labkit/stats#{paths}" for name, url, paths in (("registry", subject.registry, "/v2/"), ("bucket", subject.bucket, "!/v2/")) if url}
     plan = LaunchPlan(stack={k: v for k, v in stack.layers.items() if v}, scenario=scenario, link=link, request=request,
                       expected_tokens=expected_tokens, timeout_s=timeout_s, stat_urls=stores,
                       server_args=("--host", "127.0.0.1", "--port", "{port}", *server_args),

@@ -164,7 +164,7 @@ class _Conduct:
         """Publish what a fresh node finds at the other end of the link, and serve it from processes of their own."""
         if self.what.scenario != "fresh-node":
             return subject
-        from labkit.image.push import publish_image
+        from labkit.image.registry import publish_image
         from labkit.net.serving import serving
         from labkit.objects.publish import publish_model
 
@@ -182,9 +182,10 @@ class _Conduct:
                 if publish:
                     publish(artifact, subject, roots)
                 del layer
-        registry = self.ends.enter_context(serving("registry", roots["registry"], link=self.what.link, ledger=self.ledger))
-        store = self.ends.enter_context(serving("store", roots["store"], link=self.what.link, ledger=self.ledger))
-        return replace(subject, registry=registry.url, bucket=store.url)
+        # One server for both, as the node has one link: two would carry twice its rate.
+        served = self.ends.enter_context(serving("store", roots["store"], link=self.what.link, ledger=self.ledger,
+                                                 options=("--with-registry", str(roots["registry"]))))
+        return replace(subject, registry=served.url, bucket=served.url)
 
     def _plan(self, stack: Stack, subject: Subject, tokens: tuple[int, ...]) -> LaunchPlan:
         return compose(stack, self.artifacts[stack.name], scenario=self.what.scenario, link=self.what.link, subject=subject,
