@@ -1,0 +1,175 @@
+"""One model, one request at a time: requests come from the sockets' threads, tokens are made in the main thread.
+
+The main thread did the warm-up, so its thread pool, its device context and its compiled step are the ones that answer.
+Clients that ask meanwhile wait in line: a reference server measures a start, not a load.
+
+    engine = Engine(model, tokenizer, max_context=2048, name="tiny")
+    engine.serve_forever()                        # main thread
+    for piece in engine.answer(request): ...      # any other thread
+
+Lesson: notebooks/01_anatomy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import queue
+import random
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from labkit.subject.api import Completion, Refused
+from labkit.subject.llama import KVCache, Llama, Step, generate
+from labkit.subject.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one token adds. `finish` is set on the last."""
+
+    token: int
+    text: str
+    logprob: float
+    prompt_tokens: int
+    finish: str | None = None
+
+
+class Engine:
+    def __init__(self, model: Llama, tokenizer: Tokenizer, *, max_context: int, name: str, compiled: bool = False):
+        self.model, self.tokenizer, self.max_context, self.name = model, tokenizer, max_context, name
+        self.eos = model.config.eos_token_ids
+        self.step: Step | None = self._compiled() if compiled else None
+        self._cache: KVCache | None = None
+        self._jobs: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
+        self.reseeded = 0
+
+    def _compiled(self) -> Step:
+        """The decode step with static shapes, through torch.compile; CUDA graphs where there is a GPU."""
+        inner = torch.compile(self.model.forward, mode="reduce-overhead" if self.model.device.type == "cuda" else "default", dynamic=False)
+
+        def step(ids: torch.Tensor, position: torch.Tensor, cache: KVCache, reach: int | None) -> torch.Tensor:
+            return inner(ids, position, cache, reach)
+
+        return step
+
+    def cache(self) -> KVCache:
+        """Made on first use and kept: a request overwrites what the one before left, position by position."""
+        if self._cache is None:
+            self._cache = self.model.new_cache(self.max_context)
+        return self._cache
+
+    def warm_up(self, tokens: int) -> int:
+        """Make `tokens` tokens from a one-token prompt; returns how many."""
+        start = self.model.config.bos_token_id or 0
+        made = sum(1 for _ in generate(self.model, [start], tokens, cache=self.cache(), step=self.step)) if tokens else 0
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize()
+        return made
+
+    def ids_of(self, request: Completion) -> list[int]:
+        """The prompt as ids. Raises Refused."""
+        ids = list(request.prompt) if not isinstance(request.prompt, str) else self.tokenizer.encode(request.prompt)
+        ids = ids or [self.model.config.bos_token_id or 0]
+        if max(ids) >= self.model.config.vocab_size:
+            raise Refused(400, "the tokenizer knows tokens that the model does not", "prompt")
+        if len(ids) + request.max_tokens > self.max_context:
+            raise Refused(400, f"{len(ids)} prompt tokens and max_tokens {request.max_tokens} exceed this server's context of {self.max_context}", "max_tokens")
+        return ids
+
+    def answer(self, request: Completion) -> Iterator[Piece]:
+        """Tokens as they are made. Raises Refused before the first one. Closing the iterator stops the work."""
+        ids = self.ids_of(request)
+        out: queue.SimpleQueue[Piece | BaseException | None] = queue.SimpleQueue()
+        stopped = threading.Event()
+        self._jobs.put(lambda: self._generate(request, ids, out, stopped))
+        try:
+            while (piece := out.get()) is not None:
+                if isinstance(piece, BaseException):
+                    raise piece
+                yield piece
+        finally:
+            stopped.set()
+
+    def _generate(self, request: Completion, ids: list[int], out: queue.SimpleQueue[Any], stopped: threading.Event) -> None:
+        try:
+            tokens: list[int] = []
+            shown = ""
+            if stopped.is_set():
+                return
+            for token, logprob in generate(self.model, ids, request.max_tokens, cache=self.cache(), temperature=request.temperature,
+                                           step=self.step, eos=() if request.ignore_eos else self.eos):
+                tokens.append(token)
+                last = len(tokens) == request.max_tokens
+                text = self.tokenizer.decode(tokens)
+                ended = token in self.eos and not request.ignore_eos
+                cut = min((at for s in request.stop if (at := text.find(s)) >= 0), default=-1)
+                if cut >= 0:
+                    text = text[:cut]
+                # A character whose bytes are not complete yet is held back, not shown as a question mark.
+                visible = text if last or ended or cut >= 0 else text.rstrip("\ufffd")
+                new = visible[len(shown):] if visible.startswith(shown) else ""
+                shown = visible if visible.startswith(shown) else shown
+                finish = "stop" if ended or cut >= 0 else "length" if last else None
+                out.put(Piece(token, new, logprob, len(ids), finish))
+                if finish or stopped.is_set():
+                    return
+        except BaseException as error:
+            out.put(error if isinstance(error, Exception) else RuntimeError("the server is shutting down"))
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            out.put(None)
+
+    def call(self, work: Callable[[], Any]) -> Any:
+        """Run `work` in the main thread, between requests, and give its result."""
+        done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+        def job() -> None:
+            try:
+                done.put((work(), None))
+            except Exception as error:
+                done.put((None, error))
+
+        self._jobs.put(job)
+        result, error = done.get()
+        if error:
+            raise error
+        return result
+
+    def serve_forever(self) -> None:
+        while True:
+            self._jobs.get()()
+
+    def shrink(self) -> dict[str, Any]:
+        """Give back what a snapshot need not hold: the KV cache, garbage, freed heap pages, the device allocator's cache."""
+        before = _resident_bytes()
+        freed = self._cache.size_bytes if self._cache else 0
+        self._cache = None
+        gc.collect()
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        with contextlib.suppress(OSError, AttributeError):
+            import ctypes
+
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        return {"kv_cache_bytes": freed, "resident_before_bytes": before, "resident_after_bytes": _resident_bytes()}
+
+    def reseed(self) -> dict[str, Any]:
+        """New random state from the kernel: two clones of one snapshot would otherwise draw alike."""
+        torch.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
+        random.seed(os.urandom(16))
+        self.reseeded += 1
+        return {"reseeded": self.reseeded}
+
+
+def _resident_bytes() -> int:
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0

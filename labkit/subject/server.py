@@ -1,0 +1,207 @@
+"""The reference server: from exec to the first token, each phase of it under a span.
+
+    python -m labkit.subject.server --model DIR --port 8000
+    python -m labkit.subject.server --model s3://lab/models/1b-safetensors --loader MODULE:FUNCTION --init meta --port 8000
+
+Phases: `import` (first line of this file until torch and the rest are in) → `context` (the device) → `build` (config,
+tokenizer, model: on meta, or randomly initialised as torch does it) → `load` (the loader's import is part of it) →
+`warmup` → `ready` (socket listening, health 200). Spans go to the file named by LABKIT_TIMELINE; nothing is imported
+that the phases do not need. Lesson: notebooks/01_anatomy.
+"""
+
+from __future__ import annotations
+
+import time
+
+_FIRST_LINE_S = time.clock_gettime(time.CLOCK_MONOTONIC)  # before every other import: `import` is measured from here
+
+import argparse  # noqa: E402
+import importlib  # noqa: E402
+import json  # noqa: E402
+import os  # noqa: E402
+import signal  # noqa: E402
+import sys  # noqa: E402
+import threading  # noqa: E402
+from typing import Any  # noqa: E402
+
+from labkit.core import timeline  # noqa: E402
+from labkit.errors import BadInput, LabError, MissingCapability  # noqa: E402
+
+PLAIN = "labkit.subject.plain:load"
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m labkit.subject.server", description="Reference inference server: OpenAI's completions from a Llama-family model.")
+    made.add_argument("--model", required=True, metavar="DIR|URL", help="model directory, http(s)://… or s3://bucket/prefix")
+    made.add_argument("--loader", default=PLAIN, metavar="MODULE:FUNCTION", help=f"puts the weights in their place (default {PLAIN})")
+    made.add_argument("--loader-options", default="{}", metavar="JSON", help="keyword arguments of the loader")
+    made.add_argument("--init", choices=["random", "meta"], default="meta", help="random: torch's own initialisation, then overwritten (the naive way); meta: nothing is allocated before the load")
+    made.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    made.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default=None, help="default: the config's")
+    made.add_argument("--host", default="127.0.0.1")
+    made.add_argument("--port", type=int, default=8000, help="0 takes a free one and says which")
+    made.add_argument("--warmup", type=int, default=2, metavar="TOKENS", help="tokens made before the server is ready (default 2: one prefill, one decode)")
+    made.add_argument("--max-context", type=int, default=1024, metavar="TOKENS", help="length of the KV cache")
+    made.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
+    made.add_argument("--compile", action="store_true", help="torch.compile the decode step")
+    made.add_argument("--prefault", action="store_true", help="touch every page of the weights within `load`")
+    made.add_argument("--early-bind", action="store_true", help="listen at once and answer 503 until ready")
+    made.add_argument("--name", default="", help="the model's name in answers")
+    return made
+
+
+class State:
+    """What the handlers see. `engine` appears when a token can be served."""
+
+    def __init__(self, name: str):
+        self.name, self.engine = name, None
+        self.started_unix_s = time.time()
+        self.nonce = os.urandom(16).hex()
+
+    def identity(self) -> dict[str, Any]:
+        engine: Any = self.engine
+        return {"pid": os.getpid(), "nonce": self.nonce, "start_monotonic_s": _FIRST_LINE_S, "model": self.name, "ready": engine is not None,
+                "reseeded": engine.reseeded if engine else 0}
+
+
+def make_context(device: str, threads: int) -> dict[str, Any]:
+    """The device's own start. On a GPU the driver makes a context, loads kernels and allocates; on a CPU a thread pool."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    if device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise MissingCapability("no CUDA device", why="--device cuda was asked for", fix="labkit doctor; or --device cpu")
+        torch.cuda.init()
+        torch.cuda.set_device(torch.device(device))
+        torch.ones(8, 8, device=device).matmul(torch.ones(8, 8, device=device))
+        torch.cuda.synchronize()
+        return {"device": torch.cuda.get_device_name(device)}
+    if device != "cpu":
+        raise BadInput(f"--device {device}", fix="cpu, cuda or cuda:N")
+    torch.ones(8, 8).matmul(torch.ones(8, 8))
+    return {"device": "cpu", "threads": torch.get_num_threads()}
+
+
+def build(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Config, tokenizer, model."""
+    import torch
+
+    from labkit.subject.config import LlamaConfig
+    from labkit.subject.llama import Llama
+    from labkit.subject.tokenizer import Tokenizer
+
+    config = LlamaConfig.from_dir(args.model)
+    with timeline.span("build.tokenizer"):
+        tokenizer = Tokenizer.from_dir(args.model)
+    if tokenizer.size > config.vocab_size + 4096:
+        raise BadInput(f"{args.model}: tokenizer.json has {tokenizer.size} tokens, config.json {config.vocab_size}", why="they are not of the same model", fix="fetch both again")
+    dtype = getattr(torch, args.dtype or config.dtype)
+    if args.init == "meta":
+        with torch.device("meta"):
+            return Llama(config, dtype), tokenizer
+    model = Llama(config, dtype)
+    return (model.to(args.device) if args.device != "cpu" else model), tokenizer
+
+
+def load(model: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """Call the loader, then check that nothing was left out."""
+    import torch
+
+    module, _, function = args.loader.partition(":")
+    try:
+        options = json.loads(args.loader_options)
+        assert isinstance(options, dict)
+    except (ValueError, AssertionError):
+        raise BadInput(f"--loader-options {args.loader_options!r:.200}", fix='a JSON object: {"threads": 4}') from None
+    try:
+        with timeline.span("load.import"):
+            loader = getattr(importlib.import_module(module), function or "load")
+    except (ImportError, AttributeError) as error:
+        raise BadInput(f"--loader {args.loader}: {error}", why="the weights have no way in", fix="MODULE:FUNCTION, importable here") from None
+    facts = loader(model, args.model, args.device, **options) or {}
+    model.finish(min(args.max_context, model.config.max_position_embeddings))
+    wrong = next((n for n, p in model.named_parameters() if p.device.type != torch.device(args.device).type), None)
+    if wrong:
+        raise BadInput(f"--loader {args.loader} left {wrong} on another device than {args.device}", fix="this loader does not do that device")
+    if args.prefault:
+        with timeline.span("load.prefault"):
+            facts["prefaulted_bytes"] = prefault(model)
+    if args.device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return {k: v for k, v in facts.items() if isinstance(v, (int, float, str, bool))}
+
+
+def prefault(model: Any) -> int:
+    """Read one byte of every page of the weights, so that a mapped file's faults are paid here and not by the first request."""
+    import torch
+
+    touched = 0
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu":
+            flat = parameter.detach().contiguous().view(torch.uint8).reshape(-1)
+            flat[::4096].max()
+            touched += flat.numel()
+    return touched
+
+
+def start(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Go through the phases. Returns (state, listening server)."""
+    import torch  # noqa: F401
+
+    from labkit.subject import llama, tokenizer  # noqa: F401
+    from labkit.subject.engine import Engine
+    from labkit.subject.http import Server
+
+    timeline.write("import", _FIRST_LINE_S, timeline.now_s())
+    state = State(args.name or os.path.basename(args.model.rstrip("/")))
+    server = listen(Server, args, state) if args.early_bind else None
+    with timeline.span("context") as facts:
+        facts.update(make_context(args.device, args.threads))
+    with timeline.span("build", init=args.init):
+        model, words = build(args)
+    with timeline.span("load", loader=args.loader) as facts:
+        facts.update(load(model, args))
+    with timeline.span("warmup") as facts:
+        engine = Engine(model, words, max_context=min(args.max_context, model.config.max_position_embeddings), name=state.name, compiled=args.compile)
+        facts["tokens"] = engine.warm_up(args.warmup)
+    with timeline.span("ready"):
+        state.engine = engine
+        server = server or listen(Server, args, state)
+    return state, server
+
+
+def listen(make: Any, args: argparse.Namespace, state: State) -> Any:
+    try:
+        server = make(args.host, args.port, state)
+    except OSError as error:
+        raise BadInput(f"{args.host}:{args.port}: {error.strerror}", why="the server cannot listen there", fix="another --port, or end what holds this one") from None
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 3600}, daemon=True, name="accept").start()
+    return server
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        state, server = start(args)
+        print(f"ready on http://{args.host}:{server.server_address[1]} (model {state.name}, pid {os.getpid()})", flush=True)
+        state.engine.serve_forever()
+    except LabError as error:
+        print(f"server: {error}", file=sys.stderr, flush=True)
+        return 2
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+def _stop(_signal: int, _frame: object) -> None:
+    # At once: the interpreter's and torch's own take-down would cost half a second and frees nothing the kernel does not.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)

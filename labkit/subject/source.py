@@ -1,0 +1,75 @@
+"""Where a model is: a directory of this host, `http(s)://…`, or `s3://bucket/prefix` behind `AWS_ENDPOINT_URL`.
+
+Only the small files (config, tokenizer, index) are read here; weights are the loader's matter. Objects of a bucket are
+fetched with plain, unsigned, path-style GETs, as a public bucket or the lab's own store answers them.
+
+    read_small("s3://lab/models/tiny-safetensors", "config.json")
+
+Lesson: notebooks/05_streaming.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from labkit.errors import BadInput
+
+LIMIT_BYTES = 256 << 20  # no tokenizer or index is larger; what is, is not one
+
+
+def is_remote(source: str | os.PathLike[str]) -> bool:
+    return str(source).startswith(("http://", "https://", "s3://"))
+
+
+def url_of(source: str | os.PathLike[str], name: str) -> str:
+    """The URL of one file of a remote model."""
+    text = str(source).rstrip("/")
+    if text.startswith("s3://"):
+        endpoint = os.environ.get("AWS_ENDPOINT_URL", "").rstrip("/")
+        if not endpoint:
+            raise BadInput(f"{text}: no object store to ask", why="s3:// names a bucket, not a host",
+                           fix="export AWS_ENDPOINT_URL=http://HOST:PORT (labkit store serve prints one)")
+        text = f"{endpoint}/{text[len('s3://'):]}"
+    return f"{text}/{name}"
+
+
+def read_small(source: str | os.PathLike[str], name: str, *, optional: bool = False) -> bytes | None:
+    """The bytes of a small file of the model. Raises BadInput; `optional` turns "not there" into None."""
+    if is_remote(source):
+        return _fetch(url_of(source, name), optional)
+    path = Path(source) / name
+    try:
+        with open(path, "rb") as opened:
+            data = opened.read(LIMIT_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        if optional:
+            return None
+        raise BadInput(f"{path}: no such file", why=f"a model directory holds {name}",
+                       fix="labkit model make --preset tiny DIR, or give the directory of a public model") from None
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}", why="the model cannot be read", fix="check the path and its permissions") from None
+    return _bounded(data, str(path))
+
+
+def _fetch(url: str, optional: bool) -> bytes | None:
+    # Only remote starts pay for this import (ssl, email, http.client).
+    import urllib.error
+    import urllib.request
+
+    try:
+        with urllib.request.urlopen(url, timeout=60) as reply:
+            return _bounded(reply.read(LIMIT_BYTES + 1), url)
+    except urllib.error.HTTPError as error:
+        if optional and error.code in (403, 404):
+            return None
+        raise BadInput(f"{url}: the store answered {error.code}", why="the model cannot be read from there",
+                       fix="check the bucket and prefix") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{url}: {error}", why="the store did not answer", fix="check that it runs and that the URL is right") from None
+
+
+def _bounded(data: bytes, where: str) -> bytes:
+    if len(data) > LIMIT_BYTES:
+        raise BadInput(f"{where}: more than {LIMIT_BYTES >> 20} MiB", why="this is no config, tokenizer or index", fix="check the file")
+    return data
