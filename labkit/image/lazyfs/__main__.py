@@ -1,0 +1,88 @@
+"""`python -m labkit.image.lazyfs REF DIR`: mount an image and serve it until it is unmounted or told to stop.
+
+One line on stdout once the mount stands: {"mounted": DIR, …}. SIGTERM, SIGINT and SIGHUP unmount; so does `umount DIR`.
+Exit codes: 0 unmounted · 2 refused · 3 no FUSE here · 4 the registry did not deliver. Lesson: notebooks/03_lazy_pull.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from labkit.core.units import parse_bytes
+from labkit.errors import LabError, MissingCapability, TransferError
+from labkit.image.lazyfs.session import Options, Session
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("reference", help="http://HOST:PORT/NAME:TAG, or oci:LAYOUT:NAME:TAG; its layers must be eStargz")
+    parser.add_argument("target", help="an empty directory")
+    parser.add_argument("--cache", type=Path, help="folder for what arrives, shared by mounts (default: artifacts/lazyfs of the workspace)")
+    parser.add_argument("--cache-limit", type=parse_bytes, default=64 << 30, metavar="SIZE")
+    parser.add_argument("--memory", type=parse_bytes, default=256 << 20, metavar="SIZE", help="decompressed chunks held (default 256 MiB)")
+    parser.add_argument("--connections", type=int, default=4)
+    parser.add_argument("--io-timeout", type=float, default=30.0, metavar="S", help="a read without bytes fails with EIO after this (default 30)")
+    parser.add_argument("--no-prefetch", action="store_true")
+    parser.add_argument("--no-background", action="store_true", help="fetch only what is touched")
+    parser.add_argument("--record", type=Path, help="write the order of first touches here")
+    parser.add_argument("--stats", type=Path, help="keep counters in this JSON file")
+    parser.add_argument("--extra-dir", action="append", default=[], help="an empty directory to show (a mount point for a runtime)")
+    parser.add_argument("--extra-file", action="append", default=[])
+    parser.add_argument("--allow-other", action="store_true", default=None)
+    parser.add_argument("--read-ahead-kb", type=int, default=1024)
+    parser.add_argument("--log", default="", help="append log lines to this file (default: stderr)")
+
+
+def options_of(args: argparse.Namespace) -> Options:
+    cache = args.cache
+    if cache is None:
+        from labkit.core.workspace import Workspace
+
+        cache = Workspace.default().artifacts / "lazyfs"
+    return Options(cache, args.cache_limit, args.memory, args.connections, args.io_timeout, not args.no_prefetch,
+                   not args.no_background, args.record, args.stats, tuple(args.extra_dir), tuple(args.extra_file), args.allow_other,
+                   args.read_ahead_kb)
+
+
+def serve(args: argparse.Namespace) -> int:
+    sys.setswitchinterval(0.0005)  # a request must not wait 5 ms for a thread that hashes
+    logging.basicConfig(filename=args.log or None, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        with Session(args.reference, args.target, options_of(args)) as session:
+            def on_signal(_number: int, _frame: object) -> None:
+                threading.Thread(target=session.stop, daemon=True).start()
+
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, on_signal)
+            threading.Thread(target=_announce, args=(session,), daemon=True).start()
+            session_thread = threading.Thread(target=session.serve, daemon=True)  # signals need a main thread that is free
+            session_thread.start()
+            while session_thread.is_alive():
+                session_thread.join(0.2)
+    except LabError as error:
+        print(json.dumps({"error": error.as_json()}), flush=True)
+        print(error, file=sys.stderr)
+        return 3 if isinstance(error, MissingCapability) else 4 if isinstance(error, TransferError) else 2
+    return 0
+
+
+def _announce(session: Session) -> None:
+    session.after_mount()
+    print(json.dumps({"mounted": session.target, "pid": os.getpid(), **session.facts}), flush=True)
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m labkit.image.lazyfs", description=__doc__.partition("\n")[0])
+    add_arguments(parser)
+    return serve(parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

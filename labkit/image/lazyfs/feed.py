@@ -1,0 +1,388 @@
+"""What to fetch next: what somebody waits for, then what a recorded start touched, then the rest of the image.
+
+    feed = Feed(layers, source, memory, stats)
+    feed.start()
+    data = feed.chunk(layer=0, chunk=node.chunks[3])     # waits; raises TransferError after `timeout_s`
+
+Demand: a missing chunk becomes requests of at most 1 MiB on several connections, extended to 128 KiB forward (a round
+trip of 20 ms carries more), merged with waiting neighbours; one that a running stream is about to deliver waits for
+that stream; one that stalls is asked for again on another connection. Prefetch: one request for each touched range, in
+blob order, which is access order. Background: 4 MiB at a time, only while nobody has asked for anything for a while.
+Prefetch and background stop reading while a demand is under way. Limit: the link, then decompression (1 GB/s a core).
+Lesson: notebooks/03_lazy_pull.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from bisect import bisect_left, bisect_right
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from labkit.errors import BadInput, LabError, TransferError
+from labkit.image.estargz.reader import verify
+from labkit.image.estargz.toc import Chunk
+from labkit.image.lazyfs.cache import Blob, ChunkMemory
+from labkit.image.lazyfs.remote import Busy, Source
+from labkit.image.lazyfs.stats import Stats
+
+log = logging.getLogger("labkit.lazyfs")
+
+PART_BYTES = 1 << 20
+FORWARD_BYTES = 128 << 10
+NEAR_BYTES = 256 << 10
+NEAR_S = 0.03
+HEDGE_S = 0.5
+QUIET_S = 0.5
+BACKGROUND_BYTES = 4 << 20
+CORRUPT_TRIES = 3
+
+
+@dataclass
+class LayerFeed:
+    """One layer: its blob on disk, its chunks by position, the ranges to prefetch (in order)."""
+
+    digest: str
+    blob: Blob
+    chunks: list[Chunk]
+    prefetch: list[tuple[int, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.chunks = sorted(self.chunks)
+        self.starts = [c.start for c in self.chunks]
+
+
+@dataclass(eq=False)
+class Stream:
+    """A transfer under way: [start, end) of a layer, delivered up to `at`."""
+
+    layer: int
+    at: int
+    end: int
+    reason: str
+    moved_s: float
+    rate_bytes_per_s: float = 0.0
+    hedged: bool = False
+    over: bool = False
+
+    def soon(self, end: int) -> bool:
+        return self.at < end <= self.end and end - self.at <= max(NEAR_BYTES, self.rate_bytes_per_s * NEAR_S)
+
+
+class Feed:
+    def __init__(self, layers: list[LayerFeed], source: Source, memory: ChunkMemory, stats: Stats, *, connections: int = 4,
+                 timeout_s: float = 30.0, background: bool = True):
+        self.layers, self.source, self.memory, self.stats = layers, source, memory, stats
+        self.timeout_s, self.background, self.connections = timeout_s, background, connections
+        self._moved = threading.Condition()
+        self._streams: list[Stream] = []
+        self._queue: deque[Stream] = deque()
+        self._making: dict[str, Future[bytes | None]] = {}
+        self._ahead: deque[tuple[int, Chunk]] = deque()
+        self._demand = 0  # readers waiting for the network
+        self._demand_s = time.monotonic()
+        self._problem: dict[int, str] = {}
+        self._pool = ThreadPoolExecutor(2 * connections, "fetch")
+        self._threads: list[threading.Thread] = []
+        self.closed = False
+        self.prefetched = threading.Event()
+        self.complete = threading.Event()
+
+    def start(self) -> None:
+        for target in (self._prefetch_all, self._decompress_ahead):
+            thread = threading.Thread(target=target, name=target.__name__, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def close(self) -> None:
+        self.closed = True
+        with self._moved:
+            self._moved.notify_all()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self.source.close()
+
+    # ---- readers
+
+    def chunk(self, layer: int, chunk: Chunk) -> bytes:
+        """The chunk's verified bytes. Raises TransferError (did not arrive) or BadInput (arrived wrong, several times)."""
+        data = self.memory.get(chunk.digest)
+        if data is not None:
+            self.stats.add(self.stats.hits, "memory")
+            return data
+        while True:
+            with self._moved:
+                other = self._making.get(chunk.digest)
+                if other is None:
+                    made: Future[bytes | None] = Future()
+                    self._making[chunk.digest] = made
+                    break
+            data = other.result(self.timeout_s * 2)
+            if data is not None:  # None: decompression ahead found it wrong; now it is this reader's to fetch
+                return data
+        try:
+            data = self._make(layer, chunk)
+            self.memory.put(chunk.digest, data)
+            made.set_result(data)
+            return data
+        except BaseException as error:
+            made.set_exception(error)
+            made.exception()
+            raise
+        finally:
+            with self._moved:
+                self._making.pop(chunk.digest, None)
+
+    def _make(self, layer: int, chunk: Chunk) -> bytes:
+        blob = self.layers[layer].blob
+        if blob.has(chunk.start, chunk.end):
+            data = self._checked(layer, chunk)
+            if data is not None:
+                self.stats.add(self.stats.hits, "disk")
+                return data
+        self.stats.add(self.stats.hits, "network")
+        deadline_s = time.monotonic() + self.timeout_s
+        for _ in range(CORRUPT_TRIES):
+            self._bring(layer, chunk, deadline_s)
+            data = self._checked(layer, chunk)
+            if data is not None:
+                return data
+        log.error("blob %s of %s: bytes %d-%d arrived wrong %d times: EIO", self.layers[layer].digest, self.source.name, chunk.start,
+                  chunk.end, CORRUPT_TRIES)
+        raise BadInput(f"{self.layers[layer].digest}: bytes {chunk.start}-{chunk.end} arrived wrong {CORRUPT_TRIES} times",
+                       why="the store's copy is corrupt or forged")
+
+    def _checked(self, layer: int, chunk: Chunk) -> bytes | None:
+        """From the blob on disk; None if it is not what the TOC says, and then it is forgotten."""
+        blob = self.layers[layer].blob
+        ours = blob.own(chunk.start, chunk.end)
+        try:
+            return verify(chunk, blob.read(chunk.start, chunk.end - chunk.start))
+        except BadInput:
+            if ours:
+                self.stats.add(self.stats.counts, "corrupt")
+                log.warning("blob %s of %s: bytes %d-%d arrived wrong, fetching them again", self.layers[layer].digest,
+                            self.source.name, chunk.start, chunk.end)
+            blob.forget(chunk.start, chunk.end)
+            return None
+
+    # ---- demand
+
+    def _bring(self, layer: int, chunk: Chunk, deadline_s: float) -> None:
+        """Wait until the chunk's bytes are on disk, making requests as needed."""
+        blob, started_s = self.layers[layer].blob, time.monotonic()
+        with self._moved:
+            self._demand += 1
+        try:
+            while not blob.own(chunk.start, chunk.end):
+                now_s = time.monotonic()
+                if self.closed or now_s >= deadline_s:
+                    why = self._problem.get(layer, "no answer") if not self.closed else "unmounted"
+                    log.error("blob %s of %s: bytes %d-%d did not arrive in %.1f s (%s): EIO", self.layers[layer].digest,
+                              self.source.name, chunk.start, chunk.end, now_s - started_s, why)
+                    raise TransferError(f"{self.layers[layer].digest}: bytes {chunk.start}-{chunk.end} did not arrive in {now_s - started_s:.1f} s",
+                                        why=why)
+                with self._moved:
+                    self._ask(layer, chunk, now_s)
+                    if not blob.own(chunk.start, chunk.end):
+                        self._moved.wait(min(0.1, max(0.001, deadline_s - now_s)))
+        finally:
+            with self._moved:
+                self._demand -= 1
+                self._demand_s = time.monotonic()
+                self._moved.notify_all()
+
+    def _ask(self, layer: int, chunk: Chunk, now_s: float) -> None:
+        """Under the lock: cover what is missing of the chunk by requests that are not under way yet."""
+        blob = self.layers[layer].blob
+        for start, end in blob.missing(chunk.start, chunk.end, trust_others=False):
+            while start < end:
+                covered = self._under_way(layer, start, end, now_s)
+                if covered is not None:
+                    start = covered
+                    continue
+                stop = min(end, start + PART_BYTES)
+                reach = self._forward(layer, start, stop) if stop == end else stop
+                stream = Stream(layer, start, reach, "demand", now_s)
+                self._streams.append(stream)
+                self._queue.append(stream)
+                self._pool.submit(self._work)
+                start = stop
+
+    def _under_way(self, layer: int, start: int, end: int, now_s: float) -> int | None:
+        """Up to where a running transfer will deliver from `start`, if it will soon; stalled ones get a second request."""
+        for stream in self._streams:
+            if stream.layer != layer or not stream.at <= start < stream.end:
+                continue
+            if stream.reason == "demand":
+                if now_s - stream.moved_s > HEDGE_S and not stream.hedged and stream not in self._queue:
+                    stream.hedged = True
+                    self.stats.add(self.stats.counts, "hedged")
+                    continue  # ask again on another connection; the first to arrive wins
+                return min(end, stream.end)
+            if stream.soon(min(end, stream.end)) and now_s - stream.moved_s < HEDGE_S:
+                return min(end, stream.end)
+        return None
+
+    def _forward(self, layer: int, start: int, end: int) -> int:
+        """Extend a small request over the chunks behind it that are neither here nor under way."""
+        feed = self.layers[layer]
+        if end - start >= FORWARD_BYTES:
+            return end
+        at = bisect_left(feed.starts, end)
+        while at < len(feed.chunks) and feed.chunks[at].end - start <= FORWARD_BYTES and not feed.blob.own(feed.chunks[at].start, feed.chunks[at].end) \
+                and not any(s.layer == layer and s.at <= feed.chunks[at].start < s.end for s in self._streams):
+            end = feed.chunks[at].end
+            at += 1
+        return end
+
+    def _work(self) -> None:
+        """One connection's turn: the oldest waiting request, with its waiting neighbours."""
+        with self._moved:
+            if not self._queue:
+                return
+            stream = self._queue.popleft()
+            for other in sorted((q for q in self._queue if q.layer == stream.layer), key=lambda q: q.at):
+                if 0 <= other.at - stream.end <= FORWARD_BYTES // 2 and other.end - stream.at <= PART_BYTES:
+                    stream.end = other.end
+                    self._queue.remove(other)
+                    self._streams.remove(other)
+        self._deliver(stream, time.monotonic() + self.timeout_s)
+
+    # ---- transfers
+
+    def _deliver(self, stream: Stream, deadline_s: float) -> bool:
+        """Bring a stream's range to disk, resuming after breaks, until the deadline."""
+        pause_s = 0.05
+        try:
+            while stream.at < stream.end and not self.closed:
+                try:
+                    self._pull(stream)
+                    self._problem.pop(stream.layer, None)
+                except (LabError, OSError, ValueError) as error:
+                    if self.closed:
+                        return False
+                    self._problem[stream.layer] = str(getattr(error, "what", error))
+                    self.stats.add(self.stats.counts, "retries")
+                    wait_s = max(error.retry_after_s, 0.01) if isinstance(error, Busy) else pause_s
+                    pause_s = min(pause_s * 2, 2.0)
+                    if time.monotonic() + wait_s >= deadline_s:
+                        log.warning("blob %s of %s: %s; giving this request up", self.layers[stream.layer].digest, self.source.name, error)
+                        return False
+                    with self._moved:
+                        self._moved.wait_for(lambda: self.closed, wait_s)
+            return True
+        finally:
+            with self._moved:
+                stream.over = True
+                if stream in self._streams:
+                    self._streams.remove(stream)
+                self._moved.notify_all()
+
+    def _pull(self, stream: Stream) -> None:
+        feed = self.layers[stream.layer]
+        self.stats.add(self.stats.counts, "fetches")
+        began_s, began_at = time.monotonic(), stream.at
+        for piece in self.source.stream(feed.digest, stream.at, stream.end):
+            feed.blob.write(stream.at, piece)
+            self.stats.add(self.stats.bytes, stream.reason, len(piece))
+            low = stream.at
+            with self._moved:
+                stream.at += len(piece)
+                stream.moved_s = time.monotonic()
+                stream.rate_bytes_per_s = (stream.at - began_at) / max(1e-4, stream.moved_s - began_s)
+                self._moved.notify_all()
+            if stream.reason == "prefetch":
+                self._queue_ahead(stream.layer, low, stream.at)
+            if stream.reason == "demand":
+                if feed.blob.own(stream.at, stream.end):
+                    stream.at = stream.end  # somebody else delivered the rest (a hedge)
+                    return
+            elif self._demand:
+                self._yield(stream)
+            if self.closed:
+                return
+
+    def _yield(self, stream: Stream) -> None:
+        """Stop reading while a reader waits for something else; the store stops sending once the window is full."""
+        def free() -> bool:
+            return self.closed or not any(s.reason == "demand" for s in self._streams)
+
+        with self._moved:
+            self._moved.wait_for(free, 1.0)
+            stream.moved_s = time.monotonic()
+
+    # ---- prefetch, decompression ahead, background
+
+    def _prefetch_all(self) -> None:
+        wanted = [(index, start, end) for index, feed in enumerate(self.layers) for a, b in feed.prefetch for start, end in feed.blob.missing(a, b)]
+        for index, feed in enumerate(self.layers):  # what an earlier mount left here is decompressed ahead as well
+            for a, b in feed.prefetch:
+                self._queue_ahead(index, a, b, here=True)
+        with ThreadPoolExecutor(min(self.connections, max(1, len(self.layers))), "prefetch") as pool:
+            by_layer: dict[int, list[tuple[int, int]]] = {}
+            for index, start, end in wanted:
+                by_layer.setdefault(index, []).append((start, end))
+            list(pool.map(lambda item: [self._run("prefetch", item[0], a, b) for a, b in item[1]], by_layer.items()))
+        self.prefetched.set()
+        if self.background:
+            self._fill()
+
+    def _run(self, reason: str, layer: int, start: int, end: int) -> bool:
+        for a, b in self.layers[layer].blob.missing(start, end):  # a demand may have brought a part of it meanwhile
+            stream = Stream(layer, a, b, reason, time.monotonic())
+            with self._moved:
+                self._streams.append(stream)
+            if not self._deliver(stream, float("inf")):
+                return False
+        return True
+
+    def _queue_ahead(self, layer: int, low: int, high: int, *, here: bool = False) -> None:
+        """Chunks that end within (low, high] are complete."""
+        feed = self.layers[layer]
+        first = bisect_right(feed.starts, low) - 1
+        done = []
+        for chunk in feed.chunks[max(0, first):bisect_right(feed.starts, high)]:
+            if (low < chunk.end <= high or here) and (not here or feed.blob.has(chunk.start, chunk.end)):
+                done.append((layer, chunk))
+        if done:
+            with self._moved:
+                self._ahead.extend(done)
+                self._moved.notify_all()
+
+    def _decompress_ahead(self) -> None:
+        while not self.closed:
+            with self._moved:
+                self._moved.wait_for(lambda: self.closed or self._ahead, 1.0)
+                if not self._ahead:
+                    continue
+                layer, chunk = self._ahead.popleft()
+                if chunk.digest in self._making or self.memory.get(chunk.digest) is not None or chunk.digest in self.stats.touched:
+                    continue
+                if self.memory.used_bytes + chunk.size > self.memory.limit_bytes:
+                    continue
+                made: Future[bytes | None] = Future()
+                self._making[chunk.digest] = made
+            data: bytes | None = None
+            try:
+                data = self._checked(layer, chunk)
+                if data is not None:
+                    self.memory.put(chunk.digest, data, ahead=True)
+            finally:
+                with self._moved:
+                    self._making.pop(chunk.digest, None)
+                made.set_result(data)
+
+    def _fill(self) -> None:
+        """The rest of the image, while nobody waits."""
+        for layer, feed in enumerate(self.layers):
+            for start, end in feed.blob.missing(0, feed.blob.size_bytes):
+                for at in range(start, end, BACKGROUND_BYTES):
+                    while not self.closed and (self._demand or time.monotonic() - self._demand_s < QUIET_S):
+                        with self._moved:
+                            self._moved.wait(QUIET_S)
+                    if self.closed or not self._run("background", layer, at, min(end, at + BACKGROUND_BYTES)):
+                        return
+        self.complete.set()

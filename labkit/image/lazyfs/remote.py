@@ -1,0 +1,131 @@
+"""Where a mount's blobs come from: a registry over HTTP, or an OCI layout on this disk.
+
+    source = open_source("http://127.0.0.1:5000/lab/subject:esgz")       # or "oci:/path/to/layout:lab/subject:esgz"
+    manifest = source.manifest()
+    for piece in source.stream(digest, 0, 4096): …
+
+Limit: the link; connections are kept open, as a new one costs a round trip. Lesson: notebooks/03_lazy_pull.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from labkit.errors import BadInput, TransferError
+from labkit.image import oci
+from labkit.net.fetch import Client, Refused
+from labkit.net.http import Broken
+
+STEP_BYTES = 256 << 10
+
+
+class Busy(TransferError):
+    """The store asks to come back later (429, 503)."""
+
+    def __init__(self, what: str, retry_after_s: float):
+        super().__init__(what, why="the store limits its clients")
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self):
+        return (type(self), (self.what, self.retry_after_s))
+
+
+class Source(Protocol):
+    name: str
+
+    def manifest(self) -> oci.Manifest: ...
+    def config(self, manifest: oci.Manifest) -> dict: ...
+    def stream(self, digest: str, start: int, end: int) -> Iterator[memoryview]: ...
+    def close(self) -> None: ...
+
+
+def open_source(reference: str, timeout_s: float = 10.0) -> Source:
+    """Raises BadInput for what is no reference."""
+    if reference.startswith("oci:"):
+        path, _, name = reference[4:].partition(":")
+        return LayoutSource(Path(path), name)
+    return RegistrySource(oci.parse_reference(reference), timeout_s)
+
+
+class LayoutSource:
+    """A layout on disk: no network, the same code above it."""
+
+    def __init__(self, path: Path, name: str = ""):
+        self.layout, self.image, self.name = oci.Layout(path), name, f"oci:{path}:{name}"
+
+    def manifest(self) -> oci.Manifest:
+        return self.layout.manifest(self.image)
+
+    def config(self, manifest: oci.Manifest) -> dict:
+        return self.layout.config(manifest)
+
+    def stream(self, digest: str, start: int, end: int) -> Iterator[memoryview]:
+        try:
+            with open(self.layout.blob_path(digest), "rb", buffering=0) as file:
+                file.seek(start)
+                while start < end:
+                    data = file.read(min(STEP_BYTES, end - start))
+                    if not data:
+                        raise TransferError(f"{digest} ends at {start}", why="the layout's blob is truncated")
+                    start += len(data)
+                    yield memoryview(data)
+        except OSError as error:
+            raise TransferError(f"{digest} cannot be read: {error}") from None
+
+    def close(self) -> None:
+        pass
+
+
+class RegistrySource:
+    """The distribution API's two GETs."""
+
+    def __init__(self, reference: oci.Reference, timeout_s: float = 10.0):
+        if not reference.base:
+            raise BadInput(f"{reference} names no registry", fix="write it like http://127.0.0.1:5000/lab/subject:latest")
+        self.reference, self.name = reference, str(reference)
+        self.base = f"{reference.base}/v2/{reference.name}"
+        self.client = Client(timeout_s=timeout_s)
+
+    def manifest(self) -> oci.Manifest:
+        target = self.reference.target
+        for _ in range(3):
+            raw = self.client.ask("GET", f"{self.base}/manifests/{target}", {"Accept": oci.ACCEPT}, limit_bytes=oci.DOCUMENT_LIMIT_BYTES).body
+            if target.startswith("sha256:") and oci.digest_of(raw) != target:
+                raise TransferError(f"{self.name}: the manifest's digest is {oci.digest_of(raw)[:19]}…, not {target[:19]}…")
+            if b'"manifests"' not in raw:
+                return oci.parse_manifest(raw)
+            target = oci.choose(oci.parse_index(raw)).digest
+        raise BadInput(f"{self.name}: indexes nested too deep")
+
+    def config(self, manifest: oci.Manifest) -> dict:
+        raw = self.client.ask("GET", f"{self.base}/blobs/{manifest.config.digest}", limit_bytes=oci.DOCUMENT_LIMIT_BYTES).body
+        if oci.digest_of(raw) != manifest.config.digest:
+            raise TransferError(f"{self.name}: the config is not the one its manifest names")
+        return oci.parse_config(raw, len(manifest.layers))
+
+    def stream(self, digest: str, start: int, end: int) -> Iterator[memoryview]:
+        """[start, end) of a blob in pieces of at most 256 KiB. One attempt. Raises TransferError (Busy: with the time to wait)."""
+        at, url = start, f"{self.base}/blobs/{digest}"
+        try:
+            with self.client.open("GET", url, {"Range": f"bytes={start}-{end - 1}"}, ok=(206, 200)) as (answer, wire):
+                if answer.status == 200 and start:
+                    raise TransferError(f"{url}: the store ignores ranges", why="a lazy mount reads the middle of a layer")
+                view = memoryview(bytearray(STEP_BYTES))
+                while at < end:
+                    size = wire.read_into(view[:min(STEP_BYTES, end - at)])
+                    if not size:
+                        raise Broken(f"the answer ended {end - at} bytes early")
+                    at += size
+                    yield view[:size]
+        except Refused as error:
+            if error.again:
+                after = error.answer.headers.get("retry-after", "")
+                raise Busy(f"{url}: {error}", min(10.0, float(after)) if after.replace(".", "", 1).isdigit() else 0.1) from None
+            raise TransferError(f"{url}: {error}") from None
+        except (Broken, OSError, ValueError) as error:
+            raise TransferError(f"{digest[:19]}…: {error}") from None
+
+    def close(self) -> None:
+        self.client.close()
