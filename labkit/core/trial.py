@@ -55,6 +55,7 @@ class _Agent:
         self.log = ""
         self.ready = threading.Event()
         self.gone = threading.Event()
+        self.lost = False  # it ended before it was told to
         with open(log_path, "wb") as errors:
             self.process = subprocess.Popen([sys.executable, "-m", "labkit.core.agent", str(spec_path)], stdin=subprocess.PIPE,
                                             stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
@@ -176,6 +177,7 @@ def _carry_out(plan: LaunchPlan, made: Trial, home: Path, ledger: Ledger, judge:
         seen = _look(plan, agent, answer, before, port) if instrument and answer.first_token_s else {}
         heard = _outside(outside)
         samples = watching.end()
+        agent.lost = agent.gone.is_set()
         agent.end()
         facts = {"attempts": answer.attempts, "steps": agent.facts, **({"outside_client": heard} if heard else {}),
                  **({"proc": {k: v for k, v in seen["proc"].items() if k in ("io", "rss_bytes", "peak_rss_bytes")}, "stores": seen["stores"]} if seen else {})}
@@ -256,7 +258,7 @@ def _judged(made: Trial, plan: LaunchPlan, answer: client.Answer, agent: _Agent,
             return replace(made, outcome="crashed", error=agent.failed)
         if code is not None and code < 0 and -code in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
             return replace(made, outcome="killed", error={"kind": "Killed", "what": f"the server ended by signal {-code}", "why": "", "fix": ""})
-        if agent.exited or agent.gone.is_set():
+        if agent.exited or agent.lost:
             return replace(made, outcome="crashed", error={"kind": "ServerExited", "what": f"the server ended (exit {code}) before a token",
                                                             "why": agent.log[-1500:], "fix": "the log tail says what it met"})
         if answer.error and "gave up" not in answer.error:

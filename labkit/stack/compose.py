@@ -12,7 +12,7 @@ Lesson: notebooks/08_stacking.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -89,13 +89,9 @@ class Stack:
             raise BadInput(f"{self.layers['process']} needs an image to start", why="host-env means there is none", fix="process=process")
 
 
-def prepare(stack: Stack, subject: Subject, workspace: Any, say: Callable[[str], Any] = lambda _: None) -> dict[str, Artifact]:
+def prepare(stack: Stack, subject: Subject, workspace: Any) -> dict[str, Artifact]:
     """Artifacts of every technique, off the clock. Layer -> artifact."""
-    made = {}
-    for member in stack.members():
-        say(f"preparing {member.layer}: {member.name}")
-        made[member.layer] = member.prepare(subject, workspace)
-    return made
+    return {member.layer: member.prepare(subject, workspace) for member in stack.members()}
 
 
 def compose(stack: Stack, artifacts: Mapping[str, Artifact], *, scenario: str, link: str, request: dict[str, Any],

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import cold, floor, host, records
+from labkit.core.apart import apart
 from labkit.core.ledger import Ledger
 from labkit.core.plan import LaunchPlan
 from labkit.core.trial import run_trial
@@ -128,7 +129,8 @@ class _Conduct:
         subject, tokens = self._subject()
         for stack in what.stacks:
             if stack.name not in self.missing:
-                self.artifacts[stack.name] = prepare(stack, subject, self.space, lambda text: self.tell("note", text))
+                self.tell("note", f"preparing {stack.name}")
+                self.artifacts[stack.name] = apart(prepare, stack, subject, self.space, ledger=self.ledger)
         subject = self._serve(subject)
         self.tell("note", "measuring this host's floors")
         run = replace(run, floors=run.floors or floor.measure(self.space))
@@ -147,17 +149,14 @@ class _Conduct:
         return run
 
     def _subject(self) -> tuple[Subject, tuple[int, ...]]:
-        from labkit.subject import checkpoint, reference
-
         self.tell("note", f"checkpoint: {self.what.model_dir or self.what.preset}")
-        model = Path(self.what.model_dir) if self.what.model_dir else checkpoint.ensure(self.space, self.what.preset)
-        tokens = tuple(reference.reference_tokens(model, PROMPT, self.what.max_tokens))
+        model, tokens = apart(_model_and_tokens, self.what.model_dir, self.space, self.what.preset, self.what.max_tokens, ledger=self.ledger)
         layout, reference_name = None, ""
         if any(s.layers.get("image") not in ("host-env", "", None) for s in self.what.stacks):
             from labkit.image import build
 
             self.tell("note", "image of the subject")
-            layout, reference_name = build.ensure_image(self.space)
+            layout, reference_name = apart(build.ensure_image, self.space, ledger=self.ledger)
         return Subject(model_dir=model, image_layout=layout, image_reference=reference_name, preset=self.what.preset), tokens
 
     def _serve(self, subject: Subject) -> Subject:
@@ -224,6 +223,14 @@ class _Conduct:
                           on_phase=(lambda name, s: self.tell("phase", name, s)) if self.progress else None,
                           at_t0=self.what.at_t0, port=self.what.port)
         return replace(trial, floors=floor.phase_floors(plan.floors_bytes, rates, plan.link))
+
+
+def _model_and_tokens(model_dir: str, space: Workspace, preset: str, max_tokens: int) -> tuple[Path, tuple[int, ...]]:
+    """The checkpoint, and what it answers: computed once, by the reference, off the clock."""
+    from labkit.subject import checkpoint, reference
+
+    model = Path(model_dir) if model_dir else checkpoint.ensure(space, preset)
+    return model, tuple(reference.reference_tokens(model, PROMPT, max_tokens))
 
 
 def _parsed(stack: str | Stack, space: Workspace, scenario: str, link: str, preset: str) -> Stack:

@@ -1,0 +1,39 @@
+"""Work done apart comes back whole, with its errors, and leaves nothing in this process."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from labkit.core.apart import apart
+from labkit.core.units import parse_bytes
+from labkit.errors import BadInput, LabError
+
+
+def test_it_runs_in_another_process():
+    assert apart(os.getpid) != os.getpid()
+
+
+def test_a_lab_error_keeps_its_fix():
+    with pytest.raises(BadInput) as caught:
+        apart(parse_bytes, "much")
+    assert "250MB" in caught.value.fix
+
+
+def test_any_other_error_comes_with_its_traceback():
+    with pytest.raises(LabError) as caught:
+        apart(os.listdir, "/nowhere")
+    assert "FileNotFoundError" in caught.value.what and "Traceback" in caught.value.why
+
+
+def test_a_death_is_an_error():
+    with pytest.raises(LabError, match="without an answer"):
+        apart(os._exit, 7)
+
+
+def test_what_it_imports_stays_there():
+    before = set(sys.modules)
+    apart(parse_bytes, "5MB")
+    assert set(sys.modules) == before
