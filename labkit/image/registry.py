@@ -348,18 +348,21 @@ def reachable(layout: Path, descriptor: dict[str, Any]) -> Iterator[tuple[str, d
     yield "manifest", descriptor
 
 
-def pick(layout: Path, tag: str | None = None) -> dict[str, Any]:
-    """The descriptor in a layout's index that carries this tag (or the only one). Raises BadInput."""
+def pick(layout: Path, *names: str) -> dict[str, Any]:
+    """The descriptor in a layout's index that carries one of these names (or the only one). Raises BadInput.
+
+    skopeo lists an image by its tag, the lab by its whole reference."""
     try:
         listed = json.loads((layout / "index.json").read_text())["manifests"]
     except (OSError, ValueError, KeyError):
         raise BadInput(f"{layout} is not an OCI image layout", fix="labkit image build makes one") from None
     named = {m.get("annotations", {}).get("org.opencontainers.image.ref.name"): m for m in listed}
-    if tag in named:
-        return named[tag]
+    for name in names:
+        if name in named:
+            return named[name]
     if len(listed) == 1:
         return listed[0]
-    raise BadInput(f"{layout} holds {len(listed)} images, none called {tag!r}", fix="one of " + ", ".join(map(str, named)))
+    raise BadInput(f"{layout} holds {len(listed)} images, none called {names[0] if names else ''!r}", fix="one of " + ", ".join(map(str, named)))
 
 
 def publish_image(root: str | os.PathLike[str], layout: str | os.PathLike[str], reference: str) -> dict[str, Any]:
@@ -370,7 +373,7 @@ def publish_image(root: str | os.PathLike[str], layout: str | os.PathLike[str], 
     name, _, tag = reference.rpartition(":") if ":" in reference.rsplit("/", 1)[-1] else (reference, "", "latest")
     if not NAME.fullmatch(name) or not _TAG.fullmatch(tag):
         raise BadInput(f"not an image name: {reference!r}", fix="lower case, like lab/subject:latest")
-    descriptor = pick(layout, tag)
+    descriptor = pick(layout, f"{name}:{tag}", tag)
     facts: dict[str, Any] = {"digest": descriptor["digest"], "name": name, "tag": tag, "blobs": 0, "size_bytes": 0}
     for kind, one in reachable(layout, descriptor):
         hex_digest = hex_of(one["digest"])
