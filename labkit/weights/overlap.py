@@ -1,0 +1,175 @@
+"""`overlap`: the weights start to arrive at t0, while the image comes, the interpreter starts and torch is imported.
+
+A start is a chain – image, interpreter, imports, weights – in which network and disk are idle most of the time. Nothing in
+the weights depends on the interpreter, so the node agent starts moving them at once, beside the chain, and the loader
+finds them in the page cache. Limit: the longer of the two paths, not their sum; on one link both share its rate.
+
+    fresh-node   small files first (the server's build needs them), then the shards in parallel ranges, to the node's disk
+    warm-node    the shards are read ahead into the page cache
+
+Lesson: notebooks/08_stacking.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from labkit.core import timeline
+from labkit.core.plan import LaunchPlan, Step, StepContext
+from labkit.core.units import show_bytes
+from labkit.errors import TransferError
+from labkit.technique import Artifact, Evidence, Seen, register
+from labkit.weights.source import LAYOUT, Source, open_source
+from labkit.weights.techniques import WeightsTechnique, engaged
+
+SPAN = "load.ahead"
+PARTIAL = ".partial"
+PATIENCE_S = 600.0
+READ_BYTES = 4 << 20
+
+
+def read_ahead(ctx: StepContext, directory: str) -> dict[str, Any]:
+    """warm-node, in the background: every weight file through the page cache, two readers, largest first."""
+    began = timeline.now_s()
+    files = sorted((f for f in Path(directory).iterdir() if f.is_file()), key=lambda f: -f.stat().st_size)
+    with ThreadPoolExecutor(2) as readers:
+        read = sum(readers.map(_through_cache, files))
+    timeline.write(SPAN, began, timeline.now_s(), source="agent", path=str(ctx.timeline_path), bytes=read)
+    return {"bytes_read": read}
+
+
+def _through_cache(file: Path) -> int:
+    buffer, total = bytearray(READ_BYTES), 0
+    with open(file, "rb", buffering=0) as handle:
+        os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        while got := handle.readinto(buffer):
+            total += got
+    return total
+
+
+def fetch_small(ctx: StepContext, model: str, environment: dict[str, str]) -> dict[str, Any]:
+    """fresh-node, before anything else: config, tokenizer and index to the node; the server is told to look there."""
+    source = _source(model, environment)
+    target = ctx.node / "model"
+    target.mkdir()
+    total = 0
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors.index.json"):
+        data = source.read(name)
+        if data is not None:
+            (target / name).write_bytes(data)
+            total += len(data)
+    ctx.state["ahead"] = str(target)
+    at = ctx.server_args.index("--model")
+    ctx.server_args[at + 1] = str(target)
+    ctx.server_binds.append((str(target), str(target)))
+    return {"bytes_fetched": total}
+
+
+def fetch_shards(ctx: StepContext, model: str, environment: dict[str, str], connections: int = 8) -> dict[str, Any]:
+    """fresh-node, in the background: the shards in parallel ranges. A shard has its name only once it is whole."""
+    from labkit.net.fetch import Client
+    from labkit.net.ranges import Into, fetch_ranges
+
+    began = timeline.now_s()
+    source, target = _source(model, environment), Path(ctx.state["ahead"])
+    total = 0
+    try:
+        with Client() as client:
+            for name in source.shards("safetensors"):
+                size = int(client.ask("HEAD", source.url(name)).headers["content-length"])
+                with open(target / (name + PARTIAL), "wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, size)
+                    fetch_ranges(client, source.url(name), size, Into.file(file.fileno()), connections=connections)
+                os.rename(target / (name + PARTIAL), target / name)
+                total += size
+    except BaseException as error:
+        (target / ".failed").write_text(f"{type(error).__name__}: {error}")
+        raise
+    timeline.write(SPAN, began, timeline.now_s(), source="agent", path=str(ctx.timeline_path), bytes=total)
+    return {"bytes_fetched": total}
+
+
+def _source(model: str, environment: dict[str, str]) -> Source:
+    """The bucket as the server would see it: this process need not have the server's environment."""
+    endpoint = environment.get("AWS_ENDPOINT_URL")
+    if model.startswith("s3://") and endpoint:
+        return Source(model.rstrip("/"), f"{endpoint.rstrip('/')}/{model.removeprefix('s3://').strip('/')}")
+    return open_source(model)
+
+
+def load(model: Any, source: str, device: str = "cpu", **options: Any) -> dict[str, Any]:
+    """The lab's streamer, after the shards have their names. Raises TransferError when the fetch beside it failed."""
+    from labkit.weights.streamer import load as stream
+
+    directory = Path(source)
+    with timeline.span("load.wait"):
+        wait_for(directory, _expected(directory))
+    return stream(model, source, device, **options)
+
+
+def _expected(directory: Path) -> list[str]:
+    """The shards' names, before they are there: from the index, which came first."""
+    single, index = LAYOUT["safetensors"]
+    if not (directory / index).exists():
+        return [single]
+    return sorted(set(json.loads((directory / index).read_text())["weight_map"].values()))
+
+
+def wait_for(directory: Path, names: Iterable[str], patience_s: float = PATIENCE_S, pause: Callable[[float], Any] = time.sleep) -> None:
+    until = time.monotonic() + patience_s
+    for name in names:
+        while not (directory / name).exists():
+            if (directory / ".failed").exists():
+                raise TransferError(f"the weights did not arrive: {(directory / '.failed').read_text()}", fix="see the store's log; run again")
+            if time.monotonic() > until:
+                raise TransferError(f"{name} did not arrive within {patience_s:.0f} s", why="the fetch beside the start is stuck", fix="--timeout, or another link")
+            pause(0.005)
+
+
+@register
+class Overlap(WeightsTechnique):
+    name = "overlap"
+    title = "the weights start to arrive at t0, beside image, interpreter and imports"
+    lesson = "notebooks/08_stacking"
+
+    @property
+    def loader(self) -> Any:
+        from labkit.weights.catalog import LOADERS
+
+        return replace(LOADERS["labkit-streamer"], name="overlap", call="labkit.weights.overlap:load")
+
+    def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
+        plan = super().apply(plan, artifact)
+        about = plan.state["weights"]
+        here = "labkit.weights.overlap:"
+        if about["remote"]:
+            arguments = {"model": about["model"], "environment": {"AWS_ENDPOINT_URL": plan.server_env.get("AWS_ENDPOINT_URL", "")}}
+            first = (Step("load.small", here + "fetch_small", arguments), Step("load.fetch", here + "fetch_shards", arguments, background=True))
+        else:
+            first = (Step("load.fetch", here + "read_ahead", {"directory": about["directory"]}, background=True),)
+        return replace(plan, steps=first + plan.steps)
+
+    def engaged(self, seen: Seen) -> Evidence:
+        """The loader's own evidence, and that the move began before the server was started."""
+        ahead = next((s for s in seen.spans if s.name == SPAN), None)
+        started = next((s for s in seen.spans if s.name in ("start", "import")), None)
+        if ahead is None or started is None:
+            return Evidence(self.name, False, "no span of a move beside the start")
+        if ahead.start_s >= started.end_s:
+            return Evidence(self.name, False, "the move began only after the server had started")
+        moved = int(ahead.detail.get("bytes", 0))
+        want = int(seen.plan.state.get("weights", {}).get("bytes", 0))
+        how = f"{show_bytes(moved)} of {show_bytes(want)} moved from {ahead.start_s:.2f} to {ahead.end_s:.2f} s after t0, beside the start"
+        if moved < want:
+            return Evidence(self.name, False, how)
+        if not seen.plan.state["weights"]["remote"]:
+            return Evidence(self.name, True, how, {"bytes": moved})
+        outside = engaged(self.loader, seen)
+        return Evidence(self.name, outside.engaged, f"{how}; {outside.how}", outside.facts)

@@ -1,0 +1,91 @@
+"""Weights that start to arrive at t0: a shard has its name only when whole, and the loader waits for names, not for luck."""
+
+from __future__ import annotations
+
+import pytest
+
+from labkit.core.plan import LaunchPlan, StepContext
+from labkit.core.timeline import Span, read
+from labkit.errors import TransferError
+from labkit.net.serving import serving
+from labkit.objects.publish import publish_model
+from labkit.technique import Artifact, Seen, technique
+from labkit.weights import overlap
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    made = tmp_path / "checkpoint"
+    made.mkdir()
+    (made / "config.json").write_text("{}")
+    (made / "model.safetensors").write_bytes(bytes(range(256)) * 40_000)
+    return made
+
+
+def context(tmp_path, **more):
+    return StepContext(node=tmp_path, port=0, timeline_path=tmp_path / "timeline.jsonl", ledger=None, server_args=["--model", "s3://lab/models/x"],
+                       server_env={}, server_binds=[], **more)
+
+
+def test_the_shards_arrive_whole_and_the_server_is_led_to_them(tmp_path, checkpoint):
+    publish_model(tmp_path / "store", checkpoint, "models/x")
+    with serving("store", tmp_path / "store") as served:
+        ctx = context(tmp_path)
+        overlap.fetch_small(ctx, "s3://lab/models/x", {"AWS_ENDPOINT_URL": served.url})
+        overlap.fetch_shards(ctx, "s3://lab/models/x", {"AWS_ENDPOINT_URL": served.url})
+    assert ctx.server_args[1] == str(tmp_path / "model")
+    assert (tmp_path / "model/model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
+    assert [s.name for s in read(ctx.timeline_path)] == ["load.ahead"]
+
+
+def test_a_store_that_is_gone_is_told_to_the_waiting_loader(tmp_path):
+    (tmp_path / "model").mkdir()
+    ctx = context(tmp_path, state={"ahead": str(tmp_path / "model")})
+    with pytest.raises(TransferError):
+        overlap.fetch_shards(ctx, "s3://lab/models/none", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
+    with pytest.raises(TransferError, match="did not arrive"):
+        overlap.wait_for(tmp_path / "model", ["model.safetensors"], patience_s=60)
+
+
+def test_the_loader_waits_until_every_shard_has_its_name(tmp_path):
+    asked = []
+
+    def pause(_):
+        asked.append(1)
+        if len(asked) == 3:
+            (tmp_path / "a").touch()
+
+    overlap.wait_for(tmp_path, ["a"], pause=pause)
+    assert len(asked) == 3
+
+
+def test_patience_ends(tmp_path):
+    with pytest.raises(TransferError, match="within"):
+        overlap.wait_for(tmp_path, ["never"], patience_s=0, pause=lambda _: None)
+
+
+def test_read_ahead_goes_through_every_file(tmp_path, checkpoint):
+    facts = overlap.read_ahead(context(tmp_path), str(checkpoint))
+    assert facts["bytes_read"] == sum(f.stat().st_size for f in checkpoint.iterdir())
+
+
+@pytest.mark.parametrize("scenario, first", [("fresh-node", ["fetch_small", "fetch_shards"]), ("warm-node", ["read_ahead"])])
+def test_the_move_stands_before_every_other_step(scenario, first, tmp_path):
+    state = {"bucket": "http://127.0.0.1:1"} if scenario == "fresh-node" else {}
+    plan = LaunchPlan(stack={"weights": "overlap"}, scenario=scenario, state=state)
+    artifact = Artifact("overlap", "d", {"model_dir": str(tmp_path)}, {"model_key": "models/x", "weights_bytes": 5})
+    made = technique("overlap").apply(plan, artifact)
+    assert [s.call.rpartition(":")[2] for s in made.steps] == first
+    assert made.steps[-1].background
+
+
+def test_a_move_that_began_after_the_start_is_no_overlap():
+    plan = LaunchPlan(stack={"weights": "overlap"}, state={"weights": {"bytes": 10, "remote": False}})
+    start = Span("start", 0.0, 1.0)
+    late = Seen(plan, spans=(start, Span("load.ahead", 1.5, 2.0, detail={"bytes": 10})))
+    early = Seen(plan, spans=(start, Span("load.ahead", 0.1, 2.0, detail={"bytes": 10})))
+    short = Seen(plan, spans=(start, Span("load.ahead", 0.1, 2.0, detail={"bytes": 9})))
+    asked = technique("overlap")
+    assert [asked.engaged(s).engaged for s in (late, early, short)] == [False, True, False]
+
+
