@@ -6,7 +6,7 @@ names, inodes and file-system metadata (`drop_caches`), so that opening 20 000 f
 
     state = settle(["/rootfs", "model.safetensors"], want="cold")     # evict, then prove
     state.state, state.resident_bytes, state.total_bytes              # ("cold", 0, 1_532_000_000)
-    prove(["model.safetensors"], want="warm").why                     # only looks: "only 3.2% is in memory …"
+    prove(["model.safetensors"], want="warm").note                    # only looks: "only 3.2% is in memory …"
 
 What this cannot do, and says (state `unverified`, with a `note`): pages mapped or locked by a running process stay · tmpfs is
 memory, never cold · as an ordinary user, residency of files of other owners is hidden by the kernel · a loader using
