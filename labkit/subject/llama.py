@@ -40,6 +40,20 @@ class RMSNorm(nn.Module):
         return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
 
+class Linear(nn.Linear):
+    """torch's own, but on meta nothing is drawn: torch would import its compiler (818 modules, 1 s) to pretend to."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
+class Embedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class KVCache:
     """Keys and values of what was read so far: per layer (1, kv_heads, context, head_dim)."""
 
@@ -59,10 +73,10 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
         q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, q, bias=config.qkv_bias, dtype=dtype)
-        self.k_proj = nn.Linear(config.hidden_size, kv, bias=config.qkv_bias, dtype=dtype)
-        self.v_proj = nn.Linear(config.hidden_size, kv, bias=config.qkv_bias, dtype=dtype)
-        self.o_proj = nn.Linear(q, config.hidden_size, bias=config.o_bias, dtype=dtype)
+        self.q_proj = Linear(config.hidden_size, q, bias=config.qkv_bias, dtype=dtype)
+        self.k_proj = Linear(config.hidden_size, kv, bias=config.qkv_bias, dtype=dtype)
+        self.v_proj = Linear(config.hidden_size, kv, bias=config.qkv_bias, dtype=dtype)
+        self.o_proj = Linear(q, config.hidden_size, bias=config.o_bias, dtype=dtype)
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], positions: Tensor, cache: KVCache | None, reach: int | None, mask: Tensor | None) -> Tensor:
         batch, length, _ = x.shape
@@ -80,9 +94,9 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: LlamaConfig, dtype: torch.dtype | None):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias, dtype=dtype)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias, dtype=dtype)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias, dtype=dtype)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias, dtype=dtype)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias, dtype=dtype)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -104,7 +118,7 @@ class Layer(nn.Module):
 class Decoder(nn.Module):
     def __init__(self, config: LlamaConfig, dtype: torch.dtype | None):
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
         self.layers = nn.ModuleList(Layer(config, i, dtype) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
 
@@ -116,7 +130,7 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         self.model = Decoder(config, dtype)
-        self.lm_head = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype)
+        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype)
         # Not buffers: made by finish(), after the weights, on their device. On meta they would be lost.
         self._cos: Tensor | None = None
         self._sin: Tensor | None = None
