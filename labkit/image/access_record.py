@@ -68,8 +68,8 @@ def read(path: str | os.PathLike[str]) -> list[Access]:
             if (layer is not None and type(layer) is not int) or any(not 0 <= a < b for a, b in ranges):
                 raise ValueError("layerIndex or ranges")
             access = Access(clean_name(doc["path"]), layer, str(doc.get("manifestDigest", "")), doc.get("at_s"), ranges)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as bad:
-            raise BadInput(f"{path}, line {number} is no access: {bad}", fix='a line is {"path": "usr/bin/python3", "layerIndex": 0}') from None
+        except (BadInput, ValueError, KeyError, TypeError, AttributeError, RecursionError) as bad:
+            raise BadInput(f"{path}, line {number} is no access: {getattr(bad, 'what', bad)}", fix='a line is {"path": "usr/bin/python3", "layerIndex": 0}') from None
         made.setdefault((access.path, access.layer), access)
     return list(made.values())
 

@@ -165,7 +165,7 @@ def parse(raw: bytes, toc_offset: int) -> Toc:
 
 
 def _entry(item: dict[str, Any], name: str, kind: Any) -> Entry:
-    if kind not in KINDS:
+    if type(kind) is not str or kind not in KINDS:
         raise _refuse(f"{name[:80]!r} is of the unknown type {str(kind)[:20]!r}")
     modtime = item.get("modtime", "")
     if type(modtime) is not str:

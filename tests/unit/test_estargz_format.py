@@ -1,0 +1,247 @@
+"""The eStargz format: what we write reads back, is the same every time, and lies are refused."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import random
+import tarfile
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from labkit.errors import BadInput
+from labkit.image.estargz import codec, layout, reader, source, toc, writer
+from labkit.image.tar import DIR, FILE, HARDLINK, Member
+
+
+def tar_of(*items: tuple[str, dict], format: int = tarfile.PAX_FORMAT) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:", format=format) as archive:
+        for name, about in items:
+            info = tarfile.TarInfo(name)
+            data = about.pop("data", b"")
+            info.size = len(data)
+            for key, value in about.items():
+                setattr(info, key, value)
+            archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+HARD_CASES = tar_of(
+    ("usr", {"type": tarfile.DIRTYPE, "mode": 0o755}), ("usr/a", {"data": b"hello", "mtime": 1_500_000_000, "mode": 0o4755, "uid": 5}),
+    ("usr/many-chunks", {"data": random.Random(1).randbytes(300_000) + bytes(400_000)}),
+    ("usr/hard", {"type": tarfile.LNKTYPE, "linkname": "usr/a"}), ("usr/soft", {"type": tarfile.SYMTYPE, "linkname": "a"}),
+    ("usr/" + "n" * 240, {"data": b"long"}), (b"usr/\xff\xfe".decode("utf-8", "surrogateescape"), {"data": b"not utf-8"}),
+    ("empty", {}), ("null", {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 3}), ("pipe", {"type": tarfile.FIFOTYPE}),
+    (".wh.gone", {}), ("attributes", {"data": b"x", "pax_headers": {"SCHILY.xattr.user.k": "v"}}),
+    ("far-future", {"data": b"y", "mtime": 9e9, "uid": 3_000_000}))
+
+
+def make(raw: bytes, directory, name: str = "blob", **options):
+    with source.spool([raw[i:i + 1000] for i in range(0, len(raw), 1000)], directory) as layer:
+        made = writer.write(layer, directory / name, **options)
+    return made, (directory / name).read_bytes()
+
+
+def opened(blob: bytes, made) -> reader.Layer:
+    return reader.open_layer(lambda start, size: blob[start:start + size], len(blob), made.toc_digest)
+
+
+def test_any_runtime_unpacks_the_blob_and_finds_the_diff_id(tmp_path):
+    made, blob = make(HARD_CASES, tmp_path)
+    plain = gzip.decompress(blob)
+    assert "sha256:" + hashlib.sha256(plain).hexdigest() == made.diff_id
+    assert "sha256:" + hashlib.sha256(blob).hexdigest() == made.digest and len(blob) == made.size_bytes
+    ours = {m.name: m for m in tarfile.open(fileobj=io.BytesIO(plain))}
+    for theirs in tarfile.open(fileobj=io.BytesIO(HARD_CASES)):
+        same = ours[theirs.name]
+        for key in ("type", "mode", "uid", "size", "linkname", "devmajor", "devminor"):
+            assert getattr(same, key) == getattr(theirs, key), (theirs.name, key)
+        assert int(same.mtime) == int(theirs.mtime)
+    assert ours["attributes"].pax_headers["SCHILY.xattr.user.k"] == "v"
+
+
+def test_every_file_reads_back_by_ranges(tmp_path):
+    made, blob = make(HARD_CASES, tmp_path, chunk_bytes=64 << 10)
+    layer = opened(blob, made)
+    with tarfile.open(fileobj=io.BytesIO(HARD_CASES)) as archive:
+        for info in archive:
+            if info.isreg():
+                assert reader.read(layer, info.name) == archive.extractfile(info).read()
+    assert reader.read(layer, "usr/hard") == b"hello"
+    assert reader.read(layer, "usr/many-chunks", 299_990, 20)[10:] == bytes(10)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_same_input_gives_the_same_blob_with_any_number_of_threads(tmp_path, threads):
+    assert make(HARD_CASES, tmp_path, threads=threads, prioritised=["empty", "usr/hard"])[0] == make(HARD_CASES, tmp_path, "again", threads=3, prioritised=["empty", "usr/hard"])[0]
+
+
+def test_prioritised_files_come_first_with_their_parents_and_link_targets(tmp_path):
+    made, blob = make(HARD_CASES, tmp_path, prioritised=["attributes", "usr/hard", "not/there"])
+    names = [m.name for m in tarfile.open(fileobj=io.BytesIO(blob))]
+    assert names[:5] == ["attributes", "usr", "usr/a", "usr/hard", layout.PREFETCH]
+    assert made.missing == ("not/there",) and 0 < made.prefetch_bytes < 1000
+    assert opened(blob, made).toc.prefetch_end == made.prefetch_bytes
+
+
+def test_without_prioritised_files_the_other_landmark_is_there(tmp_path):
+    made, blob = make(HARD_CASES, tmp_path)
+    assert layout.NO_PREFETCH in [m.name for m in tarfile.open(fileobj=io.BytesIO(blob))] and made.prefetch_bytes == 0
+
+
+def test_converting_an_estargz_layer_again_leaves_its_own_files_out(tmp_path):
+    _, blob = make(HARD_CASES, tmp_path, prioritised=["usr/a"])
+    _, again = make(gzip.decompress(blob), tmp_path, "again", prioritised=["usr/a"])
+    assert again == blob
+
+
+def test_sparse_members_are_written_out_in_full(tmp_path):
+    raw = bytearray(tar_of(("sparse", {"data": b"A" * 512 + b"B" * 512}), format=tarfile.GNU_FORMAT))
+    head = raw[:512]  # an old GNU sparse header: two pieces of 512 bytes, at 0 and at 1 MiB, of a file of 1 MiB + 512
+    head[156:157] = b"S"
+    head[386:386 + 48] = b"".join(b"%011o\0" % n for n in (0, 512, 1 << 20, 512))
+    head[482], head[483:495] = 0, b"%011o\0" % ((1 << 20) + 512)
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    raw[:512] = head
+    made, blob = make(bytes(raw), tmp_path)
+    assert reader.read(opened(blob, made), "sparse") == b"A" * 512 + bytes((1 << 20) - 512) + b"B" * 512
+
+
+def test_a_decompression_bomb_is_refused(tmp_path):
+    with pytest.raises(BadInput, match="expands"), source.spool([bytes(1000)] * 20, tmp_path, limit_bytes=10_000):
+        pass
+
+
+@given(st.integers(0, 2**60))
+def test_the_footer_is_51_bytes_and_gives_its_offset_back(offset):
+    raw = layout.pack_footer(offset)
+    assert len(raw) == 51 and layout.unpack_footer(raw) == offset and gzip.decompress(raw) == b""
+
+
+@given(st.binary(max_size=80))
+def test_no_other_bytes_are_a_footer(raw):
+    with pytest.raises(BadInput):
+        layout.unpack_footer(raw)
+
+
+@given(st.binary(min_size=1, max_size=5000), st.integers(1, 6000))
+def test_a_member_gives_exactly_its_size_or_nothing(data, size):
+    member = codec.compress(data)
+    if size == len(data):
+        assert codec.decompress(member + b"what follows", size) == data
+    else:
+        with pytest.raises(BadInput):
+            codec.decompress(member, size)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_a_corrupt_blob_never_gives_wrong_bytes(tmp_path_factory, data):
+    made, blob = _BLOB.setdefault("it", make(HARD_CASES, tmp_path_factory.mktemp("blob"), chunk_bytes=100_000))
+    broken = bytearray(blob)
+    for _ in range(data.draw(st.integers(1, 3))):
+        broken[data.draw(st.integers(0, len(blob) - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        layer = opened(bytes(broken), made)
+        for name, right in (("usr/a", b"hello"), ("attributes", b"x")):
+            assert reader.read(layer, name) == right
+    except BadInput:
+        pass
+
+
+_BLOB: dict = {}
+
+
+def test_a_toc_other_than_the_manifests_is_refused(tmp_path):
+    made, blob = make(HARD_CASES, tmp_path)
+    with pytest.raises(BadInput, match="not the one its manifest names"):
+        reader.open_layer(lambda start, size: blob[start:start + size], len(blob), "sha256:" + "0" * 64)
+
+
+def entry(name="a", **more) -> dict:
+    return {"name": name, "type": "reg", "size": 10, "mode": 0o644, "offset": 0, "chunkDigest": "sha256:" + "0" * 64} | more
+
+
+HOSTILE = {
+    "a name that climbs": [entry("../etc/passwd")], "a name in the middle that climbs": [entry("a/../../b")], "a name with NUL": [entry("a\0b")],
+    "a name that is a number": [entry(7)], "no name": [{"type": "reg"}], "an unknown type": [entry(type="socket")],
+    "a negative size": [entry(size=-1)], "a size of 2**70": [entry(size=2**70)], "a float size": [entry(size=1.5)], "a boolean size": [entry(size=True)],
+    "an offset behind the TOC": [entry(offset=1001)], "a chunk in the TOC": [entry(offset=1000)], "a negative offset": [entry(offset=-5)],
+    "a chunk without digest": [entry(chunkDigest="")], "a digest of md5": [entry(chunkDigest="md5:0")],
+    "chunks with a gap": [entry(chunkSize=3), {"name": "a", "type": "chunk", "chunkOffset": 5, "offset": 9, "chunkDigest": "sha256:" + "0" * 64}],
+    "chunks that overlap": [entry(chunkSize=6), {"name": "a", "type": "chunk", "chunkOffset": 5, "offset": 9, "chunkDigest": "sha256:" + "0" * 64}],
+    "chunks beyond the size": [entry(chunkSize=11)], "too few chunks": [entry(chunkSize=4)],
+    "a chunk of another file": [entry(chunkSize=4), {"name": "b", "type": "chunk", "chunkOffset": 4, "offset": 9}],
+    "a chunk without a file": [{"name": "a", "type": "chunk"}], "two chunks in one place": [entry(), entry("b")],
+    "a chunk of 200 MB": [entry(size=200 << 20)], "a hard link to nothing": [{"name": "a", "type": "hardlink", "linkName": "b"}],
+    "a hard link to itself": [{"name": "a", "type": "hardlink", "linkName": "a"}],
+    "hard links in a ring": [{"name": "a", "type": "hardlink", "linkName": "b"}, {"name": "b", "type": "hardlink", "linkName": "a"}],
+    "a hard link out of the root": [{"name": "a", "type": "hardlink", "linkName": "../../b"}],
+    "a hard link to a directory": [{"name": "d", "type": "dir"}, {"name": "a", "type": "hardlink", "linkName": "d"}],
+    "a symlink to nothing": [{"name": "a", "type": "symlink"}], "a file as directory": [entry("d"), {"name": "d/x", "type": "dir"}],
+    "a root that is a file": [entry("./")], "a time that is none": [entry(modtime="yesterday")], "a time that is a number": [entry(modtime=3)],
+    "attributes that are a list": [entry(xattrs=[1])], "attributes that are not base64": [entry(xattrs={"user.a": "*"})],
+    "an entry that is a string": ["a"], "a shared member": [entry(innerOffset=5)],
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_toc_is_refused(case):
+    with pytest.raises(BadInput):
+        toc.parse(json.dumps({"version": 1, "entries": HOSTILE[case]}).encode(), toc_offset=1000)
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b'{"version":2,"entries":[]}', b'{"version":1,"entries":{}}', b'{"version":1}', b"[" * 100_000, b"\xff"])
+def test_what_is_no_toc_is_refused(raw):
+    with pytest.raises(BadInput):
+        toc.parse(raw, toc_offset=1000)
+
+
+json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5)
+some_entry = st.fixed_dictionaries({}, optional={
+    "name": st.sampled_from(["a", "b/c", "a/b", "..", "/", ""]) | json_values, "type": st.sampled_from(["reg", "dir", "chunk", "hardlink", "symlink", "char"]) | json_values,
+    "size": st.integers(0, 100) | json_values, "offset": st.integers(0, 1000) | json_values, "chunkOffset": st.integers(0, 100) | json_values,
+    "chunkSize": st.integers(0, 100) | json_values, "chunkDigest": st.just("sha256:" + "0" * 64) | json_values, "linkName": st.sampled_from(["a", "b/c"]) | json_values,
+    "modtime": st.text(max_size=25) | json_values, "xattrs": json_values, "mode": json_values, "devMajor": json_values})
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(some_entry, max_size=6))
+def test_a_toc_is_sound_or_refused_never_a_crash(entries):
+    try:
+        made = toc.parse(json.dumps({"version": 1, "entries": entries}).encode(), toc_offset=1000)
+    except BadInput:
+        return
+    for one in made.entries:
+        assert ".." not in one.name.split("/") and not one.name.startswith("/")
+        assert sum(c.size for c in one.chunks) == (one.size if one.kind == "reg" else 0)
+        assert all(0 <= c.start < c.end <= 1000 for c in one.chunks)
+
+
+@given(st.text(max_size=60))
+def test_touched_ranges_are_sorted_ranges_of_the_blob_or_refused(text):
+    try:
+        made = layout.parse_ranges(text, 500)
+    except BadInput:
+        return
+    assert all(0 <= a < b <= 500 for a, b in made) and made == sorted(made)
+
+
+def test_a_directory_named_without_slash_gets_one_and_a_link_keeps_its_target():
+    assert writer.header(Member("d", DIR, 0o755), 0)[:2] == b"d/"
+    assert writer.toc_entry(Member("l", HARDLINK, link="d/x"))["linkName"] == "d/x"
+
+
+@given(st.binary(min_size=1, max_size=300).filter(lambda b: b"\0" not in b and b.strip(b"/")), st.integers(0, 2**40), st.integers(-5, 2**36), st.integers(0, 2**31))
+def test_any_header_is_read_back_by_tarfile(name, size, seconds, uid):
+    text = name.decode("utf-8", "surrogateescape").strip("/")
+    member = Member(text, FILE, 0o600, uid, uid, 0, seconds * 10**9)
+    info = tarfile.open(fileobj=io.BytesIO(writer.header(member, 0) + bytes(1024)), errors="surrogateescape", encoding="utf-8").next()
+    assert (info.name, info.uid, int(info.mtime)) == (text, uid, seconds)
+    assert size >= 0
