@@ -125,9 +125,9 @@ def open_entries(path: Path) -> list[dict[str, Any]]:
     return list(reversed(entries.values()))
 
 
-def marked_pids(mark: str) -> list[int]:
+def marked_pids(mark: str, variable: str = MARK) -> list[int]:
     """Processes whose environment carries this run's mark."""
-    needle, found = f"{MARK}={mark}".encode(), []
+    needle, found = f"{variable}={mark}".encode(), []
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
             with contextlib.suppress(OSError):

@@ -27,7 +27,7 @@ from typing import Any
 #: One colour a phase, never reused for anything else. Families: image blue, process green, device violet, weights orange.
 PHASE_COLOURS = {
     "pull": "#0069A8", "unpack": "#3D93D6", "mount": "#007F8C", "restore": "#0A9B72",
-    "start": "#4C7A1F", "import": "#7FA02B", "context": "#7A4FC9", "build": "#C98A12",
+    "start": "#4C7A1F", "import": "#7FA02B", "context": "#7A4FC9", "build": "#B57A0C",
     "load": "#C2480F", "warmup": "#B06BD6", "ready": "#7C7C7C", "first_token": "#D6336C",
 }
 #: A second sign beside the colour, where bars are stacked without a label of their own.
@@ -36,7 +36,7 @@ PHASE_HATCHES = {
     "build": "///", "load": "", "warmup": "...", "ready": "\\\\\\", "first_token": "",
 }
 #: Arms of a comparison, in order; beyond six, colour says nothing and the labels must.
-ARM_COLOURS = ("#0069A8", "#C2480F", "#0A9B72", "#7A4FC9", "#C98A12", "#D6336C")
+ARM_COLOURS = ("#0069A8", "#C2480F", "#0A9B72", "#7A4FC9", "#B57A0C", "#D6336C")
 
 FONT = ("DejaVu Sans",)  # ships with matplotlib: the same glyph widths on every host, so labels never begin to overlap
 BASE_PT = 10.0

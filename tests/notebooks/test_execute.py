@@ -1,0 +1,78 @@
+"""Headless notebooks: the outcome is what happened, nothing outlives a notebook, and a mistake is found before anything runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from labkit.core.ledger import marked_pids, start_time
+from labkit.lessons import canonical, execute
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("LABKIT_HOME", str(tmp_path / "home"))
+
+
+def _run(name: str, tmp_path: Path, timeout_s: float = 120, **values) -> execute.Result:
+    return execute.run_one(FIXTURES / f"{name}.ipynb", tmp_path / "out", values, timeout_s)
+
+
+@pytest.mark.parametrize(("name", "outcome", "said"), [
+    ("passes", "ok", ""),
+    ("failing_cell", "failed", "planted in the second cell"),
+    ("dead_kernel_in_last_cell", "dead_kernel", "died"),
+    ("kernel_exits_cleanly", "dead_kernel", "died"),
+    ("wrong_solution", "failed", "CheckFailed: anatomy.floor"),
+    ("exercise_is_filled", "ok", ""),
+])
+def test_the_outcome_is_what_happened(name, outcome, said, tmp_path):
+    made = _run(name, tmp_path)
+    assert (made.outcome, said in made.error) == (outcome, True), made
+    assert Path(made.executed).exists() and len(made.cells) >= len([c for c in canonical.load(FIXTURES / f"{name}.ipynb")["cells"] if c["cell_type"] == "code"])
+
+
+def test_a_time_out_ends_children_in_sessions_of_their_own(tmp_path):
+    pid_file = tmp_path / "pid"
+    made = _run("endless_with_child_in_own_session", tmp_path, timeout_s=8, pid_file=str(pid_file))
+    assert made.outcome == "timeout" and "not over after 8 s" in made.error
+    assert made.ended >= 3  # runner, kernel, child
+    assert pid_file.exists() and start_time(int(pid_file.read_text())) == 0
+    assert made.cells[-1] is None
+
+
+def test_a_child_left_behind_by_a_good_notebook_is_ended_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(execute, "_end", lambda mark, patience_s=0.0, end=execute._end: end(mark, 0.0))
+    pid_file = tmp_path / "pid"
+    made = _run("leaves_child_in_own_session", tmp_path, pid_file=str(pid_file))
+    assert made.outcome == "ok" and made.ended >= 1 and start_time(int(pid_file.read_text())) == 0
+
+
+def test_the_command_reports_failures_by_exit_status_page_and_last_line(tmp_path, capsys):
+    from labkit.cli import main
+
+    code = main(["notebooks", "run", str(FIXTURES / "passes.ipynb"), str(FIXTURES / "failing_cell.ipynb"), "--out", str(tmp_path / "out"), "--preset", "ci"])
+    said = capsys.readouterr().out
+    doc = json.loads(said.strip().split("\n")[-1])
+    assert code == 1 and doc["failed"] == 1 and [n["outcome"] for n in doc["notebooks"]] == ["ok", "failed"]
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "planted in the second cell" in page and "failing_cell.html" in page
+    assert "planted in the second cell" in (tmp_path / "out" / "failing_cell.html").read_text()
+
+
+def test_an_unknown_parameter_is_an_error_before_anything_runs(tmp_path, capsys):
+    from labkit.cli import main
+
+    code = main(["notebooks", "run", str(FIXTURES / "passes.ipynb"), "-p", "lable=x", "--out", str(tmp_path / "out")])
+    assert code == 2 and "has no parameter 'lable'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_process_of_these_tests_is_left():
+    import os
+
+    assert not [p for p in marked_pids(str(os.getpid()), execute.MARK)]
