@@ -1,0 +1,37 @@
+"""`labkit site`: the gallery of executed notebooks and figures, as static HTML.
+
+    labkit site --out site                       from report/notebooks (run `labkit report` or `labkit notebooks run` first)
+    labkit site --execute --preset ci            execute the notebooks first
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", default="site", metavar="DIR", help="where the gallery goes (default: site)")
+    parser.add_argument("--executed", default="report/notebooks", metavar="DIR", help="folder of executed notebooks (default: report/notebooks)")
+    parser.add_argument("--execute", action="store_true", help="execute all notebooks into that folder first; done by itself when it is empty")
+    parser.add_argument("--preset", default="ci", help="parameters for --execute (default: ci)")
+    parser.add_argument("--record", action="append", default=[], metavar="FILE", help="a run record of this host to add")
+
+
+def run(args: argparse.Namespace) -> int:
+    from labkit.cli.output import last_line
+    from labkit.lessons import gallery
+
+    executed, failed = Path(args.executed), 0
+    if args.execute or not list(executed.glob("*.ipynb")):
+        from labkit.cli.notebooks import find
+        from labkit.lessons import execute
+
+        made = execute.run_all(find([]), executed, preset=args.preset, say=print)
+        failed = sum(r.outcome != "ok" for r in made.results)
+    built = gallery.build(Path(args.out), executed, [Path(p) for p in args.record])
+    for line in built.skipped:
+        print(f"not drawn: {line}")
+    print(f"gallery: {built.page.resolve()}")
+    last_line({"site": str(built.page), "notebooks": built.notebooks, "runs": built.runs, "skipped": len(built.skipped), "failed": failed})
+    return 1 if failed else 0

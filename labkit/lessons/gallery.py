@@ -1,0 +1,77 @@
+"""The gallery: executed notebooks of this host, and the figures of every recorded one, as static HTML.
+
+    build(Path("site"), executed=Path("report/notebooks"))      site/index.html, site/<notebook>.html, site/recorded/<host>/<run>.html
+
+Recorded runs keep their stamp; hosts stand under each other and are never mixed in one figure. Lesson: notebooks/09_decide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from labkit.errors import LabError
+from labkit.lessons import canonical, pages, replay, report
+
+
+@dataclass(frozen=True)
+class Built:
+    page: Path
+    notebooks: int
+    runs: int
+    skipped: tuple[str, ...] = ()
+
+
+def build(out: Path, executed: Path, own_runs: list[Path] | None = None) -> Built:
+    """Write the gallery from what was executed (see `labkit notebooks run`) and recorded. What cannot be drawn is named on the page."""
+    out.mkdir(parents=True, exist_ok=True)
+    notebooks = sorted(executed.glob("*.ipynb"))
+    rows = []
+    for path in notebooks:
+        lab = canonical.load(path)["metadata"].get("labkit", {})
+        (out / f"{path.stem}.html").write_text(pages.page(path.stem, _crumb() + pages.notebook_body(path)), encoding="utf-8")
+        rows.append([f'<a href="{path.stem}.html">{escape(path.stem)}</a>', escape(str(lab.get("question", ""))), f"{lab.get('minutes', '')} min"])
+    body = "<h1>The cold-start lab: gallery</h1><p>Notebooks as they ran headless, and the records of every host, drawn by the same code.</p>"
+    body += "<h2>Notebooks</h2>" + (pages.table_html(["notebook", "question", "for a learner"], rows) if rows else "<p>None executed yet: <code>labkit notebooks run</code>.</p>")
+    skipped: list[str] = []
+    runs, listed = 0, ""
+    for host, names in _by_host().items():
+        items = ""
+        for name in names:
+            try:
+                run = replay.replay(name)
+                page = out / "recorded" / f"{name}.html"
+                page.parent.mkdir(parents=True, exist_ok=True)
+                page.write_text(pages.page(name, _crumb("../../") + report.run_html(run, name)), encoding="utf-8")
+            except LabError as error:
+                skipped.append(f"{name}: {error.what}")
+                continue
+            runs += 1
+            items += f'<li><a href="recorded/{escape(name)}.html">{escape(name.split("/", 1)[1])}</a> – {escape(", ".join(run.arm_names)[:160])}</li>'
+            title = str(run.host.get("title", host))
+        if items:
+            listed += f"<h3>{escape(title)}</h3><ul>{items}</ul>"
+    for path in own_runs or []:
+        target = out / "runs" / f"{path.stem}.html"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(pages.page(path.stem, _crumb("../") + report.record_html(path)), encoding="utf-8")
+        listed += f'<p><a href="runs/{escape(path.stem)}.html">{escape(path.stem)}</a> (this host)</p>'
+        runs += 1
+    body += "<h2>Recorded runs, by host</h2>" + (listed or "<p>None.</p>")
+    if skipped:
+        body += "<h2>Not drawn</h2><ul>" + "".join(f'<li class="bad">{escape(s)}</li>' for s in skipped) + "</ul>"
+    target = out / "index.html"
+    target.write_text(pages.page("The cold-start lab: gallery", body), encoding="utf-8")
+    return Built(target, len(notebooks), runs, tuple(skipped))
+
+
+def _crumb(up: str = "") -> str:
+    return f'<p><a href="{up}index.html">Gallery</a></p>'
+
+
+def _by_host() -> dict[str, list[str]]:
+    hosts: dict[str, list[str]] = {}
+    for name in replay.names():
+        hosts.setdefault(name.split("/", 1)[0], []).append(name)
+    return hosts

@@ -1,0 +1,153 @@
+"""The report: this host's lab on one page – what it can show, the naive cold start, every notebook executed.
+
+One HTML file, nothing from outside: figures are drawn in it, executed notebooks are folded into it. A failed part is
+reported as failed on the page and by the exit code; the page is written all the same.
+
+    labkit report --out report            report/index.html, report/naive.json, report/notebooks/*
+
+Lesson: notebooks/00_start_here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from labkit.core.records import Run
+from labkit.errors import BadInput, LabError
+from labkit.lessons import pages
+
+
+@dataclass(frozen=True)
+class Reported:
+    page: Path
+    failed: tuple[str, ...] = ()
+    seconds: float = 0.0
+    run: Run | None = None
+    notebooks: tuple[Any, ...] = field(default=())
+
+    def as_json(self) -> dict[str, Any]:
+        from labkit.core import stats
+
+        good = [t.total_s for t in self.run.trials if t.ok and t.total_s] if self.run else []
+        return {"report": str(self.page), "failed": list(self.failed), "seconds": round(self.seconds, 1),
+                "first_token_s": stats.median(good) if good else None, "trials": len(self.run.trials) if self.run else 0,
+                "notebooks": {n.name: {"outcome": n.outcome, "seconds": n.seconds} for n in self.notebooks}}
+
+
+def report(out: Path, notebooks: Sequence[Path], *, preset: str = "small", blocks: int = 5, link: str = "loopback", notebook_preset: str = "ci",
+           records: Sequence[Path] = (), timeout_s: float = 900.0, say: Callable[[str], Any] = print) -> Reported:
+    """Run the lab and write out/index.html. What fails is named in `failed`, never raised (but for Ctrl-C)."""
+    from labkit.lessons import execute
+
+    began_s, failed, parts = time.monotonic(), [], []
+    out.mkdir(parents=True, exist_ok=True)
+    say("what this host can show")
+    parts.append(doctor_html())
+    say(f"the naive stack, {blocks} cold starts of {preset}")
+    run = None
+    try:
+        run = _naive(out, preset, blocks, link)
+        parts.append(run_html(run, "One naive cold start"))
+        failed += [f"naive, block {t.block + 1}: {t.outcome}" for t in run.failed]
+    except LabError as error:
+        failed.append(f"naive: {error.what}")
+        parts.append(f'<h2>One naive cold start</h2><pre class="bad">{escape(str(error))}</pre>')
+    for path in records:
+        parts.append(record_html(path))
+    results: list[Any] = []
+    for path in notebooks:
+        say(f"notebook {path.stem}")
+        values = execute.parameters_for(path, notebook_preset, {})
+        results.append(execute.run_one(path, out / "notebooks", values, timeout_s))
+        if results[-1].outcome != "ok":
+            failed.append(f"{path.stem}: {results[-1].outcome}: {results[-1].error.splitlines()[0] if results[-1].error else ''}")
+    pages.notebooks_page(results, out / "notebooks")
+    parts.append(notebooks_html(results, notebook_preset))
+    seconds = time.monotonic() - began_s
+    target = out / "index.html"
+    target.write_text(pages.page("The cold-start lab on this host", _head(failed, seconds) + "".join(parts), _foot()), encoding="utf-8")
+    return Reported(target, tuple(failed), seconds, run, tuple(results))
+
+
+def _naive(out: Path, preset: str, blocks: int, link: str) -> Run:
+    from labkit.face.live import progress
+    from labkit.stack import experiment
+
+    return experiment(["naive"], preset=preset, blocks=blocks, link=link, out=out / "naive.json", progress=progress(blocks))
+
+
+def _head(failed: Sequence[str], seconds: float) -> str:
+    from labkit.core.host import card
+    from labkit.core.units import show_s
+
+    state = f'<p class="bad">{len(failed)} failed:</p><ul>' + "".join(f"<li>{escape(f)}</li>" for f in failed) + "</ul>" if failed else '<p class="good">Everything came through.</p>'
+    return (f"<h1>The cold-start lab on this host</h1><p>{escape(card()['title'])} · {escape(card()['distribution'])}, kernel {escape(card()['kernel'])} · "
+            f"measured in {show_s(seconds)}</p>{state}"
+            '<p>A cold start runs from the request that finds nothing running to the first token at the client that sent it. '
+            "Below: what this host can show, where the time of the naive stack goes here, and every notebook as it ran a moment ago.</p>")
+
+
+def _foot() -> str:
+    from labkit import __version__
+
+    return f"Made by labkit {__version__}. Figures are drawn from the records beside this page; nothing on it comes from elsewhere."
+
+
+def doctor_html() -> str:
+    """The doctor's table: state, what, why it matters, what would change it."""
+    from labkit.core import host
+
+    marks = {"OK": "good", "DEGRADED": "", "MISSING": "bad"}
+    rows = [[f'<span class="{marks.get(f.state, "")}">{f.state}</span>', f"<code>{escape(f.name)}</code>", escape(f.missing or f.detail), escape(f.why),
+             f"<code>{escape(f.fix)}</code>" if f.fix else ""] for f in host.doctor()]
+    return ("<h2>What this host can show</h2><p>Each line was tried a moment ago. What is missing costs a mechanism, never the meaning of a number.</p>"
+            + pages.table_html(["state", "capability", "found", "what it unlocks", "to change it"], rows))
+
+
+def run_html(run: Run, title: str) -> str:
+    """A run's figures: waterfall of each arm, all trials, medians where there are several arms."""
+    from labkit.cli.show import text
+    from labkit.face import compare
+    from labkit.face.waterfall import waterfall
+
+    parts = [f"<h2>{escape(title)}</h2>"]
+    arms = [a for a in run.arm_names if run.of_arm(a)]
+    if len(arms) > 1:
+        parts += [compare.phases(run, arms).html(), compare.compare(run, arms=arms).html()]
+    elif arms:
+        parts.append(waterfall(run, arms[0]).html())
+    if arms:
+        parts.append(compare.strip(run).html())
+    return "\n".join(parts) + f"<details><summary>The record in words</summary><pre>{escape(text(run, trials=True))}</pre></details>"
+
+
+def record_html(path: Path) -> str:
+    """A further record on the page; one that cannot be read or drawn says why in its place."""
+    from labkit.core import records
+
+    try:
+        run = records.read(path)
+        return run_html(run, f"{path.stem}: {', '.join(run.arm_names)}")
+    except (BadInput, LabError) as error:
+        return f'<h2>{escape(path.stem)}</h2><pre class="bad">{escape(str(error))}</pre>'
+
+
+def notebooks_html(results: Sequence[Any], preset: str) -> str:
+    """Every executed notebook, folded; a failed one is open."""
+    from labkit.core.units import show_s
+
+    parts = [f"<h2>The notebooks, run headless</h2><p>With the parameters of their <code>{escape(preset)}</code> preset; exercises were filled with their solutions. "
+             "In JupyterLab (<code>make lab</code>) you predict first and solve them yourself.</p>"]
+    for r in results:
+        body = pages.notebook_body(r.executed, links="") if r.executed else ""
+        # Headings inside begin two levels lower, so that the page keeps one outline.
+        body = body.replace("<h2", "<h4").replace("</h2>", "</h4>").replace("<h3", "<h5").replace("</h3>", "</h5>").replace("<h1", "<h3").replace("</h1>", "</h3>")
+        error = f'<pre class="bad">{escape(r.error)}</pre>' if r.error else ""
+        parts.append(f'<details class="notebook"{" open" if r.outcome != "ok" else ""}><summary><b>{escape(r.name)}</b> – {pages.outcome_html(r.outcome)}, '
+                     f"{show_s(r.seconds)}</summary>{error}{body}</details>")
+    return "\n".join(parts)
