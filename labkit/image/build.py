@@ -1,7 +1,165 @@
-"""The subject's image, built from this host (see `labkit.image.tiny` for the small one)."""
+"""The subject's image, built from this host: what `docker build` would make of a pip installation, without Docker.
+
+Four layers from the stable to the changing, so that an edit of the app costs the app's layer only:
+
+    interpreter   Python, standard library, shared-library closure, minimal /etc        ~ 90 MB
+    torch         PyTorch (on a GPU host with its CUDA packages)                        ~ 800 MB and up
+    packages      what else the server's loaders import                                 ~ 300 MB
+    app           this package
+    (weights)     with `--with-weights DIR`: the model inside the image, the article's anti-pattern
+
+gzip at level 6, the level of stock builders; the same inputs give the same digests. Physical limit: deflate, 30–60 MB/s
+a core. Cached in `workspace.images` by what the inputs are (names, sizes, times), layer by layer.
+
+    layout, reference = ensure_image(Workspace.default())        # (…/images/subject, "lab/subject:latest")
+
+Lesson: notebooks/02_image_pull.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from labkit.core.workspace import Workspace
+from labkit.errors import BadInput
+from labkit.image import closure, oci
+from labkit.image.layers import STOCK_LEVEL, Entry, WrittenLayer, write_image, write_layer
+from labkit.image.start import LIBRARY_PATH, PYTHON_HOME, SERVER
 from labkit.image.tiny import tiny_layout
 
-__all__ = ["tiny_layout"]
+__all__ = ["build", "ensure_image", "tiny_layout", "PARTS", "REFERENCE"]
+
+REFERENCE = "lab/subject:latest"
+PARTS = ("interpreter", "torch", "packages", "app")
+#: What the server and its loaders may import. Those that are not installed here are left out.
+PACKAGES = ("numpy", "safetensors", "tokenizers", "gguf", "runai-model-streamer[s3,gcs]", "nvidia-ml-py", "isal", "zstandard")
+RIVALS = ("fastsafetensors", "tensorizer", "obstore", "instanttensor")
+_FORMAT = 3  # of the layers' content: raise it when the same inputs shall give another layer
+
+Say = Callable[[str], Any]
+
+
+@dataclass
+class _Parts:
+    """Entries of each layer before libraries and bytecode are worked out; computed once, in layer order."""
+
+    torch: dict[str, Any] = field(default_factory=dict)
+
+    def entries(self, part: str, weights: Path | None) -> dict[str, Entry]:
+        if part == "interpreter":
+            return closure.interpreter_entries()
+        if part == "torch":
+            return closure.distribution_entries(self._torch().values())
+        if part == "packages":
+            wanted = closure.distributions([*PACKAGES, *RIVALS, "torch"], without=self._torch())
+            return closure.distribution_entries(wanted.values())
+        if part == "app":
+            import labkit
+
+            return closure.tree_entries(Path(labkit.__file__).parent, "app/labkit")
+        if part == "weights" and weights is not None:
+            return closure.tree_entries(weights, f"models/{weights.name}")
+        raise BadInput(f"no part called {part!r}", fix="parts: " + ", ".join(PARTS))
+
+    def _torch(self) -> dict[str, Any]:
+        """torch and the binary packages that only it needs (CUDA libraries, Triton)."""
+        if not self.torch:
+            found = closure.distributions(["torch"])
+            if "torch" not in found:
+                raise BadInput("torch is not installed in this interpreter", why="the subject is a torch server", fix="make setup")
+            self.torch = {n: d for n, d in found.items() if n == "torch" or n.startswith(("nvidia-", "triton", "cuda-"))}
+        return self.torch
+
+
+def fingerprint(entries: dict[str, Entry], level: int) -> str:
+    """Names, sizes and times of the inputs, hashed: cheap to ask (0.3 s for the whole image), wrong only for a forged mtime."""
+    made = hashlib.sha256(f"{_FORMAT} {level} {sys.version}\n".encode())
+    for name in sorted(entries):
+        entry = entries[name]
+        about: list[Any] = [name, entry.mode, entry.symlink, entry.hardlink, hashlib.sha256(entry.data or b"").hexdigest()]
+        if entry.source:
+            found = entry.source.stat()
+            about += [found.st_size, found.st_mtime_ns]
+        made.update(json.dumps(about).encode())
+    return made.hexdigest()[:32]
+
+
+def _written(layout: oci.Layout, part: str, entries: dict[str, Entry], level: int, say: Say) -> WrittenLayer:
+    """A layer from the cache beside the layout, or written now."""
+    key = fingerprint(entries, level)
+    note = layout.path / "built" / f"{part}-{key}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        doc = json.loads(note.read_text())
+        descriptor = oci.parse_descriptor(doc["descriptor"])
+        if layout.blob_path(descriptor.digest).stat().st_size == descriptor.size_bytes:
+            return WrittenLayer(descriptor, doc["diff_id"], doc["plain_bytes"])
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=layout.path, prefix=".compile-") as scratch:
+        whole = dict(entries)
+        if part == "interpreter":
+            # The closure of all parts lies in the first layer: a later layer's library must not need a rebuild of ld.so's world.
+            objects = closure.shared_objects(entries) + _all_extension_modules()
+            whole = {**closure.library_entries(objects), **whole}
+        if part != "weights":
+            whole |= closure.bytecode_entries(entries, Path(scratch))
+        made = write_layer(layout, whole, level=level, **{"org__coldstartlab__layer": part})
+    note.parent.mkdir(exist_ok=True)
+    for old in note.parent.glob(f"{part}-*.json"):
+        old.unlink()
+    note.write_text(json.dumps({"descriptor": made.descriptor.as_json(), "diff_id": made.diff_id, "plain_bytes": made.plain_bytes}))
+    say(f"layer {part}: {made.plain_bytes / 1e6:.0f} MB, {made.descriptor.size_bytes / 1e6:.0f} MB gzip, {time.monotonic() - began:.1f} s")
+    return made
+
+
+def _all_extension_modules() -> list[Path]:
+    parts = _Parts()
+    found: list[Path] = []
+    for part in ("torch", "packages"):
+        with contextlib.suppress(BadInput):
+            found += closure.shared_objects(parts.entries(part, None))
+    return found
+
+
+def build(out: str | os.PathLike[str], *, parts: Sequence[str] = PARTS, with_weights: Path | None = None, level: int = STOCK_LEVEL,
+          name: str = REFERENCE, say: Say = lambda _: None) -> oci.Manifest:
+    """Write the image's layout at `out` (kept layers are reused) and return its manifest."""
+    if with_weights is not None and not (with_weights / "config.json").is_file():
+        raise BadInput(f"{with_weights} is not a model directory", why="it has no config.json", fix="labkit model make --preset small DIR")
+    layout = oci.Layout.create(out)
+    sources = _Parts()
+    wanted = [*parts, *(["weights"] if with_weights else [])]
+    layers = [(part, _written(layout, part, sources.entries(part, with_weights), level, say)) for part in wanted]
+    entries = closure.library_entries([Path(os.path.realpath(sys.executable))])
+    folder = next(iter(sorted(entries))).rpartition("/")[0]
+    run = {"Env": ["PATH=/usr/local/bin:/usr/bin:/bin", f"PYTHONPATH=/app:/{closure.SITE}", "LANG=C.UTF-8", "PYTHONDONTWRITEBYTECODE=1",
+                   "PYTHONUNBUFFERED=1", "SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt"],
+           "Entrypoint": [f"/{closure.PREFIX}/bin/{closure.VERSION}", *(SERVER if "app" in parts else ())], "WorkingDir": "/",
+           "Labels": {LIBRARY_PATH: f"/{folder}", PYTHON_HOME: "/" + closure.PREFIX, "org.opencontainers.image.title": "cold-start lab subject"}}
+    return write_image(layout, layers, run, name)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def ensure_image(workspace: Workspace, *, with_weights: Path | None = None, say: Say = lambda _: None) -> tuple[Path, str]:
+    """The subject's image in the workspace, built where anything it is made of has changed. Returns (layout, reference)."""
+    path = workspace.images / "subject"
+    reference = REFERENCE if with_weights is None else f"lab/subject-{with_weights.name.lower()}:latest"
+    with _locked(workspace.images / ".subject.lock"):
+        build(path, with_weights=with_weights, name=reference, say=say)
+    return path, reference

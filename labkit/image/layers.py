@@ -34,10 +34,12 @@ STOCK_LEVEL = 6  # what `gzip`, `docker build` and containerd use when told noth
 
 @dataclass(frozen=True)
 class Entry:
-    """A file (`data` or `source`), a directory (neither), a symlink (`symlink`) or a hard link (`hardlink`)."""
+    """A file (`data`, `source`, or both: `data` in place of the source's first `skip` bytes), a directory (neither), a
+    symlink or a hard link."""
 
     data: bytes | None = None
     source: Path | None = None
+    skip: int = 0
     symlink: str = ""
     hardlink: str = ""
     mode: int = 0o644
@@ -72,26 +74,25 @@ def tar_chunks(entries: Mapping[str, Entry]) -> Iterator[bytes]:
             head.type, head.linkname, head.mode = tarfile.SYMTYPE, entry.symlink, 0o777
         elif entry.hardlink:
             head.type, head.linkname = tarfile.LNKTYPE, entry.hardlink
-        elif entry.data is not None:
-            size = len(entry.data)
-        elif entry.source is not None:
-            size = entry.source.stat().st_size
+        elif entry.data is not None or entry.source is not None:
+            size = len(entry.data or b"") + (entry.source.stat().st_size - entry.skip if entry.source else 0)
         else:
             head.type = tarfile.DIRTYPE
         head.size = size
         yield head.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
         if entry.data is not None:
             yield entry.data
-        elif size and entry.source is not None:
-            yield from _exactly(entry.source, size)
+        if entry.source is not None:
+            yield from _exactly(entry.source, entry.skip, size - len(entry.data or b""))
         if size % 512:
             yield bytes(-size % 512)
     yield bytes(1024)
 
 
-def _exactly(path: Path, size: int) -> Iterator[bytes]:
+def _exactly(path: Path, skip: int, size: int) -> Iterator[bytes]:
     left = size
     with path.open("rb", buffering=0) as file:
+        file.seek(skip)
         while left:
             chunk = file.read(min(left, 1 << 20))
             if not chunk:

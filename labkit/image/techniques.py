@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from labkit.core.plan import LaunchPlan
+from labkit.core.plan import LaunchPlan, Step
 from labkit.core.workspace import Workspace
+from labkit.errors import BadInput
+from labkit.image import oci
 from labkit.technique import YES, Artifact, Availability, Claim, Evidence, Seen, Subject, register
 
 #: Packages of the host that only the server maps: what the lab itself has open cannot be made cold.
@@ -49,3 +52,63 @@ class HostEnv:
         exe = seen.proc.get("exe", "")
         ok = not started.get("rootfs") and os.path.realpath(exe) == os.path.realpath(sys.executable)
         return Evidence(self.name, ok, f"the server runs {exe or 'an unknown program'}, no image", {"exe": exe})
+
+
+class ImageTechnique:
+    """What the techniques that bring the subject's image share: its layout as the artifact, and the warm node's root directory.
+
+    On a warm node the image is unpacked (or held ready) before t0, so that only its coldness is left of it."""
+
+    name, layer, lesson = "", "image", "02_image_pull"
+    claims: tuple[Claim, ...] = ()
+
+    def available(self, host: Any) -> Availability:
+        return YES
+
+    def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
+        layout, manifest, digest = _image_of(subject)
+        return Artifact(self.name, digest, {"layout": str(layout.path), "rootfs_room": str(workspace.artifacts / "rootfs")},
+                        {"prepare_s": 0.0, "size_bytes": manifest.layers_bytes, "unpacked_bytes": manifest.unpacked_bytes,
+                         "layers": len(manifest.layers), "reference": subject.image_reference})
+
+    def on_warm_node(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
+        from labkit.image.pull import ensure_rootfs
+
+        rootfs, config = ensure_rootfs(artifact.paths["layout"], artifact.facts["reference"], Path(artifact.paths["rootfs_room"]))
+        return replace(plan, state={**plan.state, "rootfs": str(rootfs), "image_config": config}).with_cold(rootfs)
+
+    def engaged_on_warm_node(self, seen: Seen) -> Evidence:
+        sent = seen.stores.get("registry", {}).get("bytes_sent", 0)
+        rootfs = str(seen.plan.state.get("rootfs", ""))
+        ok = not sent and seen.facts.get("start", {}).get("rootfs") == rootfs
+        return Evidence(self.name, ok, f"started from the image on disk; the registry sent {sent} bytes", {"registry_bytes": sent, "rootfs": rootfs})
+
+
+def _image_of(subject: Subject) -> tuple[oci.Layout, oci.Manifest, str]:
+    if subject.image_layout is None:
+        raise BadInput("the subject has no image", why="this technique brings an image to the node", fix="labkit image build")
+    layout = oci.Layout(subject.image_layout)
+    return layout, layout.manifest(subject.image_reference), layout.manifest_descriptor(subject.image_reference).digest
+
+
+@register
+class FullPull(ImageTechnique):
+    name = "full-pull"
+    title = "pull the whole image, then unpack it (stock defaults)"
+
+    def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
+        if plan.scenario != "fresh-node":
+            return self.on_warm_node(plan, artifact)
+        floors = {**plan.floors_bytes, "pull": artifact.facts["size_bytes"], "unpack": artifact.facts["unpacked_bytes"]}
+        return replace(plan, floors_bytes=floors).with_steps(
+            Step("pull", "labkit.image.pull:full_pull"), Step("unpack", "labkit.image.pull:unpack"))
+
+    def engaged(self, seen: Seen) -> Evidence:
+        if seen.plan.scenario != "fresh-node":
+            return self.engaged_on_warm_node(seen)
+        sent = seen.stores.get("registry", {}).get("bytes_sent", 0)
+        whole = seen.plan.floors_bytes.get("pull", 0)
+        unpacked = seen.facts.get("unpack", {}).get("written_bytes", 0)
+        ok = sent >= whole > 0 and unpacked > 0 and seen.facts.get("start", {}).get("rootfs", "").startswith("/")
+        return Evidence(self.name, ok, f"the registry sent {sent / 1e6:.1f} MB of an image of {whole / 1e6:.1f} MB before the server started; "
+                        f"{unpacked / 1e6:.1f} MB were unpacked", {"registry_bytes": sent, "image_bytes": whole, "unpacked_bytes": unpacked})
