@@ -1,7 +1,7 @@
 """AWS Signature Version 4: made by the lab's client, checked by its store.
 
-    headers = sign("GET", "http://127.0.0.1:9000/lab/key", {}, Keys("lab", "lab-secret"), region="us-east-1")
-    check(request, keys={"lab": "lab-secret"})        # raises Denied; None when the request is not signed
+    headers = sign("GET", "http://127.0.0.1:9000/lab/key", {}, Keys("labkit", "labkit-not-a-secret"), region="us-east-1")
+    check(request, keys={"labkit": "labkit-not-a-secret"})        # raises Denied; None when the request is not signed
 
 A signature covers the method, the path, the query, chosen headers and the body's digest. The store accepts any region,
 as the SDKs take theirs from wherever they find one. Source: AWS, "Signature Version 4 signing process" for S3 (paths are

@@ -4,7 +4,7 @@ Physical limit: what `labkit.net.server` sends; ranges of one object go out by s
 connections. Reads may be unsigned; a signature that is there is checked; writes want one.
 
     labkit store serve --root DIR --link 1gbit-bucket
-    AWS_ENDPOINT_URL=http://127.0.0.1:PORT AWS_ACCESS_KEY_ID=lab AWS_SECRET_ACCESS_KEY=lab-secret  …any S3 client…
+    AWS_ENDPOINT_URL=http://127.0.0.1:PORT AWS_ACCESS_KEY_ID=labkit AWS_SECRET_ACCESS_KEY=labkit-not-a-secret  …any S3 client…
 
 Reference for its behaviour: moto and S3's API reference (the tests ask boto3). It is ours because nothing packaged is
 fast enough: moto re-reads the object for every range (0.03 GB/s). Lesson: notebooks/02_image_pull, notebooks/05_streaming.
@@ -27,7 +27,7 @@ from labkit.objects.disk import Disk, Missing, Object, Unstorable
 from labkit.objects.upload import Wrong, receive
 
 #: The embedded store's only keys: for loopback, not a secret.
-KEYS = {"lab": "lab-secret"}
+KEYS = {"labkit": "labkit-not-a-secret"}
 XMLNS = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 PART_MIN = 5 << 20
 XML_MAX = 2 << 20

@@ -168,7 +168,7 @@ def test_chunked_uploads_are_read_and_chunked_answers_too(served):
             sock.close()
         thread = threading.Thread(target=answer)
         thread.start()
-        with Connection("http://127.0.0.1:%d/" % listener.getsockname()[1]) as wire:
+        with Connection(f"http://127.0.0.1:{listener.getsockname()[1]}/") as wire:
             wire.request("GET", "/", {})
             assert wire.read() == b"wikipedia"
         thread.join()

@@ -1,0 +1,147 @@
+"""A bucket as the lab reads and writes it: the embedded store, S3, or Cloud Storage's S3-compatible endpoint, by one code.
+
+    with open_bucket("s3://lab/images", env) as bucket:             # endpoint and keys from the environment
+        bucket.get("lab/subject/manifests/latest").body
+        fetch_ranges(bucket.client, bucket.url("blobs/sha256/…"), size, into)      # signed per request
+
+Requests are path-style. Without keys they are unsigned, which public buckets and the embedded store's reads accept.
+`gs://` takes HMAC keys (GS_ACCESS_KEY_ID, GS_SECRET_ACCESS_KEY) or none. Lesson: notebooks/02_image_pull.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit.errors import BadInput, TransferError
+from labkit.net.fetch import Attempts, Client, Refused, Retry
+from labkit.net.http import Answer, Broken
+from labkit.objects import sigv4
+
+PART_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Listed:
+    key: str
+    size_bytes: int
+    etag: str
+
+
+def split_url(url: str) -> tuple[str, str, str]:
+    """`s3://bucket/prefix` → scheme, bucket, prefix. Raises BadInput."""
+    scheme, _, rest = url.partition("://")
+    bucket, _, prefix = rest.partition("/")
+    if scheme not in ("s3", "gs") or not bucket:
+        raise BadInput(f"not a bucket URL: {url!r}", fix="write it like s3://lab/images")
+    return scheme, bucket, prefix.strip("/")
+
+
+def endpoint_of(scheme: str, env: Mapping[str, str]) -> str:
+    if scheme == "gs":
+        return (env.get("CLOUD_STORAGE_EMULATOR_ENDPOINT") or "https://storage.googleapis.com").rstrip("/")
+    region = env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
+    return (env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or f"https://s3.{region}.amazonaws.com").rstrip("/")
+
+
+def keys_of(scheme: str, env: Mapping[str, str]) -> sigv4.Keys | None:
+    names = ("GS_ACCESS_KEY_ID", "GS_SECRET_ACCESS_KEY") if scheme == "gs" else ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    if not env.get(names[0]) or not env.get(names[1]):
+        return None
+    return sigv4.Keys(env[names[0]], env[names[1]], env.get("AWS_SESSION_TOKEN", "") if scheme == "s3" else "")
+
+
+class Bucket:
+    """Keys are relative to the prefix."""
+
+    def __init__(self, client: Client, endpoint: str, bucket: str, prefix: str = ""):
+        self.client, self.endpoint, self.bucket, self.prefix = client, endpoint, bucket, prefix
+
+    def key(self, key: str) -> str:
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+    def url(self, key: str) -> str:
+        return f"{self.endpoint}/{self.bucket}/{sigv4.encode(self.key(key), '/')}"
+
+    def get(self, key: str, limit_bytes: int = 64 << 20) -> Answer:
+        """A small object, whole. Raises TransferError."""
+        return self.client.ask("GET", self.url(key), limit_bytes=limit_bytes)
+
+    def head(self, key: str) -> Answer | None:
+        """Size (`size_bytes`) and headers; None when it is not there."""
+        answer = self.client.ask("HEAD", self.url(key), ok=(200, 404))
+        return answer if answer.status == 200 else None
+
+    def list(self, prefix: str = "") -> Iterator[Listed]:
+        """All objects below a key prefix, in the order of their keys."""
+        token = ""
+        while True:
+            query = f"list-type=2&prefix={sigv4.encode(self.key(prefix))}" + (f"&continuation-token={sigv4.encode(token)}" if token else "")
+            raw = self.client.ask("GET", f"{self.endpoint}/{self.bucket}?{query}").body
+            try:
+                doc = ElementTree.fromstring(raw)
+            except ElementTree.ParseError:
+                raise TransferError(f"{self.endpoint} answered a listing with something that is no XML") from None
+            space = doc.tag.partition("}")[0] + "}" if "}" in doc.tag else ""
+            strip = len(self.prefix) + 1 if self.prefix else 0
+            for one in doc.iter(f"{space}Contents"):
+                yield Listed((one.findtext(f"{space}Key") or "")[strip:], int(one.findtext(f"{space}Size") or 0), (one.findtext(f"{space}ETag") or "").strip('"'))
+            token = doc.findtext(f"{space}NextContinuationToken") or ""
+            if not token:
+                return
+
+    def put(self, key: str, data: bytes, content_type: str = "application/octet-stream") -> None:
+        self._send("PUT", self.url(key), data, {"Content-Type": content_type})
+
+    def put_file(self, key: str, path: str | os.PathLike[str], content_type: str = "application/octet-stream") -> None:
+        """In parts when it is large; a failure aborts the upload, so that no parts stay behind and cost money."""
+        size = Path(path).stat().st_size
+        with open(path, "rb") as file:
+            if size <= PART_BYTES:
+                self.put(key, file.read(), content_type)
+                return
+            url = self.url(key)
+            raw = self._send("POST", f"{url}?uploads=", b"", {"Content-Type": content_type}).body
+            upload = next((e.text or "" for e in ElementTree.fromstring(raw).iter() if e.tag.endswith("UploadId")), "")
+            try:
+                rows = []
+                for number, _ in enumerate(range(0, size, PART_BYTES), 1):
+                    answer = self._send("PUT", f"{url}?partNumber={number}&uploadId={upload}", file.read(PART_BYTES))
+                    rows.append(f"<Part><PartNumber>{number}</PartNumber><ETag>{answer.headers.get('etag', '')}</ETag></Part>")
+                self._send("POST", f"{url}?uploadId={upload}", f"<CompleteMultipartUpload>{''.join(rows)}</CompleteMultipartUpload>".encode())
+            except BaseException:
+                with contextlib.suppress(TransferError):
+                    self._send("DELETE", f"{url}?uploadId={upload}", b"")
+                raise
+
+    def _send(self, method: str, url: str, data: bytes, headers: Mapping[str, str] | None = None) -> Answer:
+        attempts = Attempts(self.client, f"{method} {url}")
+        wanted = {**(headers or {}), "x-amz-content-sha256": hashlib.sha256(data).hexdigest()}
+        while True:
+            try:
+                with self.client.open(method, url, wanted, data, ok=(200, 204)) as (answer, wire):
+                    return Answer(answer.status, answer.headers, answer.size_bytes, wire.read(1 << 20))
+            except (Broken, Refused) as error:
+                attempts.failed(error)
+
+
+@contextmanager
+def open_bucket(url: str, env: Mapping[str, str] | None = None, *, timeout_s: float = 20.0, retry: Retry = Retry()) -> Iterator[Bucket]:
+    env = os.environ if env is None else env
+    scheme, bucket, prefix = split_url(url)
+    keys, region = keys_of(scheme, env), env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
+
+    def authorize(method: str, target: str, headers: dict[str, str]) -> dict[str, str]:
+        payload = headers.pop("x-amz-content-sha256", "")
+        if keys is None:
+            return headers
+        return sigv4.sign(method, target, headers, keys, region="auto" if scheme == "gs" else region, payload=payload or sigv4.UNSIGNED)
+
+    with Client(timeout_s=timeout_s, retry=retry, authorize=authorize) as client:
+        yield Bucket(client, endpoint_of(scheme, env), bucket, prefix)
