@@ -71,7 +71,7 @@ def summary(path: str | os.PathLike[str], points: int = 120) -> dict[str, Any]:
     """Differences of counters over the trial, extremes of gauges, and series of rates thinned to `points` for a figure.
 
     {"seconds", "samples", "cpu_share" (of all CPUs), "disk_read_bytes", …, "peak_memory_bytes", "series": {"t_s": […], "cpu_share": […], …}};
-    `t_s` is CLOCK_MONOTONIC, as in the timeline. {} for fewer than two samples."""
+    `t_s` is CLOCK_MONOTONIC, as in the timeline (`relative` counts from t0). {} for fewer than two samples."""
     samples = read(path)
     if len(samples) < 2:
         return {}
@@ -93,6 +93,13 @@ def summary(path: str | os.PathLike[str], points: int = 120) -> dict[str, Any]:
                                            ("loopback_bytes_per_s", "loopback_bytes"))},
                       "memory_available_bytes": [b["memory_available_bytes"] for b in thin[1:]]}
     return made
+
+
+def relative(found: dict[str, Any], t0_s: float) -> dict[str, Any]:
+    """The same summary with its series' times counted from t0, as a record's spans are."""
+    if "series" not in found:
+        return found
+    return {**found, "series": {**found["series"], "t_s": [round(t - t0_s, 3) for t in found["series"]["t_s"]]}}
 
 
 def _cpu_share(a: dict[str, float], b: dict[str, float]) -> float:

@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from labkit.core import client, observe, timeline
+from labkit.core import client, observe, sampler, timeline
 from labkit.core.ledger import MARK, Ledger, remove_tree, start_time
 from labkit.core.plan import LaunchPlan
 from labkit.core.records import Trial
@@ -176,7 +176,7 @@ def _carry_out(plan: LaunchPlan, made: Trial, home: Path, ledger: Ledger, judge:
             answer = client.ask("127.0.0.1", port, plan.request, give_up=give_up, on_t0=at_start)
         seen = _look(plan, agent, answer, before, port) if instrument and answer.first_token_s else {}
         heard = _outside(outside)
-        samples = watching.end()
+        samples = sampler.relative(watching.end(), answer.t0_s)
         agent.lost = agent.gone.is_set()
         agent.end()
         facts = {"attempts": answer.attempts, "steps": agent.facts, **({"outside_client": heard} if heard else {}),
