@@ -30,9 +30,12 @@ class Placer:
         self.size_bytes = 0
 
     def slot(self, name: str, shape: Iterable[int]) -> Any:
-        """The parameter that this tensor is for. Raises BadInput if there is none or its shape differs."""
+        """The parameter that this tensor is for; None for one that a model computes or shares. Raises BadInput if there is no
+        parameter of that name or its shape differs."""
         there = self.slots.get(name)
         if there is None:
+            if name.endswith("rotary_emb.inv_freq") or name == "lm_head.weight":  # old checkpoints; a tied head stored twice
+                return None
             raise BadInput(f"checkpoint tensor {name} has no parameter in the model", why="the checkpoint is of another architecture",
                            fix="labkit model inspect FILE lists what it holds")
         if tuple(there.shape) != tuple(shape):
@@ -44,6 +47,8 @@ class Placer:
         import torch
 
         there = self.slot(name, tensor.shape)
+        if there is None:
+            return
         with torch.no_grad():
             if there.is_meta:
                 self._become(name, there, tensor.to(device=self.device, dtype=there.dtype))
@@ -52,13 +57,20 @@ class Placer:
                 self.placed[name] = there
         self.size_bytes += tensor.numel() * tensor.element_size()
 
+    def note(self, name: str, tensor: Any) -> None:
+        """The parameter's own storage was filled: nothing to move."""
+        self.placed[name] = tensor
+        self.size_bytes += tensor.numel() * tensor.element_size()
+
     def put_state(self, state: dict[str, Any]) -> None:
         """A whole state dict at once: torch's own `load_state_dict` where the model is initialised, else one by one."""
+        filled = {}
         for name, tensor in state.items():
             there = self.slot(name, tensor.shape)
-            if there.is_meta:
+            if there is not None and there.is_meta:
                 self.put(name, tensor)
-        filled = {n: t for n, t in state.items() if n not in self.placed}
+            elif there is not None:
+                filled[name] = tensor
         if filled:
             self.model.load_state_dict(filled, strict=False)
             self.placed |= {n: self.slots[n] for n in filled}

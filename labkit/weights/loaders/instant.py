@@ -1,0 +1,25 @@
+"""`instanttensor`: safetensors straight into GPU memory through a ring of device buffers. CUDA only.
+
+Limit: the slower of storage and PCIe. Its default copies each tensor out of the ring (`copy=True`), so that none is
+overwritten. Source: the package's own documentation of `safe_open`. Lesson: notebooks/05_streaming.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from labkit.core.timeline import span
+from labkit.weights.loaders.nearby import local_shards, refusing
+from labkit.weights.loaders.placing import Placer
+
+
+def load(model: Any, source: str, device: str = "cuda", **_: Any) -> dict[str, Any]:
+    with span("load.library"):
+        from instanttensor import safe_open
+
+    with local_shards(source, "safetensors") as here:
+        placer = Placer(model, device)
+        with span("load.stream"), refusing(here.paths[0].parent), safe_open([str(p) for p in here.paths], framework="pt", device=device) as files:
+            for name, tensor in files.tensors():
+                placer.put(name, tensor)
+        return placer.finish() | here.facts("instanttensor")

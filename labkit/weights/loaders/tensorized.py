@@ -1,0 +1,27 @@
+"""`tensorizer`: CoreWeave's format and deserializer, its settings at their defaults.
+
+Limit: one pass over the bytes in file order, several readers. Its own format: the checkpoint is converted first, and that
+is part of the trade. Source: coreweave/tensorizer. Lesson: notebooks/05_streaming.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from labkit.core.timeline import span
+from labkit.weights.loaders.nearby import local_shards, refusing
+from labkit.weights.loaders.placing import Placer
+
+
+def load(model: Any, source: str, device: str = "cpu", **_: Any) -> dict[str, Any]:
+    with span("load.library"):
+        from tensorizer import TensorDeserializer
+
+    with local_shards(source, "tensorizer") as here:
+        placer = Placer(model, device)
+        for path in here.paths:
+            with span("load.read", file=path.name), refusing(path):
+                with TensorDeserializer(str(path), device=device) as tensors:
+                    for name in tensors.keys():  # noqa: SIM118 - not a dict
+                        placer.put(name, tensors[name].detach())
+        return placer.finish() | here.facts("tensorizer")

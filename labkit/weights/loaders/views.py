@@ -1,0 +1,34 @@
+"""Tensors as views of a buffer that holds a file's bytes: no copy, the dtype of the header, the shape of the header.
+
+Limit: a view needs its address to be a multiple of its element size. Writers pad the header so that it is; a tensor of
+a file that does not is copied. Lesson: notebooks/04_model_formats.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from labkit.errors import BadInput
+from labkit.weights.formats.layout import Entry
+
+#: safetensors dtype -> torch attribute
+TORCH = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn", "F8_E8M0": "float8_e8m0fnu",
+         "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz", "I16": "int16", "U16": "uint16", "F16": "float16", "BF16": "bfloat16",
+         "I32": "int32", "U32": "uint32", "F32": "float32", "C64": "complex64", "F64": "float64", "I64": "int64", "U64": "uint64"}
+
+
+def torch_dtype(entry: Entry) -> Any:
+    import torch
+
+    if entry.dtype not in TORCH or not hasattr(torch, TORCH[entry.dtype]):
+        raise BadInput(f"{entry.name}: torch has no dtype for {entry.dtype}")
+    return getattr(torch, TORCH[entry.dtype])
+
+
+def view(buffer: Any, entry: Entry, at: int) -> Any:
+    """The tensor at byte `at` of a uint8 tensor."""
+    dtype = torch_dtype(entry)
+    raw = buffer[at:at + entry.size_bytes]
+    if raw.data_ptr() % max(dtype.itemsize, 1):
+        raw = raw.clone()
+    return raw.view(dtype).view(entry.shape)

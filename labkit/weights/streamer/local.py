@@ -1,0 +1,111 @@
+"""Reading chunks of local files: from the page cache where they are in it, past it (O_DIRECT) where they are not.
+
+A direct read is the disk's own speed without filling the cache with bytes that are needed once; but it ignores the cache
+too, so on a warm host it would read the disk for nothing. `cachestat(2)` says beforehand which is which, chunk by chunk.
+
+Never silently wrong: a short read goes on where it stopped, EINVAL (no O_DIRECT on this file system) and EIO are asked
+again through the cache, and what still fails, or a file that changed meanwhile, is an error. Lesson: notebooks/05_streaming.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import BadInput, TransferError
+from labkit.weights.streamer.plan import PAGE_BYTES, Chunk, File, stamp_of
+
+_SYS_CACHESTAT = 451
+Read = Callable[[int, list[memoryview], int], int]
+
+
+class _Span(ctypes.Structure):
+    _fields_ = [("offset", ctypes.c_uint64), ("length", ctypes.c_uint64)]
+
+
+class _Counts(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in ("cached", "dirty", "writeback", "evicted", "recently_evicted")]
+
+
+def resident_share(fd: int, offset: int, length: int) -> float:
+    """Share of a range that is in the page cache; 0.0 where the kernel (before 6.5) does not say."""
+    counts = _Counts()
+    if ctypes.CDLL(None, use_errno=True).syscall(_SYS_CACHESTAT, fd, ctypes.byref(_Span(offset, length)), ctypes.byref(counts), 0):
+        return 0.0
+    return min(1.0, counts.cached * PAGE_BYTES / max(length, 1))
+
+
+class LocalFile:
+    """One shard, open twice: buffered, and direct where the file system can. `read(chunk, memory)` fills the memory."""
+
+    def __init__(self, path: Path, file: File, preadv: Read = os.preadv):
+        self.path, self.file, self._preadv = path, file, preadv
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.direct = -1
+        self.direct_bytes = self.cached_bytes = 0
+        if stamp_of(self.fd) != file.stamp:
+            self.close()
+            raise self._changed()
+        try:
+            self.direct = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                self.close()
+                raise
+        self.share = resident_share(self.fd, 0, file.size_bytes)
+
+    def _changed(self) -> BadInput:
+        return BadInput(f"{self.path} changed while it was read", why="its parts would be of two versions; nothing was loaded",
+                        fix="load it again once nobody writes to it")
+
+    def check_unchanged(self) -> None:
+        if stamp_of(self.fd) != self.file.stamp:
+            raise self._changed()
+
+    def close(self) -> None:
+        for fd in (self.fd, self.direct):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self.direct = -1
+
+    def read(self, chunk: Chunk, memory: memoryview) -> None:
+        """Exactly `chunk.length` bytes. Raises TransferError, BadInput (the file ended early)."""
+        cached = self.share > 0 and resident_share(self.fd, chunk.offset, chunk.length) > 0.9
+        done = 0
+        if self.direct >= 0 and not cached:
+            done = self._direct(chunk, memory)
+        self.direct_bytes += done
+        while done < chunk.length:
+            try:
+                got = self._preadv(self.fd, [memory[done:chunk.length]], chunk.offset + done)
+            except OSError as error:
+                raise TransferError(f"{self.path} at byte {chunk.offset + done}: {error.strerror}", why="the disk or its file system refused; nothing was loaded",
+                                    fix="look at dmesg; fetch the shard again, then labkit model verify DIR") from None
+            if not got:
+                raise BadInput(f"{self.path} ended at byte {chunk.offset + done}, its header promises {self.file.size_bytes}",
+                               why="truncated while it was read; nothing was loaded", fix="fetch the shard again")
+            done += got
+            self.cached_bytes += got
+
+    def _direct(self, chunk: Chunk, memory: memoryview) -> int:
+        """Bytes read past the cache; fewer than asked where the rest has to come through it."""
+        done = 0
+        while done < chunk.length:
+            try:
+                got = self._preadv(self.direct, [memory[done:]], chunk.offset + done)
+            except OSError as error:
+                if error.errno in (errno.EINVAL, errno.EIO, errno.EINTR, errno.EAGAIN):
+                    return done
+                raise TransferError(f"{self.path}: {error.strerror}", fix="look at dmesg") from None
+            done += got
+            if not got or done % PAGE_BYTES:
+                break
+        return min(done, chunk.length)
+
+
+def facts_of(files: list[LocalFile]) -> dict[str, Any]:
+    return {"direct_bytes": sum(f.direct_bytes for f in files), "cached_bytes": sum(f.cached_bytes for f in files)}

@@ -1,0 +1,211 @@
+"""Where bytes land: in place where the final memory is the host's, through a bounded ring where it is not.
+
+    Arena    one page-aligned anonymous mapping a file, laid out as the file: a direct read of the chunk *is* its final
+             place, tensors are views; nothing is copied and nothing beside the parameters is allocated
+    Mapped   the file itself, mapped and populated: for bytes that are in the page cache already
+    Ring     a few aligned buffers, pre-faulted, pinned when there is a GPU; a chunk is moved on to its tensors
+             (`cudaMemcpyAsync` on a stream of its own, a plain copy on CPU) while the next ones are read
+
+Huge pages are not asked for: on a fragmented host the kernel compacts memory at every fault (measured here: one run in
+three took 2–4 times as long with MADV_HUGEPAGE). Limit: memory bandwidth for a copy, ~0.25 µs a page for a fault.
+Lesson: notebooks/05_streaming.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from labkit.weights.formats.layout import Entry
+from labkit.weights.loaders.views import torch_dtype, view
+from labkit.weights.streamer.plan import PAGE_BYTES, Chunk, File
+
+MADV_POPULATE_READ, MADV_POPULATE_WRITE = 22, 23
+POPULATE_BYTES = 32 << 20
+
+
+def populate(address: int, length: int, advice: int, threads: int) -> bool:
+    """Fault a range in from several threads at once. False where the kernel (before 5.14) cannot: pages then come at first touch."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    pieces = [(at, min(POPULATE_BYTES, length - at)) for at in range(0, length, POPULATE_BYTES)]
+    with ThreadPoolExecutor(max(1, min(threads, len(pieces)))) as many:
+        return all(many.map(lambda p: libc.madvise(address + p[0], p[1], advice) == 0, pieces))
+
+
+def _anonymous(length: int) -> mmap.mmap:
+    return mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+class Arena:
+    """The file's final memory on the host. `memory(chunk)` is writable until the tensors are handed out."""
+
+    def __init__(self, file: File):
+        import torch
+
+        self.file = file
+        self._map = _anonymous(max(PAGE_BYTES, -(-file.size_bytes // PAGE_BYTES) * PAGE_BYTES))
+        self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+        self._memory = memoryview(self._map)
+
+    def memory(self, chunk: Chunk) -> memoryview:
+        """Whole pages: a direct read of a file's end is asked for in whole pages."""
+        return self._memory[chunk.offset:chunk.offset + -(-chunk.length // PAGE_BYTES) * PAGE_BYTES]
+
+    @property
+    def whole(self) -> memoryview:
+        return self._memory
+
+    def tensor(self, entry: Entry) -> Any:
+        return view(self.bytes, entry, entry.offset)
+
+
+class Mapped:
+    """The file as memory, copy-on-write, every page present before it is handed out. As `safetensors.load_file`, but not lazy."""
+
+    def __init__(self, file: File, fd: int, threads: int):
+        import torch
+
+        self.file = file
+        self._map = mmap.mmap(fd, file.size_bytes, access=mmap.ACCESS_COPY)
+        self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+        self.populated = populate(self.bytes.data_ptr(), file.size_bytes, MADV_POPULATE_READ, threads)
+        if not self.populated:
+            self.bytes[::PAGE_BYTES].sum()
+
+    def tensor(self, entry: Entry) -> Any:
+        return view(self.bytes, entry, entry.offset)
+
+
+class Tensors:
+    """Final tensors allocated one by one on a device; `move` copies the part of a chunk that belongs to each."""
+
+    def __init__(self, file: File, device: str, given: dict[str, Any]):
+        import torch
+
+        self.made = {e.name: given[e.name] if e.name in given else torch.empty(e.shape, dtype=torch_dtype(e), device=device) for e in file.layout.tensors}
+        self.flat = [(e.offset, e.end, self.made[e.name].detach().reshape(-1).view(torch.uint8)) for e in file.layout.tensors if e.size_bytes]
+        self._starts = [start for start, _, _ in self.flat]
+
+    def move(self, chunk: Chunk, staged: Any, non_blocking: bool) -> None:
+        import bisect
+
+        end = chunk.offset + chunk.length
+        for start, stop, flat in self.flat[max(0, bisect.bisect_right(self._starts, chunk.offset) - 1):]:
+            if start >= end:
+                return
+            begin, until = max(start, chunk.offset), min(stop, end)
+            if begin < until:
+                flat[begin - start:until - start].copy_(staged[begin - chunk.offset:until - chunk.offset], non_blocking=non_blocking)
+
+    def tensor(self, entry: Entry) -> Any:
+        return self.made[entry.name]
+
+
+class Ring:
+    """`slots` aligned buffers of `slot_bytes`. A slot is free again when what was copied out of it has arrived.
+
+    `copier`: how staged bytes go to a device (`CudaCopies`), or None for a plain copy in the reading thread."""
+
+    def __init__(self, slots: int, slot_bytes: int, copier: Any = None):
+        import torch
+
+        self._map = _anonymous(slots * slot_bytes)
+        self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+        populate(self.bytes.data_ptr(), slots * slot_bytes, MADV_POPULATE_WRITE, 2)
+        self.copier = copier
+        if copier:
+            copier.pin(self.bytes)
+        self.slots = [self.bytes[i * slot_bytes:(i + 1) * slot_bytes] for i in range(slots)]
+        self._memory = [memoryview(self._map)[i * slot_bytes:(i + 1) * slot_bytes] for i in range(slots)]
+        self._free = list(range(slots))
+        self._flying: list[tuple[int, Any]] = []
+        self._changed = threading.Condition()
+        self.overlapped = 0  # copies that were still under way when the next chunk had been read
+
+    def take(self) -> int:
+        """A free slot; waits for the oldest copy when none is."""
+        with self._changed:
+            while not self._free:
+                if self._flying:
+                    slot, event = self._flying.pop(0)
+                    self._changed.release()
+                    try:
+                        event.synchronize()
+                    finally:
+                        self._changed.acquire()
+                    return slot
+                self._changed.wait(0.5)
+            return self._free.pop()
+
+    def memory(self, slot: int) -> memoryview:
+        return self._memory[slot]
+
+    def move(self, slot: int, chunk: Chunk, into: Tensors) -> None:
+        """Send the slot's bytes on and give it back once they have arrived."""
+        if self.copier is None:
+            into.move(chunk, self.slots[slot], False)
+            self.give(slot)
+            return
+        with self._changed:
+            self.overlapped += any(not event.query() for _, event in self._flying)
+        event = self.copier.copy(lambda: into.move(chunk, self.slots[slot], True))
+        with self._changed:
+            self._flying.append((slot, event))
+            self._changed.notify()
+
+    def give(self, slot: int) -> None:
+        with self._changed:
+            self._free.append(slot)
+            self._changed.notify()
+
+    def drain(self) -> None:
+        """Wait for every copy; after this the tensors hold their bytes."""
+        for _, event in self._flying:
+            event.synchronize()
+        self._flying.clear()
+        if self.copier:
+            self.copier.unpin(self.bytes)
+
+
+class CudaCopies:
+    """Asynchronous copies on a stream of their own, out of registered (pinned) memory."""
+
+    def __init__(self, device: str):
+        import torch
+
+        self.device = torch.device(device)
+        self.stream = torch.cuda.Stream(self.device)
+
+    def pin(self, memory: Any) -> None:
+        import torch
+
+        code = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0)
+        if int(code):
+            from labkit.errors import LabError
+
+            raise LabError(f"cudaHostRegister of {memory.numel()} bytes: {code}", why="copies from pageable memory do not overlap", fix="raise ulimit -l, or a smaller ring")
+
+    def unpin(self, memory: Any) -> None:
+        import torch
+
+        torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
+
+    def copy(self, work: Any) -> Any:
+        import torch
+
+        with torch.cuda.stream(self.stream):
+            work()
+            event = torch.cuda.Event()
+            event.record(self.stream)
+        return event
+
+
+def preferred(files: Sequence[File]) -> int:
+    """Threads for a local read: enough requests in flight for a drive's queue, not more than there is to read."""
+    return max(1, min(8, sum(f.size_bytes for f in files) >> 22, 4 * (os.cpu_count() or 1)))

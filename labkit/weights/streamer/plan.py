@@ -1,0 +1,101 @@
+"""All reads of a load, planned from the headers before the first one starts.
+
+    files = open_files(source)                      # headers only
+    chunks = plan_chunks(files, 8 << 20)            # Chunk(file, offset, length), in file order, aligned
+
+Neighbouring tensors are one read: a chunk cares for bytes, not for tensors, because a disk and a link have a cost a
+request. Chunks start at multiples of 4 KiB (what O_DIRECT wants); the header's own page comes along for free.
+Limit: bytes ÷ bandwidth + requests × latency ÷ requests in flight. Lesson: notebooks/05_streaming.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from labkit.errors import BadInput
+from labkit.weights.formats.layout import Layout
+from labkit.weights.formats.safetensors_header import header_length, parse, read
+from labkit.weights.source import Source
+
+PAGE_BYTES = 4096
+CHUNK_BYTES = 8 << 20
+#: One request brings a shard's header, its size, and usually nothing else: the header of 1 000 tensors is 100 KB.
+HEAD_BYTES = 256 << 10
+
+
+@dataclass(frozen=True)
+class File:
+    """One shard. `stamp`: (size, mtime_ns) of a local file, or the object's ETag: what must not change during the load."""
+
+    name: str
+    layout: Layout
+    stamp: Any = None
+
+    @property
+    def size_bytes(self) -> int:
+        return self.layout.size_bytes
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """`length` bytes of file number `file` from `offset`; the last one of a file ends with it."""
+
+    file: int
+    offset: int
+    length: int
+
+
+def stamp_of(fd: int) -> tuple[int, int]:
+    about = os.fstat(fd)
+    return about.st_size, about.st_mtime_ns
+
+
+def open_files(source: Source, client: Any = None) -> list[File]:
+    """The headers of all shards, remote ones in parallel. Raises BadInput, TransferError."""
+    names = source.shards("safetensors")
+    if source.remote:
+        with ThreadPoolExecutor(min(16, len(names))) as askers:
+            return list(askers.map(lambda name: _remote_header(source, name, client), names))
+    files = []
+    for name in names:
+        path = source.path(name)
+        try:
+            about = path.stat()
+            files.append(File(name, read(path), (about.st_size, about.st_mtime_ns)))
+        except OSError as error:
+            raise BadInput(f"{path}: {error.strerror}", why="a shard of the index is missing", fix="labkit model verify DIR") from None
+    return files
+
+
+def _remote_header(source: Source, name: str, client: Any) -> File:
+    url = source.url(name)
+
+    def part(start: int, end: int) -> tuple[bytes, int, str]:
+        answer = client.ask("GET", url, {"Range": f"bytes={start}-{end - 1}"})
+        total = answer.headers.get("content-range", "").rpartition("/")[2]
+        if answer.status != 206 or not total.isdigit():
+            raise BadInput(f"{url}: the store has no ranges", why="a streamer reads parts", fix="--loader labkit.weights.loaders.safe:load downloads first")
+        return answer.body, int(total), answer.headers.get("etag", "")
+
+    body, size_bytes, etag = part(0, HEAD_BYTES)
+    length = header_length(body[:8], size_bytes)
+    if 8 + length > len(body):
+        body += part(len(body), 8 + length)[0]
+    return File(name, parse(body[8:8 + length], size_bytes, url), etag)
+
+
+def plan_chunks(files: Sequence[File], chunk_bytes: int = CHUNK_BYTES, tail_bytes: int = 0) -> list[Chunk]:
+    """Every byte that holds a tensor, once. `tail_bytes`: the last chunks are split to this size, so that all connections
+    of a slow link end together."""
+    chunks = []
+    for number, file in enumerate(files):
+        begin = file.layout.header_bytes // PAGE_BYTES * PAGE_BYTES
+        chunks += [Chunk(number, at, min(chunk_bytes, file.size_bytes - at)) for at in range(begin, file.size_bytes, chunk_bytes)]
+    if tail_bytes:
+        last = chunks[-16:]
+        chunks[-16:] = [Chunk(c.file, at, min(tail_bytes, c.offset + c.length - at)) for c in last for at in range(c.offset, c.offset + c.length, tail_bytes)]
+    return chunks
