@@ -120,12 +120,13 @@ def _to_shards(source: Source, target: Path, to: str) -> dict[str, Any]:
 
 def _to_tensorizer(source: Source, target: Path) -> dict[str, Any]:
     from tensorizer import TensorSerializer
+    from tensorizer.serialization import TensorType
 
     serializer = TensorSerializer(str(target))
     count = 0
     try:
         for count, (name, tensor) in enumerate(all_tensors(source), 1):
-            serializer.write_tensor(count - 1, name, "param", tensor)
+            serializer.write_tensor(count - 1, name, TensorType.PARAM, tensor)
     finally:
         serializer.close()
     return {"shards": 1, "tensors": count}
