@@ -118,10 +118,12 @@ def open_entries(path: Path) -> list[dict[str, Any]]:
                 doc = json.loads(line)
             except ValueError:
                 continue
+            if not isinstance(doc, dict):  # half a line can be a whole JSON number
+                continue
             if "done" in doc:
-                entries.pop(doc["done"], None)
-            elif "id" in doc:
-                entries[doc["id"]] = doc
+                entries.pop(str(doc["done"]), None)
+            elif "id" in doc and "kind" in doc:
+                entries[str(doc["id"])] = doc
     return list(reversed(entries.values()))
 
 

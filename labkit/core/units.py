@@ -41,7 +41,7 @@ def parse_rate(text: str | float) -> float:
 def show_bytes(size_bytes: float) -> str:
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if abs(size_bytes) >= scale:
-            return f"{size_bytes / scale:.3g} {unit}" if abs(size_bytes) / scale >= 100 else f"{size_bytes / scale:.2f} {unit}"
+            return f"{size_bytes / scale:.0f} {unit}" if abs(size_bytes) / scale >= 100 else f"{size_bytes / scale:.2f} {unit}"
     return f"{int(size_bytes)} B"
 
 
@@ -56,7 +56,8 @@ def show_s(seconds: float) -> str:
     if seconds < 1e-3:
         return f"{seconds * 1e6:.0f} µs"
     if seconds < 1:
-        return f"{seconds * 1e3:.3g} ms"
+        milliseconds = seconds * 1e3
+        return f"{milliseconds:.0f} ms" if milliseconds >= 99.95 else f"{milliseconds:.3g} ms"
     if seconds < 10:
         return f"{seconds:.2f} s"
     if seconds < 180:
