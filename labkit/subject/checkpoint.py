@@ -79,11 +79,14 @@ def _sized(size_bytes: int) -> LlamaConfig:
     layers = max(1, round(nearest.num_hidden_layers * ratio ** (1 / 3)))
     step = nearest.head_dim * (nearest.num_attention_heads // nearest.num_key_value_heads)
     hidden = max(step, round(nearest.hidden_size * ratio ** (1 / 3) / step) * step)
-    vocabulary = nearest.vocab_size if ratio > 0.5 else max(1024, nearest.vocab_size // 2)
-    heads = hidden // nearest.head_dim
-    made = replace(nearest, vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
-                   num_key_value_heads=hidden // step, intermediate_size=1)
-    inner = (size_bytes // 2 - made.parameters) // (3 * hidden * layers) + 1
+    vocabulary, inner = nearest.vocab_size, 0
+    while True:
+        made = replace(nearest, vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=hidden // nearest.head_dim,
+                       num_key_value_heads=hidden // step, intermediate_size=1)
+        inner = (size_bytes // 2 - made.parameters) // (3 * hidden * layers) + 1
+        if inner >= hidden or vocabulary <= 1024:
+            break
+        vocabulary //= 2  # the embeddings would leave no room for the layers
     return replace(made, intermediate_size=max(8, inner // 8 * 8))
 
 
