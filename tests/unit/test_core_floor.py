@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+import os
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labkit.core import floor
+
+RATES = {"disk_read_bytes_per_s": 1e9, "loopback_bytes_per_s": 2e9, "decompress_gzip_bytes_per_s": 3e8, "decompress_isal_bytes_per_s": 6e8,
+         "memcpy_bytes_per_s": 1e10, "h2d_pinned_bytes_per_s": 2.5e10, "h2d_pageable_bytes_per_s": 1e10, "cpus": 2}
+
+
+@pytest.fixture(scope="module")
+def rates(tmp_path_factory):
+    return floor.measure(tmp_path_factory.mktemp("lab"))
+
+
+def test_every_rate_is_measured_positive_and_json(rates):
+    json.dumps(rates, allow_nan=False)
+    for key in ("disk_read", "disk_write", "loopback", "decompress_gzip", "digest", "memcpy"):
+        assert rates[f"{key}_bytes_per_s"] > 0
+    assert rates["disk_read_method"] in ("O_DIRECT", "buffered")
+
+
+def test_nothing_of_the_measurement_is_left(workspace):
+    floor.disk(workspace, size_bytes=2 << 20)
+    assert list(workspace.root.iterdir()) == []
+
+
+def test_a_direct_read_reads_every_byte_once(tmp_path):
+    sizes = [3_000_001, 4096, 1, 0]
+    for i, size in enumerate(sizes):
+        (tmp_path / f"f{i}").write_bytes(os.urandom(size))
+    for depth in (1, 7):
+        got, seconds, _ = floor.direct_read([tmp_path], depth)
+        assert got == sum(sizes) and seconds > 0
+
+
+def test_a_floor_is_bytes_over_the_slowest_resource_on_the_way():
+    assert floor.phase_floors({"pull": 125_000_000, "load": 10**9}, RATES, "1gbit") == {"pull": 1.0, "load": 1.0}
+    assert floor.phase_floors({"pull": 2 * 10**9}, RATES, "loopback") == {"pull": 1.0}
+
+
+def test_the_fastest_decompressor_on_all_cpus_bounds_unpacking():
+    assert floor.phase_floors({"unpack": 12 * 10**8}, RATES) == {"unpack": 1.0}
+
+
+def test_a_technique_can_name_its_resource_and_the_slowest_counts():
+    found = floor.phase_floors({"load@link": 250_000_000, "load@h2d": 25 * 10**9, "load": 10**9}, RATES, SimpleNamespace(rate_bytes_per_s=125e6, first_byte_s=0.03))
+    assert found == {"load": 2.03}
+
+
+def test_a_hot_node_reads_memory_not_disk():
+    assert floor.phase_floors({"load": 10**10}, RATES, scenario="hot-node") == {"load": 1.0}
+
+
+def test_what_was_not_measured_is_left_out_rather_than_guessed():
+    assert floor.phase_floors({"load@h2d": 10**9, "warmup": 5, "pull": 5}, {}, "loopback") == {}
+
+
+@pytest.mark.parametrize(("link", "seconds"), [("1gbit-bucket", 8.0), ("rate=1gbit,first_byte=30ms", 8.03), ("50MB/s", 20.0), ("name=x,rate=125000000B/s,first_byte=30ms", 8.03)])
+def test_link_names_are_understood_without_the_network_room(link, seconds):
+    assert floor.phase_floors({"pull": 10**9}, RATES, link) == {"pull": seconds}
+
+
+@given(st.text(max_size=40))
+def test_any_link_text_gives_a_bound_no_lower_than_loopback(text):
+    assert floor.phase_floors({"pull": 2 * 10**9}, RATES, text)["pull"] >= 1.0
+
+
+def test_the_sample_is_as_large_as_asked_and_compresses_like_software():
+    import zlib
+
+    sample = floor.real_bytes(1 << 20)
+    assert len(sample) == 1 << 20 and 0.1 < len(zlib.compress(sample, 6)) / len(sample) < 0.9

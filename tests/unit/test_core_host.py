@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import socket
+import subprocess
+
+import pytest
+
+from labkit.core import host, probes
+from labkit.errors import BadInput, MissingCapability
+
+
+@pytest.fixture
+def fresh():
+    host.forget()
+    yield
+    host.forget()
+
+
+def test_every_finding_says_why_it_matters_and_every_missing_one_how_to_change_it():
+    findings = host.doctor()
+    assert [f.name for f in findings] == list(probes.PROBES)
+    for f in findings:
+        assert f.state in ("OK", "DEGRADED", "MISSING") and f.why
+        assert f.state == "OK" or f.fix, f"{f.name} is {f.state} without a fix"
+        assert f.ok or f.missing
+
+
+def test_the_card_is_json_and_names_neither_host_nor_user():
+    text = json.dumps(host.card())
+    assert socket.gethostname() not in text or len(socket.gethostname()) < 4
+    assert os.path.expanduser("~") not in text and f'"{getpass.getuser()}"' not in text.replace('"rootness": "root"', "")
+    assert {"id", "cpu", "memory_bytes", "kernel", "distribution", "disk", "python", "torch", "gpus", "rootness"} <= set(host.card())
+
+
+def test_the_kind_of_host_does_not_change_with_kernel_python_or_rights():
+    card = host.card()
+    assert host._identity({**card, "kernel": "9.9", "python": "4.0", "rootness": "user"}) == card["id"]
+    assert host._identity({**card, "memory_bytes": card["memory_bytes"] * 2}) != card["id"]
+
+
+def test_a_misspelt_capability_does_not_read_as_a_missing_one():
+    with pytest.raises(BadInput) as caught:
+        host.capability("fues")
+    assert "fuse" in caught.value.fix
+
+
+def test_a_requirement_that_is_missing_raises_with_its_fix(fresh, monkeypatch):
+    monkeypatch.setattr(probes.shutil, "which", lambda name: None)
+    with pytest.raises(MissingCapability, match="skopeo") as caught:
+        host.require("skopeo")
+    assert "apt-get install" in caught.value.fix
+
+
+@pytest.mark.parametrize(("version", "check", "state"), [("Version: 4.2", (0, "Looks good."), "OK"), ("Version: 3.17.1", (0, "Looks good."), "MISSING"),
+                                                         ("Version: 4.0", (1, "Error: no CAP_SYS_ADMIN"), "MISSING"), ("garbage", (0, "Looks good."), "MISSING")])
+def test_criu_counts_only_when_it_is_new_enough_and_its_own_check_is_content(fresh, monkeypatch, version, check, state):
+    monkeypatch.setattr(probes.shutil, "which", lambda name: "/usr/bin/" + name)
+    monkeypatch.setattr(probes, "_run", lambda argv, timeout_s=10: check if "check" in argv else (0, version))
+    monkeypatch.setattr(probes, "_has_sys_admin", lambda: True)
+    monkeypatch.setattr(probes.os, "geteuid", lambda: 0)
+    assert host.capability("criu").state == state
+
+
+def test_root_of_an_unprivileged_container_is_not_root(fresh, monkeypatch):
+    monkeypatch.setattr(probes.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(host, "read_text", lambda path: "CapEff:\t00000000a80425fb" if path == "/proc/self/status" else "")
+    assert not host.capability("root").ok and "privileged" in host.capability("root").fix
+
+
+def _driver(monkeypatch, **gpu):
+    card = {"name": "NVIDIA H100", "memory_bytes": 1, "driver": "575.57", "mig": False} | gpu
+    monkeypatch.setattr(host, "gpus", lambda: [card])
+
+
+@pytest.mark.parametrize(("gpu", "said"), [({"driver": "535.1"}, "older than 550"), ({"mig": True}, "MIG")])
+def test_cuda_checkpoint_needs_a_new_driver_and_a_whole_gpu(fresh, monkeypatch, gpu, said):
+    _driver(monkeypatch, **gpu)
+    assert said in host.capability("cuda-checkpoint").missing
+
+
+def test_a_gpu_under_a_cpu_build_of_torch_is_missing_with_the_command_that_changes_it(fresh, monkeypatch):
+    _driver(monkeypatch)
+    monkeypatch.setattr(host, "package_version", lambda name: "2.13.0+cpu")
+    assert "CPU only" in host.capability("gpu").missing and host.capability("gpu").fix == "make gpu"
+
+
+def test_credentials_are_seen_but_never_shown(fresh, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "hunter2")
+    found = host.capability("aws-credentials")
+    assert found.ok and "hunter2" not in json.dumps(found.as_json())
+
+
+def test_a_probe_that_crashes_is_a_finding(fresh, monkeypatch):
+    broken = host.Probe("skopeo", "skopeo", "why", lambda: 1 / 0)
+    monkeypatch.setitem(probes.PROBES, "skopeo", broken)
+    assert next(f for f in host.doctor() if f.name == "skopeo").missing.startswith("the probe failed: ZeroDivisionError")
+
+
+def test_packages_and_programs_are_asked_for_by_name():
+    assert host.capability("package:json").ok and not host.capability("package:no_such_package").ok
+    assert host.capability("command:sh").ok and not host.capability("command:no-such-program").ok
+
+
+def test_versions_come_from_metadata_without_an_import():
+    code = "import sys; from labkit.core import host; v = host.package_version('torch'); assert 'torch' not in sys.modules; host.card(); assert 'torch' not in sys.modules"
+    subprocess.run([os.sys.executable, "-c", code], check=True)
+
+
+def test_the_file_system_of_a_path_is_the_deepest_mount():
+    assert host.filesystem_of("/proc/self/stat")["fs"] == "proc"
