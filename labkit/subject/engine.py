@@ -145,9 +145,11 @@ class Engine:
     def serve_forever(self) -> None:
         while True:
             # A signal that arrives just before an endless wait would be seen only after it: look up now and then.
-            with contextlib.suppress(queue.Empty):
+            try:
                 job = self._jobs.get(timeout=0.5)
-                job()
+            except queue.Empty:
+                continue
+            job()
 
     def shrink(self) -> dict[str, Any]:
         """Give back what a snapshot need not hold: the KV cache, garbage, freed heap pages, the device allocator's cache."""
