@@ -111,6 +111,8 @@ def check(request: Request, keys: Mapping[str, str], now: datetime.datetime | No
         credential, names, signature = query.get("X-Amz-Credential", ""), query.get("X-Amz-SignedHeaders", ""), query["X-Amz-Signature"]
         stamp, payload, leave_out = query.get("X-Amz-Date", ""), query.get("X-Amz-Content-Sha256", UNSIGNED), "X-Amz-Signature"
         valid_s = int(query["X-Amz-Expires"]) if query.get("X-Amz-Expires", "").isdigit() else SKEW_S
+    elif "AWSAccessKeyId" in query and "Signature" in query:
+        raise Denied("InvalidRequest", "signature version 2 is not spoken here; ask your SDK for s3v4", 400)
     else:
         return None
     access, *scope_parts = credential.rsplit("/", 4)
