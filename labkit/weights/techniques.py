@@ -84,20 +84,22 @@ def engaged(loader: Loader, seen: Seen) -> Evidence:
         of_model = {p: c for p, c in counters.get("by_path", {}).items() if about["key"] in p}
         facts["bytes_sent"] = sum(c.get("bytes_sent", 0) for c in of_model.values())
         facts["requests"] = sum(c.get("requests", 0) for c in of_model.values())
-        enough = facts["bytes_sent"] >= want
+        enough = bool(want) and facts["bytes_sent"] >= want
         return Evidence(loader.name, enough, f"the bucket sent {show_bytes(facts['bytes_sent'])} of {show_bytes(want)} in {facts['requests']} requests", facts)
     io = seen.proc.get("io", {})
     directory = str(about.get("directory", ""))
     facts["mapped"] = [Path(m).name for m in maps if directory and m.startswith(directory + "/")]
     facts["read_by_calls"], facts["read_from_storage"] = io.get("rchar", 0), io.get("read_bytes", 0)
+    moved = max(facts["read_by_calls"], facts["read_from_storage"])
+    how = (f"{show_bytes(facts['read_by_calls'])} read by calls, {show_bytes(facts['read_from_storage'])} from storage, "
+           f"{len(facts['mapped'])} weight files mapped, for {show_bytes(want)} of weights")
     if loader.reads == "map":
         enough = bool(facts["mapped"])
-        how = f"{len(facts['mapped'])} weight files are mapped, {show_bytes(facts['read_from_storage'])} came from storage"
+    elif loader.reads == "read":
+        enough = bool(want) and moved >= want and not facts["mapped"]
+        how += "; mapped files mean that something else loaded them" if facts["mapped"] else ""
     else:
-        enough = max(facts["read_by_calls"], facts["read_from_storage"]) >= want and (loader.reads == "any" or not facts["mapped"])
-        how = f"{show_bytes(facts['read_by_calls'])} read by calls, {show_bytes(facts['read_from_storage'])} from storage, for {show_bytes(want)} of weights"
-        if facts["mapped"] and loader.reads != "any":
-            how += "; but weight files are mapped, so something else loaded them"
+        enough = bool(facts["mapped"]) or (bool(want) and moved >= want)
     return Evidence(loader.name, enough, how, facts)
 
 

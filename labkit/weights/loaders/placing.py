@@ -55,7 +55,7 @@ class Placer:
             else:
                 there.copy_(tensor)
                 self.placed[name] = there
-        self.size_bytes += tensor.numel() * tensor.element_size()
+        self.size_bytes += there.numel() * there.element_size()
 
     def note(self, name: str, tensor: Any) -> None:
         """The parameter's own storage was filled: nothing to move."""
@@ -74,7 +74,7 @@ class Placer:
         if filled:
             self.model.load_state_dict(filled, strict=False)
             self.placed |= {n: self.slots[n] for n in filled}
-            self.size_bytes += sum(t.numel() * t.element_size() for t in filled.values())
+            self.size_bytes += sum(self.slots[n].numel() * self.slots[n].element_size() for n in filled)
 
     def _become(self, name: str, there: Any, tensor: Any) -> None:
         import torch
