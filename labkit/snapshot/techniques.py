@@ -1,1 +1,180 @@
-"""The snapshot layer's techniques: importing this module registers them."""
+"""The snapshot layer's techniques: importing this module registers them.
+
+    criu-process         the server as a process; its weights stay in the model's file, mapped, outside of the image
+    criu-process-whole   the same with everything in the image, as CRIU finds it where a loader copied the weights
+    criu-container       the server as a runc container
+
+A snapshot makes the layers below it moot from `start` on: nothing is imported, built, loaded or warmed up. What it needs
+of them stays: the image's files (libraries are mapped, not dumped) and the model's. Lesson: notebooks/07_checkpoints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from labkit.core.host import capability
+from labkit.core.plan import LaunchPlan, Step
+from labkit.core.units import show_bytes
+from labkit.core.workspace import Workspace
+from labkit.technique import YES, Artifact, Availability, Claim, Evidence, Seen, Subject, register
+
+BUCKET = "lab"
+#: After these phases nothing of a plan is left to do.
+REPLACED = ("start", "import", "context", "build", "load", "warmup")
+MAPPED = "labkit.weights.loaders.safe:load"
+COPIED = "labkit.weights.loaders.safe:load_pread"
+
+
+def _missing(*names: str) -> Availability:
+    for name in names:
+        found = capability(name)
+        if not found.ok:
+            return Availability(False, f"{name}: {found.missing}", found.why, found.fix)
+    return YES
+
+
+def digest_of(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def model_identity(directory: Path) -> list[Any]:
+    return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(directory.iterdir()) if p.is_file()]
+
+
+def code_identity() -> list[Any]:
+    """The server's own code is in the snapshot: another version needs another snapshot."""
+    from labkit.core.host import package_version  # metadata only: the harness must not map torch's libraries itself
+
+    room = Path(__file__).resolve().parents[1]
+    files = [*sorted((room / "subject").glob("*.py")), *sorted((room / "weights" / "loaders").glob("*.py")), room / "core" / "timeline.py"]
+    return [sys.executable, package_version("torch"), hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()]
+
+
+class CriuProcess:
+    """What the variants share. `loader`: how the subject that is dumped gets its weights."""
+
+    name, layer, lesson = "criu-process", "snapshot", "07_checkpoints"
+    title = "restore the server process with CRIU, weights mapped from the model's file"
+    claims: tuple[Claim, ...] = ()
+    brings = {"image": "host-env", "process": "process"}
+    makes_moot = ("image", "process", "weights", "device")
+    loader = MAPPED
+
+    def available(self, host: Any) -> Availability:
+        return _missing("root", "criu")
+
+    def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
+        from labkit.snapshot import making, store
+
+        model = self._checkpoint(subject, workspace)
+        digest = digest_of(self.name, self.loader, str(model), model_identity(model), store.place(), code_identity(), self._more(subject))
+        target = workspace.artifacts / f"{self.name}-{digest}"
+        with _one_at_a_time(target):
+            try:
+                snapshot = store.open_snapshot(target)
+                if snapshot.missing_files():
+                    raise store.SnapshotRefused("damaged")
+            except store.SnapshotRefused:
+                snapshot = self._make(making, subject, workspace, model, target)
+        return self._artifact(snapshot, digest, model, subject)
+
+    def _checkpoint(self, subject: Subject, workspace: Workspace) -> Path:
+        """The model as safetensors: the loaders that are dumped read it."""
+        from labkit.weights.prepared import checkpoint_in
+
+        return Path(checkpoint_in("safetensors", subject, workspace).directory).resolve()
+
+    def _more(self, subject: Subject) -> Any:
+        return ""
+
+    def _make(self, making: Any, subject: Subject, workspace: Workspace, model: Path, target: Path) -> Any:
+        return making.make_process(model, target, loader=self.loader)
+
+    def _artifact(self, snapshot: Any, digest: str, model: Path, subject: Subject) -> Artifact:
+        from labkit.snapshot import readahead
+        from labkit.snapshot.process import pages_bytes
+
+        manifest = snapshot.manifest
+        whole = readahead.piece_bytes(readahead.pieces_of(snapshot)) + manifest.size_bytes - pages_bytes(snapshot)
+        return Artifact(self.name, digest, {"snapshot": str(snapshot.path), "model_dir": str(model)},
+                        {"prepare_s": manifest.facts.get("prepare_s", 0.0), "size_bytes": manifest.size_bytes, "pages_bytes": pages_bytes(snapshot),
+                         "restore_bytes": whole, "model_key": f"models/{subject.preset}-safetensors-{digest[:8]}", "mapped": dict(manifest.mapped),
+                         "nonce": manifest.nonce, "secrets": list(manifest.secrets), "working_set": sorted(manifest.working_set)})
+
+    def publish(self, artifact: Artifact, subject: Subject, roots: dict[str, Path]) -> None:
+        """Put the snapshot where a fresh node finds it (the harness publishes the model under `model_key`)."""
+        from labkit.snapshot import store, transport
+
+        transport.publish(store.open_snapshot(artifact.paths["snapshot"]), roots["store"], self._key(artifact),
+                          compression=os.environ.get("LABKIT_SNAPSHOT_COMPRESSION", "none"))
+
+    def _key(self, artifact: Artifact) -> str:
+        return f"snapshots/{self.name}-{artifact.digest}"
+
+    def _before(self, plan: LaunchPlan) -> tuple[Step, ...]:
+        """Steps of the layers below that are still needed."""
+        return ()
+
+    restore_call = "labkit.snapshot.process:restore"
+
+    def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
+        remote = plan.scenario == "fresh-node" and bool(plan.state.get("bucket"))
+        steps = self._before(plan)
+        floors = {k: v for k, v in plan.floors_bytes.items() if k not in REPLACED}
+        floors["restore"] = artifact.facts["restore_bytes"]
+        if remote:
+            mapped = artifact.facts["mapped"]
+            steps += (Step("pull", "labkit.snapshot.transport:fetch", {
+                "url": f"s3://{BUCKET}/{self._key(artifact)}", "model_url": f"s3://{BUCKET}/{artifact.facts['model_key']}" if mapped else ""}),)
+            floors["pull"] = floors.get("pull", 0) + artifact.facts["size_bytes"] + sum(mapped.values())
+        steps += (Step("restore", self.restore_call, {"snapshot": artifact.paths["snapshot"], "lazy": bool(os.environ.get("LABKIT_LAZY_PAGES"))}),)
+        plan = replace(plan, steps=steps, floors_bytes=floors, replaces=(*plan.replaces, *self.makes_moot),
+                       state={**plan.state, "snapshot_nonce": artifact.facts["nonce"], "snapshot_bytes": artifact.facts["size_bytes"]})
+        if not remote:
+            # Its working set of libraries is made cold by the layer that owns them (host-env, the image).
+            plan = plan.with_cold(artifact.paths["snapshot"], *artifact.facts["mapped"])
+        return plan
+
+    def engaged(self, seen: Seen) -> Evidence:
+        """The process that answered is the one that was dumped: its boot nonce, which no start could draw again."""
+        want, who = seen.plan.state.get("snapshot_nonce"), seen.facts.get("identity", {})
+        step = seen.facts.get("restore", {})
+        own = [s.name for s in seen.spans if s.source == "server" and s.phase in REPLACED]
+        facts = {"nonce": who.get("nonce"), "expected": want, "image_bytes": step.get("image_bytes"), "server_pid": step.get("server_pid"),
+                 "pid_inside": who.get("pid"), "pages_bytes": step.get("pages_bytes"), "working_set_bytes": step.get("working_set_bytes"),
+                 "secrets_inside": step.get("secrets", ""), "reseeded": who.get("reseeded")}
+        if not want or who.get("nonce") != want:
+            return Evidence(self.name, False, "another process answered than the one in the snapshot", facts)
+        if own:
+            return Evidence(self.name, False, f"the server went through {', '.join(own)} after all", facts)
+        if not who.get("reseeded"):
+            return Evidence(self.name, False, "the restored process still has the random state of its snapshot", facts)
+        return Evidence(self.name, True, f"the dumped process itself answered (same boot nonce, new random state); its image has {show_bytes(float(step.get('image_bytes') or 0))}", facts)
+
+
+@contextmanager
+def _one_at_a_time(target: Path) -> Iterator[None]:
+    """Two preparations of one snapshot: the second finds what the first made."""
+    import fcntl
+
+    with open(target.with_name(f".{target.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+register(CriuProcess)
+
+
+@register
+class CriuProcessWhole(CriuProcess):
+    name = "criu-process-whole"
+    title = "restore the server process with CRIU, weights inside the image"
+    loader = COPIED

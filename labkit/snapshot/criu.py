@@ -1,0 +1,134 @@
+"""CRIU as three calls: dump, restore, and the version that a snapshot is tied to.
+
+Everything it refuses comes back as the lab's own words (`labkit.snapshot.explain`). The log is kept beside the work, not in
+the snapshot. Limits: a dump writes the memory in use at the disk's rate while the process stands still; a restore reads it
+in one stream and copies it page by page (1.2–1.6 GB/s on one core), which is why `readahead` runs beside it.
+
+    dump(pid, images, work)                       # the process is gone afterwards, unless leave_running
+    pid = restore(images, work)                   # a child of this process, running
+
+Lesson: notebooks/07_checkpoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from labkit.core import timeline
+from labkit.core.ledger import start_time
+from labkit.errors import MissingCapability
+from labkit.snapshot.explain import refusal
+
+#: Up to this size a deleted but open file goes into the image; larger ones are refused with the reason.
+GHOST_LIMIT = "1M"
+
+
+def program() -> str:
+    found = shutil.which("criu") or shutil.which("criu", path="/usr/local/bin:/usr/local/sbin:/usr/sbin")
+    if not found:
+        raise MissingCapability("criu is not here", why="snapshots are made and restored by it", fix="scripts/host-tools --only criu")
+    return found
+
+
+@functools.cache
+def version() -> str:
+    said = subprocess.run([program(), "--version"], capture_output=True, text=True).stdout
+    match = re.search(r"Version:\s*v?(\S+)", said)
+    return match[1] if match else "unknown"
+
+
+def dump(pid: int, images: Path, work: Path, *, leave_running: bool = False, options: Sequence[str] = (),
+         on_start: Any = None) -> dict[str, Any]:
+    """Write the tree below `pid` into `images`. Raises SnapshotError; then the tree goes on as if nothing had been.
+
+    on_start(process): called with CRIU's own process (the failure tests kill it there)."""
+    work.mkdir(parents=True, exist_ok=True)
+    argv = [program(), "dump", "-t", str(pid), "-D", str(images), "-W", str(work), "-o", "dump.log", "-v2", "--ghost-limit", GHOST_LIMIT]
+    argv += ["--leave-running"] if leave_running else []
+    began = timeline.now_s()
+    status = _run([*argv, *options], on_start)
+    log = _log(work / "dump.log")
+    if status:
+        if status < 0:
+            _let_go(pid)
+        raise refusal("dump", log or ("killed\n" if status < 0 else ""), status, running=bool(start_time(pid)))
+    return {"dump_s": timeline.now_s() - began, "pages_bytes": sum(p.stat().st_size for p in images.glob("pages-*.img"))}
+
+
+def restore(images: Path, work: Path, *, stopped: bool = False, options: Sequence[str] = (), environment: dict[str, str] | None = None,
+            on_start: Any = None) -> int:
+    """Bring it back as a child of this process. `stopped`: it waits for SIGCONT. Returns its host pid; raises SnapshotError."""
+    work.mkdir(parents=True, exist_ok=True)
+    pidfile = work / "restored.pid"
+    pidfile.unlink(missing_ok=True)
+    before = children()
+    argv = [program(), "restore", "-D", str(images), "-W", str(work), "-o", "restore.log", "-v2", "--restore-detached", "--restore-sibling",
+            "--pidfile", str(pidfile)]
+    argv += ["--leave-stopped"] if stopped else []
+    status = _run([*argv, *options], on_start, environment)
+    if status:
+        # A CRIU that was killed leaves half-restored children of ours; one that failed has removed them itself.
+        end([child for child in children() if child not in before])
+        raise refusal("restore", _log(work / "restore.log") or ("killed\n" if status < 0 else ""), status)
+    return int(pidfile.read_text())
+
+
+def _run(argv: list[str], on_start: Any, environment: dict[str, str] | None = None) -> int:
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               env={**os.environ, **(environment or {})})
+    try:
+        if on_start:
+            on_start(process)
+        return process.wait()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+
+
+def _log(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text(errors="replace")
+    return ""
+
+
+def _let_go(pid: int) -> None:
+    """A CRIU that was killed in mid-dump leaves its subject stopped, with nobody tracing it: wake every thread's process."""
+    for member in [pid, *descendants(pid)]:
+        with contextlib.suppress(OSError):
+            os.kill(member, signal.SIGCONT)
+
+
+def children(pid: int | None = None) -> list[int]:
+    """Child processes, from every thread of the process."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid or os.getpid()}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [int(c) for c in task.read_text().split()]
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    found = []
+    for child in children(pid):
+        found += [child, *descendants(child)]
+    return found
+
+
+def end(pids: Sequence[int]) -> None:
+    """Kill and reap."""
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            os.waitpid(pid, 0)

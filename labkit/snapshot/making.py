@@ -1,0 +1,162 @@
+"""Making a snapshot, off the clock: start the subject, let it serve one token, shrink it, dump it, prove it, seal it.
+
+The subject stands in a pid namespace of its own (a restored process gets its old id back, which on the host may be taken),
+with /dev/null as standard streams (the other end of a pipe would be missing later) and a short environment (everything in
+it is in the image). Before it is sealed a snapshot is restored once, from a cold cache: the same greedy tokens must come
+back, and what the process touched until then is kept as its working set, read ahead at every later restore.
+
+    snapshot = make_process(model_dir, target, loader="labkit.weights.loaders.safe:load", tokens=(17, 4))
+
+Limit: start + image bytes ÷ write rate + bytes ÷ read rate. Lesson: notebooks/07_checkpoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from labkit.core import client, cold, timeline
+from labkit.core.ledger import start_time
+from labkit.core.trial import free_port
+from labkit.errors import TrialError
+from labkit.snapshot import criu, images, readahead, store
+from labkit.snapshot.explain import SnapshotRefused
+
+PROMPT = "The first token of a cold start"
+KEEP = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
+
+
+@dataclass(frozen=True)
+class Running:
+    """A serving subject: host pid of the server (the root of the dump), its port, its greedy tokens and its identity."""
+
+    pid: int
+    port: int
+    tokens: tuple[int, ...]
+    identity: dict[str, Any]
+    start_s: float
+
+
+def get(port: int, path: str, *, post: bool = False, timeout_s: float = 30) -> dict[str, Any]:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data=b"" if post else None, headers={"Connection": "close"})
+    with urllib.request.urlopen(request, timeout=timeout_s) as reply:
+        return json.loads(reply.read())
+
+
+def first_tokens(port: int, request: dict[str, Any], alive: Any, timeout_s: float = 300) -> client.Answer:
+    until = timeline.now_s() + timeout_s
+    return client.ask("127.0.0.1", port, request, give_up=lambda: timeline.now_s() > until or not alive())
+
+
+def server_command(model: Path | str, port: int, loader: str, options: Mapping[str, Any] | None = None, extra: Sequence[str] = ()) -> list[str]:
+    made = [sys.executable, "-m", "labkit.subject.server", "--model", str(model), "--host", "127.0.0.1", "--port", str(port), "--init", "meta"]
+    made += ["--loader", loader] if loader else []
+    return [*made, *(["--loader-options", json.dumps(dict(options))] if options else []), *extra]
+
+
+def short_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    here = str(Path(__file__).resolve().parents[2])
+    return {**{k: v for k, v in os.environ.items() if k in KEEP}, "PYTHONPATH": here, "PYTHONDONTWRITEBYTECODE": "1", **(more or {})}
+
+
+@contextmanager
+def serving(command: Sequence[str], port: int, environment: Mapping[str, str], request: dict[str, Any]) -> Iterator[Running]:
+    """The server in its own pid namespace, having served one request. Ended with the block if it still runs."""
+    began = timeline.now_s()
+    outer = subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", "--", "setsid", *command], stdin=subprocess.DEVNULL,
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(environment), cwd="/", start_new_session=True)
+    try:
+        answer = first_tokens(port, request, lambda: outer.poll() is None)
+        inner = criu.children(outer.pid)
+        if answer.first_token_s is None or not inner:
+            again = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=dict(environment), cwd="/", timeout=60) \
+                if outer.poll() is not None else None
+            raise TrialError("the subject did not serve a token, so there is nothing to dump", (again.stderr[-800:] if again else answer.error), "labkit run naive")
+        yield Running(inner[0], port, tuple(answer.tokens), get(port, "/_labkit/identity"), answer.first_token_s - began)
+    finally:
+        criu.end(criu.children(outer.pid))
+        with contextlib.suppress(OSError):
+            os.killpg(outer.pid, signal.SIGKILL)
+        outer.wait()
+
+
+def shrink(port: int) -> dict[str, Any]:
+    """Drop what can be rebuilt, and wait until no connection is open any more: a live one would stop the dump."""
+    made = get(port, "/_labkit/shrink", post=True)
+    until = time.monotonic() + 5
+    while _connections(port) and time.monotonic() < until:
+        time.sleep(0.01)
+    return made
+
+
+def _connections(port: int) -> int:
+    """Established (or closing) connections of a local port: /proc/net/tcp, state 0A is the listening socket itself."""
+    wanted = f":{port:04X}"
+    with open("/proc/net/tcp") as lines:
+        return sum(1 for row in (line.split() for line in lines) if len(row) > 3 and row[1].endswith(wanted) and row[3] not in ("0A", "06"))
+
+
+def make_process(model: Path, target: Path, *, loader: str, options: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None,
+                 request: dict[str, Any] | None = None, dump_options: Sequence[str] = (), extra: Sequence[str] = (), work: Path | None = None) -> store.Snapshot:
+    """A snapshot of the subject as a process of this host. Raises SnapshotError; nothing is left of a failed one."""
+    began = timeline.now_s()
+    asked = {"prompt": PROMPT, "max_tokens": 8, **(request or {})}
+    port, env = free_port(), {**(environment if environment is not None else short_environment()), "LABKIT_SNAPSHOT": target.name}
+    scratch = work or target.with_name(f".{target.name}.work")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        with store.writing(target) as part:
+            with serving(server_command(model, port, loader, options, extra), port, env, asked) as running:
+                inside = store.environment_of(running.pid)
+                freed = shrink(port)
+                dumped = criu.dump(running.pid, part / "images", scratch, options=dump_options)
+            mapped = {p: os.path.getsize(p) for p in images.mapped_files(part / "images").values() if p.startswith(str(model.resolve()) + "/")}
+            manifest = manifest_of(part / "images", "criu-process", running, asked, inside, mapped,
+                                   {**dumped, "start_s": running.start_s, "shrunk": freed, "mark": target.name, "contents": images.contents(part / "images")})
+            proven = _prove(part, manifest, scratch)
+            store.seal(part, store.Manifest(**{**manifest.__dict__, "working_set": proven, "facts": {**manifest.facts, "prepare_s": timeline.now_s() - began}}))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return store.open_snapshot(target)
+
+
+def manifest_of(where: Path, technique: str, running: Running, request: dict[str, Any], environment: Mapping[str, str], mapped: dict[str, int],
+                facts: dict[str, Any]) -> store.Manifest:
+    return store.Manifest(technique=technique, place=store.place(), criu=criu.version(), created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                          files=store.describe(where), port=running.port, pid=running.pid, nonce=str(running.identity.get("nonce", "")),
+                          tokens=running.tokens, request=request, secrets=tuple(store.secrets_in(environment)), mapped=mapped, facts=facts)
+
+
+def _prove(part: Path, manifest: store.Manifest, scratch: Path) -> dict[str, list[list[int]]]:
+    """Restore what was just dumped, cold; the same process must give the same tokens. Returns its working set."""
+    for path in (part / "images").iterdir():
+        store._sync(path)
+    cold.evict([part, *manifest.mapped])
+    pid = criu.restore(part / "images", scratch)
+    try:
+        return check_answer(pid, manifest.port, manifest)
+    finally:
+        criu.end([pid])
+
+
+def check_answer(pid: int, port: int, manifest: store.Manifest) -> dict[str, list[list[int]]]:
+    """Tokens and identity of a restored server against the manifest; its working set. Raises SnapshotRefused."""
+    answer = first_tokens(port, manifest.request, lambda: start_time(pid) != 0, 120)
+    who = get(port, "/_labkit/identity") if answer.first_token_s else {}
+    if tuple(answer.tokens) != manifest.tokens or who.get("nonce") != manifest.nonce:
+        raise SnapshotRefused(f"the restored process answered {answer.tokens or answer.error}, before the dump it was {list(manifest.tokens)}",
+                              "a snapshot that does not answer alike is not kept", "labkit snapshot dump again; then an issue with the log")
+    return readahead.working_set(pid)

@@ -1,0 +1,128 @@
+"""The step that replaces start, import, build, load and warm-up: bring the process back as it was after its first token.
+
+    Step("restore", "labkit.snapshot.process:restore", {"snapshot": "/…/artifacts/criu-process-…"})
+
+Kernel, CPU, CRIU and every file are checked before anything starts; the pages while they are read ahead, with the process held
+stopped until the last one was right. It listens on the trial's port, and its random state is new. Limit: (image + working
+set) bytes ÷ read rate, and CRIU's copy of the image at 1.2–1.6 GB/s. Lesson: notebooks/07_checkpoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from labkit.core import timeline
+from labkit.core.ledger import start_time
+from labkit.core.plan import StepContext
+from labkit.snapshot import criu, images, readahead, store
+from labkit.snapshot.explain import SnapshotError, SnapshotRefused
+
+MARK = "LABKIT_SNAPSHOT"  # in the environment of every snapshot's process: its clones are found by it
+
+
+def restore(ctx: StepContext, snapshot: str, lazy: bool = False, verify: bool = True) -> dict[str, Any]:
+    """ctx.state: `snapshot_dir` overrides `snapshot` (a fresh node's copy), `moved` maps paths of the dump to paths here."""
+    where = store.open_snapshot(ctx.state.get("snapshot_dir") or snapshot)
+    moved = dict(ctx.state.get("moved") or {})
+    work = ctx.node / "restore"
+    refuse_if_unfit(where, moved)
+    entry = ctx.ledger.note("command", [sys.executable, "-m", "labkit.snapshot.process", str(where.manifest.facts.get("mark", "")) or "none"])
+    pieces = readahead.pieces_of(where, moved=moved)
+    with readahead.reading([] if lazy else pieces) as ahead:
+        ctx.on_stop(ahead.stop)
+        with ctx.span("restore.place"):
+            linked = place(where, work / "images", port=ctx.port, moved=moved)
+        with ctx.span("restore.criu"):
+            daemon = start_lazy(linked, work, ctx) if lazy else None
+            pid = criu.restore(linked, work, stopped=verify and not lazy, options=["--lazy-pages"] if lazy else [])
+        ctx.on_stop(lambda: (criu.end([pid]), ctx.ledger.done(entry)))
+        ctx.state["server_pid"] = pid
+        with ctx.span("restore.checked"):
+            if verify and not lazy:
+                ahead.checked()
+                resume(pid)
+    threading.Thread(target=_reseed, args=(ctx.port,), daemon=True).start()
+    return {"server_pid": pid, "nonce": where.manifest.nonce, "image_bytes": where.manifest.size_bytes, "pages_bytes": pages_bytes(where),
+            "working_set_bytes": readahead.piece_bytes(pieces) - pages_bytes(where), "read_ahead_s": ahead.seconds, "lazy": bool(daemon),
+            "dumped_pid": where.manifest.pid, "secrets": ", ".join(where.manifest.secrets)}
+
+
+def pages_bytes(snapshot: store.Snapshot) -> int:
+    return sum(f["size_bytes"] for n, f in snapshot.manifest.files.items() if store.is_pages(n))
+
+
+def refuse_if_unfit(snapshot: store.Snapshot, moved: Mapping[str, str]) -> None:
+    """Everything that can be known before a process is started: host, whole files, small files byte for byte, mapped files."""
+    snapshot.refuse_if_foreign(criu=criu.version())
+    snapshot.verify(pages=False)
+    for path, size in snapshot.manifest.mapped.items():
+        here = moved.get(path, path)
+        if not os.path.exists(here) or os.path.getsize(here) != size:
+            raise SnapshotRefused(f"{here} is not the file that the snapshot maps", f"{size} bytes were mapped at the dump, and stay outside of the image",
+                                  "bring the model back to that path, or dump again")
+
+
+def place(snapshot: store.Snapshot, images_dir: Path, *, port: int | None, moved: Mapping[str, str]) -> Path:
+    """A directory of links to the image files, with its own files.img for this port and these paths."""
+    shutil.rmtree(images_dir, ignore_errors=True)
+    images_dir.mkdir(parents=True)
+    for name in snapshot.manifest.files:
+        if name == "files.img":
+            shutil.copyfile(snapshot.images / name, images_dir / name)
+        else:
+            os.symlink((snapshot.images / name).resolve(), images_dir / name)
+    images.move(images_dir, port=port if port and port != snapshot.manifest.port else None, paths=moved)
+    return images_dir
+
+
+def start_lazy(images_dir: Path, work: Path, ctx: StepContext) -> Any:
+    """`criu lazy-pages`: the process runs at once, its pages come through userfaultfd when they are touched."""
+    import subprocess
+
+    daemon = subprocess.Popen([criu.program(), "lazy-pages", "-D", str(images_dir), "-W", str(work), "-o", "lazy.log"],
+                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    ctx.on_stop(lambda: (daemon.kill(), daemon.wait()))
+    until = timeline.now_s() + 5
+    while not (work / "lazy-pages.socket").exists() and daemon.poll() is None and timeline.now_s() < until:
+        threading.Event().wait(0.002)
+    if daemon.poll() is not None:
+        raise SnapshotError("lazy pages are not possible here", "userfaultfd is missing or not allowed (vm.unprivileged_userfaultfd, seccomp)", "restore without --lazy-pages")
+    return daemon
+
+
+def resume(pid: int) -> None:
+    for member in [pid, *criu.descendants(pid)]:
+        with contextlib.suppress(OSError):
+            os.kill(member, signal.SIGCONT)
+
+
+def _reseed(port: int) -> None:
+    """Two clones of one image would draw the same samples: give this one its own random state."""
+    from labkit.snapshot.making import get
+
+    with contextlib.suppress(OSError, ValueError):
+        get(port, "/_labkit/reseed", post=True)
+
+
+def end_orphans(mark: str) -> list[int]:
+    """Clones of one snapshot whose parent is gone. Called by the ledger after a crash of the harness."""
+    found, needle = [], f"{MARK}={mark}".encode()
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError, ValueError):
+            status = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split() if name.isdigit() else None
+            if status and needle in Path(f"/proc/{name}/environ").read_bytes().split(b"\0") and start_time(int(status[1])) and int(status[1]) == 1:
+                found.append(int(name))
+    criu.end(found)
+    return found
+
+
+if __name__ == "__main__":
+    end_orphans(sys.argv[1])

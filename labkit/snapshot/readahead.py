@@ -1,0 +1,185 @@
+"""Bringing a snapshot's bytes into memory ahead of CRIU, by several threads, checked on the way.
+
+CRIU reads its image in one stream and copies it page by page; a cold disk answers one stream at a third to a half of its
+rate, and the libraries that the process has mapped would come in page fault by page fault. So the files are read in
+parallel into the page cache, in the order in which the restore needs them: pages of the image, then the ranges of
+libraries and model that the process touched before its first token when the snapshot was made (its working set).
+The CRC of the pages is taken from the same bytes: checking a snapshot costs no second read.
+
+    with reading(snapshot) as ahead:
+        pid = criu.restore(…, stopped=True)
+        ahead.checked()                      # raises SnapshotRefused before the process runs a single instruction
+
+Limit: bytes ÷ the disk's rate with a queue. Lesson: notebooks/07_checkpoints.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from labkit.core import timeline
+from labkit.snapshot import store
+from labkit.snapshot.explain import SnapshotRefused
+
+PAGE = mmap.PAGESIZE
+THREADS = 4
+#: Gaps up to this size between touched ranges are read as well: one request is cheaper than two.
+GAP_BYTES = 256 << 10
+
+
+@dataclass(frozen=True)
+class Piece:
+    path: str
+    offset: int
+    length: int
+    crc: int | None = None
+    name: str = ""
+
+
+@dataclass
+class Ahead:
+    """What the threads did. `checked` waits for the pieces with a checksum only."""
+
+    pieces: Sequence[Piece]
+    bytes_read: int = 0
+    damaged: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    _next: int = 0
+    _left_to_check: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _all_checked: threading.Event = field(default_factory=threading.Event)
+    _threads: list[threading.Thread] = field(default_factory=list)
+    _stop: bool = False
+
+    def start(self, threads: int = THREADS) -> None:
+        self._left_to_check = sum(p.crc is not None for p in self.pieces)
+        if not self._left_to_check:
+            self._all_checked.set()
+        began = timeline.now_s()
+        for _ in range(min(threads, len(self.pieces)) or 1):
+            thread = threading.Thread(target=self._work, args=(began,), daemon=True, name="readahead")
+            thread.start()
+            self._threads.append(thread)
+
+    def _work(self, began: float) -> None:
+        crc32, buffer = store.crc32(), mmap.mmap(-1, store.CHUNK_BYTES)
+        view = memoryview(buffer)
+        opened: dict[str, int] = {}
+        try:
+            while not self._stop:
+                with self._lock:
+                    if self._next >= len(self.pieces):
+                        return
+                    piece = self.pieces[self._next]
+                    self._next += 1
+                got = self._read(piece, view, opened)
+                wrong = piece.crc is not None and (got != piece.length or crc32(view[:got]) != piece.crc)
+                with self._lock:
+                    self.bytes_read += max(got, 0)
+                    self.seconds = timeline.now_s() - began
+                    if piece.crc is not None:
+                        if wrong:
+                            self.damaged.append(piece.name)
+                        self._left_to_check -= 1
+                        if not self._left_to_check:
+                            self._all_checked.set()
+        finally:
+            for fd in opened.values():
+                os.close(fd)
+            view.release()
+            buffer.close()
+
+    def _read(self, piece: Piece, view: memoryview, opened: dict[str, int]) -> int:
+        done = 0
+        try:
+            fd = opened.get(piece.path)
+            if fd is None:
+                fd = opened[piece.path] = os.open(piece.path, os.O_RDONLY | os.O_CLOEXEC)
+            while done < piece.length and (got := os.preadv(fd, [view[done:piece.length]], piece.offset + done)):
+                done += got
+        except OSError:
+            return -1
+        return done
+
+    def checked(self) -> None:
+        """Wait until every checksummed byte was seen. Raises SnapshotRefused for the first that differs."""
+        self._all_checked.wait()
+        if self.damaged:
+            raise SnapshotRefused(f"the snapshot is damaged: {', '.join(sorted(set(self.damaged)))}",
+                                  "bytes changed since the dump; the process was not let run", "labkit snapshot dump makes a new one")
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join()
+
+    def stop(self) -> None:
+        self._stop = True
+        self.join()
+
+
+def pieces_of(snapshot: store.Snapshot, images: Path | None = None, moved: dict[str, str] | None = None, root: str = "") -> list[Piece]:
+    """Image pages (with their CRCs), then the working set. `moved`: path at the dump -> path here; `root`: of a container."""
+    found = []
+    for name, about in snapshot.manifest.files.items():
+        crcs = about.get("crc32")
+        for i, crc in enumerate(crcs or ()):
+            offset = i * store.CHUNK_BYTES
+            found.append(Piece(str((images or snapshot.images) / name), offset, min(store.CHUNK_BYTES, about["size_bytes"] - offset), crc, name))
+    for path, ranges in snapshot.manifest.working_set.items():
+        here = (moved or {}).get(path) or root + path
+        for offset, length in ranges:
+            for at in range(offset, offset + length, store.CHUNK_BYTES):
+                found.append(Piece(here, at, min(store.CHUNK_BYTES, offset + length - at)))
+    return found
+
+
+def piece_bytes(pieces: Sequence[Piece]) -> int:
+    return sum(p.length for p in pieces)
+
+
+@contextmanager
+def reading(pieces: Sequence[Piece], threads: int = THREADS) -> Iterator[Ahead]:
+    ahead = Ahead(pieces)
+    ahead.start(threads)
+    try:
+        yield ahead
+    except BaseException:
+        ahead.stop()
+        raise
+
+
+def working_set(pid: int) -> dict[str, list[list[int]]]:
+    """Ranges of files that the process has in its page tables: what it touched (and the kernel mapped around). Needs root.
+
+    path -> [[offset, length], …], merged over small gaps. Anonymous copies of file pages are in the image, not here."""
+    found: dict[str, list[list[int]]] = {}
+    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as maps, open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
+        for line in maps:
+            parts = line.split(None, 5)
+            path = parts[5].rstrip("\n") if len(parts) > 5 else ""
+            if not path.startswith("/") or path.startswith(("/dev/", "/memfd:", "/SYSV")) or path.endswith(" (deleted)"):
+                continue
+            start, end = (int(x, 16) for x in parts[0].split("-"))
+            raw = os.pread(pagemap.fileno(), (end - start) // PAGE * 8, start // PAGE * 8)
+            # Bit 63: present; bit 61: a page of the file (not a private copy). Little-endian: both are in the last byte.
+            touched = [i for i in range(len(raw) // 8) if raw[i * 8 + 7] & 0xA0 == 0xA0]
+            ranges = found.setdefault(path, [])
+            for page in touched:
+                ranges.append([int(parts[2], 16) + page * PAGE, PAGE])
+    return {path: merged for path, ranges in found.items() if (merged := merge(ranges))}
+
+
+def merge(ranges: Sequence[Sequence[int]], gap: int = GAP_BYTES) -> list[list[int]]:
+    made: list[list[int]] = []
+    for offset, length in sorted(ranges):
+        if made and offset <= made[-1][0] + made[-1][1] + gap:
+            made[-1][1] = max(made[-1][1], offset + length - made[-1][0])
+        else:
+            made.append([offset, length])
+    return made

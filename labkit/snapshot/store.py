@@ -1,0 +1,248 @@
+"""A snapshot on disk: image files, a manifest that says where it fits, and no half of either.
+
+    SNAPSHOT/manifest.json      kernel, CPU, CRIU, every file with size, SHA-256 and CRC-32, secrets, mapped files
+    SNAPSHOT/images/            CRIU's image files, 0600 (they hold the process's memory: keys, prompts, tokens)
+
+It is written under a temporary name, its files are synced, and it is renamed when it is whole: what a killed dump leaves is
+never restorable, because it is never there. Before a restore the manifest is held against this host – the code in memory
+was chosen for one CPU, the vDSO for one kernel – and every byte against its checksum. SHA-256 when a snapshot arrives
+or is listed; the CRC of the pages is taken while they are read ahead, so that checking costs no second read.
+
+    snapshot = open_snapshot(path); snapshot.refuse_if_foreign(); snapshot.verify()
+
+Limit: bytes ÷ read rate. Lesson: notebooks/07_checkpoints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from labkit.snapshot.explain import SnapshotRefused
+
+SCHEMA = 1
+CHUNK_BYTES = 2 << 20
+#: Names of variables whose value is nobody else's business.
+SECRET = re.compile(r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|API_?KEY|PRIVATE|ACCESS_KEY|_KEY$|_PAT$|COOKIE|SESSION_ID|AUTH", re.IGNORECASE)
+_HARMLESS = {"SSH_AUTH_SOCK", "XAUTHORITY", "DBUS_SESSION_BUS_ADDRESS", "XDG_SESSION_ID"}
+
+
+def secrets_in(environment: Mapping[str, str]) -> list[str]:
+    """Names of variables that would be in the snapshot and look like secrets. Never their values."""
+    return sorted(k for k, v in environment.items() if v and SECRET.search(k) and k not in _HARMLESS)
+
+
+def scrubbed(environment: Mapping[str, str]) -> dict[str, str]:
+    gone = set(secrets_in(environment))
+    return {k: v for k, v in environment.items() if k not in gone}
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    """The environment a process was started with (`/proc/PID/environ`)."""
+    raw = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    pairs = (entry.decode(errors="surrogateescape").partition("=") for entry in raw if entry)
+    return {k: v for k, _, v in pairs}
+
+
+def place() -> dict[str, str]:
+    """What a snapshot is tied to on this host: kernel, CPU model and features."""
+    model, flags = platform.processor() or platform.machine(), ""
+    with suppress(OSError):
+        for line in open("/proc/cpuinfo", encoding="utf-8"):
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "CPU part") and value.strip():
+                model = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                flags = " ".join(sorted(value.split()))
+                break
+    return {"kernel": platform.release(), "machine": platform.machine(), "cpu": model,
+            "cpu_features": hashlib.sha256(flags.encode()).hexdigest()[:16]}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    technique: str
+    place: dict[str, str]
+    criu: str
+    created: str
+    files: dict[str, dict[str, Any]]  # name in images/ -> size_bytes, sha256, crc32 (list, one a chunk, of pages-*)
+    port: int = 0
+    pid: int = 0
+    nonce: str = ""
+    tokens: tuple[int, ...] = ()
+    request: dict[str, Any] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()  # names of environment variables inside
+    mapped: dict[str, int] = field(default_factory=dict)  # path -> size: model files that stay outside of the image
+    working_set: dict[str, list[list[int]]] = field(default_factory=dict)  # path -> [offset, length]…: read before the first token
+    container: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(f["size_bytes"] for f in self.files.values())
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    path: Path
+    manifest: Manifest
+
+    images = property(lambda self: self.path / "images")
+
+    def refuse_if_foreign(self, here: Mapping[str, str] | None = None, criu: str = "") -> None:
+        """Raise SnapshotRefused, naming every difference, unless this host is the kind it was dumped on."""
+        now = dict(here or place())
+        names = {"kernel": "kernel", "machine": "architecture", "cpu": "CPU", "cpu_features": "CPU features"}
+        different = [f"{title} {self.manifest.place.get(key)} there, {now.get(key)} here" for key, title in names.items()
+                     if self.manifest.place.get(key) != now.get(key)]
+        if criu and criu.split(".")[0] != self.manifest.criu.split(".")[0]:
+            different.append(f"CRIU {self.manifest.criu} there, {criu} here")
+        if different:
+            raise SnapshotRefused(f"the snapshot {self.path.name} belongs to another host: " + "; ".join(different),
+                                  "the code in its memory was chosen for that CPU, and its vDSO belongs to that kernel", "labkit snapshot dump makes one here")
+
+    def missing_files(self) -> list[str]:
+        """Files that are absent or of another size. Cheap: no byte is read."""
+        wrong = [n for n, f in self.manifest.files.items() if _size(self.images / n) != f["size_bytes"]]
+        return wrong + [p for p, size in self.manifest.mapped.items() if not self.manifest.container and _size(Path(p)) != size]
+
+    def verify(self, *, pages: bool = True) -> None:
+        """Every image file against its SHA-256 (without `pages`: all but the pages, a few hundred kB). Raises SnapshotRefused."""
+        missing = [n for n, f in self.manifest.files.items() if _size(self.images / n) != f["size_bytes"]]
+        damaged = missing or [n for n, f in self.manifest.files.items() if (pages or not is_pages(n)) and sha256(self.images / n) != f["sha256"]]
+        if damaged:
+            raise SnapshotRefused(f"the snapshot {self.path.name} is damaged: {', '.join(sorted(damaged)[:4])}",
+                                  "missing, cut short or changed since the dump; nothing was started", "labkit snapshot dump makes a new one")
+
+
+def is_pages(name: str) -> bool:
+    return name.startswith("pages-")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    made = hashlib.sha256()
+    while block := file.read(CHUNK_BYTES):
+        made.update(block)
+    return made.hexdigest()
+
+
+def crc32() -> Any:
+    """The fastest CRC-32 here: isal's (carry-less multiplication, ~10 GB/s) or zlib's (~1–3 GB/s). Same numbers."""
+    try:
+        from isal import isal_zlib
+
+        return isal_zlib.crc32
+    except ImportError:
+        return zlib.crc32
+
+
+def crcs(path: Path) -> list[int]:
+    made, function = [], crc32()
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(CHUNK_BYTES):
+            made.append(function(block))
+    return made
+
+
+def describe(images: Path) -> dict[str, dict[str, Any]]:
+    """`files` of the manifest. Logs are not part of a snapshot."""
+    found = {}
+    for path in sorted(images.iterdir()):
+        if path.suffix == ".img" or path.name in ("descriptors.json",):
+            found[path.name] = {"size_bytes": path.stat().st_size, "sha256": sha256(path)}
+            if is_pages(path.name):
+                found[path.name]["crc32"] = crcs(path)
+    return found
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[Path]:
+    """A directory beside `target` (0700) that takes its name when the block ends well, and is removed when it does not.
+
+    `seal` writes the manifest into it; without one it is not renamed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{target.name}.*.part"):
+        if not os.path.exists(f"/proc/{left.name.rsplit('.', 2)[-2]}"):
+            shutil.rmtree(left, ignore_errors=True)
+    part = target.parent / f".{target.name}.{os.getpid()}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    (part / "images").mkdir(mode=0o700, parents=True)
+    part.chmod(0o700)
+    try:
+        yield part
+        if not (part / "manifest.json").exists():
+            raise SnapshotRefused(f"{target.name} was not sealed", "a snapshot without a manifest is not one")
+        old = target.with_name(f".{target.name}.{os.getpid()}.old")
+        if target.exists():
+            os.rename(target, old)
+        os.rename(part, target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def seal(part: Path, manifest: Manifest) -> None:
+    """Files 0600 and synced, then the manifest, synced as well."""
+    for path in (part / "images").iterdir():
+        path.chmod(0o600)
+        _sync(path)
+    temporary = part / ".manifest.json"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8") as out:
+        json.dump(asdict(manifest), out)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(temporary, part / "manifest.json")
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def open_snapshot(path: str | os.PathLike[str]) -> Snapshot:
+    """Raises SnapshotRefused for anything that is not a whole snapshot of a schema this lab reads."""
+    where = Path(path)
+    if where.name.endswith(".part"):
+        raise SnapshotRefused(f"{where} is half a snapshot", "its dump did not end", "labkit snapshot dump")
+    try:
+        doc = json.loads((where / "manifest.json").read_text(encoding="utf-8"))
+        known = {k: v for k, v in doc.items() if k in Manifest.__dataclass_fields__}
+        for key in ("tokens", "secrets"):
+            known[key] = tuple(known.get(key, ()))
+        manifest = Manifest(**known)
+        if manifest.schema > SCHEMA:
+            raise SnapshotRefused(f"{where.name} has schema {manifest.schema}, this labkit reads up to {SCHEMA}", fix="upgrade labkit")
+        if any("/" in n or n.startswith(".") for n in manifest.files):
+            raise SnapshotRefused(f"{where.name}: its manifest names files outside of it", "a forged manifest", "dump again")
+    except FileNotFoundError:
+        raise SnapshotRefused(f"no snapshot at {where}", "a dump that did not end leaves none", "labkit snapshot list") from None
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise SnapshotRefused(f"{where}: its manifest is damaged ({error})", fix="labkit snapshot dump") from None
+    return Snapshot(where, manifest)

@@ -1,0 +1,161 @@
+"""A snapshot in the bucket, and back: parallel ranges, as it is or in zstd frames that are unpacked in parallel.
+
+    publish(snapshot, Path("/srv/bucket"), "snapshots/x", compression="zstd")   # beside the store, off the clock
+    Step("pull", "labkit.snapshot.transport:fetch", {"url": "s3://lab/snapshots/x"})
+
+Frames hold 4 MB of an image each, so any of them can be unpacked as soon as it is here. Limit: (compressed) bytes ÷ link
+rate, and ~1 GB/s a core for unpacking; weights hardly compress, a Python heap does 3–4 ×. Lesson: notebooks/07_checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from labkit.core import timeline
+from labkit.core.plan import StepContext
+from labkit.errors import BadInput
+from labkit.net.ranges import Into, Part, fetch_parts
+from labkit.objects.client import Bucket, open_bucket
+from labkit.snapshot import store
+from labkit.snapshot.explain import SnapshotRefused
+
+COMPRESSIONS = ("none", "zstd")
+FRAME_BYTES = 4 << 20
+INDEX = "transport.json"
+
+
+def pack(snapshot: store.Snapshot, into: Path, compression: str = "none", level: int = 3) -> dict[str, Any]:
+    """A directory to publish: images (hard links or zstd frames), manifest, index. Returns sizes and the cost."""
+    if compression not in COMPRESSIONS:
+        raise BadInput(f"no compression {compression!r}", fix="one of: " + ", ".join(COMPRESSIONS))
+    began = timeline.now_s()
+    (into / "images").mkdir(mode=0o700, parents=True, exist_ok=True)
+    index: dict[str, Any] = {}
+    for name, about in snapshot.manifest.files.items():
+        source, target = snapshot.images / name, into / "images" / name
+        target.unlink(missing_ok=True)
+        if compression == "none" or about["size_bytes"] < FRAME_BYTES:
+            os.link(source, target)
+            index[name] = {"stored_bytes": about["size_bytes"], "frames": []}
+        else:
+            index[name] = {"stored_bytes": 0, "frames": _frames(source, target, level)}
+            index[name]["stored_bytes"] = target.stat().st_size
+    (into / "manifest.json").write_bytes((snapshot.path / "manifest.json").read_bytes())
+    (into / INDEX).write_text(json.dumps({"compression": compression, "files": index}))
+    return {"compression": compression, "stored_bytes": sum(f["stored_bytes"] for f in index.values()), "raw_bytes": snapshot.manifest.size_bytes,
+            "pack_s": timeline.now_s() - began}
+
+
+def _frames(source: Path, target: Path, level: int) -> list[list[int]]:
+    """[stored offset, stored size, raw offset, raw size] of each frame; compressed by two threads, written in order."""
+    import zstandard
+
+    rows: list[list[int]] = []
+    at = 0
+    with open(source, "rb") as file, open(target, "wb", opener=lambda p, f: os.open(p, f, 0o600)) as out, ThreadPoolExecutor(os.cpu_count()) as pool:
+        size = os.path.getsize(source)
+
+        def one(offset: int) -> bytes:
+            return zstandard.ZstdCompressor(level=level).compress(os.pread(file.fileno(), FRAME_BYTES, offset))
+
+        for offset, frame in zip(range(0, size, FRAME_BYTES), pool.map(one, range(0, size, FRAME_BYTES)), strict=True):
+            rows.append([at, len(frame), offset, min(FRAME_BYTES, size - offset)])
+            out.write(frame)
+            at += len(frame)
+    return rows
+
+
+def publish(snapshot: store.Snapshot, root: Path, key: str, *, compression: str = "none", work: Path | None = None) -> dict[str, Any]:
+    """Into the embedded store's directory, as an upload that took no time."""
+    from labkit.objects.publish import publish_model
+
+    packed = (work or snapshot.path.parent) / f"{snapshot.path.name}.{compression}.packed"
+    facts = pack(snapshot, packed, compression)
+    publish_model(root, packed, key)
+    return facts
+
+
+def fetch(ctx: StepContext, url: str, model_url: str = "", connections: int = 8) -> dict[str, Any]:
+    """Snapshot and model to the node's disk, ranges in parallel. Leaves state `snapshot_dir` and `moved` (model files)."""
+    target = ctx.node / "snapshot"
+    with open_bucket(url, {**os.environ, **ctx.server_env}) as bucket:
+        facts = pull(bucket, target, connections)
+    ctx.state["snapshot_dir"] = str(target)
+    if model_url:
+        snapshot = store.open_snapshot(target)
+        with open_bucket(model_url, {**os.environ, **ctx.server_env}) as bucket:
+            moved, size_bytes = _model(bucket, ctx.node / "model", snapshot.manifest.mapped, connections)
+        ctx.state["moved"] = {**(ctx.state.get("moved") or {}), **moved}
+        facts["model_bytes"] = size_bytes
+    return facts
+
+
+def pull(bucket: Bucket, target: Path, connections: int = 8) -> dict[str, Any]:
+    """One published snapshot into `target`; every byte is checked at the restore. Raises TransferError, SnapshotRefused."""
+    (target / "images").mkdir(mode=0o700, parents=True, exist_ok=True)
+    target.chmod(0o700)
+    index = json.loads(bucket.get(INDEX).body)
+    manifest = bucket.get("manifest.json").body
+    files: Mapping[str, Any] = index["files"]
+    if set(files) != set(json.loads(manifest).get("files", ())) or any("/" in n or n.startswith(".") for n in files):
+        raise SnapshotRefused("the published snapshot's index and manifest name different files", "a mixed-up or forged upload", "publish it again")
+    opened: dict[str, int] = {}
+    parts: list[Part] = []
+    frames: list[tuple[str, list[int], bytearray]] = []
+    try:
+        for name, about in files.items():
+            fd = opened[name] = os.open(target / "images" / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+            url = bucket.url(f"images/{name}")
+            for row in about["frames"]:
+                buffer = bytearray(row[1])
+                frames.append((name, row, buffer))
+                parts.append(Part(url, row[0], row[1], into=Into.buffer(buffer, -row[0])))
+            if not about["frames"]:
+                size = about["stored_bytes"]
+                parts += [Part(url, at, min(FRAME_BYTES, size - at), into=Into.file(fd)) for at in range(0, size, FRAME_BYTES)]
+        progress = fetch_parts(bucket.client, parts, connections=connections)
+        _unpack(frames, opened)
+    finally:
+        for fd in opened.values():
+            os.close(fd)
+    (target / "manifest.json").write_bytes(manifest)
+    del progress
+    return {"bytes_fetched": sum(p.size_bytes for p in parts), "compression": index["compression"], "connections": connections}
+
+
+def _unpack(frames: list[tuple[str, list[int], bytearray]], opened: Mapping[str, int]) -> None:
+    if not frames:
+        return
+    import zstandard
+
+    def one(item: tuple[str, list[int], bytearray]) -> None:
+        name, row, data = item
+        raw = zstandard.ZstdDecompressor().decompress(bytes(data), max_output_size=FRAME_BYTES)
+        if len(raw) != row[3]:
+            raise SnapshotRefused(f"a frame of {name} is damaged", "it unpacks to another size", "publish it again")
+        os.pwrite(opened[name], raw, row[2])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(one, frames))
+
+
+def _model(bucket: Bucket, target: Path, mapped: Mapping[str, int], connections: int) -> tuple[dict[str, str], int]:
+    target.mkdir(exist_ok=True)
+    moved, parts, opened = {}, [], []
+    try:
+        for path, size in mapped.items():
+            name = Path(path).name
+            fd = os.open(target / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+            opened.append(fd)
+            moved[path] = str(target / name)
+            parts += [Part(bucket.url(name), at, min(FRAME_BYTES, size - at), into=Into.file(fd)) for at in range(0, size, FRAME_BYTES)]
+        fetch_parts(bucket.client, parts, connections=connections)
+    finally:
+        for fd in opened:
+            os.close(fd)
+    return moved, sum(mapped.values())
