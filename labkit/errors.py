@@ -28,6 +28,10 @@ class LabError(Exception):
     def as_json(self) -> dict[str, str]:
         return {"kind": type(self).__name__, "what": self.what, "why": self.why, "fix": self.fix}
 
+    def _render_traceback_(self) -> list[str]:
+        """IPython asks for this: a notebook shows the three lines, as the command line does."""
+        return [f"{type(self).__name__}: {self}"]
+
     def __reduce__(self):
         return (type(self), (self.what, self.why, self.fix))
 
