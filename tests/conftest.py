@@ -41,3 +41,11 @@ def workspace(tmp_path):
     from labkit.core.workspace import Workspace
 
     return Workspace.at(tmp_path / "lab")
+
+
+@pytest.fixture(scope="session")
+def lab_home(tmp_path_factory):
+    """One workspace for all tests that need the subject's image: it is built once a session (LABKIT_HOME where CI set it)."""
+    from pathlib import Path
+
+    return Path(os.environ.get("LABKIT_HOME") or tmp_path_factory.mktemp("lab-home"))

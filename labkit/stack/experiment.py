@@ -117,8 +117,8 @@ class _Conduct:
     def ready(self) -> tuple[records.Run, dict[str, LaunchPlan]]:
         """Everything off the clock: what can run here, artifacts, stores, floors, plans."""
         what = self.what
+        what.stacks = [s.resolved(self.card) for s in what.stacks]  # before they are described: the record names the runtime
         run = self._resumed()
-        what.stacks = [s.resolved(self.card) for s in what.stacks]
         for stack in what.stacks:
             stack.refuse_nonsense()
             found = stack.available(self.card)

@@ -1,0 +1,81 @@
+"""The naive stack, end to end: as root and as an ordinary user, with a client outside the lab that agrees."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from labkit.core.ledger import remove_tree
+from tests.support.ordinary import as_ordinary_user
+
+LABKIT = [sys.executable, "-m", "labkit"]
+#: curl in a shell loop, timed by the shell: asks until an answer's first byte comes; max_tokens 1, so that is the first token.
+OUTSIDE = (r"""TIMEFORMAT=%R; time until curl -sf -o /dev/null -H 'Content-Type: application/json' """
+           r"""-d '{"prompt": "The first token of a cold start", "max_tokens": 1}' $LABKIT_URL/v1/completions; do sleep 0.005; done""")
+
+
+def last_line(done: subprocess.CompletedProcess[str]) -> dict:
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def shows_an_honest_start(doc: dict) -> None:
+    assert doc["failed"] == 0 and doc["trials"] >= 1
+    arm = doc["results"][0]
+    assert arm["cache"] == "cold"
+    assert arm["unaccounted_share"] <= 0.05
+    assert {"pull", "unpack", "start", "import", "build", "load", "warmup", "ready", "first_token"} <= set(arm["phases"])
+    assert "registry sent" in arm["evidence"]
+
+
+@pytest.mark.parametrize("runtime", ["container", "process"])  # userns: the ordinary user's test below
+def test_naive_comes_to_its_first_token_in_every_runtime(runtime, lab_home):
+    done = subprocess.run([*LABKIT, "run", f"naive,process={runtime}", "--preset", "tiny", "--blocks", "1", "--json"], capture_output=True, text=True,
+                          env={**os.environ, "LABKIT_HOME": str(lab_home)}, timeout=500, check=False)
+    shows_an_honest_start(last_line(done))
+
+
+@pytest.fixture
+def ordinary_home():
+    """A home that an ordinary user may enter: pytest's own directories are closed to others."""
+    home = Path(tempfile.mkdtemp(prefix="labkit-ordinary-"))
+    home.chmod(0o755)
+    yield home
+    remove_tree(home)
+
+
+@pytest.mark.needs("root", "userns")
+def test_naive_comes_to_its_first_token_without_root(lab_home, ordinary_home):
+    home = ordinary_home
+    (home / "lab").mkdir()
+    for room in ("images", "models"):  # built by root above; a user's own build is the same bytes and a minute
+        if (lab_home / room).exists():
+            shutil.copytree(lab_home / room, home / "lab" / room, symlinks=True)
+    done = as_ordinary_user([*LABKIT, "run", "naive", "--preset", "tiny", "--blocks", "1", "--json"], home=home, timeout=500)
+    doc = last_line(done)
+    shows_an_honest_start(doc)
+    assert doc["host"]["rootness"] != "root"
+    assert doc["results"][0]["stack"]["process"] == "userns"
+
+
+def test_a_client_outside_the_lab_measures_the_same(lab_home, tmp_path):
+    """Both ask the same server, so one of them is served second; on a busy machine that can take a moment: the better of three."""
+    pairs = []
+    for attempt in range(3):
+        out = tmp_path / f"run-{attempt}.json"
+        done = subprocess.run([*LABKIT, "run", "naive", "--preset", "tiny", "--blocks", "1", "--json", "--out", str(out), "--at-t0", OUTSIDE],
+                              capture_output=True, text=True, env={**os.environ, "LABKIT_HOME": str(lab_home)}, timeout=500, check=False)
+        measured = last_line(done)["first_token_s"]
+        said = json.loads(out.read_text())["trials"][0]["facts"]["outside_client"]
+        pairs.append((measured, float(re.findall(r"^\d+\.\d+$", said, re.M)[-1])))
+        if abs(pairs[-1][1] / pairs[-1][0] - 1) <= 0.05:
+            return
+    pytest.fail(f"inside and outside, seconds: {pairs}")
