@@ -64,7 +64,7 @@ LOADERS: dict[str, Loader] = {loader.name: loader for loader in (
     Loader("safetensors-pread", "each shard read into one buffer, tensors are views of it", _HERE + "safe:load_pread", "safetensors", "read", _04),
     Loader("safetensors-lazy", "safe_open, one tensor at a time", _HERE + "safe:load_lazy", "safetensors", "map", _04),
     Loader("safetensors-device", "load_file(device='cuda')", _HERE + "safe:load_device", "safetensors", "any", _04, needs_gpu=True),
-    Loader("gguf", "one file with its tokenizer, in F16", _HERE + "ggufs:load", "gguf:F16", "any", _04, module="gguf", fix="pip install gguf"),
+    Loader("gguf", "one file with its tokenizer, in F16", _HERE + "ggufs:load", "gguf:F16", "read", _04, module="gguf", fix="pip install gguf"),
     Loader("runai-streamer", "Run:ai's streamer at its defaults, from disk or bucket", _HERE + "runai:load", "safetensors", "read", _05,
            module="runai_model_streamer", fix="pip install 'runai-model-streamer[s3,gcs]'", library="libstreamer", remote=True),
     Loader("fastsafetensors", "whole files by several threads, tensors as views", _HERE + "fast:load", "safetensors", "read", _05,
@@ -73,6 +73,8 @@ LOADERS: dict[str, Loader] = {loader.name: loader for loader in (
            module="tensorizer", fix="pip install 'labkit[rivals]'"),
     Loader("instanttensor", "through a ring of GPU buffers", _HERE + "instant:load", "safetensors", "any", _05,
            module="instanttensor", fix="pip install 'labkit[gpu]' on a GPU host", library="instanttensor", needs_gpu=True),
+    Loader("sdk-download", "boto3's transfer manager to disk, then load_file", _HERE + "sdk:load", "safetensors", "map", _05,
+           module="boto3", fix="pip install 'labkit[rivals]'", remote=True),
     Loader("labkit-streamer", "the lab's own: planned, parallel, direct or cached by residency", "labkit.weights.streamer:load", "safetensors", "any", _05,
            remote=True),
 )}

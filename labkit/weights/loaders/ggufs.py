@@ -1,4 +1,4 @@
-"""`gguf`: one file, mapped; each tensor dequantised to the model's dtype on the way in.
+"""`gguf`: one file, read tensor by tensor, each dequantised to the model's dtype on the way in.
 
 Limit: fewer bytes to read (Q8_0 half of BF16, Q4_0 a quarter), more work a byte: unpacking runs at numpy's speed on one
 core, and F16 is converted too when the model is BF16. llama.cpp does not do this – it computes on the packed blocks.
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from labkit.core.timeline import span
+from labkit.errors import BadInput
 from labkit.weights.formats.gguf_header import read
 from labkit.weights.formats.gguf_names import heads_of, to_halves, to_public
 from labkit.weights.loaders.nearby import local_shards, refusing
@@ -34,7 +35,6 @@ def tensors(path: Any, layout: Any) -> Any:
     import numpy as np
     import torch
 
-    data = np.memmap(path, dtype=np.uint8, mode="r")
     architecture = layout.metadata.get("general.architecture", "llama")
     heads = int(layout.metadata.get(f"{architecture}.attention.head_count", 1))
     kv_heads = int(layout.metadata.get(f"{architecture}.attention.head_count_kv", heads))
@@ -44,11 +44,13 @@ def tensors(path: Any, layout: Any) -> Any:
             if entry.name == "rope_freqs.weight":
                 continue
             public = entry.name
-        raw = data[entry.offset:entry.end]
+        raw = np.fromfile(path, dtype=np.uint8, count=entry.size_bytes, offset=entry.offset)
+        if raw.nbytes != entry.size_bytes:
+            raise BadInput(f"{path} ended within {entry.name}", why="it was truncated while it was read; nothing was loaded")
         if entry.dtype in ("F32", "F16"):
-            made = torch.from_numpy(raw.view(entry.dtype.replace("F", "float")).reshape(entry.shape).copy())
+            made = torch.from_numpy(raw.view(entry.dtype.replace("F", "float")).reshape(entry.shape))
         elif entry.dtype == "BF16":
-            made = torch.from_numpy(raw.copy()).view(torch.bfloat16).reshape(entry.shape)
+            made = torch.from_numpy(raw).view(torch.bfloat16).reshape(entry.shape)
         else:
             made = torch.from_numpy(gguf.quants.dequantize(raw, getattr(gguf.GGMLQuantizationType, entry.dtype)).reshape(entry.shape))
         turned = heads_of(public, heads, kv_heads) if architecture == "llama" else 0

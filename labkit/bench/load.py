@@ -1,0 +1,335 @@
+"""`labkit bench load`: every loader installed here, from disk in each cache state or from a bucket, against the floor.
+
+    labkit bench load --preset 1b --cache cold,warm,tmpfs --blocks 5
+    labkit bench load --preset 1b --from s3 --link 4gbit-bucket
+
+One fresh process a measurement. Its clock starts when torch is imported and the model stands on the meta device (or
+initialised, where that is the loader's way), before the loader's own library is imported, and stops when **all bytes are
+in place**: load() has returned and one byte of every page of every parameter has been read, for views of a mapping as
+for everything else. Then one token. Interpreter exit is not in it. Afterwards every parameter is summed: two loaders of
+one format must agree to the bit.
+
+Floors: cold, direct reads of the same files in the same block, the best of one thread and eight · warm and tmpfs, one
+copy of the bytes in memory (a loader that maps pages instead of copying comes below it) · s3, the emulated link's own.
+
+Goals: labkit-streamer_vs_floor.cold ≤ 1.05, labkit-streamer_vs_best_other.{cold,warm,tmpfs} ≤ 1.0 within noise,
+labkit-streamer_vs_floor.s3 ≤ 1.05, …_faulty_vs_clean.s3 ≤ 1.2. Lesson: notebooks/05_streaming.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from labkit.bench.engine import Measured, document, interleave
+from labkit.core import cold, floor, stats
+from labkit.core.ledger import Ledger
+from labkit.core.workspace import Workspace
+from labkit.errors import BadInput, LabError
+from labkit.technique import Seen, Subject
+from labkit.weights.catalog import LOADERS, Loader
+
+OURS = "labkit-streamer"
+STATES = ("cold", "warm", "tmpfs")
+FAULTS = ("503:rate=0.005,retry_after=0.05", "reset:rate=0.005", "straggler:nth=40,slowed_to=1MB/s")
+FROM_S3 = ("safetensors", "sdk-download", "runai-streamer", OURS)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", default="1b", help="checkpoint: tiny, small, 1b (default), 8b")
+    parser.add_argument("--model-dir", default="", help="a public model directory in place of the preset")
+    parser.add_argument("--cache", default="cold,warm,tmpfs", help="cache states, comma-separated (default: all three)")
+    parser.add_argument("--from", dest="origin", choices=("disk", "s3"), default="disk")
+    parser.add_argument("--link", default="4gbit-bucket", help="emulated link of the bucket (with --from s3)")
+    parser.add_argument("--loaders", default="", help="only these, comma-separated")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    states = [s.strip() for s in args.cache.split(",") if s.strip()]
+    unknown = [s for s in states if s not in STATES]
+    names = [n.strip() for n in args.loaders.split(",") if n.strip()] or (list(FROM_S3) if args.origin == "s3" else [n for n in LOADERS if n != "sdk-download"])
+    unknown += [n for n in names if n not in LOADERS]
+    if unknown:
+        raise BadInput(f"neither a cache state nor a loader: {', '.join(unknown)}", fix=f"states {', '.join(STATES)}; loaders {', '.join(LOADERS)}")
+    workspace = Workspace.default()
+    from labkit.subject.checkpoint import ensure
+
+    subject = Subject(model_dir=Path(args.model_dir) if args.model_dir else ensure(workspace, args.preset), preset=args.preset)
+    with Ledger.open(workspace) as ledger:
+        made = (_from_s3 if args.origin == "s3" else _from_disk)(args, names, states, subject, workspace, ledger)
+    _agree(made["results_raw"])
+    results = made.pop("results_raw")
+    return document("load", results, made.pop("ratios"), preset=args.preset, origin=args.origin, device=args.device, **made)
+
+
+# -- one measurement -----------------------------------------------------------------------------------------------------
+
+def measure(loader: Loader, model: str, config_dir: str, device: str, weights_bytes: int, env: dict[str, str], about: dict[str, Any],
+            stores: Any = None, options: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Run the child, ask the kernel about it while it still lives, and let it go. Raises LabError with its own words."""
+    argv = [sys.executable, "-m", "labkit.bench.load", loader.name, model, config_dir, device, json.dumps({**loader.options, **(options or {})})]
+    child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **dict(loader.environment), **env}, text=True)
+    try:
+        assert child.stdout and child.stdin and child.stderr
+        line = child.stdout.readline()
+        if not line.startswith("{"):
+            raise LabError(f"{loader.name} did not load: {(child.stderr.read().strip().splitlines() or ['it said nothing'])[-1][:300]}")
+        doc = json.loads(line)
+        from labkit.core.observe import process_facts
+        from labkit.core.plan import LaunchPlan
+        from labkit.weights.techniques import engaged
+
+        seen = Seen(plan=LaunchPlan(stack={"weights": loader.name}, state={"weights": {"bytes": weights_bytes, **about}}), proc=process_facts(child.pid),
+                    stores=stores() if stores else {})
+        evidence = engaged(loader, seen)
+        return doc | {"evidence": evidence.how, "engaged": evidence.engaged}
+    finally:
+        child.kill()
+        child.wait()
+
+
+def child(loader_name: str, model_source: str, config_dir: str, device: str, options: str) -> None:
+    """In the fresh process: build, load, touch, answer, sum – and wait to be looked at."""
+    import importlib
+    import resource
+    import time
+
+    import torch
+
+    from labkit.subject.config import LlamaConfig
+    from labkit.subject.llama import Llama, generate
+
+    loader = LOADERS[loader_name]
+    config = LlamaConfig.from_dir(config_dir)
+    with torch.device(loader.init if loader.init == "meta" else device):
+        model = Llama(config, dtype=getattr(torch, config.dtype))
+    if device != "cpu":
+        torch.zeros(1, device=device)  # the context is another phase
+    before_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    began = time.monotonic()
+    module, _, function = loader.call.partition(":")
+    facts = getattr(importlib.import_module(module), function)(model, model_source, device, **json.loads(options))
+    loaded = time.monotonic()
+    _touch(model, device)
+    placed = time.monotonic()
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    token = next(iter(generate(model.finish(), [1, 2, 3, 4], 1)))[0]
+    answered = time.monotonic()
+    print(json.dumps({"load_s": loaded - began, "touch_s": placed - loaded, "seconds": placed - began, "first_token_s": answered - began, "token": token,
+                      "peak_bytes": peak_bytes, "peak_extra_bytes": peak_bytes - before_bytes - _parameter_bytes(model, device), "sum": _sum(model), "facts": facts}, default=str), flush=True)
+    sys.stdin.read()
+
+
+def _touch(model: Any, device: str) -> None:
+    import torch
+
+    for p in model.parameters():
+        if device == "cpu":
+            p.detach().reshape(-1).view(torch.uint8)[::4096].sum()
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def _parameter_bytes(model: Any, device: str) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters()) if device == "cpu" else 0
+
+
+def _sum(model: Any) -> int:
+    """Of all parameters' bits, each weighted by its place: outside the clock."""
+    import torch
+
+    total = 0
+    for i, (_, p) in enumerate(sorted(model.named_parameters()), 1):
+        raw = p.detach().reshape(-1)
+        raw = raw.view(torch.int16) if raw.element_size() == 2 else raw.view(torch.uint8)
+        total = (total + i * int(raw.sum(dtype=torch.int64))) % (1 << 61)
+    return total
+
+
+# -- arms ------------------------------------------------------------------------------------------------------------------
+
+class _Floor:
+    """Of the disk, measured beside the trials it judges: before each of our own, and once before the first of all."""
+
+    def __init__(self, directory: Path):
+        self.paths = sorted(directory.glob("*.safetensors"))
+        self.rate = 0.0
+
+    def measure(self) -> float:
+        best = 0.0
+        for depth in (1, 8):
+            cold.evict(self.paths, caches=False)
+            got, seconds, _ = floor.direct_read(self.paths, depth, block_bytes=4 << 20)
+            best = max(best, got / seconds)
+        self.rate = best
+        return best
+
+
+def _from_disk(args: argparse.Namespace, names: list[str], states: list[str], subject: Subject, workspace: Workspace, ledger: Ledger) -> dict[str, Any]:
+    from labkit.weights.prepared import checkpoint_in
+
+    memory_rate = floor.memory(256 << 20)["memcpy_bytes_per_s"]
+    disk = _Floor(subject.model_dir)
+    arms: dict[str, Any] = {}
+    with _Tmpfs(workspace, ledger) as tmpfs:
+        for name in names:
+            loader = LOADERS[name]
+            missing = loader.missing()
+            prepared = None if missing else checkpoint_in(loader.format, subject, workspace)
+            for state in states:
+                arms[f"{name}.{state}"] = (f"{missing}: {loader.fix}" if loader.fix else missing) if missing else _disk_arm(args, loader, prepared, state, disk, memory_rate, tmpfs)
+        results = interleave(arms, args.blocks, args.seed)
+    ratios: dict[str, tuple[str, str]] = {}
+    for state in states:
+        ratios[f"{OURS}_vs_floor.{state}"] = (f"{OURS}.{state}", "floor")
+        best = _best_other(results, state)
+        if best:
+            ratios[f"{OURS}_vs_best_other.{state}"] = (f"{OURS}.{state}", best)
+    return {"results_raw": results, "ratios": ratios, "best_other": {s: _best_other(results, s) for s in states}}
+
+
+def _disk_arm(args: argparse.Namespace, loader: Loader, prepared: Any, state: str, disk: _Floor, memory_rate: float, tmpfs: _Tmpfs) -> Any:
+    def arm() -> Measured:
+        directory = prepared.directory
+        if state == "cold" and (loader.name == OURS or not disk.rate):
+            disk.measure()
+        if state == "tmpfs":
+            directory = tmpfs.holding(directory)
+        for _ in range(3):  # another process of the host may drop caches meanwhile
+            proof = cold.prove([directory], "warm") if state == "tmpfs" else cold.settle([directory], state)
+            if proof.state != "unverified":
+                break
+        if proof.state == "unverified":
+            return Measured(float("nan"), failed=f"cache not {state}: {proof.note}")
+        doc = measure(loader, str(directory), str(directory), args.device, prepared.weights_bytes, {}, {"directory": str(directory)})
+        rate = disk.rate if state == "cold" else memory_rate
+        return _measured(doc, state, prepared.weights_bytes, prepared.weights_bytes / rate)
+
+    return arm
+
+
+def _measured(doc: dict[str, Any], cache: str, size_bytes: int, floor_s: float, link: str = "loopback") -> Measured:
+    seconds = doc["seconds"]
+    extra = {k: doc[k] for k in ("load_s", "touch_s", "first_token_s", "peak_bytes", "peak_extra_bytes", "sum", "token")}
+    extra |= {"gb_per_s": size_bytes / seconds / 1e9, "share_of_floor": floor_s / seconds, "weights_bytes": size_bytes}
+    return Measured(seconds, cache, link, floor_s, doc["evidence"], "" if doc["engaged"] else f"no evidence: {doc['evidence']}", extra)
+
+
+class _Tmpfs:
+    """One checkpoint at a time in memory, beside nothing else that big."""
+
+    def __init__(self, workspace: Workspace, ledger: Ledger):
+        self.ledger, self.of, self.root, self.entry = ledger, None, None, ""
+
+    def __enter__(self) -> _Tmpfs:
+        return self
+
+    def holding(self, directory: Path) -> Path:
+        if self.root is None:
+            self.root = Path(tempfile.mkdtemp(prefix="labkit-tmpfs-", dir="/dev/shm"))
+            self.entry = self.ledger.note("dir", self.root)
+        if self.of != directory:
+            for old in self.root.iterdir():
+                shutil.rmtree(old)
+            shutil.copytree(directory, self.root / directory.name)
+            self.of = directory
+        return self.root / directory.name
+
+    def __exit__(self, *_: object) -> None:
+        if self.root:
+            shutil.rmtree(self.root, ignore_errors=True)
+            self.ledger.done(self.entry)
+
+
+def _best_other(results: dict[str, Any], state: str) -> str:
+    """The rival with the lowest median, chosen once for all blocks."""
+    medians = {}
+    for arm, runs in results.items():
+        good = [] if isinstance(runs, str) else [m.seconds for m in runs if not m.failed]
+        if good and arm.endswith("." + state) and not arm.startswith(OURS):
+            medians[arm] = stats.median(good)
+    return min(medians, key=lambda a: medians[a]) if medians else ""
+
+
+def _agree(results: dict[str, Any]) -> None:
+    """Same format, same bits. Raises LabError: a fast loader with wrong bytes is not fast."""
+    sums: dict[str, set[int]] = {}
+    for arm, runs in results.items():
+        for m in runs if not isinstance(runs, str) else []:
+            if not m.failed:
+                exact = "exact" if not LOADERS[arm.partition(".")[0].partition("+")[0]].format.startswith("gguf") else "gguf"
+                sums.setdefault(exact, set()).add(m.extra["sum"])
+    if any(len(s) > 1 for s in sums.values()):
+        raise LabError("two loaders of this bench gave different parameters", why="one of them loads wrong bytes", fix="pytest tests/contract/test_loaders.py")
+
+
+# -- bucket ------------------------------------------------------------------------------------------------------------------
+
+def _from_s3(args: argparse.Namespace, names: list[str], states: list[str], subject: Subject, workspace: Workspace, ledger: Ledger) -> dict[str, Any]:
+    from labkit.net import link as links
+    from labkit.net.serving import serving
+    from labkit.objects.publish import publish_model
+    from labkit.weights.prepared import weights_bytes
+
+    root = workspace.artifacts / "store-root"
+    root.mkdir(exist_ok=True)
+    key = f"models/bench-{args.preset}"
+    publish_model(root, subject.model_dir, key)
+    link = links.parse(args.link)
+    with serving("store", root, link=link, ledger=ledger) as served:
+        cold.warm([subject.model_dir])  # the store is the network's other end: its disk is not what is measured
+        size = weights_bytes(subject.model_dir)
+        floor_s = link.floor_s(size, 10**6) if link.shaped else size / floor.loopback()["loopback_bytes_per_s"]
+        arms: dict[str, Any] = {}
+        for name in names:
+            missing = LOADERS[name].missing()
+            arms[f"{name}.s3"] = missing or _bucket_arm(args, LOADERS[name], served, key, size, floor_s, link.label, ())
+        if OURS in names:
+            arms[f"{OURS}+faults.s3"] = _bucket_arm(args, LOADERS[OURS], served, key, size, floor_s, link.label + ", 1 % faults and a straggler", FAULTS)
+        results = interleave(arms, args.blocks, args.seed)
+    ratios = {f"{OURS}_vs_floor.s3": (f"{OURS}.s3", "floor"), f"{OURS}_faulty_vs_clean.s3": (f"{OURS}+faults.s3", f"{OURS}.s3")}
+    best = _best_other(results, "s3")
+    if best:
+        ratios[f"{OURS}_vs_best_other.s3"] = (f"{OURS}.s3", best)
+    return {"results_raw": results, "ratios": ratios, "best_other": {"s3": best}, "link": link.label, "faults": list(FAULTS)}
+
+
+def _bucket_arm(args: argparse.Namespace, loader: Loader, served: Any, key: str, size: int, floor_s: float, label: str, faults: tuple[str, ...]) -> Any:
+    def arm() -> Measured:
+        served.set_faults(faults, seed=args.seed)
+        served.reset()
+        try:
+            with _scratch() as scratch:
+                env = {**served.env, "AWS_ENDPOINT_URL": served.url, "AWS_EC2_METADATA_DISABLED": "true", "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
+                       "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1", "TMPDIR": scratch}
+                doc = measure(loader, f"s3://lab/{key}", f"s3://lab/{key}", args.device, size, env, {"remote": True, "key": key},
+                              stores=lambda: {"bucket": served.stats()})
+        finally:
+            served.set_faults(())
+        return _measured(doc, "remote", size, floor_s, label)
+
+    return arm
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[str]:
+    """Where download-then-load puts its files: this host's disk, gone afterwards."""
+    directory = tempfile.mkdtemp(prefix="bench-", dir=Workspace.default().nodes)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    child(*sys.argv[1:6])
