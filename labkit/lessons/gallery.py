@@ -43,7 +43,7 @@ def build(out: Path, executed: Path, own_runs: list[Path] | None = None) -> Buil
                 run = replay.replay(name)
                 page = out / "recorded" / f"{name}.html"
                 page.parent.mkdir(parents=True, exist_ok=True)
-                page.write_text(pages.page(name, _crumb("../../") + report.run_html(run, name)), encoding="utf-8")
+                page.write_text(pages.page(name, _crumb("../../") + report.run_html(run, name, 1)), encoding="utf-8")
             except LabError as error:
                 skipped.append(f"{name}: {error.what}")
                 continue
@@ -55,7 +55,7 @@ def build(out: Path, executed: Path, own_runs: list[Path] | None = None) -> Buil
     for path in own_runs or []:
         target = out / "runs" / f"{path.stem}.html"
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(pages.page(path.stem, _crumb("../") + report.record_html(path)), encoding="utf-8")
+        target.write_text(pages.page(path.stem, _crumb("../") + report.record_html(path, 1)), encoding="utf-8")
         listed += f'<p><a href="runs/{escape(path.stem)}.html">{escape(path.stem)}</a> (this host)</p>'
         runs += 1
     body += "<h2>Recorded runs, by host</h2>" + (listed or "<p>None.</p>")

@@ -18,11 +18,11 @@ from typing import Any
 CSS = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --faint: #5f6368; --paper: #fff; --panel: #f4f5f7; --rule: #d5d8dd; --link: #0b5cad; --bad: #b3261e; --good: #1b6e3c }
 @media (prefers-color-scheme: dark) { :root { --ink: #ececec; --faint: #a6abb2; --paper: #16181c; --panel: #202329; --rule: #3a3f47; --link: #7db7f0; --bad: #ff8a80; --good: #7fd39a } }
-body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 4rem }
+body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; overflow-wrap: anywhere }
 a { color: var(--link) } h1 { line-height: 1.2 } h2 { margin-top: 2.2rem; border-bottom: 1px solid var(--rule) }
 pre { background: var(--panel); padding: .7rem .9rem; overflow-x: auto; border-radius: 4px; font-size: .86rem; line-height: 1.4 }
 code { font-family: ui-monospace, "DejaVu Sans Mono", monospace } p code, li code, td code { background: var(--panel); padding: 0 .25em; border-radius: 3px }
-table { border-collapse: collapse; display: block; overflow-x: auto } th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--rule); vertical-align: top }
+table { border-collapse: collapse; display: block; overflow-x: auto } th, td { overflow-wrap: break-word; text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--rule); vertical-align: top }
 .faint { color: var(--faint) } .bad { color: var(--bad); font-weight: 600 } .good { color: var(--good); font-weight: 600 }
 .code { border-left: 3px solid var(--rule) } .out pre { background: none; border: 1px solid var(--rule) } figure { margin: 1rem 0 }
 img, svg { max-width: 100%; height: auto } details > summary { cursor: pointer; padding: .3rem 0 } details.notebook { border: 1px solid var(--rule); border-radius: 6px; padding: .3rem 1rem; margin: .8rem 0 }

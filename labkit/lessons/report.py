@@ -109,13 +109,13 @@ def doctor_html() -> str:
             + pages.table_html(["state", "capability", "found", "what it unlocks", "to change it"], rows))
 
 
-def run_html(run: Run, title: str) -> str:
+def run_html(run: Run, title: str, level: int = 2) -> str:
     """A run's figures: waterfall of each arm, all trials, medians where there are several arms."""
     from labkit.cli.show import text
     from labkit.face import compare
     from labkit.face.waterfall import waterfall
 
-    parts = [f"<h2>{escape(title)}</h2>"]
+    parts = [f"<h{level}>{escape(title)}</h{level}>"]
     arms = [a for a in run.arm_names if run.of_arm(a)]
     if len(arms) > 1:
         parts += [compare.phases(run, arms).html(), compare.compare(run, arms=arms).html()]
@@ -126,15 +126,15 @@ def run_html(run: Run, title: str) -> str:
     return "\n".join(parts) + f"<details><summary>The record in words</summary><pre>{escape(text(run, trials=True))}</pre></details>"
 
 
-def record_html(path: Path) -> str:
+def record_html(path: Path, level: int = 2) -> str:
     """A further record on the page; one that cannot be read or drawn says why in its place."""
     from labkit.core import records
 
     try:
         run = records.read(path)
-        return run_html(run, f"{path.stem}: {', '.join(run.arm_names)}")
+        return run_html(run, f"{path.stem}: {', '.join(run.arm_names)}", level)
     except (BadInput, LabError) as error:
-        return f'<h2>{escape(path.stem)}</h2><pre class="bad">{escape(str(error))}</pre>'
+        return f'<h{level}>{escape(path.stem)}</h{level}><pre class="bad">{escape(str(error))}</pre>'
 
 
 def notebooks_html(results: Sequence[Any], preset: str) -> str:

@@ -1,0 +1,124 @@
+"""Pages and notebooks in a real browser: no console error, nothing fetched from outside, ink that follows the page."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from labkit.core import records
+from labkit.lessons import execute, gallery, pages, replay, report
+
+pytestmark = pytest.mark.needs("chromium", "package:selenium")
+
+ROOT = Path(__file__).parents[2]
+FIXTURES = Path(__file__).parent / "fixtures"
+INK = "return getComputedStyle(document.querySelector('figure svg')).color"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A report page, an executed notebook's page and a gallery, of fixture records only."""
+    out = tmp_path_factory.mktemp("pages")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("LABKIT_HOME", str(out / "home"))
+    recorded = out / "recorded" / "fixture-host"
+    recorded.mkdir(parents=True)
+    shutil.copy(ROOT / "data" / "fixtures" / "fixture_arms.json", recorded / "arms.json")
+    (recorded / "torn.json").write_text("{")
+    patch.setenv(replay.ENV, str(recorded.parent))
+    patch.setattr(report, "_naive", lambda *_: records.read(ROOT / "data" / "fixtures" / "fixture_naive.json"))
+    record = str(ROOT / "data" / "fixtures" / "fixture_naive.json")
+    patch.setattr(execute, "parameters_for", lambda *_: {"record": record})
+    done = report.report(out / "report", [FIXTURES / "figures_and_progress.ipynb"], records=[recorded / "arms.json"], say=lambda _: None)
+    assert done.failed == (), done.failed
+    built = gallery.build(out / "site", out / "report" / "notebooks")
+    assert (built.notebooks, built.runs, len(built.skipped)) == (1, 1, 1)
+    patch.undo()
+    return out
+
+
+@pytest.fixture(scope="module")
+def light():
+    from browser import browser
+
+    with browser() as driver:
+        yield driver
+
+
+def _pages(made: Path) -> list[Path]:
+    return [made / "report" / "index.html", made / "report" / "notebooks" / "figures_and_progress.html", made / "report" / "notebooks" / "index.html",
+            made / "site" / "index.html", made / "site" / "figures_and_progress.html", made / "site" / "recorded" / "fixture-host" / "arms.html"]
+
+
+def test_pages_open_without_a_console_error_and_fetch_nothing(made, light):
+    from browser import errors, requested
+
+    for page in _pages(made):
+        light.get(page.as_uri())
+        assert (errors(light), requested(light)) == ([], []), page
+        assert light.execute_script("return document.querySelectorAll('h1').length") == 1, page
+
+
+def test_links_of_every_page_lead_to_a_file(made, light):
+    for page in _pages(made):
+        light.get(page.as_uri())
+        for target in light.execute_script("return [...document.querySelectorAll('a[href]')].map(a => a.href)"):
+            if target.startswith("file:"):
+                assert Path(target.removeprefix("file://").partition("#")[0]).exists(), (page, target)
+
+
+def test_figures_have_a_name_and_a_twin_in_words(made, light):
+    light.get((made / "report" / "index.html").as_uri())
+    names = light.execute_script("return [...document.querySelectorAll('figure svg')].map(s => s.getAttribute('aria-label'))")
+    assert len(names) >= 6 and all(len(name) > 20 for name in names)
+    assert light.execute_script("return [...document.querySelectorAll('figure')].every(f => f.querySelector('details pre').textContent.length > 50)")
+
+
+def test_no_page_is_wider_than_its_window_on_a_phone(made, light):
+    light.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True})
+    for page in _pages(made):
+        light.get(page.as_uri())
+        assert light.execute_script("return document.documentElement.scrollWidth") <= 391, page
+    light.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_ink_is_dark_on_a_light_page_and_light_on_a_dark_one(made, light):
+    page = (made / "report" / "index.html").as_uri()
+    seen = {}
+    for scheme in ("light", "dark"):
+        light.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+        light.get(page)
+        seen[scheme] = int(light.execute_script(INK).split("(")[1].split(",")[0])
+    assert seen["light"] < 60 and seen["dark"] > 200
+
+
+def test_widgets_leave_their_lines_in_an_exported_page(made):
+    text = (made / "report" / "index.html").read_text()
+    assert "block 5/5" in text and "widget-view" not in text and "<script" not in text
+
+
+def test_a_page_never_names_an_outside_address():
+    text = pages.page("x", "<p>y</p>")
+    assert "http" not in text
+
+
+def test_jupyterlab_runs_a_notebook_and_its_figures_follow_the_theme(tmp_path, light):
+    from browser import jupyterlab, run_all_cells
+
+    work = tmp_path / "work"
+    work.mkdir()
+    text = (FIXTURES / "figures_and_progress.ipynb").read_text()
+    (work / "figures.ipynb").write_text(text.replace("../../../data", str(ROOT / "data")))
+    with jupyterlab(work, {"LABKIT_HOME": str(tmp_path / "home")}) as address:
+        cells = run_all_cells(light, address.format(name="figures.ipynb"))
+        assert [c[2] for c in cells] == [False] * 5
+        assert light.execute_script("return document.querySelectorAll('.jp-OutputArea figure svg').length") >= 1
+        assert light.execute_script("return document.querySelectorAll('.jp-OutputArea .jupyter-widgets').length") >= 1
+        assert "block 5/5" in light.execute_script("return document.querySelector('.jp-Notebook').innerText")
+        shades = []
+        for theme in ("JupyterLab Light", "JupyterLab Dark"):
+            light.execute_async_script("const done = arguments[1]; window.jupyterapp.commands.execute('apputils:change-theme', {theme: arguments[0]}).then(() => setTimeout(done, 1500))", theme)
+            shades.append(int(light.execute_script(INK).split("(")[1].split(",")[0]))
+        assert shades[0] < 80 < 180 < shades[1], shades
