@@ -21,6 +21,7 @@ BESIDE = {
     ("snapshot", "device"),  # a CUDA checkpoint inside a CRIU one
     ("snapshot", "image"),  # a container checkpoint is taken through the image's runtime
     ("snapshot", "subject"),
+    ("snapshot", "weights"),  # what is dumped was loaded by a loader, from a checkpoint in its format
     ("device", "subject"),
     ("image", "subject"),
     ("bench", "decide"),
