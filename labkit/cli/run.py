@@ -36,12 +36,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.own_command:
-        from labkit.byo import run_byo
-
-        return run_byo(args)
     from labkit.cli.output import last_line
     from labkit.core.records import Run
+    from labkit.errors import BadInput
+
+    if args.blocks < 1:
+        raise BadInput(f"--blocks {args.blocks}", why="a run has at least one block", fix="--blocks 5")
+    made: Run = _own(args) if args.own_command else _stacks(args)
+    if not args.json:
+        from labkit.face.account import text
+
+        print(text(made))
+    last_line(summary(made))
+    return 1 if made.failed else 0
+
+
+def _own(args: argparse.Namespace) -> Any:
+    from labkit.byo import run_byo
+    from labkit.face.live import progress
+
+    return run_byo(args, progress())
+
+
+def _stacks(args: argparse.Namespace) -> Any:
     from labkit.errors import BadInput
     from labkit.face.live import progress
     from labkit.stack import experiment
@@ -49,18 +66,10 @@ def run(args: argparse.Namespace) -> int:
     stacks = [*args.stacks, *args.stack]
     if not stacks:
         raise BadInput("no stack named", why="a run takes at least one", fix="labkit run naive")
-    if args.blocks < 1:
-        raise BadInput(f"--blocks {args.blocks}", why="a run has at least one block", fix="--blocks 5")
     server_args = ("--device", args.device) if args.device else ()
-    made: Run = experiment(stacks, preset=args.preset, blocks=args.blocks, scenario=args.scenario, link=args.link, seed=args.seed,
-                           out=args.out or None, resume=args.resume, progress=progress(), timeout_s=args.timeout, model_dir=args.model_dir,
-                           at_t0=args.at_t0, port=args.port, server_args=server_args)
-    if not args.json:
-        from labkit.cli.show import text
-
-        print(text(made))
-    last_line(summary(made))
-    return 1 if made.failed else 0
+    return experiment(stacks, preset=args.preset, blocks=args.blocks, scenario=args.scenario, link=args.link, seed=args.seed,
+                      out=args.out or None, resume=args.resume, progress=progress(), timeout_s=args.timeout, model_dir=args.model_dir,
+                      at_t0=args.at_t0, port=args.port, server_args=server_args)
 
 
 def summary(run: Any) -> dict[str, Any]:

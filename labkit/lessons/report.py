@@ -111,8 +111,8 @@ def doctor_html() -> str:
 
 def run_html(run: Run, title: str, level: int = 2) -> str:
     """A run's figures: waterfall of each arm, all trials, medians where there are several arms."""
-    from labkit.cli.show import text
     from labkit.face import compare
+    from labkit.face.account import text
     from labkit.face.waterfall import waterfall
 
     parts = [f"<h{level}>{escape(title)}</h{level}>"]
