@@ -81,7 +81,8 @@ CAUSES = (
     Cause("killed", r"^$", "CRIU ended without a word", "it was killed, or could not be started", "criu check"),
 )
 
-_ERROR = re.compile(r"(?:Error|Warn) +\(")
+#: CRIU writes these as errors and goes on.
+HARMLESS = ("Can't setup RLIMIT_NOFILE", "cgroupd: recv req error", "Restoring FAILED", "Dumping FAILED")
 
 
 def cause(log: str) -> Cause | None:
@@ -95,7 +96,7 @@ def cause(log: str) -> Cause | None:
 
 def error_lines(log: str) -> list[str]:
     """CRIU's own error lines, in order, without the time in front."""
-    lines = [line for line in log.splitlines() if "Error (" in line or "Error:" in line]
+    lines = [line for line in log.splitlines() if ("Error (" in line or "Error:" in line) and not any(h in line for h in HARMLESS)]
     return [re.sub(r"^\(\d+\.\d+\)\s*", "", line).strip() for line in lines]
 
 

@@ -3,7 +3,8 @@
     Step("restore", "labkit.snapshot.process:restore", {"snapshot": "/…/artifacts/criu-process-…"})
 
 Kernel, CPU, CRIU and every file are checked before anything starts; the pages while they are read ahead, with the process held
-stopped until the last one was right. It listens on the trial's port, and its random state is new. Limit: (image + working
+stopped until the last one was right. It listens on the trial's port; a server that was shrunk for a dump draws new random
+state before its next answer, so that two clones do not sample alike. Limit: (image + working
 set) bytes ÷ read rate, and CRIU's copy of the image at 1.2–1.6 GB/s. Lesson: notebooks/07_checkpoints.
 """
 
@@ -49,7 +50,6 @@ def restore(ctx: StepContext, snapshot: str, lazy: bool = False, verify: bool = 
             if verify and not lazy:
                 ahead.checked()
                 resume(pid)
-    threading.Thread(target=_reseed, args=(ctx.port,), daemon=True).start()
     return {"server_pid": pid, "nonce": where.manifest.nonce, "image_bytes": where.manifest.size_bytes, "pages_bytes": pages_bytes(where),
             "working_set_bytes": readahead.piece_bytes(pieces) - pages_bytes(where), "read_ahead_s": ahead.seconds, "lazy": bool(daemon),
             "dumped_pid": where.manifest.pid, "secrets": ", ".join(where.manifest.secrets)}
@@ -78,7 +78,11 @@ def place(snapshot: store.Snapshot, images_dir: Path, *, port: int | None, moved
         if name == "files.img":
             shutil.copyfile(snapshot.images / name, images_dir / name)
         else:
-            os.symlink((snapshot.images / name).resolve(), images_dir / name)
+            # Hard links: a container's task opens its pages after it has changed its root, where a symlink leads nowhere.
+            try:
+                os.link(snapshot.images / name, images_dir / name)
+            except OSError:
+                shutil.copyfile(snapshot.images / name, images_dir / name)
     images.move(images_dir, port=port if port and port != snapshot.manifest.port else None, paths=moved)
     return images_dir
 
@@ -102,14 +106,6 @@ def resume(pid: int) -> None:
     for member in [pid, *criu.descendants(pid)]:
         with contextlib.suppress(OSError):
             os.kill(member, signal.SIGCONT)
-
-
-def _reseed(port: int) -> None:
-    """Two clones of one image would draw the same samples: give this one its own random state."""
-    from labkit.snapshot.making import get
-
-    with contextlib.suppress(OSError, ValueError):
-        get(port, "/_labkit/reseed", post=True)
 
 
 def end_orphans(mark: str) -> list[int]:

@@ -178,3 +178,46 @@ class CriuProcessWhole(CriuProcess):
     name = "criu-process-whole"
     title = "restore the server process with CRIU, weights inside the image"
     loader = COPIED
+
+
+@register
+class CriuContainer(CriuProcess):
+    name = "criu-container"
+    title = "restore the server's container with CRIU, through runc"
+    brings = {"process": "runc"}
+    restore_call = "labkit.snapshot.container:restore"
+
+    def available(self, host: Any) -> Availability:
+        return _missing("root", "criu", "runc")
+
+    def _rootfs(self, subject: Subject, workspace: Workspace) -> tuple[Path, dict[str, Any]]:
+        from labkit.errors import BadInput
+        from labkit.image.pull import ensure_rootfs
+
+        if subject.image_layout is None:
+            raise BadInput("criu-container restores a container, and this stack has no image", why="host-env means there is none",
+                           fix="image=full-pull,snapshot=criu-container; or snapshot=criu-process")
+        return ensure_rootfs(subject.image_layout, subject.image_reference, workspace.artifacts / "rootfs")
+
+    def _more(self, subject: Subject) -> Any:
+        from labkit.image import oci
+
+        return oci.Layout(subject.image_layout).manifest_descriptor(subject.image_reference).digest if subject.image_layout else ""
+
+    def _make(self, making: Any, subject: Subject, workspace: Workspace, model: Path, target: Path) -> Any:
+        from labkit.snapshot.container import make_container
+
+        rootfs, config = self._rootfs(subject, workspace)
+        return make_container(Path(rootfs), config, model, target, loader=self.loader, scratch=workspace.nodes / f"{target.name}-work")
+
+    def _before(self, plan: LaunchPlan) -> tuple[Step, ...]:
+        return tuple(s for s in plan.steps if s.phase in ("pull", "unpack", "mount"))
+
+    def engaged(self, seen: Seen) -> Evidence:
+        found = super().engaged(seen)
+        rootfs = str(seen.facts.get("restore", {}).get("rootfs", ""))
+        own = [k for k in ("mnt", "pid") if seen.proc.get("ns", {}).get(k) and seen.proc["ns"][k] != os.readlink(f"/proc/self/ns/{k}")]
+        facts = {**found.facts, "namespaces": own, "rootfs": rootfs}
+        if found.engaged and len(own) < 2:
+            return Evidence(self.name, False, "the restored process shares the host's namespaces: it is in no container", facts)
+        return replace(found, facts=facts)

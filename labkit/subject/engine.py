@@ -48,6 +48,7 @@ class Engine:
         self._cache: KVCache | None = None
         self._jobs: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
         self.reseeded = 0
+        self._shrunk = False
 
     def _compiled(self) -> Step:
         """The decode step with static shapes, through torch.compile; CUDA graphs where there is a GPU."""
@@ -149,13 +150,17 @@ class Engine:
                 job = self._jobs.get(timeout=0.5)
             except queue.Empty:
                 continue
+            if self._shrunk:
+                # Whatever comes next may be a clone of a snapshot: no sample is drawn from the random state in the image.
+                self._shrunk = False
+                self.reseed()
             job()
 
     def shrink(self) -> dict[str, Any]:
         """Give back what a snapshot need not hold: the KV cache, garbage, freed heap pages, the device allocator's cache."""
         before = _resident_bytes()
         freed = self._cache.size_bytes if self._cache else 0
-        self._cache = None
+        self._cache, self._shrunk = None, True
         gc.collect()
         if self.model.device.type == "cuda":
             torch.cuda.synchronize()

@@ -1,0 +1,206 @@
+"""The same with a container around it: `runc checkpoint` off the clock, `runc restore` in place of `start`.
+
+The container is the one the process layer starts (labkit.image.start:runc): the image's files, the host's network, pipes as
+standard streams – runc notes them and hands new ones to the restored process. Mounts are external to the snapshot: on
+another node the image and the model are bound from where they are there.
+
+    Step("restore", "labkit.snapshot.container:restore", {"snapshot": "/…/artifacts/criu-container-…"})
+
+Traps that are handled here: image and work paths must be absolute; the restored process is held stopped (CRIU's
+`leave-stopped`, through runc's configuration annotation) until its pages were checked. Limit: as for a process, and runc's
+own 60–120 ms. Lesson: notebooks/07_checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from labkit.core import cold, timeline
+from labkit.core.ledger import remove_tree, start_time
+from labkit.core.plan import StepContext
+from labkit.core.trial import free_port
+from labkit.errors import TrialError
+from labkit.image import start as starting
+from labkit.snapshot import criu, images, making, process, readahead, store
+from labkit.snapshot.explain import refusal
+
+CONFIG = "org.criu.config"  # annotation: a file of CRIU options that runc hands on
+
+
+@dataclass
+class _NoLedger:
+    """A dump is made outside of a trial: its container is ended by the block that made it."""
+
+    noted: list[Any] = field(default_factory=list)
+
+    def note(self, *_: Any, **__: Any) -> str:
+        return ""
+
+    def done(self, _: str) -> None:
+        return None
+
+
+def _runc(root: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    path = os.environ.get("PATH", "") + ":/usr/local/bin:/usr/sbin"  # runc looks for criu there
+    return subprocess.run([shutil.which("runc", path=path) or "runc", "--root", root, *arguments], stdin=subprocess.DEVNULL,
+                          env={**os.environ, "PATH": path}, **options)
+
+
+def make_container(rootfs: Path, image_config: dict[str, Any], model: Path, target: Path, *, loader: str, scratch: Path,
+                   request: dict[str, Any] | None = None, extra: Sequence[str] = ()) -> store.Snapshot:
+    """Snapshot of the subject in a runc container. Raises SnapshotError; nothing is left of a failed one."""
+    began, asked = timeline.now_s(), {"prompt": making.PROMPT, "max_tokens": 8, **(request or {})}
+    remove_tree(scratch)
+    scratch.mkdir(mode=0o700, parents=True)
+    ctx = _context(scratch, rootfs, image_config, model, loader, extra, target.name)
+    try:
+        with store.writing(target) as part:
+            starting.runc(ctx)
+            pid, about = ctx.state["server_pid"], ctx.state["container"]
+            answer = making.first_tokens(ctx.port, asked, lambda: start_time(pid) != 0)
+            if answer.first_token_s is None:
+                raise TrialError("the subject in the container did not serve a token", "".join(ctx.state.get("server_log", []))[-800:], "labkit run naive")
+            running = making.Running(pid, ctx.port, tuple(answer.tokens), making.get(ctx.port, "/_labkit/identity"), answer.first_token_s - began)
+            inside, freed = store.environment_of(pid), making.shrink(ctx.port)
+            dumped = checkpoint(about, part / "images", scratch / "work")
+            mapped = {str(model / n): os.path.getsize(model / n) for n in (Path(p).name for p in images.mapped_files(part / "images").values()
+                                                                          if p.startswith(str(model) + "/"))}
+            manifest = making.manifest_of(part / "images", "criu-container", running, asked, inside, mapped,
+                                          {**dumped, "start_s": running.start_s, "shrunk": freed, "mark": target.name,
+                                           "contents": images.contents(part / "images")})
+            manifest = store.Manifest(**{**manifest.__dict__, "container": {"binds": [str(model)], "image_config": image_config, "rootfs": str(rootfs)}})
+            _end(ctx)
+            proven = _prove(part, manifest, scratch, rootfs, image_config, model, loader)
+            store.seal(part, store.Manifest(**{**manifest.__dict__, "working_set": proven, "facts": {**manifest.facts, "prepare_s": timeline.now_s() - began}}))
+    finally:
+        _end(ctx)
+        remove_tree(scratch)
+    return store.open_snapshot(target)
+
+
+def _context(scratch: Path, rootfs: Path, image_config: dict[str, Any], model: Path, loader: str, extra: Sequence[str], mark: str) -> StepContext:
+    port = free_port()
+    node = scratch / f"node-{port}"
+    node.mkdir(mode=0o700)
+    return StepContext(node=node, port=port, timeline_path=scratch / "timeline", ledger=_NoLedger(),
+                       server_args=["--host", "127.0.0.1", "--port", str(port), "--init", "meta", "--loader", loader, "--model", str(model), *extra],
+                       server_env={process.MARK: mark}, server_binds=[(str(model), str(model))], state={"rootfs": str(rootfs), "image_config": image_config})
+
+
+def _end(ctx: StepContext) -> None:
+    for end in reversed(ctx._ends):
+        end()
+    ctx._ends.clear()
+
+
+def _prove(part: Path, manifest: store.Manifest, scratch: Path, rootfs: Path, image_config: dict[str, Any], model: Path, loader: str) -> dict[str, list[list[int]]]:
+    for path in (part / "images").iterdir():
+        store._sync(path)
+    cold.evict([part, rootfs, *manifest.mapped])
+    ctx = _context(scratch, rootfs, image_config, model, loader, (), str(manifest.facts["mark"]))
+    try:
+        pid = _bring_back(ctx, store.Snapshot(part, manifest), {}, held=False)
+        return _inside_out(making.check_answer(pid, ctx.port, manifest), rootfs)
+    finally:
+        _end(ctx)
+
+
+def _inside_out(found: dict[str, list[list[int]]], rootfs: Path) -> dict[str, list[list[int]]]:
+    """Paths of maps are the container's where the file is bound into it; keys become paths inside the image."""
+    return {path.removeprefix(str(rootfs)): ranges for path, ranges in found.items()}
+
+
+def checkpoint(about: dict[str, str], into: Path, work: Path, *, leave_running: bool = False) -> dict[str, Any]:
+    """`runc checkpoint` of a container that `labkit.image.start:runc` started. Raises SnapshotError; refused, it goes on running."""
+    work.mkdir(parents=True, exist_ok=True)
+    config = work / "criu.conf"
+    config.write_text(f"ghost-limit {criu.GHOST_LIMIT}\n")
+    _annotate(Path(about["bundle"]), config)
+    began = timeline.now_s()
+    done = _runc(about["root"], "checkpoint", "--image-path", str(into.resolve()), "--work-path", str(work.resolve()),
+                 *(["--leave-running"] if leave_running else []), about["id"], capture_output=True)
+    if done.returncode:
+        raise refusal("dump", _both(work / "dump.log", done.stderr.decode(errors="replace")), done.returncode)
+    return {"dump_s": timeline.now_s() - began, "pages_bytes": sum(p.stat().st_size for p in into.glob("pages-*.img"))}
+
+
+def _both(log: Path, said: str) -> str:
+    """CRIU's log; where it holds no error, runc's own words as one."""
+    text = criu._log(log)
+    return text if "Error (" in text else f"{text}\nError: runc: {said.strip()[-500:]}"
+
+
+def _annotate(bundle: Path, config: Path) -> None:
+    spec = json.loads((bundle / "config.json").read_text())
+    spec.setdefault("annotations", {})[CONFIG] = str(config.resolve())
+    (bundle / "config.json").write_text(json.dumps(spec))
+
+
+def restore(ctx: StepContext, snapshot: str, lazy: bool = False) -> dict[str, Any]:
+    """The step: as labkit.snapshot.process:restore, into a container on ctx.state["rootfs"]."""
+    where = store.open_snapshot(ctx.state.get("snapshot_dir") or snapshot)
+    moved = dict(ctx.state.get("moved") or {})
+    process.refuse_if_unfit(where, moved)
+    rootfs = str(ctx.state["rootfs"])
+    model = {os.path.dirname(old): os.path.dirname(new) for old, new in moved.items()}
+    ctx.server_binds[:] = [(model.get(folder, folder), folder) for folder in where.manifest.container["binds"]]
+    ctx.server_env.pop("LABKIT_TIMELINE", None)  # the restored server has its own environment: nothing of this trial is in it
+    pieces = readahead.pieces_of(where, moved=_sources(where, rootfs, moved))
+    with readahead.reading(pieces) as ahead:
+        ctx.on_stop(ahead.stop)
+        pid = _bring_back(ctx, where, moved, held=True)
+        with ctx.span("restore.checked"):
+            ahead.checked()
+            process.resume(pid)
+    return {"server_pid": pid, "nonce": where.manifest.nonce, "image_bytes": where.manifest.size_bytes, "pages_bytes": process.pages_bytes(where),
+            "working_set_bytes": readahead.piece_bytes(pieces) - process.pages_bytes(where), "rootfs": rootfs, "read_ahead_s": ahead.seconds,
+            "container": ctx.state["container"]["id"], "dumped_pid": where.manifest.pid, "secrets": ", ".join(where.manifest.secrets)}
+
+
+def _sources(snapshot: store.Snapshot, rootfs: str, moved: dict[str, str]) -> dict[str, str]:
+    """Where each file of the working set is on this node: in the model's directory, or in the image."""
+    binds = tuple(folder + "/" for folder in snapshot.manifest.container["binds"])
+    return {p: moved.get(p, p) if p.startswith(binds) else rootfs + p for p in snapshot.manifest.working_set}
+
+
+def _bring_back(ctx: StepContext, snapshot: store.Snapshot, moved: dict[str, str], *, held: bool) -> int:
+    """Bundle, links to the images, `runc restore`. The files' paths inside of the container stay what they were."""
+    with ctx.span("restore.place"):
+        ctx.state.setdefault("image_config", snapshot.manifest.container["image_config"])
+        laid, binds = starting._laid(ctx)
+        bundle, name = laid.skeleton.parent, f"labkit-{os.getpid()}-{ctx.port}"
+        work, state = bundle / "work", str(bundle / "state")
+        work.mkdir(exist_ok=True)
+        linked = process.place(snapshot, bundle / "images", port=ctx.port, moved={})
+        config = work / "criu.conf"
+        config.write_text("leave-stopped\n" if held else "")
+        (bundle / "config.json").write_text(json.dumps(starting.runc_spec(ctx, laid, binds, f"/labkit/{name}")))
+        _annotate(bundle, config)
+    entry = ctx.ledger.note("container", name, root=state)
+
+    def end() -> None:
+        _runc(state, "delete", "--force", name, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        ctx.ledger.done(entry)
+
+    ctx.on_stop(end)
+    out, pipe = os.pipe()
+    try:
+        starting.drain(ctx, out)
+        with ctx.span("restore.criu"):
+            done = _runc(state, "--log", str(bundle / "runc.log"), "restore", "--detach", "--image-path", str(linked), "--work-path", str(work),
+                         "--pid-file", str(bundle / "pid"), "--bundle", str(bundle), name, stdout=pipe, stderr=pipe)
+    finally:
+        os.close(pipe)
+    if done.returncode:
+        said = (bundle / "runc.log").read_text(errors="replace")[-600:] if (bundle / "runc.log").exists() else ""
+        raise refusal("restore", _both(work / "restore.log", said), done.returncode)
+    pid = int((bundle / "pid").read_text())
+    ctx.state["server_pid"], ctx.state["container"] = pid, {"id": name, "root": state, "bundle": str(bundle)}
+    return pid
