@@ -1,0 +1,295 @@
+"""A model of the phases: seconds = fixed + bytes ÷ rate, fitted from records at two or more sizes, with its error.
+
+Each phase has one size that drives it (image bytes for `pull`, model bytes for `load`) or none (`import`). The fit is least
+squares on relative errors, as a start of 3 s and one of 300 s should count alike; a negative fixed part or rate is refitted
+without it. A rate that came close to what the link or the disk allowed in that run moves with the reader's own; one that did not
+is the software's own limit and does not get faster.
+
+    model = fit(points([tiny, small], "naive"))
+    forecast = model.predict({"image_bytes": 5e9, "unpacked_bytes": 12e9, "model_bytes": 16e9}, link_bytes_per_s=1.25e9)
+    forecast.total_s, forecast.low_s, forecast.high_s, forecast.phases["load"].seconds
+    hold_out([tiny, small, big], "naive")     # the error on a size left out of the fit: the only error worth quoting
+
+It extrapolates a straight line: caches that fill, memory that runs out and links that other tenants share are not in it.
+Lesson: notebooks/09_decide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from labkit.core import stats
+from labkit.core.records import Run, Trial
+from labkit.core.timeline import PHASES
+from labkit.errors import BadInput, IncomparableRecords
+
+#: Which size drives a phase. A phase that is not here has a fixed cost.
+DRIVER = {"pull": "image_bytes", "unpack": "unpacked_bytes", "build": "model_bytes", "load": "model_bytes", "warmup": "model_bytes",
+          "first_token": "model_bytes", "restore": "snapshot_bytes"}
+#: t0-to-first-token minus the sum of phases: time nobody accounts for, or (negative) phases that overlap.
+REST = "rest"
+#: From this share of the resource's rate on, the resource was the limit.
+BOUND_SHARE = 0.7
+#: Sizes closer than this are one size: a line through them would follow their noise.
+SAME_SIZE = 1.2
+
+
+@dataclass(frozen=True)
+class Point:
+    """One phase of one trial. `resource_bytes_per_s`: what link or disk allowed it in that run, if one of them feeds it."""
+
+    phase: str
+    size_bytes: float
+    seconds: float
+    resource: str = ""  # link | disk | ""
+    resource_bytes_per_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """seconds = fixed_s + size ÷ rate. `error_share`: spread of measured ÷ fitted, as a share; `sizes` fitted from."""
+
+    phase: str
+    driver: str
+    fixed_s: float
+    s_per_byte: float
+    error_share: float
+    sizes: tuple[float, ...]
+    n: int
+    resource: str = ""
+    resource_bytes_per_s: float | None = None
+    why: str = ""  # what weakens this fit
+
+    @property
+    def rate_bytes_per_s(self) -> float | None:
+        return 1 / self.s_per_byte if self.s_per_byte > 0 else None
+
+    @property
+    def bound(self) -> bool:
+        """The resource was the limit when this was measured."""
+        rate = self.rate_bytes_per_s
+        return bool(rate and self.resource_bytes_per_s and rate >= BOUND_SHARE * self.resource_bytes_per_s)
+
+    def at(self, size_bytes: float, resource_bytes_per_s: float | None = None) -> float:
+        """Seconds for a size; on another link or disk where one is given and feeds this phase."""
+        rate = self.rate_bytes_per_s
+        if rate is None:
+            return self.fixed_s
+        if resource_bytes_per_s and self.resource_bytes_per_s:
+            rate = rate * resource_bytes_per_s / self.resource_bytes_per_s if self.bound else min(rate, resource_bytes_per_s)
+        return self.fixed_s + size_bytes / rate
+
+
+@dataclass(frozen=True)
+class PhaseForecast:
+    seconds: float
+    low_s: float
+    high_s: float
+    how: str
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """`phases` in order; `notes` name every extrapolation and every weak fit."""
+
+    phases: dict[str, PhaseForecast]
+    total_s: float
+    low_s: float
+    high_s: float
+    notes: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Model:
+    """Fits by phase, for one arm, scenario and host."""
+
+    arm: str
+    scenario: str
+    host: str
+    fits: dict[str, Fit] = field(default_factory=dict)
+
+    def predict(self, sizes: Mapping[str, float], *, link_bytes_per_s: float | None = None, disk_bytes_per_s: float | None = None) -> Forecast:
+        """`sizes` by driver (image_bytes, unpacked_bytes, model_bytes, snapshot_bytes). Raises BadInput for one that is needed and missing."""
+        rates = {"link": link_bytes_per_s, "disk": disk_bytes_per_s}
+        phases: dict[str, PhaseForecast] = {}
+        notes: list[str] = []
+        for phase, one in self.fits.items():
+            size = float(sizes.get(one.driver, math.nan)) if one.s_per_byte > 0 else 0.0
+            if math.isnan(size) or size < 0:
+                raise BadInput(f"{phase} depends on {one.driver}, which is not given", fix=f"give {one.driver} in bytes")
+            seconds = one.at(size, rates.get(one.resource))
+            low, high = sorted((seconds / (1 + one.error_share), seconds * (1 + one.error_share)))
+            phases[phase] = PhaseForecast(seconds, low, high, self._how(one))
+            notes += [f"{phase}: {note}" for note in _notes(one, size)]
+        total = math.fsum(p.seconds for p in phases.values())
+        # Phases are measured in one start and drift together: their errors are added, not averaged away.
+        low, high = math.fsum(p.low_s for p in phases.values()), math.fsum(p.high_s for p in phases.values())
+        ordered = {p: phases[p] for p in (*PHASES, REST) if p in phases}
+        return Forecast(ordered, total, min(low, total), max(high, total), tuple(notes))
+
+    @staticmethod
+    def _how(one: Fit) -> str:
+        from labkit.core.units import show_rate, show_s
+
+        fixed = show_s(one.fixed_s)
+        if one.rate_bytes_per_s is None:
+            return f"fixed {fixed}, n = {one.n}"
+        limit = f", at the {one.resource}'s limit" if one.bound else ""
+        return f"{fixed} + {one.driver} ÷ {show_rate(one.rate_bytes_per_s)}{limit}, n = {one.n}"
+
+
+def _notes(one: Fit, size: float) -> Iterable[str]:
+    from labkit.core.units import show_bytes
+
+    if one.why:
+        yield one.why
+    if one.s_per_byte > 0 and one.sizes and size > 2 * max(one.sizes):
+        yield f"{show_bytes(size)} is {size / max(one.sizes):.0f} times the largest size measured ({show_bytes(max(one.sizes))})"
+
+
+def sizes_of(trial: Trial) -> dict[str, float]:
+    """The sizes that drove this trial, as its own steps and spans reported them."""
+    steps = trial.facts.get("steps", {})
+    found: dict[str, float] = {}
+
+    def take(name: str, facts: Mapping[str, Any], *keys: str) -> None:
+        for key in keys:
+            if isinstance(facts.get(key), (int, float)) and facts[key] > 0 and name not in found:
+                found[name] = float(facts[key])
+
+    detail = {s["name"]: s.get("detail", {}) for s in trial.spans}
+    for source in (steps.get("pull", {}), detail.get("pull", {})):
+        take("image_bytes", source, "bytes_fetched", "fetched_bytes", "bytes", "size_bytes")
+    for source in (steps.get("unpack", {}), detail.get("unpack", {}), steps.get("pull", {})):
+        take("unpacked_bytes", source, "written_bytes", "plain_bytes", "unpacked_bytes")
+    take("model_bytes", detail.get("load", {}), "size_bytes", "bytes")
+    for source in (steps.get("restore", {}), detail.get("restore", {})):
+        take("snapshot_bytes", source, "snapshot_bytes", "image_bytes", "size_bytes", "bytes")
+    return found
+
+
+def points(runs: Iterable[Run], arm: str) -> list[Point]:
+    """Every phase of every good trial of an arm. Raises IncomparableRecords for different hosts, scenarios or links, BadInput for no trial."""
+    runs = [r for r in runs if r.of_arm(arm)]
+    if not runs:
+        raise BadInput(f"no good trial of {arm!r} in these records", fix=f"labkit run {arm} --preset tiny --blocks 3; labkit run {arm} --preset small --blocks 3")
+    _one_question(runs, arm)
+    made = []
+    for run in runs:
+        for trial in run.of_arm(arm):
+            sizes = sizes_of(trial)
+            for phase, seconds in trial.phases.items():
+                resource, rate = _resource(run, arm, phase)
+                made.append(Point(phase, sizes.get(DRIVER.get(phase, ""), 0.0), seconds, resource, rate))
+            made.append(Point(REST, 0.0, (trial.total_s or 0.0) - math.fsum(trial.phases.values())))
+    return made
+
+
+def _arm(run: Run, arm: str) -> dict[str, Any]:
+    return next((a for a in run.experiment.get("arms", []) if a["name"] == arm), {})
+
+
+def _one_question(runs: Sequence[Run], arm: str) -> None:
+    asked = {(r.host.get("id"), _arm(r, arm).get("scenario", ""), _arm(r, arm).get("link", "")) for r in runs}
+    if len(asked) > 1:
+        raise IncomparableRecords("these records are of different hosts, scenarios or links: " + "; ".join(" ".join(map(str, a)) for a in sorted(asked, key=str)),
+                                  why="a line through them would not be one machine's", fix="give records of one host, one --scenario and one --link")
+
+
+def _resource(run: Run, arm: str, phase: str) -> tuple[str, float | None]:
+    """Which resource fed this phase, and its rate in that run."""
+    from labkit.net.link import parse
+
+    said = _arm(run, arm)
+    scenario = said.get("scenario", "")
+    if phase == "pull" or (phase == "load" and scenario == "fresh-node"):
+        rates = [r for r in (parse(said.get("link", "")).rate_bytes_per_s, run.floors.get("loopback_bytes_per_s")) if r]
+        return "link", min(rates) if rates else None
+    if phase in ("load", "restore") and scenario == "warm-node":
+        return "disk", run.floors.get("disk_read_bytes_per_s")
+    return "", None
+
+
+def fit(given: Sequence[Point], arm: str = "", scenario: str = "", host: str = "") -> Model:
+    """Fit every phase. Raises BadInput without points."""
+    if not given:
+        raise BadInput("nothing to fit", fix="labkit run naive --preset tiny --blocks 3")
+    phases = [p for p in (*PHASES, REST) if any(g.phase == p for g in given)]
+    return Model(arm, scenario, host, {p: _fit_phase(p, [g for g in given if g.phase == p]) for p in phases})
+
+
+def model_of(runs: Sequence[Run], arm: str) -> Model:
+    first = next((r for r in runs if r.of_arm(arm)), None)
+    made = points(runs, arm)
+    assert first is not None
+    return fit(made, arm, _arm(first, arm).get("scenario", ""), str(first.host.get("title", first.host.get("id", ""))))
+
+
+def _fit_phase(phase: str, given: Sequence[Point]) -> Fit:
+    driver = DRIVER.get(phase, "")
+    seconds = [g.seconds for g in given]
+    rates = [g.resource_bytes_per_s for g in given if g.resource_bytes_per_s]
+    resource, rate = given[0].resource, stats.median(rates) if rates else None
+    sizes = tuple(sorted({g.size_bytes for g in given}))
+    why = ""
+    if driver and all(s > 0 for s in sizes):
+        if sizes[-1] >= SAME_SIZE * sizes[0]:
+            fixed, slope = _line([(g.size_bytes, g.seconds) for g in given])
+        else:
+            fixed, slope = 0.0, stats.median(seconds) / stats.median([g.size_bytes for g in given])
+            why = "measured at one size only: taken as proportional to bytes"
+    else:
+        fixed, slope = stats.median(seconds), 0.0
+        why = f"no {driver.replace('_', ' ')} in the records: taken as fixed" if driver else ""
+    fitted = [fixed + slope * g.size_bytes for g in given]
+    return Fit(phase, driver, fixed, slope, _spread(seconds, fitted), sizes, len(given), resource, rate, why)
+
+
+def _line(points_xy: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """(fixed, slope), both ≥ 0, least squares of relative errors: every point weighs 1 ÷ y²."""
+    rows = [(x, y, 1 / max(y, 1e-4) ** 2) for x, y in points_xy]
+    w, wx, wy = (math.fsum(r) for r in zip(*((k, k * x, k * y) for x, y, k in rows), strict=True))
+    wxx, wxy = math.fsum(k * x * x for x, _, k in rows), math.fsum(k * x * y for x, y, k in rows)
+    spread = w * wxx - wx * wx
+    slope = (w * wxy - wx * wy) / spread if spread > 0 else 0.0
+    fixed = (wy - slope * wx) / w
+    if slope <= 0:
+        return wy / w, 0.0
+    if fixed < 0:
+        return 0.0, wxy / wxx
+    return fixed, slope
+
+
+def _spread(measured: Sequence[float], fitted: Sequence[float]) -> float:
+    """95 % of points lie within a factor 1 ± this of the fit (half the range for few points); 0 for phases of no length."""
+    off = [abs(m - f) / f for m, f in zip(measured, fitted, strict=True) if f > 1e-6]
+    return stats.quantile(off, 0.95) if off else 0.0
+
+
+def hold_out(runs: Sequence[Run], arm: str) -> list[dict[str, Any]]:
+    """Fit without one run (a size), predict it, set it beside what was measured; once for each run. Raises BadInput for fewer than two sizes.
+
+    Rows: {"run", "preset", "predicted_s", "measured_s", "error_share" (signed), "inside" (measured within the forecast), "phases"}."""
+    good = [r for r in runs if r.of_arm(arm)]
+    if len(good) < 2:
+        raise BadInput("a hold-out check needs records of two sizes at least", why="an error on the data of the fit says nothing about other sizes",
+                       fix=f"labkit run {arm} --preset tiny --blocks 3; labkit run {arm} --preset small --blocks 3")
+    rows = []
+    for left in good:
+        model = model_of([r for r in good if r is not left], arm)
+        sizes = [sizes_of(t) for t in left.of_arm(arm)]
+        driver_sizes = {k: stats.median([s[k] for s in sizes if k in s]) for k in {k for s in sizes for k in s}}
+        forecast = model.predict(driver_sizes)
+        measured = stats.median([t.total_s for t in left.of_arm(arm) if t.total_s is not None])
+        phases = {p: {"predicted_s": f.seconds, "measured_s": stats.median([t.phases[p] for t in left.of_arm(arm) if p in t.phases])}
+                  for p, f in forecast.phases.items() if any(p in t.phases for t in left.of_arm(arm))}
+        rows.append({"run": left.id, "preset": left.experiment.get("preset", ""), "sizes": driver_sizes, "predicted_s": forecast.total_s, "measured_s": measured,
+                     "error_share": forecast.total_s / measured - 1, "inside": forecast.low_s <= measured <= forecast.high_s, "phases": phases,
+                     "extrapolates": any("times the largest" in n or "one size only" in n for n in forecast.notes)})
+    return rows
