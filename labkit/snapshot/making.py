@@ -160,3 +160,36 @@ def check_answer(pid: int, port: int, manifest: store.Manifest) -> dict[str, lis
         raise SnapshotRefused(f"the restored process answered {answer.tokens or answer.error}, before the dump it was {list(manifest.tokens)}",
                               "a snapshot that does not answer alike is not kept", "labkit snapshot dump again; then an issue with the log")
     return readahead.working_set(pid)
+
+
+def dump_running(pid: int, target: Path, *, options: Sequence[str] = ()) -> store.Snapshot:
+    """Any process, as it stands; it goes on running, also when CRIU refuses. Not proven: nobody knows what to ask it."""
+    if not start_time(pid):
+        raise SnapshotRefused(f"there is no process {pid}", "nothing to dump", "ps ax shows what runs")
+    scratch = target.with_name(f".{target.name}.work")
+    try:
+        with store.writing(target) as part:
+            inside = store.environment_of(pid)
+            dumped = criu.dump(pid, part / "images", scratch, leave_running=True, options=options)
+            ports = images.listening_ports(part / "images")
+            store.seal(part, manifest_of(part / "images", "process", Running(pid, ports[0] if ports else 0, (), {}, 0.0), {}, inside, {},
+                                         {**dumped, "contents": images.contents(part / "images")}))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return store.open_snapshot(target)
+
+
+def dump_again(pid: int, port: int, target: Path, before: store.Snapshot) -> store.Snapshot:
+    """Dump a process that came from a snapshot, in its place. The process is gone afterwards."""
+    scratch = target.with_name(f".{target.name}.work")
+    try:
+        with store.writing(target) as part:
+            identity = get(port, "/_labkit/identity")
+            shrink(port)
+            dumped = criu.dump(pid, part / "images", scratch)
+            again = Running(pid, port, before.manifest.tokens, identity, 0.0)
+            made = manifest_of(part / "images", before.manifest.technique, again, before.manifest.request, {}, before.manifest.mapped, {**before.manifest.facts, **dumped})
+            store.seal(part, store.Manifest(**{**made.__dict__, "working_set": before.manifest.working_set, "secrets": before.manifest.secrets}))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return store.open_snapshot(target)

@@ -231,6 +231,10 @@ def open_snapshot(path: str | os.PathLike[str]) -> Snapshot:
     where = Path(path)
     if where.name.endswith(".part"):
         raise SnapshotRefused(f"{where} is half a snapshot", "its dump did not end", "labkit snapshot dump")
+    return Snapshot(where, open_manifest(where))
+
+
+def open_manifest(where: Path) -> Manifest:
     try:
         doc = json.loads((where / "manifest.json").read_text(encoding="utf-8"))
         known = {k: v for k, v in doc.items() if k in Manifest.__dataclass_fields__}
@@ -245,4 +249,4 @@ def open_snapshot(path: str | os.PathLike[str]) -> Snapshot:
         raise SnapshotRefused(f"no snapshot at {where}", "a dump that did not end leaves none", "labkit snapshot list") from None
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise SnapshotRefused(f"{where}: its manifest is damaged ({error})", fix="labkit snapshot dump") from None
-    return Snapshot(where, manifest)
+    return manifest

@@ -1,0 +1,116 @@
+"""Restoring by hand, and restoring again and again: the same step as in a trial, without a trial around it.
+
+    with restored(snapshot, workspace) as back: print(back.port, back.answer.tokens)
+    soak(workspace, cycles=50)["ok"]       # dump, restore, dump …; a client asks all the time; nothing may be lost or left
+
+Lesson: notebooks/07_checkpoints.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from labkit.core import client, timeline
+from labkit.core.ledger import Ledger, remove_tree, start_time
+from labkit.core.plan import StepContext
+from labkit.core.trial import free_port
+from labkit.core.workspace import Workspace
+from labkit.snapshot import criu, making, process, store
+
+
+@dataclass(frozen=True)
+class Back:
+    pid: int
+    port: int
+    answer: client.Answer
+    first_token_s: float
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def restored(snapshot: store.Snapshot, workspace: Workspace, *, port: int = 0, lazy: bool = False, on_start: Callable[[int], Any] | None = None) -> Iterator[Back]:
+    """The snapshot serving, and taken down at the end. Raises SnapshotError; then nothing runs."""
+    with Ledger.open(workspace) as ledger:
+        node = workspace.nodes / f"restore-{os.getpid()}-{time.monotonic_ns()}"
+        node.mkdir(mode=0o700)
+        entry = ledger.note("dir", node)
+        ctx = StepContext(node=node, port=port or free_port(), timeline_path=node / "timeline.jsonl", ledger=ledger, server_args=[], server_env={}, server_binds=[],
+                          state={"rootfs": snapshot.manifest.container.get("rootfs", "")})
+        try:
+            began = timeline.now_s()
+            if snapshot.manifest.technique == "criu-container":
+                from labkit.snapshot import container
+
+                facts = container.restore(ctx, str(snapshot.path))
+            else:
+                facts = process.restore(ctx, str(snapshot.path), lazy=lazy)
+            pid = ctx.state["server_pid"]
+            answer = making.first_tokens(ctx.port, snapshot.manifest.request, lambda: start_time(pid) != 0, 120)
+            yield Back(pid, ctx.port, answer, (answer.first_token_s or float("nan")) - began, facts)
+        finally:
+            for end in reversed(ctx._ends):
+                end()
+            remove_tree(node)
+            ledger.done(entry)
+
+
+def _left(workspace: Workspace) -> dict[str, int]:
+    with open("/proc/self/mountinfo") as mounts:
+        count = sum(1 for _ in mounts)
+    return {"descriptors": len(os.listdir("/proc/self/fd")), "mounts": count, "children": len(criu.children()),
+            "threads": threading.active_count(), "nodes": len(list(workspace.nodes.iterdir())), "ledgers": len(list(workspace.ledger.iterdir()))}
+
+
+def soak(workspace: Workspace, *, preset: str = "tiny", cycles: int = 50, say: Callable[[str], Any] = lambda _: None) -> dict[str, Any]:
+    """`cycles` times: restore, serve, dump again. A client asks all the time; every answer after ready must be whole and right."""
+    from labkit.snapshot.techniques import MAPPED
+    from labkit.subject import checkpoint
+
+    target = workspace.artifacts / f"soak-{os.getpid()}"
+    began = timeline.now_s()
+    snapshot = making.make_process(Path(checkpoint.ensure(workspace, preset)), target, loader=MAPPED)
+    want, port = snapshot.manifest.tokens, free_port()
+    before, seen = _left(workspace), {"answers": 0, "wrong": 0, "lost": 0}
+    disk: list[int] = []
+    try:
+        for cycle in range(cycles):
+            with restored(snapshot, workspace, port=port) as back:
+                _count(seen, back.answer, want)
+                stop = threading.Event()
+                asking = threading.Thread(target=_ask_on, args=(port, snapshot, want, seen, stop))
+                asking.start()
+                try:
+                    # Ten answers while it serves; then the client pauses between two requests, as a drained endpoint would.
+                    until = seen["answers"] + 5
+                    while seen["answers"] < until and not seen["lost"] and asking.is_alive():
+                        stop.wait(0.005)
+                finally:
+                    stop.set()
+                    asking.join()
+                snapshot = making.dump_again(back.pid, port, target, snapshot)
+            disk.append(sum(f.stat().st_size for f in target.rglob("*") if f.is_file()))
+            say(f"cycle {cycle + 1}/{cycles}: {seen['answers']} answers, {seen['wrong']} wrong, {seen['lost']} lost")
+    finally:
+        remove_tree(target)
+    after = _left(workspace)
+    grown = {k: after[k] - before[k] for k in after if after[k] > before[k]}
+    return {"cycles": cycles, **seen, "grown": grown, "image_bytes_first": disk[0], "image_bytes_last": disk[-1], "seconds": timeline.now_s() - began,
+            "ok": not seen["wrong"] and not seen["lost"] and not grown and len(disk) == cycles}
+
+
+def _count(seen: dict[str, int], answer: client.Answer, want: tuple[int, ...]) -> None:
+    seen["answers"] += 1
+    seen["lost"] += answer.first_token_s is None
+    seen["wrong"] += answer.first_token_s is not None and tuple(answer.tokens) != want
+
+
+def _ask_on(port: int, snapshot: store.Snapshot, want: tuple[int, ...], seen: dict[str, int], stop: threading.Event) -> None:
+    while not stop.is_set():
+        _count(seen, making.first_tokens(port, snapshot.manifest.request, lambda: True, 30), want)
