@@ -3,7 +3,7 @@
     labkit run naive --preset tiny --blocks 3; labkit run naive --preset small --blocks 3
     labkit plan --image-size 5GB --model-size 16GB --link 10gbit --rate 120/h --gpu-hour 2.5
     labkit plan --records a.json b.json --trace arrivals.csv --json
-    labkit plan --measure                      # measures the two sizes first (minutes)
+    labkit plan --measure                      # measures three sizes first (minutes)
 
 Inputs that you do not give are taken from the records (`measured`) or marked `assumed`; traffic and prices are never assumed.
 """
@@ -11,10 +11,13 @@ Inputs that you do not give are taken from the records (`measured`) or marked `a
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 _PER = {"s": 1.0, "min": 60.0, "h": 3600.0, "day": 86_400.0, "d": 86_400.0}
+_MIDDLE_BYTES = 80_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--records", nargs="+", default=[], metavar="RUN", help="records to fit (default: this host's, in the workspace's runs/)")
     parser.add_argument("--arm", default="", help="the stack to forecast (default: naive)")
     parser.add_argument("--scenario", default="", help="use only records of this scenario (default: the one with most sizes)")
-    parser.add_argument("--measure", action="store_true", help="first measure the presets tiny and small")
+    parser.add_argument("--measure", action="store_true", help="first measure three sizes: tiny, 80 MB and small")
     parser.add_argument("--blocks", type=int, default=3, help="with --measure: repeats (default 3)")
     parser.add_argument("--seed", type=int, default=0, help="of traces and draws")
     parser.add_argument("--json", action="store_true", help="only the JSON line")
@@ -79,11 +82,16 @@ def requests_per_s(text: str) -> float:
 
 
 def measure(arm: str, scenario: str, blocks: int) -> None:
+    """Three sizes: two make a line, the third its error."""
+    from labkit.core.workspace import Workspace
     from labkit.face.live import progress
     from labkit.stack import experiment
 
-    for preset in ("tiny", "small"):
-        experiment([arm], preset=preset, blocks=blocks, scenario=scenario, progress=progress())
+    middle = Workspace.default().models / f"plan-{_MIDDLE_BYTES}"
+    if not (middle / "config.json").exists():  # in a process of its own: torch mapped here would keep its pages warm
+        subprocess.run([sys.executable, "-m", "labkit", "model", "make", "--bytes", str(_MIDDLE_BYTES), str(middle)], check=True, stdout=subprocess.DEVNULL)
+    for preset, model_dir in (("tiny", ""), ("middle", str(middle)), ("small", "")):
+        experiment([arm], preset=preset, blocks=blocks, scenario=scenario, model_dir=model_dir, progress=progress())
 
 
 def gather(paths: list[str], arm: str, scenario: str) -> list[Any]:
@@ -94,7 +102,7 @@ def gather(paths: list[str], arm: str, scenario: str) -> list[Any]:
 
     if paths:
         return [records.read(p) for p in paths]
-    groups: dict[tuple[str, str], dict[str, Any]] = {}
+    groups: dict[tuple[str, str], dict[tuple[str, str], Any]] = {}
     here = host.card()["id"]
     for path in sorted(Workspace.default().runs.glob("*.json")):
         try:
@@ -104,7 +112,7 @@ def gather(paths: list[str], arm: str, scenario: str) -> list[Any]:
         wanted = arm or "naive"
         said = next((a for a in run.experiment.get("arms", []) if a["name"] == wanted), None)
         if said and run.host.get("id") == here and run.of_arm(wanted) and scenario in ("", said.get("scenario")):
-            groups.setdefault((said.get("scenario", ""), said.get("link", "")), {})[str(run.experiment.get("preset", ""))] = run
+            groups.setdefault((said.get("scenario", ""), said.get("link", "")), {})[(run.experiment.get("preset", ""), run.experiment.get("model_dir", ""))] = run
     if not groups:
         raise BadInput(f"no record of {arm or 'naive'} on this host in {Path(Workspace.default().root) / 'runs'}", why="a forecast is fitted from starts measured here",
                        fix="labkit plan --measure   (or: --records FILE …)")

@@ -62,4 +62,6 @@ def show_s(seconds: float) -> str:
         return f"{seconds:.2f} s"
     if seconds < 180:
         return f"{seconds:.1f} s"
-    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    if seconds < 7200:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"

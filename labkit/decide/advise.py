@@ -3,7 +3,7 @@
 A gain is, in this order of trust:
   measured   this host's records hold an arm with the technique and its baseline; their paired ratio of the phases concerned is
              applied to the forecast of the same phases – never a ratio of another host
-  at most    no arm was measured: the phase cannot gain more than it takes above its floor (all of it, where a snapshot skips it)
+  at most    no arm was measured: the phase cannot gain more than it takes above its floor (all of it, where fewer bytes move)
 Claims of others are shown beside, and never computed with. Effort is this lab's judgement on a scale of 1 to 5, with its reason;
 change it by passing your own `options`.
 
@@ -28,7 +28,7 @@ MEASURED, AT_MOST = "measured", "at most"
 
 @dataclass(frozen=True)
 class Option:
-    """`techniques`: names that do it, in the layer (a beginning is enough); `phases`: what it can shorten; `skips`: phases it leaves out altogether."""
+    """`techniques`: names that do it, in the layer (a beginning is enough); `phases`: what it can shorten; `skips`: it leaves its phases out."""
 
     key: str
     title: str
@@ -40,7 +40,7 @@ class Option:
     risk: str
     lesson: str
     skips: bool = False
-    needs_gpu: bool = False
+    fewer_bytes: bool = False  # moves less, or at another time: today's bytes are no floor for it
 
 
 OPTIONS = (
@@ -51,11 +51,11 @@ OPTIONS = (
     Option("recompress", "pull layers in parallel ranges, decompress faster", "image", ("object-pull",), ("pull", "unpack"), 3,
            "layers in a bucket, and a node that pulls from it", "one more place that must be up to date", "02_image_pull"),
     Option("lazy", "start from a lazy image", "image", ("estargz-lazy", "containerd-stargz", "stargz"), ("pull", "unpack"), 3,
-           "convert in CI, a snapshotter on every node", "the registry becomes a run-time dependency; loses when most of the image is read", "03_lazy_pull"),
+           "convert in CI, a snapshotter on every node", "the registry becomes a run-time dependency; loses when most of the image is read", "03_lazy_pull", fewer_bytes=True),
     Option("slim", "leave out of the image what a start does not read", "image", (), ("pull", "unpack"), 2,
-           "a build file; no new moving part", "something rarely used is missing later", "02_image_pull"),
+           "a build file; no new moving part", "something rarely used is missing later", "02_image_pull", fewer_bytes=True),
     Option("overlap", "fetch weights while the image arrives and torch imports", "weights", ("overlap", "prefetch"), ("load",), 2,
-           "start the fetch before the interpreter needs it", "competes for the same link", "08_stacking"),
+           "start the fetch before the interpreter needs it", "competes for the same link", "08_stacking", fewer_bytes=True),
     Option("compile-cache", "keep compiled kernels and graphs", "device", ("compile-cache", "warm-compile-cache"), ("warmup",), 2,
            "a cache directory that travels with the image", "its keys break on small things: a miss is silent", "06_gpu_init"),
     Option("snapshot", "restore a running server in place of starting one", "snapshot", ("criu-", "cuda-checkpoint"),
@@ -87,15 +87,13 @@ class Advice:
 
 
 def advise(forecast: Forecast, floors: Mapping[str, float] | None = None, runs: Iterable[Run] = (), options: Sequence[Option] = OPTIONS,
-           *, gpu: bool = True, restore_s: float | None = None) -> list[Advice]:
+           *, restore_s: float | None = None) -> list[Advice]:
     """Ranked by gain ÷ effort, measured before merely possible at equal worth. `floors`: phase → least seconds at the reader's link and disk.
 
     `restore_s`: what a restore would take (break-even's `restore_s`), subtracted from what a snapshot skips. A gain of nothing is left out."""
     runs = list(runs)
     found = []
     for option in options:
-        if option.needs_gpu and not gpu:
-            continue
         takes_s = sum(forecast.phases[p].seconds for p in option.phases if p in forecast.phases)
         if takes_s <= 0:
             continue
@@ -106,10 +104,11 @@ def advise(forecast: Forecast, floors: Mapping[str, float] | None = None, runs: 
             if not ratio["significant"]:
                 how += "; not significant"
         else:
-            floor_s = (restore_s or 0.0) if option.skips else sum((floors or {}).get(p, 0.0) for p in option.phases)
+            floor_s = (restore_s or 0.0) if option.skips else 0.0 if option.fewer_bytes else sum((floors or {}).get(p, 0.0) for p in option.phases)
             gain, trust = max(takes_s - floor_s, 0.0), AT_MOST
             low, high = 0.0, gain
-            how = f"{takes_s:.3g} s in {', '.join(p for p in option.phases if p in forecast.phases)}, " + (f"{floor_s:.3g} s of it is the floor" if floor_s else "no floor known")
+            how = f"{takes_s:.3g} s in {', '.join(p for p in option.phases if p in forecast.phases)}, " + (
+                f"a restore takes {floor_s:.3g} s" if option.skips and floor_s else f"{floor_s:.3g} s of it is the floor" if floor_s else "no floor for it")
         if gain > 0:
             found.append((option, gain, low, high, trust, how))
     # What is only possible counts half: some of it will not come.

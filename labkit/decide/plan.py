@@ -60,8 +60,8 @@ class Plan:
 
     @property
     def error_share(self) -> float | None:
-        """The worst error on a held-out size, unsigned."""
-        return max((abs(c["error_share"]) for c in self.checks), default=None)
+        """The worst error on a held-out size, unsigned; None where fewer than two sizes were left to fit."""
+        return max((abs(c["error_share"]) for c in self.checks if not c["from_one_size"]), default=None)
 
     def as_json(self) -> dict[str, Any]:
         return {"arm": self.arm, "scenario": self.scenario, "host": self.host, "inputs": {k: asdict(v) for k, v in self.inputs.items()},
@@ -201,7 +201,9 @@ def show(plan: Plan) -> str:
     lines += ["", table(rows, ["phase", "predicted", "range", "floor", "model"]), ""]
     if plan.checks:
         lines += ["Left out of the fit, then predicted: " + "; ".join(f"{c['preset'] or c['run']} {show_s(c['predicted_s'])} against {show_s(c['measured_s'])} measured "
-                                                                      f"({c['error_share']:+.0%})" for c in plan.checks)]
+                                                                      f"({c['error_share']:+.0%}{', from one size' if c['from_one_size'] else ''})" for c in plan.checks)]
+        if plan.error_share is None:
+            lines += ["A third size would tell the model's error: labkit plan --measure."]
     else:
         lines += ["One size was measured: the model's error is not known. labkit plan --measure adds sizes."]
     lines += [f"note: {n}" for n in f.notes]

@@ -272,10 +272,16 @@ def _spread(measured: Sequence[float], fitted: Sequence[float]) -> float:
     return stats.quantile(off, 0.95) if off else 0.0
 
 
+def _one_size(model: Model) -> bool:
+    """The fit that is left had one model size: nothing separated its fixed part from its rate."""
+    return all(len(f.sizes) < 2 or f.sizes[-1] < SAME_SIZE * f.sizes[0] for f in model.fits.values() if f.driver)
+
+
 def hold_out(runs: Sequence[Run], arm: str) -> list[dict[str, Any]]:
     """Fit without one run (a size), predict it, set it beside what was measured; once for each run. Raises BadInput for fewer than two sizes.
 
-    Rows: {"run", "preset", "predicted_s", "measured_s", "error_share" (signed), "inside" (measured within the forecast), "phases"}."""
+    Rows: {"run", "preset", "predicted_s", "measured_s", "error_share" (signed), "inside" (measured within the
+    forecast), "from_one_size" (the rest held a single size, so the error is that of a guess), "phases"}."""
     good = [r for r in runs if r.of_arm(arm)]
     if len(good) < 2:
         raise BadInput("a hold-out check needs records of two sizes at least", why="an error on the data of the fit says nothing about other sizes",
@@ -291,5 +297,5 @@ def hold_out(runs: Sequence[Run], arm: str) -> list[dict[str, Any]]:
                   for p, f in forecast.phases.items() if any(p in t.phases for t in left.of_arm(arm))}
         rows.append({"run": left.id, "preset": left.experiment.get("preset", ""), "sizes": driver_sizes, "predicted_s": forecast.total_s, "measured_s": measured,
                      "error_share": forecast.total_s / measured - 1, "inside": forecast.low_s <= measured <= forecast.high_s, "phases": phases,
-                     "extrapolates": any("times the largest" in n or "one size only" in n for n in forecast.notes)})
+                     "from_one_size": _one_size(model)})
     return rows

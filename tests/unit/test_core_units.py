@@ -50,7 +50,7 @@ def test_a_shown_size_reads_back_within_one_per_cent(size_bytes):
     assert units.parse_bytes(units.show_bytes(size_bytes).replace(" ", "")) == pytest.approx(size_bytes, rel=0.01)
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(4.3e-5, "43 µs"), (0.0431, "43.1 ms"), (3.217, "3.22 s"), (75, "75.0 s"), (400, "6 min 40 s"), (-0.5, "-500 ms"), (0, "0 µs")])
+@pytest.mark.parametrize(("seconds", "text"), [(4.3e-5, "43 µs"), (0.0431, "43.1 ms"), (3.217, "3.22 s"), (75, "75.0 s"), (400, "6 min 40 s"), (86_400, "24 h 0 min"), (-0.5, "-500 ms"), (0, "0 µs")])
 def test_seconds_are_shown_in_the_unit_people_use(seconds, text):
     assert units.show_s(seconds) == text
 
