@@ -1,0 +1,245 @@
+"""CUDA checkpoints as a state machine: the GPU's memory parked in host memory, and back, without the program's help.
+
+    running --lock--> locked --checkpoint--> checkpointed --restore--> locked --unlock--> running        (failed: the end)
+
+The driver does the work (`cuCheckpointProcess*`, CUDA 12.8 and driver 570 on; from 550 on only through NVIDIA's utility). Alone
+it empties the GPU for somebody else while the process lives on; with CRIU, which cannot see a GPU, it comes first and goes
+last. Each step is a span. When a step fails, the steps before it are undone: the process ends up `running`, or the error
+says plainly that it did not.
+
+    park(driver, pid)                                   # running → checkpointed
+    wake(driver, pid)                                   # checkpointed → running
+    with parked(driver, pid): criu.dump(pid, …)         # and back, also when the dump is refused
+
+Limits: GPU memory in use ÷ PCIe rate each way (a copy to pageable host memory: 2–12 GB/s), and that much host memory free.
+Lesson: notebooks/07_checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from labkit.core import timeline
+from labkit.errors import LabError, MissingCapability
+
+STATES = ("running", "locked", "checkpointed", "failed")
+#: action -> (state before, state after)
+TRANSITIONS = {"lock": ("running", "locked"), "checkpoint": ("locked", "checkpointed"), "restore": ("checkpointed", "locked"), "unlock": ("locked", "running")}
+
+
+class CudaCheckpointError(LabError):
+    """A step failed. `state`: what the process is in now – `running` after a roll-back that worked."""
+
+    def __init__(self, what: str, why: str = "", fix: str = "", state: str = "unknown"):
+        super().__init__(what, why, fix)
+        self.state = state
+
+    def __reduce__(self):
+        return (type(self), (self.what, self.why, self.fix, self.state))
+
+
+class DriverRefused(Exception):
+    """What a driver raises for a step it did not take."""
+
+
+class Driver(Protocol):
+    """The five calls of the driver. Each raises DriverRefused; `memory_bytes` is what the process holds of the GPU."""
+
+    def state(self, pid: int) -> str: ...
+    def lock(self, pid: int, timeout_ms: int) -> None: ...
+    def checkpoint(self, pid: int) -> None: ...
+    def restore(self, pid: int) -> None: ...
+    def unlock(self, pid: int) -> None: ...
+    def restore_thread(self, pid: int) -> int: ...
+    def memory_bytes(self, pid: int) -> int | None: ...
+
+
+class CudaCore:
+    """The real one, through cuda.core.checkpoint. Raises MissingCapability where the driver or the bindings are too old."""
+
+    def __init__(self) -> None:
+        try:
+            from cuda.core import checkpoint
+        except Exception as error:  # the package imports its native parts here
+            raise MissingCapability("cuda.core.checkpoint is not here", why=f"CUDA checkpoints go through it ({type(error).__name__}: {error})",
+                                    fix="pip install 'labkit[gpu]', and a driver of version 570 or later") from None
+        self._make = checkpoint.Process
+
+    def _call(self, pid: int, name: str, *arguments: Any) -> Any:
+        try:
+            found = getattr(self._make(pid), name)
+            return found(*arguments) if callable(found) else found
+        except (RuntimeError, ValueError, OSError, NotImplementedError) as error:
+            raise DriverRefused(str(error)) from error
+        except Exception as error:  # CUDAError has no public base; anything else here is the driver's too
+            raise DriverRefused(f"{type(error).__name__}: {error}") from error
+
+    def state(self, pid: int) -> str:
+        return str(self._call(pid, "state"))
+
+    def lock(self, pid: int, timeout_ms: int) -> None:
+        self._call(pid, "lock", timeout_ms)
+
+    def checkpoint(self, pid: int) -> None:
+        self._call(pid, "checkpoint")
+
+    def restore(self, pid: int) -> None:
+        self._call(pid, "restore")
+
+    def unlock(self, pid: int) -> None:
+        self._call(pid, "unlock")
+
+    def restore_thread(self, pid: int) -> int:
+        return int(self._call(pid, "restore_thread_id"))
+
+    def memory_bytes(self, pid: int) -> int | None:
+        """What NVML's process list says; None where it cannot be asked (containers often hide pids)."""
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            try:
+                return sum(p.usedGpuMemory or 0 for i in range(pynvml.nvmlDeviceGetCount())
+                           for p in pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(i)) if p.pid == pid)
+            finally:
+                pynvml.nvmlShutdown()
+        except Exception:
+            return None
+
+
+def open_driver(fake: str = "") -> Driver:
+    """The real driver; with LABKIT_FAKE_CUDA (a state file) the fake one, for machines and tests without a GPU."""
+    import os
+
+    path = fake or os.environ.get("LABKIT_FAKE_CUDA", "")
+    if path:
+        from labkit.device.fake_driver import FakeDriver
+
+        return FakeDriver.at(path)
+    return CudaCore()
+
+
+@dataclass
+class Steps:
+    """What was done, with seconds and the GPU's memory after each step: the evidence."""
+
+    pid: int
+    done: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    memory_bytes: dict[str, int | None] = field(default_factory=dict)
+
+
+def step(driver: Driver, pid: int, action: str, *, timeout_ms: int = 0, steps: Steps | None = None) -> None:
+    """One transition, timed. Raises CudaCheckpointError for a wrong state before, a refusal, or a wrong state after."""
+    before, after = TRANSITIONS[action]
+    now = _state(driver, pid)
+    if now != before:
+        raise CudaCheckpointError(f"cannot {action} process {pid}: it is {now}", f"{action} goes from {before} to {after}",
+                                  _way_out(pid, now), state=now)
+    began = timeline.now_s()
+    try:
+        with timeline.span(f"cuda.{action}", pid=pid):
+            driver.lock(pid, timeout_ms) if action == "lock" else getattr(driver, action)(pid)
+    except DriverRefused as error:
+        raise CudaCheckpointError(f"the driver did not {action} process {pid}: {error}", _reason(action), _way_out(pid, _state(driver, pid)), state=_state(driver, pid)) from None
+    reached = _state(driver, pid)
+    if reached != after:
+        raise CudaCheckpointError(f"{action} of process {pid} ended in state {reached}, not {after}", "the driver gave no error", _way_out(pid, reached), state=reached)
+    if steps:
+        steps.done.append(action)
+        steps.seconds[f"{action}_s"] = timeline.now_s() - began
+        steps.memory_bytes[action] = driver.memory_bytes(pid)
+
+
+def _state(driver: Driver, pid: int) -> str:
+    try:
+        return driver.state(pid)
+    except DriverRefused as error:
+        raise CudaCheckpointError(f"the driver knows nothing of process {pid}: {error}", "it has no CUDA context, has ended, or belongs to another user",
+                                  "nvidia-smi lists the processes on the GPU", state="unknown") from None
+
+
+def _reason(action: str) -> str:
+    return {"lock": "work that runs on the GPU, or a callback, did not end in time", "checkpoint": "memory shared with other processes (IPC, NCCL, UVM) cannot be parked",
+            "restore": "the GPU is gone, of another model, or has too little memory free now", "unlock": ""}[action]
+
+
+def _way_out(pid: int, state: str) -> str:
+    return {"locked": f"labkit cuda-checkpoint --action unlock --pid {pid}", "checkpointed": f"labkit cuda-checkpoint --action restore --pid {pid}, then unlock",
+            "failed": f"the process cannot go on: end it (kill {pid}) and start it again", "running": "it goes on running"}.get(state, "nvidia-smi")
+
+
+def sequence(driver: Driver, pid: int, actions: tuple[str, ...], *, timeout_ms: int = 0, between: Callable[[str], Any] | None = None) -> Steps:
+    """Steps in order; a failure undoes those that were taken. `between(action)` is called after each and may fail as well."""
+    steps = Steps(pid, memory_bytes={"before": driver.memory_bytes(pid)})
+    ours = _state(driver, pid) == TRANSITIONS[actions[0]][0]  # whatever state it reaches from here, this sequence brought it there
+    try:
+        for action in actions:
+            step(driver, pid, action, timeout_ms=timeout_ms, steps=steps)
+            if between:
+                between(action)
+    except BaseException as error:
+        state = roll_back(driver, pid) if ours else _state(driver, pid)
+        if isinstance(error, CudaCheckpointError):
+            undone = f" {', '.join(reversed(steps.done))} was undone." if steps.done and state == "running" else ""
+            raise CudaCheckpointError(error.what, error.why + undone, _way_out(pid, state), state=state) from None
+        raise
+    return steps
+
+
+def roll_back(driver: Driver, pid: int) -> str:
+    """Back towards `running` from wherever the process stands now. Returns the state reached; raises nothing."""
+    for _ in range(len(TRANSITIONS)):
+        try:
+            state = driver.state(pid)
+        except DriverRefused:
+            return "unknown"
+        action = {"locked": "unlock", "checkpointed": "restore"}.get(state)
+        if not action:
+            return state
+        try:
+            getattr(driver, action)(pid)
+        except DriverRefused:
+            try:
+                return driver.state(pid)
+            except DriverRefused:
+                return "unknown"
+    return "unknown"
+
+
+def park(driver: Driver, pid: int, *, timeout_ms: int = 10_000) -> Steps:
+    """running → checkpointed: the GPU is free, the process waits at its next CUDA call."""
+    return sequence(driver, pid, ("lock", "checkpoint"), timeout_ms=timeout_ms)
+
+
+def wake(driver: Driver, pid: int) -> Steps:
+    """checkpointed → running. A restore that fails leaves it checkpointed: it can be tried again when the GPU is free."""
+    steps = Steps(pid, memory_bytes={"before": driver.memory_bytes(pid)})
+    for action in ("restore", "unlock"):
+        step(driver, pid, action, steps=steps)
+    return steps
+
+
+def toggle(driver: Driver, pid: int, *, timeout_ms: int = 10_000) -> Steps:
+    state = _state(driver, pid)
+    if state == "running":
+        return park(driver, pid, timeout_ms=timeout_ms)
+    if state == "checkpointed":
+        return wake(driver, pid)
+    raise CudaCheckpointError(f"process {pid} is {state}: toggling goes between running and checkpointed", "", _way_out(pid, state), state=state)
+
+
+@contextmanager
+def parked(driver: Driver, pid: int, *, timeout_ms: int = 10_000) -> Iterator[Steps]:
+    """Parked within the block, running after it: also when the block fails (a dump that CRIU refuses)."""
+    steps = park(driver, pid, timeout_ms=timeout_ms)
+    try:
+        yield steps
+    finally:
+        woken = wake(driver, pid)
+        steps.done += woken.done
+        steps.seconds |= woken.seconds
+        steps.memory_bytes |= {k: v for k, v in woken.memory_bytes.items() if k != "before"}

@@ -1,0 +1,102 @@
+"""A CUDA driver that is none: the states and failures of checkpoints, for machines without a GPU. SIMULATED, and says so.
+
+It keeps the states that NVIDIA documents, one record a process, in memory or in a file (so that separate calls of
+`labkit cuda-checkpoint` see one another). Its latencies are ASSUMED – bytes ÷ a PCIe 4 copy to pageable memory plus a few
+milliseconds – until a run with `make gpu` is in data/recorded; nothing it says is a measurement, and it never sleeps unless
+asked (`pace=1.0`).
+
+    driver = FakeDriver({4242: 3_000_000_000}); driver.fail["checkpoint"] = "out of host memory"
+
+Lesson: notebooks/07_checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from labkit.device.cuda_checkpoint import TRANSITIONS, DriverRefused
+
+LABEL = "simulated driver, assumed latencies"
+ASSUMED = {"lock": (0.005, None), "checkpoint": (0.05, 6e9), "restore": (0.08, 8e9), "unlock": (0.002, None)}  # (seconds, bytes per second)
+
+
+class FakeDriver:
+    """`processes`: pid -> GPU bytes. `fail[action]`: message, once; `fail_after[action]`: the step is taken, then fails.
+
+    `breaks`: actions whose failure leaves the process in `failed`, as an uncorrectable error does."""
+
+    label = LABEL
+
+    def __init__(self, processes: dict[int, int] | None = None, *, pace: float = 0.0):
+        self.processes: dict[int, dict[str, Any]] = {p: {"state": "running", "bytes": b} for p, b in (processes or {}).items()}
+        self.fail: dict[str, str] = {}
+        self.fail_after: dict[str, str] = {}
+        self.breaks: set[str] = set()
+        self.calls: list[tuple[str, int]] = []
+        self.spent_s = 0.0
+        self.pace, self.path = pace, ""
+
+    @classmethod
+    def at(cls, path: str | os.PathLike[str]) -> FakeDriver:
+        """State kept in a file: {"PID": {"state": "running", "bytes": 0}}."""
+        made = cls()
+        made.path = str(path)
+        if Path(path).exists():
+            made.processes = {int(k): v for k, v in json.loads(Path(path).read_text()).items()}
+        return made
+
+    def _of(self, pid: int) -> dict[str, Any]:
+        if pid not in self.processes:
+            raise DriverRefused("CUDA_ERROR_INVALID_VALUE: no CUDA process of that id")
+        return self.processes[pid]
+
+    def _go(self, pid: int, action: str) -> None:
+        self.calls.append((action, pid))
+        about, (before, after) = self._of(pid), TRANSITIONS[action]
+        if about["state"] != before:
+            raise DriverRefused(f"CUDA_ERROR_ILLEGAL_STATE: {about['state']}")
+        message = self.fail.pop(action, "")
+        if message:
+            about["state"] = "failed" if action in self.breaks else about["state"]
+            self._keep()
+            raise DriverRefused(message)
+        seconds, rate = ASSUMED[action]
+        took_s = seconds + (about["bytes"] / rate if rate else 0.0)
+        self.spent_s += took_s
+        time.sleep(took_s * self.pace)
+        about["state"] = after
+        self._keep()
+        late = self.fail_after.pop(action, "")
+        if late:
+            raise DriverRefused(late)
+
+    def _keep(self) -> None:
+        if self.path:
+            Path(self.path).write_text(json.dumps(self.processes))
+
+    def state(self, pid: int) -> str:
+        return str(self._of(pid)["state"])
+
+    def lock(self, pid: int, timeout_ms: int) -> None:
+        self._go(pid, "lock")
+
+    def checkpoint(self, pid: int) -> None:
+        self._go(pid, "checkpoint")
+
+    def restore(self, pid: int) -> None:
+        self._go(pid, "restore")
+
+    def unlock(self, pid: int) -> None:
+        self._go(pid, "unlock")
+
+    def restore_thread(self, pid: int) -> int:
+        self._of(pid)
+        return pid + 1
+
+    def memory_bytes(self, pid: int) -> int | None:
+        about = self.processes.get(pid, {"state": "", "bytes": 0})
+        return 0 if about["state"] == "checkpointed" else int(about["bytes"])
