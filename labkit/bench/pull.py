@@ -1,0 +1,215 @@
+"""One image onto an empty node: registry or bucket, one stream or many, gzip or not, ours or containerd's. Fetch and unpack, caches of the node empty.
+
+    labkit bench pull --link 1gbit-bucket --blocks 5
+    labkit bench pull --image tiny --blocks 2            # a small image, seconds
+
+All arms are served by one process over one emulated link. Three floors stand beside them: the link (bytes of the image in
+that codec), decompression (its own library on the same bytes; the largest layer on one core, or all on all), and writing
+the files' bytes into the page cache. The largest is the arm's floor. Goals: `object-pull_vs_floor` ≤ 1.1,
+`object-pull_vs_ctr` ≤ 0.5. Lesson: notebooks/02_image_pull.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labkit.bench import pull_rivals as rivals
+from labkit.bench.engine import Measured, document, interleave
+from labkit.core.ledger import Ledger, remove_tree
+from labkit.core.workspace import Workspace
+from labkit.errors import BadInput
+from labkit.image import objectpull, oci, push
+from labkit.image.codecs import codec_of, decompress, file_chunks
+from labkit.image.registry import publish_image
+from labkit.image.unpack import Limits, unpack_image
+from labkit.net import link as link_room
+from labkit.net.serving import Served, serving
+
+ARMS = ("registry-one-stream", "registry-stock", "registry-parallel", "object-pull", "object-pull-zstd", "object-pull-none", "object-pull-unpipelined",
+        "ctr", "ctr-docker-registry-s3")
+SAMPLE_BYTES = 256 << 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--link", default="1gbit-bucket", help="emulated link (default 1gbit-bucket)")
+    parser.add_argument("--image", default="subject", help="subject (built when missing), tiny, or an OCI layout")
+    parser.add_argument("--arms", default=",".join(ARMS), help="default: all")
+    parser.add_argument("--connections", type=int, default=objectpull.CONNECTIONS)
+    parser.add_argument("--part", default="2MiB", help="bytes of one range")
+
+
+@dataclass
+class Setting:
+    """What all arms share."""
+
+    served: Served
+    link: link_room.Link
+    room: Path
+    ledger: Ledger
+    name: str
+    layouts: dict[str, oci.Layout]  # codec -> the image in it
+    floors: dict[str, dict[str, float]]  # codec -> link_s, decompress_s, write_s
+    connections: int
+    part_bytes: int
+
+    def floor_s(self, codec: str) -> float:
+        return max(v for k, v in self.floors[codec].items() if k.endswith("_s"))
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    from labkit.core.units import parse_bytes
+
+    wanted = [a.strip() for a in args.arms.split(",") if a.strip()]
+    unknown = set(wanted) - set(ARMS)
+    if unknown:
+        raise BadInput(f"no arm called {', '.join(sorted(unknown))}", fix="of: " + ", ".join(ARMS))
+    space, link = Workspace.default(), link_room.parse(args.link)
+    with ExitStack() as ends:
+        ledger = ends.enter_context(Ledger.open(space))
+        room = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="bench-pull-", dir=space.artifacts)))
+        ledger.note("dir", room)
+        source, name = image_of(args.image, space, room)
+        layouts = {"gzip": source}
+        for codec in ("zstd", "none"):
+            if f"object-pull-{codec}" in wanted:
+                layouts[codec] = oci.Layout.create(room / f"layout-{codec}")
+                push.recompress(source, name, layouts[codec], codec)
+        for codec, layout in layouts.items():
+            push.publish_objects(room / "store", layout, name, prefix=f"images-{codec}")
+        publish_image(room / "registry", source.path, name)
+        served = ends.enter_context(serving("store", room / "store", ledger=ledger, options=("--with-registry", str(room / "registry"))))
+        setting = Setting(served, link, room, ledger, name, layouts, {c: floors(lay, name, link, args.connections, room) for c, lay in layouts.items()},
+                          args.connections, parse_bytes(args.part))
+        arms = {arm: _arm(arm, setting, ends) for arm in wanted}
+        served.set_link(link)
+        sizes = {codec: layout.manifest(name).layers_bytes for codec, layout in layouts.items()}
+        results = interleave(arms, blocks=args.blocks, seed=args.seed)
+    ratios = {"object-pull_vs_floor": ("object-pull", "floor"), "object-pull_vs_ctr": ("object-pull", "ctr"),
+              "object-pull_vs_registry-stock": ("object-pull", "registry-stock"), "registry-parallel_vs_registry-one-stream": ("registry-parallel", "registry-one-stream"),
+              "object-pull-zstd_vs_object-pull": ("object-pull-zstd", "object-pull"), "object-pull-none_vs_object-pull": ("object-pull-none", "object-pull"),
+              "object-pull_vs_ctr-docker-registry-s3": ("object-pull", "ctr-docker-registry-s3")}
+    return document("pull", results, {k: v for k, v in ratios.items() if v[0] in arms and (v[1] in arms or v[1] == "floor")},
+                    link_label=link.label, image={"name": name, **sizes}, floors=setting.floors)
+
+
+def image_of(what: str, space: Workspace, room: Path) -> tuple[oci.Layout, str]:
+    if what == "tiny":
+        from labkit.image.tiny import REFERENCE, tiny_layout
+
+        tiny_layout(room / "tiny", 30_000_000)
+        return oci.Layout(room / "tiny"), REFERENCE
+    if what == "subject":
+        from labkit.image.build import ensure_image
+
+        path, name = ensure_image(space)
+        return oci.Layout(path), name
+    layout = oci.Layout(what)
+    return layout, layout.index()[0].annotations.get(oci.REF_NAME, "")
+
+
+def floors(layout: oci.Layout, name: str, link: link_room.Link, connections: int, room: Path) -> dict[str, float]:
+    """Seconds below which no client on this host can come, and the rates they are made of."""
+    manifest = layout.manifest(name)
+    largest = max(manifest.layers, key=lambda d: d.size_bytes)
+    codec = codec_of(largest.media_type)
+    plain, share, spent_s = 0, 1.0, 1e-9
+    total = manifest.unpacked_bytes or manifest.layers_bytes
+    if codec != "none":
+        best = float("inf")
+        for _ in range(2):
+            plain, began_s = 0, time.monotonic()
+            for chunk in decompress(file_chunks(layout.blob_path(largest.digest)), codec, fast=True):
+                plain += len(chunk)
+                if plain >= SAMPLE_BYTES:
+                    break
+            best = min(best, time.monotonic() - began_s)
+        spent_s = best
+        hint = largest.annotations.get(oci.UNPACKED_BYTES, "")
+        share = int(hint) / total if hint.isdigit() else largest.size_bytes / manifest.layers_bytes
+    rate = plain / spent_s
+    # A layer is one stream and one core's work; layers can be side by side.
+    decompress_s = 0.0 if codec == "none" else max(share * total / rate, total / rate / len(os.sched_getaffinity(0)))
+    block, began_s, written = memoryview(os.urandom(1 << 20)), time.monotonic(), 0
+    with tempfile.NamedTemporaryFile(dir=room) as file:
+        while written < min(total, SAMPLE_BYTES):
+            written += os.write(file.fileno(), block)
+        write_rate = written / (time.monotonic() - began_s)
+    return {"link_s": link.floor_s(manifest.layers_bytes, connections), "decompress_s": decompress_s, "write_s": total / write_rate,
+            "decompress_bytes_per_s": rate, "write_bytes_per_s": write_rate, "image_bytes": manifest.layers_bytes, "unpacked_bytes": total}
+
+
+def _arm(arm: str, on: Setting, ends: ExitStack) -> Callable[[], Measured] | str:
+    reference = f"{on.served.url}/{on.name}"
+    if arm.startswith("registry-parallel") or arm.startswith("object-pull"):
+        codec = arm.removeprefix("object-pull-") if arm in ("object-pull-zstd", "object-pull-none") else "gzip"
+        image = reference if arm == "registry-parallel" else f"s3://lab/images-{codec}#{on.name}"
+        return lambda: _measured(on, codec, lambda: _object_pull(on, image, pipelined=arm != "object-pull-unpipelined"), connections=on.connections)
+    if arm in ("registry-one-stream", "registry-stock"):
+        streams = 1 if arm == "registry-one-stream" else 3
+        return lambda: _measured(on, "gzip", lambda: _full_pull(on, reference, streams), connections=streams)
+    why = rivals.missing("containerd", "ctr")
+    if arm == "ctr" or why:
+        return why or (lambda: _measured(on, "gzip", lambda: _ctr(on, f"{on.served.address}/{on.name}"), connections=3))
+    why = rivals.missing("docker-registry", "skopeo")
+    if why:
+        return why
+    address = ends.enter_context(rivals.docker_registry(on.served.url, on.served.env, on.ledger, on.room))
+    rivals.skopeo_push(on.layouts["gzip"].path, on.name, f"{address}/{on.name}")
+    return lambda: _measured(on, "gzip", lambda: _ctr(on, f"{address}/{on.name}"), connections=3)
+
+
+def _measured(on: Setting, codec: str, pull: Callable[[], tuple[float, dict[str, Any]]], connections: int) -> Measured:
+    """One pull onto an empty node; the counters of the server say whether the whole image crossed the link."""
+    os.sync()  # what the arm before has left unwritten is not this one's
+    on.served.reset()
+    seconds, facts = pull()
+    seen = on.served.stats()
+    whole = on.layouts[codec].manifest(on.name).layers_bytes
+    failed = "" if seen["bytes_sent"] >= whole else f"the server sent {seen['bytes_sent']} bytes of an image of {whole}: something was kept from before"
+    if connections > 3 and seen["ranges"] <= len(on.layouts[codec].manifest(on.name).layers) and not failed:
+        failed = "no parallel ranges were asked for"
+    return Measured(seconds, "node empty", on.link.name, on.floor_s(codec), failed=failed,
+                    evidence=f"{seen['bytes_sent'] / 1e6:.0f} MB in {seen['requests']} requests, {seen['peak_connections']} connections",
+                    extra={"rate_bytes_per_s": whole / seconds, **{k: v for k, v in facts.items() if isinstance(v, (int, float))}})
+
+
+def _node(on: Setting) -> Path:
+    return Path(tempfile.mkdtemp(prefix="node-", dir=on.room))
+
+
+def _object_pull(on: Setting, image: str, pipelined: bool) -> tuple[float, dict[str, Any]]:
+    node, began_s = _node(on), time.monotonic()
+    try:
+        with objectpull.source_of(image, {**os.environ, **on.served.env}) as source:
+            facts = objectpull.pull(source, node / "rootfs", scratch=node / "arriving", connections=on.connections, part_bytes=on.part_bytes,
+                                    limits=Limits(absolute_links=True), pipelined=pipelined, keep_blobs=True)
+        return time.monotonic() - began_s, {"fetch_s": facts["fetch_s"], "hedges": facts["hedges"], "retries": facts["retries"]}
+    finally:
+        remove_tree(node)
+
+
+def _full_pull(on: Setting, reference: str, streams: int) -> tuple[float, dict[str, Any]]:
+    from labkit.image.pull import pull_into
+
+    node, began_s = _node(on), time.monotonic()
+    try:
+        layout = oci.Layout(node / "content")
+        manifest, _ = pull_into(layout, reference, streams=streams)
+        fetched_s = time.monotonic() - began_s
+        unpack_image(layout, manifest, node / "rootfs", limits=Limits(absolute_links=True))
+        return time.monotonic() - began_s, {"fetch_s": fetched_s}
+    finally:
+        remove_tree(node)
+
+
+def _ctr(on: Setting, image: str) -> tuple[float, dict[str, Any]]:
+    with rivals.containerd(on.ledger, on.room) as sock:
+        return rivals.ctr_pull(sock, image), {}

@@ -1,0 +1,140 @@
+"""The real arms of `labkit bench pull`: containerd, and Docker's registry on its S3 driver, with everything they own in one folder.
+
+A containerd with private paths runs beside any other on the host. Each pull gets a fresh one, as its content store keeps
+what an earlier pull brought. Docker's registry answers blob requests with a redirect to a presigned URL of the bucket, as it
+does in production. Lesson: notebooks/02_image_pull.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from labkit.core.ledger import Ledger, remove_tree
+from labkit.errors import LabError, TransferError
+
+START_S = 20.0
+
+
+def missing(*programs: str) -> str:
+    """Reason why a rival cannot run here, or ""."""
+    absent = [p for p in programs if not shutil.which(p)]
+    if absent:
+        return f"{', '.join(absent)} not installed (make host-tools)"
+    return "" if os.geteuid() == 0 else "containerd needs root"
+
+
+@contextmanager
+def _process(argv: list[str], ledger: Ledger, log: Path, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    with open(log, "wb") as out:
+        process = subprocess.Popen(argv, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+                                   env={**os.environ, **(env or {}), "LABKIT_RUN": ledger.mark})
+    entry = ledger.note("group", process.pid)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        ledger.done(entry)
+
+
+def _until(ready: Any, process: subprocess.Popen[bytes], log: Path, what: str) -> None:
+    until = time.monotonic() + START_S
+    while time.monotonic() < until and process.poll() is None:
+        if ready():
+            return
+        time.sleep(0.02)
+    raise LabError(f"{what} did not start: {log.read_text(errors='replace')[-1500:]}", why="its arm cannot be measured", fix="make host-tools")
+
+
+@contextmanager
+def containerd(ledger: Ledger, room: Path) -> Iterator[str]:
+    """A private containerd; yields its socket. Images, content and snapshots go with it."""
+    # A socket's path has at most 107 bytes: not below the workspace.
+    run = Path(tempfile.mkdtemp(prefix="labkit-containerd-"))
+    home = Path(tempfile.mkdtemp(prefix="containerd-", dir=room))
+    entries = [ledger.note("dir", run), ledger.note("dir", home)]
+    config = home / "config.toml"
+    config.write_text(f'version = 2\nroot = "{home}/root"\nstate = "{run}/state"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+                      f'[grpc]\n  address = "{run}/c.sock"\n[ttrpc]\n  address = "{run}/t.sock"\n')
+    try:
+        with _process(["containerd", "-c", str(config)], ledger, home / "log") as process:
+            _until(lambda: _listens(run / "c.sock"), process, home / "log", "containerd")
+            yield f"{run}/c.sock"
+    finally:
+        for path, entry in zip((run, home), entries, strict=True):
+            remove_tree(path)
+            ledger.done(entry)
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            sock.connect(str(path))
+            return True
+        except OSError:
+            return False
+
+
+def ctr_pull(sock: str, image: str, timeout_s: float = 300) -> float:
+    """Seconds of `ctr images pull` (fetch and unpack), defaults of the tool. Raises TransferError with its words."""
+    began_s = time.monotonic()
+    done = subprocess.run(["ctr", "-a", sock, "images", "pull", "--plain-http", image], capture_output=True, text=True, timeout=timeout_s)
+    spent_s = time.monotonic() - began_s
+    if done.returncode:
+        raise TransferError(f"ctr images pull: {done.stderr.strip()[-500:]}", why="the rival's own failure")
+    listed = subprocess.run(["ctr", "-a", sock, "images", "check"], capture_output=True, text=True, timeout=60).stdout
+    if "complete" not in listed or " true" not in listed:
+        raise TransferError(f"ctr images check: {listed.strip()[-500:]}", why="pulled and not unpacked is not a pull")
+    return spent_s
+
+
+@contextmanager
+def docker_registry(bucket_url: str, env: dict[str, str], ledger: Ledger, room: Path) -> Iterator[str]:
+    """Docker's registry keeping everything in our bucket; yields HOST:PORT."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    home = Path(tempfile.mkdtemp(prefix="docker-registry-", dir=room))
+    entry = ledger.note("dir", home)
+    (home / "config.yml").write_text(
+        f"version: 0.1\nlog: {{level: warn}}\nhttp: {{addr: '{address}'}}\nstorage:\n  s3:\n    accesskey: {env['AWS_ACCESS_KEY_ID']}\n"
+        f"    secretkey: {env['AWS_SECRET_ACCESS_KEY']}\n    region: {env['AWS_REGION']}\n    regionendpoint: {bucket_url}\n    bucket: lab\n"
+        "    rootdirectory: /docker\n    secure: false\n    v4auth: true\n")
+    # The SDK's variables must not override the file; a CA bundle is none of plain HTTP's business.
+    clean = {k: "" for k in os.environ if k.startswith("AWS_")}
+    try:
+        with _process([shutil.which("docker-registry") or "registry", "serve", str(home / "config.yml")], ledger, home / "log", clean) as process:
+            _until(lambda: _answers(f"http://{address}/v2/"), process, home / "log", "docker-registry")
+            yield address
+    finally:
+        remove_tree(home)
+        ledger.done(entry)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return answer.status == 200
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def skopeo_push(layout: Path, name: str, target: str) -> None:
+    done = subprocess.run(["skopeo", "--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false", f"oci:{layout}:{name}", f"docker://{target}"],
+                          capture_output=True, text=True, timeout=600)
+    if done.returncode:
+        raise TransferError(f"skopeo copy to {target}: {done.stderr.strip()[-500:]}")
