@@ -63,6 +63,10 @@ class Engine:
         """Made on first use and kept: a request overwrites what the one before left, position by position."""
         if self._cache is None:
             self._cache = self.model.new_cache(self.max_context)
+            if self.step:
+                # A CUDA graph writes to fixed addresses: without this mark it is given up, silently, for a written-to input.
+                for tensor in (*self._cache.keys, *self._cache.values):
+                    torch._dynamo.mark_static_address(tensor)
         return self._cache
 
     def warm_up(self, tokens: int) -> int:

@@ -40,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default=None, help="default: the config's")
     made.add_argument("--host", default="127.0.0.1")
     made.add_argument("--port", type=int, default=8000, help="0 takes a free one and says which")
-    made.add_argument("--warmup", type=int, default=2, metavar="TOKENS", help="tokens made before the server is ready (default 2: one prefill, one decode)")
+    made.add_argument("--warmup", type=int, default=None, metavar="TOKENS",
+                      help="tokens made before the server is ready (default 2: one prefill, one decode; 5 with --compile: a CUDA graph is recorded on the second decode)")
     made.add_argument("--max-context", type=int, default=1024, metavar="TOKENS", help="length of the KV cache")
     made.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
     made.add_argument("--compile", action="store_true", help="torch.compile the decode step")
@@ -74,7 +75,7 @@ def make_context(device: str, threads: int) -> dict[str, Any]:
         if not torch.cuda.is_available():
             raise MissingCapability("no CUDA device", why="--device cuda was asked for", fix="labkit doctor; or --device cpu")
         torch.cuda.init()
-        torch.cuda.set_device(torch.device(device))
+        torch.cuda.set_device(torch.device(device).index or 0)
         torch.ones(8, 8, device=device).matmul(torch.ones(8, 8, device=device))
         torch.cuda.synchronize()
         return {"device": torch.cuda.get_device_name(device)}
@@ -165,7 +166,7 @@ def start(args: argparse.Namespace) -> tuple[Any, Any]:
         facts.update(load(model, args))
     with timeline.span("warmup") as facts:
         engine = Engine(model, words, max_context=min(args.max_context, model.config.max_position_embeddings), name=state.name, compiled=args.compile)
-        facts["tokens"] = engine.warm_up(args.warmup)
+        facts["tokens"] = engine.warm_up((5 if args.compile else 2) if args.warmup is None else args.warmup)
     with timeline.span("ready"):
         state.engine = engine
         server = server or listen(Server, args, state)
