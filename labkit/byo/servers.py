@@ -50,15 +50,15 @@ KINDS = (
     ServerKind("llama.cpp", r"\bllama-server\b", (*_LLAMA_CPP, Mark("warmup.empty_run", r"(model loaded|server is listening)", begin=r"warming up the model"),
                                                   Mark("ready.listening", r"server is listening on"))),
     ServerKind("vllm", r"\bvllm\b", (
-        Mark("load.weights", r"Loading weights took (?P<seconds>[\d.]+) seconds"),
-        Mark("load.model", r"Model loading took .*? (?P<seconds>[\d.]+) seconds"),
+        Mark("load.weights", r"Loading weights took (?P<seconds>[\d.]+) s"),
+        Mark("load.model", r"Model loading took [\d.]+ GiB.*? (?P<seconds>[\d.]+) s"),
         Mark("warmup.compile", r"torch\.compile (takes|took) (?P<seconds>[\d.]+) s"),
         Mark("warmup.cuda_graphs", r"Graph capturing finished in (?P<seconds>[\d.]+) sec"),
         Mark("warmup.engine", r"init engine .* took (?P<seconds>[\d.]+) s"), *_UVICORN)),
     ServerKind("sglang", r"\bsglang\b", (
         Mark("load.weights", r"Load weight end", begin=r"Load weight begin"),
         Mark("warmup.kv_cache", r"KV Cache is allocated", begin=r"Load weight end"),
-        Mark("warmup.cuda_graphs", r"Capture cuda graph end", begin=r"Capture cuda graph begin"),
+        Mark("warmup.cuda_graphs", r"Capture cuda graph end\. Time elapsed: (?P<seconds>[\d.]+) s"),
         Mark("ready.fired_up", r"The server is fired up and ready to roll"), *_UVICORN)),
     ServerKind("tgi", r"\btext-generation-(launcher|server|router)\b", (
         Mark("load.shard", r"Shard ready in (?P<seconds>[\d.]+)s"),
