@@ -1,0 +1,221 @@
+"""The streamer: every byte in its place or a clear error, whatever the disk does; memory bounded by the ring."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import nn
+
+from labkit.errors import BadInput, TransferError
+from labkit.weights import streamer
+from labkit.weights.formats.layout import Entry, Layout
+from labkit.weights.source import open_source
+from labkit.weights.streamer.places import Ring, Tensors
+from labkit.weights.streamer.plan import PAGE_BYTES, File, open_files, plan_chunks
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    return {f"{i}.weight": torch.randn(n, 33).to(torch.bfloat16) for i, n in enumerate((700, 1, 333, 64, 2500))}
+
+
+@pytest.fixture
+def directory(tmp_path) -> Path:
+    save_file(tensors(), tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def empty() -> nn.ModuleList:
+    with torch.device("meta"):
+        return nn.ModuleList(nn.Linear(33, t.shape[0], bias=False, dtype=torch.bfloat16) for t in tensors().values())
+
+
+def right(model: nn.Module) -> bool:
+    return all(torch.equal(p, tensors()[n]) for n, p in model.named_parameters())
+
+
+def evicted(directory: Path) -> Path:
+    with open(directory / "model.safetensors", "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return directory
+
+
+@pytest.mark.parametrize("ring", [False, True])
+@pytest.mark.parametrize("cold", [False, True])
+def test_every_byte_is_in_its_place(directory, ring, cold):
+    model = empty()
+    facts = streamer.load(model, str(evicted(directory) if cold else directory), "cpu", ring=ring, chunk_bytes=8192, threads=4)
+    assert right(model)
+    assert facts["mapped_bytes"] or facts["direct_bytes"] + facts["cached_bytes"] >= facts["size_bytes"]
+
+
+@given(sizes=st.lists(st.integers(0, 20_000), min_size=1, max_size=8), chunk_pages=st.integers(1, 4), tail=st.sampled_from([0, 4096]))
+def test_a_plan_covers_every_tensor_once(sizes, chunk_pages, tail):
+    at, entries = 500, []
+    for i, size in enumerate(sizes):
+        entries.append(Entry(str(i), "U8", (size,), at, size))
+        at += size
+    files = [File("f", Layout("safetensors", "f", at, 500, tuple(entries)))]
+    chunks = plan_chunks(files, chunk_pages * PAGE_BYTES, tail)
+    assert all(c.offset % PAGE_BYTES == 0 and 0 < c.length <= chunk_pages * PAGE_BYTES for c in chunks)
+    reached = 0
+    for c in chunks:
+        assert c.offset == reached
+        reached = c.offset + c.length
+    assert reached == at
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), ring=st.booleans())
+def test_short_reads_and_refused_direct_reads_lose_nothing(tmp_path_factory, seed, ring):
+    directory = tmp_path_factory.mktemp("short")
+    save_file(tensors(), directory / "model.safetensors")
+    noise, lock = random.Random(seed), threading.Lock()
+
+    def preadv(fd, buffers, offset):
+        with lock:
+            what = noise.random()
+        if what < 0.2:
+            raise OSError(errno.EINVAL if what < 0.1 else errno.EIO, "refused") if os.get_blocking(fd) and is_direct(fd) else InterruptedError()
+        if what < 0.7:
+            limit = 1 + int(noise.random() * len(buffers[0]))
+            if is_direct(fd):
+                limit = max(PAGE_BYTES, limit // PAGE_BYTES * PAGE_BYTES)
+            return os.preadv(fd, [buffers[0][:limit]], offset)
+        return os.preadv(fd, buffers, offset)
+
+    def patient(fd, buffers, offset):
+        while True:
+            try:
+                return preadv(fd, buffers, offset)
+            except InterruptedError:
+                continue
+
+    model = empty()
+    streamer.load(model, str(evicted(directory)), "cpu", ring=ring, chunk_bytes=16_384, threads=3, preadv=patient)
+    assert right(model)
+
+
+def is_direct(fd: int) -> bool:
+    import fcntl
+
+    return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
+
+
+@pytest.mark.parametrize("ring", [False, True])
+def test_a_disk_that_fails_is_a_clear_error(directory, ring):
+    def broken(fd, buffers, offset):
+        if offset >= 16_384:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return os.preadv(fd, buffers, offset)
+
+    with pytest.raises(TransferError, match="Input/output error"):
+        streamer.load(empty(), str(evicted(directory)), "cpu", ring=ring, chunk_bytes=8192, threads=4, preadv=broken)
+
+
+def test_a_file_that_ends_early_is_refused(directory):
+    with pytest.raises(BadInput, match="ended"):
+        streamer.load(empty(), str(evicted(directory)), "cpu", chunk_bytes=8192, preadv=lambda fd, buffers, offset: 0)
+
+
+def test_a_file_that_changes_meanwhile_is_refused(directory):
+    path = directory / "model.safetensors"
+
+    def changing(fd, buffers, offset):
+        os.utime(path, ns=(1, 1))
+        return os.preadv(fd, buffers, offset)
+
+    with pytest.raises(BadInput, match="changed"):
+        streamer.load(empty(), str(evicted(directory)), "cpu", preadv=changing)
+
+
+class LateEvent:
+    """A copy that arrives only when it is waited for."""
+
+    def __init__(self, work):
+        self.work, self.done = work, False
+
+    def query(self) -> bool:
+        return self.done
+
+    def synchronize(self) -> None:
+        if not self.done:
+            self.done = True
+            self.work()
+
+
+class LateCopies:
+    def __init__(self):
+        self.pinned = self.events = 0
+
+    def pin(self, memory):
+        self.pinned += memory.numel()
+
+    def unpin(self, memory):
+        self.pinned -= memory.numel()
+
+    def copy(self, work):
+        self.events += 1
+        return LateEvent(work)
+
+
+@settings(max_examples=20, deadline=None)
+@given(slots=st.integers(2, 5), threads=st.integers(1, 4))
+def test_a_slot_is_not_read_into_before_its_copy_has_arrived(tmp_path_factory, slots, threads):
+    """Asynchronous copies, as on a GPU: the fake runs each only when it is waited for, so a slot reused too early shows."""
+    directory = tmp_path_factory.mktemp("late")
+    save_file(tensors(), directory / "model.safetensors")
+    files = open_files(open_source(directory))
+    copies = LateCopies()
+    ring, into = Ring(slots, 8192, copies), Tensors(files[0], "cpu", {})
+    with open(directory / "model.safetensors", "rb") as file:
+        def work(chunk):
+            slot = ring.take()
+            os.preadv(file.fileno(), [ring.memory(slot)[:chunk.length]], chunk.offset)
+            ring.move(slot, chunk, into)
+
+        streamer.in_parallel(plan_chunks(files, 8192), work, threads)
+        ring.drain()
+    assert copies.pinned == 0 and copies.events == len(plan_chunks(files, 8192))
+    assert all(torch.equal(into.tensor(e), tensors()[e.name]) for e in files[0].layout.tensors)
+    assert ring.overlapped
+
+
+def test_the_first_error_ends_all_threads():
+    seen = []
+
+    def work(job):
+        seen.append(job)
+        raise TransferError(f"job {job}")
+
+    with pytest.raises(TransferError):
+        streamer.in_parallel(range(1000), work, 4)
+    assert len(seen) <= 4
+
+
+def test_the_ring_bounds_the_memory(tmp_path):
+    """Peak resident memory beside the parameters, in a process of its own: ring + 256 MiB."""
+    import subprocess
+    import sys
+
+    save_file({"weight": torch.zeros(8192, 8192, dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
+    program = """
+import sys, resource, torch
+from labkit.weights import streamer
+model = torch.nn.Linear(8192, 8192, bias=False, dtype=torch.bfloat16, device="meta")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+streamer.load(model, sys.argv[1], "cpu", ring=True, chunk_bytes=1 << 20, threads=4, slots=8)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+    peak = int(subprocess.run([sys.executable, "-c", program, str(evicted(tmp_path))], capture_output=True, text=True, check=True).stdout)
+    assert peak <= (8192 * 8192 * 2) + (8 << 20) + (64 << 20)
