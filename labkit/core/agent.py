@@ -118,6 +118,10 @@ class Agent:
 
     def main(self) -> int:
         functions = [resolve(step.call) for step in self.plan.steps]
+        for step, function in zip(self.plan.steps, functions, strict=True):
+            # What a technique keeps resident on a node without replicas (a zygote) is there before t0, and its evidence says so.
+            if hasattr(function, "before_t0"):
+                function.before_t0(self.ctx, **step.args)
         threading.Thread(target=self.listen, daemon=True).start()
         say(ready=1, pid=os.getpid())
         self.go.wait()
