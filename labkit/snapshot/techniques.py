@@ -221,3 +221,40 @@ class CriuContainer(CriuProcess):
         if found.engaged and len(own) < 2:
             return Evidence(self.name, False, "the restored process shares the host's namespaces: it is in no container", facts)
         return replace(found, facts=facts)
+
+
+@register
+class Zygote:
+    name, layer, lesson = "zygote", "process", "07_checkpoints"
+    title = "fork a process that has imported everything (resident before t0)"
+    claims: tuple[Claim, ...] = ()
+    brings = {"image": "host-env"}
+    namespaces: tuple[str, ...] = ()
+
+    def available(self, host: Any) -> Availability:
+        return YES
+
+    def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
+        return Artifact(self.name, facts={"prepare_s": 0.0, "size_bytes": 0})
+
+    def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
+        if plan.stack.get("image") not in (None, "", "host-env"):
+            from labkit.errors import BadInput
+
+            raise BadInput("a zygote forks the lab's own interpreter, and this stack has an image", why="the image's files would not be used", fix="image=host-env,process=zygote")
+        # Its libraries are mapped before t0: that is what a zygote is. They are left out of the cold set, in the open.
+        kept = tuple(p for p in plan.cold_paths if "/site-packages/" not in p + "/")
+        left = [p for p in plan.cold_paths if p not in kept]
+        return replace(plan, cold_paths=kept, state={**plan.state, "resident_before_t0": left}).with_steps(Step("start", "labkit.snapshot.zygote:start"))
+
+    def engaged(self, seen: Seen) -> Evidence:
+        step = seen.facts.get("start", {})
+        imported = seen.phase_s("import")
+        maps = seen.proc.get("maps", [])
+        facts = {"zygote_rss_bytes": step.get("zygote_rss_bytes"), "resident_before_t0": seen.plan.state.get("resident_before_t0", []), "import_s": imported}
+        if step.get("runtime") != "zygote" or not any("libtorch" in m for m in maps):
+            return Evidence(self.name, False, "no fork of a zygote answered", facts)
+        if imported > 0.2:
+            return Evidence(self.name, False, f"the fork imported for {imported:.2f} s: it was not ready before t0", facts)
+        return Evidence(self.name, True, f"a fork of a process that was resident before t0 with {show_bytes(float(step['zygote_rss_bytes']))}; "
+                        f"{len(facts['resident_before_t0'])} library directories were warm by that", facts)

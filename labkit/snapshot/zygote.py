@@ -1,0 +1,114 @@
+"""A zygote: a process that has imported everything and forks for each start. The cheap rival of a snapshot: no root, no CRIU.
+
+It is resident before t0 and stays when the last replica has gone, so it costs its memory (some 300 MB) around the clock, and
+the libraries it has mapped are warm by definition; evidence says both. What it saves is exec, dynamic linking and imports;
+the weights are loaded as ever. A fork shares random state with its parent, so the child seeds itself anew. Limit: the rest of
+the start. A GPU's context does not survive a fork, so this is for what comes before it.
+
+    process=zygote            # in a stack: image=host-env,process=zygote,weights=safetensors
+
+Protocol on its standard input: one JSON line {"args", "env"}; on descriptor 3: {"ready", "rss_bytes"}, then {"pid"}.
+Lesson: notebooks/07_checkpoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from labkit.core.ledger import start_time
+from labkit.core.plan import StepContext
+from labkit.errors import TrialError
+
+
+def start(ctx: StepContext) -> dict[str, Any]:
+    """The step: ask the resident zygote for a fork that becomes the server."""
+    process, answers = ctx.state["zygote_process"], ctx.state["zygote_answers"]
+    process.stdin.write(json.dumps({"args": list(ctx.server_args), "env": dict(ctx.server_env)}).encode() + b"\n")
+    process.stdin.flush()
+    said = json.loads(answers.readline() or "{}")
+    if "pid" not in said:
+        raise TrialError("the zygote did not fork", why="".join(ctx.state.get("server_log", []))[-800:], fix="process=process")
+    ctx.state["server_pid"] = said["pid"]
+    return {"runtime": "zygote", "server_pid": said["pid"], "rootfs": "", "zygote_pid": process.pid, "zygote_rss_bytes": ctx.state["zygote_rss_bytes"],
+            "resident_before_t0": True}
+
+
+def _before_t0(ctx: StepContext) -> None:
+    from labkit.image.start import drain, host_command
+
+    argv, environment = host_command(ctx)
+    read_end, write_end = os.pipe()
+    try:
+        process = subprocess.Popen([argv[0], "-m", "labkit.snapshot.zygote", str(write_end)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, env=environment, cwd="/", start_new_session=True, pass_fds=(write_end,))
+    finally:
+        os.close(write_end)
+    entry = ctx.ledger.note("group", process.pid)
+
+    def end() -> None:
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        ctx.ledger.done(entry)
+
+    ctx.on_stop(end)
+    assert process.stdout
+    drain(ctx, os.dup(process.stdout.fileno()))
+    process.stdout.close()
+    answers = os.fdopen(read_end, "r", encoding="utf-8")
+    ready = json.loads(answers.readline() or "{}")
+    if not ready.get("ready"):
+        raise TrialError("the zygote did not start", why="".join(ctx.state.get("server_log", []))[-800:], fix="labkit doctor")
+    ctx.state.update(zygote_process=process, zygote_answers=answers, zygote_rss_bytes=ready["rss_bytes"])
+
+
+start.before_t0 = _before_t0  # type: ignore[attr-defined]
+
+
+def main() -> int:
+    answers = int(sys.argv[1])
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    import torch  # noqa: F401
+
+    from labkit.subject import engine, http, llama, server, tokenizer  # noqa: F401
+
+    statm = Path("/proc/self/statm").read_text().split()
+    os.write(answers, json.dumps({"ready": True, "rss_bytes": int(statm[1]) * os.sysconf("SC_PAGE_SIZE")}).encode() + b"\n")
+    for line in sys.stdin.buffer:
+        wanted = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            os.close(answers)
+            os._exit(_serve(wanted, server))
+        os.write(answers, json.dumps({"pid": child, "started": start_time(child)}).encode() + b"\n")
+    return 0
+
+
+def _serve(wanted: dict[str, Any], server: Any) -> int:
+    import random
+
+    import torch
+
+    from labkit.core import timeline
+
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.environ.update(wanted["env"])
+    server._FIRST_LINE_S = timeline.now_s()  # this start begins here; what was imported before belongs to no trial
+    torch.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
+    random.seed(os.urandom(16))
+    devnull = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(devnull, 0)
+    code = server.main(list(wanted["args"]))
+    sys.stdout.flush()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
