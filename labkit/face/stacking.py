@@ -10,8 +10,6 @@ Tables are HTML in a page and text elsewhere; nothing in them is typed. Lesson: 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 from labkit.core import stats
@@ -20,36 +18,10 @@ from labkit.core.units import show_s
 from labkit.errors import BadInput
 from labkit.face import compare, words
 from labkit.face import theme as look
+from labkit.face.table import Table
 from labkit.face.theme import Picture, Theme
 from labkit.stack import ablate
 from labkit.stack.claims import claims
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows for a page and for a terminal."""
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    caption: str = ""
-
-    @property
-    def text(self) -> str:
-        from labkit.cli.output import table
-
-        return table(self.rows, self.head) + (f"\n{self.caption}" if self.caption else "")
-
-    def html(self) -> str:
-        head = "".join(f'<th scope="col" style="text-align:left">{escape(h)}</th>' for h in self.head)
-        body = "".join("<tr>" + "".join(f'<td style="text-align:left;vertical-align:top">{escape(c)}</td>' for c in row) + "</tr>" for row in self.rows)
-        foot = f"<p>{escape(self.caption)}</p>" if self.caption else ""
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{foot}"
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return {"text/html": self.html(), "text/plain": self.text}
-
-    def __repr__(self) -> str:
-        return self.text
 
 
 def _ratio(r: Any) -> str:

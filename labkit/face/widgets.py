@@ -205,7 +205,8 @@ class Growing:
         self.ends.append((name, at_s))
         if self.view:
             self.view.grow(growing_html(self.ends))
-            self.view.say(f"{name} over after {show_s(at_s)}")
+            after = " – answering, then everything is taken down" if name == "ready" else ""
+            self.view.say(f"{name} over after {show_s(at_s)}{after}")
 
     def trial_done(self, trial: Trial) -> None:
         if self.view:

@@ -57,7 +57,7 @@ def notebook_body(path: str | Path, links: str = ".html") -> str:
             parts.append(_markdown(source, links))
         elif cell["cell_type"] == "code" and source.strip():
             parts.append(_highlight(source))
-            parts += [f'<div class="out">{html}</div>' for o in cell.get("outputs", []) if (html := _output(o))]
+            parts += [f'<div class="out">{html}</div>' for o in _merged(cell.get("outputs", [])) if (html := _output(o))]
     return "\n".join(parts)
 
 
@@ -80,6 +80,17 @@ def _highlight(source: str) -> str:
 
 def _text(value: Any) -> str:
     return "".join(value) if isinstance(value, list) else str(value)
+
+
+def _merged(outputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lines that were flushed one by one come as one output each; they are one text."""
+    made: list[dict[str, Any]] = []
+    for o in outputs:
+        if made and o.get("output_type") == "stream" and made[-1].get("output_type") == "stream":
+            made[-1] = {**made[-1], "text": _text(made[-1]["text"]) + _text(o["text"])}
+        else:
+            made.append(o)
+    return made
 
 
 def _output(output: dict[str, Any]) -> str:

@@ -46,8 +46,6 @@ def report(out: Path, notebooks: Sequence[Path], *, preset: str = "small", block
 
     began_s, failed, parts = time.monotonic(), [], []
     out.mkdir(parents=True, exist_ok=True)
-    say("what this host can show")
-    parts.append(doctor_html())
     say(f"the naive stack, {blocks} cold starts of {preset}")
     run = None
     try:
@@ -59,6 +57,8 @@ def report(out: Path, notebooks: Sequence[Path], *, preset: str = "small", block
         parts.append(f'<h2>One naive cold start</h2><pre class="bad">{escape(str(error))}</pre>')
     for path in records:
         parts.append(record_html(path))
+    say("what this host can show")
+    parts.append(doctor_html())
     results: list[Any] = []
     for path in notebooks:
         say(f"notebook {path.stem}")
@@ -89,7 +89,7 @@ def _head(failed: Sequence[str], seconds: float) -> str:
     return (f"<h1>The cold-start lab on this host</h1><p>{escape(card()['title'])} · {escape(card()['distribution'])}, kernel {escape(card()['kernel'])} · "
             f"measured in {show_s(seconds)}</p>{state}"
             '<p>A cold start runs from the request that finds nothing running to the first token at the client that sent it. '
-            "Below: what this host can show, where the time of the naive stack goes here, and every notebook as it ran a moment ago.</p>")
+            "Below: where the time of the naive stack goes here, what this host can show, and every notebook as it ran a moment ago.</p>")
 
 
 def _foot() -> str:
@@ -99,14 +99,26 @@ def _foot() -> str:
 
 
 def doctor_html() -> str:
-    """The doctor's table: state, what, why it matters, what would change it."""
+    """What is missing or degraded as a table, with why and the fix; what is there, folded."""
+    import re
+
     from labkit.core import host
 
-    marks = {"OK": "good", "DEGRADED": "", "MISSING": "bad"}
-    rows = [[f'<span class="{marks.get(f.state, "")}">{f.state}</span>', f"<code>{escape(f.name)}</code>", escape(f.missing or f.detail), escape(f.why),
-             f"<code>{escape(f.fix)}</code>" if f.fix else ""] for f in host.doctor()]
-    return ("<h2>What this host can show</h2><p>Each line was tried a moment ago. What is missing costs a mechanism, never the meaning of a number.</p>"
-            + pages.table_html(["state", "capability", "found", "what it unlocks", "to change it"], rows))
+    def said(text: str) -> str:
+        return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+
+    def rows(states: tuple[str, ...]) -> list[list[str]]:
+        marks = {"OK": "good", "DEGRADED": "", "MISSING": "bad"}
+        return [[f'<span class="{marks[f.state]}">{f.state}</span>', f"<code>{escape(f.name)}</code>", said(f.missing or f.detail), said(f.why),
+                 f"<code>{escape(f.fix)}</code>" if f.fix else ""] for f in found if f.state in states]
+
+    found, head = host.doctor(), ["state", "capability", "found", "what it unlocks", "to change it"]
+    there, lacking = rows(("OK",)), rows(("DEGRADED", "MISSING"))
+    parts = ["<h2>What this host can show</h2><p>Each capability was tried a moment ago. What is missing costs a mechanism, never the meaning of a number.</p>"]
+    if lacking:
+        parts.append(pages.table_html(head, lacking))
+    parts.append(f"<details><summary>{len(there)} capabilities are there</summary>{pages.table_html(head[:4], [r[:4] for r in there])}</details>")
+    return "".join(parts)
 
 
 def run_html(run: Run, title: str, level: int = 2) -> str:

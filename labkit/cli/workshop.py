@@ -1,0 +1,41 @@
+"""`labkit workshop`: the lab in one archive, for rooms whose machines have no internet.
+
+    labkit workshop pack --out workshop.tar            wheels, lab, image, checkpoints, recorded runs, and unpack.sh
+    labkit workshop pack --preset tiny --no-image      a small one
+    labkit workshop check DIR                          an unpacked archive: complete, and every file as it was packed
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="workshop", metavar="COMMAND", required=True)
+    pack = commands.add_parser("pack", help="make the archive on a machine that has internet")
+    pack.add_argument("--out", default="workshop.tar", metavar="FILE", help="the archive (default: workshop.tar; not compressed, wheels already are)")
+    pack.add_argument("--preset", action="append", default=[], help="checkpoints to pack (default: tiny and small)")
+    pack.add_argument("--no-image", action="store_true", help="leave the image out: each machine builds its own from what is installed (about a minute)")
+    pack.add_argument("--no-wheels", action="store_true", help="leave the packages out, where the room has a package mirror")
+    pack.add_argument("--record", action="append", default=[], metavar="FILE", help="a further run record to pack")
+    pack.add_argument("--json", action="store_true", help="only the JSON line on stdout")
+    verify = commands.add_parser("check", help="verify an unpacked archive")
+    verify.add_argument("dir", metavar="DIR")
+
+
+def run(args: argparse.Namespace) -> int:
+    from labkit.cli.output import last_line
+    from labkit.core.units import show_bytes
+    from labkit.lessons import pack
+
+    if args.workshop == "check":
+        count = pack.verify(Path(args.dir))
+        print(f"{count} files are as they were packed")
+        return 0
+    say = (lambda _: None) if args.json else print
+    made = pack.pack(Path(args.out), presets=args.preset or ["tiny", "small"], image=not args.no_image, wheels=not args.no_wheels,
+                     records=[Path(p) for p in args.record], say=say)
+    say(f"{made.path}: {made.files} files, {show_bytes(made.size_bytes)}. On each machine: tar xf {made.path.name} && labkit-workshop/unpack.sh")
+    last_line({"pack": str(made.path), "files": made.files, "size_bytes": made.size_bytes, "parts_bytes": made.parts_bytes})
+    return 0

@@ -1,0 +1,230 @@
+"""The workshop pack: one archive with everything a machine without internet needs.
+
+    labkit-workshop/
+      unpack.sh              makes the virtual environment from wheels/, puts models and image into the workspace, runs the doctor
+      MANIFEST.json          SHA-256 and size of every file
+      lab/                   this checkout: labkit, notebooks, data, tests, documents
+      wheels/                every package of constraints.txt that is installed here, for this Python and machine type
+      models/<preset>/       checkpoints          images/        the subject's image          records/      further runs
+
+The archive is made for machines like this one (same Python minor version, same architecture, glibc at least as new);
+`unpack.sh` says so where they differ, and changes nothing outside its folder and the workspace. Nothing of the packer's
+own workspace but the named artifacts goes in: no runs, no ledgers, no registry state. Lesson: docs/facilitator.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from labkit.core.workspace import Workspace
+from labkit.errors import BadInput, TransferError
+
+TOP = "labkit-workshop"
+#: What of a checkout a learner needs; generated and private things never match.
+LAB = ("labkit", "notebooks", "data", "tests", "docs", "scripts", "binder", "pyproject.toml", "constraints.txt", "Makefile", "README.md", "STYLE.md", "LICENSE")
+_SKIPPED = ("__pycache__", ".ipynb_checkpoints", ".git")
+
+UNPACK = """#!/usr/bin/env bash
+# Sets the lab up from this folder, without internet. Run it again at any time.
+set -euo pipefail
+here="$(cd "$(dirname "$0")" && pwd)"
+python="${PYTHON:-python%(version)s}"
+command -v "$python" >/dev/null || { echo "needs Python %(version)s (or PYTHON=/path/to/it)"; exit 2; }
+"$python" -c 'import sys; sys.exit(sys.version_info[:2] != (%(major)d, %(minor)d))' || { echo "packed for Python %(version)s, this is another one"; exit 2; }
+[ "$(uname -m)" = "%(machine)s" ] || { echo "packed for %(machine)s, this machine is $(uname -m)"; exit 2; }
+cd "$here/lab"
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+%(install)s
+home="${LABKIT_HOME:-$HOME/.cache/labkit}"
+mkdir -p "$home" && chmod 700 "$home"
+for part in models images; do
+    if [ -d "$here/$part" ]; then mkdir -p "$home/$part" && cp -R -n "$here/$part/." "$home/$part/"; fi
+done
+.venv/bin/labkit workshop check "$here"
+.venv/bin/labkit doctor || true
+echo "Ready: cd $here/lab && .venv/bin/jupyter lab --notebook-dir notebooks"
+"""
+
+INSTALL = """.venv/bin/python -m pip install -q --no-index --find-links "$here/wheels" -c constraints.txt setuptools wheel
+.venv/bin/python -m pip install -q --no-index --find-links "$here/wheels" --no-build-isolation -c constraints.txt -e ."""
+INSTALL_MIRROR = ".venv/bin/python -m pip install -q -c constraints.txt -e ."
+
+
+@dataclass(frozen=True)
+class Packed:
+    path: Path
+    files: int
+    size_bytes: int
+    parts_bytes: dict[str, int] = field(default_factory=dict)
+
+
+def pack(out: Path, *, presets: Sequence[str], image: bool = True, wheels: bool = True, records: Sequence[Path] = (),
+         workspace: Workspace | None = None, root: Path | None = None, say: Callable[[str], Any] = print) -> Packed:
+    """Write the archive. Raises BadInput for a checkout or a record that is not there, TransferError when wheels cannot be had."""
+    space = workspace or Workspace.default()
+    lab = root or Path(__file__).resolve().parents[2]
+    if not (lab / "pyproject.toml").exists():
+        raise BadInput(f"{lab} is not a checkout of the lab", why="the notebooks are packed from it", fix="run labkit workshop pack from an editable install (make setup)")
+    from labkit.core import records as run_records
+
+    for path in records:
+        run_records.read(path)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="labkit-pack-", dir=out.parent.resolve()) as folder:
+        parts: dict[str, list[tuple[str, Path]]] = {"lab": _lab_files(lab)}
+        if wheels:
+            say("packages")
+            parts["wheels"] = _files(_wheels(lab, Path(folder) / "wheels", say), "wheels")
+        parts["models"] = []
+        for preset in presets:
+            say(f"checkpoint {preset}")
+            parts["models"] += _model(space, preset)
+        if image:
+            say("image of the subject")
+            parts["images"] = _image(space)
+        parts["records"] = [(f"records/{p.name}", p) for p in records]
+        say("archive")
+        return _write(out, parts, wheels)
+
+
+def _lab_files(lab: Path) -> list[tuple[str, Path]]:
+    found: list[tuple[str, Path]] = []
+    for name in LAB:
+        path = lab / name
+        found += [(f"lab/{name}", path)] if path.is_file() else _files(path, f"lab/{name}") if path.is_dir() else []
+    return found
+
+
+def _files(folder: Path, under: str) -> list[tuple[str, Path]]:
+    """Regular files below a folder, sorted; links are followed only within it."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.is_file() and not any(p in _SKIPPED or p.endswith(".egg-info") for p in parts):
+            found.append(("/".join((under, *parts)), path))
+    return found
+
+
+def _wheels(lab: Path, into: Path, say: Callable[[str], Any]) -> Path:
+    """Every pinned package that is installed here, as a wheel. Source-only packages are built once, here."""
+    from importlib import metadata
+
+    into.mkdir()
+    here = {_plain(d.metadata["Name"]): d.version for d in metadata.distributions()}
+    pins = [line.strip() for line in (lab / "constraints.txt").read_text().splitlines() if "==" in line and not line.startswith("#")]
+    # What is installed counts: `torch==2.x+cpu` has no counterpart under the plain pin on a default index.
+    wanted = [f"{pin.split('==')[0]}=={here[_plain(pin.split('==')[0])]}" for pin in pins if _plain(pin.split("==")[0]) in here]
+    needed = Path(into.parent) / "wanted.txt"
+    needed.write_text("\n".join([*wanted, "setuptools", "wheel", "pip"]) + "\n")
+    done = subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-r", str(needed), "-w", str(into)], capture_output=True, text=True)
+    if done.returncode:
+        raise TransferError("not every package could be had as a wheel", why=done.stderr[-1500:].strip(), fix="try again with internet, or --no-wheels where the room has a mirror")
+    say(f"{len(list(into.glob('*.whl')))} wheels")
+    return into
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-").replace(".", "-")
+
+
+def _model(space: Workspace, preset: str) -> list[tuple[str, Path]]:
+    from labkit.subject import checkpoint
+
+    directory = Path(checkpoint.ensure(space, preset))
+    return _files(directory, f"models/{directory.name}")
+
+
+def _image(space: Workspace) -> list[tuple[str, Path]]:
+    from labkit.image import build
+
+    layout, _reference = build.ensure_image(space)
+    layout = Path(layout)
+    return _files(layout, f"images/{layout.relative_to(space.images)}")
+
+
+def _write(out: Path, parts: dict[str, list[tuple[str, Path]]], wheels: bool) -> Packed:
+    """Stream into the archive, hashing as it goes; the manifest comes last and names everything."""
+    facts = {"version": ".".join(platform.python_version_tuple()[:2]), "major": sys.version_info[0], "minor": sys.version_info[1],
+             "machine": platform.machine(), "install": INSTALL if wheels else INSTALL_MIRROR}
+    manifest: dict[str, dict[str, Any]] = {}
+    partial = out.with_name(out.name + ".part")
+    try:
+        with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as archive:
+            for name, path in (entry for part in parts.values() for entry in part):
+                manifest[name] = _add(archive, name, path.read_bytes() if path.stat().st_size < 1 << 20 else path, path.stat().st_mode & 0o111)
+            manifest["unpack.sh"] = _add(archive, "unpack.sh", (UNPACK % facts).encode(), 0o111)
+            text = json.dumps({"made_for": {k: facts[k] for k in ("version", "machine")}, "files": manifest}, indent=1, sort_keys=True).encode()
+            _add(archive, "MANIFEST.json", text, 0)
+        os.replace(partial, out)
+    finally:
+        partial.unlink(missing_ok=True)
+    sizes = {part: sum(manifest[name]["size_bytes"] for name, _ in entries) for part, entries in parts.items()}
+    return Packed(out, len(manifest) + 1, out.stat().st_size, sizes)
+
+
+def _add(archive: tarfile.TarFile, name: str, source: bytes | Path, executable: int) -> dict[str, Any]:
+    import io
+
+    member = tarfile.TarInfo(f"{TOP}/{name}")
+    member.mode = 0o755 if executable else 0o644
+    digest = hashlib.sha256()
+    if isinstance(source, bytes):
+        member.size = len(source)
+        digest.update(source)
+        archive.addfile(member, io.BytesIO(source))
+    else:
+        member.size = source.stat().st_size
+        with open(source, "rb") as data:
+            archive.addfile(member, _Hashing(data, digest))  # type: ignore[arg-type]
+    return {"sha256": digest.hexdigest(), "size_bytes": member.size}
+
+
+class _Hashing:
+    def __init__(self, data: Any, digest: Any):
+        self.data, self.digest = data, digest
+
+    def read(self, size: int = -1) -> bytes:
+        piece = self.data.read(size)
+        self.digest.update(piece)
+        return piece
+
+
+def verify(folder: Path) -> int:
+    """Number of files checked. Raises BadInput that names what is missing, changed or of a hostile name."""
+    manifest = folder / "MANIFEST.json"
+    try:
+        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        items = [(str(n), str(f["sha256"]), int(f["size_bytes"])) for n, f in files.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{manifest} is no manifest: {error}", fix="unpack the archive again") from None
+    wrong = []
+    for name, wanted, size in items:
+        path = folder / name
+        if name.startswith("/") or ".." in Path(name).parts:
+            wrong.append(f"{name}: leads out of the folder")
+        elif not path.is_file():
+            wrong.append(f"{name}: missing")
+        elif path.stat().st_size != size or _digest(path) != wanted:
+            wrong.append(f"{name}: changed")
+    if wrong:
+        raise BadInput(f"{len(wrong)} of {len(items)} files are not as packed: " + "; ".join(wrong[:5]), why="a torn copy shows up later as a riddle", fix="copy and unpack the archive again")
+    return len(items)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as data:
+        while piece := data.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

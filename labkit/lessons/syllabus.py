@@ -1,0 +1,125 @@
+"""Syllabi as data: which notebooks, in which order, with minutes that come from the notebooks themselves.
+
+    schedule([Part("00_start_here", "must"), Pause(10), Part("01_anatomy", "must", "sections 1 and 4", minutes=25)], start="09:00")
+
+Minutes of a whole notebook are its own (metadata `labkit.minutes`, the time a learner takes); a part of one names its
+minutes here. Slack is added to every part, as somebody's machine always needs a second try. The column "machine" is
+measured: `labkit notebooks run --save-seconds notebooks/syllabi/measured.json` on the host named in that file.
+Lesson: notebooks/syllabi.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import BadInput
+
+RANKS = ("must", "should", "could")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A notebook, or some sections of one. rank: must (the goal depends on it), should, could (first to be left out)."""
+
+    notebook: str
+    rank: str
+    what: str = "all of it"
+    minutes: int | None = None
+
+
+@dataclass(frozen=True)
+class Pause:
+    minutes: int
+    what: str = "break"
+
+
+@dataclass(frozen=True)
+class Talk:
+    """Something without a notebook: a welcome, a discussion."""
+
+    what: str
+    minutes: int
+    rank: str = "must"
+
+
+def folder() -> Path:
+    return Path(__file__).resolve().parents[2] / "notebooks"
+
+
+def minutes_of(notebook: str) -> int:
+    """The learner's minutes from the notebook's metadata. Raises BadInput for one that is not there."""
+    from labkit.lessons import canonical
+
+    path = folder() / f"{notebook}.ipynb"
+    if not path.exists():
+        raise BadInput(f"no notebook {notebook!r}", fix="one of: " + ", ".join(sorted(p.stem for p in folder().glob("*.ipynb"))))
+    return int(canonical.load(path)["metadata"]["labkit"]["minutes"])
+
+
+def measured() -> dict[str, Any]:
+    """{"host", "preset", "seconds": {notebook: s}} of the last measurement kept, or {}."""
+    path = folder() / "syllabi" / "measured.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def save_measured(path: str | Path, results: Sequence[Any], preset: str) -> None:
+    """Keep the machine's seconds of notebooks that came through."""
+    from labkit.core.host import card
+
+    doc = {"host": card()["title"], "preset": preset or "defaults", "seconds": {r.name: round(r.seconds, 1) for r in results if r.outcome == "ok"}}
+    Path(path).write_text(json.dumps(doc, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def planned(parts: Sequence[Part | Pause | Talk], slack: float = 0.1) -> list[tuple[Part | Pause | Talk, int]]:
+    """Each part with the minutes to plan for it; slack on everything but pauses, rounded up to whole minutes."""
+    made = []
+    for part in parts:
+        base = part.minutes if part.minutes is not None else minutes_of(part.notebook)  # type: ignore[union-attr]
+        made.append((part, base if isinstance(part, Pause) else math.ceil(round(base * (1 + slack), 6))))
+    return made
+
+
+def total_minutes(parts: Sequence[Part | Pause | Talk], slack: float = 0.1) -> int:
+    return sum(minutes for _, minutes in planned(parts, slack))
+
+
+def schedule(parts: Sequence[Part | Pause | Talk], start: str = "09:00", slack: float = 0.1) -> Any:
+    """The table of a day."""
+    from labkit.core.units import show_s
+    from labkit.face.table import Table
+
+    seconds = measured().get("seconds", {})
+    hour, _, minute = start.partition(":")
+    at, rows = int(hour) * 60 + int(minute), []
+    for part, minutes in planned(parts, slack):
+        clock = f"{at // 60:02d}:{at % 60:02d}"
+        if isinstance(part, Part):
+            machine = show_s(seconds[part.notebook]) if part.notebook in seconds and part.what == "all of it" else ""
+            rows.append((clock, str(minutes), part.rank, part.notebook, part.what, machine))
+        else:
+            rows.append((clock, str(minutes), getattr(part, "rank", ""), "", part.what, ""))
+        at += minutes
+    rows.append((f"{at // 60:02d}:{at % 60:02d}", "", "", "", "end", ""))
+    host = measured().get("host")
+    note = f"Minutes hold {slack:.0%} slack." + (f" Machine time of a whole notebook at its {measured()['preset']}, measured on {host}." if host else "")
+    return Table(("at", "minutes", "rank", "notebook", "what", "machine"), tuple(rows), note)
+
+
+NINETY = (Talk("welcome: what a cold start is, and who waited for one", 8), Part("00_start_here", "must", "sections 1 and 2", 20), Part("01_anatomy", "must", "sections 1, 2 and 4", 25),
+          Part("08_stacking", "must", "section 1, in pairs: guess, run, explain", 15), Part("08_stacking", "could", "section 3: a fast phase and the whole", 6), Talk("what each team does first, and how it will know", 6))
+
+HALF_DAY = (Talk("welcome: what a cold start is, and who waited for one", 10), Part("00_start_here", "must"), Part("01_anatomy", "must", "without section 5", 32), Pause(10),
+            Part("03_lazy_pull", "should", "live part", 30), Part("05_streaming", "should", "live part", 30), Pause(10), Part("08_stacking", "must", "sections 1 to 4", 35),
+            Part("09_decide", "could", "with the numbers of one team", 15), Talk("what each team does first, and how it will know", 8))
+
+ONE_DAY = (Talk("welcome: what a cold start is, and who waited for one", 10), Part("00_start_here", "must"), Part("01_anatomy", "must"), Pause(10), Part("02_image_pull", "should", "live part", 30),
+           Part("03_lazy_pull", "must", "live part", 30), Pause(60, "lunch"), Part("04_model_formats", "should", "live part", 30), Part("05_streaming", "must", "live part", 30), Pause(10),
+           Part("06_gpu_init", "could", "live or replayed", 25), Part("07_checkpoints", "should", "live part", 30), Pause(10), Part("08_stacking", "must"),
+           Part("09_decide", "must", "each team its own numbers", 25), Talk("what each team does first, and how it will know", 15))
+
+SYLLABI = {"90_minutes": (NINETY, 90), "half_day": (HALF_DAY, 220), "one_day": (ONE_DAY, 510)}
