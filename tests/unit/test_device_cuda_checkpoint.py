@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit.device import cuda_checkpoint as cuda
@@ -27,6 +27,7 @@ def test_the_fake_says_that_it_is_simulated():
 
 
 @given(failing=st.sampled_from(["lock", "checkpoint"]), late=st.booleans(), breaks=st.booleans())
+@settings(deadline=None)
 def test_a_failed_park_ends_running_or_in_a_clear_terminal_error(failing, late, breaks):
     driver = FakeDriver({PID: BYTES})
     (driver.fail_after if late else driver.fail)[failing] = "CUDA_ERROR_UNKNOWN"
@@ -42,6 +43,7 @@ def test_a_failed_park_ends_running_or_in_a_clear_terminal_error(failing, late, 
 
 
 @given(plan=st.lists(st.tuples(st.sampled_from(ACTIONS), st.sampled_from(["", "fail", "late", "break"])), max_size=14))
+@settings(deadline=None)
 def test_any_sequence_of_steps_and_failures_keeps_driver_and_report_in_agreement(plan):
     driver = FakeDriver({PID: BYTES})
     for action, trouble in plan:
@@ -64,6 +66,7 @@ def test_any_sequence_of_steps_and_failures_keeps_driver_and_report_in_agreement
 
 
 @given(state=st.sampled_from(["locked", "failed"]))
+@settings(deadline=None)
 def test_toggling_from_a_state_in_between_is_refused_and_changes_nothing(state):
     driver = FakeDriver({PID: BYTES})
     driver.processes[PID]["state"] = state

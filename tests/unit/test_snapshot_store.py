@@ -1,0 +1,160 @@
+"""Snapshots on disk: whole or not there, tied to their host, checked byte for byte, no secret named by value."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from labkit.snapshot import readahead, store
+from labkit.snapshot.explain import SnapshotRefused
+
+
+def make(target, *, pages: bytes = b"p" * 5_000_000, **more) -> store.Snapshot:
+    with store.writing(target) as part:
+        (part / "images" / "pages-1.img").write_bytes(pages)
+        (part / "images" / "core-1.img").write_bytes(b"core")
+        store.seal(part, store.Manifest("criu-process", store.place(), "4.2", "2026-01-01", store.describe(part / "images"), **more))
+    return store.open_snapshot(target)
+
+
+def test_a_sealed_snapshot_is_readable_by_its_owner_only(tmp_path):
+    snapshot = make(tmp_path / "s")
+    assert stat.S_IMODE(snapshot.path.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(p.stat().st_mode) for p in snapshot.images.iterdir()} == {0o600}
+    assert stat.S_IMODE((snapshot.path / "manifest.json").stat().st_mode) == 0o600
+
+
+def test_a_dump_that_fails_leaves_nothing_and_keeps_the_old_snapshot(tmp_path):
+    old = make(tmp_path / "s", pages=b"old")
+    with pytest.raises(OSError), store.writing(tmp_path / "s") as part:
+        (part / "images" / "pages-1.img").write_bytes(b"half")
+        raise OSError("No space left on device")
+    assert os.listdir(tmp_path) == ["s"]
+    assert (store.open_snapshot(old.path).images / "pages-1.img").read_bytes() == b"old"
+
+
+def test_half_a_snapshot_is_never_restorable(tmp_path):
+    with pytest.raises(SnapshotRefused), store.writing(tmp_path / "s") as part:
+        (part / "images" / "pages-1.img").write_bytes(b"half")
+    for name in ("s", ".s.1.part"):
+        with pytest.raises(SnapshotRefused):
+            store.open_snapshot(tmp_path / name)
+
+
+def test_what_a_dead_dump_left_is_removed_by_the_next(tmp_path):
+    left = tmp_path / ".s.4194000.part"
+    left.mkdir()
+    make(tmp_path / "s")
+    assert os.listdir(tmp_path) == ["s"]
+
+
+@given(key=st.sampled_from(["kernel", "cpu", "cpu_features", "machine"]), other=st.text(min_size=1, max_size=20))
+@settings(deadline=None, max_examples=12)
+def test_one_changed_byte_of_the_place_is_refused_with_the_reason(key, other, tmp_path_factory):
+    snapshot = make(tmp_path_factory.mktemp("place") / "s", pages=b"x")
+    snapshot.refuse_if_foreign()
+    if other == snapshot.manifest.place[key]:
+        return
+    foreign = replace(snapshot, manifest=replace(snapshot.manifest, place={**snapshot.manifest.place, key: other}))
+    with pytest.raises(SnapshotRefused) as caught:
+        foreign.refuse_if_foreign()
+    assert other in caught.value.what
+
+
+def test_another_major_version_of_criu_is_refused(tmp_path):
+    snapshot = make(tmp_path / "s", pages=b"x")
+    snapshot.refuse_if_foreign(criu="4.9")
+    with pytest.raises(SnapshotRefused, match="CRIU"):
+        snapshot.refuse_if_foreign(criu="3.17")
+
+
+@given(name=st.sampled_from(["pages-1.img", "core-1.img"]), at=st.integers(0, 4_999_999), cut=st.booleans())
+@settings(deadline=None, max_examples=12)
+def test_any_damaged_byte_is_found(name, at, cut, tmp_path_factory):
+    snapshot = make(tmp_path_factory.mktemp("damage") / "s")
+    path = snapshot.images / name
+    data = bytearray(path.read_bytes())
+    at %= len(data)
+    path.write_bytes(data[:at] if cut else data[:at] + bytes([data[at] ^ 1]) + data[at + 1:])
+    with pytest.raises(SnapshotRefused, match=name):
+        snapshot.verify()
+
+
+@given(at=st.integers(0, 4_999_999))
+@settings(deadline=None, max_examples=12)
+def test_reading_ahead_finds_any_damaged_byte_of_the_pages(at, tmp_path_factory):
+    snapshot = make(tmp_path_factory.mktemp("ahead") / "s")
+    path = snapshot.images / "pages-1.img"
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    with readahead.reading(readahead.pieces_of(snapshot)) as ahead, pytest.raises(SnapshotRefused, match="pages-1.img"):
+        ahead.checked()
+    ahead.join()
+
+
+def test_reading_ahead_sees_every_byte_of_a_whole_snapshot(tmp_path):
+    snapshot = make(tmp_path / "s")
+    pieces = readahead.pieces_of(snapshot)
+    with readahead.reading(pieces) as ahead:
+        ahead.checked()
+    ahead.join()
+    assert ahead.bytes_read == 5_000_000 == readahead.piece_bytes(pieces)
+
+
+def test_a_file_of_the_working_set_that_is_gone_stops_nothing(tmp_path):
+    snapshot = make(tmp_path / "s", working_set={"/nowhere/lib.so": [[0, 4096]]})
+    with readahead.reading(readahead.pieces_of(snapshot)) as ahead:
+        ahead.checked()
+    ahead.join()
+
+
+@given(ranges=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 10**4)), max_size=20), gap=st.integers(0, 10**4))
+def test_merged_ranges_cover_what_they_were_made_of_and_stay_apart(ranges, gap):
+    merged = readahead.merge(ranges, gap)
+    for offset, length in ranges:
+        assert any(o <= offset and offset + length <= o + n for o, n in merged)
+    assert all(a[0] + a[1] + gap < b[0] for a, b in zip(merged, merged[1:], strict=False))
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_API_KEY", "db_password", "GITHUB_PAT", "Credential"])
+def test_secrets_are_named_and_scrubbed(name):
+    environment = {name: "value", "PATH": "/bin", "SSH_AUTH_SOCK": "/run/x"}
+    assert store.secrets_in(environment) == [name]
+    assert store.scrubbed(environment) == {"PATH": "/bin", "SSH_AUTH_SOCK": "/run/x"}
+
+
+def test_a_manifest_that_names_files_outside_is_refused(tmp_path):
+    snapshot = make(tmp_path / "s", pages=b"x")
+    text = (snapshot.path / "manifest.json").read_text().replace("core-1.img", "../core-1.img")
+    (snapshot.path / "manifest.json").write_text(text)
+    with pytest.raises(SnapshotRefused):
+        store.open_snapshot(snapshot.path)
+
+
+@given(data=st.binary(max_size=300))
+@settings(deadline=None, max_examples=12)
+def test_any_manifest_is_read_or_refused(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("manifest")
+    (folder / "manifest.json").write_bytes(data)
+    with pytest.raises(SnapshotRefused):
+        store.open_snapshot(folder)
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_a_published_snapshot_comes_back_byte_for_byte(tmp_path, compression):
+    from labkit.net.serving import serving
+    from labkit.objects.client import open_bucket
+    from labkit.snapshot import transport
+
+    snapshot = make(tmp_path / "s", pages=os.urandom(3_000_000) + bytes(6_000_000))
+    facts = transport.publish(snapshot, tmp_path / "bucket", "snapshots/s", compression=compression, work=tmp_path)
+    assert (facts["stored_bytes"] < 5_000_000) == (compression == "zstd")
+    with serving("store", tmp_path / "bucket") as running, open_bucket("s3://lab/snapshots/s", {"AWS_ENDPOINT_URL": running.url}) as bucket:
+        transport.pull(bucket, tmp_path / "node")
+    store.open_snapshot(tmp_path / "node").verify()
