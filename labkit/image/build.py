@@ -62,7 +62,7 @@ class _Parts:
         if part == "torch":
             return closure.distribution_entries(self._torch().values())
         if part == "packages":
-            wanted = closure.distributions([*PACKAGES, *RIVALS, "torch"], without=self._torch())
+            wanted = closure.distributions([*PACKAGES, *RIVALS, *self._torch()], without=self._torch())
             return closure.distribution_entries(wanted.values())
         if part == "app":
             import labkit

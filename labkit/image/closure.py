@@ -94,7 +94,8 @@ def stdlib_entries() -> dict[str, Entry]:
 
 
 def distributions(names: Iterable[str], without: Iterable[str] = ()) -> dict[str, metadata.Distribution]:
-    """Installed distributions and what they require, transitively (extras as in `package[extra]`). Missing ones are left out."""
+    """Installed distributions and what they require, transitively (extras as in `package[extra]`). Missing
+    ones are left out; of `without`, what they require stays."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
@@ -105,7 +106,7 @@ def distributions(names: Iterable[str], without: Iterable[str] = ()) -> dict[str
     while queue:
         wanted = queue.pop()
         key = (canonicalize_name(wanted.name), frozenset(wanted.extras))
-        if key in seen or key[0] in skipped:
+        if key in seen:
             continue
         seen.add(key)
         try:
@@ -117,7 +118,7 @@ def distributions(names: Iterable[str], without: Iterable[str] = ()) -> dict[str
             requirement = Requirement(line)
             if requirement.marker is None or any(requirement.marker.evaluate({"extra": e}) for e in (*wanted.extras, "")):
                 queue.append(requirement)
-    return dict(sorted(found.items()))
+    return {name: found[name] for name in sorted(found) if name not in skipped}
 
 
 def distribution_entries(dists: Iterable[metadata.Distribution]) -> dict[str, Entry]:
