@@ -120,3 +120,23 @@ def test_a_model_with_a_hole_is_refused_by_name():
         model = Llama(PRESETS["tiny"])
     with pytest.raises(BadInput, match=r"model\.embed_tokens\.weight"):
         model.finish()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("fmt", ["safetensors", "pickle"])
+def test_the_public_library_loads_what_we_make_and_gives_the_same_logits_and_words(tmp_path, family, fmt):
+    from labkit.subject.checkpoint import make_checkpoint
+    from labkit.subject.tokenizer import Tokenizer
+
+    directory = tmp_path / "made"
+    make_checkpoint(directory, "tiny", family=family, fmt=fmt, shards=2)
+    with torch.device("meta"):
+        ours = Llama(LlamaConfig.from_dir(directory), torch.float32)
+    plain.load(ours, str(directory), "cpu")
+    ours.finish(64)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    words = transformers.AutoTokenizer.from_pretrained(directory)
+    ids = Tokenizer.from_dir(directory).encode("Where does the time go, and how sure are we?")
+    assert words("Where does the time go, and how sure are we?").input_ids == ids
+    with torch.no_grad():
+        assert (theirs(torch.tensor([ids])).logits - ours(torch.tensor([ids]))).abs().max() < 1e-4
