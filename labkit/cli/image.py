@@ -1,0 +1,44 @@
+"""`labkit image …`: one module a subcommand, imported only when it is called; each gives `add_arguments(parser)` and `run(args)`.
+
+A subcommand's hooks may carry its name where a module serves several (`add_push_arguments`, `run_push`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+
+#: subcommand -> (module, help)
+SUBCOMMANDS = {
+    "build": ("labkit.cli.image_build", "the subject's image from this host, as an OCI layout"),
+    "inspect": ("labkit.cli.image_build", "what an image is made of: layers, sizes, files"),
+    "pull": ("labkit.cli.image_build", "fetch an image from a registry into a layout (stock full pull)"),
+    "unpack": ("labkit.cli.image_build", "layers to a root directory; hostile ones are refused"),
+    "push": ("labkit.cli.image_push", "to an object store, content-addressed"),
+    "recompress": ("labkit.cli.image_push", "the same image with gzip, zstd or plain layers"),
+    "convert": ("labkit.cli.image_lazy", "to eStargz, optimised by a recorded access order"),
+    "mount": ("labkit.cli.image_lazy", "an eStargz image lazily, without a container runtime"),
+}
+
+
+def _hook(command: str, kind: str):  # type: ignore[no-untyped-def]
+    module = importlib.import_module(SUBCOMMANDS[command][0])
+    names = (f"add_{command}_arguments", "add_arguments") if kind == "arguments" else (f"run_{command}", "run")
+    return next(getattr(module, name) for name in names if hasattr(module, name))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    subs = parser.add_subparsers(dest="image_command", metavar="SUBCOMMAND", required=True)
+    called = next((a for a in sys.argv[1:] if a in SUBCOMMANDS), None)
+    for name, (module, help_text) in SUBCOMMANDS.items():
+        if importlib.util.find_spec(module) is None:
+            continue
+        sub = subs.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
+        if name == called:
+            _hook(name, "arguments")(sub)
+
+
+def run(args: argparse.Namespace) -> int:
+    return int(_hook(args.image_command, "run")(args) or 0)

@@ -1,0 +1,115 @@
+"""`labkit image build | inspect | pull | unpack`: an image made, looked at, fetched and unpacked by hand."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+
+def add_build_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="LAYOUT", help="where the OCI layout goes (default: the workspace, cached)")
+    parser.add_argument("--with-weights", type=Path, metavar="DIR", help="put this model directory into the image, too")
+    parser.add_argument("--level", type=int, default=6, choices=range(1, 10), help="gzip level (default 6, the stock builders')")
+    parser.add_argument("--tiny", action="store_true", help="a 3 MB image with links, whiteouts and odd names instead, in a second")
+    parser.add_argument("--name", default="", help="name in the layout (default lab/subject:latest)")
+
+
+def run_build(args: argparse.Namespace) -> int:
+    from labkit.cli.output import last_line
+    from labkit.core.units import show_bytes, show_s
+    from labkit.core.workspace import Workspace
+    from labkit.image import build, oci, tiny
+
+    began = time.monotonic()
+    if args.tiny:
+        name = args.name or tiny.REFERENCE
+        path = Path(args.out) if args.out else Workspace.default().images / "tiny"
+        build.tiny_layout(path, name=name)
+    elif args.out:
+        name, path = args.name or build.REFERENCE, Path(args.out)
+        build.build(path, with_weights=args.with_weights, level=args.level, name=name, say=_say)
+    else:
+        path, name = build.ensure_image(Workspace.default(), with_weights=args.with_weights, say=_say)
+    layout = oci.Layout(path)
+    manifest, digest = layout.manifest(name), layout.manifest_descriptor(name).digest
+    seconds = time.monotonic() - began
+    print(f"{name}  {digest[:19]}…  {len(manifest.layers)} layers, {show_bytes(manifest.layers_bytes)} to pull, "
+          f"{show_bytes(manifest.unpacked_bytes)} unpacked, in {show_s(seconds)}\n{path}")
+    last_line({"layout": str(path), "name": name, "digest": digest, "layers": len(manifest.layers), "layers_bytes": manifest.layers_bytes,
+               "unpacked_bytes": manifest.unpacked_bytes, "seconds": round(seconds, 3)})
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("layout", type=Path)
+    parser.add_argument("--name", default="", help="which image of the layout (default: the first)")
+    parser.add_argument("--files", type=int, default=0, metavar="N", help="list the N largest files of each layer (reads the layers)")
+
+
+def run_inspect(args: argparse.Namespace) -> int:
+    from labkit.cli.output import last_line, table
+    from labkit.core.units import show_bytes
+    from labkit.image import oci
+    from labkit.image.codecs import codec_of, decompress, file_chunks
+    from labkit.image.tar import TarReader
+
+    layout = oci.Layout(args.layout)
+    manifest = layout.manifest(args.name)
+    config = layout.config(manifest)
+    rows, largest = [], []
+    for i, layer in enumerate(manifest.layers):
+        title = layer.annotations.get("org.coldstartlab.layer", "")
+        plain = layer.annotations.get(oci.UNPACKED_BYTES, "")
+        rows.append([i, title, codec_of(layer.media_type), show_bytes(layer.size_bytes), show_bytes(int(plain)) if plain.isdigit() else "", layer.digest[:19]])
+        if args.files:
+            members = TarReader(decompress(file_chunks(layout.blob_path(layer.digest)), codec_of(layer.media_type), fast=True))
+            found = sorted(((m.size_bytes, m.name) for m in members), reverse=True)
+            largest += [[i, show_bytes(size), name] for size, name in found[:args.files]]
+    print(table(rows, ["layer", "part", "codec", "to pull", "unpacked", "digest"]))
+    if largest:
+        print("\n" + table(largest, ["layer", "size", "file"]))
+    last_line({"digest": layout.manifest_descriptor(args.name).digest, "layers": [layer.as_json() for layer in manifest.layers],
+               "layers_bytes": manifest.layers_bytes, "config": config.get("config", {})})
+    return 0
+
+
+def add_pull_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("reference", help="http://HOST:PORT/NAME:TAG")
+    parser.add_argument("layout", type=Path, help="layout to fetch into (made if missing)")
+    parser.add_argument("--streams", type=int, default=3, help="layers at a time (default 3, as stock clients do)")
+
+
+def run_pull(args: argparse.Namespace) -> int:
+    from labkit.cli.output import last_line
+    from labkit.image import oci
+    from labkit.image.pull import pull_into
+
+    began = time.monotonic()
+    _, facts = pull_into(oci.Layout(args.layout), args.reference, streams=args.streams)
+    last_line({"layout": str(args.layout), "seconds": round(time.monotonic() - began, 3), **facts})
+    return 0
+
+
+def add_unpack_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("layout", type=Path)
+    parser.add_argument("rootfs", type=Path, help="directory to make")
+    parser.add_argument("--name", default="", help="which image of the layout (default: the first)")
+    parser.add_argument("--fast", action="store_true", help="decompress with ISA-L in place of zlib")
+    parser.add_argument("--absolute-links", action="store_true", help="keep absolute symlinks (they lead to the host's files outside a container)")
+
+
+def run_unpack(args: argparse.Namespace) -> int:
+    from labkit.cli.output import last_line
+    from labkit.image import oci
+    from labkit.image.unpack import Limits, unpack_image
+
+    layout, began = oci.Layout(args.layout), time.monotonic()
+    facts = unpack_image(layout, layout.manifest(args.name), args.rootfs, fast=args.fast, limits=Limits(absolute_links=args.absolute_links))
+    last_line({"rootfs": str(args.rootfs), "seconds": round(time.monotonic() - began, 3), **facts})
+    return 0
