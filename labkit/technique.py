@@ -29,8 +29,8 @@ from labkit.errors import BadInput
 LAYERS = ("image", "process", "weights", "device", "snapshot")
 
 #: Modules that register techniques, imported on the first look-up.
-MODULES = ("labkit.image.techniques", "labkit.image.object_techniques", "labkit.image.runtime", "labkit.weights.techniques", "labkit.weights.overlap",
-           "labkit.device.techniques", "labkit.snapshot.techniques")
+MODULES = ("labkit.image.techniques", "labkit.image.object_techniques", "labkit.image.lazyfs.techniques", "labkit.image.runtime",
+           "labkit.weights.techniques", "labkit.weights.overlap", "labkit.device.techniques", "labkit.snapshot.techniques")
 
 
 @dataclass(frozen=True)

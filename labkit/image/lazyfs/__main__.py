@@ -75,7 +75,8 @@ def serve(args: argparse.Namespace) -> int:
 
 def _announce(session: Session) -> None:
     session.after_mount()
-    print(json.dumps({"mounted": session.target, "pid": os.getpid(), **session.facts}), flush=True)
+    print(json.dumps({"mounted": session.target, "pid": os.getpid(), "fetched_bytes": sum(session.stats.bytes.values()), **session.facts,
+                      "config": session.config}), flush=True)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -36,7 +36,7 @@ FORWARD_BYTES = 128 << 10
 NEAR_BYTES = 256 << 10
 NEAR_S = 0.03
 HEDGE_S = 0.5
-QUIET_S = 0.5
+QUIET_S = 2.0  # an import that computes for a second is still a start
 BACKGROUND_BYTES = 4 << 20
 CORRUPT_TRIES = 3
 
@@ -382,7 +382,7 @@ class Feed:
                 for at in range(start, end, BACKGROUND_BYTES):
                     while not self.closed and (self._demand or time.monotonic() - self._demand_s < QUIET_S):
                         with self._moved:
-                            self._moved.wait(QUIET_S)
+                            self._moved.wait(QUIET_S / 4)
                     if self.closed or not self._run("background", layer, at, min(end, at + BACKGROUND_BYTES)):
                         return
         self.complete.set()

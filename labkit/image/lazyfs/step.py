@@ -1,0 +1,64 @@
+"""The node agent's step: mount an image lazily on this node, in a process of its own, noted for take-down.
+
+    Step("mount", "labkit.image.lazyfs.step:mount_image", {"reference": "http://127.0.0.1:5000/lab/subject:esgz"})
+    # ctx.state: rootfs, image_config, lazyfs_stats
+
+Limit: the start of an interpreter (0.15 s) and two round trips. Lesson: notebooks/03_lazy_pull.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from labkit.core.ledger import unmount
+from labkit.core.plan import StepContext
+from labkit.errors import BadInput, MissingCapability, TransferError, TrialError
+
+_KINDS = {kind.__name__: kind for kind in (BadInput, MissingCapability, TransferError)}
+
+
+def mount_image(ctx: StepContext, reference: str = "", options: list[str] | None = None, cache: str = "") -> dict[str, Any]:
+    """Step `mount`. `reference` defaults to the plan's own; `options`: of `python -m labkit.image.lazyfs`."""
+    reference = reference or f"{ctx.state['registry']}/{ctx.state['image_reference']}"
+    target, stats, log = ctx.node / "rootfs", ctx.node / "lazyfs.json", ctx.node / "lazyfs.log"
+    target.mkdir(parents=True, exist_ok=True)
+    mounted = ctx.ledger.note("mount", target)
+    argv = [sys.executable, "-m", "labkit.image.lazyfs", reference, str(target), "--cache", cache or str(ctx.node / "blobs"),
+            "--stats", str(stats), "--log", str(log), *(options or [])]
+    here = str(Path(__file__).resolve().parents[3])
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+                               env={**os.environ, "PYTHONPATH": here}, cwd="/")
+    noted = ctx.ledger.note("process", process.pid)
+
+    def end() -> None:
+        with contextlib.suppress(OSError):
+            os.kill(process.pid, signal.SIGTERM)
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        unmount(target)
+        ctx.ledger.done(noted)
+        ctx.ledger.done(mounted)
+
+    ctx.on_stop(end)
+    assert process.stdout
+    line = process.stdout.readline()
+    try:
+        said = json.loads(line)
+    except ValueError:
+        raise TrialError(f"the lazy mount of {reference} ended without a word (exit {process.wait()})",
+                         why=log.read_text(errors="replace")[-800:] if log.exists() else "") from None
+    if "error" in said:
+        doc = said["error"]
+        raise _KINDS.get(doc["kind"], TrialError)(doc["what"], doc["why"], doc["fix"])
+    ctx.state["rootfs"], ctx.state["image_config"], ctx.state["lazyfs_stats"] = str(target), said.pop("config"), str(stats)
+    return {"stats": str(stats), "log": str(log), **said}
