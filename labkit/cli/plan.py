@@ -11,13 +11,8 @@ Inputs that you do not give are taken from the records (`measured`) or marked `a
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
 
 _PER = {"s": 1.0, "min": 60.0, "h": 3600.0, "day": 86_400.0, "d": 86_400.0}
-_MIDDLE_BYTES = 80_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,8 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from labkit.cli.output import last_line
+    from labkit.core import records
     from labkit.core.units import parse_bytes, parse_rate
     from labkit.decide import plan as decide
+    from labkit.decide.measure import gather, measure
     from labkit.decide.queueing import read_trace
 
     trace = read_trace(args.trace) if args.trace else None
@@ -57,9 +54,14 @@ def run(args: argparse.Namespace) -> int:
         "link_bytes_per_s": parse_rate(args.link) if args.link else None, "disk_bytes_per_s": parse_rate(args.disk) if args.disk else None,
         "rate_per_s": requests_per_s(args.rate) if args.rate else None, "price_per_gpu_hour": args.gpu_hour, "service_s": args.service_s,
         "concurrency": args.concurrency, "keep_alive_s": args.keep_alive_s, "max_replicas": args.max_replicas, "duration_s": args.duration_s}
-    if args.measure:
-        measure(args.arm or "naive", args.scenario or "fresh-node", args.blocks)
-    runs = gather(args.records, args.arm, args.scenario)
+    if args.records:
+        runs = [records.read(path) for path in args.records]
+    elif args.measure:
+        from labkit.face.live import progress
+
+        runs = measure(args.arm or "naive", blocks=args.blocks, scenario=args.scenario or "fresh-node", progress=progress())
+    else:
+        runs = gather(args.arm, args.scenario)
     made = decide.make(runs, given, arm=args.arm, trace=trace, traffic=args.shape, seed=args.seed)
     if not args.json:
         print(decide.show(made) + "\n")
@@ -79,41 +81,3 @@ def requests_per_s(text: str) -> float:
     if not 0 < value < 1e6:
         raise BadInput(f"not a rate of requests: {text!r}", fix="write it like 120/h, 0.5/s or 2000/day")
     return value
-
-
-def measure(arm: str, scenario: str, blocks: int) -> None:
-    """Three sizes: two make a line, the third its error."""
-    from labkit.core.workspace import Workspace
-    from labkit.face.live import progress
-    from labkit.stack import experiment
-
-    middle = Workspace.default().models / f"plan-{_MIDDLE_BYTES}"
-    if not (middle / "config.json").exists():  # in a process of its own: torch mapped here would keep its pages warm
-        subprocess.run([sys.executable, "-m", "labkit", "model", "make", "--bytes", str(_MIDDLE_BYTES), str(middle)], check=True, stdout=subprocess.DEVNULL)
-    for preset, model_dir in (("tiny", ""), ("middle", str(middle)), ("small", "")):
-        experiment([arm], preset=preset, blocks=blocks, scenario=scenario, model_dir=model_dir, progress=progress())
-
-
-def gather(paths: list[str], arm: str, scenario: str) -> list[Any]:
-    """The records to fit: those named, else this host's, newest of each preset, of the scenario and link with most presets."""
-    from labkit.core import host, records
-    from labkit.core.workspace import Workspace
-    from labkit.errors import BadInput, LabError
-
-    if paths:
-        return [records.read(p) for p in paths]
-    groups: dict[tuple[str, str], dict[tuple[str, str], Any]] = {}
-    here = host.card()["id"]
-    for path in sorted(Workspace.default().runs.glob("*.json")):
-        try:
-            run = records.read(path)
-        except LabError:
-            continue
-        wanted = arm or "naive"
-        said = next((a for a in run.experiment.get("arms", []) if a["name"] == wanted), None)
-        if said and run.host.get("id") == here and run.of_arm(wanted) and scenario in ("", said.get("scenario")):
-            groups.setdefault((said.get("scenario", ""), said.get("link", "")), {})[(run.experiment.get("preset", ""), run.experiment.get("model_dir", ""))] = run
-    if not groups:
-        raise BadInput(f"no record of {arm or 'naive'} on this host in {Path(Workspace.default().root) / 'runs'}", why="a forecast is fitted from starts measured here",
-                       fix="labkit plan --measure   (or: --records FILE …)")
-    return list(max(groups.values(), key=len).values())

@@ -23,7 +23,7 @@ from labkit.decide.advise import Advice, advise
 from labkit.decide.predict import Forecast, Model, hold_out, model_of, sizes_of
 from labkit.errors import BadInput
 
-GIVEN, MEASURED, ASSUMED = "given", "measured", "assumed"
+GIVEN, MEASURED, ASSUMED, EXAMPLE = "given", "measured", "assumed", "example"
 #: Used where the reader gave nothing and records cannot know it. Each is shown as assumed, with its reason.
 ASSUMPTIONS: dict[str, tuple[float, str]] = {
     "service_s": (5.0, "seconds a request keeps its slot"),
@@ -40,7 +40,7 @@ _SIZES = ("image_bytes", "unpacked_bytes", "model_bytes", "snapshot_bytes")
 @dataclass(frozen=True)
 class Input:
     value: float
-    source: str  # given | measured | assumed
+    source: str  # given | measured | assumed | example
     why: str = ""
 
 
@@ -70,8 +70,8 @@ class Plan:
 
 
 def make(runs: Sequence[Run], given: Mapping[str, float | None], *, arm: str = "", trace: Sequence[float] | None = None, traffic: str = "poisson",
-         seed: int = 0) -> Plan:
-    """`given` may hold any of _SIZES, link_bytes_per_s, disk_bytes_per_s, rate_per_s, price_per_gpu_hour, and the names of ASSUMPTIONS; None is not given.
+         seed: int = 0, example: bool = False) -> Plan:
+    """`example`: what is given are a lesson's values, not the reader's, and every output says so. `given` may hold any of _SIZES, link_bytes_per_s, disk_bytes_per_s, rate_per_s, price_per_gpu_hour, and the names of ASSUMPTIONS; None is not given.
 
     Raises BadInput without a good trial of the arm, or for a name or value that makes no sense."""
     known = {*_SIZES, "link_bytes_per_s", "disk_bytes_per_s", "rate_per_s", "price_per_gpu_hour", *ASSUMPTIONS}
@@ -84,6 +84,8 @@ def make(runs: Sequence[Run], given: Mapping[str, float | None], *, arm: str = "
     mine = [r for r in runs if r.of_arm(name)]
     model = model_of(runs, name)
     inputs = _inputs(mine, name, {k: v for k, v in given.items() if v is not None}, model)
+    if example:
+        inputs = {k: Input(i.value, EXAMPLE, "replace it by your own") if i.source == GIVEN else i for k, i in inputs.items()}
     value = {k: i.value for k, i in inputs.items()}
     forecast = model.predict({k: value[k] for k in _SIZES if k in value}, link_bytes_per_s=value.get("link_bytes_per_s"), disk_bytes_per_s=value.get("disk_bytes_per_s"))
     floors = _floors(mine[0], value, model.scenario, forecast)
@@ -187,6 +189,26 @@ def _traffic(value: Mapping[str, float], cold_s: Sequence[float], trace: Sequenc
             row["cost"] = row["gpu_hours"] * value["price_per_gpu_hour"]
         rows[label] = row
     return {"trace": "the reader's" if trace is not None else f"{kind}, generated", "policies": rows, "label": queueing.LABEL}
+
+
+#: Keep-alive times of the trade-off, in seconds; the last keeps one replica up for good.
+KEEP_ALIVES_S = (0.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, float("inf"))
+
+
+def tradeoff(runs: Sequence[Run], plan: Plan, *, trace: Sequence[float] | None = None, traffic: str = "poisson", keep_alives_s: Sequence[float] = KEEP_ALIVES_S,
+             seed: int = 0) -> list[dict[str, Any]]:
+    """GPU-hours against waiting for each keep-alive time; `inf` is one replica always on. Simulated. Raises BadInput without traffic."""
+    value = {k: i.value for k, i in plan.inputs.items()}
+    if trace is None and not value.get("rate_per_s"):
+        raise BadInput("no traffic to replay", fix="give rate_per_s, or a trace")
+    arrivals = list(trace) if trace is not None else queueing.TRACES[traffic](value["rate_per_s"], value["duration_s"], seed=seed)
+    cold_s = _cold_starts([r for r in runs if r.of_arm(plan.arm)], plan.arm, plan.forecast)
+    rows = []
+    for keep in keep_alives_s:
+        always = keep == float("inf")  # further replicas still come and go
+        policy = queueing.Policy(value["keep_alive_s"] if always else keep, int(always), int(value["max_replicas"]), max(1, int(value["concurrency"])))
+        rows.append({"keep_alive_s": keep, **queueing.replay(arrivals, cold_s, value["service_s"], policy, seed).as_json()})
+    return rows
 
 
 def show(plan: Plan) -> str:

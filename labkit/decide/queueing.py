@@ -71,7 +71,8 @@ class Outcome:
         return stats.quantile(self.waits, quantile) if self.waits else 0.0
 
     def as_json(self) -> dict[str, Any]:
-        return {"requests": len(self.waits), **{f"p{round(q * 100)}_wait_s": self.wait_s(q) for q in (0.5, 0.95, 0.99)}, "gpu_hours": self.gpu_hours,
+        mean_s = math.fsum(self.waits) / len(self.waits) if self.waits else 0.0
+        return {"requests": len(self.waits), "mean_wait_s": mean_s, **{f"p{round(q * 100)}_wait_s": self.wait_s(q) for q in (0.5, 0.95, 0.99)}, "gpu_hours": self.gpu_hours,
                 "cold_starts": self.cold_starts, "cold_share": self.cold_share, "peak_replicas": self.peak_replicas, "duration_s": self.duration_s, "label": self.label}
 
 
