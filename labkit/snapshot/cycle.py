@@ -87,8 +87,8 @@ def soak(workspace: Workspace, *, preset: str = "tiny", cycles: int = 50, say: C
                 asking = threading.Thread(target=_ask_on, args=(port, snapshot, want, seen, stop))
                 asking.start()
                 try:
-                    # Ten answers while it serves; then the client pauses between two requests, as a drained endpoint would.
-                    until = seen["answers"] + 5
+                    # Some answers while it serves; then the client pauses between two requests, as a drained endpoint would.
+                    until = seen["answers"] + 3
                     while seen["answers"] < until and not seen["lost"] and asking.is_alive():
                         stop.wait(0.005)
                 finally:

@@ -44,7 +44,8 @@ CAUSES = (
     Cause("live-tcp", r"Connected TCP socket|consider using --tcp-established", "a TCP connection is open",
           "its other end does not go back in time with the process: after a restore it would talk to nobody",
           "close it before the dump (a hub or metrics client, a keep-alive request), or dump with --tcp-established or --tcp-close"),
-    Cause("io-uring", r"io_uring", "an io_uring is open", "the ring is memory shared with the kernel, which CRIU cannot rebuild",
+    # The kernel (6.7 and later) passes no ring to another process, so CRIU stumbles before it can name it.
+    Cause("io-uring", r"io_uring|send_fds failed \(-22\)", "an io_uring is open", "the ring is memory shared with the kernel, which CRIU cannot rebuild",
           "turn it off: UV_USE_IO_URING=0 for libuv and uvloop, or an asyncio loop without it"),
     Cause("gpu", r"/dev/nvidia|nvidia-uvm|/dev/kfd|cuda_plugin", "a GPU is in use",
           "the driver's state is not in the process's memory; CRIU sees device files it does not know",
