@@ -287,6 +287,14 @@ def _llamacpp() -> Capability:
     return _yes(host.package_version("llama-cpp-python") or "") if found.ok else _no("no llama_cpp package", "pip install 'labkit[llamacpp]'  (compiles for minutes; docs/host-tools.md)")
 
 
+@probe("transformers-serve", "transformers serve", "a server we did not write, measured from outside")
+def _transformers_serve() -> Capability:
+    for name in ("transformers", "fastapi", "uvicorn"):
+        if not package(name).ok:
+            return _no(f"no {name} package", "pip install 'labkit[servers]'")
+    return _yes(f"transformers {host.package_version('transformers')}")
+
+
 @probe("aws-credentials", "S3 credentials", "the same loaders against a real bucket; values are never read, only seen to be set")
 def _aws() -> Capability:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"):
