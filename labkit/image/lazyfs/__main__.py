@@ -1,6 +1,6 @@
 """`python -m labkit.image.lazyfs REF DIR`: mount an image and serve it until it is unmounted or told to stop.
 
-One line on stdout once the mount stands: {"mounted": DIR, …}. SIGTERM, SIGINT and SIGHUP unmount; so does `umount DIR`.
+With `--resident` alone it waits for its arguments as one line of JSON on stdin. One line on stdout once the mount stands: {"mounted": DIR, …}. SIGTERM, SIGINT and SIGHUP unmount; so does `umount DIR`.
 Exit codes: 0 unmounted · 2 refused · 3 no FUSE here · 4 the registry did not deliver. Lesson: notebooks/03_lazy_pull.
 """
 
@@ -80,6 +80,12 @@ def _announce(session: Session) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
+    if list(argv) == ["--resident"]:  # imported and waiting before there is anything to mount, as a node's snapshotter does
+        print("{}", flush=True)
+        line = sys.stdin.readline()
+        if not line.strip():
+            return 0
+        argv = json.loads(line)
     parser = argparse.ArgumentParser(prog="python -m labkit.image.lazyfs", description=__doc__.partition("\n")[0])
     add_arguments(parser)
     return serve(parser.parse_args(argv))

@@ -1,0 +1,111 @@
+"""eStargz of the same image: ours against the reference tool's, the same bytes, caches warm for both.
+
+    labkit bench convert --blocks 3
+    labkit bench convert --image tiny --blocks 1
+
+`ctr-remote images convert --estargz` (level 9, its default) is timed without the trace that `optimize` would add, in a
+private containerd that already holds the image; ours is timed from layout to layout. Goals: `convert_vs_ctr-remote` ≤ 0.1,
+`size_vs_ctr-remote` ≤ 1.05. Limit: the codec on all cores. Lesson: notebooks/03_lazy_pull.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from labkit.bench import pull_rivals as rivals
+from labkit.bench.engine import Arm, Measured, document, interleave
+from labkit.core.ledger import Ledger
+from labkit.core.workspace import Workspace
+from labkit.errors import LabError, TransferError
+from labkit.image import oci
+from labkit.image.estargz import layout
+from labkit.image.estargz.convert import convert
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image", default="subject", help="subject (built when missing), tiny, or an OCI layout")
+    parser.add_argument("--chunk-size", type=int, default=layout.CHUNK_BYTES, help="bytes of a chunk, for both tools (default 4 MiB)")
+
+
+def image_of(text: str, space: Workspace, scratch: Path) -> tuple[oci.Layout, str]:
+    from labkit.image import build, tiny
+
+    if text == "subject":
+        path, name = build.ensure_image(space)
+        return oci.Layout(path), name
+    if text == "tiny":
+        tiny.tiny_layout(scratch / "tiny")
+        return oci.Layout(scratch / "tiny"), tiny.REFERENCE
+    made = oci.Layout(text)
+    return made, made.index()[0].annotations.get(oci.REF_NAME, "")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    space = Workspace.default()
+    with Ledger.open(space) as ledger, ExitStack() as ends:
+        room = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="bench-convert-", dir=space.artifacts)))
+        ledger.note("dir", room)
+        source, name = image_of(args.image, space, room)
+        size_bytes = source.manifest(name).layers_bytes
+
+        def ours() -> Measured:
+            with tempfile.TemporaryDirectory(dir=room) as out:
+                made = convert(source, name, oci.Layout.create(out), chunk_bytes=args.chunk_size)
+                return Measured(made.convert_s, "warm", "local", evidence=f"{made.size_bytes / 1e6:.1f} MB", extra={"size_bytes": made.size_bytes})
+
+        arms: dict[str, Arm | str] = {"estargz": ours, "ctr-remote": rivals.missing("containerd", "ctr-remote", "skopeo")}
+        if not arms["ctr-remote"]:
+            arms["ctr-remote"] = _reference(ends, ledger, room, source, name, args.chunk_size)
+        results = interleave(arms, args.blocks, args.seed)
+        made = document("convert", results, {"convert_vs_ctr-remote": ("estargz", "ctr-remote")}, image=args.image, source_bytes=size_bytes)
+    sizes = [[m.extra["size_bytes"] for m in rows if not m.failed] if isinstance(rows, list) else [] for rows in results.values()]
+    if all(sizes):
+        ratio = sizes[0][0] / sizes[1][0]  # both are deterministic: one value, no interval
+        made["ratios"]["size_vs_ctr-remote"] = {"median": ratio, "low": ratio, "high": ratio, "significant": True}
+    else:
+        made["ratios"]["size_vs_ctr-remote"] = {"missing": "estargz or ctr-remote did not run here"}
+    return made
+
+
+def _reference(ends: ExitStack, ledger: Ledger, room: Path, source: oci.Layout, name: str, chunk_bytes: int) -> Arm:
+    """The reference tool on a private containerd that holds the image already."""
+    sock = ends.enter_context(rivals.containerd(ledger, room))
+    image = "localhost/" + name
+    archive = room / "image.tar"
+    _must(["skopeo", "--insecure-policy", "copy", "--quiet", f"oci:{source.path}:{name}", f"oci-archive:{archive}:{image}"])
+    _must(["ctr", "-a", sock, "images", "import", "--no-unpack", "--base-name", "localhost/lab", str(archive)])
+    archive.unlink()
+    listed = subprocess.run(["ctr", "-a", sock, "images", "ls", "-q"], capture_output=True, text=True, timeout=60).stdout.split()
+    count = 0
+
+    def theirs() -> Measured:
+        nonlocal count
+        count += 1
+        target = f"localhost/lab/estargz:{count}"
+        began_s = time.monotonic()
+        _must(["ctr-remote", "-a", sock, "images", "convert", "--estargz", "--estargz-chunk-size", str(chunk_bytes), "--oci", listed[0], target])
+        spent_s = time.monotonic() - began_s
+        doc = subprocess.run(["ctr", "-a", sock, "images", "ls", f"name=={target}"], capture_output=True, text=True, timeout=60).stdout
+        digest = next((w for w in doc.split() if w.startswith("sha256:")), "")
+        raw = subprocess.run(["ctr", "-a", sock, "content", "get", digest], capture_output=True, timeout=60).stdout
+        if b'"manifests"' in raw:
+            raw = subprocess.run(["ctr", "-a", sock, "content", "get", oci.choose(oci.parse_index(raw)).digest], capture_output=True, timeout=60).stdout
+        manifest = oci.parse_manifest(raw)
+        if not all(layout.TOC_DIGEST in layer.annotations for layer in manifest.layers):
+            raise LabError("ctr-remote wrote layers without a TOC digest", why="it did not convert them")
+        subprocess.run(["ctr", "-a", sock, "images", "rm", "--sync", target], capture_output=True, timeout=120)
+        return Measured(spent_s, "warm", "local", evidence=f"{manifest.layers_bytes / 1e6:.1f} MB", extra={"size_bytes": manifest.layers_bytes})
+
+    return theirs
+
+
+def _must(argv: list[str]) -> None:
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=1800)
+    if done.returncode:
+        raise TransferError(f"{' '.join(argv[:4])}: {done.stderr.strip()[-400:]}", why="the rival's own failure")

@@ -1,0 +1,77 @@
+"""From nothing to the first token: full pull, our lazy mount, the reference lazy mount, on slow and fast links.
+
+    labkit bench lazy --links 200mbit,1gbit,loopback --blocks 5
+    labkit bench lazy --links 1gbit --arms full,lazy --blocks 2 --preset tiny
+
+Each measurement is a whole trial of the lab (fresh processes, empty node, tokens checked, evidence from outside); arms
+differ in the image technique only. Goals: `lazy_vs_full.1gbit` ≤ 0.35, `lazy_vs_stargz.*` ≤ 1.0. The links are emulated
+by the server of the layers, and can only slow it down; `loopback` is not shaped. Lesson: notebooks/03_lazy_pull.
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+from typing import Any
+
+from labkit.bench.engine import Arm, Measured, document, interleave
+from labkit.core import host
+from labkit.errors import BadInput, LabError
+
+ARMS = {"full": "full-pull", "lazy": "estargz-lazy", "stargz": "containerd-stargz"}
+LINKS = ("200mbit", "1gbit", "loopback")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--links", default=",".join(LINKS), help="emulated links (default 200mbit,1gbit,loopback)")
+    parser.add_argument("--arms", default=",".join(ARMS), help="default: full,lazy,stargz")
+    parser.add_argument("--preset", default="tiny", help="checkpoint; small ones leave the image as the cost (default tiny)")
+    parser.add_argument("--stack", default="naive", help="what the arms share (default naive)")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    names = [a for a in args.arms.split(",") if a]
+    links = [one for one in args.links.split(",") if one]
+    if unknown := [a for a in names if a not in ARMS]:
+        raise BadInput(f"no arm {unknown[0]!r}", fix="arms: " + ", ".join(ARMS))
+    card = host.card()
+    with ExitStack() as ends:
+        arms: dict[str, Arm | str] = {f"{name}.{link}": _arm(ends, args, ARMS[name], link, card) for link in links for name in names}
+        results = interleave(arms, args.blocks, args.seed)
+    ratios = {f"lazy_vs_{other}.{_short(link)}": (f"lazy.{link}", f"{other}.{link}") for link in links for other in ("full", "stargz")
+              if "lazy" in names and other in names}
+    return document("lazy", results, ratios, preset=args.preset, stack=args.stack)
+
+
+def _short(link: str) -> str:
+    return "unthrottled" if link == "loopback" else link
+
+
+def _arm(ends: ExitStack, args: argparse.Namespace, technique_name: str, link: str, card: Any) -> Arm | str:
+    """A trial a call; or the reason why there is none here."""
+    from labkit.stack.compose import Stack
+    from labkit.stack.experiment import prepared
+    from labkit.technique import techniques
+
+    if technique_name not in {t.name for t in techniques("image")}:
+        return f"{technique_name} is not a technique of this lab"
+    stack = Stack.parse(f"{args.stack},image={technique_name}" if args.stack != "naive" else f"image={technique_name}")
+    found = stack.available(card)
+    if not found:
+        return f"{found.missing} ({found.fix})"
+    try:
+        trial = ends.enter_context(prepared(stack, preset=args.preset, scenario="fresh-node", link=link))
+    except LabError as error:
+        return error.what
+
+    def measure() -> Measured:
+        made = trial()
+        image = next((e for e in made.evidence if e["layer"] == "image"), {"how": "", "facts": {}})
+        if not made.ok or made.total_s is None:
+            return Measured(made.total_s or float("nan"), made.cache.get("state", "unverified"), link, failed=f"{made.outcome}: {made.error.get('what', image['how'])}")
+        mount = image["facts"].get("mount") or {}
+        extra = {f"{phase}_s": seconds for phase, seconds in made.phases.items()} | {"registry_bytes": image["facts"].get("registry_bytes", 0)}
+        return Measured(made.total_s, made.cache.get("state", "unverified"), link, evidence=image["how"],
+                        extra=extra | ({"blocked_s": mount.get("blocked_s", 0.0)} if mount else {}))
+
+    return measure

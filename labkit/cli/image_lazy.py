@@ -1,0 +1,49 @@
+"""`labkit image convert LAYOUT OUT` and `labkit image mount REF DIR`; `labkit.cli.image` dispatches to them."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
+    from labkit.core.units import parse_bytes
+
+    parser.add_argument("layout", help="OCI image layout; layers gzip, zstd or plain")
+    parser.add_argument("out", help="layout to write (made if missing)")
+    parser.add_argument("--name", default="", help="which image of the layout (default: the only one)")
+    parser.add_argument("--access-record", metavar="FILE", help="order of first touches: of `labkit image mount --record`, or of ctr-remote")
+    parser.add_argument("--chunk-size", type=parse_bytes, default=1 << 20, metavar="SIZE", help="bytes of a chunk (default 1 MiB)")
+    parser.add_argument("--level", type=int, default=6, help="of libdeflate, 1 to 12 (default 6: zlib 9's size)")
+    parser.add_argument("--threads", type=int, default=None)
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    from labkit.cli.image_push import _name
+    from labkit.cli.output import last_line
+    from labkit.core.units import show_bytes, show_s
+    from labkit.image import access_record, oci
+    from labkit.image.estargz.convert import convert
+
+    source = oci.Layout(args.layout)
+    name = _name(source, args.name)
+    record = access_record.read(args.access_record) if args.access_record else []
+    made = convert(source, name, oci.Layout.create(args.out), record=record, chunk_bytes=args.chunk_size, level=args.level, threads=args.threads)
+    for number, layer in enumerate(made.layers):
+        print(f"layer {number}: {show_bytes(layer.size_bytes)} in {layer.chunk_count} chunks, {show_bytes(layer.prefetch_bytes)} of it before the landmark")
+    print(f"{name}: {show_bytes(made.source_bytes)} → {show_bytes(made.size_bytes)} in {show_s(made.convert_s)}")
+    last_line({"name": name, "digest": made.manifest.digest, "source_bytes": made.source_bytes, "size_bytes": made.size_bytes,
+               "convert_s": round(made.convert_s, 3), "layers": [{"digest": w.digest, "diff_id": w.diff_id, "toc_digest": w.toc_digest,
+                                                                 "prefetch_bytes": w.prefetch_bytes, "chunks": w.chunk_count} for w in made.layers], **made.facts})
+    return 0
+
+
+def add_mount_arguments(parser: argparse.ArgumentParser) -> None:
+    from labkit.image.lazyfs.__main__ import add_arguments
+
+    add_arguments(parser)
+
+
+def run_mount(args: argparse.Namespace) -> int:
+    from labkit.image.lazyfs.__main__ import serve
+
+    return serve(args)
