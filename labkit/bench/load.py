@@ -54,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
 
 
+def compare_loaders(*names: str, preset: str = "small", states: tuple[str, ...] = ("cold",), blocks: int = 3, origin: str = "disk", link: str = "4gbit-bucket",
+                    progress: Any = None) -> dict[str, Any]:
+    """The same from Python, for the notebooks: the document of the last line. `progress(line)` is called a measurement."""
+    return run(argparse.Namespace(preset=preset, model_dir="", cache=",".join(states), origin=origin, link=link, loaders=",".join(names), device="cpu",
+                                  blocks=blocks, seed=0, progress=progress or (lambda line: None)))
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     states = [s.strip() for s in args.cache.split(",") if s.strip()]
     unknown = [s for s in states if s not in STATES]
@@ -188,7 +195,7 @@ def _from_disk(args: argparse.Namespace, names: list[str], states: list[str], su
             prepared = None if missing else checkpoint_in(loader.format, subject, workspace)
             for state in states:
                 arms[f"{name}.{state}"] = (f"{missing}: {loader.fix}" if loader.fix else missing) if missing else _disk_arm(args, loader, prepared, state, disk, memory_rate, tmpfs)
-        results = interleave(arms, args.blocks, args.seed)
+        results = interleave(arms, args.blocks, args.seed, getattr(args, "progress", None))
     ratios: dict[str, tuple[str, str]] = {}
     for state in states:
         ratios[f"{OURS}_vs_floor.{state}"] = (f"{OURS}.{state}", "floor")
@@ -296,7 +303,7 @@ def _from_s3(args: argparse.Namespace, names: list[str], states: list[str], subj
             arms[f"{name}.s3"] = missing or _bucket_arm(args, LOADERS[name], served, key, size, floor_s, link.label, ())
         if OURS in names:
             arms[f"{OURS}+faults.s3"] = _bucket_arm(args, LOADERS[OURS], served, key, size, floor_s, link.label + ", 1 % faults and a straggler", FAULTS)
-        results = interleave(arms, args.blocks, args.seed)
+        results = interleave(arms, args.blocks, args.seed, getattr(args, "progress", None))
     ratios = {f"{OURS}_vs_floor.s3": (f"{OURS}.s3", "floor"), f"{OURS}_faulty_vs_clean.s3": (f"{OURS}+faults.s3", f"{OURS}.s3")}
     best = _best_other(results, "s3")
     if best:
