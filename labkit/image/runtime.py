@@ -14,6 +14,7 @@ from typing import Any
 from labkit.core import host as this_host
 from labkit.core.plan import LaunchPlan, Step
 from labkit.core.workspace import Workspace
+from labkit.errors import BadInput
 from labkit.technique import YES, Artifact, Availability, Claim, Evidence, Seen, Subject, register
 
 
@@ -65,6 +66,9 @@ class _Runtime:
         return Artifact(self.name, facts={"prepare_s": 0.0, "size_bytes": 0})
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
+        if plan.state.get("started_by"):
+            raise BadInput(f"{plan.stack.get('image')} starts its containers itself, through runc", why=f"{self.name} would start it another way",
+                           fix="process=runc")
         return plan.with_steps(Step("start", f"labkit.image.start:{self.name}"))
 
     def engaged(self, seen: Seen) -> Evidence:
@@ -87,6 +91,19 @@ class Runc(_Runtime):
 
     def available(self, host: Any) -> Availability:
         return availability("runc")
+
+    def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
+        """A runtime that brought the image (containerd) also starts it: with runc, as its shim does."""
+        if plan.state.get("started_by"):
+            return plan.with_steps(Step("start", plan.state["started_by"]))
+        return super().apply(plan, artifact)
+
+    def engaged(self, seen: Seen) -> Evidence:
+        if seen.facts.get("start", {}).get("runtime") != "containerd":
+            return super().engaged(seen)
+        own = own_namespaces(seen, *self.namespaces)
+        return Evidence(self.name, len(own) == len(self.namespaces), f"containerd's runc shim started it; own namespaces: {', '.join(own) or 'none'}",
+                        {"namespaces": own})
 
 
 @register

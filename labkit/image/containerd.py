@@ -1,0 +1,187 @@
+"""A private containerd, with the stargz snapshotter where asked for, beside any other containerd on the host.
+
+Everything it keeps lies in one folder (content, snapshots, metadata, logs), its sockets in a second, short-named one; both
+go when it ends, after its containers, shims and mounts. Nothing of /etc/containerd or /var/lib/containerd is read or
+written. It is what a node has running before t0: start it before the clock, pull and run on the clock.
+
+    with running(folder, ledger, registry="127.0.0.1:5000", stargz=True) as node:
+        node.pull("127.0.0.1:5000/lab/subject:latest-esgz")       # rpull: mounted lazily
+        node.fuse_mounts()                                         # what the kernel says was mounted and not pulled
+
+Trap: state under a running snapshotter must not be wiped (EIO on the next mount); it is removed after both have ended.
+Lesson: notebooks/03_lazy_pull.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from labkit.core.ledger import MARK, Ledger, remove_tree, unmount
+from labkit.errors import TransferError, TrialError
+
+START_S = 20.0
+_OFF = ("io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
+        "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs", "io.containerd.tracing.processor.v1.otlp")
+
+
+@dataclass
+class Node:
+    """Addresses of a running containerd. `snapshotter`: overlayfs, or stargz."""
+
+    home: Path
+    run: Path
+    snapshotter: str
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return str(self.run / "c.sock")
+
+    def ctr(self, *args: str, program: str = "ctr", timeout_s: float = 300) -> str:
+        """Run ctr (or ctr-remote) against this containerd. Raises TransferError with its words."""
+        done = subprocess.run([program, "--address", self.address, *args], capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
+        if done.returncode:
+            raise TransferError(f"{program} {' '.join(args[:2])} failed (exit {done.returncode})", why=(done.stderr or done.stdout).strip()[-800:],
+                                fix="the logs of containerd are beside it; labkit doctor")
+        return done.stdout
+
+    def pull(self, image: str) -> None:
+        """`ctr images pull`: fetch everything and unpack it; with stargz `ctr-remote images rpull`: mount what can be."""
+        if self.snapshotter == "stargz":
+            self.ctr("images", "rpull", "--plain-http", image, program="ctr-remote")
+        else:
+            self.ctr("images", "pull", "--plain-http", "--snapshotter", self.snapshotter, image)
+
+    def fuse_mounts(self) -> list[str]:
+        """Mount points of the snapshotter's own FUSE file systems."""
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+            fields = [(line.split(" ")[4], line.partition(" - ")[2].split(" ")[0]) for line in lines]
+        return [point for point, kind in fields if point.startswith(str(self.home) + "/") and kind.startswith("fuse")]
+
+    def log(self) -> str:
+        return "\n".join(p.read_text(errors="replace")[-1500:] for p in sorted(self.home.glob("*.log")))
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            sock.connect(str(path))
+            return True
+        except OSError:
+            return False
+
+
+def _start(node: Node, ledger: Ledger, name: str, argv: list[str], sock: Path) -> None:
+    with open(node.home / f"{name}.log", "wb") as log:
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                                   env={**os.environ, MARK: ledger.mark})
+    ledger.note("group", process.pid)
+    node.processes.append(process)
+    until = time.monotonic() + START_S
+    while time.monotonic() < until and process.poll() is None:
+        if _listens(sock):
+            return
+        time.sleep(0.01)
+    raise TrialError(f"{name} did not start", why=(node.home / f"{name}.log").read_text(errors="replace")[-1200:], fix="labkit doctor")
+
+
+def _write_config(node: Node, stargz: bool, registry: str) -> None:
+    lines = ["version = 2", f'root = "{node.home}/root"', f'state = "{node.run}/state"', f"disabled_plugins = [{', '.join(repr(p) for p in _OFF)}]".replace("'", '"'),
+             "[grpc]", f'  address = "{node.address}"', "[ttrpc]", f'  address = "{node.run}/t.sock"',
+             '[plugins."io.containerd.internal.v1.opt"]', f'  path = "{node.home}/opt"']
+    if stargz:
+        lines += ["[proxy_plugins.stargz]", '  type = "snapshot"', f'  address = "{node.run}/s.sock"']
+        # Plain HTTP has to be said for each host; without it every layer is quietly pulled whole.
+        (node.home / "stargz.toml").write_text("\n".join([
+            f'[[resolver.host."{registry}".mirrors]]', f'host = "{registry}"', "insecure = true"]) + "\n")
+    (node.home / "config.toml").write_text("\n".join(lines) + "\n")
+
+
+def start(folder: Path, ledger: Ledger, *, registry: str, stargz: bool = False) -> Node:
+    """Start the daemons; what they keep goes below `folder`. End with `stop`. Raises TrialError with their logs."""
+    # A socket's path has at most 107 bytes: not below the workspace.
+    node = Node(folder, Path(tempfile.mkdtemp(prefix="labkit-ctd-")), "stargz" if stargz else "overlayfs")
+    ledger.note("dir", node.run)
+    folder.mkdir(parents=True, exist_ok=True)
+    ledger.note("dir", folder)
+    _write_config(node, stargz, registry)
+    try:
+        if stargz:
+            _start(node, ledger, "stargz", ["containerd-stargz-grpc", "-address", str(node.run / "s.sock"), "-root", str(folder / "stargz"),
+                                            "-config", str(folder / "stargz.toml"), "-log-level", "debug"], node.run / "s.sock")
+        _start(node, ledger, "containerd", ["containerd", "--config", str(folder / "config.toml")], node.run / "c.sock")
+    except BaseException:
+        stop(node)
+        raise
+    return node
+
+
+def stop(node: Node) -> None:
+    """Containers, containerd, snapshotter, mounts, files – in this order. Safe to call twice."""
+    if node.processes:
+        with contextlib.suppress(Exception):
+            for name in node.ctr("containers", "ls", "-q", timeout_s=10).split():
+                with contextlib.suppress(Exception):
+                    node.ctr("tasks", "rm", "--force", name, timeout_s=20)
+                with contextlib.suppress(Exception):
+                    node.ctr("containers", "rm", name, timeout_s=20)
+    for process in reversed(node.processes):
+        with contextlib.suppress(OSError):
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    node.processes.clear()
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        left = [line.split(" ")[4] for line in lines]
+    for point in reversed(left):
+        if point.startswith((f"{node.home}/", f"{node.run}/")):
+            unmount(point)
+    for folder in (node.run, node.home):
+        remove_tree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def running(folder: Path, ledger: Ledger, *, registry: str, stargz: bool = False) -> Iterator[Node]:
+    node = start(folder, ledger, registry=registry, stargz=stargz)
+    try:
+        yield node
+    finally:
+        stop(node)
+
+
+def run_command(node: Node, image: str, name: str, argv: list[str], env: dict[str, str], binds: list[tuple[str, str, str]], log: Path) -> int:
+    """`ctr run --detach` on the host's network; returns the task's host pid. The shim writes the server's output to `log`."""
+    pid_file = node.run / f"{name}.pid"
+    options: list[str] = ["--detach", "--net-host", "--snapshotter", node.snapshotter, "--pid-file", str(pid_file), "--log-uri", f"file://{log}"]
+    for key, value in env.items():
+        options += ["--env", f"{key}={value}"]
+    for host, inside, mode in binds:
+        options += ["--mount", f"type=bind,src={host},dst={inside},options=rbind:{mode}"]
+    node.ctr("run", *options, image, name, *argv)
+    return int(pid_file.read_text())
+
+
+def mounts_of(pid: int) -> list[dict[str, Any]]:
+    """The task's mount table: [{"point", "kind", "options"}]."""
+    found = []
+    for line in Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape").splitlines():
+        left, _, right = line.partition(" - ")
+        kind, _source, options = right.split(" ", 2)
+        found.append({"point": left.split(" ")[4], "kind": kind, "options": options})
+    return found

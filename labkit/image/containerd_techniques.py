@@ -1,0 +1,96 @@
+"""`containerd-pull` and `containerd-stargz`: the real runtime's pull, eager and lazy, as arms beside the lab's own.
+
+containerd also starts the server (`ctr run`, which is runc below it): the process layer stays `runc` and means just that.
+Evidence: what the registry sent before the start and after, the snapshotter's FUSE mounts, the server's own root. A
+stargz arm whose layers were quietly pulled whole has no evidence and is a failed trial. Lesson: notebooks/03_lazy_pull.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from labkit.core.plan import LaunchPlan, Step
+from labkit.core.workspace import Workspace
+from labkit.errors import BadInput
+from labkit.image.runtime import availability
+from labkit.image.techniques import ImageTechnique
+from labkit.technique import Artifact, Availability, Claim, Evidence, Seen, Subject, register
+
+START = "labkit.image.containerd_steps:start"
+
+
+def _blob_bytes(seen: Seen) -> int:
+    by_path = seen.stores.get("registry", {}).get("by_path", {})
+    return sum(c.get("bytes_sent", 0) for path, c in by_path.items() if "/blobs/" in path)
+
+
+def _only_fresh(plan: LaunchPlan, name: str) -> None:
+    if plan.scenario != "fresh-node":
+        raise BadInput(f"{name} is measured on a fresh node only", why="a warm node's image is on disk, and no snapshotter has a part in it",
+                       fix="--scenario fresh-node, or image=full-pull")
+
+
+@register
+class ContainerdPull(ImageTechnique):
+    name = "containerd-pull"
+    title = "containerd pulls and unpacks (ctr images pull), and starts the server"
+
+    def available(self, host: Any) -> Availability:
+        return availability("containers")
+
+    def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
+        _only_fresh(plan, self.name)
+        floors = {**plan.floors_bytes, "pull": artifact.facts["size_bytes"]}
+        state = {**plan.state, "started_by": START}
+        return replace(plan, floors_bytes=floors, state=state).with_steps(Step("pull", "labkit.image.containerd_steps:pull"))
+
+    def engaged(self, seen: Seen) -> Evidence:
+        whole, before = seen.plan.floors_bytes.get("pull", 0), seen.facts.get("pull", {}).get("registry_bytes", 0)
+        started = seen.facts.get("start", {})
+        facts = {"registry_bytes": _blob_bytes(seen), "registry_bytes_before_start": before, "image_bytes": whole, "root_kind": started.get("root_kind")}
+        ok = before >= whole > 0 and started.get("runtime") == "containerd" and started.get("root_kind") == "overlay" and bool(started.get("private"))
+        return Evidence(self.name, ok, f"containerd fetched {before / 1e6:.1f} MB of {whole / 1e6:.1f} MB before the start; "
+                        f"root is {started.get('root_kind', 'unknown')} on its own snapshots", facts)
+
+
+@register
+class ContainerdStargz(ImageTechnique):
+    name, lesson = "containerd-stargz", "03_lazy_pull"
+    title = "containerd with the stargz snapshotter mounts lazily (ctr-remote rpull), and starts the server"
+    claims = (Claim("lazy pulling starts containers before the image is here: 60-80 % less pull time", "the article, phase 1; no hardware given", 0.2, 0.4, "pull"),)
+
+    def available(self, host: Any) -> Availability:
+        return availability("containers", "stargz")
+
+    def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
+        from labkit.image.lazyfs.techniques import EstargzLazy
+
+        return replace(EstargzLazy().prepare(subject, workspace), technique=self.name)
+
+    def publish(self, artifact: Artifact, subject: Subject, roots: dict[str, Path]) -> None:
+        from labkit.image.lazyfs.techniques import EstargzLazy
+
+        EstargzLazy().publish(artifact, subject, roots)
+
+    def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
+        _only_fresh(plan, self.name)
+        state = {**plan.state, "started_by": START, "lazy_image_bytes": artifact.facts["size_bytes"]}
+        return replace(plan, state=state).with_steps(
+            Step("mount", "labkit.image.containerd_steps:rpull", {"reference": artifact.facts["lazy_reference"]}))
+
+    def engaged(self, seen: Seen) -> Evidence:
+        whole = seen.plan.state.get("lazy_image_bytes", 0)
+        mounted, started = seen.facts.get("mount", {}), seen.facts.get("start", {})
+        before, mounts = mounted.get("registry_bytes", whole), started.get("fuse_mounts", 0)
+        facts = {"registry_bytes": _blob_bytes(seen), "registry_bytes_before_start": before, "image_bytes": whole, "fuse_mounts": mounts,
+                 "root_kind": started.get("root_kind")}
+        if not mounts:
+            return Evidence(self.name, False, "the snapshotter has no FUSE mount: containerd pulled the image whole", facts)
+        if not 0 <= before < whole / 2:
+            return Evidence(self.name, False, f"{before / 1e6:.1f} MB of {whole / 1e6:.1f} MB were sent before the start: that is a pull", facts)
+        if started.get("root_kind") != "overlay" or not started.get("private"):
+            return Evidence(self.name, False, "the server's root is not on the private snapshotter", facts)
+        return Evidence(self.name, True, f"{mounts} layers mounted by the snapshotter; {before / 1e6:.1f} MB of {whole / 1e6:.1f} MB sent before the start, "
+                        f"{facts['registry_bytes'] / 1e6:.1f} MB by the first token", facts)
