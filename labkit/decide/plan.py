@@ -12,7 +12,7 @@ Lesson: notebooks/09_decide.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from labkit.core import floor, stats
@@ -90,11 +90,27 @@ def make(runs: Sequence[Run], given: Mapping[str, float | None], *, arm: str = "
     forecast = model.predict({k: value[k] for k in _SIZES if k in value}, link_bytes_per_s=value.get("link_bytes_per_s"), disk_bytes_per_s=value.get("disk_bytes_per_s"))
     floors = _floors(mine[0], value, model.scenario, forecast)
     checks = hold_out(mine, name) if _sizes_measured(model) > 1 else []
+    forecast = _honest(forecast, floors, max((abs(c["error_share"]) for c in checks if not c["from_one_size"]), default=0.0))
     breakevens = _breakevens(forecast, value)
     cold = _cold_starts(mine, name, forecast)
     waits = _traffic(value, cold, trace, traffic, seed)
     advice = advise(forecast, floors, runs, restore_s=breakevens.get("snapshot", {}).get("restore_s"))
     return Plan(name, model.scenario, model.host, inputs, model, forecast, floors, checks, breakevens, waits, advice)
+
+
+def _honest(forecast: Forecast, floors: Mapping[str, float], error_share: float) -> Forecast:
+    """No phase below its floor, and a range of the total no narrower than the error on held-out sizes."""
+    phases, notes = dict(forecast.phases), list(forecast.notes)
+    for phase, floor_s in floors.items():
+        f = phases[phase]
+        if f.seconds < floor_s:
+            phases[phase] = replace(f, seconds=floor_s, high_s=max(f.high_s, floor_s), low_s=floor_s)
+            notes.append(f"{phase}: the fit gave {show_s(f.seconds)}, less than its floor: raised to {show_s(floor_s)}")
+    raised = {"low_s": 0.0, "high_s": 0.0, "seconds": 0.0}
+    for f in phases.values():
+        raised = {k: v + getattr(f, k) for k, v in raised.items()}
+    total = raised["seconds"]
+    return Forecast(phases, total, min(raised["low_s"], total / (1 + error_share)), max(raised["high_s"], total * (1 + error_share)), tuple(notes))
 
 
 def _arm_of(runs: Sequence[Run]) -> str:

@@ -241,6 +241,7 @@ def _fit_phase(phase: str, given: Sequence[Point]) -> Fit:
     if driver and all(s > 0 for s in sizes):
         if sizes[-1] >= SAME_SIZE * sizes[0]:
             fixed, slope = _line([(g.size_bytes, g.seconds) for g in given])
+            why = "" if slope else "did not grow with bytes at the sizes measured: noise hides its rate, and a larger size will take longer than this"
         else:
             fixed, slope = 0.0, stats.median(seconds) / stats.median([g.size_bytes for g in given])
             why = "measured at one size only: taken as proportional to bytes"

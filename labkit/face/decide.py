@@ -68,20 +68,21 @@ def _draw_forecast(plan: Plan, rows: Sequence[tuple[str, Any]], total: str, them
     return figure
 
 
-def tradeoff(rows: Sequence[dict[str, Any]]) -> Picture:
-    """One point a keep-alive time: GPU-hours of the whole trace against the waits of its slowest requests."""
-    text = "\n".join(["Keep-alive, GPU-hours and waiting (simulated)", *(f"{_keep(r):>10}  {r['gpu_hours']:7.2f} GPU-hours  mean {show_s(r['mean_wait_s'])}, p95 {show_s(r['p95_wait_s'])}, p99 {show_s(r['p99_wait_s'])}, "
+def tradeoff(rows: Sequence[dict[str, Any]], plan: Plan | None = None) -> Picture:
+    """One point a keep-alive time: GPU-hours of the whole trace against waiting. `plan`: whose inputs may be a lesson's example, which is then said."""
+    note = " · EXAMPLE inputs, not yours" if plan and any(i.source == "example" for i in plan.inputs.values()) else ""
+    text = "\n".join(["Keep-alive, GPU-hours and waiting (simulated)" + note, *(f"{_keep(r):>10}  {r['gpu_hours']:7.2f} GPU-hours  mean {show_s(r['mean_wait_s'])}, p95 {show_s(r['p95_wait_s'])}, p99 {show_s(r['p99_wait_s'])}, "
                       f"{r['cold_share']:.1%} of {r['requests']} requests met a start" for r in rows)])
     ends = (rows[0], rows[-1]) if rows else ()
     alt = "GPU-hours against waiting, simulated. " + "; ".join(f"kept {_keep(r)}: {r['gpu_hours']:.1f} GPU-hours, mean wait {show_s(r['mean_wait_s'])}" for r in ends) + "."
-    return Picture(lambda theme: _draw_tradeoff(rows, theme), alt=alt, text=text, name="tradeoff")
+    return Picture(lambda theme: _draw_tradeoff(rows, note, theme), alt=alt, text=text, name="tradeoff")
 
 
 def _keep(row: dict[str, Any]) -> str:
     return "always on" if math.isinf(row["keep_alive_s"]) else show_s(row["keep_alive_s"]) if row["keep_alive_s"] else "0 s"
 
 
-def _draw_tradeoff(rows: Sequence[dict[str, Any]], theme: Theme) -> Any:
+def _draw_tradeoff(rows: Sequence[dict[str, Any]], note: str, theme: Theme) -> Any:
     height_in, left_in, foot_in, head_in, right_in = 4.6, 0.85, 0.95, 1.0, 1.9
     figure = look.blank(_WIDTH_IN, height_in)
     axes = figure.add_axes((left_in / _WIDTH_IN, foot_in / height_in, 1 - (left_in + right_in) / _WIDTH_IN, 1 - (head_in + foot_in) / height_in))
@@ -107,6 +108,6 @@ def _draw_tradeoff(rows: Sequence[dict[str, Any]], theme: Theme) -> Any:
     figure.text(0.012, 1 - 0.27 / height_in, "What keeping a replica costs, and whom it makes wait", fontsize=look.BASE_PT + 2, fontweight="bold", va="center")
     figure.text(0.016, 1 - 0.65 / height_in, "SIMULATED", va="center", fontsize=look.BASE_PT, fontweight="bold",
                 bbox={"boxstyle": "round,pad=0.3", "facecolor": "none", "edgecolor": theme.ink, "linewidth": 1.2})
-    figure.text(0.012, 0.09 / height_in, f"{rows[0]['requests']} requests replayed through a queue, cold starts drawn from measured ones moved to the forecast · labels: keep-alive time",
+    figure.text(0.012, 0.09 / height_in, f"{rows[0]['requests']} requests replayed through a queue, cold starts drawn from measured ones moved to the forecast · labels: keep-alive time{note}",
                 fontsize=look.BASE_PT - 2, color=theme.faint, va="bottom")
     return figure

@@ -155,3 +155,28 @@ def test_this_hosts_records_are_found_newest_of_each_size(tmp_path, monkeypatch,
     records.write(replace(three()[0], host={"id": "elsewhere"}), tmp_path / "runs" / "x.json")
     assert main(["plan", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["hold_out"]) == 3
+
+
+def test_no_phase_is_forecast_below_what_link_and_disk_need():
+    flat = [run_of(n, 300e6, size, arms={"naive": lambda i, m: {**law(i, m), "load": 0.3}}) for n, size in (("tiny", 5e6), ("small", 250e6), ("1b", 2.2e9))]
+    made = plan.make(flat, {"model_bytes": 16e9, "link_bytes_per_s": 125e6})
+    assert made.forecast.phases["load"].seconds == pytest.approx(128) == made.floors["load"]
+    assert any("raised" in n for n in made.forecast.notes) and any("noise hides" in n for n in made.forecast.notes)
+    assert made.forecast.low_s <= made.forecast.total_s <= made.forecast.high_s
+
+
+def test_the_range_is_no_narrower_than_the_error_on_held_out_sizes():
+    crooked = [run_of(n, 300e6, size, arms={"naive": lambda i, m: {**law(i, m), "load": 0.1 + (m / 1e8) ** 2}}) for n, size in (("tiny", 5e6), ("small", 250e6), ("1b", 2.2e9))]
+    made = plan.make(crooked, {})
+    assert made.error_share > 0.3 and made.forecast.high_s >= made.forecast.total_s * (1 + made.error_share) * 0.999
+
+
+def test_a_lessons_example_is_never_shown_as_the_readers_own():
+    made = plan.make(three(), {"model_bytes": 16e9}, example=True)
+    assert made.inputs["model_bytes"].source == "example"
+    from labkit.face.decide import forecast, tradeoff
+
+    assert "EXAMPLE" in forecast(made).text
+    rows = plan.tradeoff(three(), plan.make(three(), {"rate_per_s": 0.003}), keep_alives_s=(0.0, 300.0, math.inf))
+    assert "simulated" in tradeoff(rows).text and tradeoff(rows).png()[:4] == forecast(made).png("dark")[:4] == b"\x89PNG"
+    assert rows[0]["gpu_hours"] < rows[-1]["gpu_hours"] and rows[0]["mean_wait_s"] > rows[-1]["mean_wait_s"] == 0
