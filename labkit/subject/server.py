@@ -149,6 +149,7 @@ def prefault(model: Any) -> int:
 
 def start(args: argparse.Namespace) -> tuple[Any, Any]:
     """Go through the phases. Returns (state, listening server)."""
+    import tokenizers  # noqa: F401
     import torch  # noqa: F401
 
     from labkit.subject import llama, tokenizer  # noqa: F401
