@@ -31,14 +31,15 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         print(_describe(card))
         print()
-        rows = [[f.state, probes.PROBES[f.name].title, f.detail or f.missing, f.why] for f in findings]
-        print(table(rows, ["", "capability", "here", "why it matters"]))
-        fixes = [f"  {probes.PROBES[f.name].title}: {f.fix}" for f in findings if f.fix]
-        if fixes:
-            print("\nTo change it:\n" + "\n".join(fixes))
-        print()
+        print(table([[f.state, probes.PROBES[f.name].title, f.detail or f.missing] for f in findings], ["", "capability", "here"]))
+        print("".join(_change(f, probes.PROBES[f.name].title) for f in findings if f.state != host.OK))
     last_line({"command": "doctor", "host": card, "findings": [f.as_json() for f in findings], "floors": rates})
     return 0
+
+
+def _change(finding: Any, title: str) -> str:
+    """What a missing or limited capability would unlock, and the command that changes it."""
+    return f"\n{title} – {finding.state.lower()}: {finding.missing or finding.detail}\n  why: {finding.why}\n  fix: {finding.fix}\n"
 
 
 def _describe(card: dict[str, Any]) -> str:

@@ -352,12 +352,12 @@ def _doubts(seen: CacheState, want: str, reached: bool) -> Iterator[str]:
 
 
 def held_by(path: str) -> str:
-    """" (mapped by python3)" for a file that running processes have mapped; "" when none that we may look at has."""
+    """" (mapped by python3)" for a file that running processes have mapped, this one named as such; "" when none that we may look at has."""
     names = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             if path in Path(f"/proc/{pid}/maps").read_text(errors="replace"):
-                names.add(Path(f"/proc/{pid}/comm").read_text().strip())
+                names.add("this process" if int(pid) == os.getpid() else Path(f"/proc/{pid}/comm").read_text().strip())
         except OSError:
             continue
     return f" (mapped by {', '.join(sorted(names)[:3])})" if names else ""

@@ -195,7 +195,7 @@ def _end(entry: dict[str, Any]) -> None:
 
 def remove_tree(path: str | Path) -> None:
     """Remove a tree that may hold directories without write permission; never follows links, never crosses mounts below it."""
-    top = str(path)
+    top = os.path.normpath(os.path.abspath(path))
     with contextlib.suppress(OSError):
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
             below = [p for p in (line.split(" ")[4] for line in lines) if p == top or p.startswith(top + "/")]
@@ -204,8 +204,11 @@ def remove_tree(path: str | Path) -> None:
 
     def open_up(function: Any, name: str, _info: Any) -> None:
         with contextlib.suppress(OSError):
-            os.chmod(os.path.dirname(name), 0o700)
-            os.chmod(name, 0o700, follow_symlinks=True) if not os.path.islink(name) else None
+            above = os.path.dirname(name)
+            if above == top or above.startswith(top + "/"):  # never the directory that holds the tree: it may be /tmp
+                os.chmod(above, 0o700)
+            if not os.path.islink(name):
+                os.chmod(name, 0o700)
             function(name)
 
     shutil.rmtree(top, onerror=open_up)

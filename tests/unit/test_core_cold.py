@@ -155,19 +155,25 @@ def test_the_residency_of_other_peoples_files_is_never_taken_for_absent(disk):
     """The kernel hides it from an ordinary user; hidden is not cold."""
     path = file_of(disk / "theirs", 10)
     os.chmod(path, 0o644)
-    for parent in (disk, *list(disk.parents)[:2]):
+    for parent in (disk, *list(disk.parents)[:2]):  # pytest's own directories, made 0700
         os.chmod(parent, os.stat(parent).st_mode | 0o055)
     ours, theirs = os.pipe()
     child = os.fork()
     if not child:  # a fresh interpreter of nobody's may not be allowed to read this checkout
-        os.setgid(65534)
-        os.setuid(65534)
-        state = cold.prove([path], "cold")
-        os.write(theirs, f"{state.state} {state.unprovable_files} {state.resident_bytes}".encode())
-        os._exit(0)
+        try:
+            os.setgid(65534)
+            os.setuid(65534)
+            state = cold.prove([path], "cold")
+            os.write(theirs, f"{state.state} {state.unprovable_files} {state.resident_bytes}".encode())
+        except BaseException as error:
+            os.write(theirs, f"failed {type(error).__name__}: {error}".encode())
+        finally:
+            os._exit(0)
     os.close(theirs)
     os.waitpid(child, 0)
     with open(ours) as told:
-        state, unprovable, resident = told.read().split()
+        said = told.read()
+    assert not said.startswith("failed"), said
+    state, unprovable, resident = said.split()
     # A kernel may still tell (then the pages just written are seen); it may never make us say cold.
     assert state == "unverified" and (unprovable == "1" or int(resident) > 0)

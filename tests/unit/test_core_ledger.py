@@ -136,6 +136,15 @@ def test_a_tree_without_write_permission_is_removed_and_links_are_not_followed(t
     assert not tree.exists() and (outside / "precious").exists()
 
 
+def test_the_directory_that_holds_a_removed_tree_keeps_its_mode(tmp_path):
+    """A tree that resists – not there, or busy – once closed the /tmp above it to everybody else."""
+    os.chmod(tmp_path, 0o1777)
+    ledger.remove_tree(tmp_path / "gone")
+    (tmp_path / "tree").mkdir()
+    ledger.remove_tree(str(tmp_path / "tree") + "/")
+    assert os.stat(tmp_path).st_mode & 0o7777 == 0o1777 and not (tmp_path / "tree").exists()
+
+
 @pytest.mark.needs("root")
 def test_a_mount_below_a_removed_tree_is_unmounted_and_its_source_survives(tmp_path):
     source, tree = tmp_path / "source", tmp_path / "tree"
