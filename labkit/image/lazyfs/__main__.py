@@ -64,7 +64,7 @@ def serve(args: argparse.Namespace) -> int:
             threading.Thread(target=_announce, args=(session,), daemon=True).start()
             session_thread = threading.Thread(target=session.serve, daemon=True)  # signals need a main thread that is free
             session_thread.start()
-            while session_thread.is_alive():
+            while session_thread.is_alive() and not session.over:
                 session_thread.join(0.2)
     except LabError as error:
         print(json.dumps({"error": error.as_json()}), flush=True)
@@ -92,4 +92,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(code)  # a reader that still holds a file of a detached mount must not keep this process

@@ -93,6 +93,7 @@ class Session:
         self.facts: dict[str, Any] = {}
         self._fd = -1
         self._stop = threading.Event()
+        self.over = False  # unmounted at our own wish; who still holds a file gets an error once the process is gone
 
     def open(self) -> Session:
         """Mount. Raises LabError; nothing stays mounted then."""
@@ -190,6 +191,7 @@ class Session:
         with contextlib.suppress(Exception):
             self.write_record()
         mount.unmount(self.target)
+        self.over = True
 
     def close(self) -> None:
         self._stop.set()
