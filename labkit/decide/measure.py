@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,21 @@ SIZES = ("tiny", "80MB", "small")
 
 def measure(arm: str = "naive", sizes: Sequence[str] = SIZES, *, blocks: int = 3, scenario: str = "fresh-node", link: str = "loopback", progress: Any = None,
             workspace: Workspace | None = None) -> list[Run]:
-    """One experiment a size: a preset's name, or bytes like "80MB". Raises MissingCapability where the arm cannot run here."""
+    """One record a size: a preset's name, or bytes like "80MB". Raises MissingCapability where the arm cannot run here.
+
+    Sizes take turns, a block each: a machine that slows down over minutes would otherwise bend the line between them."""
     from labkit.stack import experiment
     from labkit.subject.checkpoint import PRESETS
 
     space = workspace or Workspace.default()
-    made = []
-    for size in sizes:
-        model_dir = "" if size in PRESETS else str(_checkpoint(space, parse_bytes(size)))
-        made.append(experiment([arm], preset=size, model_dir=model_dir, blocks=blocks, scenario=scenario, link=link, progress=progress, workspace=space))
-    return made
+    model_dirs = {size: "" if size in PRESETS else str(_checkpoint(space, parse_bytes(size))) for size in sizes}
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    made: dict[str, Run] = {}
+    for block in range(blocks):
+        for size in sizes if block % 2 == 0 else reversed(sizes):
+            made[size] = experiment([arm], preset=size, model_dir=model_dirs[size], blocks=block + 1, scenario=scenario, link=link, progress=progress, workspace=space,
+                                    out=space.runs / f"{stamp}-{size}.json", resume=True)
+    return [made[size] for size in sizes]
 
 
 def _checkpoint(space: Workspace, size_bytes: int) -> Path:

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from decide_runs import run_of, three
+
+from labkit.core import host, records
+from labkit.decide import measure
+from labkit.errors import BadInput
+
+
+def test_sizes_take_turns_so_that_drift_does_not_bend_the_line(workspace, monkeypatch):
+    import labkit.stack
+    import labkit.subject.checkpoint as checkpoint
+
+    asked = []
+
+    def experiment(stacks, *, preset, blocks, out, resume, model_dir, **rest):
+        asked.append((preset, blocks, out.name, resume))
+        return run_of(preset, 1e6, 1e6)
+    monkeypatch.setattr(labkit.stack, "experiment", experiment)
+    monkeypatch.setattr(checkpoint, "PRESETS", {"a": 1, "b": 2, "c": 3})
+    made = measure.measure("naive", ("a", "b", "c"), blocks=2, workspace=workspace)
+    assert [a[0] for a in asked] == ["a", "b", "c", "c", "b", "a"] and [a[1] for a in asked] == [1, 1, 1, 2, 2, 2]
+    assert asked[0][2] == asked[5][2] and all(a[3] for a in asked) and [r.experiment["preset"] for r in made] == ["a", "b", "c"]
+
+
+def test_only_this_hosts_newest_record_of_each_size_and_of_one_question_is_gathered(workspace):
+    here = host.card()
+    old, tiny, small = (replace(r, host=here, id=i) for r, i in zip([three()[0], *three()[:2]], ("old", "tiny", "small"), strict=True))
+    other_link = replace(run_of("1b", 1e9, 2e9, link="10gbit"), host=here, id="other")
+    for name, run in (("1", old), ("2", tiny), ("3", small), ("4", other_link), ("5", replace(three()[2], host={"id": "elsewhere"}))):
+        records.write(run, workspace.runs / f"{name}.json")
+    (workspace.runs / "6.json").write_text("torn")
+    assert sorted(r.id for r in measure.gather("naive", workspace=workspace)) == ["small", "tiny"]
+
+
+def test_nothing_recorded_is_a_mistake_with_a_command(workspace):
+    with pytest.raises(BadInput) as caught:
+        measure.gather("naive", workspace=workspace)
+    assert "labkit plan --measure" in caught.value.fix
