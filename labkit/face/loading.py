@@ -62,6 +62,7 @@ def _draw_map(layouts: Sequence[Any], theme: Theme) -> Any:
     axes.set_ylim(len(layouts) - 0.5, -0.5)
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["start", "25 %", "50 %", "75 %", "end of file"])
+    axes.get_xticklabels()[-1].set_ha("right")
     axes.tick_params(axis="y", length=0)
     figure.text(0.012, 1 - 0.22 / height_in, "Where the tensors lie", fontsize=look.BASE_PT + 2, fontweight="bold", va="center")
     figure.legend(handles=[Patch(facecolor=c, hatch=h, edgecolor=theme.ink, linewidth=0.3, label=name) for name, c, h in PARTS.values()], loc="upper right",

@@ -21,7 +21,7 @@ from labkit.face import theme as look
 from labkit.face.table import Table
 from labkit.face.theme import Picture, Theme
 from labkit.stack import ablate
-from labkit.stack.claims import claims
+from labkit.stack.claims import ROWS, claims
 
 
 def _ratio(r: Any) -> str:
@@ -83,9 +83,17 @@ def claims_table(runs: Iterable[Run]) -> Table:
     pool = list(runs)
     stamps = {r.host.get("id"): words.replayed_from(r) for r in pool}
     rows = []
+    notes: dict[str, None] = {}
     for r in claims(pool):
         setup = r.setup + "".join(f", replayed from {name}" for host, name in stamps.items() if name and r.setup.endswith(f"host {host}"))
-        beside = "; ".join(f"{p['what']}: {p['figure']} ({p['setup']}; {p['source']})" for p in r.published)
-        rows.append((r.label, r.claim.text, r.technique or "–", _ratio(r.ratio), _ratio(r.total), r.verdict, setup or "–", beside or "–"))
-    return Table(("article's row", "claim", "measured as", "its phases ÷ naive", "whole start ÷ naive", "verdict", "setup", "published by others, not comparable"), tuple(rows),
-                 "Verdicts compare the interval of the measured ratio with the claimed range. Other people's figures stand beside ours and are never combined with them.")
+        notes.update((f"{r.label} – {p['what']}: {p['figure']} ({p['setup']}; {p['source']})", None) for p in r.published)
+        rows.append((r.label, r.claim.text, r.technique or "–", _ratio(r.ratio), _ratio(r.total), r.verdict if r.technique else _unmeasured(r.label, pool), setup or "–"))
+    return Table(("article's row", "claim", "measured as", "its phases ÷ naive", "whole start ÷ naive", "verdict", "setup"), tuple(rows),
+                 "Verdicts compare the interval of the measured ratio with the claimed range.", tuple(notes), "Published by others, with their setup: beside ours, never combined with them")
+
+
+def _unmeasured(label: str, pool: Sequence[Run]) -> str:
+    """A row that nothing measured: because its techniques could not run, or because nobody asked for them."""
+    names = next(r.techniques for r in ROWS if r.label == label)
+    gone = [t for run in pool for t in run.trials if t.outcome == "unavailable" and any(n in t.arm for n in names)]
+    return "not on this host" if gone else "not in this run"

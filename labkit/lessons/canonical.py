@@ -76,15 +76,24 @@ def canonical(doc: dict[str, Any]) -> dict[str, Any]:
         name = _exercise_id(cell)
         header = _header(name) if name else ""
         above = made["cells"][i - 1] if i else None
-        if header and above and above["cell_type"] == "markdown" and header not in above["source"]:
-            lines = above["source"].split("\n")
-            at = next((n for n, line in enumerate(lines) if line.startswith("**Exercise:")), None)
-            if at is None:
-                lines = [header, "", *lines]
-            else:
-                lines[at] = header
-            above["source"] = "\n".join(lines)
+        if header and above and above["cell_type"] == "markdown":
+            above["source"] = _with_header(above["source"], header)
     return made
+
+
+def _with_header(text: str, header: str) -> str:
+    """The header stands above the task, which is the last paragraph; one that its author put elsewhere below a heading stays there."""
+    paragraphs = [p for p in text.split("\n\n")]
+    at = next((n for n, p in enumerate(paragraphs) if p.startswith("**Exercise:")), None)
+    if at is not None:
+        misplaced = at == 0 and any(p.startswith("#") for p in paragraphs[1:])
+        rest = paragraphs[at].split("\n")[1:]
+        if not misplaced:
+            paragraphs[at] = "\n".join([header, *rest])
+            return "\n\n".join(paragraphs)
+        paragraphs[at:at + 1] = ["\n".join(rest)] if rest else []
+    paragraphs.insert(max(len(paragraphs) - 1, 0), header)
+    return "\n\n".join(paragraphs)
 
 
 def dumps(doc: dict[str, Any]) -> str:

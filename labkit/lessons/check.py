@@ -61,6 +61,18 @@ class Exercise:
         return f"**Exercise: {self.title}** · difficulty {self.difficulty}/5 · importance {self.importance}/5 · about {self.minutes} minutes"
 
 
+class Verdict:
+    """True or False, and silent as the last expression of a cell: what it has to say was printed."""
+
+    def __init__(self, right: bool):
+        self.right = right
+
+    def __bool__(self) -> bool:
+        return self.right
+
+    def _ipython_display_(self) -> None: ...
+
+
 _LADDER: dict[str, int] = {}
 
 
@@ -76,8 +88,8 @@ def exercise(name: str) -> Exercise:
     return known[name]
 
 
-def check(name: str, answer: Any) -> bool:
-    """Check an answer and print the verdict. True when it is right. Headless, a wrong one raises CheckFailed."""
+def check(name: str, answer: Any) -> Verdict:
+    """Check an answer and print the verdict; it is true when the answer is right. Headless, a wrong one raises CheckFailed."""
     asked = exercise(name)
     try:
         praise = asked.check(answer)
@@ -89,11 +101,11 @@ def check(name: str, answer: Any) -> bool:
         verdict = f"Your code raised {type(error).__name__}: {error}"
     else:
         print("Right. " + (praise or ""))
-        return True
+        return Verdict(True)
     if os.environ.get(HEADLESS):
         raise CheckFailed(f"{name}: {verdict}", why="headless, the exercise's own solution was in its cell", fix=f"labkit/lessons/exercises/{name.partition('.')[0]}.py")
     print(verdict + f'\nFor help: hint("{name}")')
-    return False
+    return Verdict(False)
 
 
 def hint(name: str) -> None:

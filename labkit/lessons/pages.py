@@ -24,7 +24,7 @@ pre { background: var(--panel); padding: .7rem .9rem; overflow-x: auto; border-r
 code { font-family: ui-monospace, "DejaVu Sans Mono", monospace } p code, li code, td code { background: var(--panel); padding: 0 .25em; border-radius: 3px }
 table { border-collapse: collapse; display: block; overflow-x: auto } th, td { overflow-wrap: break-word; text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--rule); vertical-align: top }
 .faint { color: var(--faint) } .bad { color: var(--bad); font-weight: 600 } .good { color: var(--good); font-weight: 600 }
-.code { border-left: 3px solid var(--rule) } .out pre { background: none; border: 1px solid var(--rule) } figure { margin: 1rem 0 }
+.code { border-left: 3px solid var(--rule) } .out pre { white-space: pre-wrap; background: none; border: 1px solid var(--rule) } figure { margin: 1rem 0 }
 img, svg { max-width: 100%; height: auto } details > summary { cursor: pointer; padding: .3rem 0 } details.notebook { border: 1px solid var(--rule); border-radius: 6px; padding: .3rem 1rem; margin: .8rem 0 }
 :focus-visible { outline: 3px solid var(--link); outline-offset: 2px }
 """

@@ -34,7 +34,7 @@ def test_a_solution_pasted_into_a_cell_passes_its_check(exercise, monkeypatch, c
 @pytest.mark.parametrize("exercise", [e for e in EXERCISES if not isinstance(e.solution, str)], ids=lambda e: e.id)
 @pytest.mark.parametrize("answer", [lambda *_a, **_k: None, lambda *_a, **_k: "nonsense", lambda: 0], ids=["none", "nonsense", "no-arguments"])
 def test_a_wrong_answer_is_explained_without_a_traceback(exercise, answer, capsys):
-    assert lesson.check(exercise.id, answer) is False
+    assert not lesson.check(exercise.id, answer)
     said = capsys.readouterr().out
     assert said.startswith(("Not yet.", "Your code raised")) and "Traceback" not in said and f'hint("{exercise.id}")' in said
 
@@ -50,7 +50,7 @@ def test_a_wrong_answer_is_explained_without_a_traceback(exercise, answer, capsy
 def test_the_likely_mistake_is_named(name, answer, explained, capsys):
     import re
 
-    assert lesson.check(name, answer) is False
+    assert not lesson.check(name, answer)
     assert re.search(explained, capsys.readouterr().out)
 
 
@@ -58,7 +58,7 @@ def test_a_stub_is_told_apart_from_a_mistake(capsys):
     def stub(*_):
         raise NotImplementedError
 
-    assert lesson.check("anatomy.floor", stub) is False
+    assert not lesson.check("anatomy.floor", stub)
     assert "Not written yet" in capsys.readouterr().out
 
 
