@@ -243,3 +243,14 @@ def parked(driver: Driver, pid: int, *, timeout_ms: int = 10_000) -> Iterator[St
         steps.done += woken.done
         steps.seconds |= woken.seconds
         steps.memory_bytes |= {k: v for k, v in woken.memory_bytes.items() if k != "before"}
+
+
+@contextmanager
+def parked_for_dump(driver: Driver, pid: int, *, timeout_ms: int = 10_000) -> Iterator[Steps]:
+    """Parked for a dump that ends the process. When the block fails, the process is brought back to running."""
+    steps = park(driver, pid, timeout_ms=timeout_ms)
+    try:
+        yield steps
+    except BaseException:
+        wake(driver, pid)
+        raise

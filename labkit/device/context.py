@@ -1,0 +1,112 @@
+"""What a GPU does before the first token, taken apart: each step timed once, in the order in which a start meets them.
+
+    python -m labkit.device.context --weights-bytes 2200000000      # one JSON line; the process is fresh, as steps happen once
+
+driver (cuInit) → nvml → import of torch → primary context → first allocation → first kernel (module loading, lazily) →
+cuBLAS handle → cuDNN handle → copy of the weights, pageable and pinned. A step that fails is recorded with its error and the
+next one is tried. `CUDA_MODULE_LOADING=EAGER` in the environment shows what lazy loading puts off. Limits: PCIe rate for the
+copy; the rest is the driver's and the library's own work. On a host without a GPU there is nothing to measure, and it says so.
+Lesson: notebooks/06_gpu_init.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from labkit.core import timeline
+
+STEPS = ("driver", "nvml", "import", "context", "allocation", "kernel", "cublas", "cudnn", "copy_pageable", "copy_pinned")
+
+
+def measure(weights_bytes: int = 256 << 20) -> dict[str, Any]:
+    """{"steps": [{"name", "seconds", …}], "module_loading", "device"}; must run in a process that has touched no GPU yet."""
+    steps: list[dict[str, Any]] = []
+    seen: dict[str, Any] = {}
+
+    def one(name: str, work: Callable[[], Any]) -> None:
+        began = timeline.now_s()
+        try:
+            detail = work() or {}
+            steps.append({"name": name, "seconds": timeline.now_s() - began, **detail})
+        except Exception as error:
+            steps.append({"name": name, "seconds": timeline.now_s() - began, "failed": f"{type(error).__name__}: {error}"[:300]})
+
+    def driver() -> None:
+        code = ctypes.CDLL("libcuda.so.1").cuInit(0)
+        if code:
+            raise OSError(f"cuInit returned {code}")
+
+    def nvml() -> dict[str, Any]:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        seen["nvml"] = handle
+        return {"memory_used_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)}
+
+    def imported() -> None:
+        import torch
+
+        seen["torch"] = torch
+
+    def used() -> int:
+        import pynvml
+
+        return int(pynvml.nvmlDeviceGetMemoryInfo(seen["nvml"]).used) if "nvml" in seen else 0
+
+    def context() -> dict[str, Any]:
+        before = used()
+        seen["torch"].cuda.init()
+        seen["torch"].cuda.synchronize()
+        return {"context_bytes": used() - before}
+
+    def allocation() -> None:
+        seen["x"] = seen["torch"].empty(1024, 1024, device="cuda", dtype=seen["torch"].bfloat16)
+
+    def kernel() -> None:
+        seen["x"].fill_(1.0)
+        seen["torch"].cuda.synchronize()
+
+    def cublas() -> None:
+        seen["x"].matmul(seen["x"])
+        seen["torch"].cuda.synchronize()
+
+    def cudnn() -> None:
+        torch = seen["torch"]
+        torch.nn.functional.conv2d(torch.ones(1, 8, 32, 32, device="cuda"), torch.ones(8, 8, 3, 3, device="cuda"))
+        torch.cuda.synchronize()
+
+    def copy(pinned: bool) -> dict[str, Any]:
+        torch = seen["torch"]
+        host = torch.empty(weights_bytes, dtype=torch.uint8, pin_memory=pinned)
+        target = torch.empty(weights_bytes, dtype=torch.uint8, device="cuda")
+        host[::4096] = 1
+        torch.cuda.synchronize()
+        began = timeline.now_s()
+        target.copy_(host, non_blocking=pinned)
+        torch.cuda.synchronize()
+        seconds = timeline.now_s() - began
+        return {"copy_s": seconds, "bytes": weights_bytes, "rate_bytes_per_s": weights_bytes / seconds}
+
+    for name, work in zip(STEPS, (driver, nvml, imported, context, allocation, kernel, cublas, cudnn, lambda: copy(False), lambda: copy(True)), strict=True):
+        one(name, work)
+    device = seen["torch"].cuda.get_device_name(0) if "torch" in seen and seen["torch"].cuda.is_available() else ""
+    return {"steps": steps, "module_loading": os.environ.get("CUDA_MODULE_LOADING", "default (lazy)"), "device": device}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m labkit.device.context")
+    parser.add_argument("--weights-bytes", type=int, default=256 << 20)
+    found = measure(parser.parse_args().weights_bytes)
+    print(json.dumps(found), flush=True)
+    return 0 if found["device"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
