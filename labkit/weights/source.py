@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import urllib.error
-import urllib.parse
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +44,9 @@ class Source:
         return Path(self.root) / name
 
     def url(self, name: str) -> str:
-        return f"{self.http}/{urllib.parse.quote(name)}"
+        from urllib.parse import quote
+
+        return f"{self.http}/{quote(name)}"
 
     def address(self, name: str) -> str:
         """The name in the source's own terms: a path, or s3://bucket/key."""
@@ -56,6 +55,10 @@ class Source:
     def read(self, name: str, limit_bytes: int = MAX_INDEX_BYTES) -> bytes | None:
         """A small file whole, or None if there is none. Raises BadInput above the limit."""
         if self.remote:
+            # A local start does not pay for this import (ssl, email, http.client).
+            import urllib.error
+            import urllib.request
+
             try:
                 with urllib.request.urlopen(self.url(name), timeout=60) as answer:
                     data = answer.read(limit_bytes + 1)
@@ -80,6 +83,9 @@ class Source:
     def exists(self, name: str) -> bool:
         if not self.remote:
             return self.path(name).is_file()
+        import urllib.error
+        import urllib.request
+
         try:
             with urllib.request.urlopen(urllib.request.Request(self.url(name), method="HEAD"), timeout=60):
                 return True
@@ -116,6 +122,8 @@ def open_source(source: str | os.PathLike[str]) -> Source:
         if not os.path.isdir(text):
             raise BadInput(f"no model directory {text}", fix="labkit model make --preset small DIR")
         return Source(text.rstrip("/") or "/")
+    from urllib.parse import quote
+
     rest = rest.strip("/")
     if scheme in ("http", "https"):
         return Source(text.rstrip("/"), text.rstrip("/"))
@@ -123,8 +131,8 @@ def open_source(source: str | os.PathLike[str]) -> Source:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         if not endpoint:
             raise BadInput(f"{text}: no endpoint", why="AWS_ENDPOINT_URL is not set", fix="export AWS_ENDPOINT_URL=http://127.0.0.1:9000")
-        return Source(text.rstrip("/"), f"{endpoint.rstrip('/')}/{urllib.parse.quote(rest)}")
+        return Source(text.rstrip("/"), f"{endpoint.rstrip('/')}/{quote(rest)}")
     if scheme == "gs":
         endpoint = os.environ.get("CLOUD_STORAGE_EMULATOR_ENDPOINT") or os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com"
-        return Source(text.rstrip("/"), f"{endpoint.rstrip('/')}/{urllib.parse.quote(rest)}")
+        return Source(text.rstrip("/"), f"{endpoint.rstrip('/')}/{quote(rest)}")
     raise BadInput(f"{text}: cannot read {scheme}://", fix="a directory, or one of " + ", ".join(s + "://" for s in SCHEMES))

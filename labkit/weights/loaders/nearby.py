@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,6 +56,9 @@ def _there(path: Path) -> Path:
 
 def download(source: Source, name: str, target: Path) -> int:
     """One GET, one stream, to disk: what a script does with the first HTTP client at hand. Raises TransferError."""
+    import urllib.error
+    import urllib.request
+
     url = source.url(name)
     try:
         with urllib.request.urlopen(url, timeout=60) as answer, open(target, "wb") as file:

@@ -37,7 +37,7 @@ def load(model: Any, source: str, device: str = "cpu", *, threads: int = 0, chun
     placer = Placer(model, device)
     with span("load.stream", loader="labkit-streamer") as facts:
         if opened.remote:
-            facts |= _from_bucket(opened, placer, device, ring, chunk_bytes, connections, slots or connections + 4)
+            facts |= _from_bucket(opened, placer, device, ring, chunk_bytes, connections, max(slots, connections + 4))
         else:
             facts |= _from_files(opened, placer, device, ring, threads, chunk_bytes, slots, **options)
     return placer.finish() | dict(facts)

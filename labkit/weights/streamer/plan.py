@@ -23,8 +23,8 @@ from labkit.weights.source import Source
 
 PAGE_BYTES = 4096
 CHUNK_BYTES = 8 << 20
-#: One request brings a shard's header, its size, and usually nothing else: the header of 1 000 tensors is 100 KB.
-HEAD_BYTES = 256 << 10
+#: One small request brings a shard's size and, below some 600 tensors, its whole header.
+HEAD_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -72,20 +72,20 @@ def open_files(source: Source, client: Any = None) -> list[File]:
 
 
 def _remote_header(source: Source, name: str, client: Any) -> File:
+    from labkit.net.ranges import Into, Part, fetch_parts
+
     url = source.url(name)
-
-    def part(start: int, end: int) -> tuple[bytes, int, str]:
-        answer = client.ask("GET", url, {"Range": f"bytes={start}-{end - 1}"})
-        total = answer.headers.get("content-range", "").rpartition("/")[2]
-        if answer.status != 206 or not total.isdigit():
-            raise BadInput(f"{url}: the store has no ranges", why="a streamer reads parts", fix="--loader labkit.weights.loaders.safe:load downloads first")
-        return answer.body, int(total), answer.headers.get("etag", "")
-
-    body, size_bytes, etag = part(0, HEAD_BYTES)
-    length = header_length(body[:8], size_bytes)
-    if 8 + length > len(body):
-        body += part(len(body), 8 + length)[0]
-    return File(name, parse(body[8:8 + length], size_bytes, url), etag)
+    answer = client.ask("GET", url, {"Range": f"bytes=0-{HEAD_BYTES - 1}"}, ok=(200, 206))
+    total = answer.headers.get("content-range", "").rpartition("/")[2]
+    if answer.status != 206 or not total.isdigit():
+        raise BadInput(f"{url}: the store has no ranges", why="a streamer reads parts", fix="--loader labkit.weights.loaders.safe:load downloads first")
+    size_bytes, head = int(total), answer.body
+    length = header_length(head[:8], size_bytes)
+    if 8 + length > len(head):
+        rest = bytearray(8 + length - len(head))
+        fetch_parts(client, [Part(url, len(head), len(rest))], Into.buffer(rest, -len(head)))
+        head += bytes(rest)
+    return File(name, parse(head[8:8 + length], size_bytes, url), answer.headers.get("etag", ""))
 
 
 def plan_chunks(files: Sequence[File], chunk_bytes: int = CHUNK_BYTES, tail_bytes: int = 0) -> list[Chunk]:
