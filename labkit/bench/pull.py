@@ -15,8 +15,8 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ SAMPLE_BYTES = 256 << 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--link", default="1gbit-bucket", help="emulated link (default 1gbit-bucket)")
-    parser.add_argument("--image", default="subject", help="subject (built when missing), tiny, or an OCI layout")
+    parser.add_argument("--image", default="subject", help="subject (built when missing), interpreter (its smallest part), tiny, or an OCI layout")
     parser.add_argument("--arms", default=",".join(ARMS), help="default: all")
     parser.add_argument("--connections", type=int, default=objectpull.CONNECTIONS)
     parser.add_argument("--part", default="2MiB", help="bytes of one range")
@@ -61,43 +61,69 @@ class Setting:
     part_bytes: int
 
     def floor_s(self, codec: str) -> float:
-        return max(v for k, v in self.floors[codec].items() if k.endswith("_s"))
+        return max(self.floors[codec][k] for k in ("link_s", "decompress_s", "write_s"))
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from labkit.core.units import parse_bytes
 
-    wanted = [a.strip() for a in args.arms.split(",") if a.strip()]
-    unknown = set(wanted) - set(ARMS)
+    return compare_pulls(*(a.strip() for a in args.arms.split(",") if a.strip()), image=args.image, link=args.link, blocks=args.blocks, seed=args.seed,
+                         connections=args.connections, part_bytes=parse_bytes(args.part))
+
+
+def compare_pulls(*arms: str, image: str = "interpreter", link: str = "1gbit-bucket", blocks: int = 3, seed: int = 0,
+                  connections: int = objectpull.CONNECTIONS, part_bytes: int = objectpull.PART_BYTES) -> dict[str, Any]:
+    """The bench as a function, for notebooks: arms × blocks, the document of the last line."""
+    unknown = set(arms) - set(ARMS)
     if unknown:
         raise BadInput(f"no arm called {', '.join(sorted(unknown))}", fix="of: " + ", ".join(ARMS))
-    space, link = Workspace.default(), link_room.parse(args.link)
-    with ExitStack() as ends:
-        ledger = ends.enter_context(Ledger.open(space))
-        room = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="bench-pull-", dir=space.artifacts)))
-        ledger.note("dir", room)
-        source, name = image_of(args.image, space, room)
-        layouts = {"gzip": source}
-        for codec in ("zstd", "none"):
-            if f"object-pull-{codec}" in wanted:
-                layouts[codec] = oci.Layout.create(room / f"layout-{codec}")
-                push.recompress(source, name, layouts[codec], codec)
-        for codec, layout in layouts.items():
-            push.publish_objects(room / "store", layout, name, prefix=f"images-{codec}")
-        publish_image(room / "registry", source.path, name)
-        served = ends.enter_context(serving("store", room / "store", ledger=ledger, options=("--with-registry", str(room / "registry"))))
-        setting = Setting(served, link, room, ledger, name, layouts, {c: floors(lay, name, link, args.connections, room) for c, lay in layouts.items()},
-                          args.connections, parse_bytes(args.part))
-        arms = {arm: _arm(arm, setting, ends) for arm in wanted}
-        served.set_link(link)
-        sizes = {codec: layout.manifest(name).layers_bytes for codec, layout in layouts.items()}
-        results = interleave(arms, blocks=args.blocks, seed=args.seed)
+    codecs = [c for c in ("zstd", "none") if f"object-pull-{c}" in arms]
+    with setting(image, link, connections, part_bytes, codecs) as on, ExitStack() as ends:
+        made = {arm: _arm(arm, on, ends) for arm in arms}
+        on.served.set_link(on.link)  # until here the server was filled, which is not what is measured
+        results = interleave(made, blocks=blocks, seed=seed)
+        sizes = {codec: layout.manifest(on.name).layers_bytes for codec, layout in on.layouts.items()}
     ratios = {"object-pull_vs_floor": ("object-pull", "floor"), "object-pull_vs_ctr": ("object-pull", "ctr"),
               "object-pull_vs_registry-stock": ("object-pull", "registry-stock"), "registry-parallel_vs_registry-one-stream": ("registry-parallel", "registry-one-stream"),
               "object-pull-zstd_vs_object-pull": ("object-pull-zstd", "object-pull"), "object-pull-none_vs_object-pull": ("object-pull-none", "object-pull"),
               "object-pull_vs_ctr-docker-registry-s3": ("object-pull", "ctr-docker-registry-s3")}
-    return document("pull", results, {k: v for k, v in ratios.items() if v[0] in arms and (v[1] in arms or v[1] == "floor")},
-                    link_label=link.label, image={"name": name, **sizes}, floors=setting.floors)
+    return document("pull", results, {k: v for k, v in ratios.items() if v[0] in made and (v[1] in made or v[1] == "floor")},
+                    link_label=on.link.label, image={"name": on.name, **sizes}, floors=on.floors)
+
+
+def sweep_connections(connections: Sequence[int], *, image: str = "interpreter", link: str = "1gbit-registry", repeats: int = 2,
+                      part_bytes: int = objectpull.PART_BYTES) -> tuple[list[dict[str, Any]], float, str]:
+    """Seconds of a whole pull from the registry by number of connections; the floor; the link's label."""
+    with setting(image, link, max(connections), part_bytes) as on:
+        on.served.set_link(on.link)
+        rows: list[dict[str, Any]] = [{"connections": c, "seconds": []} for c in connections]
+        for _ in range(repeats):
+            for row in rows:
+                on.connections = row["connections"]
+                os.sync()
+                row["seconds"].append(_object_pull(on, f"{on.served.url}/{on.name}", pipelined=True)[0])
+        return rows, on.floor_s("gzip"), on.link.label
+
+
+@contextmanager
+def setting(image: str, link: str, connections: int, part_bytes: int, codecs: Sequence[str] = ()) -> Iterator[Setting]:
+    """The image in a registry and a bucket, in every codec asked for, served by one process over loopback (shape it with `set_link`)."""
+    space, shaped = Workspace.default(), link_room.parse(link)
+    with ExitStack() as ends:
+        ledger = ends.enter_context(Ledger.open(space))
+        room = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="bench-pull-", dir=space.artifacts)))
+        ledger.note("dir", room)
+        source, name = image_of(image, space, room)
+        layouts = {"gzip": source}
+        for codec in codecs:
+            layouts[codec] = oci.Layout.create(room / f"layout-{codec}")
+            push.recompress(source, name, layouts[codec], codec)
+        for codec, layout in layouts.items():
+            push.publish_objects(room / "store", layout, name, prefix=f"images-{codec}")
+        publish_image(room / "registry", source.path, name)
+        served = ends.enter_context(serving("store", room / "store", ledger=ledger, options=("--with-registry", str(room / "registry"))))
+        yield Setting(served, shaped, room, ledger, name, layouts, {c: floors(lay, name, shaped, connections, room) for c, lay in layouts.items()},
+                      connections, part_bytes)
 
 
 def image_of(what: str, space: Workspace, room: Path) -> tuple[oci.Layout, str]:
@@ -106,6 +132,13 @@ def image_of(what: str, space: Workspace, room: Path) -> tuple[oci.Layout, str]:
 
         tiny_layout(room / "tiny", 30_000_000)
         return oci.Layout(room / "tiny"), REFERENCE
+    if what == "interpreter":
+        from labkit.image.build import build
+
+        made = space.images / "interpreter"
+        if not (made / "index.json").exists():
+            build(made, parts=("interpreter",))
+        return oci.Layout(made), oci.Layout(made).index()[0].annotations[oci.REF_NAME]
     if what == "subject":
         from labkit.image.build import ensure_image
 
