@@ -257,14 +257,16 @@ def phase_floors(floors_bytes: Mapping[str, int], rates: Mapping[str, Any], link
     """Seconds below which each phase cannot come: bytes ÷ rate, plus the link's time to first byte where bytes cross it.
 
     A key is a phase ("pull"), or names its resource ("load@link", "load@h2d"); of several for one phase the slowest counts,
-    as they may overlap. `link`: a name like "1gbit" or "rate=1gbit,first_byte=30ms", or an object with `rate_bytes_per_s` and `first_byte_s`.
+    as they may overlap. Weights of a fresh node cross the link. `link`: a name like "1gbit" or "rate=1gbit,first_byte=30ms", or an object with `rate_bytes_per_s` and `first_byte_s`.
     A phase whose rate was not measured is left out rather than guessed."""
     link_rate, first_byte_s = _link(link, rates)
     floors: dict[str, float] = {}
     for key, size_bytes in floors_bytes.items():
         phase, _, resource = key.partition("@")
         resource = resource or PHASE_RATE.get(phase, "")
-        if resource == "disk_read" and scenario == "hot-node":
+        if key == "load" and scenario == "fresh-node":  # nothing is on this host: weights cross the link too
+            resource = "link"
+        elif resource == "disk_read" and scenario == "hot-node":
             resource = "memcpy"
         rate = link_rate if resource == "link" else rate_of(rates, resource)
         if rate:

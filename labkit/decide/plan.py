@@ -159,8 +159,7 @@ def _floors(run: Run, value: Mapping[str, float], scenario: str, forecast: Forec
     """What link and disk alone need for the reader's bytes."""
     rates = {**run.floors, "disk_read_bytes_per_s": value.get("disk_bytes_per_s")}
     link = value.get("link_bytes_per_s")
-    load = "load@link" if scenario == "fresh-node" else "load"
-    sizes = {"pull": value.get("image_bytes"), "unpack": value.get("unpacked_bytes"), load: value.get("model_bytes")}
+    sizes = {"pull": value.get("image_bytes"), "unpack": value.get("unpacked_bytes"), "load": value.get("model_bytes")}
     found = floor.phase_floors({k: int(v) for k, v in sizes.items() if v}, rates, f"{link:.0f}B/s" if link else "", scenario)
     return {p: s for p, s in found.items() if p in forecast.phases}
 

@@ -25,6 +25,7 @@ from labkit.core.plan import LaunchPlan
 from labkit.core.trial import run_trial
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, LabError, MissingCapability
+from labkit.net.link import parse as parse_link
 from labkit.stack.compose import Stack, compose, judge, prepare
 from labkit.technique import Artifact, Subject
 
@@ -222,7 +223,7 @@ class _Conduct:
                           judge=lambda seen: judge(stack, seen), instrument=self.what.instrument,
                           on_phase=(lambda name, s: self.tell("phase", name, s)) if self.progress else None,
                           at_t0=self.what.at_t0, port=self.what.port)
-        return replace(trial, floors=floor.phase_floors(plan.floors_bytes, rates, plan.link))
+        return replace(trial, floors=floor.phase_floors(plan.floors_bytes, rates, parse_link(plan.link), plan.scenario))
 
 
 def _model_and_tokens(model_dir: str, space: Workspace, preset: str, max_tokens: int) -> tuple[Path, tuple[int, ...]]:

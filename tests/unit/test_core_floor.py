@@ -54,6 +54,11 @@ def test_a_technique_can_name_its_resource_and_the_slowest_counts():
     assert found == {"load": 2.03}
 
 
+def test_weights_of_a_fresh_node_cross_the_link():
+    assert floor.phase_floors({"load": 10**9}, RATES, "1gbit", "fresh-node") == {"load": 8.0}
+    assert floor.phase_floors({"load": 10**9}, RATES, "1gbit", "warm-node") == {"load": 1.0}
+
+
 def test_a_hot_node_reads_memory_not_disk():
     assert floor.phase_floors({"load": 10**10}, RATES, scenario="hot-node") == {"load": 1.0}
 
