@@ -1,0 +1,98 @@
+"""A full pull brings the image whole and right, through faults; a wrong byte never gets its name on disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from labkit.core.ledger import Ledger
+from labkit.errors import BadInput, TransferError
+from labkit.image import oci, pull, tiny
+from labkit.image.registry import publish_image
+from labkit.net.fetch import Client, Retry
+from labkit.net.serving import serving
+
+FAST = Retry(attempts=4, first_s=0.01, most_s=0.05, honour_s=0.05)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    top = tmp_path_factory.mktemp("source")
+    manifest = tiny.tiny_layout(top / "layout", size_bytes=1_000_000)
+    root = top / "registry"
+    root.mkdir()
+    publish_image(root, top / "layout", tiny.REFERENCE)
+    return root, manifest
+
+
+@pytest.fixture
+def ledger(workspace):
+    with Ledger.open(workspace, watch=False) as opened:
+        yield opened
+
+
+def _context(tmp_path: Path, url: str) -> SimpleNamespace:
+    node = tmp_path / "node"
+    node.mkdir()
+    return SimpleNamespace(node=node, state={"registry": url, "image_reference": tiny.REFERENCE})
+
+
+def test_the_steps_leave_a_root_directory_and_its_config(tmp_path, source, ledger):
+    root, manifest = source
+    with serving("registry", root, ledger=ledger) as served:
+        ctx = _context(tmp_path, served.url)
+        facts = pull.full_pull(ctx)
+        pull.unpack(ctx)
+        sent = served.stats()["bytes_sent"]
+    assert facts["bytes_fetched"] >= manifest.layers_bytes <= sent
+    assert (Path(ctx.state["rootfs"]) / "etc/hostname").read_text() == "tiny\n"
+    assert ctx.state["image_config"]["config"]["WorkingDir"] == "/app"
+
+
+@pytest.mark.parametrize("fault", ["503:nth=2,retry_after=0.01", "429:nth=2,retry_after=0.01", "reset:nth=3", "truncate:nth=3"])
+def test_faults_that_a_client_survives_are_survived(tmp_path, source, ledger, fault):
+    root, manifest = source
+    with serving("registry", root, ledger=ledger, faults=[fault]) as served:
+        made, facts = pull.pull_into(oci.Layout(tmp_path / "got"), f"{served.url}/{tiny.REFERENCE}", client=Client(retry=FAST))
+    assert made == manifest and facts["retries"] >= 1
+    for blob in oci.Layout(tmp_path / "got").blobs(made):
+        assert oci.digest_of(oci.Layout(tmp_path / "got").blob_path(blob.digest).read_bytes()) == blob.digest
+
+
+def test_corruption_that_never_ends_is_an_error_and_keeps_no_blob(tmp_path, source, ledger):
+    root, manifest = source
+    biggest = max(manifest.layers, key=lambda b: b.size_bytes)
+    with serving("registry", root, ledger=ledger, faults=[f"corrupt:rate=1,path=/blobs/{biggest.digest}"]) as served:
+        with pytest.raises(TransferError, match="digest"):
+            pull.pull_into(oci.Layout(tmp_path / "got"), f"{served.url}/{tiny.REFERENCE}", client=Client(retry=FAST))
+    assert biggest.digest[7:] not in os.listdir(tmp_path / "got/blobs/sha256")
+
+
+def test_a_second_pull_fetches_no_blob(tmp_path, source, ledger):
+    root, _ = source
+    with serving("registry", root, ledger=ledger) as served:
+        reference = f"{served.url}/{tiny.REFERENCE}"
+        pull.pull_into(oci.Layout(tmp_path / "got"), reference)
+        assert pull.pull_into(oci.Layout(tmp_path / "got"), reference)[1]["bytes_fetched"] == 0
+
+
+def test_an_image_that_is_not_there_says_so(tmp_path, source, ledger):
+    root, _ = source
+    with serving("registry", root, ledger=ledger) as served, pytest.raises(TransferError, match="404"):
+        pull.pull_into(oci.Layout(tmp_path / "got"), f"{served.url}/lab/other:latest", client=Client(retry=FAST))
+
+
+def test_a_reference_without_a_registry_is_refused(tmp_path):
+    with pytest.raises(BadInput, match="names no registry"):
+        pull.pull_into(oci.Layout(tmp_path / "got"), "lab/subject:latest")
+
+
+def test_the_warm_nodes_root_is_made_once_for_a_manifest(tmp_path):
+    tiny.tiny_layout(tmp_path / "layout")
+    first, config = pull.ensure_rootfs(tmp_path / "layout", tiny.REFERENCE, tmp_path / "room")
+    inode = first.stat().st_ino
+    again, _ = pull.ensure_rootfs(tmp_path / "layout", tiny.REFERENCE, tmp_path / "room")
+    assert again == first and again.stat().st_ino == inode and config["config"]["Cmd"] == ["/usr/bin/app"]
