@@ -11,6 +11,7 @@ BENCHES = {
     "convert": "eStargz conversion, ours and the reference tool's",
     "lazy": "full pull, lazy mounts, on slow and fast links",
     "restore": "snapshots against starts",
+    "forecast": "the planner's prediction for sizes it was not fitted on",
 }
 
 

@@ -40,3 +40,14 @@ def test_nothing_recorded_is_a_mistake_with_a_command(workspace):
     with pytest.raises(BadInput) as caught:
         measure.gather("naive", workspace=workspace)
     assert "labkit plan --measure" in caught.value.fix
+
+
+def test_the_forecast_bench_sets_each_size_left_out_against_its_measurement(monkeypatch):
+    import argparse
+
+    from labkit.bench import forecast
+
+    monkeypatch.setattr(measure, "measure", lambda *a, **k: three(noise=0.02))
+    doc = forecast.run(argparse.Namespace(stack="naive", sizes="tiny,small,1b", blocks=5, scenario="fresh-node", link="1gbit"))
+    assert [r["arm"] for r in doc["results"]] == ["tiny", "small", "1b"]
+    assert all(0.8 < doc["ratios"][f"predicted_vs_measured.{s}"]["median"] < 1.2 for s in ("tiny", "small", "1b"))
