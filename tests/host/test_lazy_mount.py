@@ -48,10 +48,10 @@ def registry(image):
 
 
 @contextmanager
-def mounted(served, folder: Path, *options: str):
+def mounted(served, folder: Path, *options: str, name: str = REFERENCE):
     target = folder / "mnt"
     target.mkdir(exist_ok=True)
-    argv = [sys.executable, "-m", "labkit.image.lazyfs", f"{served.url}/{REFERENCE}", str(target), "--cache", str(folder / "cache"),
+    argv = [sys.executable, "-m", "labkit.image.lazyfs", f"{served.url}/{name}", str(target), "--cache", str(folder / "cache"),
             "--stats", str(folder / "stats.json"), "--log", str(folder / "log"), *options]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:

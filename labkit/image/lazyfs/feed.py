@@ -84,6 +84,7 @@ class Feed:
         self._ahead: deque[tuple[int, Chunk]] = deque()
         self._demand = 0  # readers waiting for the network
         self._demand_s = time.monotonic()
+        self._reads = 0
         self._problem: dict[int, str] = {}
         self._pool = ThreadPoolExecutor(2 * connections, "fetch")
         self._threads: list[threading.Thread] = []
@@ -375,12 +376,19 @@ class Feed:
                     self._making.pop(chunk.digest, None)
                 made.set_result(data)
 
+    def _busy(self) -> bool:
+        """Whether somebody waits, or the file system was read a moment ago: a start that finds everything is still a start."""
+        reads, now_s = self.stats.counts["reads"], time.monotonic()
+        if reads != self._reads or self._demand:
+            self._reads, self._demand_s = reads, now_s
+        return now_s - self._demand_s < QUIET_S
+
     def _fill(self) -> None:
         """The rest of the image, while nobody waits."""
         for layer, feed in enumerate(self.layers):
             for start, end in feed.blob.missing(0, feed.blob.size_bytes):
                 for at in range(start, end, BACKGROUND_BYTES):
-                    while not self.closed and (self._demand or time.monotonic() - self._demand_s < QUIET_S):
+                    while not self.closed and self._busy():
                         with self._moved:
                             self._moved.wait(QUIET_S / 4)
                     if self.closed or not self._run("background", layer, at, min(end, at + BACKGROUND_BYTES)):
