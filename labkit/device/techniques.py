@@ -31,7 +31,9 @@ def compiled_files(folder: str | os.PathLike[str]) -> dict[str, int]:
 
 
 def cache_environment(folder: str) -> dict[str, str]:
-    return {"TORCHINDUCTOR_CACHE_DIR": folder, "TRITON_CACHE_DIR": f"{folder}/triton", "TORCHINDUCTOR_FX_GRAPH_CACHE": "1", "TORCHINDUCTOR_AUTOGRAD_CACHE": "1"}
+    return {"TORCHINDUCTOR_CACHE_DIR": folder, "TRITON_CACHE_DIR": f"{folder}/triton", "TORCHINDUCTOR_FX_GRAPH_CACHE": "1", "TORCHINDUCTOR_AUTOGRAD_CACHE": "1",
+            # On a CPU the headers of torch would be compiled first, for longer than the code itself; nothing here is compiled often enough for that.
+            "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0"}
 
 
 class _Compiled:
@@ -129,5 +131,7 @@ class NoCompile:
         return replace(plan, server_args=tuple(a for a in plan.server_args if a != "--compile"))
 
     def engaged(self, seen: Seen) -> Evidence:
-        made = [m for m in seen.proc.get("maps", []) if "inductor" in m]
-        return Evidence(self.name, "--compile" not in seen.plan.server_args and not made, f"{len(made)} compiled libraries are mapped", {})
+        maps = seen.proc.get("maps", [])
+        made = [m for m in maps if "inductor" in m]
+        return Evidence(self.name, bool(maps) and "--compile" not in seen.plan.server_args and not made,
+                        f"{len(made)} compiled libraries are among {len(maps)} mapped files", {})
