@@ -95,9 +95,9 @@ def fingerprint(entries: dict[str, Entry], level: int) -> str:
     return made.hexdigest()[:32]
 
 
-def _written(layout: oci.Layout, part: str, entries: dict[str, Entry], level: int, say: Say) -> WrittenLayer:
-    """A layer from the cache beside the layout, or written now."""
-    key = fingerprint(entries, level)
+def _written(layout: oci.Layout, part: str, entries: dict[str, Entry], level: int, say: Say, others: Sequence[str] = ()) -> WrittenLayer:
+    """A layer from the cache beside the layout, or written now. `others`: parts whose libraries the interpreter's layer holds."""
+    key = fingerprint(entries, level) + ("" if part != "interpreter" else "-" + "-".join(others))
     note = layout.path / "built" / f"{part}-{key}.json"
     with contextlib.suppress(OSError, ValueError, KeyError):
         doc = json.loads(note.read_text())
@@ -109,7 +109,7 @@ def _written(layout: oci.Layout, part: str, entries: dict[str, Entry], level: in
         whole = dict(entries)
         if part == "interpreter":
             # The closure of all parts lies in the first layer: a later layer's library must not need a rebuild of ld.so's world.
-            objects = closure.shared_objects(entries) + _all_extension_modules()
+            objects = closure.shared_objects(entries) + _extension_modules(others)
             whole = {**closure.library_entries(objects), **whole}
         if part != "weights":
             whole |= closure.bytecode_entries(entries, Path(scratch))
@@ -122,13 +122,9 @@ def _written(layout: oci.Layout, part: str, entries: dict[str, Entry], level: in
     return made
 
 
-def _all_extension_modules() -> list[Path]:
+def _extension_modules(of_parts: Sequence[str]) -> list[Path]:
     parts = _Parts()
-    found: list[Path] = []
-    for part in ("torch", "packages"):
-        with contextlib.suppress(BadInput):
-            found += closure.shared_objects(parts.entries(part, None))
-    return found
+    return [path for part in of_parts for path in closure.shared_objects(parts.entries(part, None))]
 
 
 def build(out: str | os.PathLike[str], *, parts: Sequence[str] = PARTS, with_weights: Path | None = None, level: int = STOCK_LEVEL,
@@ -139,7 +135,8 @@ def build(out: str | os.PathLike[str], *, parts: Sequence[str] = PARTS, with_wei
     layout = oci.Layout.create(out)
     sources = _Parts()
     wanted = [*parts, *(["weights"] if with_weights else [])]
-    layers = [(part, _written(layout, part, sources.entries(part, with_weights), level, say)) for part in wanted]
+    binary = [p for p in ("torch", "packages") if p in parts]
+    layers = [(part, _written(layout, part, sources.entries(part, with_weights), level, say, binary)) for part in wanted]
     entries = closure.library_entries([Path(os.path.realpath(sys.executable))])
     folder = next(iter(sorted(entries))).rpartition("/")[0]
     run = {"Env": ["PATH=/usr/local/bin:/usr/bin:/bin", f"PYTHONPATH=/app:/{closure.SITE}", "LANG=C.UTF-8", "PYTHONDONTWRITEBYTECODE=1",

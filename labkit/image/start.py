@@ -22,10 +22,12 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from pathlib import Path
 from typing import Any
 
+from labkit.core.ledger import start_time
 from labkit.core.plan import StepContext
 from labkit.errors import TrialError
 from labkit.image import oci
@@ -85,6 +87,10 @@ def _own(ctx: StepContext, process: subprocess.Popen[bytes], pid: int) -> None:
         with contextlib.suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        # Behind a launcher the server is not our child: it is gone when the kernel says so, not when the launcher is.
+        until = time.monotonic() + 10
+        while start_time(int(ctx.state["server_pid"])) and time.monotonic() < until:
+            time.sleep(0.002)
         ctx.ledger.done(entry)
 
     ctx.on_stop(end)
