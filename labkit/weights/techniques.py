@@ -22,7 +22,13 @@ from labkit.weights.catalog import LOADERS, Loader
 
 BUCKET = "lab"
 ARTICLE = "the article"
-CLAIMS: dict[str, tuple[Claim, ...]] = {}
+_FASTER = Claim("40–60 % faster load (safetensors and a direct GPU stream; 13B, A100)", ARTICLE, 0.4, 0.6, "load")
+CLAIMS: dict[str, tuple[Claim, ...]] = {
+    "safetensors": (_FASTER,),
+    "runai-streamer": (_FASTER, Claim("Llama-3-8B, A10G: from S3 28.2 s at concurrency 4, 4.9 s at 32; from GP3 47.6 s at 1, 14.3 s at 16, safetensors 48.0 s",
+                                      "run-ai/runai-model-streamer, docs/src/benchmarks.md", of="load")),
+    "instanttensor": (Claim("Qwen3-30B, H200: safetensors 57.4 s, fastsafetensors 22.2 s, Run:ai 9.29 s, InstantTensor 1.77 s", "InstantTensor, docs/benchmark.md", of="load"),),
+}
 
 
 class WeightsTechnique:
@@ -41,7 +47,7 @@ class WeightsTechnique:
     def available(self, host: Any) -> Availability:
         missing = self.loader.missing()
         if missing:
-            return Availability(False, missing, f"{self.name} loads with it", self.loader.fix)
+            return Availability(False, missing, f"{self.name} loads with it", self.loader.fix or "run on a GPU host; in a container: --gpus all")
         return YES
 
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
