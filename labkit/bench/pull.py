@@ -68,12 +68,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from labkit.core.units import parse_bytes
 
     return compare_pulls(*(a.strip() for a in args.arms.split(",") if a.strip()), image=args.image, link=args.link, blocks=args.blocks, seed=args.seed,
-                         connections=args.connections, part_bytes=parse_bytes(args.part))
+                         connections=args.connections, part_bytes=parse_bytes(args.part), progress=None)
 
 
 def compare_pulls(*arms: str, image: str = "interpreter", link: str = "1gbit-bucket", blocks: int = 3, seed: int = 0,
-                  connections: int = objectpull.CONNECTIONS, part_bytes: int = objectpull.PART_BYTES) -> dict[str, Any]:
-    """The bench as a function, for notebooks: arms × blocks, the document of the last line."""
+                  connections: int = objectpull.CONNECTIONS, part_bytes: int = objectpull.PART_BYTES,
+                  progress: Callable[[str], Any] | None = lambda _: None) -> dict[str, Any]:
+    """The bench as a function, for notebooks (`progress=None`: a line a measurement on stderr): arms × blocks, the document of the last line."""
     unknown = set(arms) - set(ARMS)
     if unknown:
         raise BadInput(f"no arm called {', '.join(sorted(unknown))}", fix="of: " + ", ".join(ARMS))
@@ -81,7 +82,7 @@ def compare_pulls(*arms: str, image: str = "interpreter", link: str = "1gbit-buc
     with setting(image, link, connections, part_bytes, codecs) as on, ExitStack() as ends:
         made = {arm: _arm(arm, on, ends) for arm in arms}
         on.served.set_link(on.link)  # until here the server was filled, which is not what is measured
-        results = interleave(made, blocks=blocks, seed=seed)
+        results = interleave(made, blocks=blocks, seed=seed, progress=progress)
         sizes = {codec: layout.manifest(on.name).layers_bytes for codec, layout in on.layouts.items()}
     ratios = {"object-pull_vs_floor": ("object-pull", "floor"), "object-pull_vs_ctr": ("object-pull", "ctr"),
               "object-pull_vs_registry-stock": ("object-pull", "registry-stock"), "registry-parallel_vs_registry-one-stream": ("registry-parallel", "registry-one-stream"),
@@ -100,7 +101,6 @@ def sweep_connections(connections: Sequence[int], *, image: str = "interpreter",
         for _ in range(repeats):
             for row in rows:
                 on.connections = row["connections"]
-                os.sync()
                 row["seconds"].append(_object_pull(on, f"{on.served.url}/{on.name}", pipelined=True)[0])
         return rows, on.floor_s("gzip"), on.link.label
 
@@ -201,7 +201,6 @@ def _arm(arm: str, on: Setting, ends: ExitStack) -> Callable[[], Measured] | str
 
 def _measured(on: Setting, codec: str, pull: Callable[[], tuple[float, dict[str, Any]]], connections: int) -> Measured:
     """One pull onto an empty node; the counters of the server say whether the whole image crossed the link."""
-    os.sync()  # what the arm before has left unwritten is not this one's
     on.served.reset()
     seconds, facts = pull()
     seen = on.served.stats()
