@@ -6,7 +6,7 @@
     build        config read → weights opened
     load         weights opened → their bytes are read and in memory
     warmup       weights in → port open;  ready: port open → health 200
-    first_token  health → token at the client
+    first_token  health (or, where that is not asked, port open) → token at the client
 
 A server may do these in another order (load on the first request, listen before it loads): a stretch is named by what is
 under way in it, not by its place. A stretch that nothing explains stays without a phase and shows up as unaccounted.
@@ -57,6 +57,8 @@ def weights_in(moments: Mapping[str, Moment], looks: Sequence[Look], weights_byt
 def attribute(moments: Mapping[str, Moment], looks: Sequence[Look], t0_s: float, first_token_s: float) -> list[Span]:
     """Spans that cover [t0, first token], each with how its beginning was noticed. `moments` may hold any subset."""
     at = {name: m.at_s for name, m in moments.items() if m.at_s <= first_token_s}
+    if "health" not in at and "listening" in at:  # not asked, or busy with our request: what listens is at work on it
+        at["health"] = at["listening"]
     settled = _libraries_settled(looks, at.get("weights", at.get("listening", first_token_s)))
     build = max(at["config"], min(settled, at.get("weights", settled))) if "config" in at else None
     cuts = sorted({t0_s, first_token_s, *(t for t in at.values() if t0_s < t < first_token_s), *([build] if build and t0_s < build < first_token_s else [])})

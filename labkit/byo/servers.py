@@ -31,7 +31,7 @@ class ServerKind:
     name: str
     command: str  # a pattern of its command line
     marks: tuple[Mark, ...] = ()
-    health: tuple[str, ...] = ("/health", "/v1/models")  # asked in turn until one is known (not 404)
+    health: tuple[str, ...] = ("/health", "/v1/models")  # asked in turn until one is known (not 404); (): never asked
     tested: str = ""
     note: str = ""
 
@@ -39,14 +39,14 @@ class ServerKind:
 _UVICORN = (Mark("ready.application", r"Application startup complete"), Mark("ready.listening", r"Uvicorn running on (?P<url>\S+)"))
 _LLAMA_CPP = (Mark("build.metadata", r"llama_model_loader: loaded meta data"),
               Mark("load.tensors", r"(llama_context: constructing|llama_init_from_model|llama_new_context_with_model)", begin=r"load_tensors: (loading model tensors|layer)"),
-              Mark("load.tensors", r"^\.{40,}$", begin=r"load_tensors:"),
               Mark("warmup.kv_cache", r"(llama_kv_cache|kv_cache).*size\s*=", begin=r"llama_context: constructing"))
 
 KINDS = (
     ServerKind("transformers-serve", r"\btransformers(-cli)?\b.*\bserve\b", (
         Mark("load.weights", r"Loading (weights|checkpoint shards):\s+100%", begin=r"Loading (weights|checkpoint shards):\s+0%"), *_UVICORN),
         tested="transformers 5.23.0 on CPU", note="name the model on its command line, or it is loaded by the first request"),
-    ServerKind("llama-cpp-python", r"\bllama_cpp\.server\b", (*_LLAMA_CPP, *_UVICORN), health=("/v1/models",)),
+    ServerKind("llama-cpp-python", r"\bllama_cpp\.server\b", (*_LLAMA_CPP, *_UVICORN), health=(), tested="llama-cpp-python 0.3.36 on CPU",
+               note="any second request ends the first one's stream (interrupt_requests), so its health is never asked while it answers"),
     ServerKind("llama.cpp", r"\bllama-server\b", (*_LLAMA_CPP, Mark("warmup.empty_run", r"(model loaded|server is listening)", begin=r"warming up the model"),
                                                   Mark("ready.listening", r"server is listening on"))),
     ServerKind("vllm", r"\bvllm\b", (

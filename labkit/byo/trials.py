@@ -118,7 +118,7 @@ def run(*, command: str, url: str, weights: str, image: str = "", model_name: st
     return made
 
 
-def rehearse(server: OwnServer, ledger: Ledger, timeout_s: float) -> tuple[dict[str, Any], str, list[str]]:
+def rehearse(server: OwnServer, ledger: Ledger, timeout_s: float) -> tuple[dict[str, Any], str, tuple[list[str], list[str]]]:
     """Start it once, off the clock: (request, the answer's text, paths to make cold). Raises BadInput, TrialError."""
     request: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 8, **({"model": server.model_name} if server.model_name else {})}
     started = start(server, request, ledger, timeout_s, rehearsal=True)
@@ -129,15 +129,31 @@ def rehearse(server: OwnServer, ledger: Ledger, timeout_s: float) -> tuple[dict[
     return started.request, started.answer.text, cold_trees(server, started.facts.get("maps", []))
 
 
-def cold_trees(server: OwnServer, maps: list[str]) -> list[str]:
-    """The weights, every mapped library, and whole package trees of what lies in one (their .pyc files are never mapped)."""
-    trees: dict[str, None] = {str(server.weights): None}
+def cold_trees(server: OwnServer, maps: list[str]) -> tuple[list[str], list[str]]:
+    """(proven, evicted too): the weights, each package and library that the server mapped; and the whole package trees around
+    those, whose .pyc files it reads without mapping them – but also files that others on this host may be holding.
+
+    Lone libraries that any running process has mapped (libc, libstdc++, the interpreter's) are cold on no node: they are left out."""
+    held = mapped_now()
+    proven: dict[str, None] = {str(server.weights): None}
+    around: dict[str, None] = {}
     for path in maps:
-        package = re.match(r"(.*/(?:site|dist)-packages)/", path) or re.match(r"(.*/python3[^/]*)/lib-dynload/", path)
-        found = package[1] if package else path
-        if os.path.exists(found) and not found.startswith(("/dev/", "/memfd:", "/proc/")):
-            trees[found] = None
-    return [t for t in trees if not any(t != other and t.startswith(other + "/") for other in trees)]
+        if not os.path.exists(path) or path.startswith(("/dev/", "/memfd:", "/proc/")):
+            continue
+        package = re.match(r"((.*/(?:site|dist)-packages)/[^/]+)", path)
+        if package or path not in held:
+            proven[package[1] if package else path] = None
+        around[package[2] if package else path] = None
+    return [t for t in proven if not any(t != other and t.startswith(other + "/") for other in proven)], list(around)
+
+
+def mapped_now() -> set[str]:
+    """Files that running processes have mapped, as far as we may look."""
+    found: set[str] = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", errors="surrogateescape") as lines:
+            found.update(line.split(None, 5)[5].rstrip("\n") for line in lines if "/" in line)
+    return found
 
 
 def start(server: OwnServer, request: dict[str, Any], ledger: Ledger, timeout_s: float, rehearsal: bool = False) -> Start:
@@ -167,7 +183,7 @@ def start(server: OwnServer, request: dict[str, Any], ledger: Ledger, timeout_s:
         try:
             if rehearsal:
                 execute()
-                while "health" not in seen.moments and not give_up():
+                while ("health" if server.kind.health else "listening") not in seen.moments and not give_up():
                     time.sleep(0.02)
                 request = {**_listed_model(server), **request}
             answer = client.ask(server.host, server.port, request, give_up=give_up, on_t0=None if rehearsal else execute, path=f"{server.base}/completions")
@@ -221,11 +237,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def trial(server: OwnServer, request: dict[str, Any], expected: str, cold_paths: list[str], scenario: str, ledger: Ledger, timeout_s: float, block: int,
+def trial(server: OwnServer, request: dict[str, Any], expected: str, cold_paths: tuple[list[str], list[str]], scenario: str, ledger: Ledger, timeout_s: float, block: int,
           rates: dict[str, Any]) -> Trial:
     """One cold start as a record."""
     want = "warm" if scenario == "hot-node" else "cold"
-    cache = cold.settle(cold_paths, want).as_json()
+    proven, around = cold_paths
+    (cold.warm if want == "warm" else cold.evict)(around)
+    cache = cold.settle(proven, want).as_json()
     made = Trial(arm=server.kind.name, block=block, order=0, cache=cache)
     if cache["state"] == "unverified":
         return replace(made, outcome="cache_unproven", error={"kind": "CacheUnproven", "what": cache.get("note", ""), "why": "a warm trial in a cold column", "fix": "end what maps these files"})

@@ -23,7 +23,8 @@ def model(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def _only_weights(monkeypatch):
     # The test runner itself may have torch mapped, and what is mapped cannot be made cold.
-    monkeypatch.setattr("labkit.byo.trials.cold_trees", lambda server, maps: [str(server.weights)])
+    monkeypatch.setattr("labkit.byo.trials.cold_trees", lambda server, maps: ([str(server.weights)], []))
+    monkeypatch.setattr("labkit.byo.trials.floor.measure", lambda space: {"disk_read_bytes_per_s": 1e9})  # floors have tests of their own
 
 
 def measured(trial):

@@ -47,6 +47,11 @@ def test_imports_go_on_while_libraries_are_still_mapped_after_the_config_was_ope
     assert spans["import"].end_s == 3 == spans["build"].start_s
 
 
+def test_a_server_whose_health_was_not_asked_is_at_work_on_the_request_from_its_port_on():
+    spans = phases.attribute(moments(exec=0, libraries=0.1, config=1, weights=2, weights_in=3, listening=4, health=9), [], 0, 6)
+    assert names(spans)[-2:] == ["warmup", "first_token"] and spans[-1].start_s == 4
+
+
 def test_weights_that_nobody_saw_leave_unaccounted_time_and_no_guess():
     spans = phases.attribute(moments(exec=0, libraries=0.1, listening=5, health=5.5), [], 0, 6)
     assert names(spans) == ["start", "ready", "first_token"] and sum(s.duration_s for s in spans) == pytest.approx(1.1)
@@ -138,12 +143,16 @@ def test_weights_are_found_through_the_links_of_a_cache(tmp_path):
     assert weight_files(tmp_path / "snapshot") == [tmp_path / "blobs" / "abc"]
 
 
-def test_cold_trees_take_whole_packages_and_each_path_once(tmp_path):
-    package = tmp_path / "lib/python3.11/site-packages"
-    (package / "torch").mkdir(parents=True)
-    (package / "torch/lib.so").touch()
-    server = OwnServer.of("sh -c true", "http://127.0.0.1:1", str(tmp_path / "lib"))
-    assert cold_trees(server, [str(package / "torch/lib.so"), "/dev/zero"]) == [str(tmp_path / "lib")]
+def test_what_is_proven_cold_is_what_the_server_mapped_and_the_trees_around_it_are_evicted_too(tmp_path):
+    packages = tmp_path / "lib/python3.11/site-packages"
+    (packages / "torch/lib").mkdir(parents=True)
+    (packages / "torch/lib/a.so").touch()
+    (packages / "torch/b.so").touch()
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    server = OwnServer.of("sh -c true", "http://127.0.0.1:1", str(weights))
+    maps = [str(packages / "torch/lib/a.so"), str(packages / "torch/b.so"), "/dev/zero", "/gone.so"]
+    assert cold_trees(server, maps) == ([str(weights), str(packages / "torch")], [str(packages)])
 
 
 def test_this_process_has_mapped_a_library_and_a_shell_has_not():
@@ -164,7 +173,7 @@ def test_a_real_server_is_measured_from_outside_and_agrees_with_its_own_spans(tm
     make_checkpoint(tmp_path / "model", "tiny")
     own = tmp_path / "spans.jsonl"
     monkeypatch.setenv("LABKIT_TIMELINE", str(own))
-    monkeypatch.setattr("labkit.byo.trials.cold_trees", lambda server, maps: [str(server.weights)])  # torch may be mapped by this very process
+    monkeypatch.setattr("labkit.byo.trials.cold_trees", lambda server, maps: ([str(server.weights)], []))  # torch may be mapped by this very process
     port = free_port()
     made = run(command=f"{sys.executable} -m labkit.subject.server --model {tmp_path / 'model'} --port {port}", url=f"http://127.0.0.1:{port}",
                weights=str(tmp_path / "model"), blocks=1, out=str(tmp_path / "run.json"), workspace=workspace)
