@@ -53,7 +53,8 @@ def image_command(ctx: StepContext) -> list[str]:
 
 def container_environment(ctx: StepContext) -> dict[str, str]:
     """The image's environment and the plan's; nothing of the host's leaks in."""
-    return {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", **oci.environment(ctx.state.get("image_config", {})), **ctx.server_env}
+    driver = {"LD_LIBRARY_PATH": DRIVER} if _has_gpu() else {}
+    return {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", **driver, **oci.environment(ctx.state.get("image_config", {})), **ctx.server_env}
 
 
 def host_binds(ctx: StepContext) -> list[tuple[str, str, str]]:
@@ -128,6 +129,7 @@ def process_command(ctx: StepContext, rootfs: str) -> tuple[list[str], dict[str,
     head, *rest = image_command(ctx)
     program = resolve(rootfs, _on_path(rootfs, head, container_environment(ctx)["PATH"]))
     environment = container_environment(ctx)
+    environment.pop("LD_LIBRARY_PATH", None) if environment.get("LD_LIBRARY_PATH") == DRIVER else None  # the host's own path leads to it
     for key in _PATH_LISTS:
         if environment.get(key):
             environment[key] = ":".join(rootfs + p if p.startswith("/") else p for p in environment[key].split(":"))
@@ -150,6 +152,21 @@ def process_command(ctx: StepContext, rootfs: str) -> tuple[list[str], dict[str,
 
 def _has_gpu() -> bool:
     return os.path.exists("/dev/nvidiactl")
+
+
+#: Where the driver's libraries appear in a container; they belong to the host's kernel module, never to the image.
+DRIVER = "/run/labkit-driver"
+_DRIVER_LIBRARIES = ("libcuda.so.", "libnvidia-ml.so.", "libnvidia-ptxjitcompiler.so.", "libnvidia-nvvm.so.", "libnvidia-gpucomp.so.")
+
+
+def driver_libraries() -> dict[str, str]:
+    """soname -> host path of the NVIDIA driver's libraries, from the dynamic linker's own cache; empty without a GPU."""
+    if not _has_gpu():
+        return {}
+    program = shutil.which("ldconfig", path=os.environ.get("PATH", "") + ":/sbin:/usr/sbin") or "ldconfig"
+    listed = subprocess.run([program, "-p"], capture_output=True, text=True).stdout
+    pairs = (line.strip().partition(" => ") for line in listed.splitlines() if "i386" not in line)
+    return {left.split(" ")[0]: os.path.realpath(path) for left, _, path in pairs if left.startswith(_DRIVER_LIBRARIES) and os.path.exists(path)}
 
 
 def _on_path(rootfs: str, name: str, path: str) -> str:
@@ -185,8 +202,12 @@ def _laid(ctx: StepContext) -> tuple[Laid, list[tuple[str, str, str]]]:
     rootfs = str(ctx.state["rootfs"])
     shown = host_binds(ctx)
     skeleton = ctx.node / "container" / "root"
-    laid = lay_out(rootfs, skeleton, [inside for _, inside, _ in shown])
+    driver = driver_libraries()
+    laid = lay_out(rootfs, skeleton, [inside for _, inside, _ in shown] + ([DRIVER] if driver else []))
     binds = [(source, below, "rw") for source, below in laid.binds]
+    for name, path in driver.items():
+        (skeleton / DRIVER.strip("/") / name).touch()
+        binds.append((path, f"{DRIVER.strip('/')}/{name}", "ro"))
     for name in ("etc/resolv.conf", "etc/hosts"):
         if os.path.isfile(f"{rootfs}/{name}") and os.path.exists("/" + name):
             binds.append((os.path.realpath("/" + name), name, "ro"))
@@ -247,6 +268,9 @@ def runc_spec(ctx: StepContext, laid: Laid, binds: list[tuple[str, str, str]], c
         {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]},
     ]
     mounts += [{"destination": "/" + below, "type": "bind", "source": source, "options": ["rbind", mode]} for source, below, mode in binds]
+    nodes = sorted(f"/dev/{n}" for n in os.listdir("/dev") if n.startswith("nvidia") and not os.path.isdir(f"/dev/{n}")) if _has_gpu() else []
+    mounts += [{"destination": node, "type": "bind", "source": node, "options": ["bind", "nosuid", "noexec"]} for node in nodes]
+    resources = {"resources": {"devices": [{"allow": True, "access": "rwm"}]}} if nodes else {}
     capabilities = {kind: _CAPABILITIES for kind in ("bounding", "effective", "permitted")}
     return {
         "ociVersion": "1.0.2",
@@ -255,7 +279,7 @@ def runc_spec(ctx: StepContext, laid: Laid, binds: list[tuple[str, str, str]], c
                     "noNewPrivileges": True},
         "root": {"path": str(laid.skeleton), "readonly": False},
         "hostname": "labkit", "mounts": mounts,
-        "linux": {"namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")], "cgroupsPath": cgroup},
+        "linux": {"namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")], "cgroupsPath": cgroup, **resources},
     }
 
 
