@@ -1,0 +1,83 @@
+"""The first call of a compiled block, with an empty cache and with one that was carried along. Real on a CPU as on a GPU.
+
+    first_call(Path("/…/cache"))        # a fresh process: {"first_call_s", "hits", "misses", "compiled_files", …}
+
+`torch.compile` traces, lowers, writes C++ (or Triton), compiles it and loads the result, once a process; inductor's FX graph cache
+keeps the last three on disk, under a key made of the graph, the shapes, the versions and the settings. Tracing is never
+saved. Evidence: the cache's own counters, and that no file was compiled anew. Limit: tracing and loading, ~1 s.
+Lesson: notebooks/06_gpu_init.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from labkit.core import timeline
+from labkit.device.techniques import cache_environment, compiled_files
+from labkit.errors import TrialError
+
+
+def first_call(cache: Path, *, hidden: int = 256, environment: Mapping[str, str] | None = None, compiled: bool = True, limit_s: float = 240) -> dict[str, Any]:
+    """In a fresh process. Raises TrialError with its last words."""
+    cache.mkdir(parents=True, exist_ok=True)
+    before = compiled_files(cache)
+    env = {**os.environ, **cache_environment(str(cache)), **(environment or {})}
+    done = subprocess.run([sys.executable, "-m", "labkit.device.compile_cache", "--hidden", str(hidden), *([] if compiled else ["--eager"])], env=env,
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit_s)
+    if done.returncode:
+        raise TrialError("the compiled block did not run", done.stderr[-800:], "labkit doctor; inductor needs g++ on a CPU")
+    made = json.loads(done.stdout.splitlines()[-1])
+    after = compiled_files(cache)
+    return {**made, "compiled_files": len(set(after) - set(before)), "cache_files": len(after)}
+
+
+def _block(hidden: int, device: str) -> tuple[Any, Any]:
+    import torch
+
+    torch.manual_seed(0)
+    layers = [torch.nn.Sequential(torch.nn.RMSNorm(hidden), torch.nn.Linear(hidden, hidden), torch.nn.SiLU()) for _ in range(1)]
+    return torch.nn.Sequential(*layers).to(device), torch.randn(4, hidden, device=device)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m labkit.device.compile_cache")
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--eager", action="store_true")
+    args = parser.parse_args()
+    began = timeline.now_s()
+    import torch
+
+    imported_s = timeline.now_s() - began
+    block, x = _block(args.hidden, "cuda" if torch.cuda.is_available() else "cpu")
+    with torch.no_grad():
+        began = timeline.now_s()
+        work = block if args.eager else torch.compile(block)
+        y = work(x)
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        first_s = timeline.now_s() - began
+        began = timeline.now_s()
+        work(x)
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        second_s = timeline.now_s() - began
+        same = bool(torch.allclose(y, block(x), atol=1e-4))
+    hits = misses = 0
+    if not args.eager:
+        from torch._dynamo.utils import counters
+
+        hits, misses = counters["inductor"].get("fxgraph_cache_hit", 0), counters["inductor"].get("fxgraph_cache_miss", 0)
+        hits += counters["aot_autograd"].get("autograd_cache_hit", 0)
+    print(json.dumps({"import_s": imported_s, "first_call_s": first_s, "second_call_s": second_s, "hits": hits, "misses": misses, "same_result": same}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
