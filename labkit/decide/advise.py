@@ -1,8 +1,8 @@
 """What to do first: each option's gain on the reader's own forecast, set against its effort.
 
 A gain is, in this order of trust:
-  measured   this host's records hold an arm with the technique and its baseline; their paired ratio of the phases concerned is
-             applied to the forecast of the same phases – never a ratio of another host
+  measured   this host's records hold an arm with the technique beside the forecast's own arm, in five blocks or more; the paired
+             ratio of the phases concerned is applied to the forecast of the same phases – never a ratio of another host
   at most    no arm was measured: the phase cannot gain more than it takes above its floor (all of it, where fewer bytes move)
 Claims of others are shown beside, and never computed with. Effort is this lab's judgement on a scale of 1 to 5, with its reason;
 change it by passing your own `options`.
@@ -20,6 +20,7 @@ from typing import Any
 
 from labkit.core import stats
 from labkit.core.records import Run
+from labkit.core.units import show_s
 from labkit.decide.predict import Forecast
 from labkit.errors import LabError
 
@@ -87,8 +88,8 @@ class Advice:
 
 
 def advise(forecast: Forecast, floors: Mapping[str, float] | None = None, runs: Iterable[Run] = (), options: Sequence[Option] = OPTIONS,
-           *, restore_s: float | None = None) -> list[Advice]:
-    """Ranked by gain ÷ effort, measured before merely possible at equal worth. `floors`: phase → least seconds at the reader's link and disk.
+           *, arm: str = "naive", restore_s: float | None = None) -> list[Advice]:
+    """`arm`: the forecast's, and the baseline of measured gains. Ranked by gain ÷ effort, measured before merely possible at equal worth. `floors`: phase → least seconds at the reader's link and disk.
 
     `restore_s`: what a restore would take (break-even's `restore_s`), subtracted from what a snapshot skips. A gain of nothing is left out."""
     runs = list(runs)
@@ -97,7 +98,9 @@ def advise(forecast: Forecast, floors: Mapping[str, float] | None = None, runs: 
         takes_s = sum(forecast.phases[p].seconds for p in option.phases if p in forecast.phases)
         if takes_s <= 0:
             continue
-        measured = _measured(option, runs)
+        measured, seen = _measured(option, runs, arm), ""
+        if measured and measured[0]["n"] < stats.MIN_PAIRS:  # an anecdote ranks nothing
+            seen, measured = f"; seen: {measured[0]['median']:.2f} × ({measured[1]}), too few for a figure", None
         if measured:
             ratio, how = measured
             gain, low, high, trust = takes_s * (1 - ratio["median"]), takes_s * (1 - ratio["high"]), takes_s * (1 - ratio["low"]), MEASURED
@@ -107,8 +110,8 @@ def advise(forecast: Forecast, floors: Mapping[str, float] | None = None, runs: 
             floor_s = (restore_s or 0.0) if option.skips else 0.0 if option.fewer_bytes else sum((floors or {}).get(p, 0.0) for p in option.phases)
             gain, trust = max(takes_s - floor_s, 0.0), AT_MOST
             low, high = 0.0, gain
-            how = f"{takes_s:.3g} s in {', '.join(p for p in option.phases if p in forecast.phases)}, " + (
-                f"a restore takes {floor_s:.3g} s" if option.skips and floor_s else f"{floor_s:.3g} s of it is the floor" if floor_s else "no floor for it")
+            limit = f"a restore takes {show_s(floor_s)}" if option.skips and floor_s else f"floor {show_s(floor_s)}" if floor_s else "no floor for it"
+            how = f"{', '.join(p for p in option.phases if p in forecast.phases)}: {show_s(takes_s)}, {limit}{seen}"
         if gain > 0:
             found.append((option, gain, low, high, trust, how))
     # What is only possible counts half: some of it will not come.
@@ -118,8 +121,8 @@ def advise(forecast: Forecast, floors: Mapping[str, float] | None = None, runs: 
             for rank, (o, gain, low, high, trust, how) in enumerate(found, 1)]
 
 
-def _measured(option: Option, runs: Sequence[Run]) -> tuple[dict[str, Any], str] | None:
-    """The paired ratio of the option's phases between an arm that differs from another in this layer alone, best first."""
+def _measured(option: Option, runs: Sequence[Run], baseline: str) -> tuple[dict[str, Any], str] | None:
+    """The paired ratio of the option's phases between the forecast's arm and one that differs from it in this layer alone; the best of several."""
     best: tuple[dict[str, Any], str] | None = None
     for run in runs:
         arms = {a["name"]: a for a in run.experiment.get("arms", [])}
@@ -128,7 +131,7 @@ def _measured(option: Option, runs: Sequence[Run]) -> tuple[dict[str, Any], str]
             if not option.techniques or not str(stack.get(option.layer) or "").startswith(option.techniques):
                 continue
             for other, base in arms.items():
-                if other == name or not _differs_only(stack, base.get("stack", {}), option.layer):
+                if other != baseline or not _differs_only(stack, base.get("stack", {}), option.layer):
                     continue
                 ratio = _ratio_of_phases(run, name, other, option)
                 if ratio and (best is None or ratio["median"] < best[0]["median"]):

@@ -94,7 +94,7 @@ def make(runs: Sequence[Run], given: Mapping[str, float | None], *, arm: str = "
     breakevens = _breakevens(forecast, value)
     cold = _cold_starts(mine, name, forecast)
     waits = _traffic(value, cold, trace, traffic, seed)
-    advice = advise(forecast, floors, runs, restore_s=breakevens.get("snapshot", {}).get("restore_s"))
+    advice = advise(forecast, floors, runs, arm=name, restore_s=breakevens.get("snapshot", {}).get("restore_s"))
     return Plan(name, model.scenario, model.host, inputs, model, forecast, floors, checks, breakevens, waits, advice)
 
 

@@ -33,6 +33,10 @@ DRIVER = {"pull": "image_bytes", "unpack": "unpacked_bytes", "build": "model_byt
 REST = "rest"
 #: From this share of the resource's rate on, the resource was the limit.
 BOUND_SHARE = 0.7
+#: From one size alone nothing separates fixed part and rate: a guess may go this far from it, and no further.
+FURTHEST_GUESS = 20.0
+#: Spread taken for granted where too few trials, or one size, cannot show their own.
+ONE_SIZE_ERROR, FEW_TRIALS_ERROR, FEW = 0.5, 0.3, 3
 #: Sizes closer than this are one size: a line through them would follow their noise.
 SAME_SIZE = 1.2
 
@@ -66,6 +70,11 @@ class Fit:
     @property
     def rate_bytes_per_s(self) -> float | None:
         return 1 / self.s_per_byte if self.s_per_byte > 0 else None
+
+    @property
+    def guessed(self) -> bool:
+        """One size only: proportional to bytes, by assumption."""
+        return self.s_per_byte > 0 and self.sizes[-1] < SAME_SIZE * self.sizes[0]
 
     @property
     def bound(self) -> bool:
@@ -114,8 +123,9 @@ class Model:
     host: str
     fits: dict[str, Fit] = field(default_factory=dict)
 
-    def predict(self, sizes: Mapping[str, float], *, link_bytes_per_s: float | None = None, disk_bytes_per_s: float | None = None) -> Forecast:
-        """`sizes` by driver (image_bytes, unpacked_bytes, model_bytes, snapshot_bytes). Raises BadInput for one that is needed and missing."""
+    def predict(self, sizes: Mapping[str, float], *, link_bytes_per_s: float | None = None, disk_bytes_per_s: float | None = None,
+                far: bool = False) -> Forecast:
+        """`far`: also guess far from the one size measured (to show how wrong that is). `sizes` by driver (image_bytes, unpacked_bytes, model_bytes, snapshot_bytes). Raises BadInput for one that is needed and missing."""
         rates = {"link": link_bytes_per_s, "disk": disk_bytes_per_s}
         phases: dict[str, PhaseForecast] = {}
         notes: list[str] = []
@@ -123,6 +133,9 @@ class Model:
             size = float(sizes.get(one.driver, math.nan)) if one.s_per_byte > 0 else 0.0
             if math.isnan(size) or size < 0:
                 raise BadInput(f"{phase} depends on {one.driver}, which is not given", fix=f"give {one.driver} in bytes")
+            if one.guessed and not far and not 1 / FURTHEST_GUESS <= size / max(one.sizes) <= FURTHEST_GUESS:
+                raise BadInput(f"{phase} was measured at one size only ({max(one.sizes):.3g} bytes), and {size:.3g} bytes are asked for",
+                               why="one size cannot tell a fixed cost from a rate; so far away the forecast would mean nothing", fix="labkit plan --measure")
             seconds = one.at(size, rates.get(one.resource))
             low, high = sorted((seconds / (1 + one.error_share), seconds * (1 + one.error_share)))
             phases[phase] = PhaseForecast(seconds, low, high, self._how(one))
@@ -165,7 +178,7 @@ def sizes_of(trial: Trial) -> dict[str, float]:
 
     detail = {s["name"]: s.get("detail", {}) for s in trial.spans}
     for source in (steps.get("pull", {}), detail.get("pull", {})):
-        take("image_bytes", source, "bytes_fetched", "fetched_bytes", "bytes", "size_bytes")
+        take("image_bytes", source, "bytes_fetched", "fetched_bytes", "registry_bytes", "bytes", "size_bytes")
     for source in (steps.get("unpack", {}), detail.get("unpack", {}), steps.get("pull", {})):
         take("unpacked_bytes", source, "written_bytes", "plain_bytes", "unpacked_bytes")
     take("model_bytes", detail.get("load", {}), "size_bytes", "bytes")
@@ -244,12 +257,17 @@ def _fit_phase(phase: str, given: Sequence[Point]) -> Fit:
             why = "" if slope else "did not grow with bytes at the sizes measured: noise hides its rate, and a larger size will take longer than this"
         else:
             fixed, slope = 0.0, stats.median(seconds) / stats.median([g.size_bytes for g in given])
-            why = "measured at one size only: taken as proportional to bytes"
+            why = f"measured at one size only: taken as proportional to bytes, ±{ONE_SIZE_ERROR:.0%} assumed"
     else:
         fixed, slope = stats.median(seconds), 0.0
         why = f"no {driver.replace('_', ' ')} in the records: taken as fixed" if driver else ""
     fitted = [fixed + slope * g.size_bytes for g in given]
-    return Fit(phase, driver, fixed, slope, _spread(seconds, fitted), sizes, len(given), resource, rate, why)
+    error = _spread(seconds, fitted)
+    if len(given) < FEW:
+        error = max(error, FEW_TRIALS_ERROR)
+    if slope and fixed == 0.0 and sizes[-1] < SAME_SIZE * sizes[0]:
+        error = max(error, ONE_SIZE_ERROR)
+    return Fit(phase, driver, fixed, slope, error, sizes, len(given), resource, rate, why)
 
 
 def _line(points_xy: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -292,7 +310,7 @@ def hold_out(runs: Sequence[Run], arm: str) -> list[dict[str, Any]]:
         model = model_of([r for r in good if r is not left], arm)
         sizes = [sizes_of(t) for t in left.of_arm(arm)]
         driver_sizes = {k: stats.median([s[k] for s in sizes if k in s]) for k in {k for s in sizes for k in s}}
-        forecast = model.predict(driver_sizes)
+        forecast = model.predict(driver_sizes, far=True)
         measured = stats.median([t.total_s for t in left.of_arm(arm) if t.total_s is not None])
         phases = {p: {"predicted_s": f.seconds, "measured_s": stats.median([t.phases[p] for t in left.of_arm(arm) if p in t.phases])}
                   for p, f in forecast.phases.items() if any(p in t.phases for t in left.of_arm(arm))}

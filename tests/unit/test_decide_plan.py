@@ -180,3 +180,10 @@ def test_a_lessons_example_is_never_shown_as_the_readers_own():
     rows = plan.tradeoff(three(), plan.make(three(), {"rate_per_s": 0.003}), keep_alives_s=(0.0, 300.0, math.inf))
     assert "simulated" in tradeoff(rows).text and tradeoff(rows).png()[:4] == forecast(made).png("dark")[:4] == b"\x89PNG"
     assert rows[0]["gpu_hours"] < rows[-1]["gpu_hours"] and rows[0]["mean_wait_s"] > rows[-1]["mean_wait_s"] == 0
+
+
+def test_two_blocks_of_a_technique_are_seen_but_rank_nothing():
+    run = run_of("small", 300e6, 250e6, n=2, arms={"naive": law, "naive+safetensors": faster_load},
+                 stacks={"naive": {"image": "full-pull", "weights": "pickle"}, "naive+safetensors": {"image": "full-pull", "weights": "safetensors"}})
+    found = next(a for a in plan.make([*three(), run], {}, arm="naive").advice if a.key == "format")
+    assert found.trust == AT_MOST and "too few" in found.how

@@ -78,7 +78,7 @@ def test_a_size_that_is_needed_and_missing_is_named():
 @given(st.lists(st.tuples(st.floats(1e3, 1e10), st.floats(1e-3, 1e3)), min_size=1, max_size=20), st.floats(1, 1e11))
 def test_no_data_make_a_negative_time_or_a_range_that_misses_the_forecast(rows, size):
     model = predict.fit([Point("load", x, y) for x, y in rows])
-    one = model.predict({"model_bytes": size})
+    one = model.predict({"model_bytes": size}, far=True)
     assert model.fits["load"].fixed_s >= 0 and model.fits["load"].s_per_byte >= 0
     assert 0 <= one.low_s <= one.total_s <= one.high_s
 
@@ -89,3 +89,16 @@ def test_a_straight_line_is_found_exactly(fixed, rate, sizes):
         return
     found = predict.fit([Point("load", s, fixed + s / rate) for s in sizes]).fits["load"]
     assert found.at(5e9) == pytest.approx(fixed + 5e9 / rate, rel=1e-3)
+
+
+def test_one_small_size_is_no_base_for_a_forecast_a_thousand_times_as_far():
+    model = predict.model_of(three()[:1], "naive")
+    with pytest.raises(BadInput, match="one size only") as caught:
+        model.predict({"image_bytes": 100e6, "unpacked_bytes": 240e6, "model_bytes": 16e9})
+    assert "--measure" in caught.value.fix
+
+
+def test_too_few_trials_never_look_certain():
+    model = predict.model_of([run_of("tiny", 100e6, 5e6, n=1), run_of("small", 300e6, 250e6, n=1)], "naive")
+    forecast = model.predict({"image_bytes": 200e6, "unpacked_bytes": 480e6, "model_bytes": 100e6})
+    assert forecast.high_s >= 1.2 * forecast.total_s
