@@ -29,8 +29,10 @@ from typing import Any
 
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, TransferError
+from labkit.image.build import AS_PACKED
 
 TOP = "labkit-workshop"
+AS_PACKED_NOTE = b"This image came with a workshop pack and is used as it is. Remove this file to build it from what is installed here.\n"
 #: What of a checkout a learner needs; generated and private things never match.
 LAB = ("labkit", "notebooks", "data", "tests", "docs", "scripts", "binder", "pyproject.toml", "constraints.txt", "Makefile", "README.md", "STYLE.md", "LICENSE")
 _SKIPPED = ("__pycache__", ".ipynb_checkpoints", ".git")
@@ -52,7 +54,7 @@ for part in models images; do
     if [ -d "$here/$part" ]; then mkdir -p "$home/$part" && cp -R -n "$here/$part/." "$home/$part/"; fi
 done
 .venv/bin/labkit workshop check "$here"
-.venv/bin/labkit doctor || true
+.venv/bin/labkit doctor | sed '$d' || true
 echo "Ready: cd $here/lab && .venv/bin/jupyter lab --notebook-dir notebooks"
 """
 
@@ -150,7 +152,8 @@ def _image(space: Workspace) -> list[tuple[str, Path]]:
 
     layout, _reference = build.ensure_image(space)
     layout = Path(layout)
-    return _files(layout, f"images/{layout.relative_to(space.images)}")
+    under = f"images/{layout.relative_to(space.images)}"
+    return [entry for entry in _files(layout, under) if not entry[0].startswith(f"{under}/built/")]
 
 
 def _write(out: Path, parts: dict[str, list[tuple[str, Path]]], wheels: bool) -> Packed:
@@ -163,6 +166,10 @@ def _write(out: Path, parts: dict[str, list[tuple[str, Path]]], wheels: bool) ->
         with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as archive:
             for name, path in (entry for part in parts.values() for entry in part):
                 manifest[name] = _add(archive, name, path.read_bytes() if path.stat().st_size < 1 << 20 else path, path.stat().st_mode & 0o111)
+            if parts.get("images"):
+                # Times of installed files differ on every machine, so an image would be built anew; this says to keep it.
+                place = next(name for name, _ in parts["images"]).split("/")[1]
+                manifest[f"images/{place}/{AS_PACKED}"] = _add(archive, f"images/{place}/{AS_PACKED}", AS_PACKED_NOTE, 0)
             manifest["unpack.sh"] = _add(archive, "unpack.sh", (UNPACK % facts).encode(), 0o111)
             text = json.dumps({"made_for": {k: facts[k] for k in ("version", "machine")}, "files": manifest}, indent=1, sort_keys=True).encode()
             _add(archive, "MANIFEST.json", text, 0)

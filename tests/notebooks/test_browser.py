@@ -122,3 +122,42 @@ def test_jupyterlab_runs_a_notebook_and_its_figures_follow_the_theme(tmp_path, l
             light.execute_async_script("const done = arguments[1]; window.jupyterapp.commands.execute('apputils:change-theme', {theme: arguments[0]}).then(() => setTimeout(done, 1500))", theme)
             shades.append(int(light.execute_script(INK).split("(")[1].split(",")[0]))
         assert shades[0] < 80 < 180 < shades[1], shades
+
+
+def test_the_stack_bench_works_by_keyboard_alone_and_its_result_stays(tmp_path, light):
+    import json
+    from dataclasses import asdict
+
+    from browser import jupyterlab, run_all_cells
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    run = json.loads((ROOT / "data" / "fixtures" / "fixture_naive.json").read_text())
+    naive = {"image": "full-pull", "process": "runc", "weights": "pickle"}
+    run["experiment"]["arms"] = [{"name": "naive", "stack": {**naive, "weights": "safetensors"}, "scenario": "fresh-node", "link": "1gbit"}]
+    record = tmp_path / "run.json"
+    record.write_text(json.dumps(run))
+    assert asdict(records.read(record))["trials"]
+    work = tmp_path / "work"
+    work.mkdir()
+    cell = {"cell_type": "code", "id": "a", "metadata": {}, "outputs": [], "execution_count": None,
+            "source": f"from labkit.core import records\nfrom labkit.face.widgets import StackBench\nbench = StackBench(recorded=records.read({str(record)!r}))\nbench"}
+    (work / "bench.ipynb").write_text(json.dumps({"cells": [cell], "nbformat": 4, "nbformat_minor": 5,
+                                                  "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}}))
+    with jupyterlab(work, {"LABKIT_HOME": str(tmp_path / "home")}) as address:
+        assert [c[2] for c in run_all_cells(light, address.format(name="bench.ipynb"))] == [False]
+        wait = WebDriverWait(light, 60, poll_frequency=0.2)
+        menus = wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, ".jp-OutputArea select"))
+        assert len(menus) == 5
+        status = lambda d: d.find_element(By.CSS_SELECTOR, "[role=status]").text  # noqa: E731
+        menus[2].send_keys("safetensors")
+        wait.until(lambda d: "weights: safetensors" in status(d))
+        number = light.find_element(By.CSS_SELECTOR, ".jp-OutputArea input[type=number]")
+        number.send_keys(Keys.CONTROL, "a")
+        number.send_keys("12", Keys.TAB)
+        assert light.switch_to.active_element.tag_name == "button"
+        light.switch_to.active_element.send_keys(Keys.SPACE)
+        wait.until(lambda d: "guessed 12.0 s" in status(d))
+        wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, ".jp-OutputArea figure svg"))
+        light.save_screenshot(str(tmp_path / "bench.png"))

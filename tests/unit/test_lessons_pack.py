@@ -83,6 +83,27 @@ def test_a_record_that_is_none_is_refused_before_anything_is_written(tmp_path):
     assert not (tmp_path / "w.tar").exists()
 
 
+def test_a_packed_image_is_used_as_it_is(tmp_path, monkeypatch):
+    from labkit.core.workspace import Workspace
+    from labkit.image import build, oci
+
+    home, there = Workspace.at(tmp_path / "home"), Workspace.at(tmp_path / "there")
+    layout = oci.Layout.create(home.images / "subject").path
+    (layout / "built").mkdir()
+    (layout / "built" / "app-1.json").write_text("{}")
+    monkeypatch.setattr(build, "ensure_image", lambda space, keep=build.ensure_image, **k: (layout, build.REFERENCE) if space is home else keep(space, **k))
+    pack.pack(tmp_path / "w.tar", presets=[], image=True, wheels=False, workspace=home, say=lambda _: None)
+    with tarfile.open(tmp_path / "w.tar") as archive:
+        archive.extractall(tmp_path / "out", filter="data")
+    packed = tmp_path / "out" / pack.TOP / "images"
+    assert (packed / "subject" / build.AS_PACKED).exists() and not (packed / "subject" / "built").exists()
+    packed.rename(there.root / "images-packed")
+    there.images.rmdir()
+    (there.root / "images-packed").rename(there.root / "images")
+    assert build.ensure_image(there) == (there.images / "subject", build.REFERENCE)
+    assert not (there.images / "subject" / "built").exists()
+
+
 @pytest.mark.parametrize("name", syllabus.SYLLABI)
 def test_a_syllabus_fits_its_hours_with_slack(name):
     parts, most = syllabus.SYLLABI[name]
