@@ -35,6 +35,8 @@ REST = "rest"
 BOUND_SHARE = 0.7
 #: From one size alone nothing separates fixed part and rate: a guess may go this far from it, and no further.
 FURTHEST_GUESS = 20.0
+#: … but five times as far from a size at which bytes outweigh any fixed cost.
+LARGE_BYTES = 100e6
 #: Spread taken for granted where too few trials, or one size, cannot show their own.
 ONE_SIZE_ERROR, FEW_TRIALS_ERROR, FEW = 0.5, 0.3, 3
 #: Sizes closer than this are one size: a line through them would follow their noise.
@@ -133,7 +135,8 @@ class Model:
             size = float(sizes.get(one.driver, math.nan)) if one.s_per_byte > 0 else 0.0
             if math.isnan(size) or size < 0:
                 raise BadInput(f"{phase} depends on {one.driver}, which is not given", fix=f"give {one.driver} in bytes")
-            if one.guessed and not far and not 1 / FURTHEST_GUESS <= size / max(one.sizes) <= FURTHEST_GUESS:
+            reach = FURTHEST_GUESS * (5 if one.sizes[-1] >= LARGE_BYTES else 1)
+            if one.guessed and not far and not 1 / reach <= size / one.sizes[-1] <= reach:
                 raise BadInput(f"{phase} was measured at one size only ({max(one.sizes):.3g} bytes), and {size:.3g} bytes are asked for",
                                why="one size cannot tell a fixed cost from a rate; so far away the forecast would mean nothing", fix="labkit plan --measure")
             seconds = one.at(size, rates.get(one.resource))
