@@ -36,7 +36,7 @@ def logits_of(load, directory, config_dir) -> torch.Tensor:
 
 PROGRAM = """
 import sys, json, numpy as np, llama_cpp
-model = llama_cpp.Llama(sys.argv[1], n_ctx=128, logits_all=True, verbose=False, n_threads=2)
+model = llama_cpp.Llama(sys.argv[1], n_ctx=128, logits_all=True, verbose=False, n_threads=2, type_k=0, type_v=0)  # keys and values in F32
 ids = model.tokenize(sys.argv[2].encode(), add_bos=True, special=True)
 model.eval(ids)
 np.save(sys.argv[3], np.array(model.scores[:len(ids)]))
@@ -45,7 +45,7 @@ print(json.dumps([int(i) for i in ids]))
 
 
 @pytest.mark.needs("llamacpp")
-@pytest.mark.parametrize("kind, within", [("F16", 2e-3), ("Q8_0", None)])
+@pytest.mark.parametrize("kind, within", [("F32", 1e-4), ("F16", 2e-3), ("Q8_0", 5e-2)])
 def test_llama_cpp_agrees_on_tokens_and_logits(checkpoint, tmp_path, kind, within):
     import json
 
@@ -55,8 +55,9 @@ def test_llama_cpp_agrees_on_tokens_and_logits(checkpoint, tmp_path, kind, withi
     assert json.loads(done.stdout.splitlines()[-1]) == Tokenizer.from_dir(checkpoint).encode(PROMPT)
     theirs = torch.from_numpy(np.load(tmp_path / "logits.npy"))
     ours = logits_of(ggufs.load, tmp_path / "gguf", checkpoint)
-    # Of a quantised file llama.cpp also rounds the activations to 8 bits; the weights alone must explain most of it.
-    assert (theirs - ours).abs().max() < (within or 0.1)
+    # F32 shows that the file is right. Of the others llama.cpp also rounds activations to F16 or 8 bits, layer by layer:
+    # its distance is judged against the spread of the logits.
+    assert (theirs - ours).abs().max() < within * max(1.0, float(ours.std()))
 
 
 def test_transformers_agrees_on_the_safetensors_we_convert_back(checkpoint, tmp_path):
