@@ -1,0 +1,31 @@
+"""containerd pulls from the embedded registry, and through Docker's registry out of the embedded bucket."""
+
+from __future__ import annotations
+
+import pytest
+
+from labkit.bench import pull_rivals
+from labkit.core.ledger import Ledger, open_entries
+from labkit.image.registry import publish_image
+from labkit.image.tiny import REFERENCE, tiny_layout
+from labkit.net.serving import serving
+
+pytestmark = pytest.mark.needs("containers", "docker-registry", "skopeo")
+
+
+def test_containerd_pulls_from_registry_and_bucket_and_leaves_nothing(tmp_path, workspace):
+    tiny_layout(tmp_path / "image", 2_000_000)
+    publish_image(tmp_path / "registry", tmp_path / "image", REFERENCE)
+    with Ledger.open(workspace) as ledger:
+        with serving("store", tmp_path / "store", ledger=ledger, options=("--with-registry", str(tmp_path / "registry"))) as served:
+            with pull_rivals.containerd(ledger, tmp_path) as sock:
+                assert pull_rivals.ctr_pull(sock, f"{served.address}/{REFERENCE}") > 0
+            with pull_rivals.docker_registry(served.url, served.env, ledger, tmp_path) as address:
+                pull_rivals.skopeo_push(tmp_path / "image", REFERENCE, f"{address}/{REFERENCE}")
+                served.reset()
+                with pull_rivals.containerd(ledger, tmp_path) as sock:
+                    pull_rivals.ctr_pull(sock, f"{address}/{REFERENCE}")
+            blobs = [path for path in served.stats()["by_path"] if path.startswith("/lab/docker/") and path.endswith("/data")]
+            assert blobs, "the layers did not come out of the bucket"
+        assert not open_entries(ledger.path)
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(("containerd-", "docker-registry-"))]
