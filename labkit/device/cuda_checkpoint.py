@@ -184,8 +184,8 @@ def sequence(driver: Driver, pid: int, actions: tuple[str, ...], *, timeout_ms: 
     except BaseException as error:
         state = roll_back(driver, pid) if ours else _state(driver, pid)
         if isinstance(error, CudaCheckpointError):
-            undone = f" {', '.join(reversed(steps.done))} was undone." if steps.done and state == "running" else ""
-            raise CudaCheckpointError(error.what, error.why + undone, _way_out(pid, state), state=state) from None
+            undone = f"; {', '.join(reversed(steps.done))} was undone" if steps.done and state == "running" else ""
+            raise CudaCheckpointError(error.what, (error.why + undone).lstrip("; "), _way_out(pid, state), state=state) from None
         raise
     return steps
 

@@ -65,14 +65,19 @@ def _draw(case: Any, here: float, even: float, host: str, theme: Theme) -> Any:
     return figure
 
 
-def inside(contents: Mapping[str, int], most: int = 7) -> Picture:
+def inside(contents: Mapping[str, int], most: int = 5) -> Picture:
     """Bytes of an image by what they are, largest first."""
-    rows = [(Path(k).name if k.startswith("/") else k, v) for k, v in list(contents.items())[:most]]
+    names = {"anonymous": "anonymous memory", "heap": "heap"}
+    rows = [(_short(Path(k).name) if k.startswith("/") else names.get(k, k), v) for k, v in list(contents.items())[:most]]
     rest = sum(list(contents.values())[most:])
     rows += [("other files' changed pages", rest)] if rest else []
     total = sum(contents.values())
     text = "\n".join(f"{show_bytes(v):>10}  {k}" for k, v in rows) + f"\n{show_bytes(total):>10}  in all"
     return Picture(lambda theme: _draw_inside(rows, total, theme), alt=f"An image of {show_bytes(total)}: " + "; ".join(f"{k} {show_bytes(v)}" for k, v in rows), text=text, name="inside")
+
+
+def _short(name: str, most: int = 26) -> str:
+    return name if len(name) <= most else name[:12] + "…" + name[-13:]
 
 
 def _draw_inside(rows: list[tuple[str, int]], total: int, theme: Theme) -> Any:
