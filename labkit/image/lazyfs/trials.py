@@ -1,0 +1,191 @@
+"""Two small experiments on a lazy mount, for notebooks: what one program touches, and when laziness loses.
+
+    touched = touch(layout, name, ["-c", "import torch"])          # files and bytes of it, from an image on this disk
+    doc = crossover(["200mbit", "1gbit"], shares=(0.05, 0.25, 1))  # seconds to read a share: mounted, and pulled whole
+
+Both are measured here, through the mount's own process; where there is no FUSE they raise MissingCapability.
+`crossover` reads the worst case on purpose: many small files, in random order, nothing prefetched, so that every file
+costs a round trip. Limits: one round trip a file, against bytes ÷ rate of the whole. Lesson: notebooks/03_lazy_pull.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from labkit.core import host
+from labkit.core.ledger import Ledger
+from labkit.core.plan import StepContext
+from labkit.core.workspace import Workspace
+from labkit.errors import MissingCapability, TrialError
+from labkit.image import access_record, oci
+from labkit.image.estargz import layout as shape
+from labkit.image.estargz import reader
+from labkit.image.estargz.convert import convert
+from labkit.image.layers import Entry, write_image, write_layer
+from labkit.image.lazyfs import stats
+from labkit.image.lazyfs.step import mount_image
+from labkit.image.pull import pull_into
+from labkit.image.registry import publish_image
+from labkit.image.unpack import unpack_image
+from labkit.net.serving import serving
+
+NAME = "lab/share:latest"
+
+
+def need_fuse() -> None:
+    """Raises MissingCapability where this host cannot mount."""
+    found = host.capability("fuse")
+    if not found.ok:
+        raise MissingCapability(f"FUSE: {found.missing}", why=found.why, fix=found.fix)
+
+
+@contextmanager
+def mounted(reference: str, *options: str, workspace: Workspace | None = None) -> Iterator[StepContext]:
+    """The node agent's mount step without an agent: ctx.state["rootfs"], ["image_config"], ["lazyfs_stats"]."""
+    need_fuse()
+    space = workspace or Workspace.default()
+    with tempfile.TemporaryDirectory(dir=space.nodes, prefix="lazy-") as scratch, Ledger.open(space) as ledger:
+        ctx = StepContext(node=Path(scratch), port=0, timeline_path=Path(scratch) / "timeline", ledger=ledger, server_args=[], server_env={}, server_binds=[])
+        try:
+            ctx.state["mount_facts"] = mount_image(ctx, reference, ["--record", f"{scratch}/record", *options])
+            yield ctx
+        finally:
+            for end in reversed(ctx._ends):
+                end()
+
+
+def run_from(reference: str, program: Sequence[str], *options: str, timeout_s: float = 240.0, workspace: Workspace | None = None) -> dict[str, Any]:
+    """Run the image's interpreter with `program` from a fresh lazy mount: {"mount_s", "run_s", "record", "stats"}."""
+    from labkit.image import start
+
+    with mounted(reference, *options, workspace=workspace) as ctx:
+        config = ctx.state["image_config"]
+        python = (config["config"].get("Entrypoint") or config["config"].get("Cmd"))[0]
+        config["config"] = {**config["config"], "Entrypoint": [python], "Cmd": None}
+        ctx.server_args = list(program)
+        argv, environment = start.process_command(ctx, ctx.state["rootfs"])
+        began_s = time.monotonic()
+        done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=timeout_s, cwd="/")
+        run_s = time.monotonic() - began_s
+        if done.returncode:
+            raise TrialError("the program did not run from the lazy mount", why=done.stderr[-1000:])
+        ctx._ends.pop()()  # unmounting writes the record
+        record, counted = access_record.read(ctx.node / "record"), stats.read(ctx.state["lazyfs_stats"])
+    return {"mount_s": ctx.state["mount_facts"]["mount_s"], "run_s": run_s, "record": [a.as_json() for a in record], "stats": counted}
+
+
+def touch(layout: oci.Layout, name: str, program: Sequence[str]) -> dict[str, Any]:
+    """What `program` touches, in order, from an eStargz layout on this disk: `run_from`, and the image's own sizes.
+
+    {…, "files": {path: [touched bytes, bytes present]}, "files_present", "bytes_present"}"""
+    sizes: dict[str, int] = {}
+    for layer in layout.manifest(name).layers:
+        raw = layout.blob_path(layer.digest).read_bytes()
+        toc = reader.open_layer(lambda at, size, raw=raw: raw[at:at + size], len(raw), layer.annotations[shape.TOC_DIGEST]).toc
+        sizes |= {e.name: e.size for e in toc.entries if e.kind == "reg" and e.name not in shape.OWN_NAMES}
+    made = run_from(f"oci:{layout.path}:{name}", program, "--no-background", "--no-prefetch", "--read-ahead-kb", "128")
+    files = {a["path"]: [sum(b - x for x, b in a["ranges"]), sizes.get(a["path"], 0)] for a in made["record"]}
+    return {**made, "files": files, "files_present": len(sizes), "bytes_present": sum(sizes.values())}
+
+
+def lazy_image(parts: Sequence[str], workspace: Workspace | None = None) -> tuple[oci.Layout, oci.Layout, str]:
+    """(image as built, the same as eStargz, its name): built once, kept in the workspace."""
+    from labkit.image import build
+
+    space = workspace or Workspace.default()
+    if tuple(parts) == build.PARTS:
+        path, name = build.ensure_image(space)
+    else:
+        path, name = space.images / "-".join(parts), build.REFERENCE
+        build.build(path, parts=parts)
+    plain = oci.Layout(path)
+    target = space.artifacts / f"esgz-{plain.manifest_descriptor(name).digest[7:19]}"
+    if not (target / "index.json").exists():
+        convert(plain, name, oci.Layout.create(target))
+    return plain, oci.Layout(target), name
+
+
+def optimised(plain: oci.Layout, name: str, record: Sequence[dict[str, Any]], root: Path) -> oci.Layout:
+    """The image once more, in the order of a record; written below `root`."""
+    accesses = [access_record.Access(a["path"], a.get("layerIndex"), "", a.get("at_s"), tuple((x, y) for x, y in a["ranges"])) for a in record]
+    made = oci.Layout.create(root)
+    convert(plain, name, made, record=accesses, chunk_bytes=1 << 20)
+    return made
+
+
+def before_and_after(plain_lazy: oci.Layout, tuned: oci.Layout, name: str, program: Sequence[str], link: str) -> dict[str, dict[str, Any]]:
+    """`run_from` over an emulated link, each image once, from empty caches of the mount: {"as converted", "optimised"}."""
+    space = Workspace.default()
+    with tempfile.TemporaryDirectory(dir=space.artifacts, prefix="before-after-") as room, Ledger.open(space) as ledger:
+        for layout, tag in ((plain_lazy, "as-converted"), (tuned, "optimised")):
+            _publish(Path(room), layout, name, f"lab/image:{tag}")
+        with serving("registry", room, link=link, ledger=ledger) as served:
+            return {tag.replace("-", " "): run_from(f"{served.url}/lab/image:{tag}", program, "--no-background") for tag in ("as-converted", "optimised")}
+
+
+def _publish(root: Path, layout: oci.Layout, name: str, under: str) -> None:
+    with tempfile.TemporaryDirectory(dir=layout.path.parent, prefix=".publish-") as room:
+        other = oci.Layout.create(Path(room) / "layout")
+        manifest = layout.manifest(name)
+        for blob in layout.blobs(manifest):
+            target = other.blob_path(blob.digest)
+            if not target.exists():
+                target.hardlink_to(layout.blob_path(blob.digest))
+        other.add(manifest, under)
+        publish_image(root, other.path, under)
+
+
+def live_or_recorded(measure: Callable[[], dict[str, Any]], key: str) -> tuple[dict[str, Any], str]:
+    """(facts, stamp): measured here, or, where a capability is missing, recorded elsewhere, and then the stamp says where."""
+    try:
+        return measure(), ""
+    except MissingCapability as missing:
+        from labkit.lessons.replay import folder
+
+        for path in sorted(folder().glob("*/facts/03_lazy_pull.json")):
+            doc = json.loads(path.read_text())
+            print(f"Not measured here: {missing.what}. What follows was recorded on: {doc['host']}.\nTo change that: {missing.fix}")
+            return doc[key], f"replayed from {doc['host']}"
+        raise
+
+
+def crossover(links: Sequence[str], shares: Sequence[float] = (0.02, 0.1, 0.3, 1.0), *, files: int = 150, file_bytes: int = 100_000,
+              workspace: Workspace | None = None) -> dict[str, Any]:
+    """{"rows": [{"link", "share", "lazy_s"}], "full": {link: seconds of pull + unpack}, "files", "bytes"}. Raises MissingCapability."""
+    need_fuse()
+    space = workspace or Workspace.default()
+    names = [f"data/{i:04}" for i in range(files)]
+    rows, full = [], {}
+    with tempfile.TemporaryDirectory(dir=space.artifacts, prefix="crossover-") as room, Ledger.open(space) as ledger:
+        base = Path(room)
+        plain = oci.Layout.create(base / "plain")
+        entries = {n: Entry(data=random.Random(n).randbytes(file_bytes)) for n in names}
+        write_image(plain, [("files", write_layer(plain, entries))], {"Env": []}, NAME)
+        convert(plain, NAME, oci.Layout.create(base / "lazy"))
+        publish_image(base / "registry", base / "plain", NAME)
+        publish_image(base / "registry", base / "lazy", "lab/share:lazy")
+        order = random.Random(0).sample(names, len(names))
+        for link in links:
+            with serving("registry", base / "registry", link=link, ledger=ledger) as served:
+                began_s = time.monotonic()
+                into = oci.Layout(base / f"content-{link}")
+                manifest, _ = pull_into(into, f"{served.url}/{NAME}")
+                unpack_image(into, manifest, base / f"tree-{link}")
+                full[link] = time.monotonic() - began_s
+                for share in shares:
+                    began_s = time.monotonic()
+                    with mounted(f"{served.url}/lab/share:lazy", "--no-prefetch", "--no-background", workspace=space) as ctx:
+                        ready_s = ctx.state["mount_facts"]["mount_s"]
+                        began_s = time.monotonic()  # the mount's process is resident on a node: its start is not counted
+                        for name in order[:max(1, round(share * files))]:
+                            (Path(ctx.state["rootfs"]) / name).read_bytes()
+                        rows.append({"link": link, "share": share, "lazy_s": ready_s + time.monotonic() - began_s})
+    return {"rows": rows, "full": full, "files": files, "bytes": files * file_bytes}
