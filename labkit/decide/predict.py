@@ -256,7 +256,7 @@ def _fit_phase(phase: str, given: Sequence[Point]) -> Fit:
     why = ""
     if driver and all(s > 0 for s in sizes):
         if sizes[-1] >= SAME_SIZE * sizes[0]:
-            fixed, slope = _line([(g.size_bytes, g.seconds) for g in given])
+            fixed, slope = _line(_medians(given))
             why = "" if slope else "did not grow with bytes at the sizes measured: noise hides its rate, and a larger size will take longer than this"
         else:
             fixed, slope = 0.0, stats.median(seconds) / stats.median([g.size_bytes for g in given])
@@ -271,6 +271,14 @@ def _fit_phase(phase: str, given: Sequence[Point]) -> Fit:
     if slope and fixed == 0.0 and sizes[-1] < SAME_SIZE * sizes[0]:
         error = max(error, ONE_SIZE_ERROR)
     return Fit(phase, driver, fixed, slope, error, sizes, len(given), resource, rate, why)
+
+
+def _medians(given: Sequence[Point]) -> list[tuple[float, float]]:
+    """One point a size: weights of 1 ÷ y² on raw trials would favour the lucky ones. Sizes within 5 % are one."""
+    groups: dict[int, list[Point]] = {}
+    for g in given:
+        groups.setdefault(round(math.log(g.size_bytes) / math.log(1.05)), []).append(g)
+    return [(stats.median([g.size_bytes for g in group]), stats.median([g.seconds for g in group])) for group in groups.values()]
 
 
 def _line(points_xy: Sequence[tuple[float, float]]) -> tuple[float, float]:
