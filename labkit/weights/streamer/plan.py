@@ -25,6 +25,8 @@ PAGE_BYTES = 4096
 CHUNK_BYTES = 8 << 20
 #: One small request brings a shard's size and, below some 600 tensors, its whole header.
 HEAD_BYTES = 64 << 10
+#: So many chunks at the end are split: smaller parts would spend more time waiting for a first byte than the even end saves.
+TAIL_CHUNKS = 8
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,6 @@ def plan_chunks(files: Sequence[File], chunk_bytes: int = CHUNK_BYTES, tail_byte
         begin = file.layout.header_bytes // PAGE_BYTES * PAGE_BYTES
         chunks += [Chunk(number, at, min(chunk_bytes, file.size_bytes - at)) for at in range(begin, file.size_bytes, chunk_bytes)]
     if tail_bytes:
-        last = chunks[-16:]
-        chunks[-16:] = [Chunk(c.file, at, min(tail_bytes, c.offset + c.length - at)) for c in last for at in range(c.offset, c.offset + c.length, tail_bytes)]
+        last = chunks[-TAIL_CHUNKS:]
+        chunks[-TAIL_CHUNKS:] = [Chunk(c.file, at, min(tail_bytes, c.offset + c.length - at)) for c in last for at in range(c.offset, c.offset + c.length, tail_bytes)]
     return chunks
