@@ -135,6 +135,10 @@ def run_html(run: Run, title: str, level: int = 2) -> str:
         parts.append(waterfall(run, arms[0]).html())
     if arms:
         parts.append(compare.strip(run).html())
+    if len(arms) > 1 and "naive" in arms:
+        from labkit.face.stacking import claims_table, effects_table
+
+        parts += ["<p><b>Against naive</b></p>", effects_table(run).html(), "<p><b>The article's claims</b></p>", claims_table([run]).html()]
     return "\n".join(parts) + f"<details><summary>The record in words</summary><pre>{escape(text(run, trials=True))}</pre></details>"
 
 
