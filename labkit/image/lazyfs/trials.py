@@ -10,12 +10,11 @@ costs a round trip. Limits: one round trip a file, against bytes ÷ rate of the 
 
 from __future__ import annotations
 
-import json
 import random
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -141,20 +140,6 @@ def _publish(root: Path, layout: oci.Layout, name: str, under: str) -> None:
                 target.hardlink_to(layout.blob_path(blob.digest))
         other.add(manifest, under)
         publish_image(root, other.path, under)
-
-
-def live_or_recorded(measure: Callable[[], dict[str, Any]], key: str) -> tuple[dict[str, Any], str]:
-    """(facts, stamp): measured here, or, where a capability is missing, recorded elsewhere, and then the stamp says where."""
-    try:
-        return measure(), ""
-    except MissingCapability as missing:
-        from labkit.lessons.replay import folder
-
-        for path in sorted(folder().glob("*/facts/03_lazy_pull.json")):
-            doc = json.loads(path.read_text())
-            print(f"Not measured here: {missing.what}. What follows was recorded on: {doc['host']}.\nTo change that: {missing.fix}")
-            return doc[key], f"replayed from {doc['host']}"
-        raise
 
 
 def crossover(links: Sequence[str], shares: Sequence[float] = (0.02, 0.1, 0.3, 1.0), *, files: int = 150, file_bytes: int = 100_000,
