@@ -10,6 +10,14 @@ import os
 
 import pytest
 
+try:
+    from hypothesis import settings
+except ImportError:  # host tests run without it
+    pass
+else:
+    settings.register_profile("lab", deadline=None)  # no test asserts a time, hypothesis neither: hosts are busy
+    settings.load_profile("lab")
+
 REQUIRED = {c.strip() for c in os.environ.get("LABKIT_REQUIRE", "").split(",") if c.strip()}
 
 
