@@ -164,6 +164,9 @@ def restore(ctx: StepContext, snapshot: str, lazy: bool = False) -> dict[str, An
             "container": ctx.state["container"]["id"], "dumped_pid": where.manifest.pid, "secrets": ", ".join(where.manifest.secrets)}
 
 
+restore.before_t0 = process.know_criu  # type: ignore[attr-defined]
+
+
 def _sources(snapshot: store.Snapshot, rootfs: str, moved: dict[str, str]) -> dict[str, str]:
     """Where each file of the working set is on this node: in the model's directory, or in the image."""
     binds = tuple(folder + "/" for folder in snapshot.manifest.container["binds"])

@@ -55,6 +55,15 @@ def restore(ctx: StepContext, snapshot: str, lazy: bool = False, verify: bool = 
             "dumped_pid": where.manifest.pid, "secrets": ", ".join(where.manifest.secrets)}
 
 
+def know_criu(ctx: StepContext, **_: Any) -> None:
+    """Before t0, as a node's runtime would: which CRIU is here, and the checksum's library. Nothing of the snapshot is read."""
+    criu.version()
+    store.crc32()
+
+
+restore.before_t0 = know_criu  # type: ignore[attr-defined]
+
+
 def pages_bytes(snapshot: store.Snapshot) -> int:
     return sum(f["size_bytes"] for n, f in snapshot.manifest.files.items() if store.is_pages(n))
 
