@@ -1,9 +1,9 @@
 """Baseline: did a stack get slower than it was on this host, beyond the noise – and in which phase?
 
-A baseline is a JSON list of run records. A phase is called slower only when three things hold: every new trial took
-longer than every old one (for 5 against 5 that happens by chance once in 252), the medians differ by more than four
-times the larger spread of the two, and by more than 5 % of the phase and 30 ms. The total is judged alike. Both sides
-must speak of the same host, scenario, link, preset and proven cache state; what has no counterpart is left out.
+A baseline is a JSON list of run records. A phase is called slower only when three things hold: of all pairs of an old
+and a new trial the new one was the longer in all but one (for 5 against 5 chance does that twice in 252), the medians
+differ by more than three times the larger spread of the two, and by more than 5 % of the phase and 30 ms. The total is
+judged alike. Both sides must speak of the same host, scenario, link, preset and proven cache state; what has no counterpart is left out.
 
     write(collect(records), "baseline.json"); regressions(read("baseline.json"), collect(newer))
     ["naive (fresh-node, loopback, small): load took 1.31 s, was 1.10 s (+19 %)"]
@@ -24,7 +24,8 @@ from labkit.core.records import Run, Trial
 from labkit.core.units import show_s
 from labkit.errors import BadInput
 
-MOST_NOISE = 4.0  # spreads
+MOST_NOISE = 3.0  # spreads
+MOST_SWAPPED = 1  # pairs of an old and a new trial in which the new one was the faster
 LEAST_SHARE = 0.05
 LEAST_S = 0.03
 MIN_TRIALS = 3
@@ -108,7 +109,8 @@ def _beyond(a: Sequence[float], b: Sequence[float]) -> bool:
     was, now = stats.median(a), stats.median(b)
     lost = now - was
     spread = max(_spread(a), _spread(b))
-    return min(b) > max(a) and lost > max(MOST_NOISE * spread, LEAST_SHARE * was, LEAST_S)
+    swapped = sum(y < x for x in a for y in b)
+    return swapped <= MOST_SWAPPED and lost > max(MOST_NOISE * spread, LEAST_SHARE * was, LEAST_S)
 
 
 def _spread(xs: Sequence[float]) -> float:
