@@ -22,7 +22,7 @@ from labkit.weights.loaders.placing import Placer
 from labkit.weights.source import Source, open_source
 from labkit.weights.streamer.plan import CHUNK_BYTES, Chunk, File, open_files, plan_chunks
 
-#: From this share in the page cache on, a file is mapped: populating pages that are there beats copying them.
+#: From this share in the page cache on, a file is mapped: pages that are there need not be copied.
 MAP_FROM = 0.98
 #: With 8 MiB parts enough for 500 MB/s at 50 MB/s and 30 ms a connection (lesson 05 computes it), and for the shorter tail.
 CONNECTIONS = 24
@@ -116,7 +116,7 @@ def _from_files(source: Source, placer: Placer, device: str, ring: bool, threads
                 made.move(slot, chunk, places[chunk.file])
         else:
             made = None
-            places = [Mapped(f, here.fd, threads) if here.share >= MAP_FROM else Arena(f) for f, here in zip(files, opened, strict=True)]
+            places = [Mapped(f, here.fd, threads, here.share) if here.share >= MAP_FROM else Arena(f) for f, here in zip(files, opened, strict=True)]
             mapped_bytes = sum(p.file.size_bytes for p in places if isinstance(p, Mapped))
 
             def work(chunk: Chunk) -> None:
