@@ -38,10 +38,13 @@ def test_the_outcome_is_what_happened(name, outcome, said, tmp_path):
 
 def test_a_time_out_ends_children_in_sessions_of_their_own(tmp_path):
     pid_file = tmp_path / "pid"
-    made = _run("endless_with_child_in_own_session", tmp_path, timeout_s=8, pid_file=str(pid_file))
-    assert made.outcome == "timeout" and "not over after 8 s" in made.error
+    for timeout_s in (6, 20, 60):  # a loaded machine starts a kernel late; the property is about what is running by then
+        made = _run("endless_with_child_in_own_session", tmp_path, timeout_s=timeout_s, pid_file=str(pid_file))
+        assert made.outcome == "timeout" and f"not over after {timeout_s} s" in made.error
+        if pid_file.exists():
+            break
     assert made.ended >= 3  # runner, kernel, child
-    assert pid_file.exists() and start_time(int(pid_file.read_text())) == 0
+    assert start_time(int(pid_file.read_text())) == 0
     assert made.cells[-1] is None
 
 
