@@ -37,6 +37,9 @@ from labkit.errors import LabError, TrialError
 Judge = Callable[[dict[str, Any]], list[dict[str, Any]]]
 
 
+REPORT_PATIENCE_S = 10.0
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -54,6 +57,7 @@ class _Agent:
         self.facts: dict[str, Any] = {}
         self.log = ""
         self.ready = threading.Event()
+        self.up = threading.Event()  # every step in the foreground is done and reported
         self.gone = threading.Event()
         self.lost = False  # it ended before it was told to
         with open(log_path, "wb") as errors:
@@ -77,12 +81,15 @@ class _Agent:
                 self.facts.setdefault(message["step"]["phase"], {}).update(message["step"]["facts"] or {})
             elif "up" in message:
                 self.server_pid, self.up_state = message["up"]["server_pid"], message["up"]["state"]
+                self.up.set()
             elif "failed" in message:
                 self.failed = message["failed"]
+                self.up.set()
             elif "exited" in message:
                 self.exited = message["exited"]
                 self.log = message["exited"].get("log") or self.log
         self.gone.set()
+        self.up.set()
 
     def say(self, word: str) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -209,6 +216,8 @@ def _outside(process: subprocess.Popen[bytes] | None, patience_s: float = 60) ->
 
 def _look(plan: LaunchPlan, agent: _Agent, answer: client.Answer, before: dict[str, Any], port: int) -> dict[str, Any]:
     """Everything techniques may ask for, gathered from outside them, right after the answer."""
+    # A short start can answer before the agent's own report of it has come through the pipe.
+    agent.up.wait(REPORT_PATIENCE_S)
     pid = agent.server_pid
     return {"facts": agent.facts, "proc": observe.process_facts(int(pid)) if pid and start_time(int(pid)) else {},
             "stores": observe.store_difference(before, observe.store_counters(plan)), "log": agent.log,

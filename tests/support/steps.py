@@ -33,3 +33,12 @@ def start(ctx, mode="ok"):
 
     ctx.on_stop(end)
     return {"pid": process.pid}
+
+
+def start_and_linger(ctx, pause_s=0.5):
+    """The server answers long before this step reports: as a start that is short and an agent that is busy."""
+    import time
+
+    facts = start(ctx)
+    time.sleep(pause_s)
+    return facts

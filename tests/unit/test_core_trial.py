@@ -98,6 +98,13 @@ def test_the_judge_sees_the_process_from_outside(workspace, ledger):
     assert any("python" in m for m in looked["proc"]["maps"])
 
 
+def test_an_answer_that_outruns_the_agents_report_is_still_looked_at(workspace, ledger):
+    looked = {}
+    slow = LaunchPlan(stack={}, steps=(Step("start", "tests.support.steps:start_and_linger"),), server_env={"PATH": os.environ["PATH"]}, timeout_s=20.0)
+    run_trial(slow, arm="a", workspace=workspace, ledger=ledger, judge=lambda seen: looked.update(seen) or [])
+    assert looked["proc"]["pid"] and looked["facts"]["start"]["pid"]
+
+
 @pytest.mark.parametrize("mode", ["ok", "crash", "hang"])
 def test_nothing_is_left_after_a_trial(mode, workspace, ledger):
     run(mode, workspace, ledger, timeout_s=1.0 if mode == "hang" else 20.0)
