@@ -7,6 +7,7 @@ is never lost silently.
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
@@ -17,6 +18,9 @@ except ImportError:  # host tests run without it
 else:
     settings.register_profile("lab", deadline=None)  # no test asserts a time, hypothesis neither: hosts are busy
     settings.load_profile("lab")
+
+# A CI that runs in the background hands down SIGINT as ignored, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REQUIRED = {c.strip() for c in os.environ.get("LABKIT_REQUIRE", "").split(",") if c.strip()}
 

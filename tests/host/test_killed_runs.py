@@ -22,11 +22,20 @@ KILLS = int(os.environ.get("LABKIT_KILLS", "6"))
 HOW = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
 
+def line_above(pid: int) -> set[int]:
+    """This process and everything it was started by: CI gives the workspace to all of them."""
+    found = set()
+    while pid > 1:
+        found.add(pid)
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return found
+
+
 def ours(home: Path) -> list[tuple[int, str]]:
     """Processes that have this workspace in their environment or arguments."""
-    found = []
+    found, above = [], line_above(os.getpid())
     for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != os.getpid():
+        if name.isdigit() and int(name) not in above:
             try:
                 about = Path(f"/proc/{name}/environ").read_bytes() + Path(f"/proc/{name}/cmdline").read_bytes()
                 state = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[0]

@@ -66,6 +66,7 @@ def jupyterlab(folder: Any, environment: dict[str, str] | None = None) -> Iterat
     token = secrets.token_hex(8)
     settings = tempfile.mkdtemp(prefix="labkit-jupyter-")
     own = {**os.environ, **(environment or {}), "JUPYTER_CONFIG_DIR": settings, "JUPYTER_DATA_DIR": settings, "JUPYTER_RUNTIME_DIR": settings}
+    own.pop("CI", None)  # this is a person's JupyterLab, wherever the test runs: in CI the lab would show lines in place of widgets
     server = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1", f"--IdentityProvider.token={token}",
                                "--expose-app-in-browser", "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", f"--notebook-dir={folder}"],
                               env=own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
