@@ -22,6 +22,7 @@ from typing import Any
 
 from labkit.core.ledger import Ledger, remove_tree
 from labkit.errors import LabError, TransferError
+from labkit.image.containerd import listens
 
 START_S = 20.0
 
@@ -73,21 +74,12 @@ def containerd(ledger: Ledger, room: Path) -> Iterator[str]:
                       f'[grpc]\n  address = "{run}/c.sock"\n[ttrpc]\n  address = "{run}/t.sock"\n')
     try:
         with _process(["containerd", "-c", str(config)], ledger, home / "log") as process:
-            _until(lambda: _listens(run / "c.sock"), process, home / "log", "containerd")
+            _until(lambda: listens(run / "c.sock"), process, home / "log", "containerd")
             yield f"{run}/c.sock"
     finally:
         for path, entry in zip((run, home), entries, strict=True):
             remove_tree(path)
             ledger.done(entry)
-
-
-def _listens(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as sock:
-        try:
-            sock.connect(str(path))
-            return True
-        except OSError:
-            return False
 
 
 def ctr_pull(sock: str, image: str, timeout_s: float = 300) -> float:

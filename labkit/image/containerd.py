@@ -73,7 +73,8 @@ class Node:
         return "\n".join(p.read_text(errors="replace")[-1500:] for p in sorted(self.home.glob("*.log")))
 
 
-def _listens(path: Path) -> bool:
+def listens(path: Path) -> bool:
+    """Whether a daemon accepts connections on this socket."""
     with socket.socket(socket.AF_UNIX) as sock:
         try:
             sock.connect(str(path))
@@ -90,7 +91,7 @@ def _start(node: Node, ledger: Ledger, name: str, argv: list[str], sock: Path) -
     node.processes.append(process)
     until = time.monotonic() + START_S
     while time.monotonic() < until and process.poll() is None:
-        if _listens(sock):
+        if listens(sock):
             return
         time.sleep(0.01)
     raise TrialError(f"{name} did not start", why=(node.home / f"{name}.log").read_text(errors="replace")[-1200:], fix="labkit doctor")

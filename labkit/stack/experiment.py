@@ -175,13 +175,12 @@ class _Conduct:
         if subject.image_layout:
             publish_image(roots["registry"], subject.image_layout, subject.image_reference)
         for made in self.artifacts.values():
-            for layer, artifact in made.items():
+            for artifact in made.values():
                 if "model_key" in artifact.facts:
                     publish_model(roots["store"], Path(artifact.paths["model_dir"]), artifact.facts["model_key"])
                 publish = getattr(_technique(artifact.technique), "publish", None)
                 if publish:
                     publish(artifact, subject, roots)
-                del layer
         # One server for both, as the node has one link: two would carry twice its rate.
         served = self.ends.enter_context(serving("store", roots["store"], link=self.what.link, ledger=self.ledger,
                                                  options=("--with-registry", str(roots["registry"]))))
