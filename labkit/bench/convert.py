@@ -24,6 +24,7 @@ from labkit.core.ledger import Ledger
 from labkit.core.workspace import Workspace
 from labkit.errors import LabError, TransferError
 from labkit.image import oci
+from labkit.image.containerd import running
 from labkit.image.estargz import layout
 from labkit.image.estargz.convert import convert
 
@@ -75,13 +76,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _reference(ends: ExitStack, ledger: Ledger, room: Path, source: oci.Layout, name: str, chunk_bytes: int) -> Arm:
     """The reference tool on a private containerd that holds the image already."""
-    sock = ends.enter_context(rivals.containerd(ledger, room))
+    node = ends.enter_context(running(Path(tempfile.mkdtemp(prefix="containerd-", dir=room)), ledger))
     image = "localhost/" + name
     archive = room / "image.tar"
     _must(["skopeo", "--insecure-policy", "copy", "--quiet", f"oci:{source.path}:{name}", f"oci-archive:{archive}:{image}"])
-    _must(["ctr", "-a", sock, "images", "import", "--no-unpack", "--base-name", "localhost/lab", str(archive)])
+    node.ctr("images", "import", "--no-unpack", "--base-name", "localhost/lab", str(archive), timeout_s=1800)
     archive.unlink()
-    listed = subprocess.run(["ctr", "-a", sock, "images", "ls", "-q"], capture_output=True, text=True, timeout=60).stdout.split()
+    listed = node.ctr("images", "ls", "-q").split()
     count = 0
 
     def theirs() -> Measured:
@@ -89,17 +90,17 @@ def _reference(ends: ExitStack, ledger: Ledger, room: Path, source: oci.Layout, 
         count += 1
         target = f"localhost/lab/estargz:{count}"
         began_s = time.monotonic()
-        _must(["ctr-remote", "-a", sock, "images", "convert", "--estargz", "--estargz-chunk-size", str(chunk_bytes), "--oci", listed[0], target])
+        node.ctr("images", "convert", "--estargz", "--estargz-chunk-size", str(chunk_bytes), "--oci", listed[0], target, program="ctr-remote", timeout_s=1800)
         spent_s = time.monotonic() - began_s
-        doc = subprocess.run(["ctr", "-a", sock, "images", "ls", f"name=={target}"], capture_output=True, text=True, timeout=60).stdout
+        doc = node.ctr("images", "ls", f"name=={target}")
         digest = next((w for w in doc.split() if w.startswith("sha256:")), "")
-        raw = subprocess.run(["ctr", "-a", sock, "content", "get", digest], capture_output=True, timeout=60).stdout
+        raw = node.ctr("content", "get", digest).encode()
         if b'"manifests"' in raw:
-            raw = subprocess.run(["ctr", "-a", sock, "content", "get", oci.choose(oci.parse_index(raw)).digest], capture_output=True, timeout=60).stdout
+            raw = node.ctr("content", "get", oci.choose(oci.parse_index(raw)).digest).encode()
         manifest = oci.parse_manifest(raw)
         if not all(layout.TOC_DIGEST in layer.annotations for layer in manifest.layers):
             raise LabError("ctr-remote wrote layers without a TOC digest", why="it did not convert them")
-        subprocess.run(["ctr", "-a", sock, "images", "rm", "--sync", target], capture_output=True, timeout=120)
+        node.ctr("images", "rm", "--sync", target)
         return Measured(spent_s, "warm", "local", evidence=f"{manifest.layers_bytes / 1e6:.1f} MB", extra={"size_bytes": manifest.layers_bytes})
 
     return theirs

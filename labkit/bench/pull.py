@@ -214,7 +214,9 @@ def _measured(on: Setting, codec: str, pull: Callable[[], tuple[float, dict[str,
 
 
 def _node(on: Setting) -> Path:
-    return Path(tempfile.mkdtemp(prefix="node-", dir=on.room))
+    made = Workspace.default().new_node(f"pull-{os.getpid()}-{time.monotonic_ns()}")
+    on.ledger.note("dir", made)
+    return made
 
 
 def _object_pull(on: Setting, image: str, pipelined: bool) -> tuple[float, dict[str, Any]]:
@@ -243,5 +245,4 @@ def _full_pull(on: Setting, reference: str, streams: int) -> tuple[float, dict[s
 
 
 def _ctr(on: Setting, image: str) -> tuple[float, dict[str, Any]]:
-    with rivals.containerd(on.ledger, on.room) as sock:
-        return rivals.ctr_pull(sock, image), {}
+    return rivals.ctr_pull(image, on.ledger, on.room), {}

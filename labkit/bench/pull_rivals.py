@@ -1,7 +1,6 @@
 """The real arms of `labkit bench pull`: containerd, and Docker's registry on its S3 driver, with everything they own in one folder.
 
-A containerd with private paths runs beside any other on the host. Each pull gets a fresh one, as its content store keeps
-what an earlier pull brought. Docker's registry answers blob requests with a redirect to a presigned URL of the bucket, as it
+Each pull gets a fresh containerd (labkit.image.containerd), as its content store keeps what an earlier pull brought. Docker's registry answers blob requests with a redirect to a presigned URL of the bucket, as it
 does in production. Lesson: notebooks/02_image_pull.
 """
 
@@ -22,7 +21,7 @@ from typing import Any
 
 from labkit.core.ledger import Ledger, remove_tree
 from labkit.errors import LabError, TransferError
-from labkit.image.containerd import listens
+from labkit.image.containerd import running
 
 START_S = 20.0
 
@@ -62,36 +61,14 @@ def _until(ready: Any, process: subprocess.Popen[bytes], log: Path, what: str) -
     raise LabError(f"{what} did not start: {log.read_text(errors='replace')[-1500:]}", why="its arm cannot be measured", fix="make host-tools")
 
 
-@contextmanager
-def containerd(ledger: Ledger, room: Path) -> Iterator[str]:
-    """A private containerd; yields its socket. Images, content and snapshots go with it."""
-    # A socket's path has at most 107 bytes: not below the workspace.
-    run = Path(tempfile.mkdtemp(prefix="labkit-containerd-"))
-    home = Path(tempfile.mkdtemp(prefix="containerd-", dir=room))
-    entries = [ledger.note("dir", run), ledger.note("dir", home)]
-    config = home / "config.toml"
-    config.write_text(f'version = 2\nroot = "{home}/root"\nstate = "{run}/state"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
-                      f'[grpc]\n  address = "{run}/c.sock"\n[ttrpc]\n  address = "{run}/t.sock"\n')
-    try:
-        with _process(["containerd", "-c", str(config)], ledger, home / "log") as process:
-            _until(lambda: listens(run / "c.sock"), process, home / "log", "containerd")
-            yield f"{run}/c.sock"
-    finally:
-        for path, entry in zip((run, home), entries, strict=True):
-            remove_tree(path)
-            ledger.done(entry)
-
-
-def ctr_pull(sock: str, image: str, timeout_s: float = 300) -> float:
-    """Seconds of `ctr images pull` (fetch and unpack), defaults of the tool. Raises TransferError with its words."""
-    began_s = time.monotonic()
-    done = subprocess.run(["ctr", "-a", sock, "images", "pull", "--plain-http", image], capture_output=True, text=True, timeout=timeout_s)
-    spent_s = time.monotonic() - began_s
-    if done.returncode:
-        raise TransferError(f"ctr images pull: {done.stderr.strip()[-500:]}", why="the rival's own failure")
-    listed = subprocess.run(["ctr", "-a", sock, "images", "check"], capture_output=True, text=True, timeout=60).stdout
-    if "complete" not in listed or " true" not in listed:
-        raise TransferError(f"ctr images check: {listed.strip()[-500:]}", why="pulled and not unpacked is not a pull")
+def ctr_pull(image: str, ledger: Ledger, room: Path, timeout_s: float = 300) -> float:
+    """Seconds of `ctr images pull` (fetch and unpack), defaults of the tool, into a containerd that is empty. Raises TransferError with its words."""
+    with running(Path(tempfile.mkdtemp(prefix="containerd-", dir=room)), ledger) as node:
+        began_s = time.monotonic()
+        node.ctr("images", "pull", "--plain-http", image, timeout_s=timeout_s)
+        spent_s = time.monotonic() - began_s
+        if not node.holds_all():
+            raise TransferError(f"ctr images check: {image} is not complete", why="pulled and not unpacked is not a pull")
     return spent_s
 
 

@@ -131,9 +131,9 @@ def run_trial(plan: LaunchPlan, *, arm: str, workspace: Workspace, ledger: Ledge
     `judge` turns observations into evidence. `instrument=False` runs the same start without spans, sampling and
     observation (what `labkit bench overhead` compares with). `on_phase(name, seconds_since_t0)` is called as phases end.
     `at_t0`: a shell command started at t0 with LABKIT_URL set – a client outside the lab; its output goes to facts."""
-    home = workspace.nodes / f"{os.getpid()}-{time.monotonic_ns()}"
+    home = workspace.new_node(f"{os.getpid()}-{time.monotonic_ns()}")
     entry = ledger.note("dir", home)
-    (home / "node").mkdir(parents=True)
+    (home / "node").mkdir()
     (home / "run").mkdir(mode=0o777)
     made = Trial(arm=arm, block=block, order=order)
     try:

@@ -22,12 +22,13 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from labkit.core.ledger import MARK, Ledger, remove_tree, unmount
+from labkit.core.workspace import spread
 from labkit.errors import TransferError, TrialError
 
 START_S = 20.0
@@ -43,6 +44,11 @@ class Node:
     run: Path
     snapshotter: str
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    forget: list[Callable[[], None]] = field(default_factory=list)  # strikes what was taken down off the ledger
+
+    def note(self, ledger: Ledger, kind: str, what: Any) -> None:
+        entry = ledger.note(kind, what)
+        self.forget.append(lambda: ledger.done(entry))
 
     @property
     def address(self) -> str:
@@ -62,6 +68,11 @@ class Node:
             self.ctr("images", "rpull", "--plain-http", image, program="ctr-remote")
         else:
             self.ctr("images", "pull", "--plain-http", "--snapshotter", self.snapshotter, image)
+
+    def holds_all(self) -> bool:
+        """Whether every image here is complete and unpacked (`ctr images check`)."""
+        listed = self.ctr("images", "check", timeout_s=60)
+        return "complete" in listed and " true" in listed
 
     def fuse_mounts(self) -> list[str]:
         """Mount points of the snapshotter's own FUSE file systems."""
@@ -87,7 +98,7 @@ def _start(node: Node, ledger: Ledger, name: str, argv: list[str], sock: Path) -
     with open(node.home / f"{name}.log", "wb") as log:
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                                    env={**os.environ, MARK: ledger.mark})
-    ledger.note("group", process.pid)
+    node.note(ledger, "group", process.pid)
     node.processes.append(process)
     until = time.monotonic() + START_S
     while time.monotonic() < until and process.poll() is None:
@@ -109,14 +120,18 @@ def _write_config(node: Node, stargz: bool, registry: str) -> None:
     (node.home / "config.toml").write_text("\n".join(lines) + "\n")
 
 
-def start(folder: Path, ledger: Ledger, *, registry: str, stargz: bool = False) -> Node:
-    """Start the daemons; what they keep goes below `folder`. End with `stop`. Raises TrialError with their logs."""
+def start(folder: Path, ledger: Ledger, *, registry: str = "", stargz: bool = False) -> Node:
+    """Start the daemons; what they keep goes below `folder`, an empty or new directory. End with `stop`. Raises TrialError with
+    their logs. registry: HOST:PORT that the snapshotter may ask in plain HTTP."""
     # A socket's path has at most 107 bytes: not below the workspace.
     node = Node(folder, Path(tempfile.mkdtemp(prefix="labkit-ctd-")), "stargz" if stargz else "overlayfs")
-    ledger.note("dir", node.run)
+    node.note(ledger, "dir", node.run)
     folder.mkdir(parents=True, exist_ok=True)
-    ledger.note("dir", folder)
+    node.note(ledger, "dir", folder)
     _write_config(node, stargz, registry)
+    snapshots = folder / "root" / "io.containerd.snapshotter.v1.overlayfs" / "snapshots"
+    snapshots.mkdir(parents=True, mode=0o700)
+    spread(snapshots)  # each layer is unpacked far from what the trial before removed, as in the lab's own nodes
     try:
         if stargz:
             _start(node, ledger, "stargz", ["containerd-stargz-grpc", "-address", str(node.run / "s.sock"), "-root", str(folder / "stargz"),
@@ -155,10 +170,13 @@ def stop(node: Node) -> None:
     for folder in (node.run, node.home):
         remove_tree(folder)
         shutil.rmtree(folder, ignore_errors=True)
+    for strike in node.forget:
+        strike()
+    node.forget.clear()
 
 
 @contextlib.contextmanager
-def running(folder: Path, ledger: Ledger, *, registry: str, stargz: bool = False) -> Iterator[Node]:
+def running(folder: Path, ledger: Ledger, *, registry: str = "", stargz: bool = False) -> Iterator[Node]:
     node = start(folder, ledger, registry=registry, stargz=stargz)
     try:
         yield node
