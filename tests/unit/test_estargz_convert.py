@@ -10,8 +10,9 @@ from labkit.errors import BadInput
 from labkit.image import access_record, oci
 from labkit.image.access_record import Access
 from labkit.image.codecs import decompress, file_chunks
-from labkit.image.estargz import layout, reader
+from labkit.image.estargz import kept, layout, reader
 from labkit.image.estargz.convert import convert
+from labkit.image.layers import Entry, write_image, write_layer
 from labkit.image.tiny import REFERENCE, tiny_layers, tiny_layout
 
 
@@ -82,3 +83,63 @@ def test_a_line_that_is_no_access_is_refused_with_its_number(tmp_path, line):
     path.write_text(json.dumps({"path": "ok"}) + "\n" + line + "\n")
     with pytest.raises(BadInput, match="line 2"):
         access_record.read(path)
+
+
+# ---- layers converted before
+
+READS = [Access("usr/bin/app-again", 0), Access("usr/lib/libbig.so", 0, ranges=((0, 10),))]
+
+
+@pytest.fixture
+def edited(tmp_path):
+    """convert(text of the app, record) in a folder of its own each: the base layers stay, the last one changes."""
+    number = iter(range(9))
+
+    def make(app: bytes, record=READS, *, level: int = 6, **options):
+        at = next(number)
+        source = oci.Layout.create(tmp_path / f"source-{at}")
+        layers = [*tiny_layers(600_000), {"srv/app.py": Entry(data=app)}]
+        write_image(source, [(str(i), write_layer(source, e)) for i, e in enumerate(layers)], {}, REFERENCE)
+        target = oci.Layout.create(tmp_path / f"lazy-{at}")
+        made = convert(source, REFERENCE, target, record=record, chunk_bytes=1 << 16, level=level, kept=kept.search(tmp_path.glob("lazy-*")), **options)
+        kept.note(target, source.manifest(REFERENCE), made)
+        return made, target
+
+    return make
+
+
+def test_an_edit_of_the_app_converts_its_layer_and_links_the_others(edited):
+    first, there = edited(b"print(1)")
+    second, here = edited(b"print(2)")
+    assert first.facts["layers_kept"] == 0 and second.facts["layers_kept"] == len(first.layers) - 1
+    assert second.layers[:-1] == first.layers[:-1] and second.layers[-1] != first.layers[-1]
+    for written in second.layers:
+        assert oci.digest_of(here.blob_path(written.digest).read_bytes()) == written.digest
+    assert here.manifest(REFERENCE).layers[:-1] == there.manifest(REFERENCE).layers[:-1]
+    assert here.blob_path(first.layers[0].digest).samefile(there.blob_path(first.layers[0].digest))
+    assert here.config(here.manifest(REFERENCE))["rootfs"]["diff_ids"] == [w.diff_id for w in second.layers]
+
+
+def test_a_start_that_touches_something_else_orders_the_layer_again(edited):
+    edited(b"print(1)")
+    made, _ = edited(b"print(2)", [*READS, Access("usr/lib/libbig.so", 0, ranges=((200_000, 400_000),))])
+    again, _ = edited(b"print(3)", [*READS, Access("usr/lib/libbig.so", 0, ranges=((200_000, 400_000),))])
+    fewer, _ = edited(b"print(4)", READS[:1])
+    assert made.facts["layers_kept"] == len(made.layers) - 2
+    assert again.facts["layers_kept"] == fewer.facts["layers_kept"] == len(made.layers) - 1
+
+
+def test_other_options_keep_nothing_except_where_any_order_and_level_will_do(edited):
+    edited(b"print(1)")
+    assert edited(b"print(1)", level=1)[0].facts["layers_kept"] == 0
+    assert edited(b"print(1)", (), level=9, any_order=True)[0].facts["layers_kept"] == len(tiny_layers(600_000)) + 1
+
+
+def test_a_kept_layer_that_is_damaged_is_made_again(edited):
+    first, there = edited(b"print(1)")
+    there.blob_path(first.layers[0].digest).write_bytes(b"short")
+    second, here = edited(b"print(1)")
+    assert second.facts["layers_kept"] == len(first.layers) - 1 and second.layers == first.layers
+    (here.path / kept.NOTE).write_text("{")
+    (there.path / kept.NOTE).write_text('{"options": {"a": 1}}')
+    assert edited(b"print(1)")[0].facts["layers_kept"] == 0

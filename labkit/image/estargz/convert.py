@@ -4,7 +4,8 @@
     made.layers[0].size_bytes, made.convert_s
 
 Config and order of layers stay; diff ids, digests and sizes are those of the new blobs. Touched byte ranges of a record
-become a layer annotation, so that a mount of ours prefetches the touched chunks of a library, not all of it.
+become a layer annotation, so that a mount of ours prefetches the touched chunks of a library, not all of it. Layers that
+were converted before and still fit are linked, not made again (`kept`).
 Limit: the codec, 100 MB/s a core. Lesson: notebooks/03_lazy_pull.
 """
 
@@ -14,16 +15,18 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from labkit.image import oci
 from labkit.image.access_record import Access, of_layer
 from labkit.image.codecs import codec_of, decompress, file_chunks
+from labkit.image.estargz import kept as kept_layers
 from labkit.image.estargz import layout, reader, toc, writer
 from labkit.image.estargz.codec import LEVEL
 from labkit.image.estargz.source import spool
+from labkit.objects.place import link_or_copy
 
 GAP_BYTES = 256 << 10  # touched ranges nearer than this become one request
 
@@ -34,6 +37,8 @@ class Converted:
     layers: tuple[writer.Written, ...]
     convert_s: float
     source_bytes: int
+    options: kept_layers.Options
+    orders: tuple[tuple[Access, ...], ...]  # for each layer, the accesses its files are ordered by
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -42,35 +47,54 @@ class Converted:
 
 
 def convert(source: oci.Layout, name: str, target: oci.Layout, *, record: Sequence[Access] = (), target_name: str = "",
-            chunk_bytes: int = layout.CHUNK_BYTES, level: int = LEVEL, threads: int | None = None) -> Converted:
-    """Raises BadInput for a layout or layer that is not sound."""
+            chunk_bytes: int = layout.CHUNK_BYTES, level: int = LEVEL, threads: int | None = None, kept: kept_layers.Search | None = None,
+            any_order: bool = False) -> Converted:
+    """`any_order`: a kept layer serves in whatever order and at whatever level it is. Raises BadInput for a layout or layer that is not sound."""
     started = time.monotonic()
     manifest = source.manifest(name)
     config = source.config(manifest)
     own_digest = source.manifest_descriptor(name).digest
-    files = {a.path for a in record}
-    written, descriptors = [], []
+    options = kept_layers.Options(chunk_bytes, level)
+    written: list[writer.Written] = []
+    descriptors: list[oci.Descriptor] = []
+    orders: list[tuple[Access, ...]] = []
+    linked = 0
     with tempfile.TemporaryDirectory(dir=target.path, prefix=".convert-") as scratch:
         for index, layer in enumerate(manifest.layers):
             accesses = of_layer(record, index, own_digest)
-            blob = Path(scratch) / str(index)
-            chunks = decompress(file_chunks(source.blob_path(layer.digest)), codec_of(layer.media_type), fast=True)
-            with spool(chunks, scratch) as plain:
-                made = writer.write(plain, blob, prioritised=[a.path for a in accesses], chunk_bytes=chunk_bytes, level=level, threads=threads)
-            annotations = {layout.TOC_DIGEST: made.toc_digest, layout.UNCOMPRESSED_SIZE: str(made.uncompressed_bytes)}
-            annotations |= {k: v for k, v in layer.annotations.items() if k == oci.UNPACKED_BYTES}
-            if any(a.ranges for a in accesses):
-                annotations[layout.TOUCHED_RANGES] = layout.format_ranges(touched_ranges(blob, made, accesses))
-            os.chmod(blob, 0o644)
-            os.replace(blob, target.blob_path(made.digest))
+            had = kept(layer.digest, options, None if any_order else accesses) if kept else None
+            if had is not None:
+                link_or_copy(had.blob, target.blob_path(had.written.digest))
+                made, descriptor, order = replace(had.written, missing=had.missing(accesses)), had.descriptor, had.order
+                linked += 1
+            else:
+                made, descriptor = _layer(source, layer, target, Path(scratch) / str(index), accesses, options, threads)
+                order = tuple(accesses)
             written.append(made)
-            descriptors.append(oci.Descriptor(oci.LAYER_GZIP, made.digest, made.size_bytes, annotations))
+            descriptors.append(descriptor)
+            orders.append(order)
     config["rootfs"] = {"type": "layers", "diff_ids": [w.diff_id for w in written]}
     new_config = target.write_blob(oci.canonical(config), manifest.config.media_type if "docker" not in manifest.config.media_type else oci.CONFIG)
     entry = target.add(oci.Manifest(new_config, tuple(descriptors), manifest.annotations), target_name or name)
+    files = {a.path for a in record}
     missing = files.intersection(*(set(w.missing) for w in written)) if written else set()
-    return Converted(entry, tuple(written), time.monotonic() - started, manifest.layers_bytes,
-                     {"files_recorded": len(files), "files_not_in_image": sorted(missing)[:20]})
+    return Converted(entry, tuple(written), time.monotonic() - started, manifest.layers_bytes, options, tuple(orders),
+                     {"files_recorded": len(files), "files_not_in_image": sorted(missing)[:20], "layers_kept": linked})
+
+
+def _layer(source: oci.Layout, layer: oci.Descriptor, target: oci.Layout, blob: Path, accesses: Sequence[Access], options: kept_layers.Options,
+           threads: int | None) -> tuple[writer.Written, oci.Descriptor]:
+    """One layer converted into the target's blobs; `blob` is where it is written first."""
+    chunks = decompress(file_chunks(source.blob_path(layer.digest)), codec_of(layer.media_type), fast=True)
+    with spool(chunks, blob.parent) as plain:
+        made = writer.write(plain, blob, prioritised=[a.path for a in accesses], chunk_bytes=options.chunk_bytes, level=options.level, threads=threads)
+    annotations = {layout.TOC_DIGEST: made.toc_digest, layout.UNCOMPRESSED_SIZE: str(made.uncompressed_bytes)}
+    annotations |= {k: v for k, v in layer.annotations.items() if k == oci.UNPACKED_BYTES}
+    if any(a.ranges for a in accesses):
+        annotations[layout.TOUCHED_RANGES] = layout.format_ranges(touched_ranges(blob, made, accesses))
+    os.chmod(blob, 0o644)
+    os.replace(blob, target.blob_path(made.digest))
+    return made, oci.Descriptor(oci.LAYER_GZIP, made.digest, made.size_bytes, annotations)
 
 
 def touched_ranges(blob: Path, made: writer.Written, accesses: Sequence[Access]) -> list[tuple[int, int]]:

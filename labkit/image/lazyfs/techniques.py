@@ -24,6 +24,7 @@ from labkit.core.plan import LaunchPlan, Step, StepContext
 from labkit.core.workspace import Workspace
 from labkit.errors import TrialError
 from labkit.image import access_record, oci
+from labkit.image.estargz import kept
 from labkit.image.estargz.convert import convert
 from labkit.image.lazyfs import stats
 from labkit.image.lazyfs.step import mount_image
@@ -78,30 +79,35 @@ def _first_token(port: int, timeout_s: float, ctx: StepContext) -> None:
 
 
 def lazy_layout(layout: oci.Layout, reference: str, model_dir: Path, workspace: Workspace) -> tuple[oci.Layout, dict[str, Any]]:
-    """The image as optimised eStargz, made once for each manifest; facts say what that cost."""
+    """The image as optimised eStargz, made once for each manifest, from layers converted before where they still fit; facts
+    say what that cost."""
     digest = layout.manifest_descriptor(reference).digest
     target = workspace.artifacts / f"estargz-{digest[7:19]}"
-    note = target / "made.json"
-    if not note.exists():
+    facts_file = target / "made.json"
+    if not facts_file.exists():
         part = workspace.artifacts / f".{target.name}.part-{os.getpid()}"
         shutil.rmtree(part, ignore_errors=True)
         try:
+            began_s = time.monotonic()
+            before = kept.search(workspace.artifacts.glob("estargz-*"))
             with tempfile.TemporaryDirectory(dir=workspace.artifacts, prefix=".plain-") as plain:
-                began_s = time.monotonic()
                 first = oci.Layout.create(plain)
-                convert(layout, reference, first, chunk_bytes=CHUNK_BYTES, level=1)  # only to be read once, from here
+                convert(layout, reference, first, chunk_bytes=CHUNK_BYTES, level=1, kept=before, any_order=True)  # only to be read once, from here
                 first_s = time.monotonic() - began_s
                 record = record_start(first, reference, model_dir, workspace)
                 record_s = time.monotonic() - began_s - first_s
-            made = convert(layout, reference, oci.Layout.create(part), record=record, chunk_bytes=CHUNK_BYTES, target_name=lazy_name(reference))
+            made_in = oci.Layout.create(part)
+            made = convert(layout, reference, made_in, record=record, chunk_bytes=CHUNK_BYTES, target_name=lazy_name(reference), kept=before)
             access_record.write(part / "access.jsonl", record)
+            kept.note(made_in, layout.manifest(reference), made)
             facts = {"prepare_s": time.monotonic() - began_s, "convert_s": made.convert_s, "record_s": record_s, "plain_s": first_s,
-                     "size_bytes": made.size_bytes, "source_bytes": made.source_bytes, "files_touched": len(record)}
+                     "size_bytes": made.size_bytes, "source_bytes": made.source_bytes, "files_touched": len(record),
+                     "layers_kept": made.facts["layers_kept"]}
             (part / "made.json").write_text(json.dumps(facts))
             os.replace(part, target)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-    return oci.Layout(target), json.loads(note.read_text())
+    return oci.Layout(target), json.loads(facts_file.read_text())
 
 
 @register

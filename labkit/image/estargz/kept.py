@@ -1,0 +1,123 @@
+"""Layers that were converted before, found again by the digest of what they were made from.
+
+An edit of the app changes the image's last layer; the gigabyte below it would be converted again only because the
+manifest's digest changed. A layout keeps a note of what each of its layers was made from and in which order, and the
+next conversion links those that still fit: same source, same options, and a recorded start that touches what they were
+ordered for.
+
+    made = convert(source, name, target, record=record, kept=search(artifacts.glob("estargz-*")))
+    note(target, source.manifest(name), made)          # layers.json, for the next one
+
+Limit: linking costs nothing, converting 100 MB/s a core. Lesson: notebooks/03_lazy_pull.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from labkit.errors import LabError
+from labkit.image import oci
+from labkit.image.access_record import Access
+from labkit.image.estargz.writer import Written
+
+if TYPE_CHECKING:
+    from labkit.image.estargz.convert import Converted
+
+NOTE = "layers.json"
+FORMAT = 1  # of the writer's output: raise it when the same input and options shall give another blob
+FITS = 0.95  # of the chunks a new record touches must be among those the kept layer was ordered for
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a layer's bytes depend on besides its source and its order."""
+
+    chunk_bytes: int
+    level: int
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A converted layer on this disk. `order`: the accesses its files were ordered by."""
+
+    blob: Path
+    descriptor: oci.Descriptor
+    written: Written
+    options: Options
+    order: tuple[Access, ...]
+
+    def fits(self, options: Options, accesses: Sequence[Access] | None) -> bool:
+        """Whether it was made as asked, and a start that touches `accesses` finds nearly all of it in front."""
+        if accesses is None:
+            return replace(self.options, level=options.level) == options
+        now = touched_chunks(accesses, options.chunk_bytes)
+        return self.options == options and len(now & touched_chunks(self.order, options.chunk_bytes)) >= FITS * len(now)
+
+    def missing(self, accesses: Sequence[Access]) -> tuple[str, ...]:
+        """Paths of `accesses` that the layer does not hold, as far as its order can tell."""
+        held = {a.path for a in self.order} - set(self.written.missing)
+        return tuple(a.path for a in accesses if a.path not in held)
+
+
+#: (digest of a source layer, options, accesses or None for "in whatever order, at whatever level") -> a kept layer that fits
+Search = Callable[[str, Options, Sequence[Access] | None], Kept | None]
+
+
+def search(folders: Iterable[Path]) -> Search:
+    """Look in the layouts that `note` was called for, the newest first."""
+    found: dict[str, list[Kept]] = {}
+    for folder in sorted(folders, key=_made_at, reverse=True):
+        for source, kept in _read(folder):
+            found.setdefault(source, []).append(kept)
+
+    def look(source: str, options: Options, accesses: Sequence[Access] | None) -> Kept | None:
+        return next((k for k in found.get(source, ()) if k.fits(options, accesses)), None)
+
+    return look
+
+
+def touched_chunks(accesses: Iterable[Access], chunk_bytes: int) -> frozenset[tuple[str, int]]:
+    """(path, index of the chunk in the file); index -1 stands for a whole file of unknown size."""
+    made: set[tuple[str, int]] = set()
+    for access in accesses:
+        if not access.ranges:
+            made.add((access.path, -1))
+        for start, end in access.ranges:
+            made.update((access.path, i) for i in range(start // chunk_bytes, (end - 1) // chunk_bytes + 1))
+    return frozenset(made)
+
+
+def note(target: oci.Layout, source: oci.Manifest, made: Converted) -> None:
+    """Write down what each layer of a converted layout was made from, and how."""
+    rows = [{"source": one.digest, "written": asdict(written), "order": [a.as_json() for a in order]}
+            for one, written, order in zip(source.layers, made.layers, made.orders, strict=True)]
+    (target.path / NOTE).write_text(json.dumps({"options": asdict(made.options), "layers": rows}))
+
+
+def _made_at(folder: Path) -> float:
+    try:
+        return os.stat(folder / NOTE).st_mtime
+    except OSError:
+        return 0.0
+
+
+def _read(folder: Path) -> list[tuple[str, Kept]]:
+    """[] for a folder that keeps nothing usable: keeping is a saving, never a reason to fail."""
+    try:
+        doc = json.loads((folder / NOTE).read_text())
+        options, layout, made = Options(**doc["options"]), oci.Layout(folder), []
+        for row, descriptor in zip(doc["layers"], layout.manifest().layers, strict=True):
+            written = Written(**{**row["written"], "missing": tuple(row["written"]["missing"])})
+            blob = layout.blob_path(descriptor.digest)
+            if written.digest == descriptor.digest and blob.stat().st_size == written.size_bytes:
+                order = tuple(Access(a["path"], a.get("layerIndex"), ranges=tuple((x, y) for x, y in a.get("ranges", ()))) for a in row["order"])
+                made.append((row["source"], Kept(blob, descriptor, written, options, order)))
+        return made
+    except (OSError, ValueError, KeyError, TypeError, LabError):
+        return []
