@@ -3,7 +3,7 @@
     labkit run naive --preset tiny --blocks 3; labkit run naive --preset small --blocks 3
     labkit plan --image-size 5GB --model-size 16GB --link 10gbit --rate 120/h --gpu-hour 2.5
     labkit plan --records a.json b.json --trace arrivals.csv --json
-    labkit plan --measure                      # measures three sizes first (minutes)
+    labkit plan --measure                      # measures five sizes of model and image first (minutes)
 
 Inputs that you do not give are taken from the records (`measured`) or marked `assumed`; traffic and prices are never assumed.
 """
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--records", nargs="+", default=[], metavar="RUN", help="records to fit (default: this host's, in the workspace's runs/)")
     parser.add_argument("--arm", default="", help="the stack to forecast (default: naive)")
     parser.add_argument("--scenario", default="", help="use only records of this scenario (default: the one with most sizes)")
-    parser.add_argument("--measure", action="store_true", help="first measure three sizes: tiny, 80 MB and small")
+    parser.add_argument("--measure", action="store_true", help="first measure three sizes of the model and two of the image")
     parser.add_argument("--blocks", type=int, default=3, help="with --measure: repeats (default 3)")
     parser.add_argument("--seed", type=int, default=0, help="of traces and draws")
     parser.add_argument("--json", action="store_true", help="only the JSON line")

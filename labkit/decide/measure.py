@@ -1,9 +1,10 @@
-"""The starts that a forecast is fitted from: one stack at three sizes. Two make a line, the third its error.
+"""The starts that a forecast is fitted from: one stack at several sizes of model and image. Two make a line, a third its error.
 
-    runs = measure("naive", sizes=("tiny", "80MB", "small"), blocks=3, scenario="fresh-node", link="1gbit")
+    runs = measure("naive", sizes=("tiny", "80MB", "small", "tiny+400MB", "tiny+800MB"), blocks=3, link="1gbit")
     runs = gather("naive")            # or what this host has recorded already
 
-The sizes are of the model; the image is the subject's own, as large as it is. Lesson: notebooks/09_decide.
+A size names the model (a preset, or bytes) and, after a plus, what is added to the subject's image: unpacked bytes of packages
+that nobody imports. Lesson: notebooks/09_decide.
 """
 
 from __future__ import annotations
@@ -21,26 +22,63 @@ from labkit.core.units import parse_bytes
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, LabError
 
-SIZES = ("tiny", "80MB", "small")
+MODEL_SIZES = ("tiny", "80MB", "small")
+SIZES = (*MODEL_SIZES, "tiny+400MB", "tiny+800MB")
 
 
-def measure(arm: str = "naive", sizes: Sequence[str] = SIZES, *, blocks: int = 3, scenario: str = "fresh-node", link: str = "loopback", progress: Any = None,
-            workspace: Workspace | None = None) -> list[Run]:
-    """One record a size: a preset's name, or bytes like "80MB". Raises MissingCapability where the arm cannot run here.
+def sizes_for(arm: str) -> tuple[str, ...]:
+    """The sizes worth measuring for a stack: those of the image only where it has one."""
+    return SIZES if _has_image(arm) else MODEL_SIZES
 
-    Sizes take turns, a block each: a machine that slows down over minutes would otherwise bend the line between them."""
+
+def measure(arm: str = "naive", sizes: Sequence[str] = (), *, blocks: int = 3, scenario: str = "fresh-node", link: str = "loopback", progress: Any = None,
+            workspace: Workspace | None = None, name: str = "") -> list[Run]:
+    """One record a size. Raises BadInput for a size that means nothing, MissingCapability where the arm cannot run here.
+
+    Sizes take turns, a block each: a machine that slows down over minutes would otherwise bend the line between them.
+    `name`: records are kept under it and gone on with, so that the same call with more blocks adds to what is there."""
     from labkit.stack import experiment
     from labkit.subject.checkpoint import PRESETS
 
     space = workspace or Workspace.default()
-    model_dirs = {size: "" if size in PRESETS else str(_checkpoint(space, parse_bytes(size))) for size in sizes}
-    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    wanted = sizes or sizes_for(arm)
+    parsed = {size: parse_size(size) for size in wanted}
+    for size, (_, extra_bytes) in parsed.items():
+        if extra_bytes and not _has_image(arm):
+            raise BadInput(f"{size}: {arm} has no image to enlarge", fix="sizes of the model alone: " + ", ".join(MODEL_SIZES))
+    model_dirs = {model: "" if model in PRESETS else str(_checkpoint(space, parse_bytes(model))) for model, _ in parsed.values()}
+    stamp = name or time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     made: dict[str, Run] = {}
     for block in range(blocks):
-        for size in sizes if block % 2 == 0 else reversed(sizes):
-            made[size] = experiment([arm], preset=size, model_dir=model_dirs[size], blocks=block + 1, scenario=scenario, link=link, progress=progress, workspace=space,
-                                    out=space.runs / f"{stamp}-{size}.json", resume=True)
-    return [made[size] for size in sizes]
+        for size in wanted if block % 2 == 0 else reversed(wanted):
+            model, extra_bytes = parsed[size]
+            out = space.runs / f"{stamp}-{size}.json"
+            if name and _blocks_of(out) > block:
+                made[size] = records.read(out)
+                continue
+            made[size] = experiment([arm], preset=model, model_dir=model_dirs[model], image_extra_bytes=extra_bytes, blocks=block + 1, scenario=scenario, link=link,
+                                    progress=progress, workspace=space, out=out, resume=True)
+    return [made[size] for size in wanted]
+
+
+def parse_size(text: str) -> tuple[str, int]:
+    """`"80MB"` → ("80MB", 0); `"tiny+400MB"` → ("tiny", 400_000_000): model, and bytes added to the image. Raises BadInput."""
+    from labkit.subject.checkpoint import PRESETS
+
+    model, plus, extra = text.strip().partition("+")
+    if model not in PRESETS:
+        parse_bytes(model)
+    return model, parse_bytes(extra) if plus else 0
+
+
+def _has_image(arm: str) -> bool:
+    from labkit.stack import Stack
+
+    return arm == "best-here" or Stack.parse(arm).layers.get("image") not in ("host-env", "", None)
+
+
+def _blocks_of(path: Path) -> int:
+    return max((t.block + 1 for t in records.read(path).trials if t.outcome != "interrupted"), default=0) if path.exists() else 0
 
 
 def _checkpoint(space: Workspace, size_bytes: int) -> Path:
@@ -55,7 +93,7 @@ def _checkpoint(space: Workspace, size_bytes: int) -> Path:
 def gather(arm: str = "", scenario: str = "", *, workspace: Workspace | None = None) -> list[Run]:
     """This host's records of an arm: the newest of each size, of the scenario and link with most sizes. Raises BadInput for none."""
     space = workspace or Workspace.default()
-    groups: dict[tuple[str, str], dict[tuple[str, str], Run]] = {}
+    groups: dict[tuple[str, str], dict[tuple[str, str, int], Run]] = {}
     here, wanted = host.card()["id"], arm or "naive"
     for path in sorted(space.runs.glob("*.json")):
         try:
@@ -64,7 +102,7 @@ def gather(arm: str = "", scenario: str = "", *, workspace: Workspace | None = N
             continue
         said = next((a for a in run.experiment.get("arms", []) if a["name"] == wanted), None)
         if said and run.host.get("id") == here and run.of_arm(wanted) and scenario in ("", said.get("scenario")):
-            size = (str(run.experiment.get("preset", "")), str(run.experiment.get("model_dir", "")))
+            size = (str(run.experiment.get("preset", "")), str(run.experiment.get("model_dir", "")), int(run.experiment.get("image_extra_bytes", 0)))
             groups.setdefault((said.get("scenario", ""), said.get("link", "")), {})[size] = run
     if not groups:
         raise BadInput(f"no record of {wanted} on this host in {space.root / 'runs'}", why="a forecast is fitted from starts measured here",

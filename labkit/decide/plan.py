@@ -238,7 +238,7 @@ def show(plan: Plan) -> str:
     lines += ["", table(rows, ["phase", "predicted", "range", "floor", "model"]), ""]
     if plan.checks:
         lines += ["Left out of the fit, then predicted: " + "; ".join(f"{c['preset'] or c['run']} {show_s(c['predicted_s'])} against {show_s(c['measured_s'])} measured "
-                                                                      f"({c['error_share']:+.0%}{', from one size' if c['from_one_size'] else ''})" for c in plan.checks)]
+                                                                      f"({c['error_share']:+.0%}{', from one size' if c['from_one_size'] else ', extrapolated' if c['beyond'] else ''})" for c in plan.checks)]
         if plan.error_share is None:
             lines += ["A third size would tell the model's error: labkit plan --measure."]
     else:

@@ -302,30 +302,48 @@ def _spread(measured: Sequence[float], fitted: Sequence[float]) -> float:
     return stats.quantile(off, 0.95) if off else 0.0
 
 
-def _one_size(model: Model) -> bool:
-    """The fit that is left had one model size: nothing separated its fixed part from its rate."""
-    return all(len(f.sizes) < 2 or f.sizes[-1] < SAME_SIZE * f.sizes[0] for f in model.fits.values() if f.driver)
-
-
 def hold_out(runs: Sequence[Run], arm: str) -> list[dict[str, Any]]:
-    """Fit without one run (a size), predict it, set it beside what was measured; once for each run. Raises BadInput for fewer than two sizes.
+    """Fit without one run (a size of model and image), predict it, set it beside what was measured; once for each run.
+    Raises BadInput for fewer than two sizes.
 
-    Rows: {"run", "preset", "predicted_s", "measured_s", "error_share" (signed), "inside" (measured within the
-    forecast), "from_one_size" (the rest held a single size, so the error is that of a guess), "phases"}."""
+    Rows: {"run", "preset", "sizes", "predicted_s", "measured_s", "error_share" (signed), "inside" (measured within the
+    forecast), "unseen" (sizes that no other run had), "beyond" (those of them outside what the others span: an
+    extrapolation), "from_one_size" (the others had one size where this one differs: the error is that of a guess), "phases"}."""
     good = [r for r in runs if r.of_arm(arm)]
     if len(good) < 2:
         raise BadInput("a hold-out check needs records of two sizes at least", why="an error on the data of the fit says nothing about other sizes",
                        fix=f"labkit run {arm} --preset tiny --blocks 3; labkit run {arm} --preset small --blocks 3")
+    sizes = {r.id: _median_sizes(r, arm) for r in good}
     rows = []
     for left in good:
         model = model_of([r for r in good if r is not left], arm)
-        sizes = [sizes_of(t) for t in left.of_arm(arm)]
-        driver_sizes = {k: stats.median([s[k] for s in sizes if k in s]) for k in {k for s in sizes for k in s}}
-        forecast = model.predict(driver_sizes, far=True)
+        mine, others = sizes[left.id], [sizes[r.id] for r in good if r is not left]
+        forecast = model.predict(mine, far=True)
         measured = stats.median([t.total_s for t in left.of_arm(arm) if t.total_s is not None])
         phases = {p: {"predicted_s": f.seconds, "measured_s": stats.median([t.phases[p] for t in left.of_arm(arm) if p in t.phases])}
                   for p, f in forecast.phases.items() if any(p in t.phases for t in left.of_arm(arm))}
-        rows.append({"run": left.id, "preset": left.experiment.get("preset", ""), "sizes": driver_sizes, "predicted_s": forecast.total_s, "measured_s": measured,
+        drivers = sorted({f.driver for f in model.fits.values() if f.s_per_byte > 0} & set(mine))
+        spans = {d: [o[d] for o in others if d in o] for d in drivers}
+        unseen = [d for d in drivers if not any(_same(mine[d], x) for x in spans[d])]
+        rows.append({"run": left.id, "preset": size_name(left), "sizes": mine, "predicted_s": forecast.total_s, "measured_s": measured,
                      "error_share": forecast.total_s / measured - 1, "inside": forecast.low_s <= measured <= forecast.high_s, "phases": phases,
-                     "from_one_size": _one_size(model)})
+                     "unseen": unseen, "beyond": [d for d in unseen if not min(spans[d]) < mine[d] < max(spans[d])],
+                     "from_one_size": any(f.guessed and f.driver in unseen for f in model.fits.values())})
     return rows
+
+
+def size_name(run: Run) -> str:
+    """How a size is written: `small`, `80MB`, `tiny+400 MB` for a larger image."""
+    from labkit.core.units import show_bytes
+
+    extra_bytes = run.experiment.get("image_extra_bytes", 0)
+    return str(run.experiment.get("preset", "")) + (f"+{show_bytes(extra_bytes)}" if extra_bytes else "")
+
+
+def _median_sizes(run: Run, arm: str) -> dict[str, float]:
+    found = [sizes_of(t) for t in run.of_arm(arm)]
+    return {k: stats.median([s[k] for s in found if k in s]) for k in sorted({k for s in found for k in s})}
+
+
+def _same(one: float, other: float) -> bool:
+    return one < SAME_SIZE * other and other < SAME_SIZE * one

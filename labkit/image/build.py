@@ -7,6 +7,7 @@ Four layers from the stable to the changing, so that an edit of the app costs th
     packages      what else the server's loaders import                                 ~ 300 MB
     app           this package
     (weights)     with `--with-weights DIR`: the model inside the image, the article's anti-pattern
+    (extra)       with `extra_bytes`: packages that nobody imports, as most real images hold; a second size to measure
 
 gzip at level 6, the level of stock builders; the same inputs give the same digests. Physical limit: deflate, 30–60 MB/s
 a core. Cached in `workspace.images` by what the inputs are (names, sizes, times), layer by layer.
@@ -70,6 +71,8 @@ class _Parts:
             return closure.tree_entries(Path(labkit.__file__).parent, "app/labkit")
         if part == "weights" and weights is not None:
             return closure.tree_entries(weights, f"models/{weights.name}")
+        if part.startswith("extra-"):
+            return extra_entries(self.entries("packages", None), int(part.removeprefix("extra-")))
         raise BadInput(f"no part called {part!r}", fix="parts: " + ", ".join(PARTS))
 
     def _torch(self) -> dict[str, Any]:
@@ -80,6 +83,26 @@ class _Parts:
                 raise BadInput("torch is not installed in this interpreter", why="the subject is a torch server", fix="make setup")
             self.torch = {n: d for n, d in found.items() if n == "torch" or n.startswith(("nvidia-", "triton", "cuda-"))}
         return self.torch
+
+
+def extra_entries(packages: dict[str, Entry], size_bytes: int) -> dict[str, Entry]:
+    """Copies of installed packages below /opt/extra, `size_bytes` of content: bytes, file sizes and compressibility like those
+    of an image, so that pull and unpack see more of the same. Files are taken in the order of their names' digests: any
+    size is a fair sample."""
+    ordered = sorted(packages.items(), key=lambda item: hashlib.sha256(item[0].encode()).digest())
+    sizes = {name: entry.source.stat().st_size for name, entry in ordered if entry.source}
+    made: dict[str, Entry] = {}
+    left, copy = size_bytes, 0
+    while left > 0.01 * size_bytes:
+        before = left
+        for name, entry in ordered:
+            if 0 < sizes.get(name, 0) <= left:
+                made[f"opt/extra/{copy}/{name}"] = entry
+                left -= sizes[name]
+        if left == before:
+            break
+        copy += 1
+    return made
 
 
 def fingerprint(entries: dict[str, Entry], level: int) -> str:
@@ -111,7 +134,7 @@ def _written(layout: oci.Layout, part: str, entries: dict[str, Entry], level: in
             # The closure of all parts lies in the first layer: a later layer's library must not need a rebuild of ld.so's world.
             objects = closure.shared_objects(entries) + _extension_modules(others)
             whole = {**closure.library_entries(objects), **whole}
-        if part != "weights":
+        if part != "weights" and not part.startswith("extra-"):
             whole |= closure.bytecode_entries(entries, Path(scratch))
         made = write_layer(layout, whole, level=level, **{"org__coldstartlab__layer": part})
     note.parent.mkdir(exist_ok=True)
@@ -127,14 +150,14 @@ def _extension_modules(of_parts: Sequence[str]) -> list[Path]:
     return [path for part in of_parts for path in closure.shared_objects(parts.entries(part, None))]
 
 
-def build(out: str | os.PathLike[str], *, parts: Sequence[str] = PARTS, with_weights: Path | None = None, level: int = STOCK_LEVEL,
-          name: str = REFERENCE, say: Say = lambda _: None) -> oci.Manifest:
+def build(out: str | os.PathLike[str], *, parts: Sequence[str] = PARTS, with_weights: Path | None = None, extra_bytes: int = 0,
+          level: int = STOCK_LEVEL, name: str = REFERENCE, say: Say = lambda _: None) -> oci.Manifest:
     """Write the image's layout at `out` (kept layers are reused) and return its manifest."""
     if with_weights is not None and not (with_weights / "config.json").is_file():
         raise BadInput(f"{with_weights} is not a model directory", why="it has no config.json", fix="labkit model make --preset small DIR")
     layout = oci.Layout.create(out)
     sources = _Parts()
-    wanted = [*parts, *(["weights"] if with_weights else [])]
+    wanted = [*parts, *(["weights"] if with_weights else []), *([f"extra-{extra_bytes}"] if extra_bytes else [])]
     binary = [p for p in ("torch", "packages") if p in parts]
     layers = [(part, _written(layout, part, sources.entries(part, with_weights), level, say, binary)) for part in wanted]
     entries = closure.library_entries([Path(os.path.realpath(sys.executable))])
@@ -158,12 +181,15 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def ensure_image(workspace: Workspace, *, with_weights: Path | None = None, say: Say = lambda _: None) -> tuple[Path, str]:
-    """The subject's image in the workspace, built where anything it is made of has changed. Returns (layout, reference)."""
+def ensure_image(workspace: Workspace, *, with_weights: Path | None = None, extra_bytes: int = 0, say: Say = lambda _: None) -> tuple[Path, str]:
+    """The subject's image in the workspace, built where anything it is made of has changed. Returns (layout, reference).
+
+    `extra_bytes`: unpacked bytes of packages that nobody imports, on top: the same image, larger."""
     path = workspace.images / "subject"
-    reference = REFERENCE if with_weights is None else f"lab/subject-{with_weights.name.lower()}:latest"
-    if with_weights is None and (path / AS_PACKED).exists():
+    more = (f"-{with_weights.name.lower()}" if with_weights else "") + (f"-plus-{extra_bytes}" if extra_bytes else "")
+    reference = f"lab/subject{more}:latest" if more else REFERENCE
+    if not more and (path / AS_PACKED).exists():
         return path, reference
     with _locked(workspace.images / ".subject.lock"):
-        build(path, with_weights=with_weights, name=reference, say=say)
+        build(path, with_weights=with_weights, extra_bytes=extra_bytes, name=reference, say=say)
     return path, reference

@@ -46,6 +46,7 @@ class Experiment:
     timeout_s: float = 300.0
     server_args: tuple[str, ...] = ()
     model_dir: str = ""  # a public model directory in place of the preset's synthetic checkpoint
+    image_extra_bytes: int = 0  # unpacked bytes on top of the subject's image: the same start from a larger image
     at_t0: str = ""
     port: int | None = None
     instrument: bool = True
@@ -55,6 +56,7 @@ class Experiment:
         return {"arms": [{"name": s.name, "stack": {k: v for k, v in s.layers.items() if v}, "scenario": self.scenario, "link": self.link}
                          for s in self.stacks],
                 "blocks": self.blocks, "seed": self.seed, "preset": self.preset, "model_dir": self.model_dir, "max_tokens": self.max_tokens,
+                **({"image_extra_bytes": self.image_extra_bytes} if self.image_extra_bytes else {}),
                 **({"notes": self.notes} if self.notes else {})}
 
 
@@ -153,11 +155,12 @@ class _Conduct:
         self.tell("note", f"checkpoint: {self.what.model_dir or self.what.preset}")
         model, tokens = apart(_model_and_tokens, self.what.model_dir, self.space, self.what.preset, self.what.max_tokens, ledger=self.ledger)
         layout, reference_name = None, ""
-        if any(s.layers.get("image") not in ("host-env", "", None) for s in self.what.stacks):
-            from labkit.image import build
-
+        imaged = [s for s in self.what.stacks if s.layers.get("image") not in ("host-env", "", None)]
+        if self.what.image_extra_bytes and not imaged:
+            raise BadInput("no arm has an image to enlarge", why="host-env starts what is installed", fix="leave image_extra_bytes out, or image=full-pull")
+        if imaged:
             self.tell("note", "image of the subject")
-            layout, reference_name = apart(build.ensure_image, self.space, ledger=self.ledger)
+            layout, reference_name = apart(_image, self.space, self.what.image_extra_bytes, ledger=self.ledger)
         return Subject(model_dir=model, image_layout=layout, image_reference=reference_name, preset=self.what.preset), tokens
 
     def _serve(self, subject: Subject) -> Subject:
@@ -231,6 +234,12 @@ def _model_and_tokens(model_dir: str, space: Workspace, preset: str, max_tokens:
 
     model = Path(model_dir) if model_dir else checkpoint.ensure(space, preset)
     return model, tuple(reference.reference_tokens(model, PROMPT, max_tokens))
+
+
+def _image(space: Workspace, extra_bytes: int) -> tuple[Path, str]:
+    from labkit.image import build
+
+    return build.ensure_image(space, extra_bytes=extra_bytes)
 
 
 def _parsed(stack: str | Stack, space: Workspace, scenario: str, link: str, preset: str) -> Stack:

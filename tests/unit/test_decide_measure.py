@@ -26,6 +26,36 @@ def test_sizes_take_turns_so_that_drift_does_not_bend_the_line(workspace, monkey
     assert asked[0][2] == asked[5][2] and all(a[3] for a in asked) and [r.experiment["preset"] for r in made] == ["a", "b", "c"]
 
 
+def test_a_size_names_the_model_and_what_is_added_to_the_image():
+    assert [measure.parse_size(s) for s in ("tiny", "80MB", "small+400MB")] == [("tiny", 0), ("80MB", 0), ("small", 400_000_000)]
+    for wrong in ("", "huge", "tiny+", "tiny+lots"):
+        with pytest.raises(BadInput):
+            measure.parse_size(wrong)
+
+
+def test_only_a_stack_with_an_image_is_measured_at_sizes_of_it(workspace):
+    assert any("+" in s for s in measure.sizes_for("naive")) and not any("+" in s for s in measure.sizes_for("no-image"))
+    with pytest.raises(BadInput, match="no image to enlarge"):
+        measure.measure("no-image", ("tiny+400MB",), workspace=workspace)
+
+
+def test_a_named_series_goes_on_with_what_is_recorded(workspace, monkeypatch):
+    import labkit.stack
+
+    asked = []
+
+    def experiment(stacks, *, blocks, out, image_extra_bytes, **rest):
+        asked.append((out.name, blocks, image_extra_bytes))
+        made = run_of("tiny", 1e6, 1e6, n=blocks)
+        records.write(made, out)
+        return made
+    monkeypatch.setattr(labkit.stack, "experiment", experiment)
+    measure.measure("naive", ("tiny", "tiny+1MB"), blocks=1, workspace=workspace, name="mine")
+    made = measure.measure("naive", ("tiny", "tiny+1MB"), blocks=2, workspace=workspace, name="mine")
+    assert asked == [("mine-tiny.json", 1, 0), ("mine-tiny+1MB.json", 1, 1_000_000), ("mine-tiny+1MB.json", 2, 1_000_000), ("mine-tiny.json", 2, 0)]
+    assert [len(r.trials) for r in made] == [2, 2]
+
+
 def test_only_this_hosts_newest_record_of_each_size_and_of_one_question_is_gathered(workspace):
     here = host.card()
     old, tiny, small = (replace(r, host=here, id=i) for r, i in zip([three()[0], *three()[:2]], ("old", "tiny", "small"), strict=True))
@@ -48,6 +78,18 @@ def test_the_forecast_bench_sets_each_size_left_out_against_its_measurement(monk
     from labkit.bench import forecast
 
     monkeypatch.setattr(measure, "measure", lambda *a, **k: three(noise=0.02))
-    doc = forecast.run(argparse.Namespace(stack="naive", sizes="tiny,small,1b", blocks=5, scenario="fresh-node", link="1gbit"))
+    doc = forecast.run(argparse.Namespace(stack="naive", sizes="tiny,small,1b", blocks=5, scenario="fresh-node", link="1gbit", name=""))
     assert [r["arm"] for r in doc["results"]] == ["tiny", "small", "1b"]
     assert all(0.8 < doc["ratios"][f"predicted_vs_measured.{s}"]["median"] < 1.2 for s in ("tiny", "small", "1b"))
+
+
+@pytest.mark.parametrize(("row", "wanted"), [
+    ({"unseen": ["model_bytes"], "beyond": [], "from_one_size": False}, "model interpolated"),
+    ({"unseen": ["image_bytes", "unpacked_bytes"], "beyond": ["image_bytes", "unpacked_bytes"], "from_one_size": False}, "image EXTRAPOLATED"),
+    ({"unseen": [], "beyond": [], "from_one_size": False}, "both sizes known, not together"),
+    ({"unseen": ["model_bytes"], "beyond": ["model_bytes"], "from_one_size": True}, "model EXTRAPOLATED from one size: a guess"),
+])
+def test_the_forecast_bench_says_how_far_it_had_to_reach(row, wanted):
+    from labkit.bench import forecast
+
+    assert forecast.said({"predicted_s": 9.0, "error_share": -0.1, **row}).endswith(wanted)

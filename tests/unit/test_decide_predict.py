@@ -27,6 +27,19 @@ def test_two_sizes_leave_one_to_fit_and_the_check_says_so():
     assert all(r["from_one_size"] for r in predict.hold_out(three()[:2], "naive"))
 
 
+def test_model_and_image_are_held_out_apart_and_extrapolations_are_marked():
+    grid = [(5e6, 100e6), (80e6, 100e6), (250e6, 100e6), (5e6, 200e6), (5e6, 300e6)]
+    rows = predict.hold_out([run_of(f"{m:.0f}-{i:.0f}", i, m, noise=0.03, seed=k) for k, (m, i) in enumerate(grid)], "naive")
+    assert all(abs(r["error_share"]) < 0.1 for r in rows), [(r["preset"], r["error_share"]) for r in rows]
+    assert [r["unseen"] for r in rows] == [[], ["model_bytes"], ["model_bytes"], ["image_bytes", "unpacked_bytes"], ["image_bytes", "unpacked_bytes"]]
+    assert [bool(r["beyond"]) for r in rows] == [False, False, True, False, True]
+
+
+def test_a_guess_from_one_image_size_is_named_although_models_were_many():
+    rows = predict.hold_out([run_of("a", 100e6, 5e6), run_of("b", 100e6, 80e6), run_of("c", 100e6, 250e6), run_of("d", 200e6, 5e6)], "naive")
+    assert [r["from_one_size"] for r in rows] == [False, False, False, True]
+
+
 def test_one_size_cannot_be_checked():
     with pytest.raises(BadInput, match="two sizes"):
         predict.hold_out(three()[:1], "naive")

@@ -162,3 +162,19 @@ def test_the_bytecode_header_is_the_unchecked_kind(tmp_path):
     made = closure.bytecode_entries(closure.tree_entries(tmp_path, "s"), tmp_path)
     head = next(iter(made.values())).data
     assert head is not None and head[:4] == importlib.util.MAGIC_NUMBER and int.from_bytes(head[4:8], "little") == 1
+
+
+@pytest.mark.parametrize("wanted", [30_000, 95_000, 400_000])
+def test_extra_content_of_an_image_is_more_of_the_same_in_any_size(tmp_path, wanted):
+    packages = {}
+    for i in range(100):
+        source = tmp_path / f"file{i}"
+        source.write_bytes(b"x" * (i * 40))
+        packages[f"site/file{i}"] = Entry(source=source)
+    made = build.extra_entries(packages, wanted)
+    assert 0.98 * wanted < sum(e.source.stat().st_size for e in made.values()) <= wanted
+    assert made == build.extra_entries(packages, wanted) and all(name.startswith("opt/extra/") for name in made)
+
+
+def test_nothing_to_copy_makes_no_extra_content():
+    assert build.extra_entries({}, 1000) == {}
