@@ -160,6 +160,7 @@ def restore(ctx: StepContext, snapshot: str, lazy: bool = False) -> dict[str, An
             ahead.checked()
             process.resume(pid)
     return {"server_pid": pid, "nonce": where.manifest.nonce, "image_bytes": where.manifest.size_bytes, "pages_bytes": process.pages_bytes(where),
+            "mapped_bytes": sum(where.manifest.mapped.values()),
             "working_set_bytes": readahead.piece_bytes(pieces) - process.pages_bytes(where), "rootfs": rootfs, "read_ahead_s": ahead.seconds,
             "container": ctx.state["container"]["id"], "dumped_pid": where.manifest.pid, "secrets": ", ".join(where.manifest.secrets)}
 

@@ -12,7 +12,6 @@ Limit: GPU bytes ÷ PCIe rate twice, and the image ÷ disk rate, which now holds
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -60,11 +59,13 @@ def trial(preset: str, work: Path) -> dict[str, Any]:
 
 
 def main() -> int:
+    from labkit.device.gpu_parts import say
+
     parser = argparse.ArgumentParser(prog="python -m labkit.snapshot.cuda")
     parser.add_argument("--preset", default="1b")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="labkit-gpu-") as work:
-        print(json.dumps(trial(parser.parse_args().preset, Path(work))), flush=True)
-    return 0
+        return say(lambda: trial(args.preset, Path(work)))
 
 
 if __name__ == "__main__":

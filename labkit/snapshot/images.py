@@ -32,7 +32,7 @@ Field = tuple[int, int, "int | bytes"]
 
 # Field numbers of CRIU's .proto files (stable: CRIU reads images of older versions).
 ENTRY_REG, ENTRY_INET = 3, 4  # file_entry: reg_file_entry, inet_sk_entry
-REG_ID, REG_NAME = 1, 6
+REG_ID, REG_NAME, REG_MODE = 1, 6, 10
 INET_STATE, INET_SRC_PORT = 6, 7
 TCP_LISTEN = 10
 MM_VMAS = 14
@@ -155,6 +155,16 @@ def mapped_files(images: Path) -> dict[int, str]:
         inner = decode(bytes(get(entry, ENTRY_REG, b"")))  # type: ignore[arg-type]
         if inner:
             found[int(get(inner, REG_ID))] = bytes(get(inner, REG_NAME, b"")).decode(errors="replace")  # type: ignore[arg-type]
+    return found
+
+
+def file_modes(images: Path) -> dict[str, int]:
+    """Permission bits of each regular file at the dump: path -> mode. CRIU restores onto no file whose mode differs."""
+    found = {}
+    for entry in entries(images / "files.img"):
+        inner = decode(bytes(get(entry, ENTRY_REG, b"")))  # type: ignore[arg-type]
+        if mode := int(get(inner, REG_MODE)):
+            found[bytes(get(inner, REG_NAME, b"")).decode(errors="replace")] = mode & 0o777  # type: ignore[arg-type]
     return found
 
 

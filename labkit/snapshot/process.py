@@ -51,6 +51,7 @@ def restore(ctx: StepContext, snapshot: str, lazy: bool = False, verify: bool = 
                 ahead.checked()
                 resume(pid)
     return {"server_pid": pid, "nonce": where.manifest.nonce, "image_bytes": where.manifest.size_bytes, "pages_bytes": pages_bytes(where),
+            "mapped_bytes": sum(where.manifest.mapped.values()),
             "working_set_bytes": readahead.piece_bytes(pieces) - pages_bytes(where), "read_ahead_s": ahead.seconds, "lazy": bool(daemon),
             "dumped_pid": where.manifest.pid, "secrets": ", ".join(where.manifest.secrets)}
 

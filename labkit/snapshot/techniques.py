@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,17 +105,19 @@ class CriuProcess:
 
         manifest = snapshot.manifest
         whole = readahead.piece_bytes(readahead.pieces_of(snapshot)) + manifest.size_bytes - pages_bytes(snapshot)
+        libraries = sum(length for path, ranges in manifest.working_set.items() if path not in manifest.mapped for _, length in ranges)
         return Artifact(self.name, digest, {"snapshot": str(snapshot.path), "model_dir": str(model)},
                         {"prepare_s": manifest.facts.get("prepare_s", 0.0), "size_bytes": manifest.size_bytes, "pages_bytes": pages_bytes(snapshot),
-                         "restore_bytes": whole, "model_key": f"models/{subject.preset}-safetensors-{digest[:8]}", "mapped": dict(manifest.mapped),
+                         "restore_bytes": whole, "library_bytes": libraries, "model_key": f"models/{subject.preset}-safetensors-{digest[:8]}", "mapped": dict(manifest.mapped),
                          "nonce": manifest.nonce, "secrets": list(manifest.secrets), "working_set": sorted(manifest.working_set)})
 
     def publish(self, artifact: Artifact, subject: Subject, roots: dict[str, Path]) -> None:
         """Put the snapshot where a fresh node finds it (the harness publishes the model under `model_key`)."""
         from labkit.snapshot import store, transport
 
-        transport.publish(store.open_snapshot(artifact.paths["snapshot"]), roots["store"], self._key(artifact),
-                          compression=os.environ.get("LABKIT_SNAPSHOT_COMPRESSION", "none"))
+        packed = transport.publish(store.open_snapshot(artifact.paths["snapshot"]), roots["store"], self._key(artifact),
+                                   compression=os.environ.get("LABKIT_SNAPSHOT_COMPRESSION", "none"))
+        artifact.facts["stored_bytes"] = packed["stored_bytes"]  # what crosses the link: known only now, and asked for by `apply`
 
     def _key(self, artifact: Artifact) -> str:
         return f"snapshots/{self.name}-{artifact.digest}"
@@ -123,21 +126,31 @@ class CriuProcess:
         """Steps of the layers below that are still needed."""
         return ()
 
+    def _on_disk_bytes(self, artifact: Artifact) -> int:
+        """Of the working set, what a fresh node has on its disk: the host's own libraries."""
+        return int(artifact.facts["library_bytes"])
+
     restore_call = "labkit.snapshot.process:restore"
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
         remote = plan.scenario == "fresh-node" and bool(plan.state.get("bucket"))
         steps = self._before(plan)
         floors = {k: v for k, v in plan.floors_bytes.items() if k not in REPLACED}
-        floors["restore"] = artifact.facts["restore_bytes"]
-        if remote:
+        crossing: dict[str, int] = {}
+        if not remote:
+            floors["restore"] = artifact.facts["restore_bytes"]
+        else:
+            # What has just crossed the link is in the page cache: only what was here before is read from the disk.
+            floors["restore@memcpy"], floors["restore"] = artifact.facts["restore_bytes"], self._on_disk_bytes(artifact)
             mapped = artifact.facts["mapped"]
             steps += (Step("pull", "labkit.snapshot.transport:fetch", {
                 "url": f"s3://{BUCKET}/{self._key(artifact)}", "model_url": f"s3://{BUCKET}/{artifact.facts['model_key']}" if mapped else ""}),)
-            floors["pull"] = floors.get("pull", 0) + artifact.facts["size_bytes"] + sum(mapped.values())
+            crossing = {self._key(artifact): artifact.facts.get("stored_bytes", artifact.facts["size_bytes"]), artifact.facts["model_key"]: sum(mapped.values())}
+            floors["pull"] = floors.get("pull", 0) + sum(crossing.values())
         steps += (Step("restore", self.restore_call, {"snapshot": artifact.paths["snapshot"], "lazy": bool(os.environ.get("LABKIT_LAZY_PAGES"))}),)
         plan = replace(plan, steps=steps, floors_bytes=floors, replaces=(*plan.replaces, *self.makes_moot),
-                       state={**plan.state, "snapshot_nonce": artifact.facts["nonce"], "snapshot_bytes": artifact.facts["size_bytes"]})
+                       state={**plan.state, "snapshot_nonce": artifact.facts["nonce"], "snapshot_bytes": artifact.facts["size_bytes"],
+                              "snapshot_crossing": crossing})
         if not remote:
             # Its working set of libraries is made cold by the layer that owns them (host-env, the image).
             plan = plan.with_cold(artifact.paths["snapshot"], *artifact.facts["mapped"])
@@ -157,7 +170,22 @@ class CriuProcess:
             return Evidence(self.name, False, f"the server went through {', '.join(own)} after all", facts)
         if not who.get("reseeded"):
             return Evidence(self.name, False, "the restored process still has the random state of its snapshot", facts)
-        return Evidence(self.name, True, f"the dumped process itself answered (same boot nonce, new random state); its image has {show_bytes(float(step.get('image_bytes') or 0))}", facts)
+        crossed = self._crossed(seen, facts)
+        if crossed.startswith("only"):
+            return Evidence(self.name, False, crossed, facts)
+        return Evidence(self.name, True, f"the dumped process itself answered (same boot nonce, new random state); its image has "
+                        f"{show_bytes(float(step.get('image_bytes') or 0))}{crossed}", facts)
+
+    def _crossed(self, seen: Seen, facts: dict[str, Any]) -> str:
+        """Fresh node: what the bucket itself counted as sent, of snapshot and model; "only …" where that is less than all."""
+        want: dict[str, int] = seen.plan.state.get("snapshot_crossing") or {}
+        if not want:
+            return ""
+        counters = seen.stores.get("bucket", {}).get("by_path", {})
+        sent = {key: sum(c.get("bytes_sent", 0) for path, c in counters.items() if f"/{key}/" in path) for key in want}
+        facts["bytes_over_link"], facts["link"] = sent, seen.plan.link
+        said = f"{show_bytes(sum(sent.values()))} of {show_bytes(sum(want.values()))} of it and its model crossed the link ({seen.plan.link})"
+        return f"only {said}" if any(sent[key] < size for key, size in want.items()) else f"; {said}"
 
 
 @contextmanager
@@ -188,7 +216,12 @@ class CriuContainer(CriuProcess):
     restore_call = "labkit.snapshot.container:restore"
 
     def available(self, host: Any) -> Availability:
-        return _missing("root", "criu", "runc")
+        found = _missing("root", "criu", "runc")
+        if found.missing.startswith("runc: no runc") and shutil.which("podman"):
+            return Availability(False, f"{found.missing}; podman is here, but the lab checkpoints containers through runc only",
+                                "podman's runtime is crun, whose checkpoints need a build with CRIU in it, and its containers live in a store of its own",
+                                "apt-get install runc (it may stand beside podman); or snapshot=criu-process")
+        return found
 
     def _rootfs(self, subject: Subject, workspace: Workspace) -> tuple[Path, dict[str, Any]]:
         from labkit.errors import BadInput
@@ -213,6 +246,17 @@ class CriuContainer(CriuProcess):
     def _before(self, plan: LaunchPlan) -> tuple[Step, ...]:
         return tuple(s for s in plan.steps if s.phase in ("pull", "unpack", "mount"))
 
+    def _on_disk_bytes(self, artifact: Artifact) -> int:
+        return 0  # the libraries came with the image
+
+    def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
+        if plan.state.get("started_by"):
+            from labkit.errors import BadInput
+
+            raise BadInput(f"{plan.stack.get('image')} starts its containers itself, and a snapshot is restored by runc on a root directory", why="containerd keeps its own",
+                           fix="image=full-pull,snapshot=criu-container")
+        return super().apply(plan, artifact)
+
     def engaged(self, seen: Seen) -> Evidence:
         found = super().engaged(seen)
         rootfs = str(seen.facts.get("restore", {}).get("rootfs", ""))
@@ -220,6 +264,11 @@ class CriuContainer(CriuProcess):
         facts = {**found.facts, "namespaces": own, "rootfs": rootfs}
         if found.engaged and len(own) < 2:
             return Evidence(self.name, False, "the restored process shares the host's namespaces: it is in no container", facts)
+        if found.engaged and seen.plan.state.get("snapshot_crossing"):
+            served = sum(store.get("bytes_sent", 0) for store in seen.stores.values())
+            facts["image_bytes_over_link"] = served - sum(found.facts["bytes_over_link"].values())
+            if facts["image_bytes_over_link"] <= 0:
+                return Evidence(self.name, False, "nothing of the image crossed the link: its files were on this node before t0", facts)
         return replace(found, facts=facts)
 
 
@@ -229,7 +278,7 @@ class Zygote:
     title = "fork a process that has imported everything (resident before t0)"
     claims: tuple[Claim, ...] = ()
     brings = {"image": "host-env"}
-    namespaces: tuple[str, ...] = ()
+    not_in = ("fresh-node",)
 
     def available(self, host: Any) -> Availability:
         return YES
@@ -238,9 +287,12 @@ class Zygote:
         return Artifact(self.name, facts={"prepare_s": 0.0, "size_bytes": 0})
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
-        if plan.stack.get("image") not in (None, "", "host-env"):
-            from labkit.errors import BadInput
+        from labkit.errors import BadInput
 
+        if plan.scenario in self.not_in:
+            raise BadInput("a zygote is resident before t0, and on a fresh node nothing of the stack is", why="it would be compared with arms that bring everything over the link",
+                           fix="--scenario warm-node or hot-node")
+        if plan.stack.get("image") not in (None, "", "host-env"):
             raise BadInput("a zygote forks the lab's own interpreter, and this stack has an image", why="the image's files would not be used", fix="image=host-env,process=zygote")
         # Its libraries are mapped before t0: that is what a zygote is. They are left out of the cold set, in the open.
         kept = tuple(p for p in plan.cold_paths if "/site-packages/" not in p + "/")

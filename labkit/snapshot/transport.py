@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,7 @@ from labkit.core.plan import StepContext
 from labkit.errors import BadInput
 from labkit.net.ranges import Into, Part, fetch_parts
 from labkit.objects.client import Bucket, open_bucket
-from labkit.snapshot import store
+from labkit.snapshot import images, store
 from labkit.snapshot.explain import SnapshotRefused
 
 COMPRESSIONS = ("none", "zstd")
@@ -70,28 +71,31 @@ def _frames(source: Path, target: Path, level: int) -> list[list[int]]:
     return rows
 
 
-def publish(snapshot: store.Snapshot, root: Path, key: str, *, compression: str = "none", work: Path | None = None) -> dict[str, Any]:
-    """Into the embedded store's directory, as an upload that took no time."""
+def publish(snapshot: store.Snapshot, root: Path, key: str, *, compression: str = "none") -> dict[str, Any]:
+    """Into the embedded store's directory, as an upload that took no time. Returns what `pack` did: the store has hard links of it."""
     from labkit.objects.publish import publish_model
 
-    packed = (work or snapshot.path.parent) / f"{snapshot.path.name}.{compression}.packed"
-    facts = pack(snapshot, packed, compression)
-    publish_model(root, packed, key)
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".packed-", dir=root) as packed:  # below the store: what a killed run leaves goes with it
+        facts = pack(snapshot, Path(packed), compression)
+        publish_model(root, packed, key)
     return facts
 
 
 def fetch(ctx: StepContext, url: str, model_url: str = "", connections: int = 8) -> dict[str, Any]:
-    """Snapshot and model to the node's disk, ranges in parallel. Leaves state `snapshot_dir` and `moved` (model files)."""
+    """Snapshot and mapped model files to the node's disk, ranges in parallel. Leaves state `snapshot_dir` and `moved` (model files).
+
+    Facts have names of their own: an image may have been pulled in the same phase."""
     target = ctx.node / "snapshot"
     with open_bucket(url, {**os.environ, **ctx.server_env}) as bucket:
-        facts = pull(bucket, target, connections)
+        done = pull(bucket, target, connections)
     ctx.state["snapshot_dir"] = str(target)
+    facts = {"snapshot_bytes_fetched": done["bytes_fetched"], "compression": done["compression"], "connections": done["connections"], "model_bytes_fetched": 0}
     if model_url:
         snapshot = store.open_snapshot(target)
         with open_bucket(model_url, {**os.environ, **ctx.server_env}) as bucket:
-            moved, size_bytes = _model(bucket, ctx.node / "model", snapshot.manifest.mapped, connections)
+            moved, facts["model_bytes_fetched"] = _model(bucket, ctx.node / "model", snapshot, connections)
         ctx.state["moved"] = {**(ctx.state.get("moved") or {}), **moved}
-        facts["model_bytes"] = size_bytes
     return facts
 
 
@@ -118,13 +122,12 @@ def pull(bucket: Bucket, target: Path, connections: int = 8) -> dict[str, Any]:
             if not about["frames"]:
                 size = about["stored_bytes"]
                 parts += [Part(url, at, min(FRAME_BYTES, size - at), into=Into.file(fd)) for at in range(0, size, FRAME_BYTES)]
-        progress = fetch_parts(bucket.client, parts, connections=connections)
+        fetch_parts(bucket.client, parts, connections=connections)
         _unpack(frames, opened)
     finally:
         for fd in opened.values():
             os.close(fd)
     (target / "manifest.json").write_bytes(manifest)
-    del progress
     return {"bytes_fetched": sum(p.size_bytes for p in parts), "compression": index["compression"], "connections": connections}
 
 
@@ -135,7 +138,10 @@ def _unpack(frames: list[tuple[str, list[int], bytearray]], opened: Mapping[str,
 
     def one(item: tuple[str, list[int], bytearray]) -> None:
         name, row, data = item
-        raw = zstandard.ZstdDecompressor().decompress(bytes(data), max_output_size=FRAME_BYTES)
+        try:
+            raw = zstandard.ZstdDecompressor().decompress(bytes(data), max_output_size=FRAME_BYTES)
+        except zstandard.ZstdError as error:
+            raise SnapshotRefused(f"a frame of {name} is damaged", str(error), "publish it again") from None
         if len(raw) != row[3]:
             raise SnapshotRefused(f"a frame of {name} is damaged", "it unpacks to another size", "publish it again")
         os.pwrite(opened[name], raw, row[2])
@@ -144,14 +150,17 @@ def _unpack(frames: list[tuple[str, list[int], bytearray]], opened: Mapping[str,
         list(pool.map(one, frames))
 
 
-def _model(bucket: Bucket, target: Path, mapped: Mapping[str, int], connections: int) -> tuple[dict[str, str], int]:
+def _model(bucket: Bucket, target: Path, snapshot: store.Snapshot, connections: int) -> tuple[dict[str, str], int]:
+    """The files that the snapshot maps, with the permissions they had at the dump: CRIU maps no file whose mode differs."""
     target.mkdir(exist_ok=True)
+    modes, mapped = images.file_modes(snapshot.images), snapshot.manifest.mapped
     moved, parts, opened = {}, [], []
     try:
         for path, size in mapped.items():
             name = Path(path).name
             fd = os.open(target / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
             opened.append(fd)
+            os.fchmod(fd, modes.get(path, 0o644))
             moved[path] = str(target / name)
             parts += [Part(bucket.url(name), at, min(FRAME_BYTES, size - at), into=Into.file(fd)) for at in range(0, size, FRAME_BYTES)]
         fetch_parts(bucket.client, parts, connections=connections)
