@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -133,6 +134,10 @@ def test_a_dead_registry_is_eio_with_the_blob_in_the_log_and_the_mount_recovers(
             (target / "usr/lib/libbig.so").read_bytes()
         assert caught.value.errno == errno.EIO and time.monotonic() - began_s > 1.0
         assert "sha256:" in (tmp_path / "log").read_text() and "did not arrive" in (tmp_path / "log").read_text()
+        with pytest.raises(OSError):  # another chunk: the registry is known to be gone by now
+            (target / "app/weights.bin").read_bytes()
+        waited = re.findall(r"did not arrive in (\d+\.\d) s", (tmp_path / "log").read_text())
+        assert float(waited[0]) >= 1.5 and float(waited[-1]) < 1.5
         with serving("registry", image / "registry", port=port):
             assert (target / "usr/lib/libbig.so").read_bytes() == (image / "tree/usr/lib/libbig.so").read_bytes()
     finally:

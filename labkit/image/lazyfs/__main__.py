@@ -1,6 +1,7 @@
 """`python -m labkit.image.lazyfs REF DIR`: mount an image and serve it until it is unmounted or told to stop.
 
-With `--resident` alone it waits for its arguments as one line of JSON on stdin. One line on stdout once the mount stands: {"mounted": DIR, …}. SIGTERM, SIGINT and SIGHUP unmount; so does `umount DIR`.
+With `--resident` alone it waits for its arguments as one line of JSON on stdin. One line on stdout once the mount stands:
+{"mounted": DIR, …}. SIGTERM, SIGINT and SIGHUP unmount; so does `umount DIR`.
 Exit codes: 0 unmounted · 2 refused · 3 no FUSE here · 4 the registry did not deliver. Lesson: notebooks/03_lazy_pull.
 """
 
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache-limit", type=parse_bytes, default=64 << 30, metavar="SIZE")
     parser.add_argument("--memory", type=parse_bytes, default=256 << 20, metavar="SIZE", help="decompressed chunks held (default 256 MiB)")
     parser.add_argument("--connections", type=int, default=4)
-    parser.add_argument("--io-timeout", type=float, default=30.0, metavar="S", help="a read without bytes fails with EIO after this (default 30)")
+    parser.add_argument("--io-timeout", type=float, default=30.0, metavar="S", help="a read without bytes fails with EIO after this (default 30); once nothing came for so long, after 1 s")
     parser.add_argument("--no-prefetch", action="store_true")
     parser.add_argument("--no-background", action="store_true", help="fetch only what is touched")
     parser.add_argument("--record", type=Path, help="write the order of first touches here")

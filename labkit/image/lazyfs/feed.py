@@ -4,6 +4,10 @@
     feed.start()
     data = feed.chunk(layer=0, chunk=node.chunks[3])     # waits; raises TransferError after `timeout_s`
 
+A source that delivered nothing at all for `timeout_s` counts as gone: from then on a read tries it anew and gives up
+after a second, until a byte comes. Kernel and dynamic linker ask several times for a page they did not get; each would
+wait the whole time again.
+
 Demand: a missing chunk becomes requests of at most 1 MiB on several connections, extended to 128 KiB forward (a round
 trip of 20 ms carries more), merged with waiting neighbours; one that a running stream is about to deliver waits for
 that stream; one that stalls is asked for again on another connection. Prefetch: one request for each touched range, in
@@ -39,6 +43,7 @@ HEDGE_S = 0.5
 QUIET_S = 2.0  # an import that computes for a second is still a start
 BACKGROUND_BYTES = 4 << 20
 CORRUPT_TRIES = 3
+PROBE_S = 1.0  # for a read while the source is gone
 
 
 @dataclass
@@ -86,6 +91,9 @@ class Feed:
         self._demand_s = time.monotonic()
         self._reads = 0
         self._problem: dict[int, str] = {}
+        self._heard_s = time.monotonic()  # when the last byte came
+        self._gone = False
+        self._probes = 0
         self._pool = ThreadPoolExecutor(2 * connections, "fetch")
         self._threads: list[threading.Thread] = []
         self.closed = False
@@ -144,9 +152,9 @@ class Feed:
                 self.stats.add(self.stats.hits, "disk")
                 return data
         self.stats.add(self.stats.hits, "network")
-        deadline_s = time.monotonic() + self.timeout_s
+        started_s = time.monotonic()
         for _ in range(CORRUPT_TRIES):
-            self._bring(layer, chunk, deadline_s)
+            self._bring(layer, chunk, started_s)
             data = self._checked(layer, chunk)
             if data is not None:
                 return data
@@ -171,15 +179,19 @@ class Feed:
 
     # ---- demand
 
-    def _bring(self, layer: int, chunk: Chunk, deadline_s: float) -> None:
+    def _bring(self, layer: int, chunk: Chunk, started_s: float) -> None:
         """Wait until the chunk's bytes are on disk, making requests as needed."""
-        blob, started_s = self.layers[layer].blob, time.monotonic()
+        blob = self.layers[layer].blob
         with self._moved:
             self._demand += 1
+            self._probes += self._gone
+            self._moved.notify_all()
         try:
             while not blob.own(chunk.start, chunk.end):
                 now_s = time.monotonic()
-                if self.closed or now_s >= deadline_s:
+                left_s = started_s + (min(PROBE_S, self.timeout_s) if self._gone else self.timeout_s) - now_s
+                if self.closed or left_s <= 0:
+                    self._gone = self._gone or now_s - self._heard_s >= self.timeout_s
                     why = self._problem.get(layer, "no answer") if not self.closed else "unmounted"
                     log.error("blob %s of %s: bytes %d-%d did not arrive in %.1f s (%s): EIO", self.layers[layer].digest,
                               self.source.name, chunk.start, chunk.end, now_s - started_s, why)
@@ -188,7 +200,7 @@ class Feed:
                 with self._moved:
                     self._ask(layer, chunk, now_s)
                     if not blob.own(chunk.start, chunk.end):
-                        self._moved.wait(min(0.1, max(0.001, deadline_s - now_s)))
+                        self._moved.wait(min(0.1, max(0.001, left_s)))
         finally:
             with self._moved:
                 self._demand -= 1
@@ -270,10 +282,12 @@ class Feed:
                     wait_s = max(error.retry_after_s, 0.01) if isinstance(error, Busy) else pause_s
                     pause_s = min(pause_s * 2, 2.0)
                     if time.monotonic() + wait_s >= deadline_s:
-                        log.warning("blob %s of %s: %s; giving this request up", self.layers[stream.layer].digest, self.source.name, error)
+                        if not self._gone:
+                            log.warning("blob %s of %s: %s; giving this request up", self.layers[stream.layer].digest, self.source.name, error)
                         return False
                     with self._moved:
-                        self._moved.wait_for(lambda: self.closed, wait_s)
+                        asked = self._probes
+                        self._moved.wait_for(lambda asked=asked: self.closed or asked != self._probes, wait_s)
             return True
         finally:
             with self._moved:
@@ -292,7 +306,8 @@ class Feed:
             low = stream.at
             with self._moved:
                 stream.at += len(piece)
-                stream.moved_s = time.monotonic()
+                stream.moved_s = self._heard_s = time.monotonic()
+                self._gone = False
                 stream.rate_bytes_per_s = (stream.at - began_at) / max(1e-4, stream.moved_s - began_s)
                 self._moved.notify_all()
             if stream.reason == "prefetch":

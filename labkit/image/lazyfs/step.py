@@ -1,7 +1,7 @@
 """The node agent's step: mount an image lazily on this node, in a process of its own, noted for take-down.
 
     Step("mount", "labkit.image.lazyfs.step:mount_image", {"reference": "http://127.0.0.1:5000/lab/subject:esgz"})
-    # ctx.state: rootfs, image_config, lazyfs_stats
+    # ctx.state: rootfs, image_config, lazyfs_stats; what the mount logs is in server_log, between the server's own lines
 
 Limit: two round trips and the TOC (12 µs an entry). Lesson: notebooks/03_lazy_pull.
 """
@@ -20,6 +20,7 @@ from typing import Any
 from labkit.core.ledger import unmount
 from labkit.core.plan import StepContext
 from labkit.errors import BadInput, MissingCapability, TransferError, TrialError
+from labkit.image.start import drain
 
 _KINDS = {kind.__name__: kind for kind in (BadInput, MissingCapability, TransferError)}
 
@@ -28,7 +29,7 @@ def resident(ctx: StepContext, **_args: Any) -> None:
     """Before t0: the mount's process, started and imported, without an image. A node's snapshotter is resident, too."""
     here = str(Path(__file__).resolve().parents[3])
     process = subprocess.Popen([sys.executable, "-m", "labkit.image.lazyfs", "--resident"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               stderr=subprocess.DEVNULL, start_new_session=True, env={**os.environ, "PYTHONPATH": here}, cwd="/")
+                               stderr=subprocess.PIPE, start_new_session=True, env={**os.environ, "PYTHONPATH": here}, cwd="/")
     noted = ctx.ledger.note("process", process.pid)
 
     def end() -> None:
@@ -42,7 +43,9 @@ def resident(ctx: StepContext, **_args: Any) -> None:
         ctx.ledger.done(noted)
 
     ctx.on_stop(end)
-    assert process.stdout
+    assert process.stdout and process.stderr
+    drain(ctx, os.dup(process.stderr.fileno()))  # a server that dies of EIO knows only its own half of why
+    process.stderr.close()
     process.stdout.readline()
     ctx.state["lazyfs_process"] = process
 
@@ -53,7 +56,7 @@ def mount_image(ctx: StepContext, reference: str = "", options: list[str] | None
         resident(ctx)
     process = ctx.state["lazyfs_process"]
     reference = reference or f"{ctx.state['registry']}/{ctx.state['image_reference']}"
-    target, stats, log = ctx.node / "rootfs", ctx.node / "lazyfs.json", ctx.node / "lazyfs.log"
+    target, stats = ctx.node / "rootfs", ctx.node / "lazyfs.json"
     target.mkdir(parents=True, exist_ok=True)
     mounted = ctx.ledger.note("mount", target)
 
@@ -66,7 +69,7 @@ def mount_image(ctx: StepContext, reference: str = "", options: list[str] | None
         ctx.ledger.done(mounted)
 
     ctx.on_stop(end)
-    argv = [reference, str(target), "--cache", cache or str(ctx.node / "blobs"), "--stats", str(stats), "--log", str(log), *(options or [])]
+    argv = [reference, str(target), "--cache", cache or str(ctx.node / "blobs"), "--stats", str(stats), *(options or [])]
     line = b""
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(json.dumps(argv).encode() + b"\n")
@@ -76,12 +79,12 @@ def mount_image(ctx: StepContext, reference: str = "", options: list[str] | None
         said = json.loads(line)
     except ValueError:
         raise TrialError(f"the lazy mount of {reference} ended without a word (exit {process.wait()})",
-                         why=log.read_text(errors="replace")[-800:] if log.exists() else "") from None
+                         why="".join(ctx.state.get("server_log", []))[-800:]) from None
     if "error" in said:
         doc = said["error"]
         raise _KINDS.get(doc["kind"], TrialError)(doc["what"], doc["why"], doc["fix"])
     ctx.state["rootfs"], ctx.state["image_config"], ctx.state["lazyfs_stats"] = str(target), said.pop("config"), str(stats)
-    return {"stats": str(stats), "log": str(log), **said}
+    return {"stats": str(stats), **said}
 
 
 mount_image.before_t0 = resident  # type: ignore[attr-defined]
