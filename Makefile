@@ -30,7 +30,7 @@ test: setup ## every test this host can run; what it cannot run is skipped with 
 
 lint: setup ## style, spelling and notebook format
 	$(VENV)/bin/ruff check labkit tests
-	$(VENV)/bin/codespell labkit notebooks docs README.md STYLE.md
+	$(VENV)/bin/codespell labkit tests notebooks docs scripts binder Makefile README.md STYLE.md
 	$(LABKIT) notebooks check
 
 host-tools: ## install what unlocks more (containers, FUSE, CRIU; Debian 12 or Ubuntu, root); says what it will do first
