@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_parser.add_argument("--out", default="report/notebooks", metavar="DIR", help="executed notebooks and the report page")
     run_parser.add_argument("--baseline", default="", metavar="FILE", help="fail when a stack got slower than in this record, beyond the noise")
     run_parser.add_argument("--save-baseline", default="", metavar="FILE", help="write what was measured as a baseline")
-    run_parser.add_argument("--save-seconds", default="", metavar="FILE", help="keep the machine's seconds a notebook, for the syllabi")
+    run_parser.add_argument("--save-seconds", default="", metavar="FILE", help="keep the machine's seconds a notebook, for the syllabi; adds to what the file has")
     run_parser.add_argument("--json", action="store_true", help="only the JSON line on stdout")
     check_parser = commands.add_parser("check", help="canonical form: no outputs, sorted metadata, one parameters cell, short cells")
     check_parser.add_argument("names", nargs="*", metavar="NAME", help="as for run (default: all)")
@@ -85,8 +85,10 @@ def _run(args: argparse.Namespace) -> int:
     if not args.json:
         rows = [[r.name, r.outcome, show_s(r.seconds), r.slowest, r.error.split("\n")[0][:100]] for r in made.results]
         print(table(rows, ["notebook", "outcome", "took", "slowest cell", "error"]))
-        for line in made.slower:
-            print(line)
+        if made.compared:
+            print("slower than the baseline:" if made.slower else "no stack got slower than the baseline, as far as these trials can show")
+            for line in (*made.slower, *made.compared.visible):
+                print(f"  {line}")
         print(f"report: {made.page}")
     last_line(made.as_json())
     return made.code

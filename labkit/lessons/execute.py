@@ -61,6 +61,7 @@ class Made:
     results: tuple[Result, ...]
     page: Path
     slower: tuple[str, ...] = ()
+    compared: Any = None  # a baseline.Judged, where there was a baseline
 
     @property
     def code(self) -> int:
@@ -68,7 +69,8 @@ class Made:
 
     def as_json(self) -> dict[str, Any]:
         return {"notebooks": [{**asdict(r), "error": r.error[:500]} for r in self.results], "failed": sum(r.outcome != "ok" for r in self.results),
-                "seconds": round(sum(r.seconds for r in self.results), 3), "slower": list(self.slower), "report": str(self.page)}
+                "seconds": round(sum(r.seconds for r in self.results), 3), "slower": list(self.slower), "report": str(self.page),
+                **({"baseline": self.compared.as_json()} if self.compared else {})}
 
 
 def parse_parameter(text: str) -> tuple[str, str]:
@@ -134,7 +136,7 @@ def run_all(paths: Sequence[Path], out: Path, *, preset: str = "", given: dict[s
         if say:
             say(f"{path.stem} …")
         results.append(run_one(path, out, values, timeout_s))
-    slower: tuple[str, ...] = ()
+    judged = None
     if baseline or save_baseline:
         from labkit.lessons import baseline as past
 
@@ -142,8 +144,9 @@ def run_all(paths: Sequence[Path], out: Path, *, preset: str = "", given: dict[s
         if save_baseline:
             past.write(measured, save_baseline)
         if before is not None:
-            slower = tuple(past.regressions(before, measured))
-    return Made(tuple(results), pages.notebooks_page(results, out, slower), slower)
+            judged = past.judge(before, measured)
+    slower = judged.slower if judged else ()
+    return Made(tuple(results), pages.notebooks_page(results, out, slower), slower, judged)
 
 
 def run_one(path: Path, out: Path, values: dict[str, Any], timeout_s: float) -> Result:
