@@ -96,18 +96,22 @@ class CudaCore:
         return int(self._call(pid, "restore_thread_id"))
 
     def memory_bytes(self, pid: int) -> int | None:
-        """What NVML's process list says; None where it cannot be asked (containers often hide pids)."""
-        try:
-            import pynvml
+        return process_memory_bytes(pid)
 
-            pynvml.nvmlInit()
-            try:
-                return sum(p.usedGpuMemory or 0 for i in range(pynvml.nvmlDeviceGetCount())
-                           for p in pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(i)) if p.pid == pid)
-            finally:
-                pynvml.nvmlShutdown()
-        except Exception:
-            return None
+
+def process_memory_bytes(pid: int) -> int | None:
+    """Device memory of a process by NVML's process list; None where it cannot be asked (no GPU; containers often hide pids)."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        try:
+            return sum(p.usedGpuMemory or 0 for i in range(pynvml.nvmlDeviceGetCount())
+                       for p in pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(i)) if p.pid == pid)
+        finally:
+            pynvml.nvmlShutdown()
+    except Exception:
+        return None
 
 
 def open_driver(fake: str = "") -> Driver:

@@ -6,6 +6,7 @@ milliseconds – until a run with `make gpu` is in data/recorded; nothing it say
 asked (`pace=1.0`).
 
     driver = FakeDriver({4242: 3_000_000_000}); driver.fail["checkpoint"] = "out of host memory"
+    memory = FakeMemory(room_bytes=1_000_000)          # a device's memory, for labkit.device.standby
 
 Lesson: notebooks/07_checkpoints.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +102,38 @@ class FakeDriver:
     def memory_bytes(self, pid: int) -> int | None:
         about = self.processes.get(pid, {"state": "", "bytes": 0})
         return 0 if about["state"] == "checkpointed" else int(about["bytes"])
+
+
+class _Block(bytearray):
+    """A bytearray that can be referred to weakly: it lives as long as the tensor over it."""
+
+
+class FakeMemory:
+    """Device memory that is none: ordinary memory, counted while tensors live in it. `room_bytes`: a copy beyond it fails as the driver's would."""
+
+    label, device = "simulated device memory", "cpu"
+
+    def __init__(self, room_bytes: int | None = None):
+        self.room_bytes = room_bytes
+        self._blocks: list[Any] = []
+
+    def to_host(self, tensor: Any) -> Any:
+        return tensor.detach().clone()
+
+    def to_device(self, host: Any) -> Any:
+        import torch
+
+        size_bytes = host.numel() * host.element_size()
+        if self.room_bytes is not None and self.used_bytes() + size_bytes > self.room_bytes:
+            raise DriverRefused("CUDA_ERROR_OUT_OF_MEMORY")
+        if not size_bytes:
+            return host.clone()
+        block = _Block(size_bytes)
+        self._blocks.append(weakref.ref(block))
+        return torch.frombuffer(block, dtype=host.dtype).reshape(host.shape).copy_(host)
+
+    def settle(self) -> None:
+        self._blocks = [b for b in self._blocks if b() is not None]
+
+    def used_bytes(self) -> int:
+        return sum(len(b() or b"") for b in self._blocks)

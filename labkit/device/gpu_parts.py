@@ -1,6 +1,6 @@
 """The single GPU trials, each a fresh process that prints one JSON line. Run by `labkit.device.gpu_trials`; need a GPU.
 
-    python -m labkit.device.gpu_parts compile|graphs|wake|checkpoint
+    python -m labkit.device.gpu_parts compile|graphs|wake|model|checkpoint
 
 The one with CRIU is labkit.snapshot.cuda. Lesson: notebooks/06_gpu_init, notebooks/07_checkpoints.
 """
@@ -14,11 +14,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from labkit.core import client, timeline
+from labkit.errors import MissingCapability
 
 PROMPT = {"prompt": "The first token of a cold start", "max_tokens": 8}
 
@@ -72,6 +73,16 @@ def wake(weights_bytes: int) -> dict[str, Any]:
     return {"wake_s": seconds, "bytes": weights_bytes, "rate_bytes_per_s": weights_bytes / seconds, "equal": bool(awake[4096].item() == 7)}
 
 
+def model(preset: str) -> dict[str, Any]:
+    """The checkpoint that later trials start, made once."""
+    from labkit.core.workspace import Workspace
+    from labkit.subject import checkpoint as checkpoints
+
+    began = timeline.now_s()
+    made = checkpoints.ensure(Workspace.default(), preset)
+    return {"preset": preset, "make_s": timeline.now_s() - began, "bytes": sum(p.stat().st_size for p in made.iterdir() if p.is_file())}
+
+
 @contextmanager
 def server(preset: str) -> Iterator[tuple[subprocess.Popen[bytes], int, client.Answer]]:
     from labkit.core.trial import free_port
@@ -82,7 +93,7 @@ def server(preset: str) -> Iterator[tuple[subprocess.Popen[bytes], int, client.A
     process = subprocess.Popen([sys.executable, "-m", "labkit.subject.server", "--model", str(model), "--device", "cuda", "--port", str(port)],
                                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        until = timeline.now_s() + 60
+        until = timeline.now_s() + 100
         answer = client.ask("127.0.0.1", port, PROMPT, give_up=lambda: process.poll() is not None or timeline.now_s() > until)
         if answer.first_token_s is None:
             raise RuntimeError(f"the server on the GPU served no token: {answer.error}")
@@ -113,13 +124,23 @@ def checkpoint(preset: str) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m labkit.device.gpu_parts")
-    parser.add_argument("part", choices=["compile", "graphs", "wake", "checkpoint"])
+    parser.add_argument("part", choices=["compile", "graphs", "wake", "model", "checkpoint"])
     parser.add_argument("--shapes", type=int, default=1)
     parser.add_argument("--weights-bytes", type=int, default=2_200_000_000)
     parser.add_argument("--preset", default="1b")
     args = parser.parse_args()
-    parts = {"compile": compile_step, "graphs": lambda: graphs(args.shapes), "wake": lambda: wake(args.weights_bytes), "checkpoint": lambda: checkpoint(args.preset)}
-    print(json.dumps(parts[args.part]()), flush=True)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {"compile": compile_step, "graphs": lambda: graphs(args.shapes), "wake": lambda: wake(args.weights_bytes),
+                                                      "model": lambda: model(args.preset), "checkpoint": lambda: checkpoint(args.preset)}
+    return say(parts[args.part])
+
+
+def say(part: Callable[[], dict[str, Any]]) -> int:
+    """One JSON line, exit status 0; 3 where something is missing on this host, with the reason."""
+    try:
+        print(json.dumps(part()), flush=True)
+    except MissingCapability as missing:
+        print(missing, file=sys.stderr, flush=True)
+        return 3
     return 0
 
 

@@ -3,8 +3,10 @@
     compile-cold    torch.compile with an empty cache: the price of the first compilation, the arm to compare with
     compile-cache   the same with inductor's caches carried along as an artifact; the hit is proven, not assumed
     no-compile      eager mode: nothing to compile, and slower tokens for ever
+    all-graphs      a CUDA graph recorded for every batch size an engine may meet: the arm to compare with     (needs a GPU)
+    fewer-graphs    one for the first request's batch only; what is not recorded runs eagerly                  (needs a GPU)
+    warm-standby    resident before t0, its weights asleep in pinned host memory, woken by a copy              (needs a GPU)
 
-CUDA graphs and weights asleep in pinned memory need a GPU: `labkit.device.gpu_trials` measures them there.
 Keys of a compile cache break on small things: a version, an environment variable, a shape. So evidence is looked for from
 outside: the server has mapped a library of the carried cache, and not one file was compiled anew. Lesson: notebooks/06_gpu_init.
 """
@@ -36,6 +38,12 @@ def cache_environment(folder: str) -> dict[str, str]:
             "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0"}
 
 
+def on_gpu(plan: LaunchPlan) -> bool:
+    """Whether the server of this plan was told to run on a GPU (the last --device counts)."""
+    told = [value for flag, value in zip(plan.server_args, plan.server_args[1:], strict=False) if flag == "--device"]
+    return bool(told) and told[-1].startswith("cuda")
+
+
 class _Compiled:
     layer, lesson = "device", "06_gpu_init"
     claims: tuple[Claim, ...] = ()
@@ -61,8 +69,10 @@ class CompileCold(_Compiled):
 
     def engaged(self, seen: Seen) -> Evidence:
         mapped = [m for m in seen.proc.get("maps", []) if "/inductor-cold/" in m]
-        ok = bool(mapped) or bool(capability("gpu").ok)
-        return Evidence(self.name, ok, f"{len(mapped)} libraries compiled in this trial are mapped", {"mapped": mapped[:5]})
+        cache = seen.facts.get("start", {}).get("empty_cache", "")
+        compiled = compiled_files(cache) if cache and on_gpu(seen.plan) else {}  # a GPU's code is no mapped library
+        return Evidence(self.name, bool(mapped or compiled), f"{len(mapped)} libraries compiled in this trial are mapped, {len(compiled)} files of GPU code were compiled",
+                        {"mapped": mapped[:5], "compiled_files": len(compiled)})
 
 
 def empty_cache(ctx: StepContext) -> dict[str, Any]:
@@ -70,7 +80,7 @@ def empty_cache(ctx: StepContext) -> dict[str, Any]:
     folder = ctx.node / "inductor-cold"
     folder.mkdir()
     ctx.server_env.update(cache_environment(str(folder)))
-    return {}
+    return {"empty_cache": str(folder)}
 
 
 @register
@@ -110,7 +120,7 @@ class CompileCache(_Compiled):
         facts = {"mapped": [Path(m).name for m in mapped][:5], "compiled_anew": new[:5], "cache_bytes": seen.plan.state.get("compile_cache_bytes")}
         if new:
             return Evidence(self.name, False, f"a cache miss: {len(new)} files were compiled anew", facts)
-        if not mapped and not capability("gpu").ok:
+        if not mapped and not on_gpu(seen.plan):
             return Evidence(self.name, False, "the server mapped no library of the cache", facts)
         return Evidence(self.name, True, f"{len(mapped)} libraries of the carried cache ({show_bytes(float(facts['cache_bytes'] or 0))}) are mapped, none was compiled anew", facts)
 
@@ -135,3 +145,113 @@ class NoCompile:
         made = [m for m in maps if "inductor" in m]
         return Evidence(self.name, bool(maps) and "--compile" not in seen.plan.server_args and not made,
                         f"{len(made)} compiled libraries are among {len(maps)} mapped files", {})
+
+
+class _Gpu:
+    """What the techniques of a GPU share: where there is none they say so, and a record of another host stands in."""
+
+    layer, lesson = "device", "06_gpu_init"
+    claims: tuple[Claim, ...] = ()
+    brings = {"image": "host-env", "process": "process"}
+
+    def available(self, host: Any) -> Availability:
+        found = capability("gpu")
+        return YES if found.ok else Availability(False, f"gpu: {found.missing}", "it acts on a GPU's memory and on what is launched there; nothing of it can be measured without one",
+                                                 "run it on a GPU host; `make gpu` there makes a record that notebooks replay elsewhere")
+
+    def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
+        return Artifact(self.name, facts={"prepare_s": 0.0, "size_bytes": 0})
+
+
+def gpu_device() -> str:
+    """What `--device` is told: cuda, or cpu under the simulated driver (LABKIT_FAKE_CUDA), which tests use."""
+    return "cpu" if os.environ.get("LABKIT_FAKE_CUDA") else "cuda"
+
+
+class _Graphs(_Gpu):
+    """`sizes`: the batch sizes whose decode step is recorded before the server is ready."""
+
+    sizes: tuple[int, ...] = ()
+
+    def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
+        return plan.with_server("--device", gpu_device(), "--graphs", ",".join(map(str, self.sizes)),
+                                **({"LABKIT_FAKE_CUDA": os.environ["LABKIT_FAKE_CUDA"]} if os.environ.get("LABKIT_FAKE_CUDA") else {}))
+
+    def engaged(self, seen: Seen) -> Evidence:
+        """The recordings' spans came before the server was ready, for these sizes and no others; on a GPU its driver is mapped."""
+        spans = [s for s in seen.spans if s.name == "warmup.graph"]
+        ready_s = min((s.start_s for s in seen.spans if s.name == "ready"), default=0.0)
+        recorded = sorted(int(s.detail.get("batch", 0)) for s in spans if s.end_s <= ready_s)
+        simulated = next((str(s.detail["recorder"]) for s in spans if "simulated" in str(s.detail.get("recorder"))), "")
+        driver = next((m for m in seen.proc.get("maps", []) if "libcuda" in m), "")
+        facts = {"recorded": recorded, "recording_s": sum(s.duration_s for s in spans), "driver": driver or simulated}
+        if recorded != sorted(self.sizes):
+            return Evidence(self.name, False, f"graphs were recorded before ready for batches {recorded}, asked for were {sorted(self.sizes)}", facts)
+        if not driver and not simulated:
+            return Evidence(self.name, False, "the server has mapped no CUDA driver: nothing was recorded", facts)
+        return Evidence(self.name, True, f"{len(recorded)} of the decode step's graphs were recorded before ready (batches {', '.join(map(str, recorded))})"
+                        + (f" – {simulated}" if simulated else ""), facts)
+
+
+#: Batch sizes an engine with continuous batching prepares up to 32 requests at a time.
+BATCHES = (1, 2, 4, 8, 16, 24, 32)
+
+
+@register
+class AllGraphs(_Graphs):
+    name = "all-graphs"
+    title = "CUDA graphs for every batch size, recorded before the server is ready"
+    sizes = BATCHES
+
+
+@register
+class FewerGraphs(_Graphs):
+    name = "fewer-graphs"
+    title = "one CUDA graph, for the first request's batch"
+    sizes = (1,)
+
+
+@register
+class WarmStandby(_Gpu):
+    name = "warm-standby"
+    title = "a resident server, its weights asleep in pinned host memory, woken by a copy"
+    not_in = ("fresh-node",)
+    #: The resident server is the process and has loaded the weights: neither layer has a step of its own, or evidence.
+    makes_moot = ("process", "weights")
+
+    def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
+        from labkit.errors import BadInput
+
+        if plan.scenario in self.not_in:
+            raise BadInput("a warm standby is resident before t0, and on a fresh node nothing of the stack is", why="it would be compared with arms that bring everything over the link",
+                           fix="--scenario warm-node or hot-node")
+        if plan.stack.get("image") not in (None, "", "host-env"):
+            raise BadInput("a warm standby is the lab's own interpreter, and this stack has an image", why="the image's files would not be used", fix="image=host-env,device=warm-standby")
+        # What it has mapped before t0 cannot be cold: left out of the cold set, in the open.
+        kept = tuple(p for p in plan.cold_paths if "/site-packages/" not in p + "/")
+        asleep = int(plan.state.get("weights", {}).get("bytes", 0))
+        floors = {**{k: v for k, v in plan.floors_bytes.items() if k.partition("@")[0] != "load"}, "load@h2d": asleep}
+        plan = replace(plan, cold_paths=kept, floors_bytes=floors, replaces=(*plan.replaces, *self.makes_moot),
+                       state={**plan.state, "resident_before_t0": [p for p in plan.cold_paths if p not in kept]})
+        return plan.with_server("--device", gpu_device()).with_steps(Step("start", "labkit.device.standby:start"))
+
+    def engaged(self, seen: Seen) -> Evidence:
+        """The process that answered stood there before t0, read no weights after it, and its device memory had been given up."""
+        step, who = seen.facts.get("start", {}), seen.facts.get("identity", {})
+        woken = next((s for s in seen.spans if s.name == "load" and s.source == "server"), None)
+        asleep = int(step.get("asleep_bytes") or 0)
+        read = seen.proc.get("io", {}).get("rchar", 0) - int(step.get("read_before_t0_bytes") or 0)
+        simulated, held = str(step.get("driver") or ""), step.get("device_bytes_asleep")
+        facts = {"asleep_bytes": asleep, "wake_s": woken.duration_s if woken else None, "read_since_t0_bytes": read, "device_bytes_asleep": held,
+                 "allocated_bytes": step.get("allocated_bytes"), "driver": simulated, "resident_before_t0": seen.plan.state.get("resident_before_t0", [])}
+        if step.get("runtime") != "standby" or not woken or not asleep or who.get("nonce") != step.get("nonce"):
+            return Evidence(self.name, False, "no standby that stood there before t0 answered", facts)
+        if started := [s.name for s in seen.spans if s.source == "server" and s.phase in ("import", "context", "build")]:
+            return Evidence(self.name, False, f"the server went through {', '.join(started)} after t0", facts)
+        if read >= asleep:
+            return Evidence(self.name, False, f"{show_bytes(read)} were read after t0: the weights came from a file, not from memory", facts)
+        allocated = step.get("allocated_bytes") or {}
+        if not simulated and allocated.get("awake", 0) - allocated.get("asleep", 0) < 0.9 * asleep:
+            return Evidence(self.name, False, "its weights were on the device all the time", facts)
+        return Evidence(self.name, True, f"{show_bytes(asleep)} of weights, asleep in host memory before t0, were woken by a copy in {woken.duration_s * 1e3:.1f} ms"
+                        + (f" – {simulated}: its seconds mean nothing" if simulated else f"; the process held {show_bytes(held)} of the device while asleep" if held else ""), facts)

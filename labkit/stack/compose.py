@@ -108,7 +108,7 @@ def compose(stack: Stack, artifacts: Mapping[str, Artifact], *, scenario: str, l
                       state={"registry": subject.registry, "bucket": subject.bucket, "image_reference": subject.image_reference},
                       server_env=bucket_environment(subject))
     for layer in ("image", "weights", "device", "process", "snapshot"):
-        if stack.layers.get(layer):
+        if stack.layers.get(layer) and layer not in plan.replaces:  # a standby is its own process: that layer has nothing to start
             plan = technique(stack.layers[layer]).apply(plan, artifacts[layer])
     return plan
 

@@ -18,7 +18,7 @@ import os
 import queue
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,14 +41,18 @@ class Piece:
 
 
 class Engine:
-    def __init__(self, model: Llama, tokenizer: Tokenizer, *, max_context: int, name: str, compiled: bool = False):
+    def __init__(self, model: Llama, tokenizer: Tokenizer, *, max_context: int, name: str, compiled: bool = False, graphs: Sequence[int] = ()):
         self.model, self.tokenizer, self.max_context, self.name = model, tokenizer, max_context, name
         self.eos = model.config.eos_token_ids
         self.step: Step | None = self._compiled() if compiled else None
         self._cache: KVCache | None = None
         self._jobs: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
         self.reseeded = 0
-        self._shrunk = False
+        self._shrunk, self._compiles, self._graphed = False, compiled, bool(graphs)
+        if graphs:
+            from labkit.subject.graphs import Graphs, recorder
+
+            self.step = Graphs(model, self.cache(), graphs, recorder(model.device.type))
 
     def _compiled(self) -> Step:
         """The decode step with static shapes, through torch.compile; CUDA graphs where there is a GPU."""
@@ -63,7 +67,7 @@ class Engine:
         """Made on first use and kept: a request overwrites what the one before left, position by position."""
         if self._cache is None:
             self._cache = self.model.new_cache(self.max_context)
-            if self.step:
+            if self._compiles:
                 # A CUDA graph writes to fixed addresses: without this mark it is given up, silently, for a written-to input.
                 for tensor in (*self._cache.keys, *self._cache.values):
                     torch._dynamo.mark_static_address(tensor)
@@ -165,6 +169,8 @@ class Engine:
         before = _resident_bytes()
         freed = self._cache.size_bytes if self._cache else 0
         self._cache, self._shrunk = None, True
+        if self._graphed:  # recorded over the cache that goes: without this they would keep it
+            self.step = None
         gc.collect()
         if self.model.device.type == "cuda":
             torch.cuda.synchronize()

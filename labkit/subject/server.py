@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--max-context", type=int, default=1024, metavar="TOKENS", help="length of the KV cache")
     made.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
     made.add_argument("--compile", action="store_true", help="torch.compile the decode step")
+    made.add_argument("--graphs", default="", metavar="N,…", help="record CUDA graphs of the decode step for these batch sizes before the server is ready (needs a GPU)")
     made.add_argument("--prefault", action="store_true", help="touch every page of the weights within `load`")
     made.add_argument("--early-bind", action="store_true", help="listen at once and answer 503 until ready")
     made.add_argument("--name", default="", help="the model's name in answers")
@@ -147,13 +148,26 @@ def prefault(model: Any) -> int:
     return touched
 
 
+def make_engine(args: argparse.Namespace, model: Any, words: Any, name: str) -> Any:
+    from labkit.subject.engine import Engine
+
+    sizes: tuple[int, ...] = ()
+    if args.graphs:
+        from labkit.subject.graphs import parse_sizes
+
+        if args.compile:
+            raise BadInput("--graphs and --compile", why="torch.compile records its own graph on a GPU", fix="one of them")
+        sizes = parse_sizes(args.graphs)
+    return Engine(model, words, max_context=min(args.max_context, model.config.max_position_embeddings), name=name, compiled=args.compile, graphs=sizes)
+
+
 def start(args: argparse.Namespace) -> tuple[Any, Any]:
     """Go through the phases. Returns (state, listening server)."""
     import tokenizers  # noqa: F401
     import torch  # noqa: F401
 
+    from labkit.subject import engine as _engine  # noqa: F401
     from labkit.subject import llama, tokenizer  # noqa: F401
-    from labkit.subject.engine import Engine
     from labkit.subject.http import Server
 
     timeline.write("import", _FIRST_LINE_S, timeline.now_s())
@@ -166,7 +180,7 @@ def start(args: argparse.Namespace) -> tuple[Any, Any]:
     with timeline.span("load", loader=args.loader) as facts:
         facts.update(load(model, args))
     with timeline.span("warmup") as facts:
-        engine = Engine(model, words, max_context=min(args.max_context, model.config.max_position_embeddings), name=state.name, compiled=args.compile)
+        engine = make_engine(args, model, words, state.name)
         facts["tokens"] = engine.warm_up((5 if args.compile else 2) if args.warmup is None else args.warmup)
     with timeline.span("ready"):
         state.engine = engine

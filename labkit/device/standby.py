@@ -1,0 +1,225 @@
+"""A warm standby: a server that is resident before t0, its weights asleep in pinned host memory; waking it is one copy.
+
+What stays is what a start would make again: the process, its imports, the GPU's context, modules and handles, the built model.
+What it gives up while it sleeps is the device memory of weights and KV cache, for somebody else to use. It costs as much
+pinned host memory as the model has bytes, around the clock, and the context's own few hundred MB of the device. Limit: bytes
+÷ the bus's rate from pinned memory.
+
+    sleeping = sleep(model, memory); wake(sleeping, memory)         # all of it, or asleep as before
+    device=warm-standby                                             # in a stack: image=host-env,device=warm-standby
+
+Without a GPU there is no device memory to give up. `LABKIT_FAKE_CUDA` takes a simulated one for tests, and every record says so.
+Protocol of the process: arguments ANSWERS_FD and the server's own; one JSON line {"env", "host", "port"} on standard input wakes
+it; on the descriptor {"ready", …}, then {"waking"}. Lesson: notebooks/06_gpu_init.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from labkit.core import timeline
+from labkit.core.plan import StepContext
+from labkit.errors import TrialError
+
+
+class Memory(Protocol):
+    """The device's memory as the standby needs it. `device`: what the server is told; `label`: "" or how it is simulated."""
+
+    label: str
+    device: str
+
+    def to_host(self, tensor: Any) -> Any: ...  # a pinned copy
+    def to_device(self, host: Any) -> Any: ...  # begins a copy; raises where the device has no room
+    def settle(self) -> None: ...  # wait for copies, give freed memory back to the driver
+    def used_bytes(self) -> int: ...
+
+
+class Cuda:
+    label, device = "", "cuda"
+
+    def to_host(self, tensor: Any) -> Any:
+        import torch
+
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
+
+    def to_device(self, host: Any) -> Any:
+        return host.to(self.device, non_blocking=True)
+
+    def settle(self) -> None:
+        import torch
+
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+    def used_bytes(self) -> int:
+        import torch
+
+        return int(torch.cuda.memory_allocated())
+
+
+def memory_here() -> Memory:
+    """The GPU's; with LABKIT_FAKE_CUDA the simulated one, for machines and tests without a GPU."""
+    if os.environ.get("LABKIT_FAKE_CUDA"):
+        from labkit.device.fake_driver import FakeMemory
+
+        return FakeMemory()
+    return Cuda()
+
+
+@dataclass
+class Sleeping:
+    """A model whose parameters are empty, and their bytes in host memory. `awake`: woken already."""
+
+    parameters: list[Any] = field(default_factory=list)
+    hosts: list[Any] = field(default_factory=list)
+    size_bytes: int = 0
+    awake: bool = False
+
+
+def sleep(model: Any, memory: Memory) -> Sleeping:
+    """Copy every parameter to pinned memory, then let go of the device's. A copy that fails leaves the model as it was."""
+    import torch
+
+    parameters = list(model.parameters())  # a tied head is one parameter with its embedding, and sleeps once
+    hosts = [memory.to_host(p.data) for p in parameters]
+    memory.settle()
+    for p in parameters:
+        p.data = torch.empty(0, dtype=p.dtype, device=p.device)
+    memory.settle()
+    return Sleeping(parameters, hosts, sum(h.numel() * h.element_size() for h in hosts))
+
+
+def wake(sleeping: Sleeping, memory: Memory) -> None:
+    """Copy every parameter back. Where one does not fit, none is awake: a model half of which is empty would serve nonsense."""
+    if sleeping.awake:
+        return
+    made: list[Any] = []
+    try:
+        for host in sleeping.hosts:
+            made.append(memory.to_device(host))
+    except BaseException:
+        made.clear()
+        memory.settle()
+        raise
+    memory.settle()
+    for parameter, tensor in zip(sleeping.parameters, made, strict=True):
+        parameter.data = tensor
+    sleeping.awake = True
+
+
+# ---- the step -----------------------------------------------------------------------------------------------------------
+
+def start(ctx: StepContext) -> dict[str, Any]:
+    """The step: tell the resident server to wake and to listen on the trial's port."""
+    process, answers, ready = ctx.state["standby_process"], ctx.state["standby_answers"], ctx.state["standby"]
+    process.stdin.write(json.dumps({"env": dict(ctx.server_env), "host": "127.0.0.1", "port": ctx.port}).encode() + b"\n")
+    process.stdin.flush()
+    if not json.loads(answers.readline() or "{}").get("waking"):
+        raise TrialError("the standby did not wake", why="".join(ctx.state.get("server_log", []))[-800:], fix="device= (none), or labkit doctor")
+    ctx.state["server_pid"] = process.pid
+    return {"runtime": "standby", "server_pid": process.pid, "rootfs": "", **ready}
+
+
+def _before_t0(ctx: StepContext) -> None:
+    """Start the server, let it serve nobody, and put it to sleep: what stands on this node while there is no replica."""
+    from labkit.device.cuda_checkpoint import process_memory_bytes
+
+    here = str(Path(__file__).resolve().parents[2])
+    keep = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "LABKIT_FAKE_CUDA")}
+    environment = {**keep, "PYTHONPATH": here, "PYTHONDONTWRITEBYTECODE": "1", **{k: v for k, v in ctx.server_env.items() if k != timeline.ENV}}
+    read_end, write_end = os.pipe()
+    try:
+        process = subprocess.Popen([sys.executable, "-m", "labkit.device.standby", str(write_end), *ctx.server_args], stdin=subprocess.PIPE,
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, cwd="/", start_new_session=True, pass_fds=(write_end,))
+    finally:
+        os.close(write_end)
+    entry = ctx.ledger.note("group", process.pid)
+
+    def end() -> None:
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        ctx.ledger.done(entry)
+
+    ctx.on_stop(end)
+    _drain(ctx, process)
+    answers = os.fdopen(read_end, "r", encoding="utf-8")
+    ready = json.loads(answers.readline() or "{}")
+    if not ready.pop("ready", False):
+        raise TrialError("the standby did not start", why="".join(ctx.state.get("server_log", []))[-800:], fix="labkit doctor")
+    seen = {"device_bytes_asleep": process_memory_bytes(process.pid), "read_before_t0_bytes": _read_bytes(process.pid)}
+    ctx.state.update(standby_process=process, standby_answers=answers, standby={**ready, **seen})
+
+
+start.before_t0 = _before_t0  # type: ignore[attr-defined]
+
+
+def _drain(ctx: StepContext, process: subprocess.Popen[bytes]) -> None:
+    """Keep the last lines of its output; the pipe never fills."""
+    import threading
+    from collections import deque
+
+    log = ctx.state.setdefault("server_log", deque(maxlen=400))
+    stream = process.stdout
+    assert stream
+
+    def read() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            log.extend(line.decode(errors="replace") for line in stream)
+
+    threading.Thread(target=read, daemon=True, name="server-output").start()
+
+
+def _read_bytes(pid: int) -> int:
+    """What the kernel has counted as read by the process: files, sockets, pipes."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path(f"/proc/{pid}/io").read_text().splitlines():
+            if line.startswith("rchar:"):
+                return int(line.split()[1])
+    return 0
+
+
+# ---- the resident process -------------------------------------------------------------------------------------------------
+
+def main() -> int:
+    from labkit.subject import http, server  # http now: what is imported after t0 would be paid for then
+
+    answers, memory = int(sys.argv[1]), memory_here()
+    args = server.parser().parse_args(sys.argv[2:])
+    state = server.State(args.name or os.path.basename(args.model.rstrip("/")))
+    server.make_context(args.device, args.threads)
+    model, words = server.build(args)
+    server.load(model, args)
+    engine = server.make_engine(args, model, words, state.name)
+    engine.warm_up(2 if args.warmup is None else args.warmup)
+    engine.shrink()
+    awake_bytes = memory.used_bytes()
+    sleeping = sleep(model, memory)
+    os.write(answers, json.dumps({"ready": True, "nonce": state.nonce, "asleep_bytes": sleeping.size_bytes, "driver": memory.label,
+                                  "allocated_bytes": {"awake": awake_bytes, "asleep": memory.used_bytes()}}).encode() + b"\n")
+    line = sys.stdin.buffer.readline()
+    if not line:  # the node agent ended
+        return 0
+    wanted = json.loads(line)
+    os.environ.update(wanted["env"])
+    os.write(answers, b'{"waking": true}\n')
+    with timeline.span("load", loader="pinned host memory", bytes=sleeping.size_bytes, driver=memory.label):
+        wake(sleeping, memory)
+    with timeline.span("ready"):
+        state.engine = engine
+        args.host, args.port = wanted["host"], wanted["port"]
+        server.listen(http.Server, args, state)
+    engine.serve_forever()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
