@@ -5,7 +5,8 @@
     server  threads, keep-alive, ranges, sendfile in paced slices, counters
     serving the embedded registry or store as a process of its own, noted in the ledger
     http    one connection of the client, without copies
-    fetch   retries, resume, parallel ranges, hedged stragglers, digests
+    fetch   retries, resume, digests; ranges: parallel ranges, hedged stragglers
+    login   registries that ask for one: Bearer tokens, Basic; credentials: what podman and docker have stored
 
 Lesson: notebooks/02_image_pull.
 """

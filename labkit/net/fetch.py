@@ -5,7 +5,7 @@
         fetch(client, url, sink=print, digest="sha256:…")            # one stream, resumed by Range after a break
         fetch_file(client, url, path, digest="sha256:…")             # never under its name before its digest is right
 
-Parallel ranges: `labkit.net.ranges`. A failure that outlasts its retries is one `TransferError` that names URL, byte
+A registry that asks for a login gets one (`labkit.net.login`). Parallel ranges: `labkit.net.ranges`. A failure that outlasts its retries is one `TransferError` that names URL, byte
 and last cause. Physical limit: link floor (`Link.floor_s`). Lesson: notebooks/02_image_pull.
 """
 
@@ -19,13 +19,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import urljoin
 
 from labkit.errors import BadInput, TransferError
 from labkit.net.http import Answer, Broken, Connection, Place, split
+from labkit.net.login import TOKEN_LIMIT_BYTES, Login
 
 BLOCK = 1 << 20
 RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
@@ -70,10 +71,14 @@ class Refused(Exception):
 
 
 class Client:
-    """A pool of keep-alive connections, shared by threads. Counts what it did: `requests`, `retries`, `bytes_received`."""
+    """A pool of keep-alive connections, shared by threads. Counts what it did: `requests`, `retries`, `bytes_received`.
 
-    def __init__(self, *, timeout_s: float = 20.0, retry: Retry = Retry(), authorize: Authorize | None = None):
+    `login` answers registries that ask for one (default: with the user's stored credentials, or anonymously); a client that
+    signs its requests (`authorize`) has none."""
+
+    def __init__(self, *, timeout_s: float = 20.0, retry: Retry = Retry(), authorize: Authorize | None = None, login: Login | None = None):
         self.timeout_s, self.retry, self.authorize = timeout_s, retry, authorize
+        self.login = login or (Login() if authorize is None else None)
         self._idle: dict[Place, list[Connection]] = {}
         self._lock = threading.Lock()
         self.requests = self.retries = self.connections = self.bytes_received = 0
@@ -119,8 +124,9 @@ class Client:
              ok: tuple[int, ...] = (200,)) -> Iterator[tuple[Answer, Connection]]:
         """One attempt, redirects followed; the body is the caller's to read. Raises Broken or Refused."""
         place, target = split(url)
+        answered = False
         for _ in range(6):
-            given = dict(headers or {})
+            given = {**(self.login.headers(method, url) if self.login else {}), **(headers or {})}
             if self.authorize:
                 given = self.authorize(method, url, given)
             connection = self.take(place)
@@ -140,6 +146,10 @@ class Client:
                     if place != old:
                         headers = {k: v for k, v in (headers or {}).items() if k.lower() != "authorization"}
                     continue
+                if answer.status == 401 and not answered and self._log_in(url, answer, given):
+                    connection.skip()
+                    answered = True
+                    continue
                 if answer.status not in ok:
                     text = b"" if method == "HEAD" else connection.read(64 << 10)
                     raise Refused(answer, text)
@@ -148,6 +158,18 @@ class Client:
             finally:
                 self.give(connection)
         raise Broken(f"more than 5 redirects from {url}")
+
+    def _log_in(self, url: str, refused: Answer, given: Mapping[str, str]) -> bool:
+        """Answer a challenge, over a connection of its own. Raises TransferError."""
+        challenge = refused.headers.get("www-authenticate", "")
+        if not self.login or not challenge:
+            return False
+
+        def ask(method: str, realm: str, headers: dict[str, str], body: bytes) -> bytes:
+            with Client(timeout_s=self.timeout_s, retry=replace(self.retry, attempts=min(3, self.retry.attempts)), authorize=_as_given) as other:
+                return other.ask(method, realm, headers, body, limit_bytes=TOKEN_LIMIT_BYTES).body
+
+        return self.login.answer(url, challenge, given.get("Authorization", ""), ask)
 
     def ask(self, method: str, url: str, headers: Mapping[str, str] | None = None, body: bytes = b"",
             ok: tuple[int, ...] = (200,), limit_bytes: int = 64 << 20) -> Answer:
@@ -161,6 +183,11 @@ class Client:
                     return Answer(answer.status, answer.headers, answer.size_bytes, raw)
             except (Broken, Refused) as error:
                 attempts.failed(error)
+
+
+def _as_given(_method: str, _url: str, headers: dict[str, str]) -> dict[str, str]:
+    """No login for the place that gives tokens: it could ask for one for ever."""
+    return headers
 
 
 class Attempts:
@@ -189,7 +216,7 @@ class Attempts:
 
 
 def _fix(status: int) -> str:
-    return {401: "give credentials", 403: "check the credentials and what they may read", 404: "check the name, and that it was pushed",
+    return {401: "log in: podman login REGISTRY, or docker login REGISTRY", 403: "check the credentials and what they may read", 404: "check the name, and that it was pushed",
             416: "the object is shorter than its description says: push it again"}.get(status, "see the server's own words")
 
 
