@@ -4,7 +4,7 @@
         pull(source, node / "rootfs", scratch=node / "blobs", connections=8)
 
 Four things happen at once: several connections fetch parts of the layers in order (stragglers hedged), one thread
-decompresses and checks the compressed digest, one checks the diff id, one writes files. So the time is the largest of
+decompresses and checks the compressed digest, one checks the diff id, a process writes files (labkit.image.writer). So the time is the largest of
 three floors – link, decompression, disk – and not their sum. The bytes lie in `scratch` with a journal of what arrived:
 a pull that was killed goes on where it was. Nothing gets its name before every digest is right.
 Lesson: notebooks/02_image_pull.
@@ -29,7 +29,8 @@ from labkit.errors import BadInput, TransferError
 from labkit.image import oci
 from labkit.image.codecs import codec_of, decompress
 from labkit.image.push import blob_key, manifest_key
-from labkit.image.unpack import Limits, apply_layer, growing
+from labkit.image.unpack import Limits
+from labkit.image.writer import Writer
 from labkit.net.fetch import Client
 from labkit.net.ranges import Fetching, Into, NoRanges, Part, Progress, fetch_ranges
 from labkit.objects.client import open_bucket
@@ -250,24 +251,20 @@ def _pull(source: Source, rootfs: Path, folder: Path, connections: int, part_byt
                       on_progress=lambda part, at: part.key.progressed(part.start, at))
     fetch = _Later(lambda: _fetch(engine, client, parts, layers)) if parts else None
     stop = threading.Event()
+    writer = Writer(rootfs, limits)
     try:
         if fetch is not None and not pipelined:
             fetch.result()
         document = oci.parse_config(_config(config.result(), manifest), len(layers))
         ids = document["rootfs"]["diff_ids"]
-        with growing(rootfs, limits) as tree:
-            ready: list[Iterator[bytes]] = []
-            for at in range(len(ids)):
-                while len(ready) <= min(at + 1, len(layers) - 1):  # the next layer is decompressed while this one is written
-                    ready.append(_plain(layers[len(ready)], ids[len(ready)], stop, fast))
-                apply_layer(ready[at], tree)
-                for _ in ready[at]:  # padding after the end mark belongs to the digest
-                    pass
-            progress: Progress | None = fetch.result() if fetch is not None else None
-            fetched_s = (fetch.ended_s if fetch is not None else began_s) - began_s
-            written = tree.written_bytes
-            facts = {"layers": len(layers), "members": tree.members, "written_bytes": written}
-        return {**facts, "bytes": manifest.layers_bytes, "resumed_bytes": sum(a.resumed_bytes for a in layers), "fetch_s": fetched_s,
+        ready: list[Iterator[bytes]] = []
+        for at in range(len(ids)):
+            while len(ready) <= min(at + 1, len(layers) - 1):  # the next layer is decompressed while this one is written
+                ready.append(_plain(layers[len(ready)], ids[len(ready)], stop, fast))
+            writer.layer(ready[at])
+        progress: Progress | None = fetch.result() if fetch is not None else None
+        fetched_s = (fetch.ended_s if fetch is not None else began_s) - began_s
+        return {"layers": len(layers), **writer.commit(), "bytes": manifest.layers_bytes, "resumed_bytes": sum(a.resumed_bytes for a in layers), "fetch_s": fetched_s,
                 "seconds": time.monotonic() - began_s, "connections": progress.connections if progress else 0,
                 "hedges": progress.hedges if progress else 0, "retries": client.retries, "requests": client.requests, "config": document}
     except BadInput as error:
@@ -276,6 +273,7 @@ def _pull(source: Source, rootfs: Path, folder: Path, connections: int, part_byt
         raise _blame(layers, error) from None
     finally:
         stop.set()
+        writer.end()
         given_up = TransferError("the pull was given up")
         for layer in layers:
             layer.fail(given_up)
@@ -301,7 +299,7 @@ def _plain(layer: Arriving, diff_id: str, stop: threading.Event, fast: bool) -> 
             layer.forget()
             raise
 
-    # Three threads beside the one that writes files: packed digest + decompression, plain digest, and the fetch itself.
+    # Beside the writer: packed digest + decompression, plain digest, and the fetch itself.
     plain = staged(decompress(packed(), codec_of(layer.layer.media_type), fast=fast), stop)
     return staged(_checked(plain, diff_id, f"layer {layer.layer.digest[:23]} unpacked"), stop)
 

@@ -225,7 +225,8 @@ def clean(name: str, what: str = "name") -> str:
     parts = [p for p in name.split("/") if p not in ("", ".")]
     if ".." in parts:
         raise _refuse(name, f"climbs out of its directory ({what})")
-    if any(len(os.fsencode(p)) > 255 for p in parts) or len(os.fsencode(name)) > 4096:
+    raw_bytes = len(os.fsencode(name))
+    if raw_bytes > 255 and (raw_bytes > 4096 or any(len(os.fsencode(p)) > 255 for p in parts)):
         raise _refuse(name, f"is longer than a {what} may be")
     return "/".join(parts)
 
