@@ -108,23 +108,43 @@ def test_the_weights_stay_outside_of_the_image(snapshot, model):
     assert sum(images.contents(snapshot.images).values()) == sum(p.stat().st_size for p in snapshot.images.glob("pages-*.img"))
 
 
-@pytest.mark.parametrize("name", ["pages-1.img", "files.img"])
-def test_a_corrupted_image_file_is_refused_and_nothing_runs(snapshot, home, name):
-    path = next(p for p in sorted(snapshot.images.iterdir()) if p.name == name or (name.startswith("pages") and store.is_pages(p.name)))
-    before, at = children_and_nodes(home), path.stat().st_size // 2
+@contextlib.contextmanager
+def changed(path: Path, at: int, to: bytes | None = None):
+    """One byte of a file is another for the length of the block (default: its lowest bit turned)."""
+    whole = path.read_bytes() if path.stat().st_size < 1 << 20 else None
     with open(path, "r+b") as file:
         file.seek(at)
         byte = file.read(1)
         file.seek(at)
-        file.write(bytes([byte[0] ^ 1]))
+        file.write(to or bytes([byte[0] ^ 1]))
     try:
-        with pytest.raises(SnapshotRefused, match=path.name), restored(snapshot, home):
-            pass
-        assert children_and_nodes(home) == before
+        yield
     finally:
         with open(path, "r+b") as file:
             file.seek(at)
             file.write(byte)
+    assert whole is None or path.read_bytes() == whole
+
+
+def test_any_image_file_with_one_corrupted_byte_is_refused_and_nothing_runs(snapshot, home):
+    before, files = children_and_nodes(home), [p for p in sorted(snapshot.images.iterdir()) if p.stat().st_size]
+    assert {"files.img", "inventory.img"} <= {p.name for p in files} and any(store.is_pages(p.name) for p in files)
+    for path in files:
+        with changed(path, path.stat().st_size // 2), pytest.raises(SnapshotRefused, match=path.name), restored(snapshot, home):
+            pass
+    assert children_and_nodes(home) == before
+
+
+@pytest.mark.parametrize("key", ["kernel", "machine", "cpu", "cpu_features"])
+def test_one_changed_byte_of_the_card_of_kernel_and_cpu_is_refused_and_nothing_runs(snapshot, home, key):
+    manifest, value = snapshot.path / "manifest.json", snapshot.manifest.place[key]
+    # The value's last byte, where the card has it: after "place".
+    data = manifest.read_bytes()
+    at = data.index(f'"{key}": "{value}"'.encode(), data.index(b'"place"')) + len(f'"{key}": "{value}"') - 2
+    before = children_and_nodes(home)
+    with changed(manifest, at, b"~"), pytest.raises(SnapshotRefused, match="another host") as caught, restored(store.open_snapshot(snapshot.path), home):
+        pass
+    assert f"{value[:-1]}~" in caught.value.what and children_and_nodes(home) == before
 
 
 def test_a_criu_that_is_killed_while_it_restores_leaves_nothing_running(snapshot, home, monkeypatch):

@@ -153,8 +153,29 @@ def test_a_published_snapshot_comes_back_byte_for_byte(tmp_path, compression):
     from labkit.snapshot import transport
 
     snapshot = make(tmp_path / "s", pages=os.urandom(3_000_000) + bytes(6_000_000))
-    facts = transport.publish(snapshot, tmp_path / "bucket", "snapshots/s", compression=compression, work=tmp_path)
+    facts = transport.publish(snapshot, tmp_path / "bucket", "snapshots/s", compression=compression)
+    assert sorted(os.listdir(tmp_path)) == ["bucket", "s"] and sorted(os.listdir(tmp_path / "bucket")) == [".labkit", "lab"]
     assert (facts["stored_bytes"] < 5_000_000) == (compression == "zstd")
     with serving("store", tmp_path / "bucket") as running, open_bucket("s3://lab/snapshots/s", {"AWS_ENDPOINT_URL": running.url}) as bucket:
         transport.pull(bucket, tmp_path / "node")
     store.open_snapshot(tmp_path / "node").verify()
+
+
+@given(at=st.integers(0, 10**9), name=st.sampled_from(["pages-1.img", "core-1.img"]), compression=st.sampled_from(["none", "zstd"]))
+@settings(deadline=None, max_examples=8)
+def test_a_snapshot_that_was_damaged_in_the_bucket_is_refused_on_the_node(at, name, compression, tmp_path_factory):
+    from labkit.net.serving import serving
+    from labkit.objects.client import open_bucket
+    from labkit.snapshot import transport
+
+    top = tmp_path_factory.mktemp("bucket")
+    transport.publish(make(top / "s", pages=os.urandom(1_000_000) + bytes(4_000_000)), top / "bucket", "snapshots/s", compression=compression)
+    path = top / "bucket" / "lab" / "snapshots" / "s" / "images" / name
+    data = bytearray(path.read_bytes())
+    data[at % len(data)] ^= 1
+    path.unlink()
+    path.write_bytes(data)
+    with serving("store", top / "bucket") as running, open_bucket("s3://lab/snapshots/s", {"AWS_ENDPOINT_URL": running.url}) as bucket, \
+            pytest.raises(SnapshotRefused, match=name):
+        transport.pull(bucket, top / "node")
+        store.open_snapshot(top / "node").verify()
