@@ -11,11 +11,13 @@ by the server of the layers, and can only slow it down; `loopback` is not shaped
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from labkit.bench.engine import Arm, Measured, document, interleave
-from labkit.core import host
+from labkit.core import host, records
 from labkit.errors import BadInput, LabError
 
 ARMS = {"full": "full-pull", "lazy": "estargz-lazy", "stargz": "containerd-stargz"}
@@ -36,7 +38,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise BadInput(f"no arm {unknown[0]!r}", fix="arms: " + ", ".join(ARMS))
     card = host.card()
     with ExitStack() as ends:
-        arms: dict[str, Arm | str] = {f"{name}.{link}": _arm(ends, args, ARMS[name], link, card) for link in links for name in names}
+        trials = {name: _trial(ends, args, ARMS[name], links[0], card) for name in names}
+        arms: dict[str, Arm | str] = {f"{name}.{link}": trial if isinstance(trial, str) else partial(_measure, trial, link)
+                                      for link in links for name, trial in trials.items()}
         results = interleave(arms, args.blocks, args.seed)
     ratios = {f"lazy_vs_{other}.{_short(link)}": (f"lazy.{link}", f"{other}.{link}") for link in links for other in ("full", "stargz")
               if "lazy" in names and other in names}
@@ -47,31 +51,30 @@ def _short(link: str) -> str:
     return "unthrottled" if link == "loopback" else link
 
 
-def _arm(ends: ExitStack, args: argparse.Namespace, technique_name: str, link: str, card: Any) -> Arm | str:
-    """A trial a call; or the reason why there is none here."""
+Trial = Callable[..., records.Trial]
+
+
+def _trial(ends: ExitStack, args: argparse.Namespace, technique_name: str, link: str, card: Any) -> Trial | str:
+    """A trial a call, prepared once for all links; or the reason why there is none here."""
     from labkit.stack.compose import Stack
     from labkit.stack.experiment import prepared
-    from labkit.technique import techniques
 
-    if technique_name not in {t.name for t in techniques("image")}:
-        return f"{technique_name} is not a technique of this lab"
     stack = Stack.parse(f"{args.stack},image={technique_name}" if args.stack != "naive" else f"image={technique_name}")
     found = stack.available(card)
     if not found:
         return f"{found.missing} ({found.fix})"
     try:
-        trial = ends.enter_context(prepared(stack, preset=args.preset, scenario="fresh-node", link=link))
+        return ends.enter_context(prepared(stack, preset=args.preset, scenario="fresh-node", link=link))
     except LabError as error:
         return error.what
 
-    def measure() -> Measured:
-        made = trial()
-        image = next((e for e in made.evidence if e["layer"] == "image"), {"how": "", "facts": {}})
-        if not made.ok or made.total_s is None:
-            return Measured(made.total_s or float("nan"), made.cache.get("state", "unverified"), link, failed=f"{made.outcome}: {made.error.get('what', image['how'])}")
-        mount = image["facts"].get("mount") or {}
-        extra = {f"{phase}_s": seconds for phase, seconds in made.phases.items()} | {"registry_bytes": image["facts"].get("registry_bytes", 0)}
-        return Measured(made.total_s, made.cache.get("state", "unverified"), link, evidence=image["how"],
-                        extra=extra | ({"blocked_s": mount.get("blocked_s", 0.0)} if mount else {}))
 
-    return measure
+def _measure(trial: Trial, link: str) -> Measured:
+    made = trial(link=link)
+    image = next((e for e in made.evidence if e["layer"] == "image"), {"how": "", "facts": {}})
+    state = made.cache.get("state", "unverified")
+    if not made.ok or made.total_s is None:
+        return Measured(made.total_s or float("nan"), state, link, failed=f"{made.outcome}: {made.error.get('what', image['how'])}")
+    mount = image["facts"].get("mount") or {}
+    extra = {f"{phase}_s": seconds for phase, seconds in made.phases.items()} | {"registry_bytes": image["facts"].get("registry_bytes", 0)}
+    return Measured(made.total_s, state, link, evidence=image["how"], extra=extra | ({"blocked_s": mount.get("blocked_s", 0.0)} if mount else {}))

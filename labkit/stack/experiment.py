@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit.core import cold, floor, host, records
 from labkit.core.apart import apart
@@ -28,6 +28,9 @@ from labkit.errors import BadInput, LabError, MissingCapability
 from labkit.net.link import parse as parse_link
 from labkit.stack.compose import Stack, compose, judge, prepare
 from labkit.technique import Artifact, Subject
+
+if TYPE_CHECKING:
+    from labkit.net.serving import Served
 
 PROMPT = "The first token of a cold start"
 
@@ -76,9 +79,9 @@ def experiment(stacks: Sequence[str | Stack], *, preset: str = "small", blocks: 
 
 @contextmanager
 def prepared(stack: str | Stack, *, workspace: Workspace | None = None, progress: Any = None, **options: Any) -> Iterator[Callable[..., records.Trial]]:
-    """One stack made ready, as a function that runs one trial of it each call: `trial(instrument=True)`.
+    """One stack made ready, as a function that runs one trial of it each call: `trial(instrument=True, link="200mbit")`.
 
-    For benches that interleave trials with something else. Raises MissingCapability where the stack cannot run."""
+    `link` (fresh node): the emulated link from this trial on, without preparing anything again. For benches that interleave trials with something else. Raises MissingCapability where the stack cannot run."""
     made = stack if isinstance(stack, Stack) else Stack.parse(stack)
     space = workspace or Workspace.default()
     with Ledger.open(space) as ledger, ExitStack() as ends:
@@ -86,9 +89,11 @@ def prepared(stack: str | Stack, *, workspace: Workspace | None = None, progress
         run, plans = conduct.ready()
         count = 0
 
-        def trial(instrument: bool = True) -> records.Trial:
+        def trial(instrument: bool = True, link: str = "") -> records.Trial:
             nonlocal count
             count += 1
+            if link:
+                conduct.relink(link, plans)
             conduct.what.instrument = instrument
             return conduct._one(conduct.what.stacks[0], plans, count - 1, 0, run.floors)
 
@@ -106,6 +111,7 @@ class _Conduct:
         self.artifacts: dict[str, dict[str, Artifact]] = {}
         self.missing: dict[str, LabError] = {}
         self.roots: tuple[Path, ...] = ()
+        self.served: Served | None = None
 
     def tell(self, method: str, *args: Any) -> None:
         call: Callable[..., Any] | None = getattr(self.progress, method, None)
@@ -185,9 +191,16 @@ class _Conduct:
                 if publish:
                     publish(artifact, subject, roots)
         # One server for both, as the node has one link: two would carry twice its rate.
-        served = self.ends.enter_context(serving("store", roots["store"], link=self.what.link, ledger=self.ledger,
-                                                 options=("--with-registry", str(roots["registry"]))))
-        return replace(subject, registry=served.url, bucket=served.url)
+        self.served = self.ends.enter_context(serving("store", roots["store"], link=self.what.link, ledger=self.ledger,
+                                                      options=("--with-registry", str(roots["registry"]))))
+        return replace(subject, registry=self.served.url, bucket=self.served.url)
+
+    def relink(self, link: str, plans: dict[str, LaunchPlan]) -> None:
+        """Another emulated link for the trials to come."""
+        if self.served is None:
+            raise BadInput("no link to change", why=f"on a {self.what.scenario} nothing comes over one", fix="--scenario fresh-node")
+        self.served.set_link(link)
+        plans.update({name: replace(plan, link=link) for name, plan in plans.items()})
 
     def _plan(self, stack: Stack, subject: Subject, tokens: tuple[int, ...]) -> LaunchPlan:
         return compose(stack, self.artifacts[stack.name], scenario=self.what.scenario, link=self.what.link, subject=subject,
