@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    from labkit.decide.holdout import hold_out
     from labkit.decide.measure import measure
-    from labkit.decide.predict import hold_out
     from labkit.face.live import progress
 
     sizes = [s.strip() for s in args.sizes.split(",") if s.strip()]

@@ -20,7 +20,8 @@ from labkit.core.records import Run
 from labkit.core.units import show_bytes, show_rate, show_s
 from labkit.decide import breakeven, queueing
 from labkit.decide.advise import Advice, advise
-from labkit.decide.predict import Forecast, Model, hold_out, model_of, sizes_of
+from labkit.decide.holdout import hold_out
+from labkit.decide.predict import Forecast, Model, model_of, sizes_of
 from labkit.errors import BadInput
 
 GIVEN, MEASURED, ASSUMED, EXAMPLE = "given", "measured", "assumed", "example"

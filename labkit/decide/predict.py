@@ -8,8 +8,8 @@ is the software's own limit and does not get faster.
     model = fit(points([tiny, small], "naive"))
     forecast = model.predict({"image_bytes": 5e9, "unpacked_bytes": 12e9, "model_bytes": 16e9}, link_bytes_per_s=1.25e9)
     forecast.total_s, forecast.low_s, forecast.high_s, forecast.phases["load"].seconds
-    hold_out([tiny, small, big], "naive")     # the error on a size left out of the fit: the only error worth quoting
 
+The error worth quoting is that on a size left out of the fit: `labkit.decide.holdout`.
 It extrapolates a straight line: caches that fill, memory that runs out and links that other tenants share are not in it.
 Lesson: notebooks/09_decide.
 """
@@ -142,7 +142,7 @@ class Model:
             seconds = one.at(size, rates.get(one.resource))
             low, high = sorted((seconds / (1 + one.error_share), seconds * (1 + one.error_share)))
             phases[phase] = PhaseForecast(seconds, low, high, self._how(one))
-            notes += [f"{phase}: {note}" for note in _notes(one, size)]
+            notes += [f"{phase}: {note}" for note in _notes(one, size, rates.get(one.resource))]
         total = math.fsum(p.seconds for p in phases.values())
         # Phases are measured in one start and drift together: their errors are added, not averaged away.
         low, high = math.fsum(p.low_s for p in phases.values()), math.fsum(p.high_s for p in phases.values())
@@ -160,13 +160,16 @@ class Model:
         return f"{fixed} + {one.driver} ÷ {show_rate(one.rate_bytes_per_s)}{limit}, n = {one.n}"
 
 
-def _notes(one: Fit, size: float) -> Iterable[str]:
-    from labkit.core.units import show_bytes
+def _notes(one: Fit, size: float, rate_bytes_per_s: float | None) -> Iterable[str]:
+    from labkit.core.units import show_bytes, show_rate
 
     if one.why:
         yield one.why
     if one.s_per_byte > 0 and one.sizes and size > 2 * max(one.sizes):
         yield f"{show_bytes(size)} is {size / max(one.sizes):.0f} times the largest size measured ({show_bytes(max(one.sizes))})"
+    if one.bound and rate_bytes_per_s and one.resource_bytes_per_s and rate_bytes_per_s > 1.5 * one.resource_bytes_per_s:
+        yield (f"the {one.resource} was the limit at {show_rate(one.resource_bytes_per_s)}; whether the software keeps up with "
+               f"{show_rate(rate_bytes_per_s)} was not measured, so this is the least it can take")
 
 
 def sizes_of(trial: Trial) -> dict[str, float]:
@@ -300,50 +303,3 @@ def _spread(measured: Sequence[float], fitted: Sequence[float]) -> float:
     """95 % of points lie within a factor 1 ± this of the fit (half the range for few points); 0 for phases of no length."""
     off = [abs(m - f) / f for m, f in zip(measured, fitted, strict=True) if f > 1e-6]
     return stats.quantile(off, 0.95) if off else 0.0
-
-
-def hold_out(runs: Sequence[Run], arm: str) -> list[dict[str, Any]]:
-    """Fit without one run (a size of model and image), predict it, set it beside what was measured; once for each run.
-    Raises BadInput for fewer than two sizes.
-
-    Rows: {"run", "preset", "sizes", "predicted_s", "measured_s", "error_share" (signed), "inside" (measured within the
-    forecast), "unseen" (sizes that no other run had), "beyond" (those of them outside what the others span: an
-    extrapolation), "from_one_size" (the others had one size where this one differs: the error is that of a guess), "phases"}."""
-    good = [r for r in runs if r.of_arm(arm)]
-    if len(good) < 2:
-        raise BadInput("a hold-out check needs records of two sizes at least", why="an error on the data of the fit says nothing about other sizes",
-                       fix=f"labkit run {arm} --preset tiny --blocks 3; labkit run {arm} --preset small --blocks 3")
-    sizes = {r.id: _median_sizes(r, arm) for r in good}
-    rows = []
-    for left in good:
-        model = model_of([r for r in good if r is not left], arm)
-        mine, others = sizes[left.id], [sizes[r.id] for r in good if r is not left]
-        forecast = model.predict(mine, far=True)
-        measured = stats.median([t.total_s for t in left.of_arm(arm) if t.total_s is not None])
-        phases = {p: {"predicted_s": f.seconds, "measured_s": stats.median([t.phases[p] for t in left.of_arm(arm) if p in t.phases])}
-                  for p, f in forecast.phases.items() if any(p in t.phases for t in left.of_arm(arm))}
-        drivers = sorted({f.driver for f in model.fits.values() if f.s_per_byte > 0} & set(mine))
-        spans = {d: [o[d] for o in others if d in o] for d in drivers}
-        unseen = [d for d in drivers if not any(_same(mine[d], x) for x in spans[d])]
-        rows.append({"run": left.id, "preset": size_name(left), "sizes": mine, "predicted_s": forecast.total_s, "measured_s": measured,
-                     "error_share": forecast.total_s / measured - 1, "inside": forecast.low_s <= measured <= forecast.high_s, "phases": phases,
-                     "unseen": unseen, "beyond": [d for d in unseen if not min(spans[d]) < mine[d] < max(spans[d])],
-                     "from_one_size": any(f.guessed and f.driver in unseen for f in model.fits.values())})
-    return rows
-
-
-def size_name(run: Run) -> str:
-    """How a size is written: `small`, `80MB`, `tiny+400 MB` for a larger image."""
-    from labkit.core.units import show_bytes
-
-    extra_bytes = run.experiment.get("image_extra_bytes", 0)
-    return str(run.experiment.get("preset", "")) + (f"+{show_bytes(extra_bytes)}" if extra_bytes else "")
-
-
-def _median_sizes(run: Run, arm: str) -> dict[str, float]:
-    found = [sizes_of(t) for t in run.of_arm(arm)]
-    return {k: stats.median([s[k] for s in found if k in s]) for k in sorted({k for s in found for k in s})}
-
-
-def _same(one: float, other: float) -> bool:
-    return one < SAME_SIZE * other and other < SAME_SIZE * one

@@ -225,6 +225,11 @@ def growing_html(ends: list[tuple[str, float]]) -> str:
     return f'<table role="presentation" style="width:100%;border:none">{"".join(rows)}</table>'
 
 
+def announced(text: str, bad: bool = False) -> str:
+    """A line that screen readers read out as it changes."""
+    return f'<div role="status" aria-live="polite">{"<b>Not possible.</b> " if bad else ""}{escape(text)}</div>'
+
+
 class _View:
     """The widgets. Built once a display; the bench itself knows nothing of them."""
 
@@ -237,7 +242,7 @@ class _View:
                       for layer in LAYERS if bench.menu[layer]}
         self.guess = w.FloatText(value=0.0, description="your guess, s", layout=w.Layout(width="220px"), style=label, step=0.5)
         self.button = w.Button(description="Run from cold", button_style="primary", tooltip="One cold start of the chosen stack, from t0 to the first token")
-        self.status, self.bars = w.HTML(value=self._live("Choose, write your guess, then run.")), w.HTML()
+        self.status, self.bars = w.HTML(value=announced("Choose, write your guess, then run.")), w.HTML()
         for layer, menu_widget in self.menus.items():
             menu_widget.observe(lambda change, layer=layer: self._chosen(layer, change["new"]), names="value")
         self.button.on_click(self._run)
@@ -251,13 +256,8 @@ class _View:
         display(self.box)
         self.handle = display(HTML(self.bench.html()), display_id=True)
 
-    @staticmethod
-    def _live(text: str, bad: bool = False) -> str:
-        # Announced by screen readers as it changes.
-        return f'<div role="status" aria-live="polite">{"<b>Not possible.</b> " if bad else ""}{escape(text)}</div>'
-
     def say(self, text: str, bad: bool = False) -> None:
-        self.status.value = self._live(text, bad)
+        self.status.value = announced(text, bad)
 
     def grow(self, html: str) -> None:
         self.bars.value = html
@@ -296,5 +296,3 @@ class _View:
         self.say(self.bench.verdict(self.bench.attempts[-1]))
         if self.handle is not None:
             self.handle.update(HTML(self.bench.html()))
-
-

@@ -14,6 +14,8 @@ pytestmark = pytest.mark.needs("chromium", "package:selenium")
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = Path(__file__).parent / "fixtures"
+#: In one step: a widget that draws itself anew between looking for it and reading it would be a stale element.
+STATUS = "const line = document.querySelector('.jp-OutputArea [role=status]'); return line ? line.innerText : ''"
 INK = "return getComputedStyle(document.querySelector('figure svg')).color"
 
 
@@ -150,14 +152,51 @@ def test_the_stack_bench_works_by_keyboard_alone_and_its_result_stays(tmp_path, 
         wait = WebDriverWait(light, 60, poll_frequency=0.2)
         menus = wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, ".jp-OutputArea select"))
         assert len(menus) == 5
-        status = lambda d: d.find_element(By.CSS_SELECTOR, "[role=status]").text  # noqa: E731
         menus[2].send_keys("safetensors")
-        wait.until(lambda d: "weights: safetensors" in status(d))
+        wait.until(lambda d: "weights: safetensors" in d.execute_script(STATUS))
         number = light.find_element(By.CSS_SELECTOR, ".jp-OutputArea input[type=number]")
         number.send_keys(Keys.CONTROL, "a")
         number.send_keys("12", Keys.TAB)
         assert light.switch_to.active_element.tag_name == "button"
         light.switch_to.active_element.send_keys(Keys.SPACE)
-        wait.until(lambda d: "guessed 12.0 s" in status(d))
+        wait.until(lambda d: "guessed 12.0 s" in d.execute_script(STATUS))
         wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, ".jp-OutputArea figure svg"))
         light.save_screenshot(str(tmp_path / "bench.png"))
+
+
+def test_the_planner_works_by_keyboard_alone_and_its_forecast_stays_as_a_figure(tmp_path, light):
+    import json
+    import sys
+
+    from browser import jupyterlab, run_all_cells
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    sys.path.insert(0, str(ROOT / "tests" / "unit"))
+    try:
+        from decide_runs import three
+    finally:
+        sys.path.pop(0)
+    paths = [str(records.write(run, tmp_path / f"{run.id}.json")) for run in three(noise=0.02)]
+    work = tmp_path / "work"
+    work.mkdir()
+    cell = {"cell_type": "code", "id": "a", "metadata": {}, "outputs": [], "execution_count": None,
+            "source": f"from labkit.core import records\nfrom labkit.face.planner import PlanBench\nbench = PlanBench([records.read(p) for p in {paths!r}], image_gb=1.0, model_gb=2.0)\nbench"}
+    (work / "plan.ipynb").write_text(json.dumps({"cells": [cell], "nbformat": 4, "nbformat_minor": 5,
+                                                 "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}}))
+    with jupyterlab(work, {"LABKIT_HOME": str(tmp_path / "home")}) as address:
+        assert [c[2] for c in run_all_cells(light, address.format(name="plan.ipynb"))] == [False]
+        wait = WebDriverWait(light, 60, poll_frequency=0.2)
+        fields = wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, ".jp-OutputArea input[type=text]"))
+        assert len(fields) == 7 and [f.get_attribute("value") for f in fields[:3]] == ["1", "2", ""]
+        fields[1].send_keys(Keys.CONTROL, "a")
+        fields[1].send_keys("16", *[Keys.TAB] * 5)  # over link, disk, requests and price to the guess
+        light.switch_to.active_element.send_keys("200", Keys.TAB)
+        assert light.switch_to.active_element.tag_name == "button"
+        light.switch_to.active_element.send_keys(Keys.SPACE)
+        wait.until(lambda d: "guessed 3 min 20 s" in d.execute_script(STATUS) and "predicted" in d.execute_script(STATUS))
+        figure = wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, ".jp-OutputArea figure svg"))[0]
+        assert "Predicted cold start" in figure.get_attribute("aria-label")
+        assert "model 16 GB" in light.execute_script("return document.querySelector('.jp-Notebook').innerText")
+        light.save_screenshot(str(tmp_path / "plan.png"))

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from labkit.core.records import Run, Trial
 from labkit.decide import predict
+from labkit.decide.holdout import hold_out
 from labkit.decide.predict import Point
 from labkit.errors import BadInput, IncomparableRecords
 
@@ -19,30 +20,30 @@ def test_a_law_without_noise_is_found_again_at_a_size_never_measured():
 
 
 def test_a_held_out_size_is_predicted_within_the_noise_of_its_measurement():
-    for row in predict.hold_out(three(noise=0.05), "naive"):
+    for row in hold_out(three(noise=0.05), "naive"):
         assert abs(row["error_share"]) < 0.2 and not row["from_one_size"]
 
 
 def test_two_sizes_leave_one_to_fit_and_the_check_says_so():
-    assert all(r["from_one_size"] for r in predict.hold_out(three()[:2], "naive"))
+    assert all(r["from_one_size"] for r in hold_out(three()[:2], "naive"))
 
 
 def test_model_and_image_are_held_out_apart_and_extrapolations_are_marked():
     grid = [(5e6, 100e6), (80e6, 100e6), (250e6, 100e6), (5e6, 200e6), (5e6, 300e6)]
-    rows = predict.hold_out([run_of(f"{m:.0f}-{i:.0f}", i, m, noise=0.03, seed=k) for k, (m, i) in enumerate(grid)], "naive")
+    rows = hold_out([run_of(f"{m:.0f}-{i:.0f}", i, m, noise=0.03, seed=k) for k, (m, i) in enumerate(grid)], "naive")
     assert all(abs(r["error_share"]) < 0.1 for r in rows), [(r["preset"], r["error_share"]) for r in rows]
     assert [r["unseen"] for r in rows] == [[], ["model_bytes"], ["model_bytes"], ["image_bytes", "unpacked_bytes"], ["image_bytes", "unpacked_bytes"]]
     assert [bool(r["beyond"]) for r in rows] == [False, False, True, False, True]
 
 
 def test_a_guess_from_one_image_size_is_named_although_models_were_many():
-    rows = predict.hold_out([run_of("a", 100e6, 5e6), run_of("b", 100e6, 80e6), run_of("c", 100e6, 250e6), run_of("d", 200e6, 5e6)], "naive")
+    rows = hold_out([run_of("a", 100e6, 5e6), run_of("b", 100e6, 80e6), run_of("c", 100e6, 250e6), run_of("d", 200e6, 5e6)], "naive")
     assert [r["from_one_size"] for r in rows] == [False, False, False, True]
 
 
 def test_one_size_cannot_be_checked():
     with pytest.raises(BadInput, match="two sizes"):
-        predict.hold_out(three()[:1], "naive")
+        hold_out(three()[:1], "naive")
 
 
 def test_one_size_is_taken_as_proportional_and_noted():
@@ -115,3 +116,10 @@ def test_too_few_trials_never_look_certain():
     model = predict.model_of([run_of("tiny", 100e6, 5e6, n=1), run_of("small", 300e6, 250e6, n=1)], "naive")
     forecast = model.predict({"image_bytes": 200e6, "unpacked_bytes": 480e6, "model_bytes": 100e6})
     assert forecast.high_s >= 1.2 * forecast.total_s
+
+
+def test_a_faster_link_than_the_one_measured_is_the_least_it_can_take_and_says_so():
+    sizes = {"image_bytes": 1e9, "unpacked_bytes": 2.4e9, "model_bytes": 2.2e9}
+    model = predict.model_of(three(), "naive")
+    assert any(n.startswith("pull: the link was the limit") for n in model.predict(sizes, link_bytes_per_s=1250e6).notes)
+    assert not any("was the limit" in n for n in model.predict(sizes, link_bytes_per_s=125e6).notes)
