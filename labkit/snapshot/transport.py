@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from labkit.snapshot.explain import SnapshotRefused
 
 COMPRESSIONS = ("none", "zstd")
 FRAME_BYTES = 4 << 20
+#: Compressed frames in memory at once: at most 256 MB.
+BATCH = 64
 INDEX = "transport.json"
 
 
@@ -110,36 +112,33 @@ def pull(bucket: Bucket, target: Path, connections: int = 8) -> dict[str, Any]:
         raise SnapshotRefused("the published snapshot's index and manifest name different files", "a mixed-up or forged upload", "publish it again")
     opened: dict[str, int] = {}
     parts: list[Part] = []
-    frames: list[tuple[str, list[int], bytearray]] = []
+    frames: list[tuple[str, list[int]]] = []
     try:
         for name, about in files.items():
             fd = opened[name] = os.open(target / "images" / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-            url = bucket.url(f"images/{name}")
-            for row in about["frames"]:
-                buffer = bytearray(row[1])
-                frames.append((name, row, buffer))
-                parts.append(Part(url, row[0], row[1], into=Into.buffer(buffer, -row[0])))
+            frames += [(name, row) for row in about["frames"]]
             if not about["frames"]:
-                size = about["stored_bytes"]
+                url, size = bucket.url(f"images/{name}"), about["stored_bytes"]
                 parts += [Part(url, at, min(FRAME_BYTES, size - at), into=Into.file(fd)) for at in range(0, size, FRAME_BYTES)]
         fetch_parts(bucket.client, parts, connections=connections)
-        _unpack(frames, opened)
+        _fetch_frames(bucket, frames, opened, connections)
     finally:
         for fd in opened.values():
             os.close(fd)
     (target / "manifest.json").write_bytes(manifest)
-    return {"bytes_fetched": sum(p.size_bytes for p in parts), "compression": index["compression"], "connections": connections}
+    return {"bytes_fetched": sum(p.size_bytes for p in parts) + sum(row[1] for _, row in frames), "compression": index["compression"], "connections": connections}
 
 
-def _unpack(frames: list[tuple[str, list[int], bytearray]], opened: Mapping[str, int]) -> None:
+def _fetch_frames(bucket: Bucket, frames: Sequence[tuple[str, list[int]]], opened: Mapping[str, int], connections: int) -> None:
+    """Frames are unpacked while others still come, a batch at a time: what is in memory stays below BATCH frames."""
     if not frames:
         return
     import zstandard
 
-    def one(item: tuple[str, list[int], bytearray]) -> None:
-        name, row, data = item
+    def one(part: Part) -> None:
+        name, row, data = part.key
         try:
-            raw = zstandard.ZstdDecompressor().decompress(bytes(data), max_output_size=FRAME_BYTES)
+            raw = zstandard.ZstdDecompressor().decompress(data, max_output_size=FRAME_BYTES)
         except zstandard.ZstdError as error:
             raise SnapshotRefused(f"a frame of {name} is damaged", str(error), "publish it again") from None
         if len(raw) != row[3]:
@@ -147,7 +146,14 @@ def _unpack(frames: list[tuple[str, list[int], bytearray]], opened: Mapping[str,
         os.pwrite(opened[name], raw, row[2])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(one, frames))
+        for first in range(0, len(frames), BATCH):
+            parts, unpacking = [], []
+            for name, row in frames[first:first + BATCH]:
+                buffer = bytearray(row[1])
+                parts.append(Part(bucket.url(f"images/{name}"), row[0], row[1], key=(name, row, buffer), into=Into.buffer(buffer, -row[0])))
+            fetch_parts(bucket.client, parts, connections=connections, on_done=lambda part, unpacking=unpacking: unpacking.append(pool.submit(one, part)))
+            for done in unpacking:
+                done.result()
 
 
 def _model(bucket: Bucket, target: Path, snapshot: store.Snapshot, connections: int) -> tuple[dict[str, str], int]:
