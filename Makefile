@@ -1,11 +1,11 @@
-# The cold-start lab. `make help` explains every target; `make report` and `make test` are all a fresh machine needs.
+# The cold-start lab. `make help` explains every target; `make first`, `make report` and `make test` are all a fresh machine needs.
 PYTHON ?= python3
 VENV   ?= .venv
 LABKIT  = $(VENV)/bin/labkit
 STAMP   = $(VENV)/.labkit-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report lab test lint host-tools gpu bench site clean
+.PHONY: help setup first report lab test lint host-tools gpu bench site clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
@@ -18,6 +18,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install -q -c constraints.txt torch
 	$(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[rivals,dev]'
 	@touch $@
+
+first: setup ## one cold start from nothing, its waterfall in the terminal
+	$(LABKIT) run naive --blocks 1
 
 report: setup ## run the whole lab headless on this host and leave report/index.html
 	$(LABKIT) report --out report
@@ -40,7 +43,7 @@ gpu: ## every GPU trial of the lab in under 9 minutes, into run records under ru
 	$(PYTHON) -m labkit.device.gpu_trials --out runs/gpu
 
 bench: setup ## the lab's performance claims, measured here (about an hour; `labkit bench NAME` runs one)
-	@for name in import overhead load pull convert lazy restore; do echo "== $$name"; $(LABKIT) bench $$name || true; done
+	@for name in import overhead load pull convert lazy restore forecast; do echo "== $$name"; $(LABKIT) bench $$name || true; done
 
 site: setup ## gallery of executed notebooks and recorded figures, as static HTML in site/
 	$(LABKIT) site --out site

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from labkit.core import records
     from labkit.core.units import parse_bytes, parse_rate
     from labkit.decide import plan as decide
-    from labkit.decide.measure import gather, measure
+    from labkit.decide.measure import came_through, gather, measure
     from labkit.decide.queueing import read_trace
 
     trace = read_trace(args.trace) if args.trace else None
@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
     elif args.measure:
         from labkit.face.live import progress
 
-        runs = measure(args.arm or "naive", blocks=args.blocks, scenario=args.scenario or "fresh-node", progress=progress())
+        arm = args.arm or "naive"
+        runs = came_through(measure(arm, blocks=args.blocks, scenario=args.scenario or "fresh-node", progress=progress()), arm)
     else:
         runs = gather(args.arm, args.scenario)
     made = decide.make(runs, given, arm=args.arm, trace=trace, traffic=args.shape, seed=args.seed)

@@ -61,6 +61,16 @@ def measure(arm: str = "naive", sizes: Sequence[str] = (), *, blocks: int = 3, s
     return [made[size] for size in wanted]
 
 
+def came_through(runs: Sequence[Run], arm: str) -> list[Run]:
+    """The same runs. Raises LabError with a failed trial's own words when a size has no good trial: a line would miss that point."""
+    for run in runs:
+        if not run.of_arm(arm) and (failed := run.of_arm(arm, only_ok=False)):
+            said = failed[-1]
+            raise LabError(f"no start at size {run.experiment.get('preset', '')} came through: {said.outcome}: {said.error.get('what', '')}",
+                           why=said.error.get("why", ""), fix=said.error.get("fix", "labkit doctor"))
+    return list(runs)
+
+
 def parse_size(text: str) -> tuple[str, int]:
     """`"80MB"` → ("80MB", 0); `"tiny+400MB"` → ("tiny", 400_000_000): model, and bytes added to the image. Raises BadInput."""
     from labkit.subject.checkpoint import PRESETS

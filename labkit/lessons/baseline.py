@@ -29,7 +29,7 @@ from labkit.core import records
 from labkit.core.records import Run, Trial
 from labkit.core.units import show_s
 from labkit.errors import BadInput
-from labkit.lessons.shift import Shift, common_drift, compare
+from labkit.lessons.shift import LEAST_S, Shift, common_drift, compare
 
 #: Chance of any false alarm in one rerun.
 FALSE_ALARMS = 0.004
@@ -143,14 +143,14 @@ def _blamed(of: dict[str, Shift]) -> str:
 
 
 def _visible(of: dict[str, Shift], alarm: float) -> str:
-    """What would have shown, for the phases that matter; and for the longest how many trials would show a tenth of it."""
-    total = of[TOTAL]
-    phases = sorted((p for p in of if p != TOTAL and of[p].before_s > 0.02 * total.before_s), key=lambda p: -of[p].before_s)
-    losses = ", ".join(f"{p} +{show_s(of[p].visible_s)} of {show_s(of[p].before_s)}" for p in [*phases, TOTAL])
-    worst = max([*phases, TOTAL], key=lambda p: of[p].visible_s / max(of[p].before_s, 1e-6))
-    more = of[worst].blocks_for(0.1 * of[worst].before_s, alarm)
-    enough = f"; 10 % of {worst} would take {more} trials" if more > min(of[worst].n) else ""
-    return f"{min(total.n)} trials; a loss would have shown from {losses}{enough}"
+    """What would have shown in each phase, the longest first; and how many trials would show a tenth of the total."""
+    phases = [TOTAL, *sorted((p for p in of if p != TOTAL), key=lambda p: -of[p].before_s)]
+    losses = [f"{p} +{show_s(of[p].visible_s)} of {show_s(of[p].before_s)}" for p in phases if of[p].visible_s > LEAST_S]
+    sharp = [p for p in phases if of[p].visible_s <= LEAST_S]
+    losses += [f"+{show_s(LEAST_S)} in {', '.join(sharp)}"] if sharp else []
+    more = of[TOTAL].blocks_for(0.1 * of[TOTAL].before_s, alarm)
+    enough = f"; 10 % of the total would take {more} trials" if more > min(of[TOTAL].n) else ""
+    return f"{min(of[TOTAL].n)} trials; a loss would have shown from {'; '.join(losses)}{enough}"
 
 
 def _forgiven(drift: float) -> str:

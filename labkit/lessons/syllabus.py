@@ -2,9 +2,13 @@
 
     schedule([Part("00_start_here", "must"), Pause(10), Part("01_anatomy", "must", "sections 1 and 4", minutes=25)], start="09:00")
 
-Minutes of a whole notebook are its own (metadata `labkit.minutes`, the time a learner takes); a part of one names its
-minutes here. Slack is added to every part, as somebody's machine always needs a second try. The column "machine" is
-measured: `labkit notebooks run --save-seconds notebooks/syllabi/measured.json` on the host named in that file.
+Minutes of a whole notebook are its own (metadata `labkit.minutes`, the time a learner takes), and never fewer than its
+machine took; a part of one names its minutes here. Slack is added to every part, as somebody's machine always needs a second
+try. What the machine takes is measured, on the host named in the file:
+
+    labkit notebooks run --save-seconds notebooks/syllabi/measured.json                  at the defaults, as a learner runs them
+    labkit notebooks run --preset ci --save-seconds notebooks/syllabi/measured.json      at the smallest size
+
 Lesson: notebooks/syllabi.
 """
 
@@ -61,26 +65,47 @@ def minutes_of(notebook: str) -> int:
     return int(canonical.load(path)["metadata"]["labkit"]["minutes"])
 
 
+DEFAULTS = "defaults"
+
+
 def measured() -> dict[str, Any]:
-    """{"host", "preset", "seconds": {notebook: s}} of the last measurement kept, or {}."""
-    path = folder() / "syllabi" / "measured.json"
+    """{"host", "seconds": {preset: {notebook: s}}} of what was measured last, or {}."""
+    return _read(folder() / "syllabi" / "measured.json")
+
+
+def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def save_measured(path: str | Path, results: Sequence[Any], preset: str) -> None:
-    """Keep the machine's seconds of notebooks that came through."""
+    """Keep the machine's seconds of notebooks that came through; what the file has of others on the same host stays."""
     from labkit.core.host import card
 
-    doc = {"host": card()["title"], "preset": preset or "defaults", "seconds": {r.name: round(r.seconds, 1) for r in results if r.outcome == "ok"}}
-    Path(path).write_text(json.dumps(doc, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    before, host = _read(Path(path)), card()["title"]
+    seconds = before.get("seconds", {}) if before.get("host") == host else {}
+    seconds[preset or DEFAULTS] = seconds.get(preset or DEFAULTS, {}) | {r.name: round(r.seconds, 1) for r in results if r.outcome == "ok"}
+    Path(path).write_text(json.dumps({"host": host, "seconds": seconds}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def machine_s(notebook: str) -> tuple[float | None, str]:
+    """Seconds of a whole notebook and the preset they were measured at: the defaults before any other. (None, "") where nobody measured."""
+    seconds = measured().get("seconds", {})
+    for preset in sorted(seconds, key=lambda p: p != DEFAULTS):
+        if notebook in seconds[preset]:
+            return seconds[preset][notebook], preset
+    return None, ""
 
 
 def planned(parts: Sequence[Part | Pause | Talk], slack: float = 0.1) -> list[tuple[Part | Pause | Talk, int]]:
-    """Each part with the minutes to plan for it; slack on everything but pauses, rounded up to whole minutes."""
+    """Each part with the minutes to plan for it: what a learner takes, at least what the machine took; slack on everything but
+    pauses, rounded up to whole minutes."""
     made = []
     for part in parts:
-        base = part.minutes if part.minutes is not None else minutes_of(part.notebook)  # type: ignore[union-attr]
-        made.append((part, base if isinstance(part, Pause) else math.ceil(round(base * (1 + slack), 6))))
+        base: float = part.minutes if part.minutes is not None else minutes_of(part.notebook)  # type: ignore[union-attr]
+        if isinstance(part, Part) and part.minutes is None:
+            took_s, preset = machine_s(part.notebook)
+            base = max(base, took_s / 60) if took_s and preset == DEFAULTS else base
+        made.append((part, part.minutes if isinstance(part, Pause) else math.ceil(round(base * (1 + slack), 6))))
     return made
 
 
@@ -93,20 +118,20 @@ def schedule(parts: Sequence[Part | Pause | Talk], start: str = "09:00", slack: 
     from labkit.core.units import show_s
     from labkit.face.table import Table
 
-    seconds = measured().get("seconds", {})
     hour, _, minute = start.partition(":")
     at, rows = int(hour) * 60 + int(minute), []
     for part, minutes in planned(parts, slack):
         clock = f"{at // 60:02d}:{at % 60:02d}"
         if isinstance(part, Part):
-            machine = show_s(seconds[part.notebook]) if part.notebook in seconds and part.what == "all of it" else ""
+            took_s, preset = machine_s(part.notebook)
+            machine = "" if took_s is None else show_s(took_s) + ("" if preset == DEFAULTS else f" ({preset})")
             rows.append((clock, str(minutes), part.rank, part.notebook, part.what, machine))
         else:
             rows.append((clock, str(minutes), getattr(part, "rank", ""), "", part.what, ""))
         at += minutes
     rows.append((f"{at // 60:02d}:{at % 60:02d}", "", "", "", "end", ""))
     host = measured().get("host")
-    note = f"Minutes hold {slack:.0%} slack." + (f" Machine time of a whole notebook at its {measured()['preset']}, measured on {host}." if host else "")
+    note = f"Minutes hold {slack:.0%} slack." + (f" Machine: what the whole notebook took at its defaults, or at the preset named, on {host}." if host else "")
     return Table(("at", "minutes", "rank", "notebook", "what", "machine"), tuple(rows), note)
 
 

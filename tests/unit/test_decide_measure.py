@@ -7,7 +7,7 @@ from decide_runs import run_of, three
 
 from labkit.core import host, records
 from labkit.decide import measure
-from labkit.errors import BadInput
+from labkit.errors import BadInput, LabError
 
 
 def test_sizes_take_turns_so_that_drift_does_not_bend_the_line(workspace, monkeypatch):
@@ -54,6 +54,15 @@ def test_a_named_series_goes_on_with_what_is_recorded(workspace, monkeypatch):
     made = measure.measure("naive", ("tiny", "tiny+1MB"), blocks=2, workspace=workspace, name="mine")
     assert asked == [("mine-tiny.json", 1, 0), ("mine-tiny+1MB.json", 1, 1_000_000), ("mine-tiny+1MB.json", 2, 1_000_000), ("mine-tiny.json", 2, 0)]
     assert [len(r.trials) for r in made] == [2, 2]
+
+
+def test_a_size_without_a_good_start_says_why_in_the_trials_own_words():
+    good, bad = three()[:2]
+    bad = replace(bad, trials=tuple(replace(t, outcome="cache_unproven", error={"what": "pages stay", "why": "mapped", "fix": "close it"}) for t in bad.trials))
+    assert measure.came_through([good], "naive") == [good]
+    with pytest.raises(LabError, match="size small came through: cache_unproven: pages stay") as caught:
+        measure.came_through([good, bad], "naive")
+    assert caught.value.fix == "close it"
 
 
 def test_only_this_hosts_newest_record_of_each_size_and_of_one_question_is_gathered(workspace):

@@ -121,3 +121,27 @@ def test_minutes_come_from_the_notebook_itself():
 def test_a_schedule_reads_as_a_table():
     text = syllabus.schedule((syllabus.Part("00_start_here", "must"), syllabus.Pause(10)), start="13:30", slack=0.0).text
     assert "13:30" in text and "14:00" in text and "break" in text
+
+
+def _result(name: str, seconds: float, outcome: str = "ok"):
+    from labkit.lessons.execute import Result
+
+    return Result(name, outcome, seconds)
+
+
+def test_measured_seconds_of_one_host_add_up_and_the_defaults_count_before_a_preset(tmp_path, monkeypatch):
+    (tmp_path / "syllabi").mkdir()
+    path = tmp_path / "syllabi" / "measured.json"
+    monkeypatch.setattr(syllabus, "folder", lambda: tmp_path)
+    syllabus.save_measured(path, [_result("00_start_here", 20.04), _result("01_anatomy", 30.0), _result("02_image_pull", 9, "failed")], "ci")
+    syllabus.save_measured(path, [_result("01_anatomy", 200.0)], "")
+    assert [syllabus.machine_s(n) for n in ("00_start_here", "01_anatomy", "02_image_pull")] == [(20.0, "ci"), (200.0, "defaults"), (None, "")]
+    monkeypatch.setattr("labkit.core.host.card", lambda: {"title": "another machine"})
+    syllabus.save_measured(path, [_result("00_start_here", 5.0)], "ci")
+    assert syllabus.machine_s("01_anatomy") == (None, "") and syllabus.machine_s("00_start_here") == (5.0, "ci")
+
+
+def test_a_whole_notebook_never_gets_fewer_minutes_than_its_machine_took(monkeypatch):
+    monkeypatch.setattr(syllabus, "machine_s", lambda name: (3600.0, syllabus.DEFAULTS))
+    whole, part = syllabus.Part("00_start_here", "must"), syllabus.Part("00_start_here", "must", "section 1", 10)
+    assert [m for _, m in syllabus.planned((whole, part), 0.1)] == [66, 11]
