@@ -25,7 +25,8 @@ def touched_of_present(facts: Mapping[str, Any], stamp: str = "") -> Picture:
     touched = sum(t for t, _ in facts["files"].values())
     rows = [(f"the whole image ({len(facts['files'])} of {facts['files_present']} files)", touched, facts["bytes_present"])]
     rows += [(path if len(path) < 46 else "…" + path[-45:], t, size) for path, (t, size) in files]
-    text = "\n".join(f"{name}: {show_bytes(t)} of {show_bytes(size)} touched ({t / max(size, 1):.0%})" for name, t, size in rows)
+    lines = [f"{name}: {show_bytes(t)} of {show_bytes(size)} touched ({t / max(size, 1):.0%})" for name, t, size in rows]
+    text = "\n".join([*lines, stamp] if stamp else lines)
     return Picture(lambda theme: _draw_touched(rows, stamp, theme), alt="Bytes touched of bytes present. " + text.replace("\n", "; "), text=text, name="touched_of_present")
 
 
@@ -60,6 +61,7 @@ def crossover_curve(doc: Mapping[str, Any], stamp: str = "") -> Picture:
         lost = next((r["share"] for r in mine if r["lazy_s"] > full_s), None)
         lines.append(f"{link}: whole pull {show_s(full_s)}; mounted " + ", ".join(f"{r['share']:.0%} in {show_s(r['lazy_s'])}" for r in mine)
                      + ("; laziness lost at " + f"{lost:.0%}" if lost else "; laziness never lost"))
+    lines += [stamp] if stamp else []
     return Picture(lambda theme: _draw_crossover(doc, stamp, theme), alt="Time against share of the image read. " + "; ".join(lines), text="\n".join(lines), name="crossover_curve")
 
 

@@ -45,6 +45,8 @@ if [ -n "$FUSE" ]; then
     mknod -m 666 "$node/fuse" c 10 229
     [ -e /dev/fuse ] || touch /dev/fuse
     mount --bind "$node/fuse" /dev/fuse
+    { cat /etc/passwd; echo "reader:x:UID:UID:reader:/:/bin/sh"; } > "$node/passwd"
+    mount --bind "$node/passwd" /etc/passwd
 fi
 exec setpriv --reuid UID --regid UID --clear-groups --inh-caps=-all --bounding-set=-all --no-new-privs -- "$@"
 """.replace("UID", str(UID))
@@ -96,7 +98,7 @@ def as_ordinary_user(argv: Sequence[str], *, home: Path, env: Mapping[str, str] 
 
     may_gain: set-uid tools such as fusermount3 work (no_new_privs off), as they do for a user who logged in.
     bare_dev: only the devices that every container has. fuse: /dev/fuse is open to all, as udev makes it; in this command's
-    mount namespace only. memory: a limit from `memory_limit`."""
+    mount namespace only, and the user has an account (fusermount3 asks for its name). memory: a limit from `memory_limit`."""
     trees = sorted({str(Path(sys.base_prefix).resolve()), str(Path(sys.prefix).resolve()), str(Path(__file__).resolve().parents[2])})
     closed = sorted({c for t in trees for c in closed_directories(Path(t))})
     for directory, _, files in os.walk(home):
