@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 NOTE = "layers.json"
 FORMAT = 1  # of the writer's output: raise it when the same input and options shall give another blob
-FITS = 0.95  # of the chunks a new record touches must be among those the kept layer was ordered for
+FITS = 0.98  # of the chunks a new record touches must be among those the kept layer was ordered for
 
 
 @dataclass(frozen=True)

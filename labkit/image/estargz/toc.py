@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from bisect import bisect_right
 from calendar import timegm
 from dataclasses import dataclass, field
@@ -27,6 +28,10 @@ ENTRIES_LIMIT = 4_000_000
 CHUNK_LIMIT_BYTES = 128 << 20
 SIZE_LIMIT_BYTES = 1 << 50
 KINDS = frozenset(("dir", "reg", "symlink", "hardlink", "char", "block", "fifo"))
+
+
+#: ASCII, at most 255 characters, no empty part and none that starts with a dot.
+_CLEAN = re.compile(r"(?=[\x01-\x7f]{1,255}\Z)[^/.][^/]*(?:/[^/.][^/]*)*\Z").match
 
 
 class Chunk(NamedTuple):
@@ -77,6 +82,8 @@ def clean_name(raw: Any) -> str:
     """`./usr//bin/` -> `usr/bin`. Raises BadInput for names that leave the root or that no file can have."""
     if type(raw) is not str or len(raw) > 4096:
         raise _refuse(f"a name that is no name: {str(raw)[:60]!r}")
+    if _CLEAN(raw):  # nearly all of them
+        return raw
     parts = [p for p in raw.split("/") if p and p != "."]
     name = "/".join(parts)
     if ".." in parts or "\0" in name:
@@ -157,7 +164,8 @@ def parse(raw: bytes, toc_offset: int) -> Toc:
             spans.append((entry, offset, _whole(item, "chunkOffset", SIZE_LIMIT_BYTES), _whole(item, "chunkSize", SIZE_LIMIT_BYTES), digest))
     _place(spans, sorted(offsets))
     for entry in made:
-        if entry.kind == "reg" and sum(c.size for c in entry.chunks) != entry.size:
+        chunks = entry.chunks
+        if entry.kind == "reg" and (chunks[0].size if len(chunks) == 1 else sum([c.size for c in chunks])) != entry.size:
             raise _refuse(f"the chunks of {entry.name[:80]!r} do not make up its {entry.size} bytes")
     _check_tree(made)
     landmark = next((e for e in made if e.name == PREFETCH and e.chunks), None)

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--extra-dir", action="append", default=[], help="an empty directory to show (a mount point for a runtime)")
     parser.add_argument("--extra-file", action="append", default=[])
     parser.add_argument("--allow-other", action="store_true", default=None)
-    parser.add_argument("--read-ahead-kb", type=int, default=1024)
+    parser.add_argument("--read-ahead-kb", type=int, default=0, help="how far the kernel reads ahead, as root (default 256 with a recorded order, else 1024)")
     parser.add_argument("--log", default="", help="append log lines to this file (default: stderr)")
 
 

@@ -20,7 +20,8 @@ from labkit.errors import BadInput, MissingCapability
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOATIME = 1, 2, 4, 1024
 FSTYPE = "fuse.labkit"
-READAHEAD_KB = 1024
+READ_AHEAD_KB = 1024  # fewer round trips, where every touch is one
+READ_AHEAD_RECORDED_KB = 256  # what a start touches is prefetched: further ahead lies what it does not, and would wait for it
 
 __all__ = ["is_mounted", "mount", "read_ahead", "unmount"]
 
@@ -80,7 +81,7 @@ def _missing(why: str) -> MissingCapability:
                              fix="run on Linux with /dev/fuse, and install fuse3 (apt-get install fuse3); in a container add --device /dev/fuse")
 
 
-def read_ahead(target: str | os.PathLike[str], kilobytes: int = READAHEAD_KB) -> bool:
+def read_ahead(target: str | os.PathLike[str], kilobytes: int = READ_AHEAD_KB) -> bool:
     """Let the kernel read further ahead than 128 KiB: fewer, larger requests for mapped libraries. Needs root."""
     try:
         device = os.stat(target).st_dev

@@ -10,6 +10,7 @@ fetched when it is touched, or ahead of it. Lesson: notebooks/03_lazy_pull.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import threading
@@ -37,7 +38,8 @@ log = logging.getLogger("labkit.lazyfs")
 
 @dataclass(frozen=True)
 class Options:
-    """`io_timeout_s`: when a read that gets no bytes fails with EIO. `record`: file for the order of first touches."""
+    """`io_timeout_s`: when a read that gets no bytes fails with EIO. `record`: file for the order of first touches.
+    `read_ahead_kb`: how far the kernel reads ahead (0: `mount.READ_AHEAD_*`)."""
 
     cache: Path
     cache_limit_bytes: int = 64 << 30
@@ -51,7 +53,7 @@ class Options:
     extra_dirs: tuple[str, ...] = ()
     extra_files: tuple[str, ...] = ()
     allow_other: bool | None = None
-    read_ahead_kb: int = mount.READAHEAD_KB
+    read_ahead_kb: int = 0
 
 
 @dataclass
@@ -97,6 +99,14 @@ class Session:
 
     def open(self) -> Session:
         """Mount. Raises LabError; nothing stays mounted then."""
+        gc.disable()  # a hundred thousand objects that all stay: every pass over them is for nothing
+        try:
+            return self._open()
+        finally:
+            gc.freeze()
+            gc.enable()
+
+    def _open(self) -> Session:
         started_s = time.monotonic()
         manifest = self.source.manifest()
         self.config = self.source.config(manifest)
@@ -170,7 +180,8 @@ class Session:
     def after_mount(self) -> None:
         """What touches the mount itself: only once the loop runs."""
         if self.server.ready.wait(5) and os.geteuid() == 0:
-            mount.read_ahead(self.target, self.options.read_ahead_kb)
+            recorded = any(feed.prefetch for feed in self.feed.layers)
+            mount.read_ahead(self.target, self.options.read_ahead_kb or (mount.READ_AHEAD_RECORDED_KB if recorded else mount.READ_AHEAD_KB))
 
     def _tick(self) -> None:
         last = -1

@@ -104,7 +104,11 @@ def lazy_layout(layout: oci.Layout, reference: str, model_dir: Path, workspace: 
                      "size_bytes": made.size_bytes, "source_bytes": made.source_bytes, "files_touched": len(record),
                      "layers_kept": made.facts["layers_kept"]}
             (part / "made.json").write_text(json.dumps(facts))
-            os.replace(part, target)
+            try:
+                os.replace(part, target)
+            except OSError:  # another process made the same meanwhile
+                if not facts_file.exists():
+                    raise
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return oci.Layout(target), json.loads(facts_file.read_text())

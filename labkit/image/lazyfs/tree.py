@@ -119,8 +119,9 @@ def _apply(tree: Tree, entries: list[Entry], layer: int) -> None:
             links.append(entry)
         else:
             plain.append(entry)
+    known: dict[str, Node] = {}
     for entry in plain:
-        _add(tree, entry, layer)
+        _add(tree, entry, layer, known)
     waiting = links
     while waiting:
         left = [entry for entry in waiting if not _link(tree, entry, layer)]
@@ -129,7 +130,8 @@ def _apply(tree: Tree, entries: list[Entry], layer: int) -> None:
         waiting = left
 
 
-def _add(tree: Tree, entry: Entry, layer: int) -> None:
+def _add(tree: Tree, entry: Entry, layer: int, known: dict[str, Node]) -> None:
+    """`known`: directories by their text, looked up before; as files come directory by directory, nearly all are."""
     if not entry.name:
         root = tree.root
         root.mode, root.uid, root.gid, root.mtime_s = entry.mode, entry.uid, entry.gid, entry.mtime_s
@@ -142,8 +144,15 @@ def _add(tree: Tree, entry: Entry, layer: int) -> None:
         node.rdev = (entry.major & 0xFFF) << 8 | (entry.minor & 0xFF) | (entry.minor & ~0xFF) << 12
     if entry.xattrs:
         node.xattrs = {_bytes(k): v for k, v in entry.xattrs.items()}
-    parent, leaf = _parent(tree, entry.name, layer)
+    directory, _, name = entry.name.rpartition("/")
+    parent, leaf = known.get(directory), _bytes(name)
+    if parent is None:
+        parent, leaf = _parent(tree, entry.name, layer)
+        known[directory] = parent
+    assert parent.children is not None
     old = parent.children.get(leaf)
+    if old is not None and (old.children is not None or old.kind == "symlink"):
+        known.clear()  # paths that led through it lead elsewhere now
     if old is not None and old.children is not None and node.children is not None:
         node.children = old.children  # a directory over a directory keeps what is in it
         for child in node.children.values():
