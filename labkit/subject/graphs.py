@@ -94,13 +94,15 @@ class _Slot:
     position: torch.Tensor
     replay: Replay
     logits: torch.Tensor
+    cache: KVCache  # kept: a graph holds addresses, not references
 
 
 class Graphs:
     """A decode step for the engine: replayed where its batch was recorded over this very cache, eager everywhere else."""
 
     def __init__(self, model: Llama, cache: KVCache, sizes: Sequence[int], record: Recorder):
-        self.model, self.cache, self.slots = model, cache, {}
+        self.model, self.cache = model, cache
+        self.slots: dict[int, _Slot] = {}
         self.replayed = 0
         for size in sorted(sizes, reverse=True):  # the largest first: the smaller ones fit into its memory
             with timeline.span("warmup.graph", batch=size, recorder=record.label):
@@ -112,11 +114,15 @@ class Graphs:
         ids, position = torch.zeros((size, 1), dtype=torch.int64, device=device), torch.zeros(1, dtype=torch.int64, device=device)
         cache = self.cache if size == 1 else self._wide(size)
         replay, logits = record(lambda: self.model(ids, position, cache, None))
-        return _Slot(ids, position, replay, logits)
+        return _Slot(ids, position, replay, logits, cache)
 
     def _wide(self, size: int) -> KVCache:
+        """A cache for `size` requests: the first (the largest) is allocated, every smaller one is its beginning."""
+        widest = next((slot.cache for slot in self.slots.values()), None)
         made = self.model.new_cache(self.cache.context)
-        made.keys, made.values = ([torch.zeros((size, *t.shape[1:]), device=t.device, dtype=t.dtype) for t in kept] for kept in (made.keys, made.values))
+        for name in ("keys", "values"):
+            kept = getattr(widest, name) if widest else [torch.zeros((size, *t.shape[1:]), device=t.device, dtype=t.dtype) for t in getattr(made, name)]
+            setattr(made, name, [t[:size] for t in kept])
         return made
 
     def __call__(self, ids: torch.Tensor, position: torch.Tensor, cache: KVCache, reach: int | None) -> torch.Tensor:

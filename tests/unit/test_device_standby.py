@@ -80,6 +80,18 @@ def test_a_step_over_recorded_graphs_gives_the_eager_tokens(sizes):
     assert (step.replayed > 0) == (1 in sizes)
 
 
+@torch.inference_mode()
+def test_a_recorded_batch_gives_each_request_its_own_logits():
+    model = small_model()
+    cache, position, ids = model.new_cache(64), torch.tensor([0]), torch.tensor([[5], [9]])
+    step = graphs.Graphs(model, cache, (1, 2, 4), graphs.Simulated())
+    together = step(ids, position, cache, None)
+    assert step.replayed == 1
+    for row, alone in zip(together, (model(one[None], position, model.new_cache(64), None) for one in ids), strict=True):
+        assert torch.allclose(row, alone[0], atol=1e-5)
+    assert step.slots[2].cache.keys[0].data_ptr() == step.slots[4].cache.keys[0].data_ptr()
+
+
 def test_a_cache_that_was_given_back_is_never_replayed_into():
     model = small_model()
     step = graphs.Graphs(model, model.new_cache(64), (1,), graphs.Simulated())
