@@ -1,6 +1,6 @@
 """Figures of snapshots: where restoring is faster than starting, and what an image is made of.
 
-    break_even(case, read_bytes_per_s=1.2e9, host="2 × …")      # modelled lines, this host's rate marked
+    break_even(case, read_bytes_per_s=1.2e9, host="2 × …")      # modelled lines, this host's rate marked (`where`: a recorded one's)
     inside(contents)                                            # of labkit.snapshot.images.contents
 
 Lines are a model through this host's measured points, and say so. Lesson: notebooks/07_checkpoints.
@@ -19,17 +19,17 @@ from labkit.face.theme import Picture, Theme
 START, RESTORE, WHOLE = "#C2480F", "#0069A8", "#7A4FC9"
 
 
-def break_even(case: Any, read_bytes_per_s: float, host: str = "") -> Picture:
-    """Time to first token over the read rate, for a start and two restores; the host's own rate and the break-even as lines."""
+def break_even(case: Any, read_bytes_per_s: float, host: str = "", where: str = "this host") -> Picture:
+    """Time to first token over the read rate, for a start and two restores; the rate of `where` and the break-even as lines."""
     even = case.break_even_bytes_per_s()
     rows = [f"{show_rate(r)}: start {show_s(case.start_s(r))}, restore {show_s(case.restore_s(r))} (weights inside the image {show_s(case.restore_s(r, mapped=False))})"
             for r in (20e6, 100e6, 500e6, read_bytes_per_s, 5e9)]
     verdict = f"break-even at {show_rate(even)}" if even != float("inf") else "restoring never wins here"
-    text = "\n".join([f"{verdict}; this host reads {show_rate(read_bytes_per_s)}", *rows, "Lines are a model through this host's measured phases."])
-    return Picture(lambda theme: _draw(case, read_bytes_per_s, even, host, theme), alt=f"Restore against start over the read rate: {verdict}.", text=text, name="break_even")
+    text = "\n".join([f"{verdict}; {where} reads {show_rate(read_bytes_per_s)}", *rows, f"Lines are a model through phases measured on {where}."])
+    return Picture(lambda theme: _draw(case, read_bytes_per_s, even, host, where, theme), alt=f"Restore against start over the read rate: {verdict}.", text=text, name="break_even")
 
 
-def _draw(case: Any, here: float, even: float, host: str, theme: Theme) -> Any:
+def _draw(case: Any, here: float, even: float, host: str, where: str, theme: Theme) -> Any:
     figure = look.blank(9.0, 4.0)
     axes = figure.add_axes((0.09, 0.15, 0.66, 0.68))
     rates = [10e6 * 1.1**i for i in range(73)]
@@ -49,7 +49,7 @@ def _draw(case: Any, here: float, even: float, host: str, theme: Theme) -> Any:
         placed = at
         axes.annotate(f"{name}", (rates[-1], value), (1.02, at), xycoords="data", textcoords=axes.get_yaxis_transform(), color=colour, fontsize=look.BASE_PT - 1, va="center")
     axes.axvline(here, color=theme.ink, linewidth=0.9)
-    axes.annotate(f"this host {show_rate(here)}", (here, 1.02), xycoords=("data", "axes fraction"), ha="center", fontsize=look.BASE_PT - 2, color=theme.ink)
+    axes.annotate(f"{where} {show_rate(here)}", (here, 1.02), xycoords=("data", "axes fraction"), ha="center", fontsize=look.BASE_PT - 2, color=theme.ink)
     if rates[0] < even < rates[-1]:
         axes.axvline(even, color=theme.faint, linewidth=0.9, linestyle=":")
         axes.annotate(f"break-even\n{show_rate(even)}", (even, 0.96), xycoords=("data", "axes fraction"), ha="left", va="top", xytext=(4, 0), textcoords="offset points",
@@ -59,7 +59,7 @@ def _draw(case: Any, here: float, even: float, host: str, theme: Theme) -> Any:
     axes.set_yticks([t for t in (0.1, 0.3, 1, 3, 10, 30, 100, 300) if low * 0.7 <= t <= max(max(y) for *_, y in lines) * 1.2])
     axes.yaxis.set_major_formatter(lambda v, _: show_s(v))
     axes.set_xlabel("read rate of disk or link")
-    figure.text(0.012, 0.955, "Time to first token: a model through this host's measured phases", fontsize=look.BASE_PT + 2, fontweight="bold", va="center")
+    figure.text(0.012, 0.955, f"Time to first token: a model through phases measured on {where}", fontsize=look.BASE_PT + 2, fontweight="bold", va="center")
     if host:
         figure.text(0.988, 0.03, host, fontsize=look.BASE_PT - 2, color=theme.faint, ha="right")
     return figure
