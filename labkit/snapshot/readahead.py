@@ -1,10 +1,10 @@
 """Bringing a snapshot's bytes into memory ahead of CRIU, by several threads, checked on the way.
 
 CRIU reads its image in one stream and copies it page by page; a cold disk answers one stream at a third to a half of its
-rate, and the libraries that the process has mapped would come in page fault by page fault. So the files are read in
-parallel into the page cache, in the order in which the restore needs them: pages of the image, then the ranges of
-libraries and model that the process touched before its first token when the snapshot was made (its working set).
-The CRC of the pages is taken from the same bytes: checking a snapshot costs no second read.
+rate, and the libraries that the process has mapped would come in page fault by page fault. So all ranges are put into the
+disk's queue ahead (`POSIX_FADV_WILLNEED`: no copy), in the order in which the restore needs them: pages of the image, then
+what the process touched of libraries and model before its first token when the snapshot was made (its working set). Two
+threads follow and take the CRC of the pages: checking a snapshot costs no second read of the disk.
 
     with reading(snapshot) as ahead:
         pid = criu.restore(…, stopped=True)
@@ -15,6 +15,7 @@ Limit: bytes ÷ the disk's rate with a queue. Lesson: notebooks/07_checkpoints.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import threading
@@ -28,7 +29,9 @@ from labkit.snapshot import store
 from labkit.snapshot.explain import SnapshotRefused
 
 PAGE = mmap.PAGESIZE
-THREADS = 4
+#: For the pages that are checked; the rest is only asked for. 600 MB cold on two cores: four reading threads 0.6 s (0.2 to
+#: 0.8 s of CPU), two 0.4–0.6 s (0.2 to 0.3), asked for in these pieces 0.45–0.57 s (0.15).
+THREADS, ASK_BYTES = 2, 512 << 10
 #: Gaps up to this size between touched ranges are read as well: one request is cheaper than two.
 GAP_BYTES = 256 << 10
 
@@ -47,7 +50,7 @@ class Ahead:
     """What the threads did. `checked` waits for the pieces with a checksum only."""
 
     pieces: Sequence[Piece]
-    bytes_read: int = 0
+    asked_bytes: int = 0
     damaged: list[str] = field(default_factory=list)
     seconds: float = 0.0
     _next: int = 0
@@ -58,37 +61,57 @@ class Ahead:
     _stop: bool = False
 
     def start(self, threads: int = THREADS) -> None:
-        self._left_to_check = sum(p.crc is not None for p in self.pieces)
+        checked = [p for p in self.pieces if p.crc is not None]
+        asking = threading.Thread(target=self._ask, daemon=True, name="readahead-ask")
+        asking.start()
+        self._threads.append(asking)
+        self._left_to_check = len(checked)
         if not self._left_to_check:
             self._all_checked.set()
         began = timeline.now_s()
-        for _ in range(min(threads, len(self.pieces)) or 1):
-            thread = threading.Thread(target=self._work, args=(began,), daemon=True, name="readahead")
+        for _ in range(min(threads, len(checked))):
+            thread = threading.Thread(target=self._work, args=(checked, began), daemon=True, name="readahead")
             thread.start()
             self._threads.append(thread)
 
-    def _work(self, began: float) -> None:
+    def _ask(self) -> None:
+        """Put every piece into the disk's queue, in order: nothing is copied by that, and the queue's length holds it back."""
+        opened: dict[str, int] = {}
+        try:
+            for piece in self.pieces:
+                if self._stop:
+                    return
+                with contextlib.suppress(OSError):
+                    fd = opened.get(piece.path)
+                    if fd is None:
+                        fd = opened[piece.path] = os.open(piece.path, os.O_RDONLY | os.O_CLOEXEC)
+                    for at in range(piece.offset, piece.offset + piece.length, ASK_BYTES):
+                        self.asked_bytes += min(ASK_BYTES, piece.offset + piece.length - at)
+                        os.posix_fadvise(fd, at, min(ASK_BYTES, piece.offset + piece.length - at), os.POSIX_FADV_WILLNEED)
+        finally:
+            for fd in opened.values():
+                os.close(fd)
+
+    def _work(self, checked: Sequence[Piece], began: float) -> None:
         crc32, buffer = store.crc32(), mmap.mmap(-1, store.CHUNK_BYTES)
         view = memoryview(buffer)
         opened: dict[str, int] = {}
         try:
             while not self._stop:
                 with self._lock:
-                    if self._next >= len(self.pieces):
+                    if self._next >= len(checked):
                         return
-                    piece = self.pieces[self._next]
+                    piece = checked[self._next]
                     self._next += 1
                 got = self._read(piece, view, opened)
-                wrong = piece.crc is not None and (got != piece.length or crc32(view[:got]) != piece.crc)
+                wrong = got != piece.length or crc32(view[:got]) != piece.crc
                 with self._lock:
-                    self.bytes_read += max(got, 0)
                     self.seconds = timeline.now_s() - began
-                    if piece.crc is not None:
-                        if wrong:
-                            self.damaged.append(piece.name)
-                        self._left_to_check -= 1
-                        if not self._left_to_check:
-                            self._all_checked.set()
+                    if wrong:
+                        self.damaged.append(piece.name)
+                    self._left_to_check -= 1
+                    if not self._left_to_check:
+                        self._all_checked.set()
         finally:
             for fd in opened.values():
                 os.close(fd)
