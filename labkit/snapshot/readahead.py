@@ -51,6 +51,7 @@ class Ahead:
 
     pieces: Sequence[Piece]
     asked_bytes: int = 0
+    checked_bytes: int = 0
     damaged: list[str] = field(default_factory=list)
     seconds: float = 0.0
     _next: int = 0
@@ -106,6 +107,7 @@ class Ahead:
                 got = self._read(piece, view, opened)
                 wrong = got != piece.length or crc32(view[:got]) != piece.crc
                 with self._lock:
+                    self.checked_bytes += max(got, 0)
                     self.seconds = timeline.now_s() - began
                     if wrong:
                         self.damaged.append(piece.name)

@@ -104,7 +104,7 @@ def test_reading_ahead_sees_every_byte_of_a_whole_snapshot(tmp_path):
     with readahead.reading(pieces) as ahead:
         ahead.checked()
     ahead.join()
-    assert ahead.bytes_read == 5_000_000 == readahead.piece_bytes(pieces)
+    assert ahead.asked_bytes == ahead.checked_bytes == 5_000_000 == readahead.piece_bytes(pieces)
 
 
 def test_a_file_of_the_working_set_that_is_gone_stops_nothing(tmp_path):
