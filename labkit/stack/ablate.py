@@ -27,7 +27,7 @@ from labkit.technique import LAYERS, technique, techniques
 KINDS = ("add-one", "drop-one", "ladder", "factorial")
 
 #: The article's order: image pull, then model load, then start itself.
-LADDER = ("estargz-lazy", "safetensors", "labkit-streamer", "overlap", "compile-cache", "criu-process")
+LADDER = ("estargz-lazy", "safetensors", "labkit-streamer", "overlap", "compile-cache", "criu-process", "criu-container")
 
 #: Which layer's technique decides a phase's length; a phase not named here belongs to the server and stays as it was.
 PHASE_OWNER = {"pull": "image", "unpack": "image", "mount": "image", "start": "image", "import": "image", "build": "weights",
@@ -62,6 +62,9 @@ def candidates(host: Any, layers: Iterable[str] = LAYERS, scenario: str = "fresh
         if scenario in getattr(t, "not_in", ()):
             missing[t.name] = f"means nothing on a {scenario}"
             continue
+        if scenario == "fresh-node" and getattr(t, "brings", {}).get("image") == "host-env":
+            missing[t.name] = "uses the host's own interpreter and libraries, and on a fresh node nothing of the stack is there (--scenario warm-node)"
+            continue
         found = t.available(host)
         if found.ok:
             here.append(t.name)
@@ -88,7 +91,8 @@ def arms(kinds: Sequence[str], names: Sequence[str], best: Stack | None = None, 
         made += [put(naive, n) for n in names]
     if "ladder" in kinds:
         rung, on = naive, []
-        for n in (n for n in LADDER if n in names):
+        snapshots = [n for n in LADDER if n in names and technique(n).layer == "snapshot"]
+        for n in (n for n in LADDER if n in names and n not in snapshots[1:]):
             on.append(n)
             rung = put(rung, n, "ladder: " + " + ".join(on))
             made.append(rung)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from labkit.core import host
 from labkit.core.records import Run, Trial
 from labkit.errors import BadInput
-from labkit.stack.ablate import arms, distinct, effects, predict
+from labkit.stack.ablate import arms, candidates, distinct, effects, predict
 from labkit.stack.claims import ROWS, claims, figures, verdict
 from labkit.stack.compose import NAMED, Stack
 from labkit.technique import Claim
@@ -31,6 +32,20 @@ RUN = run_of({
     "safetensors": ({**NAIVE, "weights": "safetensors"}, {"pull": 4, "unpack": 4, "import": 2, "build": 0, "load": 1, "first_token": 0.1}),
     "both": ({**NAIVE, "image": "estargz-lazy", "weights": "safetensors"}, {"mount": 0.4, "import": 4, "build": 0, "load": 1, "first_token": 0.1}),
 })
+
+
+def test_on_a_fresh_node_nothing_that_uses_the_hosts_own_environment_is_compared():
+    fresh, missing = candidates(host.card(), scenario="fresh-node")
+    warm, _ = candidates(host.card(), scenario="warm-node")
+    assert "zygote" not in fresh and "zygote" in warm
+    assert "on a fresh node nothing of the stack is there" in missing["criu-process"]
+    assert not {"criu-process", "compile-cache", "no-compile"} & set(fresh)
+
+
+def test_the_ladder_ends_on_one_snapshot():
+    rungs = [s.name for s in arms(["ladder"], ["safetensors", "criu-process", "criu-container"])]
+    assert rungs == ["naive", "ladder: safetensors", "ladder: safetensors + criu-process"]
+    assert arms(["ladder"], ["safetensors", "criu-container"])[-1].layers["snapshot"] == "criu-container"
 
 
 def test_effects_are_paired_and_signed():
