@@ -60,7 +60,7 @@ class ObjectPull(ImageTechnique):
         if plan.scenario != "fresh-node":
             return self.on_warm_node(plan, artifact)
         facts = artifact.facts
-        floors = {**plan.floors_bytes, "pull@link": facts["size_bytes"], "pull@decompress_*": facts["unpacked_bytes"], "pull@disk_write": facts["unpacked_bytes"]}
+        floors = {**plan.floors_bytes, "pull@link": facts["size_bytes"], "pull@decompress_*": facts["unpacked_bytes"], "pull@memcpy": facts["unpacked_bytes"]}
         if self.codec == "none":
             del floors["pull@decompress_*"]
         image = f"s3://lab/{facts['prefix']}#{facts['reference']}"
