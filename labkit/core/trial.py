@@ -38,6 +38,7 @@ Judge = Callable[[dict[str, Any]], list[dict[str, Any]]]
 
 
 REPORT_PATIENCE_S = 10.0
+LOG_TAIL_CHARS = 8000  # a server whose files fail tells it a dozen times before its last word
 
 
 def free_port() -> int:
@@ -188,7 +189,7 @@ def _carry_out(plan: LaunchPlan, made: Trial, home: Path, ledger: Ledger, judge:
         agent.end()
         facts = {"attempts": answer.attempts, "steps": agent.facts, **({"outside_client": heard} if heard else {}),
                  **({"proc": {k: v for k, v in seen["proc"].items() if k in ("io", "rss_bytes", "peak_rss_bytes")}, "stores": seen["stores"]} if seen else {})}
-        made = replace(made, cache=cache, tokens=answer.tokens, samples=samples, facts=facts, log_tail=agent.log[-4000:])
+        made = replace(made, cache=cache, tokens=answer.tokens, samples=samples, facts=facts, log_tail=agent.log[-LOG_TAIL_CHARS:])
         made = _timed(made, answer, timeline.read(timeline_path))
         return _judged(made, plan, answer, agent, seen, judge, _oom_kills() > oom_before)
     finally:

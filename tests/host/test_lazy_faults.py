@@ -161,8 +161,9 @@ def test_a_registry_that_never_comes_back_is_the_stated_error_and_leaves_nothing
     ended_s = time.monotonic() - registry.down_s
     assert trial.outcome == "crashed" and not trial.tokens, (trial.outcome, trial.error)
     assert "import" not in registry.phases
-    said = re.search(r"ERROR blob sha256:[0-9a-f]{64} of http://\S+: bytes \d+-\d+ did not arrive in (\d+\.\d) s \(.+\): EIO", trial.log_tail)
-    assert said, trial.log_tail
-    assert 3.0 <= float(said[1]) < 4.0 and ended_s > 3  # the first of them; later reads are told sooner
+    waited_s = [float(s) for s in re.findall(r"ERROR blob sha256:[0-9a-f]{64} of http://\S+: bytes \d+-\d+ did not arrive in (\d+\.\d) s \(.+\): EIO",
+                                             trial.log_tail)]
+    assert waited_s, trial.log_tail
+    assert 3.0 <= max(waited_s) < 4.0 and ended_s > 3, trial.log_tail  # one of them; reads after it are told sooner
     assert len(re.findall(": EIO", trial.log_tail)) < 20
     assert "did not arrive" in trial.error["why"]
