@@ -200,7 +200,8 @@ def _arm(arm: str, on: Setting, ends: ExitStack) -> Callable[[], Measured] | str
 
 
 def _measured(on: Setting, codec: str, pull: Callable[[], tuple[float, dict[str, Any]]], connections: int) -> Measured:
-    """One pull onto an empty node; the counters of the server say whether the whole image crossed the link."""
+    """One pull onto an empty node and a disk at rest; the counters of the server say whether the whole image crossed the link."""
+    os.sync()  # what the arm before wrote is its own cost, not this one's
     on.served.reset()
     seconds, facts = pull()
     seen = on.served.stats()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import tempfile
 import threading
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from labkit.errors import BadInput, TransferError
 from labkit.weights import streamer
 from labkit.weights.formats.layout import Entry, Layout
 from labkit.weights.source import open_source
+from labkit.weights.streamer import local
 from labkit.weights.streamer.places import Ring, Tensors
 from labkit.weights.streamer.plan import PAGE_BYTES, File, open_files, plan_chunks
 
@@ -57,6 +59,21 @@ def test_every_byte_is_in_its_place(directory, ring, cold):
     facts = streamer.load(model, str(evicted(directory) if cold else directory), "cpu", ring=ring, chunk_bytes=8192, threads=4)
     assert right(model)
     assert facts["mapped_bytes"] or facts["direct_bytes"] + facts["cached_bytes"] >= facts["size_bytes"]
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a tmpfs at /dev/shm")
+@pytest.mark.parametrize("ring", [False, True])
+def test_files_of_a_tmpfs_are_in_memory_without_their_pages_being_counted(ring, monkeypatch):
+    def counted(*_: object) -> float:
+        raise AssertionError("cachestat of a tmpfs walks every page")
+
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
+        save_file(tensors(), Path(place) / "model.safetensors")
+        monkeypatch.setattr(local, "resident_share", counted)
+        model = empty()
+        facts = streamer.load(model, place, "cpu", ring=ring, chunk_bytes=8192)
+        assert right(model) and not facts["direct_bytes"]
+        assert facts["cached_bytes" if ring else "mapped_bytes"] >= facts["size_bytes"]
 
 
 @given(sizes=st.lists(st.integers(0, 20_000), min_size=1, max_size=8), chunk_pages=st.integers(1, 4), tail=st.sampled_from([0, 4096]))

@@ -20,6 +20,7 @@ from labkit.errors import BadInput, TransferError
 from labkit.weights.streamer.plan import PAGE_BYTES, Chunk, File, stamp_of
 
 _SYS_CACHESTAT = 451
+_NO_STORAGE = (0x01021994, 0x858458F6)  # TMPFS_MAGIC, RAMFS_MAGIC of statfs(2)
 Read = Callable[[int, list[memoryview], int], int]
 
 
@@ -39,6 +40,12 @@ def resident_share(fd: int, offset: int, length: int) -> float:
     return min(1.0, counts.cached * PAGE_BYTES / max(length, 1))
 
 
+def in_memory(fd: int) -> bool:
+    """Is the file in a file system that has no storage below it (tmpfs, ramfs)? Counting its pages would cost what reading them does."""
+    kind = (ctypes.c_long * 32)()  # struct statfs begins with f_type
+    return ctypes.CDLL(None, use_errno=True).fstatfs(fd, kind) == 0 and kind[0] in _NO_STORAGE
+
+
 class LocalFile:
     """One shard, open twice: buffered, and direct where the file system can. `read(chunk, memory)` fills the memory."""
 
@@ -56,7 +63,8 @@ class LocalFile:
             if error.errno != errno.EINVAL:
                 self.close()
                 raise
-        self.share = resident_share(self.fd, 0, file.size_bytes)
+        self.in_memory = in_memory(self.fd)
+        self.share = 1.0 if self.in_memory else resident_share(self.fd, 0, file.size_bytes)
 
     def _changed(self) -> BadInput:
         return BadInput(f"{self.path} changed while it was read", why="its parts would be of two versions; nothing was loaded",
@@ -74,7 +82,7 @@ class LocalFile:
 
     def read(self, chunk: Chunk, memory: memoryview) -> None:
         """Exactly `chunk.length` bytes. Raises TransferError, BadInput (the file ended early)."""
-        cached = self.share > 0 and resident_share(self.fd, chunk.offset, chunk.length) > 0.9
+        cached = self.in_memory or (self.share > 0 and resident_share(self.fd, chunk.offset, chunk.length) > 0.9)
         done = 0
         if self.direct >= 0 and not cached:
             done = self._direct(chunk, memory)
