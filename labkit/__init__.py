@@ -20,7 +20,6 @@ _NAMES = {
     "doctor": "labkit.core.host",
     "host_card": "labkit.core.host:card",
     "techniques": "labkit.technique",
-    "technique": "labkit.technique",
     "Stack": "labkit.stack",
     "experiment": "labkit.stack",
     "Experiment": "labkit.stack",

@@ -94,6 +94,7 @@ class Subject:
     bucket: str = ""
     model_key: str = ""  # key prefix of the checkpoint in the bucket, "models/small"
     preset: str = "small"
+    device: str = "cpu"  # what the server is told; an artifact that holds compiled code is made for it
 
 
 @dataclass(frozen=True)

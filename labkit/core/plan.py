@@ -15,7 +15,7 @@ Techniques build plans (`Technique.apply`); they never run them. Lesson: noteboo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -40,6 +40,12 @@ class Step:
     call: str
     args: dict[str, Any] = field(default_factory=dict)
     background: bool = False
+
+
+def told_device(server_args: Sequence[str]) -> str:
+    """The device of a server with these arguments: the last --device counts, none means cpu."""
+    told = [value for flag, value in zip(server_args, server_args[1:], strict=False) if flag == "--device"]
+    return told[-1] if told else "cpu"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core.host import capability, package_version
-from labkit.core.plan import LaunchPlan, Step, StepContext
+from labkit.core.plan import LaunchPlan, Step, StepContext, told_device
 from labkit.core.units import show_bytes
 from labkit.core.workspace import Workspace
 from labkit.technique import YES, Artifact, Availability, Claim, Evidence, Seen, Subject, register
@@ -40,8 +40,7 @@ def cache_environment(folder: str) -> dict[str, str]:
 
 def on_gpu(plan: LaunchPlan) -> bool:
     """Whether the server of this plan was told to run on a GPU (the last --device counts)."""
-    told = [value for flag, value in zip(plan.server_args, plan.server_args[1:], strict=False) if flag == "--device"]
-    return bool(told) and told[-1].startswith("cuda")
+    return told_device(plan.server_args).startswith("cuda")
 
 
 class _Compiled:
@@ -94,14 +93,14 @@ class CompileCache(_Compiled):
         from labkit.core import timeline
         from labkit.device.standalone import one_token
 
-        identity = [str(subject.model_dir), package_version("torch"), capability("gpu").ok, sorted(p.name for p in subject.model_dir.iterdir()), os.uname().machine]
+        identity = [str(subject.model_dir), package_version("torch"), subject.device, sorted(p.name for p in subject.model_dir.iterdir()), os.uname().machine]
         digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
         folder = workspace.artifacts / f"compile-cache-{digest}"
         if not (folder / "whole").exists():
             shutil.rmtree(folder, ignore_errors=True)
             (folder / "cache").mkdir(mode=0o700, parents=True)
             began = timeline.now_s()
-            one_token(subject.model_dir, extra=("--compile",), environment=cache_environment(str(folder / "cache")))
+            one_token(subject.model_dir, extra=("--compile", "--device", subject.device), environment=cache_environment(str(folder / "cache")))
             (folder / "whole").write_text(str(timeline.now_s() - began))
         cache = folder / "cache"
         return Artifact(self.name, digest, {"cache": str(cache)}, {"prepare_s": float((folder / "whole").read_text()), "files": compiled_files(cache),

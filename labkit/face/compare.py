@@ -30,9 +30,9 @@ _LABEL_CHARS = 24
 def strip(run: Run, arms: Sequence[str] | None = None) -> Picture:
     """Raw trials of each arm. Raises BadInput for a run without trials."""
     names = _arms(run, arms)
-    text = f"Time to first token, every trial\n{words.strip_text(run, names)}\n{_caption(run, names)}"
-    return Picture(lambda theme: _draw_strip(run, names, theme), alt="Strip plot of raw trials. " + words.strip_text(run, names).replace("\n", ". "),
-                   text=text, name="strip")
+    text = f"{_headed('Time to first token, every trial', run)}\n{words.strip_text(run, names)}\n{_caption(run, names)}"
+    return Picture(lambda theme: _draw_strip(run, names, theme),
+                   alt=_headed("Strip plot of raw trials.", run) + " " + words.strip_text(run, names).replace("\n", ". "), text=text, name="strip")
 
 
 def compare(run: Run, against: str = "", arms: Sequence[str] | None = None, phase: str = "") -> Picture:
@@ -42,9 +42,9 @@ def compare(run: Run, against: str = "", arms: Sequence[str] | None = None, phas
     if base not in names:
         raise BadInput(f"no arm {base!r} in run {run.id}", fix="one of: " + ", ".join(names))
     lines = [_compared(run, name, base, phase) for name in names]
-    text = "\n".join([f"{'Time to first token' if not phase else phase}, medians with 95 % intervals, against {base}"]
+    text = "\n".join([_headed(f"{'Time to first token' if not phase else phase}, medians with 95 % intervals, against {base}", run)]
                      + [f"{c['arm']}: {c['words']}" for c in lines] + [_caption(run, names)])
-    return Picture(lambda theme: _draw_compare(run, names, lines, base, phase, theme), alt="Comparison plot. " + "; ".join(f"{c['arm']}: {c['words']}" for c in lines) + ".",
+    return Picture(lambda theme: _draw_compare(run, names, lines, base, phase, theme), alt=_headed("Comparison plot.", run) + " " + "; ".join(f"{c['arm']}: {c['words']}" for c in lines) + ".",
                    text=text, name="compare")
 
 
@@ -54,6 +54,15 @@ def phases(run: Run, arms: Sequence[str] | None = None) -> Picture:
     text = "\n\n".join(words.waterfall_text(s) for s in shown)
     alt = "Stacked phases of the median trial of each arm. " + "; ".join(words.title(s) for s in shown) + "."
     return Picture(lambda theme: _draw_phases(run, shown, theme), alt=alt, text=text, name="phases")
+
+
+def stamp(run: Run) -> str:
+    """What must stand on every figure and table of this run, or ""."""
+    return words.stamp(words.Shown(run.trials[0], replayed_from=words.replayed_from(run), simulated=words.simulated(run))) if run.trials else ""
+
+
+def _headed(title: str, run: Run) -> str:
+    return f"{title}   [{stamp(run)}]" if stamp(run) else title
 
 
 def _arms(run: Run, arms: Sequence[str] | None) -> list[str]:
@@ -113,9 +122,9 @@ def _ratio_words(r: dict[str, Any]) -> str:
 
 def _frame(run: Run, names: Sequence[str], title: str, right_in: float, theme: Theme, legend_in: float = 0.0) -> tuple[Any, Any]:
     caption = textwrap.wrap(_caption(run, names), 150)
-    marks = [m for m in (words.stamp(words.Shown(run.trials[0], replayed_from=words.replayed_from(run), simulated=words.simulated(run))),) if m] if run.trials else []
+    mark = stamp(run)
     labels = ["\n".join(textwrap.wrap(n, _LABEL_CHARS, break_long_words=True)[:3]) for n in names]
-    head_in, foot_in = 0.55 + (0.36 if marks else 0) + legend_in, 0.74 + 0.17 * (len(caption) - 1)
+    head_in, foot_in = 0.55 + (0.36 if mark else 0) + legend_in, 0.74 + 0.17 * (len(caption) - 1)
     row_in = max(_ROW_IN, 0.2 * max(label.count("\n") + 1 for label in labels) + 0.1)
     height_in = head_in + foot_in + row_in * len(names) + 0.1
     left_in = 0.3 + 0.092 * max(len(part) for label in labels for part in label.split("\n"))
@@ -129,8 +138,8 @@ def _frame(run: Run, names: Sequence[str], title: str, right_in: float, theme: T
     axes.set_axisbelow(True)
     axes.set_xlabel("seconds since the request", fontsize=look.BASE_PT - 1)
     figure.text(0.012, 1 - 0.27 / height_in, title, fontsize=look.BASE_PT + 2, fontweight="bold", va="center")
-    if marks:
-        figure.text(0.016, 1 - 0.65 / height_in, marks[0], va="center", fontsize=look.BASE_PT + 1, fontweight="bold",
+    if mark:
+        figure.text(0.016, 1 - 0.65 / height_in, mark, va="center", fontsize=look.BASE_PT + 1, fontweight="bold",
                     bbox={"boxstyle": "round,pad=0.3", "facecolor": "none", "edgecolor": theme.ink, "linewidth": 1.2})
     figure.text(0.012, 0.085 / height_in, "\n".join(caption), fontsize=look.BASE_PT - 2, color=theme.faint, va="bottom", linespacing=1.3)
     return figure, axes

@@ -45,7 +45,8 @@ def effects_table(run: Run, against: str = "naive") -> Table:
         else:
             moved = sorted(((p, e.phases.get(p, 0.0) - base.get(p, 0.0)) for p in set(base) | set(e.phases)), key=lambda m: -abs(m[1]))[:3]
             rows.append((e.arm, _ratio(e.ratio), show_s(e.saved_s), str(e.n), ", ".join(f"{p} {'+' if d > 0 else ''}{show_s(d)}" for p, d in moved if abs(d) > 0.005)))
-    return Table(("arm", f"time ÷ {against}", "saved", "n", "phases that moved most"), tuple(rows), compare._caption(run, [n for n in run.arm_names if run.of_arm(n)]))
+    return Table(("arm", f"time ÷ {against}", "saved", "n", "phases that moved most"), tuple(rows),
+                 " · ".join(part for part in (compare.stamp(run), compare._caption(run, [n for n in run.arm_names if run.of_arm(n)])) if part))
 
 
 def predictions(run: Run) -> Picture:

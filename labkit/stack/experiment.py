@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from labkit.core import cold, floor, host, records
 from labkit.core.apart import apart
 from labkit.core.ledger import Ledger
-from labkit.core.plan import LaunchPlan
+from labkit.core.plan import LaunchPlan, told_device
 from labkit.core.trial import run_trial
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, LabError, MissingCapability
@@ -167,7 +167,8 @@ class _Conduct:
         if imaged:
             self.tell("note", "image of the subject")
             layout, reference_name = apart(_image, self.space, self.what.image_extra_bytes, ledger=self.ledger)
-        return Subject(model_dir=model, image_layout=layout, image_reference=reference_name, preset=self.what.preset), tokens
+        return Subject(model_dir=model, image_layout=layout, image_reference=reference_name, preset=self.what.preset,
+                       device=told_device(self.what.server_args)), tokens
 
     def _serve(self, subject: Subject) -> Subject:
         """Publish what a fresh node finds at the other end of the link, and serve it from processes of their own."""

@@ -219,3 +219,17 @@ def test_the_learners_own_matplotlib_settings_are_left_alone(naive):
     before = dict(matplotlib.rcParams)
     waterfall(naive).png()
     assert dict(matplotlib.rcParams) == before
+
+
+def test_a_replayed_run_says_so_in_every_figure_table_and_text_twin(arms):
+    from labkit.face.stacking import effects_table
+    from labkit.lessons.replay import marked
+
+    live = json_copy(arms, simulated="")
+    shown = marked(live)
+    stamp = compare.stamp(shown)
+    assert stamp.startswith("replayed from ") and not compare.stamp(live)
+    for picture in (compare.strip(shown), compare.compare(shown), compare.phases(shown)):
+        assert stamp in picture.text, picture.name
+        assert stamp in picture.alt or stamp.capitalize() in picture.alt or stamp in picture.text.splitlines()[0], picture.name
+    assert stamp in effects_table(shown).text and stamp in effects_table(shown).html()
