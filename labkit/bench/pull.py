@@ -29,7 +29,8 @@ from labkit.errors import BadInput
 from labkit.image import objectpull, oci, push
 from labkit.image.codecs import codec_of, decompress, file_chunks
 from labkit.image.registry import publish_image
-from labkit.image.unpack import Limits, unpack_image
+from labkit.image.tree import Limits
+from labkit.image.unpack import unpack_image
 from labkit.net import link as link_room
 from labkit.net.serving import Served, serving
 

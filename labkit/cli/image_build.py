@@ -107,7 +107,8 @@ def add_unpack_arguments(parser: argparse.ArgumentParser) -> None:
 def run_unpack(args: argparse.Namespace) -> int:
     from labkit.cli.output import last_line
     from labkit.image import oci
-    from labkit.image.unpack import Limits, unpack_image
+    from labkit.image.tree import Limits
+    from labkit.image.unpack import unpack_image
 
     layout, began = oci.Layout(args.layout), time.monotonic()
     facts = unpack_image(layout, layout.manifest(args.name), args.rootfs, fast=args.fast, limits=Limits(absolute_links=args.absolute_links))

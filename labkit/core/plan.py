@@ -99,7 +99,8 @@ class StepContext:
 
     Well-known state keys: `rootfs` (path of the unpacked or mounted image), `image_config` (OCI config dict),
     `server_pid` (host pid of the server, set by the step that starts or restores it), `server_process` (its Popen, when the
-    agent is its parent), `server_log` (a bounded deque of output lines, filled by whoever drains the server's pipe)."""
+    agent is its parent), `server_log` (a bounded deque of output lines, filled by whoever drains the server's pipe),
+    `link_free_when` (a file that appears when what the start needs first has come: what can wait leaves it the link)."""
 
     node: Path
     port: int

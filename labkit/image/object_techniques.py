@@ -28,7 +28,7 @@ def object_pull(ctx: StepContext, image: str, connections: int = 0, part_bytes: 
     import os
 
     from labkit.image import objectpull
-    from labkit.image.unpack import Limits
+    from labkit.image.tree import Limits
 
     env = {**os.environ, **ctx.server_env}
     with objectpull.source_of(image, env) as source:

@@ -22,7 +22,8 @@ from typing import Any
 from labkit.core.plan import StepContext
 from labkit.errors import BadInput, TransferError
 from labkit.image import oci
-from labkit.image.unpack import Limits, unpack_image
+from labkit.image.tree import Limits
+from labkit.image.unpack import unpack_image
 from labkit.net.fetch import Client, fetch_file
 
 STREAMS = 3

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from labkit import errors
-from labkit.image.unpack import Limits, apply_layer, growing
+from labkit.image.tree import Limits, growing
+from labkit.image.unpack import apply_layer
 
 SLOTS, SLOT_BYTES = 32, 1 << 20
 _MESSAGE = struct.Struct("<ii")  # slot, bytes in it; or one of these two

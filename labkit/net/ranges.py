@@ -118,15 +118,16 @@ def plan(url: str, size_bytes: int, part_bytes: int = PART_BYTES, start: int = 0
 class Fetching:
     """The engine. `run` blocks; `on_done(part)` comes from a fetching thread, once a part, when nobody writes to it any more.
 
-    `on_progress(part, at)`: bytes of the part before `at` are in place (at least every 256 KiB)."""
+    `on_progress(part, at)`: bytes of the part before `at` are in place (at least every 256 KiB). `may_go()`: asked before each
+    part; while it says no, nothing new is asked for (somebody else needs the link more)."""
 
     def __init__(self, client: Client, parts: Sequence[Part], into: Into | None = None, *, connections: int = 8, hedge: bool = True,
                  headers: Mapping[str, str] | None = None, on_done: Callable[[Part], Any] | None = None,
-                 on_progress: Callable[[Part, int], Any] | None = None):
+                 on_progress: Callable[[Part, int], Any] | None = None, may_go: Callable[[], bool] = lambda: True):
         self.client, self.into, self.hedge, self.headers = client, into, hedge, dict(headers or {})
         self.flights = [Flight(p, n) for n, p in enumerate(parts)]
         self.connections = max(1, min(connections, len(self.flights)))
-        self.on_done, self.on_progress = on_done, on_progress
+        self.on_done, self.on_progress, self.may_go = on_done, on_progress, may_go
         self._next = 0
         self._left = len(self.flights)
         self._changed = threading.Condition()
@@ -195,7 +196,7 @@ class Fetching:
                 flight = self._straggler(now_s)
                 if flight is not None:
                     self.hedges += 1
-                elif self._next < len(self.flights):
+                elif self._next < len(self.flights) and self.may_go():
                     flight = self.flights[self._next]
                     self._next += 1
                 if flight is not None:

@@ -66,7 +66,7 @@ class CriuProcess:
     title = "restore the server process with CRIU, weights mapped from the model's file"
     claims: tuple[Claim, ...] = ()
     brings = {"image": "host-env", "process": "process"}
-    makes_moot = ("image", "process", "weights", "device")
+    makes_moot = ("image", "process", "weights", "device")  # layers whose choice changes nothing any more
     loader = MAPPED
 
     def available(self, host: Any) -> Availability:
@@ -148,7 +148,7 @@ class CriuProcess:
             crossing = {self._key(artifact): artifact.facts.get("stored_bytes", artifact.facts["size_bytes"]), artifact.facts["model_key"]: sum(mapped.values())}
             floors["pull"] = floors.get("pull", 0) + sum(crossing.values())
         steps += (Step("restore", self.restore_call, {"snapshot": artifact.paths["snapshot"], "lazy": bool(os.environ.get("LABKIT_LAZY_PAGES"))}),)
-        plan = replace(plan, steps=steps, floors_bytes=floors, replaces=(*plan.replaces, *self.makes_moot),
+        plan = replace(plan, steps=steps, floors_bytes=floors, replaces=(*plan.replaces, *CriuProcess.makes_moot),
                        state={**plan.state, "snapshot_nonce": artifact.facts["nonce"], "snapshot_bytes": artifact.facts["size_bytes"],
                               "snapshot_crossing": crossing})
         if not remote:
@@ -213,6 +213,7 @@ class CriuContainer(CriuProcess):
     name = "criu-container"
     title = "restore the server's container with CRIU, through runc"
     brings = {"process": "runc"}
+    makes_moot = ("process", "weights", "device")  # it still runs on the image's files
     restore_call = "labkit.snapshot.container:restore"
 
     def available(self, host: Any) -> Availability:

@@ -75,11 +75,13 @@ def combined(run: records.Run, names: list[str]) -> list[Stack]:
     winners = {layer: options[0] for layer, options in ranked.items()}
 
     def assemble(chosen: dict[str, str]) -> Stack:
+        moot = getattr(technique(chosen["snapshot"]), "makes_moot", ()) if "snapshot" in chosen else ()
         stack = Stack.parse("naive")
         for layer in LAYERS:
-            if layer in chosen:
+            if layer in chosen and layer not in moot:
                 stack = put(stack, chosen[layer])
-        return Stack(" + ".join(chosen[layer] for layer in LAYERS if layer in chosen), stack.layers)
+        # A technique that another one brought its own companion for is not in the stack, nor in its name.
+        return Stack(" + ".join(chosen[layer] for layer in LAYERS if chosen.get(layer) and stack.layers.get(layer) == chosen[layer]), stack.layers)
 
     without_snapshot = {k: v for k, v in winners.items() if k != "snapshot"}
     made = [assemble(winners)] if winners else []
@@ -87,7 +89,15 @@ def combined(run: records.Run, names: list[str]) -> list[Stack]:
         made.append(assemble(without_snapshot))
     for layer, options in ranked.items():
         made += [assemble({**(without_snapshot if layer != "snapshot" else winners), layer: other}) for other in options[1:2]]
-    return made
+    return [s for s in made if _means_something(s)]
+
+
+def _means_something(stack: Stack) -> bool:
+    try:
+        stack.refuse_nonsense()
+    except BadInput:
+        return False
+    return True
 
 
 def verdict(run: records.Run, leaders: list[Stack], seed: int) -> tuple[Stack, float, dict[str, Any], str]:

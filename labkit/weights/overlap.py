@@ -4,7 +4,8 @@ A start is a chain – image, interpreter, imports, weights – in which network
 the weights depends on the interpreter, so the node agent starts moving them at once, beside the chain, and the loader
 finds them in the page cache. Limit: the longer of the two paths, not their sum; on one link both share its rate.
 
-    fresh-node   small files first (the server's build needs them), then the shards in parallel ranges, to the node's disk
+    fresh-node   small files first (the server's build needs them), then the shards in parallel ranges, to the node's disk;
+                 while a lazy mount fetches what the start is known to touch, the shards wait: that is needed first
     warm-node    the shards are read ahead into the page cache
 
 Lesson: notebooks/08_stacking.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +35,10 @@ SPAN = "load.ahead"
 PARTIAL = ".partial"
 PATIENCE_S = 600.0
 READ_BYTES = 4 << 20
+PART_BYTES = 2 << 20  # what is under way cannot be called back
+SMALL = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors.index.json")
+PARTS_BESIDE = 2  # none would leave the link idle between the mount's requests
+YIELD_S = 20.0  # a mount that is stuck holds nobody up for longer
 
 
 def read_ahead(ctx: StepContext, directory: str) -> dict[str, Any]:
@@ -59,17 +65,49 @@ def fetch_small(ctx: StepContext, model: str, environment: dict[str, str]) -> di
     source = _source(model, environment)
     target = ctx.node / "model"
     target.mkdir()
-    total = 0
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors.index.json"):
+
+    def fetch(name: str) -> int:
         data = source.read(name)
-        if data is not None:
-            (target / name).write_bytes(data)
-            total += len(data)
+        return 0 if data is None else (target / name).write_bytes(data)
+
+    with ThreadPoolExecutor(len(SMALL)) as many:  # a round trip each
+        total = sum(many.map(fetch, SMALL))
     ctx.state["ahead"] = str(target)
     at = ctx.server_args.index("--model")
     ctx.server_args[at + 1] = str(target)
     ctx.server_binds.append((str(target), str(target)))
     return {"bytes_fetched": total}
+
+
+class ImageFirst:
+    """Leaves the link to a lazy mount while it fetches what a recorded start touched: few parts of the weights at a time."""
+
+    def __init__(self, ctx: StepContext, parts: int = PARTS_BESIDE):
+        self.ctx, self.parts = ctx, parts
+        self.yielded_s = 0.0
+        self._since_s, self._over, self._under_way = 0.0, False, 0
+        self._lock = threading.Lock()
+
+    def may_go(self) -> bool:
+        """Asked before each part; yes counts it as under way."""
+        with self._lock:
+            if self._under_way >= self.parts and not self._free():
+                return False
+            self._under_way += 1
+            return True
+
+    def done(self, _part: Any) -> None:
+        with self._lock:
+            self._under_way -= 1
+
+    def _free(self) -> bool:
+        sign = self.ctx.state.get("link_free_when")
+        if not sign or self._over:
+            return True
+        self._since_s = self._since_s or time.monotonic()
+        self.yielded_s = time.monotonic() - self._since_s
+        self._over = os.path.exists(sign) or self.yielded_s > YIELD_S
+        return self._over
 
 
 def fetch_shards(ctx: StepContext, model: str, environment: dict[str, str], connections: int = 8) -> dict[str, Any]:
@@ -78,7 +116,7 @@ def fetch_shards(ctx: StepContext, model: str, environment: dict[str, str], conn
     from labkit.net.ranges import Into, fetch_ranges
 
     began = timeline.now_s()
-    source, target = _source(model, environment), Path(ctx.state["ahead"])
+    source, target, image_first = _source(model, environment), Path(ctx.state["ahead"]), ImageFirst(ctx)
     total = 0
     try:
         with Client() as client:
@@ -86,14 +124,25 @@ def fetch_shards(ctx: StepContext, model: str, environment: dict[str, str], conn
                 size = int(client.ask("HEAD", source.url(name)).headers["content-length"])
                 with open(target / (name + PARTIAL), "wb") as file:
                     os.posix_fallocate(file.fileno(), 0, size)
-                    fetch_ranges(client, source.url(name), size, Into.file(file.fileno()), connections=connections)
+                    fetch_ranges(client, source.url(name), size, Into.file(file.fileno()), part_bytes=PART_BYTES, connections=connections,
+                                 may_go=image_first.may_go, on_done=image_first.done)
                 os.rename(target / (name + PARTIAL), target / name)
                 total += size
     except BaseException as error:
         (target / ".failed").write_text(f"{type(error).__name__}: {error}")
         raise
-    timeline.write(SPAN, began, timeline.now_s(), source="agent", path=str(ctx.timeline_path), bytes=total)
-    return {"bytes_fetched": total}
+    timeline.write(SPAN, began, timeline.now_s(), source="agent", path=str(ctx.timeline_path), bytes=total, yielded_s=image_first.yielded_s)
+    return {"bytes_fetched": total, "yielded_s": image_first.yielded_s}
+
+
+def know_http(ctx: StepContext, **_: Any) -> None:
+    """Before t0, as a node agent would: how to ask a bucket. Nothing is asked for."""
+    import urllib.request  # noqa: F401
+
+    import labkit.net.ranges  # noqa: F401
+
+
+fetch_small.before_t0 = fetch_shards.before_t0 = know_http  # type: ignore[attr-defined]
 
 
 def _source(model: str, environment: dict[str, str]) -> Source:

@@ -88,6 +88,10 @@ def test_the_mount_shows_what_unpacking_makes_and_touching_little_fetches_little
     with mounted(registry, tmp_path, "--no-background", "--record", str(tmp_path / "record")) as (target, _):
         assert (target / "etc/hostname").read_text() == "tiny\n"
         few = registry.stats()["bytes_sent"]
+        until = time.monotonic() + 10
+        while not (tmp_path / "stats.prefetched").exists():  # what waits for the link goes by this
+            assert time.monotonic() < until
+            time.sleep(0.01)
         assert tree(target) == tree(image / "tree")
     assert few < registry.stats()["bytes_sent"] * 0.6
     assert access_record.read(tmp_path / "record")[0].path == "etc/hostname"

@@ -16,7 +16,8 @@ from labkit.image import build, closure, oci
 from labkit.image.layers import Entry, read_tar, tar_chunks, write_layer
 from labkit.image.rootfs import lay_out, resolve
 from labkit.image.start import interpreter_of
-from labkit.image.unpack import apply_layer, growing
+from labkit.image.tree import growing
+from labkit.image.unpack import apply_layer
 
 
 def test_the_tiny_image_has_the_same_digest_every_time(tmp_path):

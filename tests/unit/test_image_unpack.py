@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from labkit.errors import BadInput
 from labkit.image import oci, tiny
-from labkit.image.unpack import Limits, Tree, apply_layer, growing, unpack_image
+from labkit.image.tree import Limits, Tree, growing
+from labkit.image.unpack import apply_layer, unpack_image
 
 FILE, LINK, HARD, DIR, CHAR, FIFO = tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE
 

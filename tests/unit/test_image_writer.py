@@ -11,7 +11,8 @@ import time
 import pytest
 
 from labkit.errors import BadInput, LabError
-from labkit.image.unpack import Limits, apply_layer, growing
+from labkit.image.tree import Limits, growing
+from labkit.image.unpack import apply_layer
 from labkit.image.writer import SLOT_BYTES, SLOTS, Writer, writing
 
 

@@ -10,6 +10,7 @@ from labkit.errors import BadInput
 from labkit.stack.ablate import arms, candidates, distinct, effects, predict
 from labkit.stack.claims import ROWS, claims, figures, verdict
 from labkit.stack.compose import NAMED, Stack
+from labkit.stack.search import combined
 from labkit.technique import Claim
 
 NAIVE = {"image": "full-pull", "process": "process", "weights": "pickle"}
@@ -46,6 +47,23 @@ def test_the_ladder_ends_on_one_snapshot():
     rungs = [s.name for s in arms(["ladder"], ["safetensors", "criu-process", "criu-container"])]
     assert rungs == ["naive", "ladder: safetensors", "ladder: safetensors + criu-process"]
     assert arms(["ladder"], ["safetensors", "criu-container"])[-1].layers["snapshot"] == "criu-container"
+
+
+def test_a_container_snapshot_on_another_image_is_another_arm():
+    made = arms(["add-one", "ladder"], ["estargz-lazy", "labkit-streamer", "criu-container"])
+    assert [(s.layers["image"], s.name) for s in made if s.layers.get("snapshot")] == [
+        ("full-pull", "criu-container"), ("estargz-lazy", "ladder: estargz-lazy + labkit-streamer + criu-container")]
+
+
+def test_the_search_combines_only_what_goes_together():
+    layers = {"naive": {}, "overlap": {"weights": "overlap"}, "labkit-streamer": {"weights": "labkit-streamer"}, "zygote": {"image": "host-env", "process": "zygote"},
+              "criu-container": {"process": "runc", "snapshot": "criu-container"},
+              "criu-process": {"image": "host-env", "process": "process", "snapshot": "criu-process"}}
+    seconds = {"naive": 3.4, "overlap": 2.1, "labkit-streamer": 2.2, "zygote": 1.3, "criu-container": 0.7, "criu-process": 0.8}
+    run = run_of({name: ({**NAIVE, **layers[name]}, {"load": seconds[name]}) for name in layers})
+    made = {s.name: s.layers for s in combined(run, [n for n in layers if n != "naive"])}
+    assert set(made) == {"criu-container", "zygote + overlap", "zygote + labkit-streamer", "criu-process"}
+    assert made["criu-container"]["image"] == "full-pull" and made["criu-process"]["image"] == "host-env"
 
 
 def test_effects_are_paired_and_signed():

@@ -38,6 +38,40 @@ def test_the_shards_arrive_whole_and_the_server_is_led_to_them(tmp_path, checkpo
     assert [s.name for s in read(ctx.timeline_path)] == ["load.ahead"]
 
 
+def test_the_shards_leave_the_link_to_a_mount_until_it_has_what_the_start_touches(tmp_path):
+    ctx = context(tmp_path)
+    link = overlap.ImageFirst(ctx, parts=2)
+    assert all(link.may_go() for _ in range(5))  # nothing is mounted yet
+    for _ in range(5):
+        link.done(None)
+    sign = tmp_path / "lazyfs.prefetched"
+    ctx.state["link_free_when"] = str(sign)
+    assert [link.may_go() for _ in range(3)] == [True, True, False]
+    link.done(None)
+    assert [link.may_go() for _ in range(2)] == [True, False]
+    sign.touch()
+    assert all(link.may_go() for _ in range(5))
+
+
+def test_a_mount_that_is_stuck_holds_the_shards_up_for_a_while_only(tmp_path, monkeypatch):
+    link = overlap.ImageFirst(context(tmp_path, state={"link_free_when": str(tmp_path / "never")}), parts=0)
+    now = [100.0]
+    monkeypatch.setattr(overlap.time, "monotonic", lambda: now[0])
+    assert not link.may_go()
+    now[0] += overlap.YIELD_S + 1
+    assert link.may_go() and link.yielded_s > overlap.YIELD_S
+
+
+def test_shards_come_whole_beside_a_mount_that_never_says_it_is_done(tmp_path, checkpoint):
+    publish_model(tmp_path / "store", checkpoint, "models/x")
+    with serving("store", tmp_path / "store") as served:
+        ctx = context(tmp_path, state={"link_free_when": str(tmp_path / "never")})
+        overlap.fetch_small(ctx, "s3://lab/models/x", {"AWS_ENDPOINT_URL": served.url})
+        facts = overlap.fetch_shards(ctx, "s3://lab/models/x", {"AWS_ENDPOINT_URL": served.url})
+    assert facts["bytes_fetched"] == 10_240_000
+    assert (tmp_path / "model/model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
+
+
 def test_a_store_that_is_gone_is_told_to_the_waiting_loader(tmp_path):
     (tmp_path / "model").mkdir()
     ctx = context(tmp_path, state={"ahead": str(tmp_path / "model")})

@@ -20,6 +20,7 @@ from pathlib import Path
 from labkit.core.units import parse_bytes
 from labkit.errors import LabError, MissingCapability, TransferError
 from labkit.image.lazyfs.session import Options, Session
+from labkit.image.lazyfs.stats import prefetched
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +79,9 @@ def _announce(session: Session) -> None:
     session.after_mount()
     print(json.dumps({"mounted": session.target, "pid": os.getpid(), "fetched_bytes": sum(session.stats.bytes.values()), **session.facts,
                       "config": session.config}), flush=True)
+    if session.stats.path:
+        session.feed.prefetched.wait()
+        prefetched(session.stats.path).touch()
 
 
 def main(argv: Sequence[str]) -> int:

@@ -67,6 +67,11 @@ class Stats:
         self._last = body
 
 
+def prefetched(path: str | os.PathLike[str]) -> Path:
+    """The file that appears beside the counters when a mount has what a recorded start touched."""
+    return Path(path).with_suffix(".prefetched")
+
+
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """{} where there are none yet."""
     try:

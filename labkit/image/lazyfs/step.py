@@ -1,7 +1,7 @@
 """The node agent's step: mount an image lazily on this node, in a process of its own, noted for take-down.
 
     Step("mount", "labkit.image.lazyfs.step:mount_image", {"reference": "http://127.0.0.1:5000/lab/subject:esgz"})
-    # ctx.state: rootfs, image_config, lazyfs_stats; what the mount logs is in server_log, between the server's own lines
+    # ctx.state: rootfs, image_config, lazyfs_stats, link_free_when; what the mount logs is in server_log, between the server's own lines
 
 Limit: two round trips and the TOC (12 µs an entry). Lesson: notebooks/03_lazy_pull.
 """
@@ -20,6 +20,7 @@ from typing import Any
 from labkit.core.ledger import unmount
 from labkit.core.plan import StepContext
 from labkit.errors import BadInput, MissingCapability, TransferError, TrialError
+from labkit.image.lazyfs.stats import prefetched
 from labkit.image.start import drain
 
 _KINDS = {kind.__name__: kind for kind in (BadInput, MissingCapability, TransferError)}
@@ -84,6 +85,7 @@ def mount_image(ctx: StepContext, reference: str = "", options: list[str] | None
         doc = said["error"]
         raise _KINDS.get(doc["kind"], TrialError)(doc["what"], doc["why"], doc["fix"])
     ctx.state["rootfs"], ctx.state["image_config"], ctx.state["lazyfs_stats"] = str(target), said.pop("config"), str(stats)
+    ctx.state["link_free_when"] = str(prefetched(stats))
     return {"stats": str(stats), **said}
 
 
