@@ -23,7 +23,7 @@ from typing import Any
 from labkit.core import timeline
 from labkit.core.ledger import start_time
 from labkit.core.plan import StepContext
-from labkit.snapshot import criu, images, readahead, store
+from labkit.snapshot import criu, images, readahead, store, transport
 from labkit.snapshot.explain import SnapshotError, SnapshotRefused
 
 MARK = "LABKIT_SNAPSHOT"  # in the environment of every snapshot's process: its clones are found by it
@@ -36,7 +36,8 @@ def restore(ctx: StepContext, snapshot: str, lazy: bool = False, verify: bool = 
     work = ctx.node / "restore"
     refuse_if_unfit(where, moved)
     entry = ctx.ledger.note("command", [sys.executable, "-m", "labkit.snapshot.process", str(where.manifest.facts.get("mark", "")) or "none"])
-    pieces = readahead.pieces_of(where, moved=moved)
+    fetched = transport.model_arrived(ctx) if lazy or not verify else 0  # let run at once, it must not meet a file without its bytes
+    pieces = readahead.pieces_of(where, moved=moved, coming=coming_files(ctx, where))
     with readahead.reading([] if lazy else pieces) as ahead:
         ctx.on_stop(ahead.stop)
         with ctx.span("restore.place"):
@@ -49,10 +50,11 @@ def restore(ctx: StepContext, snapshot: str, lazy: bool = False, verify: bool = 
         with ctx.span("restore.checked"):
             if verify and not lazy:
                 ahead.checked()
+                fetched = transport.model_arrived(ctx)
                 resume(pid)
-    return {"server_pid": pid, "nonce": where.manifest.nonce, "image_bytes": where.manifest.size_bytes, "pages_bytes": pages_bytes(where),
+    return {"server_pid": pid, "model_bytes_fetched": fetched, "nonce": where.manifest.nonce, "image_bytes": where.manifest.size_bytes, "pages_bytes": pages_bytes(where),
             "mapped_bytes": sum(where.manifest.mapped.values()),
-            "working_set_bytes": readahead.piece_bytes(pieces) - pages_bytes(where), "read_ahead_s": ahead.seconds, "lazy": bool(daemon),
+            "working_set_bytes": working_set_bytes(where), "read_ahead_s": ahead.seconds, "lazy": bool(daemon),
             "dumped_pid": where.manifest.pid, "secrets": ", ".join(where.manifest.secrets)}
 
 
@@ -63,6 +65,15 @@ def know_criu(ctx: StepContext, **_: Any) -> None:
 
 
 restore.before_t0 = know_criu  # type: ignore[attr-defined]
+
+
+def coming_files(ctx: StepContext, snapshot: store.Snapshot) -> tuple[str, ...]:
+    """Model files (paths at the dump) that still cross the link while the process is restored and held."""
+    return tuple(snapshot.manifest.mapped) if "snapshot_coming" in ctx.state else ()
+
+
+def working_set_bytes(snapshot: store.Snapshot) -> int:
+    return sum(length for ranges in snapshot.manifest.working_set.values() for _, length in ranges)
 
 
 def pages_bytes(snapshot: store.Snapshot) -> int:

@@ -19,7 +19,7 @@ import contextlib
 import mmap
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,19 +148,27 @@ class Ahead:
         self.join()
 
 
-def pieces_of(snapshot: store.Snapshot, images: Path | None = None, moved: dict[str, str] | None = None, root: str = "") -> list[Piece]:
-    """Image pages (with their CRCs), then the working set. `moved`: path at the dump -> path here; `root`: of a container."""
+def pieces_of(snapshot: store.Snapshot, images: Path | None = None, moved: dict[str, str] | None = None, root: str = "",
+              coming: Collection[str] = ()) -> list[Piece]:
+    """Image pages (with their CRCs), then the working set. `moved`: path at the dump -> path here; `root`: of a container;
+    `coming`: files (paths at the dump) that are still on their way, not to be read ahead."""
     found = []
     for name, about in snapshot.manifest.files.items():
         crcs = about.get("crc32")
         for i, crc in enumerate(crcs or ()):
             offset = i * store.CHUNK_BYTES
             found.append(Piece(str((images or snapshot.images) / name), offset, min(store.CHUNK_BYTES, about["size_bytes"] - offset), crc, name))
-    for path, ranges in snapshot.manifest.working_set.items():
-        here = (moved or {}).get(path) or root + path
-        for offset, length in ranges:
-            for at in range(offset, offset + length, store.CHUNK_BYTES):
-                found.append(Piece(here, at, min(store.CHUNK_BYTES, offset + length - at)))
+    return found + ranges_of(snapshot.manifest, {path: (moved or {}).get(path) or root + path for path in snapshot.manifest.working_set if path not in coming})
+
+
+def ranges_of(manifest: store.Manifest, where: Mapping[str, str]) -> list[Piece]:
+    """The working set of the files in `where` (path at the dump -> path here)."""
+    found = []
+    for path, ranges in manifest.working_set.items():
+        if path in where:
+            for offset, length in ranges:
+                for at in range(offset, offset + length, store.CHUNK_BYTES):
+                    found.append(Piece(where[path], at, min(store.CHUNK_BYTES, offset + length - at)))
     return found
 
 
@@ -182,7 +190,8 @@ def reading(pieces: Sequence[Piece], threads: int = THREADS) -> Iterator[Ahead]:
 def working_set(pid: int) -> dict[str, list[list[int]]]:
     """Ranges of files that the process has in its page tables: what it touched (and the kernel mapped around). Needs root.
 
-    path -> [[offset, length], …], merged over small gaps. Anonymous copies of file pages are in the image, not here."""
+    path -> [[offset, length], …], merged over small gaps. Pages that it has a copy of (relocated data) count as well: their
+    content is in the image, but CRIU writes it into a private mapping, and the kernel reads the file's page to copy it first."""
     found: dict[str, list[list[int]]] = {}
     with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as maps, open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
         for line in maps:
@@ -192,8 +201,7 @@ def working_set(pid: int) -> dict[str, list[list[int]]]:
                 continue
             start, end = (int(x, 16) for x in parts[0].split("-"))
             raw = os.pread(pagemap.fileno(), (end - start) // PAGE * 8, start // PAGE * 8)
-            # Bit 63: present; bit 61: a page of the file (not a private copy). Little-endian: both are in the last byte.
-            touched = [i for i in range(len(raw) // 8) if raw[i * 8 + 7] & 0xA0 == 0xA0]
+            touched = [i for i in range(len(raw) // 8) if raw[i * 8 + 7] & 0x80]  # bit 63, present; little-endian
             ranges = found.setdefault(path, [])
             for page in touched:
                 ranges.append([int(parts[2], 16) + page * PAGE, PAGE])

@@ -236,7 +236,15 @@ def open_snapshot(path: str | os.PathLike[str]) -> Snapshot:
 
 def open_manifest(where: Path) -> Manifest:
     try:
-        doc = json.loads((where / "manifest.json").read_text(encoding="utf-8"))
+        return parse_manifest((where / "manifest.json").read_bytes(), where)
+    except FileNotFoundError:
+        raise SnapshotRefused(f"no snapshot at {where}", "a dump that did not end leaves none", "labkit snapshot list") from None
+
+
+def parse_manifest(raw: bytes, where: Path) -> Manifest:
+    """`where`: what an error calls it."""
+    try:
+        doc = json.loads(raw)
         known = {k: v for k, v in doc.items() if k in Manifest.__dataclass_fields__}
         for key in ("tokens", "secrets"):
             known[key] = tuple(known.get(key, ()))
@@ -245,8 +253,6 @@ def open_manifest(where: Path) -> Manifest:
             raise SnapshotRefused(f"{where.name} has schema {manifest.schema}, this labkit reads up to {SCHEMA}", fix="upgrade labkit")
         if any("/" in n or n.startswith(".") for n in manifest.files):
             raise SnapshotRefused(f"{where.name}: its manifest names files outside of it", "a forged manifest", "dump again")
-    except FileNotFoundError:
-        raise SnapshotRefused(f"no snapshot at {where}", "a dump that did not end leaves none", "labkit snapshot list") from None
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise SnapshotRefused(f"{where}: its manifest is damaged ({error})", fix="labkit snapshot dump") from None
     return manifest

@@ -116,7 +116,7 @@ class CriuProcess:
         from labkit.snapshot import store, transport
 
         packed = transport.publish(store.open_snapshot(artifact.paths["snapshot"]), roots["store"], self._key(artifact),
-                                   compression=os.environ.get("LABKIT_SNAPSHOT_COMPRESSION", "none"))
+                                   compression=os.environ.get("LABKIT_SNAPSHOT_COMPRESSION", "zstd"))
         artifact.facts["stored_bytes"] = packed["stored_bytes"]  # what crosses the link: known only now, and asked for by `apply`
 
     def _key(self, artifact: Artifact) -> str:
@@ -125,6 +125,10 @@ class CriuProcess:
     def _before(self, plan: LaunchPlan) -> tuple[Step, ...]:
         """Steps of the layers below that are still needed."""
         return ()
+
+    def _beside(self, before: tuple[Step, ...]) -> tuple[Step, ...]:
+        """The same steps, while the snapshot is on its way over the link."""
+        return before
 
     def _on_disk_bytes(self, artifact: Artifact) -> int:
         """Of the working set, what a fresh node has on its disk: the host's own libraries."""
@@ -143,10 +147,12 @@ class CriuProcess:
             # What has just crossed the link is in the page cache: only what was here before is read from the disk.
             floors["restore@memcpy"], floors["restore"] = artifact.facts["restore_bytes"], self._on_disk_bytes(artifact)
             mapped = artifact.facts["mapped"]
-            steps += (Step("pull", "labkit.snapshot.transport:fetch", {
-                "url": f"s3://{BUCKET}/{self._key(artifact)}", "model_url": f"s3://{BUCKET}/{artifact.facts['model_key']}" if mapped else ""}),)
+            begin = Step("pull.begin", "labkit.snapshot.transport:begin", {
+                "url": f"s3://{BUCKET}/{self._key(artifact)}", "model_url": f"s3://{BUCKET}/{artifact.facts['model_key']}" if mapped else ""})
+            steps = (begin, *self._beside(steps), Step("pull", "labkit.snapshot.transport:arrived"))
             crossing = {self._key(artifact): artifact.facts.get("stored_bytes", artifact.facts["size_bytes"]), artifact.facts["model_key"]: sum(mapped.values())}
-            floors["pull"] = floors.get("pull", 0) + sum(crossing.values())
+            floors["pull"] = floors.get("pull", 0) + crossing[self._key(artifact)]
+            floors["restore@link"] = sum(mapped.values())  # the model comes while the process is restored, and held until it is whole
         steps += (Step("restore", self.restore_call, {"snapshot": artifact.paths["snapshot"], "lazy": bool(os.environ.get("LABKIT_LAZY_PAGES"))}),)
         plan = replace(plan, steps=steps, floors_bytes=floors, replaces=(*plan.replaces, *CriuProcess.makes_moot),
                        state={**plan.state, "snapshot_nonce": artifact.facts["nonce"], "snapshot_bytes": artifact.facts["size_bytes"],
@@ -246,6 +252,14 @@ class CriuContainer(CriuProcess):
 
     def _before(self, plan: LaunchPlan) -> tuple[Step, ...]:
         return tuple(s for s in plan.steps if s.phase in ("pull", "unpack", "mount"))
+
+    def _beside(self, before: tuple[Step, ...]) -> tuple[Step, ...]:
+        """A lazy mount fetches what the restored process touches, not what a start would; that, too, while the snapshot comes."""
+        lazy = [s for s in before if s.phase == "mount"]
+        if not lazy:
+            return before
+        return (*(replace(s, args={**s.args, "options": [*s.args.get("options", []), "--no-prefetch"]}) if s in lazy else s for s in before),
+                Step("mount.touched", "labkit.snapshot.container:ask_ahead"))
 
     def _on_disk_bytes(self, artifact: Artifact) -> int:
         return 0  # the libraries came with the image

@@ -1,7 +1,9 @@
 """A snapshot in the bucket, and back: parallel ranges, as it is or in zstd frames that are unpacked in parallel.
 
     publish(snapshot, Path("/srv/bucket"), "snapshots/x", compression="zstd")   # beside the store, off the clock
-    Step("pull", "labkit.snapshot.transport:fetch", {"url": "s3://lab/snapshots/x"})
+    Step("pull.begin", "labkit.snapshot.transport:begin", {"url": "s3://lab/snapshots/x"})
+    …                                                                           # the container's image comes beside it
+    Step("pull", "labkit.snapshot.transport:arrived")                           # and the model beside the restore
 
 Frames hold 4 MB of an image each, so any of them can be unpacked as soon as it is here. Limit: (compressed) bytes ÷ link
 rate, and ~1 GB/s a core for unpacking; weights hardly compress, a Python heap does 3–4 ×. Lesson: notebooks/07_checkpoints.
@@ -12,8 +14,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -84,24 +87,80 @@ def publish(snapshot: store.Snapshot, root: Path, key: str, *, compression: str 
     return facts
 
 
-def fetch(ctx: StepContext, url: str, model_url: str = "", connections: int = 8) -> dict[str, Any]:
-    """Snapshot and mapped model files to the node's disk, ranges in parallel. Leaves state `snapshot_dir` and `moved` (model files).
+class Coming:
+    """A snapshot on its way to this node, in a thread. Each of the three raises what ended the fetch.
 
-    Facts have names of their own: an image may have been pulled in the same phase."""
-    target = ctx.node / "snapshot"
-    with open_bucket(url, {**os.environ, **ctx.server_env}) as bucket:
-        done = pull(bucket, target, connections)
-    ctx.state["snapshot_dir"] = str(target)
-    facts = {"snapshot_bytes_fetched": done["bytes_fetched"], "compression": done["compression"], "connections": done["connections"], "model_bytes_fetched": 0}
-    if model_url:
-        snapshot = store.open_snapshot(target)
-        with open_bucket(model_url, {**os.environ, **ctx.server_env}) as bucket:
-            moved, facts["model_bytes_fetched"] = _model(bucket, ctx.node / "model", snapshot, connections)
-        ctx.state["moved"] = {**(ctx.state.get("moved") or {}), **moved}
+    manifest     known after a round trip: what the restored process will touch of its image can be asked for
+    restorable   the images are here, the model's files have their size: a process can be restored and held
+    facts        all is here: it can be let run"""
+
+    def __init__(self, fetch: Callable[[Coming], dict[str, Any]]):
+        self.manifest: Future[store.Manifest] = Future()
+        self.restorable: Future[dict[str, Any]] = Future()
+        self.facts: Future[dict[str, Any]] = Future()
+        threading.Thread(target=self._run, args=(fetch,), name="snapshot", daemon=True).start()
+
+    def _run(self, fetch: Callable[[Coming], dict[str, Any]]) -> None:
+        try:
+            self.facts.set_result(fetch(self))
+        except BaseException as error:
+            for waited_for in (self.manifest, self.restorable, self.facts):
+                if not waited_for.done():
+                    waited_for.set_exception(error)
+
+
+def begin(ctx: StepContext, url: str, model_url: str = "", connections: int = 8) -> dict[str, Any]:
+    """Start to bring snapshot and mapped model files to the node's disk; the steps up to the restore go on beside it."""
+    ctx.state["snapshot_coming"] = Coming(lambda coming: fetch(ctx, url, model_url, connections, coming))
+    return {}
+
+
+def know_zstd(ctx: StepContext, **_: Any) -> None:
+    """Before t0, as a node agent would: the library. Nothing is asked for."""
+    import zstandard  # noqa: F401
+
+
+begin.before_t0 = know_zstd  # type: ignore[attr-defined]
+
+
+def arrived(ctx: StepContext) -> dict[str, Any]:
+    """Wait until the process can be restored. The model's files may still come: `model_arrived` waits for them."""
+    facts: dict[str, Any] = ctx.state["snapshot_coming"].restorable.result()
     return facts
 
 
-def pull(bucket: Bucket, target: Path, connections: int = 8) -> dict[str, Any]:
+def model_arrived(ctx: StepContext) -> int:
+    """Bytes of the model that crossed the link (0: nothing was on its way). Raises what ended the fetch."""
+    coming = ctx.state.pop("snapshot_coming", None)
+    return int(coming.facts.result()["model_bytes_fetched"]) if coming else 0
+
+
+def fetch(ctx: StepContext, url: str, model_url: str, connections: int, coming: Coming) -> dict[str, Any]:
+    """Snapshot, then mapped model files, ranges in parallel. Leaves state `snapshot_dir` and `moved` (model files).
+
+    Facts have names of their own: an image may have been pulled in the same phase."""
+    target, began = ctx.node / "snapshot", timeline.now_s()
+    with open_bucket(url, {**os.environ, **ctx.server_env}) as bucket:
+        done = pull(bucket, target, connections, coming.manifest.set_result)
+    ctx.state["snapshot_dir"] = str(target)
+    facts = {"snapshot_bytes_fetched": done["bytes_fetched"], "compression": done["compression"], "connections": done["connections"]}
+    timeline.write("pull.snapshot", began, timeline.now_s(), source="agent", path=str(ctx.timeline_path), bytes=done["bytes_fetched"])
+    if not model_url:
+        coming.restorable.set_result(facts)
+        return {**facts, "model_bytes_fetched": 0}
+
+    def placed(moved: dict[str, str]) -> None:
+        ctx.state["moved"] = {**(ctx.state.get("moved") or {}), **moved}
+        coming.restorable.set_result(facts)
+
+    snapshot, began = store.open_snapshot(target), timeline.now_s()
+    with open_bucket(model_url, {**os.environ, **ctx.server_env}) as bucket:
+        size = _model(bucket, ctx.node / "model", snapshot, connections, placed)
+    timeline.write("pull.model", began, timeline.now_s(), source="agent", path=str(ctx.timeline_path), bytes=size)
+    return {**facts, "model_bytes_fetched": size}
+
+
+def pull(bucket: Bucket, target: Path, connections: int = 8, on_manifest: Callable[[store.Manifest], None] = lambda _: None) -> dict[str, Any]:
     """One published snapshot into `target`; every byte is checked at the restore. Raises TransferError, SnapshotRefused."""
     (target / "images").mkdir(mode=0o700, parents=True, exist_ok=True)
     target.chmod(0o700)
@@ -110,6 +169,7 @@ def pull(bucket: Bucket, target: Path, connections: int = 8) -> dict[str, Any]:
     files: Mapping[str, Any] = index["files"]
     if set(files) != set(json.loads(manifest).get("files", ())) or any("/" in n or n.startswith(".") for n in files):
         raise SnapshotRefused("the published snapshot's index and manifest name different files", "a mixed-up or forged upload", "publish it again")
+    on_manifest(store.parse_manifest(manifest, target))
     opened: dict[str, int] = {}
     parts: list[Part] = []
     frames: list[tuple[str, list[int]]] = []
@@ -156,21 +216,28 @@ def _fetch_frames(bucket: Bucket, frames: Sequence[tuple[str, list[int]]], opene
                 done.result()
 
 
-def _model(bucket: Bucket, target: Path, snapshot: store.Snapshot, connections: int) -> tuple[dict[str, str], int]:
-    """The files that the snapshot maps, with the permissions they had at the dump: CRIU maps no file whose mode differs."""
+def _model(bucket: Bucket, target: Path, snapshot: store.Snapshot, connections: int, placed: Callable[[dict[str, str]], None]) -> int:
+    """The files that the snapshot maps, with the permissions they had at the dump: CRIU maps no file whose mode differs.
+
+    `placed(path at the dump -> path here)`: every file has its size and mode, and no byte yet."""
     target.mkdir(exist_ok=True)
     modes, mapped = images.file_modes(snapshot.images), snapshot.manifest.mapped
-    moved, parts, opened = {}, [], []
+    moved: dict[str, str] = {}
+    parts: list[Part] = []
+    opened: list[int] = []
     try:
         for path, size in mapped.items():
             name = Path(path).name
             fd = os.open(target / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
             opened.append(fd)
+            os.posix_fallocate(fd, 0, max(size, 1))
+            os.ftruncate(fd, size)
             os.fchmod(fd, modes.get(path, 0o644))
             moved[path] = str(target / name)
             parts += [Part(bucket.url(name), at, min(FRAME_BYTES, size - at), into=Into.file(fd)) for at in range(0, size, FRAME_BYTES)]
+        placed(moved)
         fetch_parts(bucket.client, parts, connections=connections)
     finally:
         for fd in opened:
             os.close(fd)
-    return moved, sum(mapped.values())
+    return sum(mapped.values())

@@ -7,7 +7,7 @@ import pytest
 from labkit.core import host
 from labkit.core.plan import LaunchPlan, Step
 from labkit.errors import BadInput
-from labkit.snapshot import techniques
+from labkit.snapshot import techniques, transport
 from labkit.technique import Artifact, Seen, technique
 
 IMAGE, STORED, MODEL, LIBRARIES = 170_000_000, 90_000_000, 5_000_000, 40_000_000
@@ -33,15 +33,45 @@ def seen(plan: LaunchPlan, sent: dict[str, int], **identity) -> Seen:
 
 def test_on_a_fresh_node_what_crosses_the_link_is_fetched_first_and_counted_in_its_floor():
     plan = fresh()
-    assert [s.phase for s in plan.steps] == ["pull", "restore"] and plan.steps[0].args["model_url"].endswith("models/tiny-safetensors-0123")
-    assert plan.floors_bytes == {"pull": 1000 + STORED + MODEL, "restore": LIBRARIES, "restore@memcpy": IMAGE + LIBRARIES + MODEL}
+    assert [s.phase for s in plan.steps] == ["pull.begin", "pull", "restore"] and plan.steps[0].args["model_url"].endswith("models/tiny-safetensors-0123")
+    assert plan.floors_bytes == {"pull": 1000 + STORED, "restore": LIBRARIES, "restore@memcpy": IMAGE + LIBRARIES + MODEL, "restore@link": MODEL}
     assert "/artifacts/s" not in plan.cold_paths
 
 
 def test_a_container_keeps_the_steps_that_bring_its_image_and_reads_nothing_from_the_disk():
     plan = fresh("criu-container")
-    assert [s.call.split(":")[0] for s in plan.steps] == ["image", "image", "labkit.snapshot.transport", "labkit.snapshot.container"]
+    assert [s.call for s in plan.steps] == ["labkit.snapshot.transport:begin", "image:pull", "image:unpack", "labkit.snapshot.transport:arrived",
+                                            "labkit.snapshot.container:restore"]
     assert plan.floors_bytes["restore"] == 0
+
+
+def test_a_lazy_mount_fetches_what_the_restored_process_touched_and_not_what_a_start_would():
+    mount = Step("mount", "image:mount", {"options": ["--no-background"]})
+    plan = technique("criu-container").apply(LaunchPlan(stack={"snapshot": "criu-container"}, scenario="fresh-node", link="1gbit", state={"bucket": "http://x"},
+                                                        steps=(mount, Step("start", "image:start"))), artifact("criu-container"))
+    assert [s.phase for s in plan.steps] == ["pull.begin", "mount", "mount.touched", "pull", "restore"]
+    assert plan.steps[1].args["options"] == ["--no-background", "--no-prefetch"]
+
+
+class Wrong(Exception):
+    pass
+
+
+@pytest.mark.parametrize("until", ["manifest", "restorable", "facts"])
+def test_what_ends_the_fetch_of_a_snapshot_reaches_whoever_waits_for_the_rest_of_it(until):
+    def fetch(coming):
+        for step in ("manifest", "restorable"):
+            if step == until:
+                raise Wrong
+            getattr(coming, step).set_result({})
+        raise Wrong
+
+    coming, steps = transport.Coming(fetch), ["manifest", "restorable", "facts"]
+    for step in steps[:steps.index(until)]:
+        assert getattr(coming, step).result(5) == {}
+    for step in steps[steps.index(until):]:
+        with pytest.raises(Wrong):
+            getattr(coming, step).result(5)
 
 
 def test_on_a_warm_node_the_snapshot_is_made_cold_and_read_from_the_disk():
