@@ -109,7 +109,7 @@ def _prove(part: Path, manifest: store.Manifest, scratch: Path, rootfs: Path, im
     cold.evict([part, rootfs, *manifest.mapped])
     ctx = _context(scratch, rootfs, image_config, model, loader, (), str(manifest.facts["mark"]))
     try:
-        pid = _bring_back(ctx, store.Snapshot(part, manifest), {}, held=False)
+        pid = _bring_back(ctx, _lay(ctx, store.Snapshot(part, manifest), held=False))
         return _inside_out(making.check_answer(pid, ctx.port, manifest), rootfs)
     finally:
         _end(ctx)
@@ -167,9 +167,10 @@ def restore(ctx: StepContext, snapshot: str, lazy: bool = False) -> dict[str, An
     ctx.server_binds[:] = [(model.get(folder, folder), folder) for folder in where.manifest.container["binds"]]
     ctx.server_env.pop("LABKIT_TIMELINE", None)  # the restored server has its own environment: nothing of this trial is in it
     pieces = readahead.pieces_of(where, moved=_sources(where, rootfs, moved), coming=process.coming_files(ctx, where))
+    laid = _lay(ctx, where, held=True)  # before the disk's queue is full: what is small would wait behind it
     with readahead.reading(pieces) as ahead:
         ctx.on_stop(ahead.stop)
-        pid = _bring_back(ctx, where, moved, held=True)
+        pid = _bring_back(ctx, laid)
         with ctx.span("restore.checked"):
             ahead.checked()
             fetched = transport.model_arrived(ctx)
@@ -189,19 +190,41 @@ def _sources(snapshot: store.Snapshot, rootfs: str, moved: dict[str, str]) -> di
     return {p: moved.get(p, p) if p.startswith(binds) else rootfs + p for p in snapshot.manifest.working_set}
 
 
-def _bring_back(ctx: StepContext, snapshot: store.Snapshot, moved: dict[str, str], *, held: bool) -> int:
-    """Bundle, links to the images, `runc restore`. The files' paths inside of the container stay what they were."""
+@dataclass(frozen=True)
+class _Laid:
+    """A bundle with links to the images, ready for `runc restore`."""
+
+    bundle: Path
+    name: str
+    linked: Path
+
+    @property
+    def root(self) -> str:
+        return str(self.bundle / "state")
+
+    @property
+    def work(self) -> Path:
+        return self.bundle / "work"
+
+
+def _lay(ctx: StepContext, snapshot: store.Snapshot, *, held: bool) -> _Laid:
+    """The files' paths inside of the container stay what they were."""
     with ctx.span("restore.place"):
         ctx.state.setdefault("image_config", snapshot.manifest.container["image_config"])
         laid, binds = starting._laid(ctx)
         bundle, name = laid.skeleton.parent, f"labkit-{os.getpid()}-{ctx.port}"
-        work, state = bundle / "work", str(bundle / "state")
-        work.mkdir(exist_ok=True)
+        (bundle / "work").mkdir(exist_ok=True)
         linked = process.place(snapshot, bundle / "images", port=ctx.port, moved={})
-        config = work / "criu.conf"
+        config = bundle / "work" / "criu.conf"
         config.write_text(UNREAD + ("leave-stopped\n" if held else ""))
         (bundle / "config.json").write_text(json.dumps(starting.runc_spec(ctx, laid, binds, f"/labkit/{name}")))
         _annotate(bundle, config)
+    return _Laid(bundle, name, linked)
+
+
+def _bring_back(ctx: StepContext, laid: _Laid) -> int:
+    """`runc restore`."""
+    bundle, name, state, work, linked = laid.bundle, laid.name, laid.root, laid.work, laid.linked
     entry = ctx.ledger.note("container", name, root=state)
 
     def end() -> None:

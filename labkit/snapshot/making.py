@@ -32,7 +32,7 @@ from labkit.core import client, cold, timeline
 from labkit.core.ledger import start_time
 from labkit.core.trial import free_port
 from labkit.errors import TrialError
-from labkit.snapshot import criu, images, readahead, store
+from labkit.snapshot import criu, images, process, readahead, store
 from labkit.snapshot.explain import SnapshotRefused
 
 PROMPT = "The first token of a cold start"
@@ -127,7 +127,8 @@ def make_process(model: Path, target: Path, *, loader: str, options: Mapping[str
             manifest = manifest_of(part / "images", "criu-process", running, asked, inside, mapped,
                                    {**dumped, "start_s": running.start_s, "shrunk": freed, "mark": target.name, "contents": images.contents(part / "images")})
             proven = _prove(part, manifest, scratch)
-            store.seal(part, store.Manifest(**{**manifest.__dict__, "working_set": proven, "facts": {**manifest.facts, "prepare_s": timeline.now_s() - began}}))
+            libraries = {p: list(process.stamp_of(p)) for p in proven if p not in mapped}
+            store.seal(part, store.Manifest(**{**manifest.__dict__, "working_set": proven, "libraries": libraries, "facts": {**manifest.facts, "prepare_s": timeline.now_s() - began}}))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return store.open_snapshot(target)

@@ -38,13 +38,13 @@ def restore(ctx: StepContext, snapshot: str, lazy: bool = False, verify: bool = 
     entry = ctx.ledger.note("command", [sys.executable, "-m", "labkit.snapshot.process", str(where.manifest.facts.get("mark", "")) or "none"])
     fetched = transport.model_arrived(ctx) if lazy or not verify else 0  # let run at once, it must not meet a file without its bytes
     pieces = readahead.pieces_of(where, moved=moved, coming=coming_files(ctx, where))
+    with ctx.span("restore.place"):  # first: a small read or write waits behind all that is in the disk's queue
+        linked = place(where, work / "images", port=ctx.port, moved=moved)
     with readahead.reading([] if lazy else pieces) as ahead:
         ctx.on_stop(ahead.stop)
-        with ctx.span("restore.place"):
-            linked = place(where, work / "images", port=ctx.port, moved=moved)
         with ctx.span("restore.criu"):
             daemon = start_lazy(linked, work, ctx) if lazy else None
-            pid = criu.restore(linked, work, stopped=verify and not lazy, options=["--lazy-pages"] if lazy else [])
+            pid = criu.restore(linked, work, stopped=verify and not lazy, options=[*(["--lazy-pages"] if lazy else []), *validation(where)])
         ctx.on_stop(lambda: (criu.end([pid]), ctx.ledger.done(entry)))
         ctx.state["server_pid"] = pid
         with ctx.span("restore.checked"):
@@ -89,6 +89,22 @@ def refuse_if_unfit(snapshot: store.Snapshot, moved: Mapping[str, str]) -> None:
         if not os.path.exists(here) or os.path.getsize(here) != size:
             raise SnapshotRefused(f"{here} is not the file that the snapshot maps", f"{size} bytes were mapped at the dump, and stay outside of the image",
                                   "bring the model back to that path, or dump again")
+
+
+def stamp_of(path: str) -> tuple[int, int]:
+    """Size and time of the last change; (0, 0) for what is not there."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
+
+
+def validation(snapshot: store.Snapshot) -> list[str]:
+    """CRIU reads the build ID of every library, a hundred small reads of a cold disk; not where each is the very file of the dump."""
+    libraries = snapshot.manifest.libraries
+    same = libraries and all(stamp_of(path) == tuple(stamp) for path, stamp in libraries.items())
+    return ["--file-validation", "filesize"] if same else []
 
 
 def place(snapshot: store.Snapshot, images_dir: Path, *, port: int | None, moved: Mapping[str, str]) -> Path:

@@ -162,11 +162,12 @@ def pieces_of(snapshot: store.Snapshot, images: Path | None = None, moved: dict[
 
 
 def ranges_of(manifest: store.Manifest, where: Mapping[str, str]) -> list[Piece]:
-    """The working set of the files in `where` (path at the dump -> path here)."""
+    """The working set of the files in `where` (path at the dump -> path here); the model's last: CRIU needs the libraries' pages,
+    the first token the model's."""
     found = []
-    for path, ranges in manifest.working_set.items():
+    for path in sorted(manifest.working_set, key=lambda p: p in manifest.mapped):
         if path in where:
-            for offset, length in ranges:
+            for offset, length in manifest.working_set[path]:
                 for at in range(offset, offset + length, store.CHUNK_BYTES):
                     found.append(Piece(where[path], at, min(store.CHUNK_BYTES, offset + length - at)))
     return found

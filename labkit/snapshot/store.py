@@ -84,6 +84,7 @@ class Manifest:
     secrets: tuple[str, ...] = ()  # names of environment variables inside
     mapped: dict[str, int] = field(default_factory=dict)  # path -> size: model files that stay outside of the image
     working_set: dict[str, list[list[int]]] = field(default_factory=dict)  # path -> [offset, length]…: read before the first token
+    libraries: dict[str, list[int]] = field(default_factory=dict)  # path -> [size, mtime in ns] of what else it maps, of the host's
     container: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA

@@ -136,28 +136,64 @@ def model_arrived(ctx: StepContext) -> int:
 
 
 def fetch(ctx: StepContext, url: str, model_url: str, connections: int, coming: Coming) -> dict[str, Any]:
-    """Snapshot, then mapped model files, ranges in parallel. Leaves state `snapshot_dir` and `moved` (model files).
+    """Snapshot and mapped model files side by side, ranges in parallel. Leaves state `snapshot_dir` and `moved` (model files).
 
     Facts have names of their own: an image may have been pulled in the same phase."""
-    target, began = ctx.node / "snapshot", timeline.now_s()
-    with open_bucket(url, {**os.environ, **ctx.server_env}) as bucket:
-        done = pull(bucket, target, connections, coming.manifest.set_result)
-    ctx.state["snapshot_dir"] = str(target)
-    facts = {"snapshot_bytes_fetched": done["bytes_fetched"], "compression": done["compression"], "connections": done["connections"]}
+    target, began, env = ctx.node / "snapshot", timeline.now_s(), {**os.environ, **ctx.server_env}
+    model: list[_Model] = []
+
+    def on_manifest(manifest: store.Manifest) -> None:
+        if model_url:
+            model.append(_Model(ctx, model_url, manifest.mapped, connections, env))
+        coming.manifest.set_result(manifest)
+
+    with open_bucket(url, env) as bucket:
+        done = pull(bucket, target, connections, on_manifest)
     timeline.write("pull.snapshot", began, timeline.now_s(), source="agent", path=str(ctx.timeline_path), bytes=done["bytes_fetched"])
-    if not model_url:
-        coming.restorable.set_result(facts)
-        return {**facts, "model_bytes_fetched": 0}
+    facts = {"snapshot_bytes_fetched": done["bytes_fetched"], "compression": done["compression"], "connections": done["connections"]}
+    ctx.state["snapshot_dir"] = str(target)
+    if model:
+        ctx.state["moved"] = {**(ctx.state.get("moved") or {}), **model[0].placed(images.file_modes(target / "images"))}
+    coming.restorable.set_result(facts)
+    return {**facts, "model_bytes_fetched": model[0].whole.result() if model else 0}
 
-    def placed(moved: dict[str, str]) -> None:
-        ctx.state["moved"] = {**(ctx.state.get("moved") or {}), **moved}
-        coming.restorable.set_result(facts)
 
-    snapshot, began = store.open_snapshot(target), timeline.now_s()
-    with open_bucket(model_url, {**os.environ, **ctx.server_env}) as bucket:
-        size = _model(bucket, ctx.node / "model", snapshot, connections, placed)
-    timeline.write("pull.model", began, timeline.now_s(), source="agent", path=str(ctx.timeline_path), bytes=size)
-    return {**facts, "model_bytes_fetched": size}
+class _Model:
+    """The files that a snapshot maps, on their way beside it. `whole`: their bytes, when all are here."""
+
+    def __init__(self, ctx: StepContext, url: str, mapped: Mapping[str, int], connections: int, env: Mapping[str, str]):
+        self.ctx, self.url, self.mapped, self.connections, self.env = ctx, url, dict(mapped), connections, env
+        self.folder = ctx.node / "model"
+        self.folder.mkdir(exist_ok=True)
+        self.whole: Future[int] = Future()
+        self._opened = {path: os.open(self.folder / Path(path).name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600) for path in self.mapped}
+        for path, size in self.mapped.items():
+            if size:
+                os.posix_fallocate(self._opened[path], 0, size)
+        threading.Thread(target=self._run, name="model", daemon=True).start()
+
+    def placed(self, modes: Mapping[str, int]) -> dict[str, str]:
+        """Path at the dump -> path here. The files have their sizes, and now the permissions of the dump: CRIU maps none whose mode differs."""
+        moved = {path: str(self.folder / Path(path).name) for path in self.mapped}
+        for path, here in moved.items():
+            os.chmod(here, modes.get(path, 0o644))
+        return moved
+
+    def _run(self) -> None:
+        began = timeline.now_s()
+        try:
+            with open_bucket(self.url, self.env) as bucket:
+                parts = [Part(bucket.url(Path(path).name), at, min(FRAME_BYTES, size - at), into=Into.file(self._opened[path]))
+                         for path, size in self.mapped.items() for at in range(0, size, FRAME_BYTES)]
+                fetch_parts(bucket.client, parts, connections=self.connections)
+            size = sum(self.mapped.values())
+            timeline.write("pull.model", began, timeline.now_s(), source="agent", path=str(self.ctx.timeline_path), bytes=size)
+            self.whole.set_result(size)
+        except BaseException as error:
+            self.whole.set_exception(error)
+        finally:
+            for fd in self._opened.values():
+                os.close(fd)
 
 
 def pull(bucket: Bucket, target: Path, connections: int = 8, on_manifest: Callable[[store.Manifest], None] = lambda _: None) -> dict[str, Any]:
@@ -214,30 +250,3 @@ def _fetch_frames(bucket: Bucket, frames: Sequence[tuple[str, list[int]]], opene
             fetch_parts(bucket.client, parts, connections=connections, on_done=lambda part, unpacking=unpacking: unpacking.append(pool.submit(one, part)))
             for done in unpacking:
                 done.result()
-
-
-def _model(bucket: Bucket, target: Path, snapshot: store.Snapshot, connections: int, placed: Callable[[dict[str, str]], None]) -> int:
-    """The files that the snapshot maps, with the permissions they had at the dump: CRIU maps no file whose mode differs.
-
-    `placed(path at the dump -> path here)`: every file has its size and mode, and no byte yet."""
-    target.mkdir(exist_ok=True)
-    modes, mapped = images.file_modes(snapshot.images), snapshot.manifest.mapped
-    moved: dict[str, str] = {}
-    parts: list[Part] = []
-    opened: list[int] = []
-    try:
-        for path, size in mapped.items():
-            name = Path(path).name
-            fd = os.open(target / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-            opened.append(fd)
-            os.posix_fallocate(fd, 0, max(size, 1))
-            os.ftruncate(fd, size)
-            os.fchmod(fd, modes.get(path, 0o644))
-            moved[path] = str(target / name)
-            parts += [Part(bucket.url(name), at, min(FRAME_BYTES, size - at), into=Into.file(fd)) for at in range(0, size, FRAME_BYTES)]
-        placed(moved)
-        fetch_parts(bucket.client, parts, connections=connections)
-    finally:
-        for fd in opened:
-            os.close(fd)
-    return sum(mapped.values())

@@ -179,3 +179,16 @@ def test_a_snapshot_that_was_damaged_in_the_bucket_is_refused_on_the_node(at, na
             pytest.raises(SnapshotRefused, match=name):
         transport.pull(bucket, top / "node")
         store.open_snapshot(top / "node").verify()
+
+
+def test_build_ids_are_left_to_criu_where_a_library_is_not_the_file_of_the_dump(tmp_path):
+    from labkit.snapshot.process import stamp_of, validation
+
+    library = tmp_path / "libx.so"
+    library.write_bytes(b"code")
+    there = make(tmp_path / "s", pages=b"x", libraries={str(library): list(stamp_of(str(library)))})
+    assert validation(there) == ["--file-validation", "filesize"]
+    os.utime(library, ns=(0, 1))
+    assert validation(there) == []
+    library.unlink()
+    assert validation(there) == [] and validation(make(tmp_path / "old", pages=b"x")) == []
