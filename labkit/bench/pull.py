@@ -25,10 +25,10 @@ from labkit.bench import pull_rivals as rivals
 from labkit.bench.engine import Measured, document, interleave
 from labkit.core.ledger import Ledger, remove_tree
 from labkit.core.workspace import Workspace
-from labkit.errors import BadInput
+from labkit.errors import BadInput, LabError
 from labkit.image import objectpull, oci, push
 from labkit.image.codecs import codec_of, decompress, file_chunks
-from labkit.image.registry import publish_image
+from labkit.image.publish import publish_image
 from labkit.image.tree import Limits
 from labkit.image.unpack import unpack_image
 from labkit.net import link as link_room
@@ -195,8 +195,11 @@ def _arm(arm: str, on: Setting, ends: ExitStack) -> Callable[[], Measured] | str
     why = rivals.missing("docker-registry", "skopeo")
     if why:
         return why
-    address = ends.enter_context(rivals.docker_registry(on.served.url, on.served.env, on.ledger, on.room))
-    rivals.skopeo_push(on.layouts["gzip"].path, on.name, f"{address}/{on.name}")
+    try:
+        address = ends.enter_context(rivals.docker_registry(on.served.url, on.served.env, on.ledger, on.room))
+        rivals.skopeo_push(on.layouts["gzip"].path, on.name, f"{address}/{on.name}")
+    except LabError as error:  # a rival that cannot be prepared is missing, with its words; the others are measured
+        return error.what
     return lambda: _measured(on, "gzip", lambda: _ctr(on, f"{address}/{on.name}"), connections=3)
 
 

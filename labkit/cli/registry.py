@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from labkit.cli.output import last_line
-    from labkit.image.registry import Registry, publish_image
+    from labkit.image.publish import publish_image
+    from labkit.image.registry import Registry
     from labkit.net.serving import serve
 
     if args.action == "serve":

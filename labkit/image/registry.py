@@ -25,13 +25,10 @@ import re
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import BadInput
 from labkit.net.message import Request, Response, file_response, text
-from labkit.objects.place import link_or_copy
 
 MANIFEST_MAX = 4 << 20
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -39,7 +36,7 @@ OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 
 _NAME = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
 NAME = re.compile(_NAME)
-_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
+TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _ROUTE = re.compile(rf"/v2/({_NAME})/(manifests|blobs|tags|referrers)/(.+)")
 
@@ -175,7 +172,7 @@ class Registry:
         """A tag or digest to hex; raises Refused."""
         if ":" in reference:
             return hex_of(reference)
-        if not _TAG.fullmatch(reference):
+        if not TAG.fullmatch(reference):
             raise Refused(400, "TAG_INVALID", f"not a tag: {reference[:100]!r}")
         try:
             return hex_of((self.repository(name) / "tags" / reference).read_text())
@@ -211,7 +208,7 @@ class Registry:
         hex_digest = hashlib.sha256(raw).hexdigest()
         if ":" in reference and hex_of(reference) != hex_digest:
             raise Refused(400, "DIGEST_INVALID", f"the manifest is sha256:{hex_digest}, not {reference}")
-        if ":" not in reference and not _TAG.fullmatch(reference):
+        if ":" not in reference and not TAG.fullmatch(reference):
             raise Refused(400, "TAG_INVALID", f"not a tag: {reference[:100]!r}")
         try:
             doc = json.loads(raw)
@@ -336,54 +333,3 @@ def _write(path: Path, raw: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-
-
-def reachable(layout: Path, descriptor: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Everything a descriptor of an OCI layout leads to, children first: ("blob"|"manifest", descriptor)."""
-    doc = json.loads((layout / "blobs" / "sha256" / descriptor["digest"].removeprefix("sha256:")).read_bytes())
-    for child in doc.get("manifests", []):
-        yield from reachable(layout, child)
-    for child in [*doc.get("layers", []), *([doc["config"]] if "config" in doc else [])]:
-        yield "blob", child
-    yield "manifest", descriptor
-
-
-def pick(layout: Path, *names: str) -> dict[str, Any]:
-    """The descriptor in a layout's index that carries one of these names (or the only one). Raises BadInput.
-
-    skopeo lists an image by its tag, the lab by its whole reference."""
-    try:
-        listed = json.loads((layout / "index.json").read_text())["manifests"]
-    except (OSError, ValueError, KeyError):
-        raise BadInput(f"{layout} is not an OCI image layout", fix="labkit image build makes one") from None
-    named = {m.get("annotations", {}).get("org.opencontainers.image.ref.name"): m for m in listed}
-    for name in names:
-        if name in named:
-            return named[name]
-    if len(listed) == 1:
-        return listed[0]
-    raise BadInput(f"{layout} holds {len(listed)} images, none called {names[0] if names else ''!r}", fix="one of " + ", ".join(map(str, named)))
-
-
-def publish_image(root: str | os.PathLike[str], layout: str | os.PathLike[str], reference: str) -> dict[str, Any]:
-    """Put an OCI image layout into a registry's root as `name:tag`, by hard link where possible. Returns digest and counts.
-
-    Works while the registry is serving: blobs first, the tag last."""
-    layout, registry = Path(layout), Registry(root)
-    name, _, tag = reference.rpartition(":") if ":" in reference.rsplit("/", 1)[-1] else (reference, "", "latest")
-    if not NAME.fullmatch(name) or not _TAG.fullmatch(tag):
-        raise BadInput(f"not an image name: {reference!r}", fix="lower case, like lab/subject:latest")
-    descriptor = pick(layout, f"{name}:{tag}", tag)
-    facts: dict[str, Any] = {"digest": descriptor["digest"], "name": name, "tag": tag, "blobs": 0, "size_bytes": 0}
-    for kind, one in reachable(layout, descriptor):
-        hex_digest = hex_of(one["digest"])
-        source = layout / "blobs" / "sha256" / hex_digest
-        how = link_or_copy(source, registry.blob_path(hex_digest)) if not registry.blob_path(hex_digest).exists() else "kept"
-        facts[how] = facts.get(how, 0) + 1
-        if kind == "blob":
-            registry.note_blob(name, hex_digest)
-            facts["blobs"] += 1
-            facts["size_bytes"] += one["size"]
-        else:
-            registry.note_manifest(name, hex_digest, one.get("mediaType", OCI_MANIFEST), tag if one is descriptor else None)
-    return facts

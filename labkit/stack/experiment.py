@@ -174,7 +174,7 @@ class _Conduct:
         """Publish what a fresh node finds at the other end of the link, and serve it from processes of their own."""
         if self.what.scenario != "fresh-node":
             return subject
-        from labkit.image.registry import publish_image
+        from labkit.image.publish import publish_image
         from labkit.net.serving import serving
         from labkit.objects.publish import publish_model
 

@@ -11,7 +11,7 @@ from labkit.core.ledger import Ledger, start_time
 from labkit.core.plan import LaunchPlan
 from labkit.errors import BadInput, TransferError
 from labkit.image import build, containerd, oci
-from labkit.image.registry import publish_image
+from labkit.image.publish import publish_image
 from labkit.net.serving import serving
 from labkit.technique import Artifact, Seen, technique
 

@@ -17,7 +17,7 @@ from labkit.image import oci
 from labkit.image.access_record import Access
 from labkit.image.codecs import decompress, file_chunks
 from labkit.image.estargz.convert import convert
-from labkit.image.registry import publish_image
+from labkit.image.publish import publish_image
 from labkit.image.tiny import REFERENCE, tiny_layout
 from labkit.net.serving import serving
 

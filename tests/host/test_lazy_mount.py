@@ -22,7 +22,7 @@ from labkit.core.ledger import is_mounted, unmount
 from labkit.image import access_record, oci
 from labkit.image.access_record import Access
 from labkit.image.estargz.convert import convert
-from labkit.image.registry import publish_image
+from labkit.image.publish import publish_image
 from labkit.image.tiny import REFERENCE, tiny_layout
 from labkit.image.unpack import unpack_image
 from labkit.net.serving import serving

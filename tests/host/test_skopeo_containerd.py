@@ -6,7 +6,7 @@ import pytest
 
 from labkit.bench import pull_rivals
 from labkit.core.ledger import Ledger, open_entries
-from labkit.image.registry import publish_image
+from labkit.image.publish import publish_image
 from labkit.image.tiny import REFERENCE, tiny_layout
 from labkit.net.serving import serving
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.needs("containers", "docker-registry", "skopeo")
 
 
 def test_containerd_pulls_from_registry_and_bucket_and_leaves_nothing(tmp_path, workspace):
-    tiny_layout(tmp_path / "image", 2_000_000)
+    tiny_layout(tmp_path / "image", 60_000_000)  # a layer above 32 MB: the registry moves it in the bucket by copying parts
     publish_image(tmp_path / "registry", tmp_path / "image", REFERENCE)
     with Ledger.open(workspace) as ledger:
         with serving("store", tmp_path / "store", ledger=ledger, options=("--with-registry", str(tmp_path / "registry"))) as served:
@@ -23,6 +23,7 @@ def test_containerd_pulls_from_registry_and_bucket_and_leaves_nothing(tmp_path, 
                 pull_rivals.skopeo_push(tmp_path / "image", REFERENCE, f"{address}/{REFERENCE}")
                 served.reset()
                 pull_rivals.ctr_pull(f"{address}/{REFERENCE}", ledger, tmp_path)
+            assert not served.stats()["by_status"].get("501"), "the registry asked the bucket for something it has not"
             blobs = [path for path in served.stats()["by_path"] if path.startswith("/lab/docker/") and path.endswith("/data")]
             assert blobs, "the layers did not come out of the bucket"
         assert not open_entries(ledger.path)

@@ -11,7 +11,7 @@ import pytest
 from labkit.core.ledger import Ledger
 from labkit.errors import BadInput, TransferError
 from labkit.image import oci, pull, tiny
-from labkit.image.registry import publish_image
+from labkit.image.publish import publish_image
 from labkit.net.fetch import Client, Retry
 from labkit.net.serving import serving
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from labkit.errors import BadInput, TransferError
 from labkit.image import oci
 from labkit.image.lazyfs.remote import RegistrySource
+from labkit.image.publish import publish_image
 from labkit.image.pull import pull_into
-from labkit.image.registry import Registry, publish_image
+from labkit.image.registry import Registry
 from labkit.image.tiny import REFERENCE, tiny_layout
 from labkit.net.credentials import Credentials, auth_files, credentials
 from labkit.net.fetch import Client, Retry

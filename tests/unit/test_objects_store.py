@@ -22,8 +22,9 @@ from labkit.net.server import Server
 from labkit.objects import sigv4
 from labkit.objects.client import open_bucket
 from labkit.objects.disk import Disk, Unstorable, decode_part, encode_part
+from labkit.objects.documents import S3Error, parse
 from labkit.objects.publish import publish_model
-from labkit.objects.store import KEYS, S3Error, Store, _parse_xml, environment
+from labkit.objects.store import KEYS, Store, environment
 from labkit.objects.upload import AwsChunked, Wrong
 
 DATA = random.Random(3).randbytes(6_000_000)
@@ -65,6 +66,33 @@ def test_boto3_uploads_in_parts_and_reads_ranges(s3, store):
     s3.download_fileobj("lab", "big", back)
     assert back.getvalue() == DATA
     assert not list((store.app.disk.uploads).iterdir())
+
+
+def test_parts_are_copied_from_objects_that_are_there(s3, store):
+    """Docker's registry moves a layer above 32 MB to its name this way."""
+    s3.put_object(Bucket="lab", Key="source", Body=DATA)
+    upload = s3.create_multipart_upload(Bucket="lab", Key="moved", ContentType="text/x-moved")["UploadId"]
+    whole, cut = {"Bucket": "lab", "Key": "moved", "UploadId": upload, "CopySource": {"Bucket": "lab", "Key": "source"}}, 5 << 20
+    ranges = [(0, cut - 1), (cut, len(DATA) - 1)]
+    parts = [s3.upload_part_copy(**whole, PartNumber=n, CopySourceRange=f"bytes={a}-{b}")["CopyPartResult"]["ETag"] for n, (a, b) in enumerate(ranges, 1)]
+    assert parts == [f'"{hashlib.md5(DATA[a:b + 1]).hexdigest()}"' for a, b in ranges]
+    s3.complete_multipart_upload(Bucket="lab", Key="moved", UploadId=upload, MultipartUpload={"Parts": [{"PartNumber": n, "ETag": e} for n, e in enumerate(parts, 1)]})
+    got = s3.get_object(Bucket="lab", Key="moved")
+    assert (got["Body"].read(), got["ContentType"]) == (DATA, "text/x-moved")
+    assert not list(store.app.disk.uploads.iterdir())
+
+
+@pytest.mark.parametrize("wanted", ["bytes=0-99999999999", "bytes=9-3", "bytes=-5", "0-3", "bytes=0-3,5-9"])
+def test_a_part_is_not_copied_from_a_range_that_the_object_does_not_have(s3, store, wanted):
+    from botocore.exceptions import ClientError
+
+    s3.put_object(Bucket="lab", Key="source", Body=b"0123456789")
+    upload = s3.create_multipart_upload(Bucket="lab", Key="moved")["UploadId"]
+    with pytest.raises(ClientError, match="InvalidArgument"):
+        s3.upload_part_copy(Bucket="lab", Key="moved", UploadId=upload, PartNumber=1, CopySource="lab/source", CopySourceRange=wanted)
+    assert s3.list_parts(Bucket="lab", Key="moved", UploadId=upload).get("Parts", []) == []
+    s3.abort_multipart_upload(Bucket="lab", Key="moved", UploadId=upload)
+    assert not list(store.app.disk.uploads.iterdir())
 
 
 def test_listing_pages_and_folds_folders_in_byte_order(s3):
@@ -274,13 +302,13 @@ def test_our_signature_is_botocores():
 @given(st.binary(max_size=200))
 def test_any_document_is_the_one_wanted_or_malformed(raw):
     with pytest.raises(S3Error):
-        _parse_xml(raw, "Delete")
+        parse(raw, "Delete")
 
 
 def test_entity_bombs_are_refused_unread():
     bomb = b'<?xml version="1.0"?><!DOCTYPE d [<!ENTITY a "aa"><!ENTITY b "&a;&a;">]><Delete>&b;</Delete>'
     with pytest.raises(S3Error, match="document type"):
-        _parse_xml(bomb, "Delete")
+        parse(bomb, "Delete")
 
 
 def test_runai_streamer_reads_it_over_s3_and_gcs(store, tmp_path):

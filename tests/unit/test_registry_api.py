@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from labkit.errors import BadInput
 from labkit.image import objectpull, oci, push
-from labkit.image.registry import Refused, Registry, hex_of, publish_image
+from labkit.image.publish import publish_image
+from labkit.image.registry import Refused, Registry, hex_of
 from labkit.image.tiny import REFERENCE, tiny_layout
 from labkit.net.server import Server
 from labkit.objects.store import Store, environment

@@ -130,7 +130,7 @@ class EstargzLazy(ImageTechnique):
         return replace(made, paths={**made.paths, "lazy_layout": str(layout.path)}, facts={**made.facts, **facts, "lazy_reference": lazy_name(subject.image_reference)})
 
     def publish(self, artifact: Artifact, subject: Subject, roots: dict[str, Path]) -> None:
-        from labkit.image.registry import publish_image
+        from labkit.image.publish import publish_image
 
         publish_image(roots["registry"], artifact.paths["lazy_layout"], artifact.facts["lazy_reference"])
 

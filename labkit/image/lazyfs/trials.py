@@ -31,8 +31,8 @@ from labkit.image.estargz.convert import convert
 from labkit.image.layers import Entry, write_image, write_layer
 from labkit.image.lazyfs import stats
 from labkit.image.lazyfs.step import mount_image
+from labkit.image.publish import publish_image
 from labkit.image.pull import pull_into
-from labkit.image.registry import publish_image
 from labkit.image.unpack import unpack_image
 from labkit.net.serving import serving
 
