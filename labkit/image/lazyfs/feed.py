@@ -12,7 +12,7 @@ Demand: a missing chunk becomes requests of at most 1 MiB on several connections
 trip of 20 ms carries more), merged with waiting neighbours; one that a running stream is about to deliver waits for
 that stream; one that stalls is asked for again on another connection. Prefetch: one request for each touched range, in
 blob order, which is access order. Background: 4 MiB at a time, only while nobody has asked for anything for a while.
-Prefetch and background stop reading while a demand is under way. Limit: the link, then decompression (1 GB/s a core).
+Limit: the link, then decompression (1 GB/s a core).
 Lesson: notebooks/03_lazy_pull.
 """
 
@@ -24,21 +24,19 @@ import time
 from bisect import bisect_left, bisect_right
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 
-from labkit.errors import BadInput, LabError, TransferError
+from labkit.errors import BadInput, TransferError
 from labkit.image.estargz.reader import verify
 from labkit.image.estargz.toc import Chunk
-from labkit.image.lazyfs.cache import Blob, ChunkMemory
-from labkit.image.lazyfs.remote import Busy, Source
+from labkit.image.lazyfs.cache import ChunkMemory
+from labkit.image.lazyfs.remote import Source
 from labkit.image.lazyfs.stats import Stats
+from labkit.image.lazyfs.transfers import LayerFeed, Stream, Transfers
 
 log = logging.getLogger("labkit.lazyfs")
 
 PART_BYTES = 1 << 20
 FORWARD_BYTES = 128 << 10
-NEAR_BYTES = 256 << 10
-NEAR_S = 0.03
 HEDGE_S = 0.5
 QUIET_S = 2.0  # an import that computes for a second is still a start
 BACKGROUND_BYTES = 4 << 20
@@ -46,57 +44,19 @@ CORRUPT_TRIES = 3
 PROBE_S = 1.0  # for a read while the source is gone
 
 
-@dataclass
-class LayerFeed:
-    """One layer: its blob on disk, its chunks by position, the ranges to prefetch (in order)."""
-
-    digest: str
-    blob: Blob
-    chunks: list[Chunk]
-    prefetch: list[tuple[int, int]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.chunks = sorted(self.chunks)
-        self.starts = [c.start for c in self.chunks]
-
-
-@dataclass(eq=False)
-class Stream:
-    """A transfer under way: [start, end) of a layer, delivered up to `at`."""
-
-    layer: int
-    at: int
-    end: int
-    reason: str
-    moved_s: float
-    rate_bytes_per_s: float = 0.0
-    hedged: bool = False
-    over: bool = False
-
-    def soon(self, end: int) -> bool:
-        return self.at < end <= self.end and end - self.at <= max(NEAR_BYTES, self.rate_bytes_per_s * NEAR_S)
-
-
 class Feed:
     def __init__(self, layers: list[LayerFeed], source: Source, memory: ChunkMemory, stats: Stats, *, connections: int = 4,
                  timeout_s: float = 30.0, background: bool = True):
         self.layers, self.source, self.memory, self.stats = layers, source, memory, stats
         self.timeout_s, self.background, self.connections = timeout_s, background, connections
-        self._moved = threading.Condition()
-        self._streams: list[Stream] = []
-        self._queue: deque[Stream] = deque()
+        self.transfers = Transfers(layers, source, stats, on_prefetched=self._queue_ahead)
+        self._moved = self.transfers.moved
         self._making: dict[str, Future[bytes | None]] = {}
         self._ahead: deque[tuple[int, Chunk]] = deque()
-        self._demand = 0  # readers waiting for the network
-        self._demand_s = time.monotonic()
+        self._demand_s = time.monotonic()  # when somebody last asked for anything
         self._reads = 0
-        self._problem: dict[int, str] = {}
-        self._heard_s = time.monotonic()  # when the last byte came
-        self._gone = False
-        self._probes = 0
         self._pool = ThreadPoolExecutor(2 * connections, "fetch")
         self._threads: list[threading.Thread] = []
-        self.closed = False
         self.prefetched = threading.Event()
         self.complete = threading.Event()
 
@@ -107,9 +67,7 @@ class Feed:
             self._threads.append(thread)
 
     def close(self) -> None:
-        self.closed = True
-        with self._moved:
-            self._moved.notify_all()
+        self.transfers.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.source.close()
 
@@ -183,16 +141,16 @@ class Feed:
         """Wait until the chunk's bytes are on disk, making requests as needed."""
         blob = self.layers[layer].blob
         with self._moved:
-            self._demand += 1
-            self._probes += self._gone
+            self.transfers.demand += 1
+            self.transfers.probes += self.transfers.gone
             self._moved.notify_all()
         try:
             while not blob.own(chunk.start, chunk.end):
                 now_s = time.monotonic()
-                left_s = started_s + (min(PROBE_S, self.timeout_s) if self._gone else self.timeout_s) - now_s
-                if self.closed or left_s <= 0:
-                    self._gone = self._gone or now_s - self._heard_s >= self.timeout_s
-                    why = self._problem.get(layer, "no answer") if not self.closed else "unmounted"
+                left_s = started_s + (min(PROBE_S, self.timeout_s) if self.transfers.gone else self.timeout_s) - now_s
+                if self.transfers.closed or left_s <= 0:
+                    self.transfers.gone = self.transfers.gone or now_s - self.transfers.heard_s >= self.timeout_s
+                    why = self.transfers.problem.get(layer, "no answer") if not self.transfers.closed else "unmounted"
                     log.error("blob %s of %s: bytes %d-%d did not arrive in %.1f s (%s): EIO", self.layers[layer].digest,
                               self.source.name, chunk.start, chunk.end, now_s - started_s, why)
                     raise TransferError(f"{self.layers[layer].digest}: bytes {chunk.start}-{chunk.end} did not arrive in {now_s - started_s:.1f} s",
@@ -203,7 +161,7 @@ class Feed:
                         self._moved.wait(min(0.1, max(0.001, left_s)))
         finally:
             with self._moved:
-                self._demand -= 1
+                self.transfers.demand -= 1
                 self._demand_s = time.monotonic()
                 self._moved.notify_all()
 
@@ -219,18 +177,18 @@ class Feed:
                 stop = min(end, start + PART_BYTES)
                 reach = self._forward(layer, start, stop) if stop == end else stop
                 stream = Stream(layer, start, reach, "demand", now_s)
-                self._streams.append(stream)
-                self._queue.append(stream)
+                self.transfers.streams.append(stream)
+                self.transfers.queue.append(stream)
                 self._pool.submit(self._work)
                 start = stop
 
     def _under_way(self, layer: int, start: int, end: int, now_s: float) -> int | None:
         """Up to where a running transfer will deliver from `start`, if it will soon; stalled ones get a second request."""
-        for stream in self._streams:
+        for stream in self.transfers.streams:
             if stream.layer != layer or not stream.at <= start < stream.end:
                 continue
             if stream.reason == "demand":
-                if now_s - stream.moved_s > HEDGE_S and not stream.hedged and stream not in self._queue:
+                if now_s - stream.moved_s > HEDGE_S and not stream.hedged and stream not in self.transfers.queue:
                     stream.hedged = True
                     self.stats.add(self.stats.counts, "hedged")
                     continue  # ask again on another connection; the first to arrive wins
@@ -246,7 +204,7 @@ class Feed:
             return end
         at = bisect_left(feed.starts, end)
         while at < len(feed.chunks) and feed.chunks[at].end - start <= FORWARD_BYTES and not feed.blob.own(feed.chunks[at].start, feed.chunks[at].end) \
-                and not any(s.layer == layer and s.at <= feed.chunks[at].start < s.end for s in self._streams):
+                and not any(s.layer == layer and s.at <= feed.chunks[at].start < s.end for s in self.transfers.streams):
             end = feed.chunks[at].end
             at += 1
         return end
@@ -254,81 +212,15 @@ class Feed:
     def _work(self) -> None:
         """One connection's turn: the oldest waiting request, with its waiting neighbours."""
         with self._moved:
-            if not self._queue:
+            if not self.transfers.queue:
                 return
-            stream = self._queue.popleft()
-            for other in sorted((q for q in self._queue if q.layer == stream.layer), key=lambda q: q.at):
+            stream = self.transfers.queue.popleft()
+            for other in sorted((q for q in self.transfers.queue if q.layer == stream.layer), key=lambda q: q.at):
                 if 0 <= other.at - stream.end <= FORWARD_BYTES // 2 and other.end - stream.at <= PART_BYTES:
                     stream.end = other.end
-                    self._queue.remove(other)
-                    self._streams.remove(other)
-        self._deliver(stream, time.monotonic() + self.timeout_s)
-
-    # ---- transfers
-
-    def _deliver(self, stream: Stream, deadline_s: float) -> bool:
-        """Bring a stream's range to disk, resuming after breaks, until the deadline."""
-        pause_s = 0.05
-        try:
-            while stream.at < stream.end and not self.closed:
-                try:
-                    self._pull(stream)
-                    self._problem.pop(stream.layer, None)
-                except (LabError, OSError, ValueError) as error:
-                    if self.closed:
-                        return False
-                    self._problem[stream.layer] = str(getattr(error, "what", error))
-                    self.stats.add(self.stats.counts, "retries")
-                    wait_s = max(error.retry_after_s, 0.01) if isinstance(error, Busy) else pause_s
-                    pause_s = min(pause_s * 2, 2.0)
-                    if time.monotonic() + wait_s >= deadline_s:
-                        if not self._gone:
-                            log.warning("blob %s of %s: %s; giving this request up", self.layers[stream.layer].digest, self.source.name, error)
-                        return False
-                    with self._moved:
-                        asked = self._probes
-                        self._moved.wait_for(lambda asked=asked: self.closed or asked != self._probes, wait_s)
-            return True
-        finally:
-            with self._moved:
-                stream.over = True
-                if stream in self._streams:
-                    self._streams.remove(stream)
-                self._moved.notify_all()
-
-    def _pull(self, stream: Stream) -> None:
-        feed = self.layers[stream.layer]
-        self.stats.add(self.stats.counts, "fetches")
-        began_s, began_at = time.monotonic(), stream.at
-        for piece in self.source.stream(feed.digest, stream.at, stream.end):
-            feed.blob.write(stream.at, piece)
-            self.stats.add(self.stats.bytes, stream.reason, len(piece))
-            low = stream.at
-            with self._moved:
-                stream.at += len(piece)
-                stream.moved_s = self._heard_s = time.monotonic()
-                self._gone = False
-                stream.rate_bytes_per_s = (stream.at - began_at) / max(1e-4, stream.moved_s - began_s)
-                self._moved.notify_all()
-            if stream.reason == "prefetch":
-                self._queue_ahead(stream.layer, low, stream.at)
-            if stream.reason == "demand":
-                if feed.blob.own(stream.at, stream.end):
-                    stream.at = stream.end  # somebody else delivered the rest (a hedge)
-                    return
-            elif self._demand:
-                self._yield(stream)
-            if self.closed:
-                return
-
-    def _yield(self, stream: Stream) -> None:
-        """Stop reading while a reader waits for something else; the store stops sending once the window is full."""
-        def free() -> bool:
-            return self.closed or not any(s.reason == "demand" for s in self._streams)
-
-        with self._moved:
-            self._moved.wait_for(free, 1.0)
-            stream.moved_s = time.monotonic()
+                    self.transfers.queue.remove(other)
+                    self.transfers.streams.remove(other)
+        self.transfers.deliver(stream, time.monotonic() + self.timeout_s)
 
     # ---- prefetch, decompression ahead, background
 
@@ -350,8 +242,8 @@ class Feed:
         for a, b in self.layers[layer].blob.missing(start, end):  # a demand may have brought a part of it meanwhile
             stream = Stream(layer, a, b, reason, time.monotonic())
             with self._moved:
-                self._streams.append(stream)
-            if not self._deliver(stream, float("inf")):
+                self.transfers.streams.append(stream)
+            if not self.transfers.deliver(stream, float("inf")):
                 return False
         return True
 
@@ -369,9 +261,9 @@ class Feed:
                 self._moved.notify_all()
 
     def _decompress_ahead(self) -> None:
-        while not self.closed:
+        while not self.transfers.closed:
             with self._moved:
-                self._moved.wait_for(lambda: self.closed or self._ahead, 1.0)
+                self._moved.wait_for(lambda: self.transfers.closed or self._ahead, 1.0)
                 if not self._ahead:
                     continue
                 layer, chunk = self._ahead.popleft()
@@ -394,7 +286,7 @@ class Feed:
     def _busy(self) -> bool:
         """Whether somebody waits, or the file system was read a moment ago: a start that finds everything is still a start."""
         reads, now_s = self.stats.counts["reads"], time.monotonic()
-        if reads != self._reads or self._demand:
+        if reads != self._reads or self.transfers.demand:
             self._reads, self._demand_s = reads, now_s
         return now_s - self._demand_s < QUIET_S
 
@@ -403,9 +295,9 @@ class Feed:
         for layer, feed in enumerate(self.layers):
             for start, end in feed.blob.missing(0, feed.blob.size_bytes):
                 for at in range(start, end, BACKGROUND_BYTES):
-                    while not self.closed and self._busy():
+                    while not self.transfers.closed and self._busy():
                         with self._moved:
                             self._moved.wait(QUIET_S / 4)
-                    if self.closed or not self._run("background", layer, at, min(end, at + BACKGROUND_BYTES)):
+                    if self.transfers.closed or not self._run("background", layer, at, min(end, at + BACKGROUND_BYTES)):
                         return
         self.complete.set()

@@ -28,10 +28,11 @@ from labkit.image.estargz.reader import fetch_toc
 from labkit.image.estargz.toc import Toc, parse
 from labkit.image.lazyfs import mount, tree
 from labkit.image.lazyfs.cache import Blob, BlobStore, ChunkMemory
-from labkit.image.lazyfs.feed import Feed, LayerFeed
+from labkit.image.lazyfs.feed import Feed
 from labkit.image.lazyfs.remote import Busy, Source, open_source
 from labkit.image.lazyfs.serve import Server
 from labkit.image.lazyfs.stats import Stats
+from labkit.image.lazyfs.transfers import LayerFeed
 
 log = logging.getLogger("labkit.lazyfs")
 
