@@ -10,7 +10,6 @@ Lesson: notebooks/00_start_here.
 from __future__ import annotations
 
 import array
-import contextlib
 import ctypes
 import importlib.util
 import mmap
@@ -121,8 +120,6 @@ def _fuse() -> Capability:
         os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
         return _no(f"/dev/fuse does not open: {error.strerror}", "chmod 666 /dev/fuse, or run the container with --device /dev/fuse")
-    if not _fuse_library():
-        return _no("no libfuse", _APT + "fuse3 libfuse3-3")
     helper = shutil.which("fusermount3") or shutil.which("fusermount")
     if helper:
         trouble = _mount_with(helper)
@@ -130,14 +127,6 @@ def _fuse() -> Capability:
     if os.geteuid() == 0 and _has_sys_admin():
         return _yes("root mounts directly; ordinary users need fusermount3", limit=True, fix=_APT + "fuse3")
     return _no("no fusermount3", _APT + "fuse3")
-
-
-def _fuse_library() -> bool:
-    for soname in ("libfuse3.so.3", "libfuse3.so.4", "libfuse.so.2"):
-        with contextlib.suppress(OSError):
-            ctypes.CDLL(soname)
-            return True
-    return False
 
 
 def _mount_with(helper: str) -> str:
