@@ -1,7 +1,8 @@
 """`best-here` is found, not declared: a search over what this host allows, on measured trials, that says how sure it is.
 
 Three rounds, each one experiment in randomised blocks: (1) every technique alone on naive, few blocks; (2) the best of
-each layer put together, and each runner-up exchanged in; (3) the two leaders against naive with more blocks. The result
+each layer put together, each runner-up exchanged in, and whatever made no clear difference alone – reading weights ahead
+gains nothing while a whole pull fills the link, and seconds beside a lazy mount; (3) the two leaders against naive with more blocks. The result
 names its probability of being the best of the leaders (paired bootstrap) – where the leaders are inside the noise it
 says so and takes the simpler one.
 
@@ -26,6 +27,10 @@ from labkit.stack.ablate import candidates, distinct, effects, put
 from labkit.stack.compose import Stack
 from labkit.stack.experiment import experiment
 from labkit.technique import LAYERS, technique
+
+
+#: Of few blocks, a ratio this near to 1 tells no gain from a loss.
+UNCLEAR = 0.15
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,13 @@ def search(*, scenario: str = "fresh-node", link: str = "loopback", preset: str 
 
 
 def combined(run: records.Run, names: list[str]) -> list[Stack]:
-    """The best of each layer together, and with each layer's runner-up exchanged in, from the separate effects."""
+    """From the separate effects: the best of each layer together; with each layer's runner-up exchanged in; and with each technique
+    whose separate effect is unclear, as that says nothing of what it does beside the others."""
     gains: dict[str, list[tuple[float, str]]] = {}
-    for e in effects(run):
-        if e.arm in names and not e.missing and e.ratio["median"] < 1:
-            gains.setdefault(technique(e.arm).layer, []).append((e.ratio["median"], e.arm))
+    alone = {e.arm: e.ratio["median"] for e in effects(run) if e.arm in names and not e.missing}
+    for name, ratio in alone.items():
+        if ratio < 1:
+            gains.setdefault(technique(name).layer, []).append((ratio, name))
     ranked = {layer: [n for _, n in sorted(options)] for layer, options in gains.items()}
     winners = {layer: options[0] for layer, options in ranked.items()}
 
@@ -89,6 +96,8 @@ def combined(run: records.Run, names: list[str]) -> list[Stack]:
         made.append(assemble(without_snapshot))
     for layer, options in ranked.items():
         made += [assemble({**(without_snapshot if layer != "snapshot" else winners), layer: other}) for other in options[1:2]]
+    if without_snapshot:
+        made += [assemble({**without_snapshot, technique(n).layer: n}) for n, ratio in alone.items() if abs(ratio - 1) <= UNCLEAR and technique(n).layer != "snapshot"]
     return [s for s in made if _means_something(s)]
 
 

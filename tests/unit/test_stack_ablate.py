@@ -66,6 +66,16 @@ def test_the_search_combines_only_what_goes_together():
     assert made["criu-container"]["image"] == "full-pull" and made["criu-process"]["image"] == "host-env"
 
 
+def test_what_is_unclear_alone_is_tried_beside_the_others():
+    layers = {"naive": {}, "estargz-lazy": {"image": "estargz-lazy"}, "safetensors": {"weights": "safetensors"}, "overlap": {"weights": "overlap"},
+              "tensorizer": {"weights": "tensorizer"}}
+    seconds = {"naive": 13.0, "estargz-lazy": 5.8, "safetensors": 12.6, "overlap": 13.6, "tensorizer": 18.0}
+    run = run_of({name: ({**NAIVE, **layers[name]}, {"load": seconds[name]}) for name in layers})
+    made = {s.name for s in combined(run, [n for n in layers if n != "naive"])}
+    assert "estargz-lazy + overlap" in made
+    assert "estargz-lazy + tensorizer" not in made, "a clear loss alone is no candidate"
+
+
 def test_effects_are_paired_and_signed():
     by_arm = {e.arm: e for e in effects(RUN)}
     assert by_arm["estargz-lazy"].ratio["median"] == pytest.approx(8.5 / 14.1, rel=1e-6)
