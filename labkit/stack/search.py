@@ -28,7 +28,6 @@ from labkit.stack.compose import Stack
 from labkit.stack.experiment import experiment
 from labkit.technique import LAYERS, technique
 
-
 #: Of few blocks, a ratio this near to 1 tells no gain from a loss.
 UNCLEAR = 0.15
 
