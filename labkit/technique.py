@@ -92,6 +92,7 @@ class Subject:
     image_reference: str = ""  # name:tag in registry and bucket, "lab/subject:latest"
     registry: str = ""
     bucket: str = ""
+    store: str = ""  # s3://bucket/prefix or gs://…, outside of the lab: where a fresh node finds the weights instead
     model_key: str = ""  # key prefix of the checkpoint in the bucket, "models/small"
     preset: str = "small"
     device: str = "cpu"  # what the server is told; an artifact that holds compiled code is made for it

@@ -2,6 +2,7 @@
 
     labkit bench load --preset 1b --cache cold,warm,tmpfs --blocks 5
     labkit bench load --preset 1b --from s3 --link 4gbit-bucket
+    labkit bench load --preset 1b --store s3://my-bucket/lab         # a real bucket: no link is emulated, no floor is known
 
 One fresh process a measurement. Its clock starts when torch is imported and the model stands on the meta device (or
 initialised, where that is the loader's way), before the loader's own library is imported, and stops when **all bytes are
@@ -19,14 +20,12 @@ labkit-streamer_vs_floor.s3 ≤ 1.05, …_faulty_vs_clean.s3 ≤ 1.2. Lesson: no
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,6 @@ from labkit.weights.catalog import LOADERS, Loader
 
 OURS = "labkit-streamer"
 STATES = ("cold", "warm", "tmpfs")
-FAULTS = ("503:rate=0.005,retry_after=0.05", "reset:rate=0.005", "straggler:nth=40,slowed_to=1MB/s")
 FROM_S3 = ("safetensors", "sdk-download", "runai-streamer", OURS)
 
 
@@ -50,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", default="cold,warm,tmpfs", help="cache states, comma-separated (default: all three)")
     parser.add_argument("--from", dest="origin", choices=("disk", "s3"), default="disk")
     parser.add_argument("--link", default="4gbit-bucket", help="emulated link of the bucket (with --from s3)")
+    parser.add_argument("--store", default="", metavar="URL", help="s3://BUCKET/PREFIX or gs://…, with this environment's credentials, in place of the embedded store")
     parser.add_argument("--loaders", default="", help="only these, comma-separated")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
 
@@ -57,11 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def compare_loaders(*names: str, preset: str = "small", states: tuple[str, ...] = ("cold",), blocks: int = 3, origin: str = "disk", link: str = "4gbit-bucket",
                     progress: Any = None) -> dict[str, Any]:
     """The same from Python, for the notebooks: the document of the last line. `progress(line)` is called a measurement."""
-    return run(argparse.Namespace(preset=preset, model_dir="", cache=",".join(states), origin=origin, link=link, loaders=",".join(names), device="cpu",
+    return run(argparse.Namespace(preset=preset, model_dir="", cache=",".join(states), origin=origin, link=link, loaders=",".join(names), device="cpu", store="",
                                   blocks=blocks, seed=0, progress=progress or (lambda line: None)))
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    if args.store:
+        args.origin = "s3"
     states = [s.strip() for s in args.cache.split(",") if s.strip()]
     unknown = [s for s in states if s not in STATES]
     names = [n.strip() for n in args.loaders.split(",") if n.strip()] or (list(FROM_S3) if args.origin == "s3" else [n for n in LOADERS if n != "sdk-download"])
@@ -73,7 +74,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     subject = Subject(model_dir=Path(args.model_dir) if args.model_dir else ensure(workspace, args.preset), preset=args.preset)
     with Ledger.open(workspace) as ledger:
-        made = (_from_s3 if args.origin == "s3" else _from_disk)(args, names, states, subject, workspace, ledger)
+        if args.origin == "s3":
+            from labkit.bench import load_remote
+
+            made = (load_remote.from_store if args.store else load_remote.from_bucket)(args, names, subject, workspace, ledger)
+        else:
+            made = _from_disk(args, names, states, subject, workspace, ledger)
     _agree(made["results_raw"])
     results = made.pop("results_raw")
     return document("load", results, made.pop("ratios"), preset=args.preset, origin=args.origin, device=args.device, **made)
@@ -199,10 +205,10 @@ def _from_disk(args: argparse.Namespace, names: list[str], states: list[str], su
     ratios: dict[str, tuple[str, str]] = {}
     for state in states:
         ratios[f"{OURS}_vs_floor.{state}"] = (f"{OURS}.{state}", "floor")
-        best = _best_other(results, state)
+        best = best_other(results, state)
         if best:
             ratios[f"{OURS}_vs_best_other.{state}"] = (f"{OURS}.{state}", best)
-    return {"results_raw": results, "ratios": ratios, "best_other": {s: _best_other(results, s) for s in states}}
+    return {"results_raw": results, "ratios": ratios, "best_other": {s: best_other(results, s) for s in states}}
 
 
 def _disk_arm(args: argparse.Namespace, loader: Loader, prepared: Any, state: str, disk: _Floor, memory_rate: float, tmpfs: _Tmpfs) -> Any:
@@ -220,15 +226,15 @@ def _disk_arm(args: argparse.Namespace, loader: Loader, prepared: Any, state: st
             return Measured(float("nan"), failed=f"cache not {state}: {proof.note}")
         doc = measure(loader, str(directory), str(directory), args.device, prepared.weights_bytes, {}, {"directory": str(directory)})
         rate = disk.rate if state == "cold" else memory_rate
-        return _measured(doc, state, prepared.weights_bytes, prepared.weights_bytes / rate)
+        return measured(doc, state, prepared.weights_bytes, prepared.weights_bytes / rate)
 
     return arm
 
 
-def _measured(doc: dict[str, Any], cache: str, size_bytes: int, floor_s: float, link: str = "loopback") -> Measured:
+def measured(doc: dict[str, Any], cache: str, size_bytes: int, floor_s: float | None, link: str = "loopback") -> Measured:
     seconds = doc["seconds"]
     extra = {k: doc[k] for k in ("load_s", "touch_s", "first_token_s", "peak_bytes", "peak_extra_bytes", "sum", "token")}
-    extra |= {"gb_per_s": size_bytes / seconds / 1e9, "share_of_floor": floor_s / seconds, "weights_bytes": size_bytes}
+    extra |= {"gb_per_s": size_bytes / seconds / 1e9, "weights_bytes": size_bytes, **({"share_of_floor": floor_s / seconds} if floor_s else {})}
     return Measured(seconds, cache, link, floor_s, doc["evidence"], "" if doc["engaged"] else f"no evidence: {doc['evidence']}", extra)
 
 
@@ -258,7 +264,7 @@ class _Tmpfs:
             self.ledger.done(self.entry)
 
 
-def _best_other(results: dict[str, Any], state: str) -> str:
+def best_other(results: dict[str, Any], state: str) -> str:
     """The rival with the lowest median, chosen once for all blocks."""
     medians = {}
     for arm, runs in results.items():
@@ -278,64 +284,6 @@ def _agree(results: dict[str, Any]) -> None:
                 sums.setdefault(exact, set()).add(m.extra["sum"])
     if any(len(s) > 1 for s in sums.values()):
         raise LabError("two loaders of this bench gave different parameters", why="one of them loads wrong bytes", fix="pytest tests/contract/test_loaders.py")
-
-
-# -- bucket ------------------------------------------------------------------------------------------------------------------
-
-def _from_s3(args: argparse.Namespace, names: list[str], states: list[str], subject: Subject, workspace: Workspace, ledger: Ledger) -> dict[str, Any]:
-    from labkit.net import link as links
-    from labkit.net.serving import serving
-    from labkit.objects.publish import publish_model
-    from labkit.weights.prepared import weights_bytes
-
-    root = workspace.artifacts / "store-root"
-    root.mkdir(exist_ok=True)
-    key = f"models/bench-{args.preset}"
-    publish_model(root, subject.model_dir, key)
-    link = links.parse(args.link)
-    with serving("store", root, link=link, ledger=ledger) as served:
-        cold.warm([subject.model_dir])  # the store is the network's other end: its disk is not what is measured
-        size = weights_bytes(subject.model_dir)
-        floor_s = link.floor_s(size, 10**6) if link.shaped else size / floor.loopback()["loopback_bytes_per_s"]
-        arms: dict[str, Any] = {}
-        for name in names:
-            missing = LOADERS[name].missing()
-            arms[f"{name}.s3"] = missing or _bucket_arm(args, LOADERS[name], served, key, size, floor_s, link.label, ())
-        if OURS in names:
-            arms[f"{OURS}+faults.s3"] = _bucket_arm(args, LOADERS[OURS], served, key, size, floor_s, link.label + ", 1 % faults and a straggler", FAULTS)
-        results = interleave(arms, args.blocks, args.seed, getattr(args, "progress", None))
-    ratios = {f"{OURS}_vs_floor.s3": (f"{OURS}.s3", "floor"), f"{OURS}_faulty_vs_clean.s3": (f"{OURS}+faults.s3", f"{OURS}.s3")}
-    best = _best_other(results, "s3")
-    if best:
-        ratios[f"{OURS}_vs_best_other.s3"] = (f"{OURS}.s3", best)
-    return {"results_raw": results, "ratios": ratios, "best_other": {"s3": best}, "link": link.label, "faults": list(FAULTS)}
-
-
-def _bucket_arm(args: argparse.Namespace, loader: Loader, served: Any, key: str, size: int, floor_s: float, label: str, faults: tuple[str, ...]) -> Any:
-    def arm() -> Measured:
-        served.set_faults(faults, seed=args.seed)
-        served.reset()
-        try:
-            with _scratch() as scratch:
-                env = {**served.env, "AWS_ENDPOINT_URL": served.url, "AWS_EC2_METADATA_DISABLED": "true", "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
-                       "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1", "TMPDIR": scratch}
-                doc = measure(loader, f"s3://lab/{key}", f"s3://lab/{key}", args.device, size, env, {"remote": True, "key": key},
-                              stores=lambda: {"bucket": served.stats()})
-        finally:
-            served.set_faults(())
-        return _measured(doc, "remote", size, floor_s, label)
-
-    return arm
-
-
-@contextlib.contextmanager
-def _scratch() -> Iterator[str]:
-    """Where download-then-load puts its files: this host's disk, gone afterwards."""
-    directory = tempfile.mkdtemp(prefix="bench-", dir=Workspace.default().nodes)
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--blocks", type=int, default=5, help="repeats: every arm once per block, in random order (default 5)")
     parser.add_argument("--scenario", default="fresh-node", help="fresh-node (default), warm-node or hot-node: what the host has at t0")
     parser.add_argument("--link", default="loopback", help="emulated link: loopback (default), 200mbit, 1gbit, 1gbit-bucket … (it can only slow things down)")
+    parser.add_argument("--store", default="", metavar="URL", help="s3://BUCKET/PREFIX or gs://…: a fresh node's weights come from there, with this environment's credentials")
     parser.add_argument("--preset", default="small", help="checkpoint: tiny, small (default), 1b, 8b")
     parser.add_argument("--model-dir", default="", help="a public model directory in place of the synthetic checkpoint")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds until a trial is a time-out (default 300)")
@@ -69,7 +70,7 @@ def _stacks(args: argparse.Namespace) -> Any:
     server_args = ("--device", args.device) if args.device else ()
     return experiment(stacks, preset=args.preset, blocks=args.blocks, scenario=args.scenario, link=args.link, seed=args.seed,
                       out=args.out or None, resume=args.resume, progress=progress(), timeout_s=args.timeout, model_dir=args.model_dir,
-                      at_t0=args.at_t0, port=args.port, server_args=server_args)
+                      at_t0=args.at_t0, port=args.port, server_args=server_args, store=args.store.rstrip("/"))
 
 
 def summary(run: Any) -> dict[str, Any]:

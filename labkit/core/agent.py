@@ -46,7 +46,7 @@ class Agent:
         self.ledger = Ledger.join(spec["ledger"], spec["mark"])
         self.ctx = StepContext(node=Path(spec["node"]), port=spec["port"], timeline_path=Path(spec["timeline"]),
                                ledger=self.ledger, server_args=[a.replace("{port}", str(spec["port"])) for a in self.plan.server_args],
-                               server_env={**self.plan.server_env, "LABKIT_SOURCE": "server", "LABKIT_RUN": spec["mark"],
+                               server_env={**{k: os.environ[k] for k in self.plan.pass_env if k in os.environ}, **self.plan.server_env, "LABKIT_SOURCE": "server", "LABKIT_RUN": spec["mark"],
                                            **({"LABKIT_TIMELINE": spec["timeline"]} if spec["timeline"] != os.devnull else {})},
                                server_binds=[tuple(b) for b in self.plan.server_binds], state=dict(self.plan.state))
         self.go, self.stop = threading.Event(), threading.Event()

@@ -19,6 +19,9 @@ from labkit.core import cold, timeline
 from labkit.core.ledger import Ledger
 from labkit.core.plan import LaunchPlan
 
+#: In place of a store's URL among a plan's `stat_urls`.
+INTERFACES = "interfaces"
+
 
 def settle_cache(plan: LaunchPlan, node: Path) -> dict[str, Any]:
     """Bring the page cache into the scenario's state and prove it. `state` is cold, warm or unverified."""
@@ -43,14 +46,25 @@ def _get(url: str, timeout_s: float = 5.0) -> Any:
 
 def store_counters(plan: LaunchPlan) -> dict[str, dict[str, Any]]:
     """Counters of each store. A fragment of the URL keeps the paths below a prefix (`#/v2/`), or those that are not (`#!/v2/`):
-    registry and bucket are one server where the node's one link carries both."""
+    registry and bucket are one server where the node's one link carries both. A store outside of the lab counts nothing for us:
+    for `INTERFACES#KEY` it is what this host's network interfaces have received, under that key."""
     found, read = {}, {}
     for name, url in plan.stat_urls.items():
         address, _, prefix = url.partition("#")
+        if address == INTERFACES:
+            received = received_bytes()
+            found[name] = {"requests": 0, "bytes_sent": received, "by_path": {prefix: {"requests": 0, "bytes_sent": received}}}
+            continue
         with contextlib.suppress(OSError, ValueError):
             counters = read[address] = read.get(address) or _get(address)
             found[name] = _of_paths(counters, prefix) if prefix else counters
     return found
+
+
+def received_bytes() -> int:
+    """What all interfaces of this network namespace have received since they came up (loopback too: a store may be there)."""
+    lines = Path("/proc/self/net/dev").read_text().splitlines()[2:]
+    return sum(int(line.partition(":")[2].split()[0]) for line in lines)
 
 
 def _of_paths(counters: dict[str, Any], prefix: str) -> dict[str, Any]:

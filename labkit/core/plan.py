@@ -58,6 +58,7 @@ class LaunchPlan:
     steps: tuple[Step, ...] = ()
     server_args: tuple[str, ...] = ()  # arguments of `python -m labkit.subject.server` (loader, weights, port …)
     server_env: dict[str, str] = field(default_factory=dict)
+    pass_env: tuple[str, ...] = ()  # names that the server gets from the harness's own environment; their values are never written down
     server_binds: tuple[tuple[str, str], ...] = ()  # host path -> path in the rootfs, read-only
     state: dict[str, Any] = field(default_factory=dict)  # initial StepContext.state (warm-node: {"rootfs": "/…"})
     cold_paths: tuple[str, ...] = ()  # files and trees the stack will read here: evicted and proven (hot-node: warmed)
@@ -86,7 +87,7 @@ class LaunchPlan:
         doc = dict(doc)
         doc["steps"] = tuple(Step(**s) for s in doc.get("steps", ()))
         doc["server_binds"] = tuple(tuple(b) for b in doc.get("server_binds", ()))
-        for key in ("server_args", "cold_paths", "replaces"):
+        for key in ("server_args", "pass_env", "cold_paths", "replaces"):
             doc[key] = tuple(doc.get(key, ()))
         if doc.get("expected_tokens") is not None:
             doc["expected_tokens"] = tuple(doc["expected_tokens"])

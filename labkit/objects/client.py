@@ -19,10 +19,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from labkit.errors import BadInput, TransferError
+from labkit.errors import TransferError
 from labkit.net.fetch import Attempts, Client, Refused, Retry
 from labkit.net.http import Answer, Broken
 from labkit.objects import sigv4
+from labkit.objects.access import authorizer, endpoint_of, split_url
 
 PART_BYTES = 16 << 20
 
@@ -32,29 +33,6 @@ class Listed:
     key: str
     size_bytes: int
     etag: str
-
-
-def split_url(url: str) -> tuple[str, str, str]:
-    """`s3://bucket/prefix` → scheme, bucket, prefix. Raises BadInput."""
-    scheme, _, rest = url.partition("://")
-    bucket, _, prefix = rest.partition("/")
-    if scheme not in ("s3", "gs") or not bucket:
-        raise BadInput(f"not a bucket URL: {url!r}", fix="write it like s3://lab/images")
-    return scheme, bucket, prefix.strip("/")
-
-
-def endpoint_of(scheme: str, env: Mapping[str, str]) -> str:
-    if scheme == "gs":
-        return (env.get("CLOUD_STORAGE_EMULATOR_ENDPOINT") or "https://storage.googleapis.com").rstrip("/")
-    region = env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
-    return (env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or f"https://s3.{region}.amazonaws.com").rstrip("/")
-
-
-def keys_of(scheme: str, env: Mapping[str, str]) -> sigv4.Keys | None:
-    names = ("GS_ACCESS_KEY_ID", "GS_SECRET_ACCESS_KEY") if scheme == "gs" else ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    if not env.get(names[0]) or not env.get(names[1]):
-        return None
-    return sigv4.Keys(env[names[0]], env[names[1]], env.get("AWS_SESSION_TOKEN", "") if scheme == "s3" else "")
 
 
 class Bucket:
@@ -135,13 +113,10 @@ class Bucket:
 def open_bucket(url: str, env: Mapping[str, str] | None = None, *, timeout_s: float = 20.0, retry: Retry = Retry()) -> Iterator[Bucket]:
     env = os.environ if env is None else env
     scheme, bucket, prefix = split_url(url)
-    keys, region = keys_of(scheme, env), env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
-
-    def authorize(method: str, target: str, headers: dict[str, str]) -> dict[str, str]:
-        payload = headers.pop("x-amz-content-sha256", "")
-        if keys is None:
-            return headers
-        return sigv4.sign(method, target, headers, keys, region="auto" if scheme == "gs" else region, payload=payload or sigv4.UNSIGNED)
-
-    with Client(timeout_s=timeout_s, retry=retry, authorize=authorize) as client:
+    with Client(timeout_s=timeout_s, retry=retry, authorize=authorizer(scheme, env) or unsigned) as client:
         yield Bucket(client, endpoint_of(scheme, env), bucket, prefix)
+
+
+def unsigned(method: str, target: str, headers: dict[str, str]) -> dict[str, str]:
+    """A bucket without keys is no registry: there is nobody to log in to."""
+    return {k: v for k, v in headers.items() if k != "x-amz-content-sha256"}

@@ -51,11 +51,11 @@ def environment(url: str, keys: dict[str, str] = KEYS) -> dict[str, str]:
 
 
 class Store:
-    """The application: `Server(Store(root), link=…)`. `open_writes`: unsigned writes are accepted too."""
+    """The application: `Server(Store(root), link=…)`. `open_writes`: unsigned writes are accepted too; `open_reads`: unsigned reads (a private bucket has neither)."""
 
     def __init__(self, root: str | os.PathLike[str], *, buckets: tuple[str, ...] = ("lab",), keys: dict[str, str] | None = None,
-                 open_writes: bool = False):
-        self.disk, self.keys, self.open_writes = Disk(root), KEYS if keys is None else keys, open_writes
+                 open_writes: bool = False, open_reads: bool = True):
+        self.disk, self.keys, self.open_writes, self.open_reads = Disk(root), KEYS if keys is None else keys, open_writes, open_reads
         for bucket in buckets:
             self.disk.make_bucket(bucket)
 
@@ -72,8 +72,8 @@ class Store:
 
     def _answer(self, request: Request) -> Response:
         signed = sigv4.check(request, self.keys)
-        if signed is None and not self.open_writes and request.method not in ("GET", "HEAD"):
-            raise S3Error("AccessDenied", "an unsigned request may only read here")
+        if signed is None and not (self.open_reads if request.method in ("GET", "HEAD") else self.open_writes):
+            raise S3Error("AccessDenied", "an unsigned request may only read here" if self.open_reads else "this bucket is private")
         bucket, _, key = request.path[1:].partition("/")
         unknown = NOT_HERE & request.query.keys()
         if unknown:

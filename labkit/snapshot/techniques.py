@@ -25,9 +25,9 @@ from labkit.core.host import capability
 from labkit.core.plan import LaunchPlan, Step
 from labkit.core.units import show_bytes
 from labkit.core.workspace import Workspace
+from labkit.objects.access import BUCKET
 from labkit.technique import YES, Artifact, Availability, Claim, Evidence, Seen, Subject, register
 
-BUCKET = "lab"
 #: After these phases nothing of a plan is left to do.
 REPLACED = ("start", "import", "context", "build", "load", "warmup")
 MAPPED = "labkit.weights.loaders.safe:load"

@@ -16,8 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from labkit.core.observe import INTERFACES
 from labkit.core.plan import SCENARIOS, LaunchPlan
 from labkit.errors import BadInput
+from labkit.objects.access import BUCKET, PASSED
 from labkit.technique import LAYERS, YES, Artifact, Availability, Evidence, Seen, Subject, Technique, technique
 
 #: Layer -> technique. "" leaves the layer as the layers below it made it. The process layer of `naive` is the best
@@ -102,11 +104,14 @@ def compose(stack: Stack, artifacts: Mapping[str, Artifact], *, scenario: str, l
         raise BadInput(f"no scenario {scenario!r}", fix="one of: " + ", ".join(f"{k} ({v})" for k, v in SCENARIOS.items()))
     stack.refuse_nonsense()
     stores = {name: f"{url}/_labkit/stats#{paths}" for name, url, paths in (("registry", subject.registry, "/v2/"), ("bucket", subject.bucket, "!/v2/")) if url}
+    if subject.store:
+        stores["bucket"] = f"{INTERFACES}#{subject.store}"
     plan = LaunchPlan(stack={k: v for k, v in stack.layers.items() if v}, scenario=scenario, link=link, request=request,
                       expected_tokens=expected_tokens, timeout_s=timeout_s, stat_urls=stores,
                       server_args=("--host", "127.0.0.1", "--port", "{port}", *server_args),
-                      state={"registry": subject.registry, "bucket": subject.bucket, "image_reference": subject.image_reference},
-                      server_env=bucket_environment(subject))
+                      state={"registry": subject.registry, "bucket": subject.bucket, "image_reference": subject.image_reference,
+                             "store": subject.store or (f"s3://{BUCKET}" if subject.bucket else "")},
+                      server_env=bucket_environment(subject), pass_env=PASSED if subject.store else ())
     for layer in ("image", "weights", "device", "process", "snapshot"):
         if stack.layers.get(layer) and layer not in plan.replaces:  # a standby is its own process: that layer has nothing to start
             plan = technique(stack.layers[layer]).apply(plan, artifacts[layer])
@@ -115,7 +120,7 @@ def compose(stack: Stack, artifacts: Mapping[str, Artifact], *, scenario: str, l
 
 def bucket_environment(subject: Subject) -> dict[str, str]:
     """How S3 clients in the server find the embedded store; a real bucket's environment is left as the user set it."""
-    if not subject.bucket:
+    if subject.store or not subject.bucket:
         return {}
     return {"AWS_ENDPOINT_URL": subject.bucket, "AWS_ACCESS_KEY_ID": "labkit", "AWS_SECRET_ACCESS_KEY": "labkit-not-a-secret",
             "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true", "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0"}

@@ -49,6 +49,7 @@ class Experiment:
     timeout_s: float = 300.0
     server_args: tuple[str, ...] = ()
     model_dir: str = ""  # a public model directory in place of the preset's synthetic checkpoint
+    store: str = ""  # s3://bucket/prefix or gs://…, with the environment's credentials: where a fresh node finds the weights instead
     image_extra_bytes: int = 0  # unpacked bytes on top of the subject's image: the same start from a larger image
     at_t0: str = ""
     port: int | None = None
@@ -60,7 +61,7 @@ class Experiment:
                          for s in self.stacks],
                 "blocks": self.blocks, "seed": self.seed, "preset": self.preset, "model_dir": self.model_dir, "max_tokens": self.max_tokens,
                 **({"image_extra_bytes": self.image_extra_bytes} if self.image_extra_bytes else {}),
-                **({"notes": self.notes} if self.notes else {})}
+                **({"store": self.store} if self.store else {}), **({"notes": self.notes} if self.notes else {})}
 
 
 def experiment(stacks: Sequence[str | Stack], *, preset: str = "small", blocks: int = 5, scenario: str = "fresh-node",
@@ -130,6 +131,8 @@ class _Conduct:
         run = self._resumed()
         for stack in what.stacks:
             stack.refuse_nonsense()
+            if what.store:
+                self._refuse_store(stack)
             found = stack.available(self.card)
             if not found.ok:
                 self.missing[stack.name] = MissingCapability(found.missing, found.why, found.fix)
@@ -174,6 +177,8 @@ class _Conduct:
         """Publish what a fresh node finds at the other end of the link, and serve it from processes of their own."""
         if self.what.scenario != "fresh-node":
             return subject
+        if self.what.store:
+            self._upload()
         from labkit.image.publish import publish_image
         from labkit.net.serving import serving
         from labkit.objects.publish import publish_model
@@ -186,7 +191,7 @@ class _Conduct:
             publish_image(roots["registry"], subject.image_layout, subject.image_reference)
         for made in self.artifacts.values():
             for artifact in made.values():
-                if "model_key" in artifact.facts:
+                if "model_key" in artifact.facts and not self.what.store:
                     publish_model(roots["store"], Path(artifact.paths["model_dir"]), artifact.facts["model_key"])
                 publish = getattr(_technique(artifact.technique), "publish", None)
                 if publish:
@@ -194,7 +199,28 @@ class _Conduct:
         # One server for both, as the node has one link: two would carry twice its rate.
         self.served = self.ends.enter_context(serving("store", roots["store"], link=self.what.link, ledger=self.ledger,
                                                       options=("--with-registry", str(roots["registry"]))))
-        return replace(subject, registry=self.served.url, bucket=self.served.url)
+        return replace(subject, registry=self.served.url, bucket=self.served.url, store=self.what.store)
+
+    def _refuse_store(self, stack: Stack) -> None:
+        """Raises BadInput for what means nothing with weights from a bucket outside of the lab."""
+        image, snapshot, store = stack.layers.get("image", ""), stack.layers.get("snapshot", ""), self.what.store
+        if self.what.scenario != "fresh-node":
+            raise BadInput(f"nothing comes from {store}", why=f"on a {self.what.scenario} all is on the node's disk", fix="--scenario fresh-node")
+        if parse_link(self.what.link).shaped:
+            raise BadInput(f"an emulated link in front of {store}", why="only the lab's own stores emulate one; a real bucket has its own", fix="leave --link out")
+        if snapshot or image.startswith("object-pull"):
+            raise BadInput(f"{snapshot or image} cannot take its bytes from {store}", why="what an image or a snapshot moved is counted by the lab's own stores",
+                           fix="another image technique and no snapshot; labkit image push --to and labkit snapshot push move the bytes alone")
+
+    def _upload(self) -> None:
+        """Every checkpoint in its loader's format into the bucket outside of the lab, once."""
+        from labkit.objects.publish import upload_model
+
+        for made in self.artifacts.values():
+            for artifact in made.values():
+                if "model_key" in artifact.facts:
+                    self.tell("note", f"uploading {artifact.facts['model_key']} to {self.what.store}")
+                    upload_model(self.what.store, artifact.paths["model_dir"], artifact.facts["model_key"])
 
     def relink(self, link: str, plans: dict[str, LaunchPlan]) -> None:
         """Another emulated link for the trials to come."""

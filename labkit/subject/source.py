@@ -1,7 +1,7 @@
-"""Where a model is: a directory of this host, `http(s)://…`, or `s3://bucket/prefix` behind `AWS_ENDPOINT_URL`.
+"""Where a model is: a directory of this host, `http(s)://…`, or `s3://bucket/prefix` and `gs://…` as the environment says.
 
 Only the small files (config, tokenizer, index) are read here; weights are the loader's matter. Objects of a bucket are
-fetched with plain, unsigned, path-style GETs, as a public bucket or the lab's own store answers them.
+fetched with path-style GETs, signed where the environment has keys for it.
 
     read_small("s3://lab/models/tiny-safetensors", "config.json")
 
@@ -19,25 +19,23 @@ LIMIT_BYTES = 256 << 20  # no tokenizer or index is larger; what is, is not one
 
 
 def is_remote(source: str | os.PathLike[str]) -> bool:
-    return str(source).startswith(("http://", "https://", "s3://"))
+    return str(source).startswith(("http://", "https://", "s3://", "gs://"))
 
 
 def url_of(source: str | os.PathLike[str], name: str) -> str:
     """The URL of one file of a remote model."""
     text = str(source).rstrip("/")
-    if text.startswith("s3://"):
-        endpoint = os.environ.get("AWS_ENDPOINT_URL", "").rstrip("/")
-        if not endpoint:
-            raise BadInput(f"{text}: no object store to ask", why="s3:// names a bucket, not a host",
-                           fix="export AWS_ENDPOINT_URL=http://HOST:PORT (labkit store serve prints one)")
-        text = f"{endpoint}/{text[len('s3://'):]}"
+    if text.startswith(("s3://", "gs://")):
+        from labkit.objects.access import http_of
+
+        text = http_of(text, os.environ)
     return f"{text}/{name}"
 
 
 def read_small(source: str | os.PathLike[str], name: str, *, optional: bool = False) -> bytes | None:
     """The bytes of a small file of the model. Raises BadInput; `optional` turns "not there" into None."""
     if is_remote(source):
-        return _fetch(url_of(source, name), optional)
+        return _fetch(url_of(source, name), str(source).partition("://")[0], optional)
     path = Path(source) / name
     try:
         with open(path, "rb") as opened:
@@ -52,13 +50,16 @@ def read_small(source: str | os.PathLike[str], name: str, *, optional: bool = Fa
     return _bounded(data, str(path))
 
 
-def _fetch(url: str, optional: bool) -> bytes | None:
+def _fetch(url: str, scheme: str, optional: bool) -> bytes | None:
     # Only remote starts pay for this import (ssl, email, http.client).
     import urllib.error
     import urllib.request
 
+    from labkit.objects.access import authorizer
+
+    authorize = authorizer(scheme, os.environ) if scheme in ("s3", "gs") else None
     try:
-        with urllib.request.urlopen(url, timeout=60) as reply:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=authorize("GET", url, {}) if authorize else {}), timeout=60) as reply:
             return _bounded(reply.read(LIMIT_BYTES + 1), url)
     except urllib.error.HTTPError as error:
         if optional and error.code in (403, 404):

@@ -119,7 +119,7 @@ def fetch_shards(ctx: StepContext, model: str, environment: dict[str, str], conn
     source, target, image_first = _source(model, environment), Path(ctx.state["ahead"]), ImageFirst(ctx)
     total = 0
     try:
-        with Client() as client:
+        with Client(authorize=source.authorize) as client:
             for name in source.shards("safetensors"):
                 size = int(client.ask("HEAD", source.url(name)).headers["content-length"])
                 with open(target / (name + PARTIAL), "wb") as file:
@@ -147,10 +147,7 @@ fetch_small.before_t0 = fetch_shards.before_t0 = know_http  # type: ignore[attr-
 
 def _source(model: str, environment: dict[str, str]) -> Source:
     """The bucket as the server would see it: this process need not have the server's environment."""
-    endpoint = environment.get("AWS_ENDPOINT_URL")
-    if model.startswith("s3://") and endpoint:
-        return Source(model.rstrip("/"), f"{endpoint.rstrip('/')}/{model.removeprefix('s3://').strip('/')}")
-    return open_source(model)
+    return open_source(model, {**os.environ, **{k: v for k, v in environment.items() if v}})
 
 
 def load(model: Any, source: str, device: str = "cpu", **options: Any) -> dict[str, Any]:

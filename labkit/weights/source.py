@@ -1,6 +1,6 @@
 """Where a checkpoint is: a local directory, or a prefix in a bucket. What every loader asks first.
 
-    source = open_source("s3://lab/models/small-pickle")   # endpoint: AWS_ENDPOINT_URL, plain HTTP, path-style
+    source = open_source("s3://lab/models/small-pickle")   # endpoint and keys: the environment's; path-style
     source.shards("pickle")                                 # ["pytorch_model-00001-of-00002.bin", …]
     source.url("config.json")                               # http://127.0.0.1:9000/lab/models/small-pickle/config.json
 
@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from labkit.errors import BadInput, TransferError
 
@@ -31,10 +33,12 @@ MAX_INDEX_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Source:
-    """`root`: a directory, or a URL prefix with one of `SCHEMES`. `http`: the same prefix as a plain HTTP address."""
+    """`root`: a directory, or a URL prefix with one of `SCHEMES`. `http`: the same prefix as an HTTP address. `authorize`: signs
+    requests to a bucket where the environment has keys for it (None: they go unsigned)."""
 
     root: str
     http: str = ""
+    authorize: Callable[[str, str, dict[str, str]], dict[str, str]] | None = field(default=None, compare=False)
 
     @property
     def remote(self) -> bool:
@@ -48,6 +52,14 @@ class Source:
 
         return f"{self.http}/{quote(name)}"
 
+    def request(self, name: str, method: str = "GET") -> Any:
+        """For `urllib.request.urlopen`."""
+        # A local start does not pay for this import (ssl, email, http.client).
+        from urllib.request import Request
+
+        url = self.url(name)
+        return Request(url, method=method, headers=self.authorize(method, url, {}) if self.authorize else {})
+
     def address(self, name: str) -> str:
         """The name in the source's own terms: a path, or s3://bucket/key."""
         return f"{self.root}/{name}" if self.remote else str(self.path(name))
@@ -55,12 +67,11 @@ class Source:
     def read(self, name: str, limit_bytes: int = MAX_INDEX_BYTES) -> bytes | None:
         """A small file whole, or None if there is none. Raises BadInput above the limit."""
         if self.remote:
-            # A local start does not pay for this import (ssl, email, http.client).
             import urllib.error
             import urllib.request
 
             try:
-                with urllib.request.urlopen(self.url(name), timeout=60) as answer:
+                with urllib.request.urlopen(self.request(name), timeout=60) as answer:
                     data = answer.read(limit_bytes + 1)
             except urllib.error.HTTPError as error:
                 if error.code in (403, 404):
@@ -87,7 +98,7 @@ class Source:
         import urllib.request
 
         try:
-            with urllib.request.urlopen(urllib.request.Request(self.url(name), method="HEAD"), timeout=60):
+            with urllib.request.urlopen(self.request(name, "HEAD"), timeout=60):
                 return True
         except urllib.error.HTTPError:
             return False
@@ -114,25 +125,18 @@ class Source:
                        fix=f"labkit model convert DIR --to {format} OUT")
 
 
-def open_source(source: str | os.PathLike[str]) -> Source:
-    """`s3://` and `gs://` resolve to the endpoint of the environment; a path must exist. Raises BadInput."""
+def open_source(source: str | os.PathLike[str], env: Mapping[str, str] = os.environ) -> Source:
+    """`s3://` and `gs://` resolve to endpoint and keys of the environment; a path must exist. Raises BadInput."""
     text = os.fspath(source)
     scheme, separator, rest = text.partition("://")
     if not separator:
         if not os.path.isdir(text):
             raise BadInput(f"no model directory {text}", fix="labkit model make --preset small DIR")
         return Source(text.rstrip("/") or "/")
-    from urllib.parse import quote
-
-    rest = rest.strip("/")
     if scheme in ("http", "https"):
         return Source(text.rstrip("/"), text.rstrip("/"))
-    if scheme == "s3":
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        if not endpoint:
-            raise BadInput(f"{text}: no endpoint", why="AWS_ENDPOINT_URL is not set", fix="export AWS_ENDPOINT_URL=http://127.0.0.1:9000")
-        return Source(text.rstrip("/"), f"{endpoint.rstrip('/')}/{quote(rest)}")
-    if scheme == "gs":
-        endpoint = os.environ.get("CLOUD_STORAGE_EMULATOR_ENDPOINT") or os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com"
-        return Source(text.rstrip("/"), f"{endpoint.rstrip('/')}/{quote(rest)}")
+    if scheme in ("s3", "gs"):
+        from labkit.objects.access import authorizer, http_of
+
+        return Source(text.rstrip("/"), http_of(text, env), authorizer(scheme, env))
     raise BadInput(f"{text}: cannot read {scheme}://", fix="a directory, or one of " + ", ".join(s + "://" for s in SCHEMES))

@@ -20,7 +20,6 @@ from labkit.core.workspace import Workspace
 from labkit.technique import YES, Artifact, Availability, Claim, Evidence, Seen, Subject, register
 from labkit.weights.catalog import LOADERS, Loader
 
-BUCKET = "lab"
 ARTICLE = "the article"
 _FASTER = Claim("40–60 % faster load (safetensors and a direct GPU stream; 13B, A100)", ARTICLE, 0.4, 0.6, "load")
 CLAIMS: dict[str, tuple[Claim, ...]] = {
@@ -64,13 +63,14 @@ class WeightsTechnique:
         arguments = ["--loader", loader.call, "--init", loader.init]
         if loader.options:
             arguments += ["--loader-options", json.dumps(dict(loader.options))]
-        remote = plan.scenario == "fresh-node" and bool(plan.state.get("bucket"))
-        model = f"s3://{BUCKET}/{artifact.facts['model_key']}" if remote else directory
+        store = plan.state.get("store", "")
+        remote = plan.scenario == "fresh-node" and bool(store)
+        model = f"{store}/{artifact.facts['model_key']}" if remote else directory
         plan = plan.with_server(*arguments, "--model", model, binds=() if remote else ((directory, directory),), **dict(loader.environment))
         if not remote:
             plan = plan.with_cold(directory)
         return replace(plan, floors_bytes={**plan.floors_bytes, "load": artifact.facts["weights_bytes"]},
-                       state={**plan.state, "weights": {"model": model, "bytes": artifact.facts["weights_bytes"], "remote": remote,
+                       state={**plan.state, "weights": {"model": model, "bytes": artifact.facts["weights_bytes"], "remote": remote, "store": store if plan.pass_env else "",
                                                         "key": artifact.facts["model_key"], "directory": directory}})
 
     def engaged(self, seen: Seen) -> Evidence:
@@ -87,6 +87,10 @@ def engaged(loader: Loader, seen: Seen) -> Evidence:
             return Evidence(loader.name, False, f"no mapping of {loader.library} in the server: another loader did the work", facts)
     if about.get("remote"):
         counters = seen.stores.get("bucket", {})
+        if about.get("store"):
+            facts["received"] = counters.get("bytes_sent", 0) - seen.stores.get("registry", {}).get("bytes_sent", 0)  # the image came over loopback
+            enough = bool(want) and facts["received"] >= want
+            return Evidence(loader.name, enough, f"this host's interfaces received {show_bytes(facts['received'])} for {show_bytes(want)} of weights in {about['store']}", facts)
         of_model = {p: c for p, c in counters.get("by_path", {}).items() if about["key"] in p}
         facts["bytes_sent"] = sum(c.get("bytes_sent", 0) for c in of_model.values())
         facts["requests"] = sum(c.get("requests", 0) for c in of_model.values())

@@ -82,7 +82,7 @@ def test_a_model_that_is_not_there_is_a_clear_error(name, environment):
 
 
 def test_no_endpoint_is_a_clear_error(monkeypatch):
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(LabError, match="endpoint"):
         run("labkit-streamer")

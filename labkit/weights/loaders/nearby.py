@@ -61,7 +61,7 @@ def download(source: Source, name: str, target: Path) -> int:
 
     url = source.url(name)
     try:
-        with urllib.request.urlopen(url, timeout=60) as answer, open(target, "wb") as file:
+        with urllib.request.urlopen(source.request(name), timeout=60) as answer, open(target, "wb") as file:
             expected = answer.headers.get("Content-Length")
             shutil.copyfileobj(answer, file, 1 << 20)
             got = file.tell()

@@ -158,7 +158,7 @@ def _from_bucket(source: Source, placer: Placer, device: str, ring: bool, chunk_
     from labkit.net.ranges import Into, Part, fetch_parts
     from labkit.weights.streamer.places import Arena
 
-    with Client() as client:
+    with Client(authorize=source.authorize) as client:
         files = open_files(source, client)
         chunks = plan_chunks(files, chunk_bytes, TAIL_BYTES)
         staging = ring or device != "cpu" or any(not p.is_meta for p in placer.slots.values())
