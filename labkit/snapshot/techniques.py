@@ -112,12 +112,32 @@ class CriuProcess:
                          "nonce": manifest.nonce, "secrets": list(manifest.secrets), "working_set": sorted(manifest.working_set)})
 
     def publish(self, artifact: Artifact, subject: Subject, roots: dict[str, Path]) -> None:
-        """Put the snapshot where a fresh node finds it (the harness publishes the model under `model_key`)."""
+        """Put the snapshot, and its model packed, where a fresh node finds them (the harness publishes the model as it is under `model_key`)."""
         from labkit.snapshot import store, transport
 
-        packed = transport.publish(store.open_snapshot(artifact.paths["snapshot"]), roots["store"], self._key(artifact),
-                                   compression=os.environ.get("LABKIT_SNAPSHOT_COMPRESSION", "zstd"))
-        artifact.facts["stored_bytes"] = packed["stored_bytes"]  # what crosses the link: known only now, and asked for by `apply`
+        compression = os.environ.get("LABKIT_SNAPSHOT_COMPRESSION", "zstd")
+        stored = transport.publish(store.open_snapshot(artifact.paths["snapshot"]), roots["store"], self._key(artifact), compression=compression)
+        artifact.facts["stored_bytes"] = stored["stored_bytes"]  # what crosses the link: known only now, and asked for by `apply`
+        if compression != "none" and artifact.facts["mapped"]:
+            artifact.facts["model_stored_bytes"] = self._publish_packed(artifact, roots["store"])
+
+    def _publish_packed(self, artifact: Artifact, root: Path) -> int:
+        """The mapped files in fewer bytes, made once for a snapshot. Returns what crosses the link."""
+        from labkit.objects.publish import publish_model
+        from labkit.weights import packed
+
+        folder, names = Path(artifact.paths["snapshot"] + "-model-packed"), [Path(p).name for p in artifact.facts["mapped"]]
+        with _one_at_a_time(folder):
+            if not folder.exists():
+                part = folder.with_name(f".{folder.name}.part")
+                shutil.rmtree(part, ignore_errors=True)
+                packed.pack(Path(artifact.paths["model_dir"]), names, part)
+                os.rename(part, folder)
+        publish_model(root, folder, self._model_key(artifact, packed_model=True))
+        return sum((folder / name).stat().st_size for name in names)
+
+    def _model_key(self, artifact: Artifact, packed_model: bool) -> str:
+        return str(artifact.facts["model_key"]) + ("-packed" if packed_model else "")
 
     def _key(self, artifact: Artifact) -> str:
         return f"snapshots/{self.name}-{artifact.digest}"
@@ -147,12 +167,15 @@ class CriuProcess:
             # What has just crossed the link is in the page cache: only what was here before is read from the disk.
             floors["restore@memcpy"], floors["restore"] = artifact.facts["restore_bytes"], self._on_disk_bytes(artifact)
             mapped = artifact.facts["mapped"]
+            packed_model = "model_stored_bytes" in artifact.facts
+            model_key = self._model_key(artifact, packed_model)
             begin = Step("pull.begin", "labkit.snapshot.transport:begin", {
-                "url": f"s3://{BUCKET}/{self._key(artifact)}", "model_url": f"s3://{BUCKET}/{artifact.facts['model_key']}" if mapped else ""})
+                "url": f"s3://{BUCKET}/{self._key(artifact)}", "model_url": f"s3://{BUCKET}/{model_key}" if mapped else "", "packed_model": packed_model})
             steps = (begin, *self._beside(steps), Step("pull", "labkit.snapshot.transport:arrived"))
-            crossing = {self._key(artifact): artifact.facts.get("stored_bytes", artifact.facts["size_bytes"]), artifact.facts["model_key"]: sum(mapped.values())}
+            crossing = {self._key(artifact): artifact.facts.get("stored_bytes", artifact.facts["size_bytes"]),
+                        model_key: artifact.facts["model_stored_bytes"] if packed_model else sum(mapped.values())}
             floors["pull"] = floors.get("pull", 0) + crossing[self._key(artifact)]
-            floors["restore@link"] = sum(mapped.values())  # the model comes while the process is restored, and held until it is whole
+            floors["restore@link"] = crossing[model_key]  # the model comes while the process is restored, and held until it is whole
         steps += (Step("restore", self.restore_call, {"snapshot": artifact.paths["snapshot"], "lazy": bool(os.environ.get("LABKIT_LAZY_PAGES"))}),)
         plan = replace(plan, steps=steps, floors_bytes=floors, replaces=(*plan.replaces, *CriuProcess.makes_moot),
                        state={**plan.state, "snapshot_nonce": artifact.facts["nonce"], "snapshot_bytes": artifact.facts["size_bytes"],
@@ -190,7 +213,9 @@ class CriuProcess:
         counters = seen.stores.get("bucket", {}).get("by_path", {})
         sent = {key: sum(c.get("bytes_sent", 0) for path, c in counters.items() if f"/{key}/" in path) for key in want}
         facts["bytes_over_link"], facts["link"] = sent, seen.plan.link
-        said = f"{show_bytes(sum(sent.values()))} of {show_bytes(sum(want.values()))} of it and its model crossed the link ({seen.plan.link})"
+        packed_model = any(key.endswith("-packed") for key in want)
+        said = (f"{show_bytes(sum(sent.values()))} of {show_bytes(sum(want.values()))} of it and its model{' (both packed)' if packed_model else ''} crossed the link "
+                f"({seen.plan.link})")
         return f"only {said}" if any(sent[key] < size for key, size in want.items()) else f"; {said}"
 
 

@@ -6,7 +6,8 @@
     Step("pull", "labkit.snapshot.transport:arrived")                           # and the model beside the restore
 
 Frames hold 4 MB of an image each, so any of them can be unpacked as soon as it is here. Limit: (compressed) bytes ÷ link
-rate, and ~1 GB/s a core for unpacking; weights hardly compress, a Python heap does 3–4 ×. Lesson: notebooks/07_checkpoints.
+rate, and ~1 GB/s a core for unpacking. A Python heap shrinks 3–4 ×; weights do by a third, byte plane by byte plane
+(labkit.weights.packed). Lesson: notebooks/07_checkpoints.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from labkit.net.ranges import Into, Part, fetch_parts
 from labkit.objects.client import Bucket, open_bucket
 from labkit.snapshot import images, store
 from labkit.snapshot.explain import SnapshotRefused
+from labkit.weights import packed
 
 COMPRESSIONS = ("none", "zstd")
 FRAME_BYTES = 4 << 20
@@ -109,18 +111,17 @@ class Coming:
                     waited_for.set_exception(error)
 
 
-def begin(ctx: StepContext, url: str, model_url: str = "", connections: int = 8) -> dict[str, Any]:
+def begin(ctx: StepContext, url: str, model_url: str = "", packed_model: bool = False, connections: int = 8) -> dict[str, Any]:
     """Start to bring snapshot and mapped model files to the node's disk; the steps up to the restore go on beside it."""
-    ctx.state["snapshot_coming"] = Coming(lambda coming: fetch(ctx, url, model_url, connections, coming))
+    ctx.state["snapshot_coming"] = Coming(lambda coming: fetch(ctx, url, model_url, packed_model, connections, coming))
     return {}
 
 
-def know_zstd(ctx: StepContext, **_: Any) -> None:
-    """Before t0, as a node agent would: the library. Nothing is asked for."""
-    import zstandard  # noqa: F401
+def know_libraries(ctx: StepContext, **_: Any) -> None:
+    packed.know_libraries()
 
 
-begin.before_t0 = know_zstd  # type: ignore[attr-defined]
+begin.before_t0 = know_libraries  # type: ignore[attr-defined]
 
 
 def arrived(ctx: StepContext) -> dict[str, Any]:
@@ -135,7 +136,7 @@ def model_arrived(ctx: StepContext) -> int:
     return int(coming.facts.result()["model_bytes_fetched"]) if coming else 0
 
 
-def fetch(ctx: StepContext, url: str, model_url: str, connections: int, coming: Coming) -> dict[str, Any]:
+def fetch(ctx: StepContext, url: str, model_url: str, packed_model: bool, connections: int, coming: Coming) -> dict[str, Any]:
     """Snapshot and mapped model files side by side, ranges in parallel. Leaves state `snapshot_dir` and `moved` (model files).
 
     Facts have names of their own: an image may have been pulled in the same phase."""
@@ -144,7 +145,7 @@ def fetch(ctx: StepContext, url: str, model_url: str, connections: int, coming: 
 
     def on_manifest(manifest: store.Manifest) -> None:
         if model_url:
-            model.append(_Model(ctx, model_url, manifest.mapped, connections, env))
+            model.append(_Model(ctx, model_url, manifest.mapped, packed_model, connections, env))
         coming.manifest.set_result(manifest)
 
     with open_bucket(url, env) as bucket:
@@ -159,10 +160,10 @@ def fetch(ctx: StepContext, url: str, model_url: str, connections: int, coming: 
 
 
 class _Model:
-    """The files that a snapshot maps, on their way beside it. `whole`: their bytes, when all are here."""
+    """The files that a snapshot maps, on their way beside it. `whole`: the bytes that crossed the link, when all are here."""
 
-    def __init__(self, ctx: StepContext, url: str, mapped: Mapping[str, int], connections: int, env: Mapping[str, str]):
-        self.ctx, self.url, self.mapped, self.connections, self.env = ctx, url, dict(mapped), connections, env
+    def __init__(self, ctx: StepContext, url: str, mapped: Mapping[str, int], packed_model: bool, connections: int, env: Mapping[str, str]):
+        self.ctx, self.url, self.mapped, self.packed, self.connections, self.env = ctx, url, dict(mapped), packed_model, connections, env
         self.folder = ctx.node / "model"
         self.folder.mkdir(exist_ok=True)
         self.whole: Future[int] = Future()
@@ -183,10 +184,7 @@ class _Model:
         began = timeline.now_s()
         try:
             with open_bucket(self.url, self.env) as bucket:
-                parts = [Part(bucket.url(Path(path).name), at, min(FRAME_BYTES, size - at), into=Into.file(self._opened[path]))
-                         for path, size in self.mapped.items() for at in range(0, size, FRAME_BYTES)]
-                fetch_parts(bucket.client, parts, connections=self.connections)
-            size = sum(self.mapped.values())
+                size = self._unpacked(bucket) if self.packed else self._as_it_is(bucket)
             timeline.write("pull.model", began, timeline.now_s(), source="agent", path=str(self.ctx.timeline_path), bytes=size)
             self.whole.set_result(size)
         except BaseException as error:
@@ -194,6 +192,21 @@ class _Model:
         finally:
             for fd in self._opened.values():
                 os.close(fd)
+
+
+    def _as_it_is(self, bucket: Bucket) -> int:
+        parts = [Part(bucket.url(Path(path).name), at, min(FRAME_BYTES, size - at), into=Into.file(self._opened[path]))
+                 for path, size in self.mapped.items() for at in range(0, size, FRAME_BYTES)]
+        return fetch_parts(bucket.client, parts, connections=self.connections).size_bytes
+
+    def _unpacked(self, bucket: Bucket) -> int:
+        index, files = packed.parse_index(bucket.get(packed.INDEX).body), {}
+        for path, size in self.mapped.items():
+            about = index.get(Path(path).name)
+            if about is None or about.size_bytes != size:
+                raise SnapshotRefused(f"the packed model has no {Path(path).name} of {size} bytes", "another model, or a mixed-up upload", "publish it again")
+            files[Path(path).name] = (about, self._opened[path])
+        return packed.fetch(bucket.client, bucket.url, files, self.connections)
 
 
 def pull(bucket: Bucket, target: Path, connections: int = 8, on_manifest: Callable[[store.Manifest], None] = lambda _: None) -> dict[str, Any]:
