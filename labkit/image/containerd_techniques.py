@@ -21,13 +21,17 @@ from labkit.technique import Artifact, Availability, Claim, Evidence, Seen, Subj
 START = "labkit.image.containerd_steps:start"
 
 
+#: A warm node's image is on its disk: no snapshotter has a part in it.
+WARM = ("warm-node", "hot-node")
+
+
 def _blob_bytes(seen: Seen) -> int:
     by_path = seen.stores.get("registry", {}).get("by_path", {})
     return sum(c.get("bytes_sent", 0) for path, c in by_path.items() if "/blobs/" in path)
 
 
 def _only_fresh(plan: LaunchPlan, name: str) -> None:
-    if plan.scenario != "fresh-node":
+    if plan.scenario in WARM:
         raise BadInput(f"{name} is measured on a fresh node only", why="a warm node's image is on disk, and no snapshotter has a part in it",
                        fix="--scenario fresh-node, or image=full-pull")
 
@@ -35,6 +39,7 @@ def _only_fresh(plan: LaunchPlan, name: str) -> None:
 @register
 class ContainerdPull(ImageTechnique):
     name = "containerd-pull"
+    not_in = WARM
     title = "containerd pulls and unpacks (ctr images pull), and starts the server"
 
     def available(self, host: Any) -> Availability:
@@ -58,6 +63,7 @@ class ContainerdPull(ImageTechnique):
 @register
 class ContainerdStargz(ImageTechnique):
     name, lesson = "containerd-stargz", "03_lazy_pull"
+    not_in = WARM
     title = "containerd with the stargz snapshotter mounts lazily (ctr-remote rpull), and starts the server"
     claims = (Claim("lazy pulling starts containers before the image is here: 60-80 % less pull time", "the article, phase 1; no hardware given", 0.2, 0.4, "pull"),)
 

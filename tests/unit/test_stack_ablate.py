@@ -76,6 +76,16 @@ def test_what_is_unclear_alone_is_tried_beside_the_others():
     assert "estargz-lazy + tensorizer" not in made, "a clear loss alone is no candidate"
 
 
+@pytest.mark.parametrize("scenario", ["warm-node", "hot-node"])
+def test_what_only_pulls_is_no_candidate_where_nothing_is_pulled(scenario, monkeypatch):
+    from labkit.technique import YES, techniques
+
+    for each in techniques():
+        monkeypatch.setattr(each, "available", lambda host: YES, raising=False)
+    names, missing = candidates(host.card(), scenario=scenario)
+    assert not {"containerd-pull", "containerd-stargz"} & set(names) and scenario in missing["containerd-pull"]
+
+
 def test_effects_are_paired_and_signed():
     by_arm = {e.arm: e for e in effects(RUN)}
     assert by_arm["estargz-lazy"].ratio["median"] == pytest.approx(8.5 / 14.1, rel=1e-6)
