@@ -20,7 +20,9 @@ from labkit.errors import LabError
 STACKS = {
     "criu-process": "no-image,snapshot=criu-process",
     "criu-process-whole": "no-image,snapshot=criu-process-whole",
+    "criu-process-packed": "no-image,snapshot=criu-process-packed",
     "criu-container": "naive,snapshot=criu-container",
+    "criu-container-packed": "naive,snapshot=criu-container-packed",
     "zygote": "no-image,process=zygote",
     "naive": "naive",
     "naive-process": "no-image",
@@ -43,9 +45,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for preset in presets:
             for arm in arms:
                 made[name(arm, preset)] = _arm(ends, arm, preset, args)
-            for arm in ("criu-process", "criu-process-whole", "criu-container"):
+            for arm in (a for a in STACKS if a.startswith("criu-")):
                 ratios[name(f"{arm}_vs_floor", preset)] = (name(arm, preset), "floor")
             ratios[name("criu-container_vs_naive", preset)] = (name("criu-container", preset), name("naive", preset))
+            ratios[name("criu-container-packed_vs_naive", preset)] = (name("criu-container-packed", preset), name("naive", preset))
+            ratios[name("criu-process-packed_vs_criu-process", preset)] = (name("criu-process-packed", preset), name("criu-process", preset))
             ratios[name("criu-process_vs_naive-process", preset)] = (name("criu-process", preset), name("naive-process", preset))
             ratios[name("zygote_vs_naive-process", preset)] = (name("zygote", preset), name("naive-process", preset))
         results = interleave(made, blocks=args.blocks, seed=args.seed)

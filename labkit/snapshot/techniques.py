@@ -78,7 +78,7 @@ class CriuProcess:
         model = self._checkpoint(subject, workspace)
         digest = digest_of(self.name, self.loader, str(model), model_identity(model), store.place(), code_identity(), self._more(subject))
         target = workspace.artifacts / f"{self.name}-{digest}"
-        with _one_at_a_time(target):
+        with one_at_a_time(target):
             try:
                 snapshot = store.open_snapshot(target)
                 if snapshot.missing_files():
@@ -127,7 +127,7 @@ class CriuProcess:
         from labkit.weights import packed
 
         folder, names = Path(artifact.paths["snapshot"] + "-model-packed"), [Path(p).name for p in artifact.facts["mapped"]]
-        with _one_at_a_time(folder):
+        with one_at_a_time(folder):
             if not folder.exists():
                 part = folder.with_name(f".{folder.name}.part")
                 shutil.rmtree(part, ignore_errors=True)
@@ -220,7 +220,7 @@ class CriuProcess:
 
 
 @contextmanager
-def _one_at_a_time(target: Path) -> Iterator[None]:
+def one_at_a_time(target: Path) -> Iterator[None]:
     """Two preparations of one snapshot: the second finds what the first made."""
     import fcntl
 

@@ -213,11 +213,9 @@ def pull(bucket: Bucket, target: Path, connections: int = 8, on_manifest: Callab
     """One published snapshot into `target`; every byte is checked at the restore. Raises TransferError, SnapshotRefused."""
     (target / "images").mkdir(mode=0o700, parents=True, exist_ok=True)
     target.chmod(0o700)
-    index = json.loads(bucket.get(INDEX).body)
-    manifest = bucket.get("manifest.json").body
+    packed_index, manifest = bucket.get(INDEX).body, bucket.get("manifest.json").body
+    index = parse_index(packed_index, manifest)
     files: Mapping[str, Any] = index["files"]
-    if set(files) != set(json.loads(manifest).get("files", ())) or any("/" in n or n.startswith(".") for n in files):
-        raise SnapshotRefused("the published snapshot's index and manifest name different files", "a mixed-up or forged upload", "publish it again")
     on_manifest(store.parse_manifest(manifest, target))
     opened: dict[str, int] = {}
     parts: list[Part] = []
@@ -238,21 +236,42 @@ def pull(bucket: Bucket, target: Path, connections: int = 8, on_manifest: Callab
     return {"bytes_fetched": sum(p.size_bytes for p in parts) + sum(row[1] for _, row in frames), "compression": index["compression"], "connections": connections}
 
 
+def parse_index(raw: bytes, manifest: bytes) -> dict[str, Any]:
+    """Raises SnapshotRefused unless the index is one, and of this manifest's files."""
+    try:
+        index: dict[str, Any] = json.loads(raw)
+        files = index["files"]
+        if set(files) != set(json.loads(manifest)["files"]) or any("/" in n or n.startswith(".") for n in files):
+            raise ValueError
+        for about in files.values():
+            if not all(len(row) == 4 and all(isinstance(n, int) and n >= 0 for n in row) for row in about["frames"]) or about["stored_bytes"] < 0:
+                raise ValueError
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise SnapshotRefused("the packed snapshot's index and manifest name different files", "a mixed-up or forged upload", "publish it again") from None
+    return index
+
+
+def unframed(name: str, row: Sequence[int], data: bytes | bytearray) -> bytes:
+    """One frame's own bytes. Raises SnapshotRefused for a damaged one."""
+    import zstandard
+
+    try:
+        raw: bytes = zstandard.ZstdDecompressor().decompress(data, max_output_size=FRAME_BYTES)
+    except zstandard.ZstdError as error:
+        raise SnapshotRefused(f"a frame of {name} is damaged", str(error), "publish it again, or labkit snapshot dump makes a new one") from None
+    if len(raw) != row[3]:
+        raise SnapshotRefused(f"a frame of {name} is damaged", "it unpacks to another size", "publish it again, or labkit snapshot dump makes a new one")
+    return raw
+
+
 def _fetch_frames(bucket: Bucket, frames: Sequence[tuple[str, list[int]]], opened: Mapping[str, int], connections: int) -> None:
     """Frames are unpacked while others still come, a batch at a time: what is in memory stays below BATCH frames."""
     if not frames:
         return
-    import zstandard
 
     def one(part: Part) -> None:
         name, row, data = part.key
-        try:
-            raw = zstandard.ZstdDecompressor().decompress(data, max_output_size=FRAME_BYTES)
-        except zstandard.ZstdError as error:
-            raise SnapshotRefused(f"a frame of {name} is damaged", str(error), "publish it again") from None
-        if len(raw) != row[3]:
-            raise SnapshotRefused(f"a frame of {name} is damaged", "it unpacks to another size", "publish it again")
-        os.pwrite(opened[name], raw, row[2])
+        os.pwrite(opened[name], unframed(name, row, data), row[2])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for first in range(0, len(frames), BATCH):
