@@ -20,6 +20,7 @@ labkit-streamer_vs_floor.s3 ≤ 1.05, …_faulty_vs_clean.s3 ≤ 1.2. Lesson: no
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import os
 import shutil
@@ -72,6 +73,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     workspace = Workspace.default()
     from labkit.subject.checkpoint import ensure
 
+    # As pip did for every rival: from a checkout, under PYTHONDONTWRITEBYTECODE, each of our children would compile the lab's own modules anew.
+    compileall.compile_dir(Path(__file__).resolve().parents[1], quiet=2)
     subject = Subject(model_dir=Path(args.model_dir) if args.model_dir else ensure(workspace, args.preset), preset=args.preset)
     with Ledger.open(workspace) as ledger:
         if args.origin == "s3":
