@@ -8,7 +8,7 @@ import math
 import pytest
 
 from labkit.bench.engine import Measured, document
-from labkit.bench.load import _agree, _best_other
+from labkit.bench.load import _agree, best_other
 from labkit.core.plan import LaunchPlan
 from labkit.errors import LabError
 from labkit.face.loading import loads, sweep, trade
@@ -24,7 +24,7 @@ def of(*seconds: float, bits: int = 1) -> list[Measured]:
 
 def test_the_best_rival_is_the_one_with_the_lowest_median_of_the_same_cache_state():
     results = {"labkit-streamer.cold": of(1, 1, 1), "safetensors.cold": of(2, 2, 2), "pickle.cold": of(0.5, 3, 3), "gguf.warm": of(0.1, 0.1, 0.1), "tensorizer.cold": "not here"}
-    assert _best_other(results, "cold") == "safetensors.cold"
+    assert best_other(results, "cold") == "safetensors.cold"
 
 
 def test_two_loaders_with_different_bits_end_the_bench():
