@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -51,7 +52,9 @@ def test_the_pull_notebook_runs_for_a_user_and_names_what_it_could_not_pull_with
 
 def test_the_lazy_notebook_without_fuse_says_what_it_lost_and_replays(home):
     said = executed(home, "03_lazy_pull", fuse=False)
-    assert said.count("Not measured here: FUSE: /dev/fuse does not open") == 3 and "chmod 666 /dev/fuse" in said
+    # A device that is root's only does not open; one that is everybody's (as udev makes it) opens, and the helper may not mount.
+    why, fix = ("/dev/fuse does not open", "chmod 666 /dev/fuse") if not os.stat("/dev/fuse").st_mode & 0o002 else ("fusermount3 cannot mount", "fuse3")
+    assert said.count(f"Not measured here: FUSE: {why}") == 3 and fix in said
     assert said.count("replayed from") >= 2  # the text twin of both figures
 
 
