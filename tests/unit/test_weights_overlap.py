@@ -105,7 +105,7 @@ def test_read_ahead_goes_through_every_file(tmp_path, checkpoint):
 
 @pytest.mark.parametrize("scenario, first", [("fresh-node", ["fetch_small", "fetch_shards"]), ("warm-node", ["read_ahead"])])
 def test_the_move_stands_before_every_other_step(scenario, first, tmp_path):
-    state = {"bucket": "http://127.0.0.1:1"} if scenario == "fresh-node" else {}
+    state = {"bucket": "http://127.0.0.1:1", "store": "s3://lab"} if scenario == "fresh-node" else {}
     plan = LaunchPlan(stack={"weights": "overlap"}, scenario=scenario, state=state)
     artifact = Artifact("overlap", "d", {"model_dir": str(tmp_path)}, {"model_key": "models/x", "weights_bytes": 5})
     made = technique("overlap").apply(plan, artifact)
