@@ -47,13 +47,12 @@ def _get(url: str, timeout_s: float = 5.0) -> Any:
 def store_counters(plan: LaunchPlan) -> dict[str, dict[str, Any]]:
     """Counters of each store. A fragment of the URL keeps the paths below a prefix (`#/v2/`), or those that are not (`#!/v2/`):
     registry and bucket are one server where the node's one link carries both. A store outside of the lab counts nothing for us:
-    for `INTERFACES#KEY` it is what this host's network interfaces have received, under that key."""
+    for `INTERFACES` it is what this host's network interfaces have received."""
     found, read = {}, {}
     for name, url in plan.stat_urls.items():
         address, _, prefix = url.partition("#")
         if address == INTERFACES:
-            received = received_bytes()
-            found[name] = {"requests": 0, "bytes_sent": received, "by_path": {prefix: {"requests": 0, "bytes_sent": received}}}
+            found[name] = {"requests": 0, "bytes_sent": received_bytes()}
             continue
         with contextlib.suppress(OSError, ValueError):
             counters = read[address] = read.get(address) or _get(address)

@@ -166,7 +166,7 @@ def restore(ctx: StepContext, snapshot: str, lazy: bool = False) -> dict[str, An
     model = {os.path.dirname(old): os.path.dirname(new) for old, new in moved.items()}
     ctx.server_binds[:] = [(model.get(folder, folder), folder) for folder in where.manifest.container["binds"]]
     ctx.server_env.pop("LABKIT_TIMELINE", None)  # the restored server has its own environment: nothing of this trial is in it
-    pieces = readahead.pieces_of(where, moved=_sources(where, rootfs, moved), coming=process.coming_files(ctx, where))
+    pieces = readahead.pieces_of(where, moved=sources(where.manifest, rootfs, moved), coming=process.coming_files(ctx, where))
     laid = _lay(ctx, where, held=True)  # before the disk's queue is full: what is small would wait behind it
     with readahead.reading(pieces) as ahead:
         ctx.on_stop(ahead.stop)
@@ -184,10 +184,10 @@ def restore(ctx: StepContext, snapshot: str, lazy: bool = False) -> dict[str, An
 restore.before_t0 = process.know_criu  # type: ignore[attr-defined]
 
 
-def _sources(snapshot: store.Snapshot, rootfs: str, moved: dict[str, str]) -> dict[str, str]:
+def sources(manifest: store.Manifest, rootfs: str, moved: dict[str, str]) -> dict[str, str]:
     """Where each file of the working set is on this node: in the model's directory, or in the image."""
-    binds = tuple(folder + "/" for folder in snapshot.manifest.container["binds"])
-    return {p: moved.get(p, p) if p.startswith(binds) else rootfs + p for p in snapshot.manifest.working_set}
+    binds = tuple(folder + "/" for folder in manifest.container["binds"])
+    return {p: moved.get(p, p) if p.startswith(binds) else rootfs + p for p in manifest.working_set}
 
 
 @dataclass(frozen=True)

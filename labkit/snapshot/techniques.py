@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -127,12 +127,7 @@ class CriuProcess:
         from labkit.weights import packed
 
         folder, names = Path(artifact.paths["snapshot"] + "-model-packed"), [Path(p).name for p in artifact.facts["mapped"]]
-        with one_at_a_time(folder):
-            if not folder.exists():
-                part = folder.with_name(f".{folder.name}.part")
-                shutil.rmtree(part, ignore_errors=True)
-                packed.pack(Path(artifact.paths["model_dir"]), names, part)
-                os.rename(part, folder)
+        made_once(folder, lambda part: packed.pack(Path(artifact.paths["model_dir"]), names, part))
         publish_model(root, folder, self._model_key(artifact, packed_model=True))
         return sum((folder / name).stat().st_size for name in names)
 
@@ -227,6 +222,17 @@ def one_at_a_time(target: Path) -> Iterator[None]:
     with open(target.with_name(f".{target.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def made_once(folder: Path, make: Callable[[Path], Any]) -> None:
+    """`make(part)` fills a directory beside `folder`, which becomes it when it is whole; what is there already is kept."""
+    with one_at_a_time(folder):
+        if not folder.exists():
+            part = folder.with_name(f".{folder.name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(mode=0o700)
+            make(part)
+            os.rename(part, folder)
 
 
 register(CriuProcess)

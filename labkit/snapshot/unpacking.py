@@ -22,8 +22,8 @@ from typing import Any
 from labkit.core.plan import LaunchPlan, Step, StepContext
 from labkit.core.units import show_bytes
 from labkit.core.workspace import Workspace
-from labkit.snapshot import readahead, store, transport
-from labkit.snapshot.techniques import CriuContainer, CriuProcess, one_at_a_time
+from labkit.snapshot import container, readahead, store, transport
+from labkit.snapshot.techniques import CriuContainer, CriuProcess, made_once
 from labkit.technique import Artifact, Evidence, Seen, Subject, register, technique
 
 
@@ -58,8 +58,7 @@ def _places(ctx: StepContext, manifest: store.Manifest) -> dict[str, str]:
     """Where each file of the working set is on this node: the host's own, or a container's below its root."""
     if not manifest.container:
         return {path: path for path in manifest.working_set}
-    binds = tuple(folder + "/" for folder in manifest.container["binds"])
-    return {path: path if path.startswith(binds) else str(ctx.state["rootfs"]) + path for path in manifest.working_set}
+    return container.sources(manifest, str(ctx.state["rootfs"]), {})
 
 
 def _unpack_frames(source: Path, target: Path, frames: Mapping[str, list[list[int]]]) -> int:
@@ -92,13 +91,7 @@ class _Packed:
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
         made = technique(self.of).prepare(subject, workspace)
         folder = Path(made.paths["snapshot"] + "-packed")
-        with one_at_a_time(folder):
-            if not folder.exists():
-                part = folder.with_name(f".{folder.name}.part")
-                shutil.rmtree(part, ignore_errors=True)
-                part.mkdir(mode=0o700)
-                transport.pack(store.open_snapshot(made.paths["snapshot"]), part, "zstd")
-                os.rename(part, folder)
+        made_once(folder, lambda part: transport.pack(store.open_snapshot(made.paths["snapshot"]), part, "zstd"))
         stored = sum(about["stored_bytes"] for about in json.loads((folder / transport.INDEX).read_text())["files"].values())
         return replace(made, technique=self.name, paths={**made.paths, "packed": str(folder)}, facts={**made.facts, "packed_bytes": stored})
 

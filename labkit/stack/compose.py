@@ -105,7 +105,7 @@ def compose(stack: Stack, artifacts: Mapping[str, Artifact], *, scenario: str, l
     stack.refuse_nonsense()
     stores = {name: f"{url}/_labkit/stats#{paths}" for name, url, paths in (("registry", subject.registry, "/v2/"), ("bucket", subject.bucket, "!/v2/")) if url}
     if subject.store:
-        stores["bucket"] = f"{INTERFACES}#{subject.store}"
+        stores["bucket"] = INTERFACES
     plan = LaunchPlan(stack={k: v for k, v in stack.layers.items() if v}, scenario=scenario, link=link, request=request,
                       expected_tokens=expected_tokens, timeout_s=timeout_s, stat_urls=stores,
                       server_args=("--host", "127.0.0.1", "--port", "{port}", *server_args),
