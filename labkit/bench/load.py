@@ -230,7 +230,7 @@ def _disk_arm(args: argparse.Namespace, loader: Loader, prepared: Any, state: st
             # Pages lie in folios as large as whoever read them asked for, and touching 2 GB in small ones takes six times as long: laid anew, alike for all arms.
             cold.evict([directory], caches=False)
         for _ in range(3):  # another process of the host may drop caches meanwhile
-            proof = cold.prove([directory], "warm") if state == "tmpfs" else cold.settle([directory], state)
+            proof = cold.prove([directory], "warm") if state == "tmpfs" else cold.settle([directory], state, tolerance=0.0 if state == "warm" else cold.TOLERANCE)
             if proof.state != "unverified":
                 break
         if proof.state == "unverified":

@@ -9,7 +9,6 @@ Lesson: notebooks/04_model_formats.
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _as_doc(layout: Any, every: bool) -> dict[str, Any]:
-    doc = asdict(layout)
+    doc = layout._asdict() | {"tensors": [t._asdict() for t in layout.tensors]}
     doc["tensor_count"] = len(layout.tensors)
     doc["metadata"] = {k: v if isinstance(v, (str, int, float, bool, dict, list)) else str(v) for k, v in list(layout.metadata.items())[:200]}
     if not every:

@@ -19,8 +19,9 @@ from torch import nn
 from labkit.errors import BadInput, TransferError
 from labkit.weights import streamer
 from labkit.weights.formats.layout import Entry, Layout
+from labkit.weights.loaders.views import view
 from labkit.weights.source import open_source
-from labkit.weights.streamer import local
+from labkit.weights.streamer import local, places
 from labkit.weights.streamer.places import Ring, Tensors
 from labkit.weights.streamer.plan import PAGE_BYTES, File, open_files, plan_chunks
 
@@ -76,13 +77,32 @@ def test_files_of_a_tmpfs_are_in_memory_without_their_pages_being_counted(ring, 
         assert facts["cached_bytes" if ring else "mapped_bytes"] >= facts["size_bytes"]
 
 
+def test_of_a_file_that_is_almost_in_memory_only_the_missing_pieces_are_read_in(tmp_path, monkeypatch):
+    save_file(tensors(), tmp_path / "model.safetensors")
+    size, asked = (tmp_path / "model.safetensors").stat().st_size, []
+    real = places.populate
+    monkeypatch.setattr(local, "PIECE_BYTES", PAGE_BYTES)
+    monkeypatch.setattr(local, "resident_share", lambda fd, offset, length: 0.99 if length == size else float(offset != 2 * PAGE_BYTES))
+    monkeypatch.setattr(places, "populate", lambda memory, pieces, *how: asked.extend(pieces) or real(memory, pieces, *how))
+    model = empty()
+    facts = streamer.load(model, str(tmp_path), "cpu")
+    assert right(model) and facts["mapped_bytes"] == size
+    assert asked == [(2 * PAGE_BYTES, PAGE_BYTES)]
+
+
+def test_a_tensor_at_an_odd_place_is_copied_to_an_even_one():
+    memory = bytearray(b"\0" * 3 + torch.arange(6, dtype=torch.int16).numpy().tobytes())
+    assert view(memory, Entry("w", "I16", (2, 3), 3, 12), 3).tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert view(memory, Entry("none", "BF16", (0, 4), 3, 0), 3).shape == (0, 4)
+
+
 @given(sizes=st.lists(st.integers(0, 20_000), min_size=1, max_size=8), chunk_pages=st.integers(1, 4), tail=st.sampled_from([0, 4096]))
 def test_a_plan_covers_every_tensor_once(sizes, chunk_pages, tail):
     at, entries = 500, []
     for i, size in enumerate(sizes):
         entries.append(Entry(str(i), "U8", (size,), at, size))
         at += size
-    files = [File("f", Layout("safetensors", "f", at, 500, tuple(entries)))]
+    files = [File("f", Layout("safetensors", "f", at, 500, tuple(entries), {}))]
     chunks = plan_chunks(files, chunk_pages * PAGE_BYTES, tail)
     assert all(c.offset % PAGE_BYTES == 0 and 0 < c.length <= chunk_pages * PAGE_BYTES for c in chunks)
     reached = 0

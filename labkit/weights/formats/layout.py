@@ -3,6 +3,8 @@
     layout = read_layout("model.safetensors")      # the format is told by the first bytes, not by the name
     layout.tensors[0]                              # Entry(name, dtype, shape, offset, size_bytes)
 
+Named tuples, because a loader pays for this import and for every entry: a frozen dataclass costs four times as much.
+
 A header is hostile input. Every reader keeps the same limits: nothing is allocated from a length that the file itself
 does not hold, counts and nesting are bounded, nothing is executed, and whatever is wrong is a BadInput with the reason.
 Limit: the header's bytes; the tensors are never touched. Lesson: notebooks/04_model_formats.
@@ -12,9 +14,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from labkit.errors import BadInput
 
@@ -24,8 +26,7 @@ MAX_TENSORS = 100_000
 MAX_DIMENSIONS = 16
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One tensor: `offset` from the start of the file, -1 if its bytes are not contiguous in it."""
 
     name: str
@@ -39,8 +40,7 @@ class Entry:
         return self.offset + self.size_bytes
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """A file's contents. `findings`: what a reader should know (unaligned tensors, code that a pickle would run)."""
 
     format: str
@@ -48,7 +48,7 @@ class Layout:
     size_bytes: int
     header_bytes: int
     tensors: tuple[Entry, ...]
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any]
     findings: tuple[str, ...] = ()
     alignment: int = 1  # the largest power of two that divides every tensor's offset, at most 4096
 
@@ -81,15 +81,16 @@ def element_count(shape: Sequence[Any], name: str) -> int:
 def check_places(entries: Sequence[Entry], begin: int, size_bytes: int, *, exact: bool) -> None:
     """Tensors lie in [begin, size_bytes), none over another. `exact`: without holes and to the end. Raises BadInput."""
     reached = begin
-    for entry in sorted(entries, key=lambda e: (e.offset, e.end)):
-        if entry.end > size_bytes or entry.offset < begin:
-            raise BadInput(f"{entry.name[:80]} is said to lie at {entry.offset}–{entry.end}, the file has {size_bytes} bytes",
+    for entry in sorted(entries, key=attrgetter("offset", "size_bytes")):
+        end = entry.offset + entry.size_bytes
+        if end > size_bytes or entry.offset < begin:
+            raise BadInput(f"{entry.name[:80]} is said to lie at {entry.offset}–{end}, the file has {size_bytes} bytes",
                            why="a truncated or forged file; nothing was loaded", fix="fetch the file again, then labkit model verify DIR")
         if entry.offset < reached and entry.size_bytes:
             raise BadInput(f"{entry.name[:80]} overlaps the tensor before it", why="two tensors of one file never share bytes; the header is forged")
         if exact and entry.offset != reached:
             raise BadInput(f"{reached - entry.offset:+d} bytes between tensors before {entry.name[:80]}", why="the format allows no holes: bytes could hide there")
-        reached = max(reached, entry.end)
+        reached = max(reached, end)
     if exact and reached != size_bytes:
         raise BadInput(f"{size_bytes - reached} bytes after the last tensor", why="the format ends with its last tensor; the file is damaged or carries something")
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from labkit.weights.formats.layout import (
     element_count,
 )
 
+_KEYS = {"dtype", "shape", "data_offsets"}
 #: dtype -> bits an element
 BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16,
         "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
@@ -52,7 +54,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _entry(name: str, about: Any, begin: int) -> Entry:
-    if not isinstance(about, dict) or set(about) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(about, dict) or about.keys() != _KEYS:
         raise BadInput(f"{name[:80]}: a tensor has dtype, shape and data_offsets, this one has {str(list(about))[:80] if isinstance(about, dict) else 'none'}")
     if not isinstance(about["dtype"], str) or about["dtype"] not in BITS:
         raise BadInput(f"{name[:80]}: unknown dtype {str(about['dtype'])[:40]}")
@@ -81,7 +83,7 @@ def parse(header: bytes, size_bytes: int, path: str = "") -> Layout:
         raise BadInput("__metadata__ is not a map of text to text")
     if len(doc) > MAX_TENSORS:
         raise BadInput(f"{len(doc)} tensors in one file", why=f"real ones stay below {MAX_TENSORS}")
-    entries = sorted((_entry(name, about, begin) for name, about in doc.items()), key=lambda e: (e.offset, e.end))
+    entries = sorted((_entry(name, about, begin) for name, about in doc.items()), key=attrgetter("offset", "size_bytes"))
     check_places(entries, begin, size_bytes, exact=True)
     together = common_alignment([e.offset for e in entries])
     findings = () if together >= 4096 or not entries else (f"tensors are aligned to {together} bytes: a direct read needs a wider one and shifts them into place",)

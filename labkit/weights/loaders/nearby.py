@@ -13,17 +13,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from labkit.core.timeline import span
 from labkit.errors import BadInput, LabError, TransferError
 from labkit.weights.source import Source, open_source
 
 
-@dataclass(frozen=True)
-class Here:
+class Here(NamedTuple):
     paths: list[Path]
     downloaded_bytes: int
 

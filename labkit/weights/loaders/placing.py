@@ -24,8 +24,13 @@ class Placer:
 
     def __init__(self, model: Any, device: str = "cpu"):
         self.model, self.device = model, device
-        self.slots = dict(model.named_parameters(remove_duplicate=False)) | {
-            name: buffer for name, buffer in model.named_buffers(remove_duplicate=False) if name in set(model.state_dict(keep_vars=True))}
+        self.slots: dict[str, Any] = {}
+        self._owners: dict[str, tuple[Any, str]] = {}  # name -> (its module, its name there)
+        for path, module in model.named_modules(remove_duplicate=False):
+            for leaf, there in (module._parameters | module._buffers).items():
+                if there is not None and leaf not in module._non_persistent_buffers_set:
+                    name = f"{path}.{leaf}" if path else leaf
+                    self.slots[name], self._owners[name] = there, (module, leaf)
         self.placed: dict[str, Any] = {}
         self.size_bytes = 0
 
@@ -38,29 +43,26 @@ class Placer:
                 return None
             raise BadInput(f"checkpoint tensor {name} has no parameter in the model", why="the checkpoint is of another architecture",
                            fix="labkit model inspect FILE lists what it holds")
-        if tuple(there.shape) != tuple(shape):
+        if there.shape != tuple(shape):
             raise BadInput(f"{name}: checkpoint shape {list(shape)}, model shape {list(there.shape)}",
                            why="config.json and weights are not of the same model")
         return there
 
     def put(self, name: str, tensor: Any) -> None:
-        import torch
-
+        """The tensor becomes the parameter, or is copied into it; one that is the parameter's own storage is there already."""
         there = self.slot(name, tensor.shape)
         if there is None:
             return
-        with torch.no_grad():
-            if there.is_meta:
-                self._become(name, there, tensor.to(device=self.device, dtype=there.dtype))
-            else:
-                there.copy_(tensor)
-                self.placed[name] = there
-        self.size_bytes += there.numel() * there.element_size()
+        if there.is_meta:
+            self._become(name, there, tensor)
+        else:
+            if tensor is not there:
+                import torch
 
-    def note(self, name: str, tensor: Any) -> None:
-        """The parameter's own storage was filled: nothing to move."""
-        self.placed[name] = tensor
-        self.size_bytes += tensor.numel() * tensor.element_size()
+                with torch.no_grad():
+                    there.copy_(tensor)
+            self.placed[name] = there
+        self.size_bytes += there.nbytes
 
     def put_state(self, state: dict[str, Any]) -> None:
         """A whole state dict at once: torch's own `load_state_dict` where the model is initialised, else one by one."""
@@ -74,13 +76,15 @@ class Placer:
         if filled:
             self.model.load_state_dict(filled, strict=False)
             self.placed |= {n: self.slots[n] for n in filled}
-            self.size_bytes += sum(self.slots[n].numel() * self.slots[n].element_size() for n in filled)
+            self.size_bytes += sum(self.slots[n].nbytes for n in filled)
 
     def _become(self, name: str, there: Any, tensor: Any) -> None:
         import torch
 
-        owner, _, leaf = name.rpartition(".")
-        module = self.model.get_submodule(owner)
+        if tensor.dtype != there.dtype or tensor.device.type != self.device:
+            with torch.no_grad():
+                tensor = tensor.to(device=self.device, dtype=there.dtype)
+        module, leaf = self._owners[name]
         if leaf in module._parameters:
             module._parameters[leaf] = torch.nn.Parameter(tensor, requires_grad=False)
         else:
@@ -96,9 +100,9 @@ class Placer:
         for name in tied:
             twin = next(n for n in placed if self.slots[n] is self.slots[name])
             if self.slots[name].is_meta:
-                owner, _, leaf = name.rpartition(".")
-                twin_owner, _, twin_leaf = twin.rpartition(".")
-                self.model.get_submodule(owner)._parameters[leaf] = self.model.get_submodule(twin_owner)._parameters[twin_leaf]
+                module, leaf = self._owners[name]
+                twin_module, twin_leaf = self._owners[twin]
+                module._parameters[leaf] = twin_module._parameters[twin_leaf]
         if missing:
             raise BadInput(f"{len(missing)} parameters are not in the checkpoint: {', '.join(missing[:3])} …",
                            why="the model would answer with whatever those parameters hold", fix="labkit model verify DIR")

@@ -52,8 +52,7 @@ def _read_whole(path: Path) -> dict[str, Any]:
     from labkit.weights.loaders.views import view
 
     layout = read(path)
-    buffer = torch.empty(layout.size_bytes, dtype=torch.uint8)
-    into, at = memoryview(buffer.numpy()), 0
+    into, at = memoryview(torch.empty(layout.size_bytes, dtype=torch.uint8).numpy()), 0
     with open(path, "rb", buffering=0) as file:
         while at < layout.size_bytes:
             got = file.readinto(into[at:at + (1 << 30)])
@@ -62,7 +61,7 @@ def _read_whole(path: Path) -> dict[str, Any]:
             at += got
         if os.fstat(file.fileno()).st_size != layout.size_bytes:
             raise BadInput(f"{path.name} changed its size while it was read", fix="load it again once nobody writes to it")
-    return {entry.name: view(buffer, entry, entry.offset) for entry in layout.tensors}
+    return {entry.name: view(into, entry, entry.offset) for entry in layout.tensors}
 
 
 def load_lazy(model: Any, source: str, device: str = "cpu", **_: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tensors as views of a buffer that holds a file's bytes: no copy, the dtype of the header, the shape of the header.
+"""Tensors as views of memory that holds a file's bytes: no copy, the dtype of the header, the shape of the header.
 
 Limit: a view needs its address to be a multiple of its element size. Writers pad the header so that it is; a tensor of
 a file that does not is copied. Lesson: notebooks/04_model_formats.
@@ -25,10 +25,13 @@ def torch_dtype(entry: Entry) -> Any:
     return getattr(torch, TORCH[entry.dtype])
 
 
-def view(buffer: Any, entry: Entry, at: int) -> Any:
-    """The tensor at byte `at` of a uint8 tensor."""
+def view(memory: Any, entry: Entry, at: int) -> Any:
+    """The tensor at byte `at` of a writable buffer (mmap, memoryview, …) that begins at an aligned address. The tensor keeps it alive."""
+    import torch
+
     dtype = torch_dtype(entry)
-    raw = buffer[at:at + entry.size_bytes]
-    if raw.data_ptr() % max(dtype.itemsize, 1):
-        raw = raw.clone()
-    return raw.view(dtype).view(entry.shape)
+    if not entry.size_bytes:
+        return torch.empty(entry.shape, dtype=dtype)
+    if at % dtype.itemsize:
+        return torch.frombuffer(memory, dtype=torch.uint8, count=entry.size_bytes, offset=at).clone().view(dtype).view(entry.shape)
+    return torch.frombuffer(memory, dtype=dtype, count=entry.size_bytes // dtype.itemsize, offset=at).view(entry.shape)

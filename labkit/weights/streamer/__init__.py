@@ -22,7 +22,7 @@ from labkit.weights.loaders.placing import Placer
 from labkit.weights.source import Source, open_source
 from labkit.weights.streamer.plan import CHUNK_BYTES, Chunk, File, open_files, plan_chunks
 
-#: From this share in the page cache on, a file is mapped: pages that are there need not be copied.
+#: From this share in the page cache on, a file is mapped: pages that are there need not be copied, the rest is read in.
 MAP_FROM = 0.98
 #: With 8 MiB parts enough for 500 MB/s at 50 MB/s and 30 ms a connection (lesson 05 computes it), and for the shorter tail.
 CONNECTIONS = 24
@@ -59,7 +59,7 @@ def in_parallel(jobs: Sequence[Any], work: Callable[[Any], None], threads: int) 
             except BaseException as error:
                 errors.append(error)
 
-    many = [threading.Thread(target=run, name=f"stream-{n}", daemon=True) for n in range(max(1, min(threads, len(jobs))))]
+    many = [threading.Thread(target=run, name=f"stream-{n}", daemon=True) for n in range(min(threads, len(jobs)))]
     for thread in many:
         thread.start()
     for thread in many:
@@ -84,12 +84,7 @@ def _staged(placer: Placer, files: Sequence[File], device: str, slots: int, chun
 def _hand_over(placer: Placer, files: Sequence[File], places: Sequence[Any]) -> None:
     for file, place in zip(files, places, strict=True):
         for entry in file.layout.tensors:
-            tensor = place.tensor(entry)
-            there = placer.slot(entry.name, entry.shape)
-            if there is not None and there.data_ptr() == tensor.data_ptr() and not there.is_meta:
-                placer.note(entry.name, tensor)
-            else:
-                placer.put(entry.name, tensor)
+            placer.put(entry.name, place.tensor(entry))
 
 
 def _from_files(source: Source, placer: Placer, device: str, ring: bool, threads: int, chunk_bytes: int, slots: int, **reading: Any) -> dict[str, Any]:
@@ -116,7 +111,7 @@ def _from_files(source: Source, placer: Placer, device: str, ring: bool, threads
                 made.move(slot, chunk, places[chunk.file])
         else:
             made = None
-            places = [Mapped(f, here.fd, threads, here.share) if here.share >= MAP_FROM else Arena(f) for f, here in zip(files, opened, strict=True)]
+            places = [Mapped(f, here.fd, here.missing(), threads) if here.share >= MAP_FROM else Arena(f) for f, here in zip(files, opened, strict=True)]
             mapped_bytes = sum(p.file.size_bytes for p in places if isinstance(p, Mapped))
 
             def work(chunk: Chunk) -> None:

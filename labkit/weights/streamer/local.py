@@ -21,6 +21,9 @@ from labkit.weights.streamer.plan import PAGE_BYTES, Chunk, File, stamp_of
 
 _SYS_CACHESTAT = 451
 _NO_STORAGE = (0x01021994, 0x858458F6)  # TMPFS_MAGIC, RAMFS_MAGIC of statfs(2)
+#: What is looked at and read in at once where almost all of a file is in the page cache.
+PIECE_BYTES = 2 << 20
+_libc = ctypes.CDLL(None, use_errno=True)
 Read = Callable[[int, list[memoryview], int], int]
 
 
@@ -35,7 +38,7 @@ class _Counts(ctypes.Structure):
 def resident_share(fd: int, offset: int, length: int) -> float:
     """Share of a range that is in the page cache; 0.0 where the kernel (before 6.5) does not say."""
     counts = _Counts()
-    if ctypes.CDLL(None, use_errno=True).syscall(_SYS_CACHESTAT, fd, ctypes.byref(_Span(offset, length)), ctypes.byref(counts), 0):
+    if _libc.syscall(_SYS_CACHESTAT, fd, ctypes.byref(_Span(offset, length)), ctypes.byref(counts), 0):
         return 0.0
     return min(1.0, counts.cached * PAGE_BYTES / max(length, 1))
 
@@ -43,11 +46,11 @@ def resident_share(fd: int, offset: int, length: int) -> float:
 def in_memory(fd: int) -> bool:
     """Is the file in a file system that has no storage below it (tmpfs, ramfs)? Counting its pages would cost what reading them does."""
     kind = (ctypes.c_long * 32)()  # struct statfs begins with f_type
-    return ctypes.CDLL(None, use_errno=True).fstatfs(fd, kind) == 0 and kind[0] in _NO_STORAGE
+    return _libc.fstatfs(fd, kind) == 0 and kind[0] in _NO_STORAGE
 
 
 class LocalFile:
-    """One shard, open twice: buffered, and direct where the file system can. `read(chunk, memory)` fills the memory."""
+    """One shard, open twice: buffered, and direct where the file system can and a page is missing. `read(chunk, memory)` fills the memory."""
 
     def __init__(self, path: Path, file: File, preadv: Read = os.preadv):
         self.path, self.file, self._preadv = path, file, preadv
@@ -57,14 +60,15 @@ class LocalFile:
         if stamp_of(self.fd) != file.stamp:
             self.close()
             raise self._changed()
-        try:
-            self.direct = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                self.close()
-                raise
         self.in_memory = in_memory(self.fd)
         self.share = 1.0 if self.in_memory else resident_share(self.fd, 0, file.size_bytes)
+        if self.share < 1.0:
+            try:
+                self.direct = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    self.close()
+                    raise
 
     def _changed(self) -> BadInput:
         return BadInput(f"{self.path} changed while it was read", why="its parts would be of two versions; nothing was loaded",
@@ -79,6 +83,12 @@ class LocalFile:
             if fd >= 0:
                 os.close(fd)
         self.fd = self.direct = -1
+
+    def missing(self) -> list[tuple[int, int]]:
+        """(offset, length) of the pieces that are not wholly in memory."""
+        size = self.file.size_bytes
+        pieces = [(at, min(PIECE_BYTES, size - at)) for at in range(0, size, PIECE_BYTES)] if self.share < 1.0 else []
+        return [p for p in pieces if resident_share(self.fd, *p) < 1.0]
 
     def read(self, chunk: Chunk, memory: memoryview) -> None:
         """Exactly `chunk.length` bytes. Raises TransferError, BadInput (the file ended early)."""

@@ -2,7 +2,7 @@
 
     Arena    one page-aligned anonymous mapping a file, laid out as the file: a direct read of the chunk *is* its final
              place, tensors are views; nothing is copied and nothing beside the parameters is allocated
-    Mapped   the file itself, mapped, what is missing read in: for files that are in the page cache already
+    Mapped   the file itself, mapped, pieces that are missing read in: for files that are in the page cache already
     Ring     a few aligned buffers, pre-faulted, pinned when there is a GPU; a chunk is moved on to its tensors
              (`cudaMemcpyAsync` on a stream of its own, a plain copy on CPU) while the next ones are read
 
@@ -29,12 +29,14 @@ MADV_POPULATE_READ, MADV_POPULATE_WRITE = 22, 23
 POPULATE_BYTES = 32 << 20
 
 
-def populate(address: int, length: int, advice: int, threads: int) -> bool:
-    """Fault a range in from several threads at once. False where the kernel (before 5.14) cannot: pages then come at first touch."""
+def populate(memory: mmap.mmap, pieces: Sequence[tuple[int, int]], advice: int, threads: int) -> bool:
+    """Fault (offset, length) pieces of a mapping in from several threads at once. False where the kernel (before 5.14) cannot."""
+    if not pieces:
+        return True
     libc = ctypes.CDLL(None, use_errno=True)
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    pieces = [(at, min(POPULATE_BYTES, length - at)) for at in range(0, length, POPULATE_BYTES)]
-    with ThreadPoolExecutor(max(1, min(threads, len(pieces)))) as many:
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    with ThreadPoolExecutor(min(threads, len(pieces))) as many:
         return all(many.map(lambda p: libc.madvise(address + p[0], p[1], advice) == 0, pieces))
 
 
@@ -46,11 +48,8 @@ class Arena:
     """The file's final memory on the host. `memory(chunk)` is writable until the tensors are handed out."""
 
     def __init__(self, file: File):
-        import torch
-
         self.file = file
         self._map = _anonymous(max(PAGE_BYTES, -(-file.size_bytes // PAGE_BYTES) * PAGE_BYTES))
-        self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         self._memory = memoryview(self._map)
 
     def memory(self, chunk: Chunk) -> memoryview:
@@ -62,27 +61,23 @@ class Arena:
         return self._memory
 
     def tensor(self, entry: Entry) -> Any:
-        return view(self.bytes, entry, entry.offset)
+        return view(self._map, entry, entry.offset)
 
 
 class Mapped:
-    """The file as memory, copy-on-write. Every page is in memory when it is handed out: what is missing is read in first.
+    """The file as memory, copy-on-write. Every page is in memory when it is handed out: `missing` pieces are read in first.
 
-    A file that is wholly resident is not populated: a touch of mapped large folios costs as much after it as before it
-    (26 ms a GB either way, and 9 ms for populating with two threads), so mapping the pages ahead is time for nothing."""
+    What is resident is not populated: a touch of mapped large folios costs as much after it as before it (26 ms a GB
+    either way, and 9 ms for populating with two threads), so mapping those pages ahead is time for nothing."""
 
-    def __init__(self, file: File, fd: int, threads: int, share: float = 0.0):
-        import torch
-
+    def __init__(self, file: File, fd: int, missing: Sequence[tuple[int, int]], threads: int):
         self.file = file
         self._map = mmap.mmap(fd, file.size_bytes, access=mmap.ACCESS_COPY)
-        self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
-        self.populated = share >= 1.0 or populate(self.bytes.data_ptr(), file.size_bytes, MADV_POPULATE_READ, threads)
-        if not self.populated:
-            self.bytes[::PAGE_BYTES].sum()
+        if not populate(self._map, missing, MADV_POPULATE_READ, threads):
+            sum(memoryview(self._map)[::PAGE_BYTES])
 
     def tensor(self, entry: Entry) -> Any:
-        return view(self.bytes, entry, entry.offset)
+        return view(self._map, entry, entry.offset)
 
 
 class Tensors:
@@ -120,7 +115,7 @@ class Ring:
 
         self._map = _anonymous(slots * slot_bytes)
         self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
-        populate(self.bytes.data_ptr(), slots * slot_bytes, MADV_POPULATE_WRITE, 2)
+        populate(self._map, [(at, min(POPULATE_BYTES, len(self._map) - at)) for at in range(0, len(self._map), POPULATE_BYTES)], MADV_POPULATE_WRITE, 2)
         self.copier = copier
         if copier:
             copier.pin(self.bytes)

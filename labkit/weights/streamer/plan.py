@@ -13,8 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from labkit.errors import BadInput
 from labkit.weights.formats.layout import Layout
@@ -29,8 +28,7 @@ HEAD_BYTES = 64 << 10
 TAIL_CHUNKS = 8
 
 
-@dataclass(frozen=True)
-class File:
+class File(NamedTuple):
     """One shard. `stamp`: (size, mtime_ns) of a local file, or the object's ETag: what must not change during the load."""
 
     name: str
@@ -42,8 +40,7 @@ class File:
         return self.layout.size_bytes
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """`length` bytes of file number `file` from `offset`; the last one of a file ends with it."""
 
     file: int
