@@ -40,6 +40,12 @@ def test_a_direct_read_reads_every_byte_once(tmp_path):
         assert got == sum(sizes) and seconds > 0
 
 
+def test_a_direct_read_of_more_than_memory_holds_reads_every_byte_too(tmp_path, monkeypatch):
+    (tmp_path / "f").write_bytes(os.urandom(3_000_001))
+    monkeypatch.setattr(floor, "_available_bytes", lambda: 3 << 20)
+    assert floor.direct_read([tmp_path], 3)[0] == 3_000_001
+
+
 def test_a_floor_is_bytes_over_the_slowest_resource_on_the_way():
     assert floor.phase_floors({"pull": 125_000_000, "load": 10**9}, RATES, "1gbit") == {"pull": 1.0, "load": 1.0}
     assert floor.phase_floors({"pull": 2 * 10**9}, RATES, "loopback") == {"pull": 1.0}
