@@ -204,7 +204,7 @@ def look_child(depth: int, paths: list[str]) -> None:
     """In a fresh process: print the rate of direct reads, bytes per second."""
     import torch  # noqa: F401 - as in a trial
 
-    got, seconds, _ = floor.direct_read(paths, depth, block_bytes=4 << 20)
+    got, seconds, _ = floor.direct_read(paths, depth, block_bytes=4 << 20, fresh=True)
     print(got / seconds)
 
 

@@ -82,18 +82,17 @@ def disk(workspace: Workspace, size_bytes: int = 256 * MIB, at_most_s: float = 1
 
 
 def direct_read(paths: Iterable[str | os.PathLike[str]], depth: int = 4, at_most_s: float = float("inf"),
-                block_bytes: int = MIB) -> tuple[int, float, str]:
+                block_bytes: int = MIB, fresh: bool = False) -> tuple[int, float, str]:
     """Read these files past the page cache, `depth` blocks at a time: (bytes, seconds, "O_DIRECT" or "buffered").
 
-    The floor of any loader that reads the same bytes. They land in memory that held nothing, as a cold start's do: into one
-    small buffer, again and again, the same disk gave two thirds of that rate here (its pages lie scattered, so a request is
-    shorter) and, into huge pages, three times as much, which nobody gets who has to find room for the bytes first. At most half
-    of the available memory is taken; beyond it blocks land on earlier ones. Falls back to buffered reads of evicted files where
-    O_DIRECT is refused."""
+    The floor of any loader that reads the same bytes. `fresh`: they land in memory that held nothing, as a load's do, at most
+    half of what is available; beyond it blocks land on earlier ones. Otherwise each reader has one buffer, used again: for a
+    rate of the disk alone. Neither is always the faster (docs/LOG.md, 2026-11-26). Falls back to buffered reads of evicted
+    files where O_DIRECT is refused."""
     tree = cold.walk(paths)
     files, method = _opened(tree)
     blocks = [(fd, offset) for fd, size in files for offset in range(0, size, block_bytes)]
-    places = max(1, min(len(blocks), _available_bytes() // 2 // block_bytes))
+    places = max(depth, min(len(blocks), _available_bytes() // 2 // block_bytes)) if fresh else depth
     room = mmap.mmap(-1, places * block_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # page-aligned, as O_DIRECT wants
     memory, jobs = memoryview(room), iter(enumerate(blocks))
     lock, until = threading.Lock(), time.monotonic() + at_most_s
@@ -105,7 +104,7 @@ def direct_read(paths: Iterable[str | os.PathLike[str]], depth: int = 4, at_most
                 number, block = next(jobs, (0, None))
             if block is None:
                 return
-            at = number % places * block_bytes
+            at = (number % places if fresh else slot) * block_bytes
             got[slot] += os.preadv(block[0], [memory[at:at + block_bytes]], block[1])
 
     try:

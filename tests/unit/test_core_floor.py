@@ -35,15 +35,15 @@ def test_a_direct_read_reads_every_byte_once(tmp_path):
     sizes = [3_000_001, 4096, 1, 0]
     for i, size in enumerate(sizes):
         (tmp_path / f"f{i}").write_bytes(os.urandom(size))
-    for depth in (1, 7):
-        got, seconds, _ = floor.direct_read([tmp_path], depth)
+    for depth, fresh in ((1, False), (7, False), (1, True), (7, True)):
+        got, seconds, _ = floor.direct_read([tmp_path], depth, fresh=fresh)
         assert got == sum(sizes) and seconds > 0
 
 
 def test_a_direct_read_of_more_than_memory_holds_reads_every_byte_too(tmp_path, monkeypatch):
     (tmp_path / "f").write_bytes(os.urandom(3_000_001))
     monkeypatch.setattr(floor, "_available_bytes", lambda: 3 << 20)
-    assert floor.direct_read([tmp_path], 3)[0] == 3_000_001
+    assert floor.direct_read([tmp_path], 3, fresh=True)[0] == 3_000_001
 
 
 def test_a_floor_is_bytes_over_the_slowest_resource_on_the_way():
