@@ -32,6 +32,7 @@ from typing import Any
 
 from labkit.bench.engine import Measured, document, interleave
 from labkit.core import cold, floor, stats
+from labkit.core.apart import apart
 from labkit.core.ledger import Ledger
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, LabError
@@ -182,8 +183,8 @@ class _Floor:
     torch, as a trial is: memory that another has just given back is faster to fill than what the hypervisor took since.
     The other arms' trials have the latest look beside them."""
 
-    def __init__(self, directory: Path):
-        self.paths = sorted(directory.glob("*.safetensors"))
+    def __init__(self, directory: Path, ledger: Ledger):
+        self.paths, self.ledger = sorted(directory.glob("*.safetensors")), ledger
         self.rate, self._seen = 0.0, dict[int, list[float]]()
 
     def look(self, again: bool = False) -> float:
@@ -192,27 +193,24 @@ class _Floor:
             self._seen = {}
         for depth in (1, 8):
             cold.evict(self.paths, caches=False)
-            made = subprocess.run([sys.executable, "-m", "labkit.bench.load", "--floor", str(depth), *map(str, self.paths)], capture_output=True, text=True)
-            if made.returncode:
-                raise LabError(f"the floor's look failed: {(made.stderr.strip().splitlines() or ['it said nothing'])[-1][:300]}")
-            self._seen.setdefault(depth, []).append(float(made.stdout))
+            self._seen.setdefault(depth, []).append(apart(direct_rate, self.paths, depth, ledger=self.ledger))
         self.rate = max(sum(rates) / len(rates) for rates in self._seen.values())
         return self.rate
 
 
-def look_child(depth: int, paths: list[str]) -> None:
-    """In a fresh process: print the rate of direct reads, bytes per second."""
+def direct_rate(paths: list[Path], depth: int) -> float:
+    """Of direct reads into fresh memory, bytes per second; for a process of its own."""
     import torch  # noqa: F401 - as in a trial
 
     got, seconds, _ = floor.direct_read(paths, depth, block_bytes=4 << 20, fresh=True)
-    print(got / seconds)
+    return got / seconds
 
 
 def _from_disk(args: argparse.Namespace, names: list[str], states: list[str], subject: Subject, workspace: Workspace, ledger: Ledger) -> dict[str, Any]:
     from labkit.weights.prepared import checkpoint_in
 
     memory_rate = floor.memory(256 << 20)["memcpy_bytes_per_s"]
-    disk = _Floor(subject.model_dir)
+    disk = _Floor(subject.model_dir, ledger)
     arms: dict[str, Any] = {}
     with _Tmpfs(workspace, ledger) as tmpfs:
         for name in names:
@@ -312,7 +310,4 @@ def _agree(results: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--floor":
-        look_child(int(sys.argv[2]), sys.argv[3:])
-    else:
-        child(*sys.argv[1:6])
+    child(*sys.argv[1:6])

@@ -92,11 +92,7 @@ def direct_read(paths: Iterable[str | os.PathLike[str]], depth: int = 4, at_most
     tree = cold.walk(paths)
     files, method = _opened(tree)
     blocks = [(fd, offset) for fd, size in files for offset in range(0, size, block_bytes)]
-    places = max(depth, min(len(blocks), _available_bytes() // 2 // block_bytes)) if fresh else depth
-    room = mmap.mmap(-1, places * block_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # page-aligned, as O_DIRECT wants
-    memory, jobs = memoryview(room), iter(enumerate(blocks))
-    lock, until = threading.Lock(), time.monotonic() + at_most_s
-    got = [0] * depth
+    jobs, lock, got = iter(enumerate(blocks)), threading.Lock(), [0] * depth
 
     def read(slot: int) -> None:
         while time.monotonic() < until:
@@ -108,12 +104,14 @@ def direct_read(paths: Iterable[str | os.PathLike[str]], depth: int = 4, at_most
             got[slot] += os.preadv(block[0], [memory[at:at + block_bytes]], block[1])
 
     try:
-        seconds = _together([lambda i=i: read(i) for i in range(depth)])
+        places = max(depth, min(len(blocks), _available_bytes() // 2 // block_bytes)) if fresh else depth
+        # Page-aligned, as O_DIRECT wants.
+        with mmap.mmap(-1, places * block_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as room, memoryview(room) as memory:
+            until = time.monotonic() + at_most_s
+            seconds = _together([lambda i=i: read(i) for i in range(depth)])
     finally:
         for fd, _ in files:
             os.close(fd)
-        memory.release()
-        room.close()
     return sum(got), seconds, method
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import BadInput, TransferError
-from labkit.weights.streamer.plan import PAGE_BYTES, Chunk, File, stamp_of
+from labkit.weights.streamer.plan import PAGE_BYTES, Chunk, File, cut, stamp_of
 
 _SYS_CACHESTAT = 451
 _NO_STORAGE = (0x01021994, 0x858458F6)  # TMPFS_MAGIC, RAMFS_MAGIC of statfs(2)
@@ -86,9 +86,9 @@ class LocalFile:
 
     def missing(self) -> list[tuple[int, int]]:
         """(offset, length) of the pieces that are not wholly in memory."""
-        size = self.file.size_bytes
-        pieces = [(at, min(PIECE_BYTES, size - at)) for at in range(0, size, PIECE_BYTES)] if self.share < 1.0 else []
-        return [p for p in pieces if resident_share(self.fd, *p) < 1.0]
+        if self.share >= 1.0:
+            return []
+        return [piece for piece in cut(0, self.file.size_bytes, PIECE_BYTES) if resident_share(self.fd, *piece) < 1.0]
 
     def read(self, chunk: Chunk, memory: memoryview) -> None:
         """Exactly `chunk.length` bytes. Raises TransferError, BadInput (the file ended early)."""

@@ -23,7 +23,7 @@ from typing import Any
 
 from labkit.weights.formats.layout import Entry
 from labkit.weights.loaders.views import torch_dtype, view
-from labkit.weights.streamer.plan import PAGE_BYTES, Chunk, File
+from labkit.weights.streamer.plan import PAGE_BYTES, Chunk, File, cut
 
 MADV_POPULATE_READ, MADV_POPULATE_WRITE = 22, 23
 POPULATE_BYTES = 32 << 20
@@ -115,7 +115,7 @@ class Ring:
 
         self._map = _anonymous(slots * slot_bytes)
         self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
-        populate(self._map, [(at, min(POPULATE_BYTES, len(self._map) - at)) for at in range(0, len(self._map), POPULATE_BYTES)], MADV_POPULATE_WRITE, 2)
+        populate(self._map, cut(0, len(self._map), POPULATE_BYTES), MADV_POPULATE_WRITE, 2)
         self.copier = copier
         if copier:
             copier.pin(self.bytes)

@@ -87,14 +87,19 @@ def _remote_header(source: Source, name: str, client: Any) -> File:
     return File(name, parse(head[8:8 + length], size_bytes, url), answer.headers.get("etag", ""))
 
 
+def cut(begin: int, end: int, step: int) -> list[tuple[int, int]]:
+    """[begin, end) as (offset, length) of `step` each; the last is what is left."""
+    return [(at, min(step, end - at)) for at in range(begin, end, step)]
+
+
 def plan_chunks(files: Sequence[File], chunk_bytes: int = CHUNK_BYTES, tail_bytes: int = 0) -> list[Chunk]:
     """Every byte that holds a tensor, once. `tail_bytes`: the last chunks are split to this size, so that all connections
     of a slow link end together."""
     chunks = []
     for number, file in enumerate(files):
         begin = file.layout.header_bytes // PAGE_BYTES * PAGE_BYTES
-        chunks += [Chunk(number, at, min(chunk_bytes, file.size_bytes - at)) for at in range(begin, file.size_bytes, chunk_bytes)]
+        chunks += [Chunk(number, *piece) for piece in cut(begin, file.size_bytes, chunk_bytes)]
     if tail_bytes:
         last = chunks[-TAIL_CHUNKS:]
-        chunks[-TAIL_CHUNKS:] = [Chunk(c.file, at, min(tail_bytes, c.offset + c.length - at)) for c in last for at in range(c.offset, c.offset + c.length, tail_bytes)]
+        chunks[-TAIL_CHUNKS:] = [Chunk(c.file, *piece) for c in last for piece in cut(c.offset, c.offset + c.length, tail_bytes)]
     return chunks
