@@ -10,7 +10,7 @@ in place**: load() has returned and one byte of every page of every parameter ha
 for everything else. Then one token. Interpreter exit is not in it. Afterwards every parameter is summed: two loaders of
 one format must agree to the bit.
 
-Floors: cold, direct reads of the same files into fresh memory just before and after, by one thread and by eight · warm and tmpfs, one
+Floors: cold, direct reads of the same files into fresh memory and one byte read of every page, just before and after · warm and tmpfs, one
 copy of the bytes in memory (a loader that maps pages instead of copying comes below it) · s3, the emulated link's own.
 
 Goals: labkit-streamer_vs_floor.cold ≤ 1.05, labkit-streamer_vs_best_other.{cold,warm,tmpfs} ≤ 1.0 within noise,
@@ -176,7 +176,7 @@ def _sum(model: Any) -> int:
 # -- arms ------------------------------------------------------------------------------------------------------------------
 
 class _Floor:
-    """Of the disk, just before and just after each of our own trials: direct reads by one thread and by eight, the better way of asking.
+    """Of the disk, just before and just after each of our own trials: direct reads by one thread or by eight, as asks better of this disk.
 
     A virtual disk is shared: its rate moves by half within a minute, so what another block saw bounds nothing in this one,
     and the lucky one of two looks bounds no trial between them: their mean does. Each look is a process that has imported
@@ -185,17 +185,20 @@ class _Floor:
 
     def __init__(self, directory: Path, ledger: Ledger):
         self.paths, self.ledger = sorted(directory.glob("*.safetensors")), ledger
-        self.rate, self._seen = 0.0, dict[int, list[float]]()
+        self.rate, self.depth, self._before = 0.0, 0, 0.0
 
-    def look(self, again: bool = False) -> float:
-        """Bytes per second. `again`: the second look of one trial."""
-        if not again:
-            self._seen = {}
-        for depth in (1, 8):
-            cold.evict(self.paths, caches=False)
-            self._seen.setdefault(depth, []).append(apart(direct_rate, self.paths, depth, ledger=self.ledger))
-        self.rate = max(sum(rates) / len(rates) for rates in self._seen.values())
-        return self.rate
+    def look(self, again: bool = False) -> None:
+        """Sets `rate`, bytes per second. `again`: the second look of one trial."""
+        if not self.depth:
+            rates = {depth: self._rate(depth) for depth in (1, 8)}
+            self.depth = max(rates, key=lambda depth: rates[depth])
+        seen = self._rate(self.depth)
+        self.rate = (self._before + seen) / 2 if again else seen
+        self._before = seen
+
+    def _rate(self, depth: int) -> float:
+        cold.evict(self.paths, caches=False)
+        return apart(direct_rate, self.paths, depth, ledger=self.ledger)
 
 
 def direct_rate(paths: list[Path], depth: int) -> float:
@@ -233,7 +236,7 @@ def _disk_arm(args: argparse.Namespace, loader: Loader, prepared: Any, state: st
     def arm() -> Measured:
         directory = prepared.directory
         ours = state == "cold" and loader.name == OURS
-        if ours or not disk.rate:
+        if ours or (state == "cold" and not disk.rate):
             disk.look()
         if state == "tmpfs":
             directory = tmpfs.holding(directory)

@@ -86,8 +86,8 @@ def direct_read(paths: Iterable[str | os.PathLike[str]], depth: int = 4, at_most
     """Read these files past the page cache, `depth` blocks at a time: (bytes, seconds, "O_DIRECT" or "buffered").
 
     The floor of any loader that reads the same bytes. `fresh`: they land in memory that held nothing, as a load's do, at most
-    half of what is available; beyond it blocks land on earlier ones. Otherwise each reader has one buffer, used again: for a
-    rate of the disk alone. Neither is always the faster (docs/LOG.md, 2026-11-26). Falls back to buffered reads of evicted
+    half of what is available; beyond it blocks land on earlier ones; and a byte of every page is looked at, which is when a
+    load's clock stops. Otherwise each reader has one buffer, used again: for a rate of the disk alone. Neither is always the faster (docs/LOG.md, 2026-11-26). Falls back to buffered reads of evicted
     files where O_DIRECT is refused."""
     tree = cold.walk(paths)
     files, method = _opened(tree)
@@ -109,6 +109,8 @@ def direct_read(paths: Iterable[str | os.PathLike[str]], depth: int = 4, at_most
         with mmap.mmap(-1, places * block_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as room, memoryview(room) as memory:
             until = time.monotonic() + at_most_s
             seconds = _together([lambda i=i: read(i) for i in range(depth)])
+            if fresh:
+                seconds += _together([lambda: bytes(memory[::mmap.PAGESIZE])])
     finally:
         for fd, _ in files:
             os.close(fd)

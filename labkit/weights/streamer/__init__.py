@@ -20,7 +20,7 @@ from typing import Any
 from labkit.core.timeline import span
 from labkit.weights.loaders.placing import Placer
 from labkit.weights.source import Source, open_source
-from labkit.weights.streamer.plan import CHUNK_BYTES, Chunk, File, open_files, plan_chunks
+from labkit.weights.streamer.plan import CHUNK_BYTES, PART_BYTES, Chunk, File, open_files, plan_chunks
 
 #: From this share in the page cache on, a file is mapped: pages that are there need not be copied, the rest is read in.
 MAP_FROM = 0.98
@@ -29,7 +29,7 @@ CONNECTIONS = 24
 TAIL_BYTES = 2 << 20
 
 
-def load(model: Any, source: str, device: str = "cpu", *, threads: int = 0, chunk_bytes: int = CHUNK_BYTES, ring: bool = False, slots: int = 0,
+def load(model: Any, source: str, device: str = "cpu", *, threads: int = 0, chunk_bytes: int = 0, ring: bool = False, slots: int = 0,
          connections: int = CONNECTIONS, **options: Any) -> dict[str, Any]:
     """Fill the model's parameters. Facts: tensors, size_bytes, mode, direct_bytes, cached_bytes, mapped_bytes, retries, hedges.
 
@@ -38,9 +38,9 @@ def load(model: Any, source: str, device: str = "cpu", *, threads: int = 0, chun
     placer = Placer(model, device)
     with span("load.stream", loader="labkit-streamer") as facts:
         if opened.remote:
-            facts |= _from_bucket(opened, placer, device, ring, chunk_bytes, connections, max(slots, connections + 4))
+            facts |= _from_bucket(opened, placer, device, ring, chunk_bytes or PART_BYTES, connections, max(slots, connections + 4))
         else:
-            facts |= _from_files(opened, placer, device, ring, threads, chunk_bytes, slots, **options)
+            facts |= _from_files(opened, placer, device, ring, threads, chunk_bytes or CHUNK_BYTES, slots, **options)
     return placer.finish() | dict(facts)
 
 
