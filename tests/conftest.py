@@ -61,3 +61,14 @@ def lab_home(tmp_path_factory):
     from pathlib import Path
 
     return Path(os.environ.get("LABKIT_HOME") or tmp_path_factory.mktemp("lab-home"))
+
+
+@pytest.fixture(scope="session")
+def home_with_image(lab_home):
+    """The same with the subject's image and the tiny checkpoint in it, for tests that copy them to a user's home: else that user builds them again, a minute."""
+    import subprocess
+    import sys
+
+    code = "from labkit.core.workspace import Workspace as W; from labkit.image import build; from labkit.subject import checkpoint as c; build.ensure_image(W.default()); c.ensure(W.default(), 'tiny')"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "LABKIT_HOME": str(lab_home)}, check=True, timeout=500)
+    return lab_home

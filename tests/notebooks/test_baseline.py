@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = Path(__file__).parent / "fixtures" / "starts_one_stack.ipynb"
-BLOCKS = 8
+BLOCKS = 5
 
 
 def planted(into: Path, seconds: float) -> Path:
