@@ -117,6 +117,7 @@ def measure(loader: Loader, model: str, config_dir: str, device: str, weights_by
 
 def child(loader_name: str, model_source: str, config_dir: str, device: str, options: str) -> None:
     """In the fresh process: build, load, touch, answer, sum – and wait to be looked at."""
+    import gc
     import importlib
     import resource
     import time
@@ -132,6 +133,7 @@ def child(loader_name: str, model_source: str, config_dir: str, device: str, opt
         model = Llama(config, dtype=getattr(torch, config.dtype))
     if device != "cpu":
         torch.zeros(1, device=device)  # the context is another phase
+    gc.collect()  # over what torch left it takes 0.2 s, and would fall on whichever loader makes the object that brings it on
     before_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     began = time.monotonic()
     module, _, function = loader.call.partition(":")

@@ -101,7 +101,7 @@ def _draw_loads(doc: Mapping[str, Any], good: Sequence[Mapping[str, Any]], theme
     axes.tick_params(axis="y", length=0)
     axes.grid(True, axis="x")
     axes.set_axisbelow(True)
-    axes.set_xlabel("seconds since the loader was imported", fontsize=look.BASE_PT - 1)
+    axes.set_xlabel("seconds, the loader's own import included", fontsize=look.BASE_PT - 1)
     handles: list[Any] = [Patch(facecolor=c, hatch=h, edgecolor=theme.ink, linewidth=0.3, label=name) for _, name, c, h in PIECES]
     figure.legend(handles=[*handles, Line2D([], [], color=theme.ink, lw=2.2, label="floor")], loc="upper right", bbox_to_anchor=(0.99, 1 - 0.38 / height_in), ncols=4, frameon=False, fontsize=look.BASE_PT - 1)
     figure.text(0.012, 1 - 0.25 / height_in, f"Weights in place and first token, {doc.get('preset', '')}", fontsize=look.BASE_PT + 2, fontweight="bold", va="center")
