@@ -87,8 +87,8 @@ def direct_read(paths: Iterable[str | os.PathLike[str]], depth: int = 4, at_most
 
     The floor of any loader that reads the same bytes. `fresh`: they land in memory that held nothing, as a load's do, at most
     half of what is available; beyond it blocks land on earlier ones; and a byte of every page is looked at, which is when a
-    load's clock stops. Otherwise each reader has one buffer, used again: for a rate of the disk alone. Neither is always the faster (docs/LOG.md, 2026-11-26). Falls back to buffered reads of evicted
-    files where O_DIRECT is refused."""
+    load's clock stops. Otherwise each reader has one buffer, used again: for a rate of the disk alone. Neither is always the
+    faster (docs/LOG.md, 2026-11-26). Falls back to buffered reads of evicted files where O_DIRECT is refused."""
     tree = cold.walk(paths)
     files, method = _opened(tree)
     blocks = [(fd, offset) for fd, size in files for offset in range(0, size, block_bytes)]
