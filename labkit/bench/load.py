@@ -4,13 +4,14 @@
     labkit bench load --preset 1b --from s3 --link 4gbit-bucket
     labkit bench load --preset 1b --store s3://my-bucket/lab         # a real bucket: no link is emulated, no floor is known
 
-One fresh process a measurement. Its clock starts when torch is imported and the model stands on the meta device (or
-initialised, where that is the loader's way), before the loader's own library is imported, and stops when **all bytes are
+One fresh process a measurement. Its clock starts when torch is imported, the model stands on the meta device (or
+initialised, where that is the loader's way) and the bench has laid free memory (`labkit.core.free_memory`: else a trial
+is as fast as what happened to run before it), before the loader's own library is imported, and stops when **all bytes are
 in place**: load() has returned and one byte of every page of every parameter has been read, for views of a mapping as
 for everything else. Then one token. Interpreter exit is not in it. Afterwards every parameter is summed: two loaders of
 one format must agree to the bit.
 
-Floors: cold, direct reads of the same files into fresh memory and one byte read of every page, just before and after · warm and tmpfs, one
+Floors: cold, the fastest plain read of the same files (`labkit.bench.roads`), just before and after · warm and tmpfs, one
 copy of the bytes in memory (a loader that maps pages instead of copying comes below it) · s3, the emulated link's own.
 
 Goals: labkit-streamer_vs_floor.cold ≤ 1.05, labkit-streamer_vs_best_other.{cold,warm,tmpfs} ≤ 1.0 within noise,
@@ -30,9 +31,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from labkit.bench import roads
 from labkit.bench.engine import Measured, document, interleave
-from labkit.core import cold, floor, stats
-from labkit.core.apart import apart
+from labkit.core import cold, floor, free_memory, stats
 from labkit.core.ledger import Ledger
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, LabError
@@ -41,6 +42,7 @@ from labkit.weights.catalog import LOADERS, Loader
 
 OURS = "labkit-streamer"
 STATES = ("cold", "warm", "tmpfs")
+READY = "ready\n"
 FROM_S3 = ("safetensors", "sdk-download", "runai-streamer", OURS)
 
 
@@ -93,12 +95,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def measure(loader: Loader, model: str, config_dir: str, device: str, weights_bytes: int, env: dict[str, str], about: dict[str, Any],
             stores: Any = None, options: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Run the child, ask the kernel about it while it still lives, and let it go. Raises LabError with its own words."""
+    """Run the child, lay memory when it is ready, ask the kernel about it while it lives, let it go. Raises LabError with its own words."""
     argv = [sys.executable, "-m", "labkit.bench.load", loader.name, model, config_dir, device, json.dumps({**loader.options, **(options or {})})]
     child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **dict(loader.environment), **env}, text=True)
     try:
         assert child.stdout and child.stdin and child.stderr
         line = child.stdout.readline()
+        if line == READY:
+            free_memory.lay(roads.needed_bytes(weights_bytes))
+            child.stdin.write("go\n")
+            child.stdin.flush()
+            line = child.stdout.readline()
         if not line.startswith("{"):
             raise LabError(f"{loader.name} did not load: {(child.stderr.read().strip().splitlines() or ['it said nothing'])[-1][:300]}")
         doc = json.loads(line)
@@ -134,6 +141,8 @@ def child(loader_name: str, model_source: str, config_dir: str, device: str, opt
     if device != "cpu":
         torch.zeros(1, device=device)  # the context is another phase
     gc.collect()  # over what torch left it takes 0.2 s, and would fall on whichever loader makes the object that brings it on
+    print(READY, end="", flush=True)
+    sys.stdin.readline()
     before_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     began = time.monotonic()
     module, _, function = loader.call.partition(":")
@@ -177,45 +186,11 @@ def _sum(model: Any) -> int:
 
 # -- arms ------------------------------------------------------------------------------------------------------------------
 
-class _Floor:
-    """Of the disk, just before and just after each of our own trials: direct reads by one thread or by eight, as asks better of this disk.
-
-    A virtual disk is shared: its rate moves by half within a minute, so what another block saw bounds nothing in this one,
-    and the lucky one of two looks bounds no trial between them: their mean does. Each look is a process that has imported
-    torch, as a trial is: memory that another has just given back is faster to fill than what the hypervisor took since.
-    The other arms' trials have the latest look beside them."""
-
-    def __init__(self, directory: Path, ledger: Ledger):
-        self.paths, self.ledger = sorted(directory.glob("*.safetensors")), ledger
-        self.rate, self.depth, self._before = 0.0, 0, 0.0
-
-    def look(self, again: bool = False) -> None:
-        """Sets `rate`, bytes per second. `again`: the second look of one trial."""
-        if not self.depth:
-            rates = {depth: self._rate(depth) for depth in (1, 8)}
-            self.depth = max(rates, key=lambda depth: rates[depth])
-        seen = self._rate(self.depth)
-        self.rate = (self._before + seen) / 2 if again else seen
-        self._before = seen
-
-    def _rate(self, depth: int) -> float:
-        cold.evict(self.paths, caches=False)
-        return apart(direct_rate, self.paths, depth, ledger=self.ledger)
-
-
-def direct_rate(paths: list[Path], depth: int) -> float:
-    """Of direct reads into fresh memory, bytes per second; for a process of its own."""
-    import torch  # noqa: F401 - as in a trial
-
-    got, seconds, _ = floor.direct_read(paths, depth, block_bytes=4 << 20, fresh=True)
-    return got / seconds
-
-
 def _from_disk(args: argparse.Namespace, names: list[str], states: list[str], subject: Subject, workspace: Workspace, ledger: Ledger) -> dict[str, Any]:
     from labkit.weights.prepared import checkpoint_in
 
     memory_rate = floor.memory(256 << 20)["memcpy_bytes_per_s"]
-    disk = _Floor(subject.model_dir, ledger)
+    disk = roads.DiskFloor(subject.model_dir, ledger)
     arms: dict[str, Any] = {}
     with _Tmpfs(workspace, ledger) as tmpfs:
         for name in names:
@@ -231,10 +206,10 @@ def _from_disk(args: argparse.Namespace, names: list[str], states: list[str], su
         best = best_other(results, state)
         if best:
             ratios[f"{OURS}_vs_best_other.{state}"] = (f"{OURS}.{state}", best)
-    return {"results_raw": results, "ratios": ratios, "best_other": {s: best_other(results, s) for s in states}}
+    return {"results_raw": results, "ratios": ratios, "best_other": {s: best_other(results, s) for s in states}, "floor_by": disk.road}
 
 
-def _disk_arm(args: argparse.Namespace, loader: Loader, prepared: Any, state: str, disk: _Floor, memory_rate: float, tmpfs: _Tmpfs) -> Any:
+def _disk_arm(args: argparse.Namespace, loader: Loader, prepared: Any, state: str, disk: roads.DiskFloor, memory_rate: float, tmpfs: _Tmpfs) -> Any:
     def arm() -> Measured:
         directory = prepared.directory
         ours = state == "cold" and loader.name == OURS

@@ -76,6 +76,6 @@ LOADERS: dict[str, Loader] = {loader.name: loader for loader in (
            module="instanttensor", fix="pip install 'labkit[gpu]' on a GPU host", library="instanttensor", needs_gpu=True),
     Loader("sdk-download", "boto3's transfer manager to disk, then load_file", _HERE + "sdk:load", "safetensors", "map", _05,
            module="boto3", fix="pip install 'labkit[rivals]'", remote=True),
-    Loader("labkit-streamer", "the lab's own: planned, parallel, direct or cached by residency", "labkit.weights.streamer:load", "safetensors", "any", _05,
+    Loader("labkit-streamer", "the lab's own: planned, parallel, mapped or direct by cache and disk", "labkit.weights.streamer:load", "safetensors", "any", _05,
            remote=True),
 )}

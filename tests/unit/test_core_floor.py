@@ -46,6 +46,13 @@ def test_a_direct_read_of_more_than_memory_holds_reads_every_byte_too(tmp_path, 
     assert floor.direct_read([tmp_path], 3, fresh=True)[0] == 3_000_001
 
 
+def test_a_mapped_read_counts_every_byte(tmp_path):
+    for i, size in enumerate((3_000_001, 4096, 0)):
+        (tmp_path / f"f{i}").write_bytes(os.urandom(size))
+    got, seconds = floor.mapped_read([tmp_path])
+    assert got == 3_004_097 and seconds > 0
+
+
 def test_a_floor_is_bytes_over_the_slowest_resource_on_the_way():
     assert floor.phase_floors({"pull": 125_000_000, "load": 10**9}, RATES, "1gbit") == {"pull": 1.0, "load": 1.0}
     assert floor.phase_floors({"pull": 2 * 10**9}, RATES, "loopback") == {"pull": 1.0}

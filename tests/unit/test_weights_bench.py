@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from labkit.bench import roads
 from labkit.bench.engine import Measured, document
 from labkit.bench.load import _agree, best_other
 from labkit.core.plan import LaunchPlan
@@ -65,3 +66,22 @@ def test_figures_say_in_words_what_they_draw():
     for picture, words in zip(pictures, (["safetensors.cold", "a CUDA GPU", "cache cold"], ["1 readers", "floor: 900 ms"], ["Q4_0", "0.3"]), strict=True):
         assert all(w in picture.text and w in picture.alt for w in words)
         assert picture.png().startswith(b"\x89PNG") and not math.isnan(len(picture.svg()))
+
+
+def test_roads_race_in_rounds_and_the_floor_of_a_disk_is_the_best_of_them(tmp_path, monkeypatch):
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 3_000_001)
+    rows = roads.race([tmp_path / "model.safetensors"], repeats=2)
+    assert [row["road"] for row in rows] == list(roads.ROADS) and all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in rows)
+    asked = []
+
+    def looked(call, paths, road, ledger):
+        asked.append(road)
+        return {"direct 1": 3.0, "direct 8": 1.0, "mapped": 2.0}[road] / (1 + asked.count(road))
+
+    monkeypatch.setattr(roads, "apart", looked)
+    disk = roads.DiskFloor(tmp_path, None)
+    disk.look()
+    before = disk.rate
+    disk.look(again=True)
+    assert disk.road == "direct 8" and asked == [*roads.ROADS, "direct 8", "direct 8"]
+    assert before < disk.rate == (before + 3_000_001 / (1.0 / 4)) / 2

@@ -53,13 +53,57 @@ def evicted(directory: Path) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("ring", [False, True])
+@pytest.mark.parametrize("how", [{}, {"road": "mapped"}, {"road": "direct"}, {"ring": True}])
 @pytest.mark.parametrize("cold", [False, True])
-def test_every_byte_is_in_its_place(directory, ring, cold):
+def test_every_byte_is_in_its_place(directory, how, cold):
     model = empty()
-    facts = streamer.load(model, str(evicted(directory) if cold else directory), "cpu", ring=ring, chunk_bytes=8192, threads=4)
+    facts = streamer.load(model, str(evicted(directory) if cold else directory), "cpu", chunk_bytes=8192, threads=4, **how)
     assert right(model)
     assert facts["mapped_bytes"] or facts["direct_bytes"] + facts["cached_bytes"] >= facts["size_bytes"]
+    assert how.get("road") != "mapped" or facts["mapped_bytes"] >= facts["size_bytes"]
+    assert not (how.get("road") == "direct" or "ring" in how) or not facts["mapped_bytes"]
+
+
+@pytest.mark.parametrize("ahead, mapped", [(128 << 10, False), (1 << 20, True)])
+def test_a_cold_file_is_mapped_where_the_kernel_reads_far_ahead(directory, monkeypatch, ahead, mapped):
+    monkeypatch.setattr(local, "read_ahead_bytes", lambda fd: ahead)
+    monkeypatch.setattr(local, "resident_share", lambda *range: 0.0)
+    model = empty()
+    facts = streamer.load(model, str(evicted(directory)), "cpu")
+    assert right(model) and bool(facts["mapped_bytes"]) is mapped
+
+
+def test_the_read_ahead_of_a_file_is_that_of_its_disk(directory):
+    with open(directory / "model.safetensors", "rb") as file:
+        assert local.read_ahead_bytes(file.fileno()) >= 0
+    made = os.memfd_create("of no disk")
+    try:
+        assert local.read_ahead_bytes(made) == 0
+    finally:
+        os.close(made)
+
+
+def test_where_mapping_brings_a_page_not_the_chunks_are_read(directory, monkeypatch):
+    monkeypatch.setattr(places, "populate", lambda *how: False)
+    model = empty()
+    facts = streamer.load(model, str(directory), "cpu", road="mapped")
+    assert right(model) and not facts["mapped_bytes"] and facts["direct_bytes"] + facts["cached_bytes"] >= facts["size_bytes"]
+
+
+def test_a_file_cut_off_while_it_is_mapped_is_an_error_and_no_signal(directory, monkeypatch):
+    class CutOff(places.Mapped):
+        def __init__(self, file, fd):
+            super().__init__(file, fd)
+            os.truncate(directory / "model.safetensors", 40_000)
+
+    monkeypatch.setattr(places, "Mapped", CutOff)
+    with pytest.raises(BadInput, match="ended|changed"):
+        streamer.load(empty(), str(directory), "cpu", road="mapped")
+
+
+def test_a_road_that_does_not_exist_is_refused(directory):
+    with pytest.raises(BadInput, match="road"):
+        streamer.load(empty(), str(directory), "cpu", road="scenic")
 
 
 @pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a tmpfs at /dev/shm")
@@ -139,7 +183,7 @@ def test_short_reads_and_refused_direct_reads_lose_nothing(tmp_path_factory, see
                 continue
 
     model = empty()
-    streamer.load(model, str(evicted(directory)), "cpu", ring=ring, chunk_bytes=16_384, threads=3, preadv=patient)
+    streamer.load(model, str(evicted(directory)), "cpu", ring=ring, chunk_bytes=16_384, threads=3, road="direct", preadv=patient)
     assert right(model)
 
 
@@ -157,12 +201,12 @@ def test_a_disk_that_fails_is_a_clear_error(directory, ring):
         return os.preadv(fd, buffers, offset)
 
     with pytest.raises(TransferError, match="Input/output error"):
-        streamer.load(empty(), str(evicted(directory)), "cpu", ring=ring, chunk_bytes=8192, threads=4, preadv=broken)
+        streamer.load(empty(), str(evicted(directory)), "cpu", ring=ring, chunk_bytes=8192, threads=4, road="direct", preadv=broken)
 
 
 def test_a_file_that_ends_early_is_refused(directory):
     with pytest.raises(BadInput, match="ended"):
-        streamer.load(empty(), str(evicted(directory)), "cpu", chunk_bytes=8192, preadv=lambda fd, buffers, offset: 0)
+        streamer.load(empty(), str(evicted(directory)), "cpu", chunk_bytes=8192, road="direct", preadv=lambda fd, buffers, offset: 0)
 
 
 def test_a_file_that_changes_meanwhile_is_refused(directory):
@@ -173,7 +217,7 @@ def test_a_file_that_changes_meanwhile_is_refused(directory):
         return os.preadv(fd, buffers, offset)
 
     with pytest.raises(BadInput, match="changed"):
-        streamer.load(empty(), str(evicted(directory)), "cpu", preadv=changing)
+        streamer.load(empty(), str(evicted(directory)), "cpu", road="direct", preadv=changing)
 
 
 class LateEvent:

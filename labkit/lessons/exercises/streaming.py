@@ -69,13 +69,13 @@ def choose(resident_share: float, memory_bytes_per_s: float, disk_bytes_per_s: f
 
 def _check_choose(answer: Callable[..., str]) -> str:
     for case, wanted, why in (((1.0, 10e9, 2e9), "cache", "Everything is in memory already: a direct read would fetch it from the disk again."),
-                              ((0.0, 10e9, 2e9), "direct", "Nothing is in the cache: going through it only adds a copy."),
+                              ((0.0, 10e9, 2e9), "direct", "Nothing is in the cache: reading through it only adds a copy."),
                               ((0.5, 10e9, 2e9), "cache", "Half of the bytes come at memory speed; a direct read takes all of them from the disk."),
                               ((1.0, 4e9, 6e9), "direct", "Here the disk is faster than the copy out of the cache: with modern drives and slow memory that happens.")):
         got = answer(*case)
         if got != wanted:
             raise Wrong(f"For {case[0]:.0%} resident, memory {case[1] / 1e9:.0f} GB/s, disk {case[2] / 1e9:.0f} GB/s you say {got!r}; it should be {wanted!r}. {why}")
-    return "The lab's streamer asks cachestat(2) file by file and chunk by chunk."
+    return "The lab's streamer asks cachestat(2) file by file and chunk by chunk; and it knows a road without the copy, next."
 
 
 def connections_for(rate_bytes_per_s: float, connection_bytes_per_s: float, first_byte_s: float, part_bytes: int) -> int:

@@ -7,8 +7,13 @@ from several threads (`local`), or as parallel ranges of a bucket (`labkit.net.r
 let bytes land in their final place, or in a bounded ring that is moved on while the next reads run (`places`) · check
 that no file changed · make the tensors the model's parameters.
 
+Files on a disk take one of two roads to the host's memory, looked up file by file: *mapped*, where the page cache holds
+them already or the kernel reads far enough ahead of one thread that touches page after page, else *direct*. A GPU's
+bytes are always read into the ring.
+
 Limit: bytes ÷ min(storage, memory or PCIe bandwidth). Peak memory beside the parameters: the ring. Options: `threads`,
-`chunk_bytes`, `ring` (force the ring on a CPU), `slots`, `connections`. Lesson: notebooks/05_streaming.
+`chunk_bytes`, `road` ("mapped" or "direct" whatever the files and the disk are), `ring` (force the ring on a CPU), `slots`,
+`connections`. Lesson: notebooks/05_streaming.
 """
 
 from __future__ import annotations
@@ -18,9 +23,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from labkit.core.timeline import span
+from labkit.errors import BadInput
 from labkit.weights.loaders.placing import Placer
 from labkit.weights.source import Source, open_source
-from labkit.weights.streamer.plan import CHUNK_BYTES, PART_BYTES, Chunk, File, open_files, plan_chunks
+from labkit.weights.streamer.plan import CHUNK_BYTES, PART_BYTES, Chunk, File, cut, open_files, plan_chunks
 
 #: From this share in the page cache on, a file is mapped: pages that are there need not be copied, the rest is read in.
 MAP_FROM = 0.98
@@ -29,18 +35,20 @@ CONNECTIONS = 24
 TAIL_BYTES = 2 << 20
 
 
-def load(model: Any, source: str, device: str = "cpu", *, threads: int = 0, chunk_bytes: int = 0, ring: bool = False, slots: int = 0,
+def load(model: Any, source: str, device: str = "cpu", *, threads: int = 0, chunk_bytes: int = 0, road: str = "", ring: bool = False, slots: int = 0,
          connections: int = CONNECTIONS, **options: Any) -> dict[str, Any]:
     """Fill the model's parameters. Facts: tensors, size_bytes, mode, direct_bytes, cached_bytes, mapped_bytes, retries, hedges.
 
     Raises BadInput (forged, truncated or changed files), TransferError (storage or network gave up)."""
+    if road not in ("", "mapped", "direct"):
+        raise BadInput(f"no road {road!r}", fix='road="mapped", "direct", or neither: the streamer looks')
     opened = open_source(source)
     placer = Placer(model, device)
     with span("load.stream", loader="labkit-streamer") as facts:
         if opened.remote:
             facts |= _from_bucket(opened, placer, device, ring, chunk_bytes or PART_BYTES, connections, max(slots, connections + 4))
         else:
-            facts |= _from_files(opened, placer, device, ring, threads, chunk_bytes or CHUNK_BYTES, slots, **options)
+            facts |= _from_files(opened, placer, device, ring, threads, chunk_bytes or CHUNK_BYTES, slots, road, **options)
     return placer.finish() | dict(facts)
 
 
@@ -87,9 +95,23 @@ def _hand_over(placer: Placer, files: Sequence[File], places: Sequence[Any]) -> 
             placer.put(entry.name, place.tensor(entry))
 
 
-def _from_files(source: Source, placer: Placer, device: str, ring: bool, threads: int, chunk_bytes: int, slots: int, **reading: Any) -> dict[str, Any]:
+def _in_place(file: File, here: Any, road: str, threads: int) -> Any:
+    """The file's own pages where that is the faster road, complete; else empty memory that its chunks are to be read into."""
+    from labkit.weights.streamer.local import FAR_AHEAD_BYTES, read_ahead_bytes
+    from labkit.weights.streamer.places import POPULATE_BYTES, Arena, Mapped
+
+    here_already = here.share >= MAP_FROM
+    if road == "mapped" or (not road and (here_already or read_ahead_bytes(here.fd) >= FAR_AHEAD_BYTES)):
+        mapped = Mapped(file, here.fd)
+        # In order and by one thread the kernel reads ahead of it; scattered holes are asked for side by side.
+        if mapped.read_in(here.missing(), threads) if here_already else mapped.read_in(cut(0, file.size_bytes, POPULATE_BYTES), 1):
+            return mapped
+    return Arena(file)
+
+
+def _from_files(source: Source, placer: Placer, device: str, ring: bool, threads: int, chunk_bytes: int, slots: int, road: str, **reading: Any) -> dict[str, Any]:
     from labkit.weights.streamer.local import LocalFile, facts_of
-    from labkit.weights.streamer.places import Arena, Mapped, preferred
+    from labkit.weights.streamer.places import Mapped, preferred
 
     files = open_files(source)
     threads = threads or preferred(files)
@@ -111,7 +133,7 @@ def _from_files(source: Source, placer: Placer, device: str, ring: bool, threads
                 made.move(slot, chunk, places[chunk.file])
         else:
             made = None
-            places = [Mapped(f, here.fd, here.missing(), threads) if here.share >= MAP_FROM else Arena(f) for f, here in zip(files, opened, strict=True)]
+            places = [_in_place(f, here, road, threads) for f, here in zip(files, opened, strict=True)]
             mapped_bytes = sum(p.file.size_bytes for p in places if isinstance(p, Mapped))
 
             def work(chunk: Chunk) -> None:
@@ -176,7 +198,6 @@ def _from_bucket(source: Source, placer: Placer, device: str, ring: bool, chunk_
 
 def _check_etags(client: Any, source: Source, files: Sequence[File]) -> None:
     """No object may have been replaced while its parts were fetched."""
-    from labkit.errors import BadInput
 
     def check(file: File) -> None:
         now = client.ask("HEAD", source.url(file.name)).headers.get("etag", "")

@@ -1,7 +1,9 @@
-"""Reading chunks of local files: from the page cache where they are in it, past it (O_DIRECT) where they are not.
+"""Reading local files: chunks of what is in the page cache out of it, of what is not past it (O_DIRECT), or whole files through it.
 
-A direct read is the disk's own speed without filling the cache with bytes that are needed once; but it ignores the cache
-too, so on a warm host it would read the disk for nothing. `cachestat(2)` says beforehand which is which, chunk by chunk.
+A direct read does not fill the cache with bytes that are needed once; but it ignores the cache too, so on a warm host it
+would read the disk for nothing. `cachestat(2)` says beforehand which is which, chunk by chunk. And it needs pages of its
+own, each filled with zeros before the disk may fill it: where the final place is the host's memory and the kernel reads
+far enough ahead to keep the disk busy (`read_ahead_bytes`), mapping the file and letting it is faster.
 
 Never silently wrong: a short read goes on where it stopped, EINVAL (no O_DIRECT on this file system) and EIO are asked
 again through the cache, and what still fails, or a file that changed meanwhile, is an error. Lesson: notebooks/05_streaming.
@@ -23,6 +25,8 @@ _SYS_CACHESTAT = 451
 _NO_STORAGE = (0x01021994, 0x858458F6)  # TMPFS_MAGIC, RAMFS_MAGIC of statfs(2)
 #: What is looked at and read in at once where almost all of a file is in the page cache.
 PIECE_BYTES = 2 << 20
+#: From this read-ahead on the kernel keeps a disk as busy as direct reads do. 128 KiB is its own default, distributions and clouds set up to 8 MiB.
+FAR_AHEAD_BYTES = 1 << 20
 _libc = ctypes.CDLL(None, use_errno=True)
 Read = Callable[[int, list[memoryview], int], int]
 
@@ -47,6 +51,15 @@ def in_memory(fd: int) -> bool:
     """Is the file in a file system that has no storage below it (tmpfs, ramfs)? Counting its pages would cost what reading them does."""
     kind = (ctypes.c_long * 32)()  # struct statfs begins with f_type
     return _libc.fstatfs(fd, kind) == 0 and kind[0] in _NO_STORAGE
+
+
+def read_ahead_bytes(fd: int) -> int:
+    """How far the kernel reads ahead of a mapping on this file's disk; 0 where there is no disk of its own below it (FUSE, overlay, network)."""
+    device = os.fstat(fd).st_dev
+    try:
+        return int(Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb").read_text()) << 10 if os.major(device) else 0
+    except (OSError, ValueError):
+        return 0
 
 
 class LocalFile:

@@ -2,7 +2,8 @@
 
     Arena    one page-aligned anonymous mapping a file, laid out as the file: a direct read of the chunk *is* its final
              place, tensors are views; nothing is copied and nothing beside the parameters is allocated
-    Mapped   the file itself, mapped, pieces that are missing read in: for files that are in the page cache already
+    Mapped   the file itself, mapped, what is missing read in: for files that are in the page cache already, and for disks
+             on which the kernel reads far ahead
     Ring     a few aligned buffers, pre-faulted, pinned when there is a GPU; a chunk is moved on to its tensors
              (`cudaMemcpyAsync` on a stream of its own, a plain copy on CPU) while the next ones are read
 
@@ -30,7 +31,7 @@ POPULATE_BYTES = 32 << 20
 
 
 def populate(memory: mmap.mmap, pieces: Sequence[tuple[int, int]], advice: int, threads: int) -> bool:
-    """Fault (offset, length) pieces of a mapping in from several threads at once. False where the kernel (before 5.14) cannot."""
+    """Fault (offset, length) pieces of a mapping in from several threads at once. False where the kernel (before 5.14) or the disk cannot."""
     if not pieces:
         return True
     libc = ctypes.CDLL(None, use_errno=True)
@@ -65,16 +66,18 @@ class Arena:
 
 
 class Mapped:
-    """The file as memory, copy-on-write. Every page is in memory when it is handed out: `missing` pieces are read in first.
+    """The file as memory, copy-on-write. `read_in` what is missing before tensors are handed out.
 
     What is resident is not populated: a touch of mapped large folios costs as much after it as before it (26 ms a GB
     either way, and 9 ms for populating with two threads), so mapping those pages ahead is time for nothing."""
 
-    def __init__(self, file: File, fd: int, missing: Sequence[tuple[int, int]], threads: int):
+    def __init__(self, file: File, fd: int):
         self.file = file
         self._map = mmap.mmap(fd, file.size_bytes, access=mmap.ACCESS_COPY)
-        if not populate(self._map, missing, MADV_POPULATE_READ, threads):
-            sum(memoryview(self._map)[::PAGE_BYTES])
+
+    def read_in(self, pieces: Sequence[tuple[int, int]], threads: int) -> bool:
+        """(offset, length) pieces, in order, from so many threads. False where a page did not come: touching it would end the process."""
+        return populate(self._map, pieces, MADV_POPULATE_READ, threads)
 
     def tensor(self, entry: Entry) -> Any:
         return view(self._map, entry, entry.offset)

@@ -1,0 +1,77 @@
+"""Plain reads of files from a disk into memory: the floor of a loader, and a race between the roads.
+
+    race(paths, repeats=3)                    # [{"road": "direct 1", "seconds": […]}, {"road": "direct 8", …}, {"road": "mapped", …}]
+    floor = DiskFloor(directory, ledger)
+    floor.look(); …; floor.look(again=True)   # floor.rate: bytes per second around what was measured between
+
+Each read begins cold, with free memory laid (`labkit.core.free_memory`), and ends when a byte of every page has been looked
+at: "direct N" reads past the page cache into fresh memory from N threads, "mapped" touches the pages of a mapping in order
+while the kernel reads ahead. Limit: the disk. Lesson: notebooks/05_streaming.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from labkit.core import cold, floor, free_memory
+from labkit.core.apart import apart
+from labkit.core.ledger import Ledger
+
+ROADS = ("direct 1", "direct 8", "mapped")
+BLOCK_BYTES = 4 << 20
+
+
+def seconds(paths: Sequence[Path], road: str) -> float:
+    """To read all of these files, evicted before, by one of ROADS."""
+    cold.evict(paths, caches=False)
+    free_memory.lay(needed_bytes(sum(path.stat().st_size for path in paths)))
+    if road == "mapped":
+        return floor.mapped_read(paths)[1]
+    return floor.direct_read(paths, int(road.split()[1]), block_bytes=BLOCK_BYTES, fresh=True)[1]
+
+
+def seconds_beside_torch(paths: Sequence[Path], road: str) -> float:
+    """The same in a process that has imported torch, as a loader's trial is; for `apart`."""
+    import torch  # noqa: F401
+
+    return seconds(paths, road)
+
+
+def needed_bytes(weights_bytes: int) -> int:
+    """What the hungriest loader takes: a shard read and the parameters beside it, at most."""
+    return 2 * weights_bytes + (256 << 20)
+
+
+def race(paths: Sequence[Path], repeats: int = 3) -> list[dict[str, Any]]:
+    """Rounds of all roads, interleaved."""
+    rows: list[dict[str, Any]] = [{"road": road, "seconds": []} for road in ROADS]
+    for _ in range(repeats):
+        for row in rows:
+            row["seconds"].append(seconds(paths, row["road"]))
+    return rows
+
+
+class DiskFloor:
+    """Of a load from disk, just before and just after a trial, by the road that asks best of this disk.
+
+    A virtual disk is shared: its rate moves by half within a minute, so what another block saw bounds nothing in this one,
+    and the lucky one of two looks bounds no trial between them: their mean does. Each look is a process that has imported
+    torch and finds memory laid, as a trial does."""
+
+    def __init__(self, directory: Path, ledger: Ledger):
+        self.paths, self.ledger = sorted(directory.glob("*.safetensors")), ledger
+        self.rate, self.road, self._before = 0.0, "", 0.0
+
+    def look(self, again: bool = False) -> None:
+        """Sets `rate`, bytes per second. `again`: the second look of one trial."""
+        if not self.road:
+            rates = {road: self._rate(road) for road in ROADS}
+            self.road = max(rates, key=lambda road: rates[road])
+        seen = self._rate(self.road)
+        self.rate = (self._before + seen) / 2 if again else seen
+        self._before = seen
+
+    def _rate(self, road: str) -> float:
+        return sum(path.stat().st_size for path in self.paths) / apart(seconds_beside_torch, self.paths, road, ledger=self.ledger)
