@@ -49,7 +49,12 @@ def _describe(card: dict[str, Any]) -> str:
     speed = ", ".join(f"{what} {show_rate(disk[key])}" for what, key in (("reads", "read_bytes_per_s"), ("writes", "write_bytes_per_s")) if disk[key])
     lines = [f"host   {card['title']}  (kind {card['id']})",
              f"       {card['distribution']}, Linux {card['kernel']}" + (f", {card['virtualisation']}" if card["virtualisation"] else "") + f", as {card['rootness']}",
-             f"disk   {disk['model'] or '?'}, {disk['fs']}, {show_bytes(disk['free_bytes'])} free" + (f", {speed}" if speed else ""),
+             f"disk   {disk['model'] or '?'}, {disk['fs']}, {show_bytes(disk['free_bytes'])} free" + (f", {speed}" if speed else "")
+             + (f", the kernel reads {show_bytes(disk['read_ahead_bytes'])} ahead" if disk["read_ahead_bytes"] else ""),
              f"python {card['python']}, torch {card['torch'] or 'not installed'}"]
+    if card["memory"]["free_page_reporting"]:
+        lines.append("memory free pages go back to the hypervisor: the next to need them waits for it (labkit bench load takes care of that)")
+    if card["memory"]["evicts_idle"]:
+        lines.append(f"memory the kernel evicts what lies idle (DAMON {', '.join(card['memory']['evicts_idle'])}): what is warm now may not stay so")
     lines += [f"GPU    {g['name']}, {show_bytes(g['memory_bytes'])}, driver {g['driver']}" for g in card["gpus"]]
     return "\n".join(lines)

@@ -13,6 +13,7 @@ The card holds no host name, no user name and no secret: records are meant to be
 from __future__ import annotations
 
 import functools
+import glob
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from labkit.core.disks import read_ahead_bytes
 from labkit.errors import BadInput, MissingCapability
 
 OK, DEGRADED, MISSING = "OK", "DEGRADED", "MISSING"
@@ -112,7 +114,7 @@ def doctor() -> list[Capability]:
 def card() -> dict[str, Any]:
     """The host card: JSON-able, no secrets, no names of people or machines. `disk.read_bytes_per_s` is None until measured (`floor.measure`)."""
     made: dict[str, Any] = {
-        "cpu": _cpu(), "memory_bytes": _memory_bytes(), "kernel": platform.release(), "machine": platform.machine(),
+        "cpu": _cpu(), "memory_bytes": _memory_bytes(), "memory": _memory_kept(), "kernel": platform.release(), "machine": platform.machine(),
         "distribution": _distribution(), "virtualisation": _virtualisation(), "disk": _disk(),
         "python": platform.python_version(), "torch": package_version("torch"), "gpus": gpus(),
         "rootness": "root" if os.geteuid() == 0 else "user", "in_container": _in_container(),
@@ -231,6 +233,14 @@ def _in_container() -> bool:
     return os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv") or bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
 
 
+def _memory_kept() -> dict[str, Any]:
+    """Who takes memory away behind a trial's back: `free_page_reporting` gives free pages to the hypervisor, which has to find them again;
+    `evicts_idle`: DAMON schemes that page out what nobody touches, caches included."""
+    balloons = glob.glob("/sys/bus/virtio/drivers/virtio_balloon/virtio*/features")
+    schemes = {read_text(path) for path in glob.glob("/sys/kernel/mm/damon/admin/kdamonds/*/contexts/*/schemes/*/action")}
+    return {"free_page_reporting": any(read_text(path)[5:6] == "1" for path in balloons), "evicts_idle": sorted(schemes & {"pageout", "cold"})}
+
+
 def _disk() -> dict[str, Any]:
     """The disk under the workspace: fs, model, size, free. Rates are measured elsewhere and stay None here."""
     where = workspace_parent()
@@ -242,7 +252,7 @@ def _disk() -> dict[str, Any]:
         block = os.path.dirname(block)
     model = read_text(block + "/device/model") or (os.path.basename(block).rstrip("0123456789") if os.path.exists(block) else "")
     return {"fs": fs["fs"], "model": model, "total_bytes": stat.f_blocks * stat.f_frsize, "free_bytes": stat.f_bavail * stat.f_frsize,
-            "read_bytes_per_s": None, "write_bytes_per_s": None}
+            "read_ahead_bytes": read_ahead_bytes(device), "read_bytes_per_s": None, "write_bytes_per_s": None}
 
 
 def workspace_parent() -> Path:

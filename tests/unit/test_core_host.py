@@ -35,6 +35,17 @@ def test_the_card_is_json_and_names_neither_host_nor_user():
     assert {"id", "cpu", "memory_bytes", "kernel", "distribution", "disk", "python", "torch", "gpus", "rootness"} <= set(host.card())
 
 
+@pytest.mark.parametrize("features, action, said", [
+    ("011001" + "0" * 58, "pageout", {"free_page_reporting": True, "evicts_idle": ["pageout"]}),
+    ("011000" + "0" * 58, "stat", {"free_page_reporting": False, "evicts_idle": []}),
+    ("", "", {"free_page_reporting": False, "evicts_idle": []})])
+def test_who_takes_memory_behind_a_trials_back_is_on_the_card(monkeypatch, features, action, said):
+    texts = {"balloon": features, "damon": action}
+    monkeypatch.setattr(host.glob, "glob", lambda pattern: [name for name, text in texts.items() if name in pattern and text])
+    monkeypatch.setattr(host, "read_text", texts.__getitem__)
+    assert host._memory_kept() == said
+
+
 def test_the_kind_of_host_does_not_change_with_kernel_python_or_rights():
     card = host.card()
     assert host._identity({**card, "kernel": "9.9", "python": "4.0", "rootness": "user"}) == card["id"]

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
+from labkit.core import disks
 from labkit.errors import BadInput, TransferError
 from labkit.weights import streamer
 from labkit.weights.formats.layout import Entry, Layout
@@ -66,7 +67,7 @@ def test_every_byte_is_in_its_place(directory, how, cold):
 
 @pytest.mark.parametrize("ahead, mapped", [(128 << 10, False), (1 << 20, True)])
 def test_a_cold_file_is_mapped_where_the_kernel_reads_far_ahead(directory, monkeypatch, ahead, mapped):
-    monkeypatch.setattr(local, "read_ahead_bytes", lambda fd: ahead)
+    monkeypatch.setattr(disks, "read_ahead_bytes", lambda device: ahead)
     monkeypatch.setattr(local, "resident_share", lambda *range: 0.0)
     model = empty()
     facts = streamer.load(model, str(evicted(directory)), "cpu")
@@ -75,10 +76,10 @@ def test_a_cold_file_is_mapped_where_the_kernel_reads_far_ahead(directory, monke
 
 def test_the_read_ahead_of_a_file_is_that_of_its_disk(directory):
     with open(directory / "model.safetensors", "rb") as file:
-        assert local.read_ahead_bytes(file.fileno()) >= 0
+        assert disks.read_ahead_bytes(os.fstat(file.fileno()).st_dev) >= 0
     made = os.memfd_create("of no disk")
     try:
-        assert local.read_ahead_bytes(made) == 0
+        assert disks.read_ahead_bytes(os.fstat(made).st_dev) == 0
     finally:
         os.close(made)
 

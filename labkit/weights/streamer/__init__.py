@@ -97,11 +97,12 @@ def _hand_over(placer: Placer, files: Sequence[File], places: Sequence[Any]) -> 
 
 def _in_place(file: File, here: Any, road: str, threads: int) -> Any:
     """The file's own pages where that is the faster road, complete; else empty memory that its chunks are to be read into."""
-    from labkit.weights.streamer.local import FAR_AHEAD_BYTES, read_ahead_bytes
+    from labkit.core.disks import read_ahead_bytes
+    from labkit.weights.streamer.local import FAR_AHEAD_BYTES
     from labkit.weights.streamer.places import POPULATE_BYTES, Arena, Mapped
 
     here_already = here.share >= MAP_FROM
-    if road == "mapped" or (not road and (here_already or read_ahead_bytes(here.fd) >= FAR_AHEAD_BYTES)):
+    if road == "mapped" or (not road and (here_already or read_ahead_bytes(here.device) >= FAR_AHEAD_BYTES)):
         mapped = Mapped(file, here.fd)
         # In order and by one thread the kernel reads ahead of it; scattered holes are asked for side by side.
         if mapped.read_in(here.missing(), threads) if here_already else mapped.read_in(cut(0, file.size_bytes, POPULATE_BYTES), 1):

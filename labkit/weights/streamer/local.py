@@ -3,7 +3,7 @@
 A direct read does not fill the cache with bytes that are needed once; but it ignores the cache too, so on a warm host it
 would read the disk for nothing. `cachestat(2)` says beforehand which is which, chunk by chunk. And it needs pages of its
 own, each filled with zeros before the disk may fill it: where the final place is the host's memory and the kernel reads
-far enough ahead to keep the disk busy (`read_ahead_bytes`), mapping the file and letting it is faster.
+far enough ahead to keep the disk busy (`labkit.core.disks`), mapping the file and letting it is faster.
 
 Never silently wrong: a short read goes on where it stopped, EINVAL (no O_DIRECT on this file system) and EIO are asked
 again through the cache, and what still fails, or a file that changed meanwhile, is an error. Lesson: notebooks/05_streaming.
@@ -53,15 +53,6 @@ def in_memory(fd: int) -> bool:
     return _libc.fstatfs(fd, kind) == 0 and kind[0] in _NO_STORAGE
 
 
-def read_ahead_bytes(fd: int) -> int:
-    """How far the kernel reads ahead of a mapping on this file's disk; 0 where there is no disk of its own below it (FUSE, overlay, network)."""
-    device = os.fstat(fd).st_dev
-    try:
-        return int(Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb").read_text()) << 10 if os.major(device) else 0
-    except (OSError, ValueError):
-        return 0
-
-
 class LocalFile:
     """One shard, open twice: buffered, and direct where the file system can and a page is missing. `read(chunk, memory)` fills the memory."""
 
@@ -73,6 +64,7 @@ class LocalFile:
         if stamp_of(self.fd) != file.stamp:
             self.close()
             raise self._changed()
+        self.device = os.fstat(self.fd).st_dev
         self.in_memory = in_memory(self.fd)
         self.share = 1.0 if self.in_memory else resident_share(self.fd, 0, file.size_bytes)
         if self.share < 1.0:
