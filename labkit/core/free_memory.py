@@ -29,14 +29,16 @@ _SPARE_BYTES = 512 << 20
 _PIECE_BYTES = 64 << 20
 
 
-def free_bytes(meminfo: str | None = None) -> int:
-    """MemFree: pages that hold nothing, not even cache. 0 where the kernel does not say."""
-    try:
-        text = Path("/proc/meminfo").read_text() if meminfo is None else meminfo
-    except OSError:
-        return 0
-    found = re.search(r"^MemFree:\s+(\d+) kB", text, re.MULTILINE)
-    return int(found[1]) << 10 if found else 0
+def free_bytes(proc: str = "/proc", groups: str = "/sys/fs/cgroup") -> int:
+    """MemFree – pages that hold nothing, not even cache – or what the limits of this process's control groups leave, if less."""
+    found = re.search(r"^MemFree:\s+(\d+) kB", host.read_text(f"{proc}/meminfo"), re.MULTILINE)
+    free = int(found[1]) << 10 if found else 0
+    group = Path(groups) / host.read_text(f"{proc}/self/cgroup").rpartition("::/")[2].split("\n")[0]
+    for level in (group, *group.parents):
+        limit, now = host.read_text(f"{level}/memory.max"), host.read_text(f"{level}/memory.current")
+        if limit.isdigit() and now.isdigit():
+            free = min(free, int(limit) - int(now))
+    return max(0, free)
 
 
 def lay(size_bytes: int) -> int:

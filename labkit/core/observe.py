@@ -93,6 +93,16 @@ def identity(port: int) -> dict[str, Any]:
     return {}
 
 
+def resident_bytes(pid: int | str = "self") -> tuple[int, int]:
+    """Resident memory of a process, now and at its peak since it was exec'd. Not getrusage: that peak is inherited from whoever started it."""
+    found = {"VmRSS": 0, "VmHWM": 0}
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key in found:
+            found[key] = int(value.split()[0]) * 1024
+    return found["VmRSS"], found["VmHWM"]
+
+
 def process_facts(pid: int) -> dict[str, Any]:
     """/proc/PID of the server and of its children: io (summed), mapped files, mounts, peak memory."""
     family = [pid, *_descendants(pid)]
@@ -110,11 +120,9 @@ def process_facts(pid: int) -> dict[str, Any]:
                 if len(parts) == 6 and parts[5].startswith("/"):
                     maps.add(parts[5])
         with contextlib.suppress(OSError):
-            for line in (root / "status").read_text().splitlines():
-                if line.startswith("VmRSS:"):
-                    facts["rss_bytes"] += int(line.split()[1]) * 1024
-                elif line.startswith("VmHWM:"):
-                    facts["peak_rss_bytes"] += int(line.split()[1]) * 1024
+            now, peak = resident_bytes(member)
+            facts["rss_bytes"] += now
+            facts["peak_rss_bytes"] += peak
     facts["maps"] = sorted(maps)
     for name, key in (("root", "root"), ("exe", "exe"), ("cwd", "cwd")):
         with contextlib.suppress(OSError):
