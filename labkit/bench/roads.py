@@ -11,6 +11,7 @@ while the kernel reads ahead. Limit: the disk. Lesson: notebooks/05_streaming.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,17 @@ from typing import Any
 from labkit.core import cold, floor, free_memory
 from labkit.core.apart import apart
 from labkit.core.ledger import Ledger
+from labkit.errors import LabError
 
 ROADS = ("direct 1", "direct 8", "mapped")
 BLOCK_BYTES = 4 << 20
 
 
 def seconds(paths: Sequence[Path], road: str) -> float:
-    """To read all of these files, evicted before, by one of ROADS."""
-    cold.evict(paths, caches=False)
+    """To read all of these files, evicted before, by one of ROADS. Raises LabError where they did not leave the page cache and the road leads through it."""
+    proof = cold.settle(paths, "cold", caches=False)
+    if road == "mapped" and proof.state != "cold":
+        raise LabError(f"a mapped read of {paths[0].parent} would not be cold", why=proof.note, fix="end what has these files mapped, then again")
     free_memory.lay(needed_bytes(sum(path.stat().st_size for path in paths)))
     if road == "mapped":
         return floor.mapped_read(paths)[1]
@@ -45,11 +49,14 @@ def needed_bytes(weights_bytes: int) -> int:
 
 
 def race(paths: Sequence[Path], repeats: int = 3) -> list[dict[str, Any]]:
-    """Rounds of all roads, interleaved."""
+    """Rounds of all roads, interleaved. A road that cannot be driven cold here has `failed`, the reason, and no seconds."""
     rows: list[dict[str, Any]] = [{"road": road, "seconds": []} for road in ROADS]
     for _ in range(repeats):
         for row in rows:
-            row["seconds"].append(seconds(paths, row["road"]))
+            try:
+                row["seconds"].append(seconds(paths, row["road"]))
+            except LabError as error:
+                row["failed"] = str(error)
     return rows
 
 
@@ -67,7 +74,10 @@ class DiskFloor:
     def look(self, again: bool = False) -> None:
         """Sets `rate`, bytes per second. `again`: the second look of one trial."""
         if not self.road:
-            rates = {road: self._rate(road) for road in ROADS}
+            rates = {}
+            for road in ROADS:
+                with contextlib.suppress(LabError):  # not cold: no road here
+                    rates[road] = self._rate(road)
             self.road = max(rates, key=lambda road: rates[road])
         seen = self._rate(self.road)
         self.rate = (self._before + seen) / 2 if again else seen

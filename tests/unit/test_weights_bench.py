@@ -85,3 +85,18 @@ def test_roads_race_in_rounds_and_the_floor_of_a_disk_is_the_best_of_them(tmp_pa
     disk.look(again=True)
     assert disk.road == "direct 8" and asked == [*roads.ROADS, "direct 8", "direct 8"]
     assert before < disk.rate == (before + 3_000_001 / (1.0 / 4)) / 2
+
+
+def test_a_mapped_read_of_files_that_stay_in_memory_is_no_cold_read(tmp_path, monkeypatch):
+    import mmap
+
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 3_000_001)
+    with open(tmp_path / "model.safetensors", "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as held:
+        held[:]
+        assert roads.seconds([tmp_path / "model.safetensors"], "direct 1") > 0
+        with pytest.raises(LabError, match="not be cold"):
+            roads.seconds([tmp_path / "model.safetensors"], "mapped")
+        monkeypatch.setattr(roads, "apart", lambda call, paths, road, ledger: roads.seconds(paths, road))
+        disk = roads.DiskFloor(tmp_path, None)
+        disk.look()
+        assert disk.road.startswith("direct") and disk.rate > 0
