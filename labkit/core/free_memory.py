@@ -15,15 +15,13 @@ On a host whose memory is its own this changes nothing. Lesson: notebooks/05_str
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import mmap
 import re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from labkit.core import host
+from labkit.core.pages import MADV_POPULATE_WRITE, anonymous, populate
 
-_MADV_POPULATE_WRITE = 23
 #: Left alone: taking the last free page would make the kernel drop page cache, which is some trial's state.
 _SPARE_BYTES = 512 << 20
 _PIECE_BYTES = 64 << 20
@@ -48,7 +46,7 @@ def lay(size_bytes: int) -> int:
     half_bytes = min(size_bytes, (free_bytes() - _SPARE_BYTES) // 2) // mmap.PAGESIZE * mmap.PAGESIZE
     if half_bytes <= 0:
         return 0
-    with _anonymous(half_bytes) as large, _anonymous(half_bytes) as small:
+    with anonymous(half_bytes) as large, anonymous(half_bytes) as small:
         with contextlib.suppress(OSError):  # a kernel without transparent huge pages
             large.madvise(mmap.MADV_HUGEPAGE)
         _touch(large)
@@ -56,19 +54,7 @@ def lay(size_bytes: int) -> int:
     return 2 * half_bytes
 
 
-def _anonymous(size_bytes: int) -> mmap.mmap:
-    return mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-
-
 def _touch(room: mmap.mmap) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    address = ctypes.addressof(ctypes.c_char.from_buffer(room))
-
-    def touch(at: int) -> None:
-        length = min(_PIECE_BYTES, len(room) - at)
-        if libc.madvise(address + at, length, _MADV_POPULATE_WRITE):  # before Linux 5.14
-            room[at:at + length:mmap.PAGESIZE] = b"\1" * -(-length // mmap.PAGESIZE)
-
-    with ThreadPoolExecutor(host.cpu_count()) as many:  # the host below is slow to answer one of them
-        list(many.map(touch, range(0, len(room), _PIECE_BYTES)))
+    pieces = [(at, min(_PIECE_BYTES, len(room) - at)) for at in range(0, len(room), _PIECE_BYTES)]
+    if not populate(room, pieces, MADV_POPULATE_WRITE, host.cpu_count()):  # before Linux 5.14
+        room[::mmap.PAGESIZE] = b"\1" * -(-len(room) // mmap.PAGESIZE)

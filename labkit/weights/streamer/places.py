@@ -14,35 +14,18 @@ Lesson: notebooks/05_streaming.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from labkit.core.pages import MADV_POPULATE_READ, MADV_POPULATE_WRITE, anonymous, populate
 from labkit.weights.formats.layout import Entry
 from labkit.weights.loaders.views import torch_dtype, view
 from labkit.weights.streamer.plan import PAGE_BYTES, Chunk, File, cut
 
-MADV_POPULATE_READ, MADV_POPULATE_WRITE = 22, 23
 POPULATE_BYTES = 32 << 20
-
-
-def populate(memory: mmap.mmap, pieces: Sequence[tuple[int, int]], advice: int, threads: int) -> bool:
-    """Fault (offset, length) pieces of a mapping in from several threads at once. False where the kernel (before 5.14) or the disk cannot."""
-    if not pieces:
-        return True
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    with ThreadPoolExecutor(min(threads, len(pieces))) as many:
-        return all(many.map(lambda p: libc.madvise(address + p[0], p[1], advice) == 0, pieces))
-
-
-def _anonymous(length: int) -> mmap.mmap:
-    return mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 class Arena:
@@ -50,7 +33,7 @@ class Arena:
 
     def __init__(self, file: File):
         self.file = file
-        self._map = _anonymous(max(PAGE_BYTES, -(-file.size_bytes // PAGE_BYTES) * PAGE_BYTES))
+        self._map = anonymous(max(PAGE_BYTES, -(-file.size_bytes // PAGE_BYTES) * PAGE_BYTES))
         self._memory = memoryview(self._map)
 
     def memory(self, chunk: Chunk) -> memoryview:
@@ -116,7 +99,7 @@ class Ring:
     def __init__(self, slots: int, slot_bytes: int, copier: Any = None):
         import torch
 
-        self._map = _anonymous(slots * slot_bytes)
+        self._map = anonymous(slots * slot_bytes)
         self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         populate(self._map, cut(0, len(self._map), POPULATE_BYTES), MADV_POPULATE_WRITE, 2)
         self.copier = copier
