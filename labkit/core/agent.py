@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from labkit.core import exits
 from labkit.core.ledger import Ledger, start_time
 from labkit.core.plan import LaunchPlan, StepContext
 from labkit.errors import LabError
@@ -98,8 +99,8 @@ class Agent:
             if pid and not reported and not start_time(int(pid)):
                 reported = True
                 process = self.ctx.state.get("server_process")
-                code = process.poll() if process is not None else None
-                say(exited={"server_pid": pid, "code": code, "log": self.log()})
+                code = process.poll() if process is not None else exits.exit_code(int(pid))
+                say(exited={"server_pid": pid, "code": code, "kernel": exits.kernel_line(int(pid)), "log": self.log()})
 
     def log(self) -> str:
         lines = self.ctx.state.get("server_log", [])

@@ -190,13 +190,20 @@ def read_text(path: str) -> str:
         return ""
 
 
+VECTOR_FEATURES = {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "sve", "bf16"}
+
+
 def _cpu() -> dict[str, Any]:
     info = read_text("/proc/cpuinfo")
     fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in info.split("\n")[:40])}
     model = fields.get("model name") or fields.get("Model") or platform.processor() or platform.machine()
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
-    return {"model": " ".join(model.split()), "count": cpu_count(),
-            "features": sorted(flags & {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "sve", "bf16"})}
+    return {"model": " ".join(model.split()), "count": cpu_count(), "features": sorted(flags & VECTOR_FEATURES)}
+
+
+def cpu_features() -> list[str]:
+    """What this CPU computes weights with, of the kernel's names for it."""
+    return _cpu()["features"]
 
 
 def cpu_count() -> int:

@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from labkit.core import client, observe, sampler, timeline
+from labkit.core import client, exits, observe, sampler, timeline
 from labkit.core.ledger import MARK, Ledger, remove_tree, start_time
 from labkit.core.plan import LaunchPlan
 from labkit.core.records import Trial
@@ -267,10 +267,12 @@ def _judged(made: Trial, plan: LaunchPlan, answer: client.Answer, agent: _Agent,
         if agent.failed:
             return replace(made, outcome="crashed", error=agent.failed)
         if code is not None and code < 0 and -code in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
-            return replace(made, outcome="killed", error={"kind": "Killed", "what": f"the server ended by signal {-code}", "why": "", "fix": ""})
+            return replace(made, outcome="killed", error={"kind": "Killed", "what": f"the server {exits.describe(code)}", "why": "", "fix": ""})
         if agent.exited or agent.lost:
-            return replace(made, outcome="crashed", error={"kind": "ServerExited", "what": f"the server ended (exit {code}) before a token",
-                                                            "why": agent.log[-1500:], "fix": "the log tail says what it met"})
+            why, fix = exits.advice(code)
+            said = "\n".join(filter(None, [why, str(agent.exited.get("kernel") or ""), agent.log[-1500:]]))
+            what = f"the server {exits.describe(code)} before a token" if agent.exited else "the node agent was lost before a token"
+            return replace(made, outcome="crashed", error={"kind": "ServerExited", "what": what, "why": said, "fix": fix or "the log tail says what it met"})
         if answer.error and "gave up" not in answer.error:
             return replace(made, outcome="crashed", error={"kind": "Refused", "what": answer.error, "why": "", "fix": ""})
         return replace(made, outcome="timeout", error={"kind": "TimeOut", "what": f"no token within {plan.timeout_s:.0f} s", "why": agent.log[-1500:],

@@ -27,6 +27,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from labkit.core import exits
 from labkit.core.ledger import start_time
 from labkit.core.plan import StepContext
 from labkit.errors import TrialError
@@ -294,14 +295,16 @@ def runc(ctx: StepContext) -> dict[str, Any]:
 
     def end() -> None:
         subprocess.run([program, "--root", str(state), "delete", "--force", name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        exits.reap(int(ctx.state.get("server_pid") or 0))
         ctx.ledger.done(entry)
 
     ctx.on_stop(end)
     out, pipe = os.pipe()
     try:
         drain(ctx, out)
-        done = subprocess.run([program, "--root", str(state), "--log", str(bundle / "runc.log"), "run", "--detach", "--pid-file", str(bundle / "pid"),
-                               "--bundle", str(bundle), name], stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
+        with exits.adopting():
+            done = subprocess.run([program, "--root", str(state), "--log", str(bundle / "runc.log"), "run", "--detach", "--pid-file", str(bundle / "pid"),
+                                   "--bundle", str(bundle), name], stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
     finally:
         os.close(pipe)
     if done.returncode:

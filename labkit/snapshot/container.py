@@ -7,7 +7,7 @@ another node the image and the model are bound from where they are there.
     Step("restore", "labkit.snapshot.container:restore", {"snapshot": "/…/artifacts/criu-container-…"})
 
 Traps that are handled here: image and work paths must be absolute; the restored process is held stopped (CRIU's
-`leave-stopped`, through runc's configuration annotation) until its pages were checked. Limit: as for a process, and runc's
+`leave-stopped`, through runc's configuration annotation) until it has its CPU permissions back and its pages were checked. Limit: as for a process, and runc's
 own 60–120 ms. Lesson: notebooks/07_checkpoints.
 """
 
@@ -17,18 +17,18 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from labkit.core import cold, timeline
+from labkit.core import cold, exits, timeline
 from labkit.core.ledger import remove_tree, start_time
 from labkit.core.plan import StepContext
 from labkit.core.trial import free_port
 from labkit.errors import TrialError
 from labkit.image import start as starting
-from labkit.snapshot import criu, images, making, process, readahead, store, transport
+from labkit.snapshot import criu, images, making, process, readahead, store, transport, xstate
 from labkit.snapshot.explain import refusal
 
 CONFIG = "org.criu.config"  # annotation: a file of CRIU options that runc hands on
@@ -109,8 +109,9 @@ def _prove(part: Path, manifest: store.Manifest, scratch: Path, rootfs: Path, im
     cold.evict([part, rootfs, *manifest.mapped])
     ctx = _context(scratch, rootfs, image_config, model, loader, (), str(manifest.facts["mark"]))
     try:
-        pid = _bring_back(ctx, _lay(ctx, store.Snapshot(part, manifest), held=False))
-        return _inside_out(making.check_answer(pid, ctx.port, manifest), rootfs)
+        pid, _ = _bring_back(ctx, _lay(ctx, store.Snapshot(part, manifest)), manifest.permissions)
+        criu.resume(pid)
+        return _inside_out(making.check_answer(pid, ctx.port, manifest, ctx.state["server_log"]), rootfs)
     finally:
         _end(ctx)
 
@@ -126,12 +127,12 @@ def checkpoint(about: dict[str, str], into: Path, work: Path, *, leave_running: 
     config = work / "criu.conf"
     config.write_text(f"ghost-limit {criu.GHOST_LIMIT}\n")
     _annotate(Path(about["bundle"]), config)
-    began = timeline.now_s()
+    began, permissions = timeline.now_s(), xstate.masks(int((Path(about["bundle"]) / "pid").read_text()))
     done = _runc(about["root"], "checkpoint", "--image-path", str(into.resolve()), "--work-path", str(work.resolve()),
                  *(["--leave-running"] if leave_running else []), about["id"], capture_output=True)
     if done.returncode:
         raise refusal("dump", _both(work / "dump.log", done.stderr.decode(errors="replace")), done.returncode)
-    return {"dump_s": timeline.now_s() - began, "pages_bytes": sum(p.stat().st_size for p in into.glob("pages-*.img"))}
+    return {"dump_s": timeline.now_s() - began, "pages_bytes": sum(p.stat().st_size for p in into.glob("pages-*.img")), "permissions": permissions}
 
 
 def _both(log: Path, said: str) -> str:
@@ -167,18 +168,19 @@ def restore(ctx: StepContext, snapshot: str, lazy: bool = False) -> dict[str, An
     ctx.server_binds[:] = [(model.get(folder, folder), folder) for folder in where.manifest.container["binds"]]
     ctx.server_env.pop("LABKIT_TIMELINE", None)  # the restored server has its own environment: nothing of this trial is in it
     pieces = readahead.pieces_of(where, moved=sources(where.manifest, rootfs, moved), coming=process.coming_files(ctx, where))
-    laid = _lay(ctx, where, held=True)  # before the disk's queue is full: what is small would wait behind it
+    laid = _lay(ctx, where)  # before the disk's queue is full: what is small would wait behind it
     with readahead.reading(pieces) as ahead:
         ctx.on_stop(ahead.stop)
-        pid = _bring_back(ctx, laid)
+        pid, handed = _bring_back(ctx, laid, where.manifest.permissions)
         with ctx.span("restore.checked"):
             ahead.checked()
             fetched = transport.model_arrived(ctx)
-            process.resume(pid)
+            criu.resume(pid)
     return {"server_pid": pid, "model_bytes_fetched": fetched, "nonce": where.manifest.nonce, "image_bytes": where.manifest.size_bytes, "pages_bytes": process.pages_bytes(where),
             "mapped_bytes": sum(where.manifest.mapped.values()),
             "working_set_bytes": process.working_set_bytes(where), "rootfs": rootfs, "read_ahead_s": ahead.seconds,
-            "container": ctx.state["container"]["id"], "dumped_pid": where.manifest.pid, "secrets": ", ".join(where.manifest.secrets)}
+            "container": ctx.state["container"]["id"], "dumped_pid": where.manifest.pid,
+            "permissions": handed.as_facts(), "secrets": ", ".join(where.manifest.secrets)}
 
 
 restore.before_t0 = process.know_criu  # type: ignore[attr-defined]
@@ -207,7 +209,7 @@ class _Laid:
         return self.bundle / "work"
 
 
-def _lay(ctx: StepContext, snapshot: store.Snapshot, *, held: bool) -> _Laid:
+def _lay(ctx: StepContext, snapshot: store.Snapshot) -> _Laid:
     """The files' paths inside of the container stay what they were."""
     with ctx.span("restore.place"):
         ctx.state.setdefault("image_config", snapshot.manifest.container["image_config"])
@@ -216,19 +218,20 @@ def _lay(ctx: StepContext, snapshot: store.Snapshot, *, held: bool) -> _Laid:
         (bundle / "work").mkdir(exist_ok=True)
         linked = process.place(snapshot, bundle / "images", port=ctx.port, moved={})
         config = bundle / "work" / "criu.conf"
-        config.write_text(UNREAD + ("leave-stopped\n" if held else ""))
+        config.write_text(UNREAD + "leave-stopped\n")
         (bundle / "config.json").write_text(json.dumps(starting.runc_spec(ctx, laid, binds, f"/labkit/{name}")))
         _annotate(bundle, config)
     return _Laid(bundle, name, linked)
 
 
-def _bring_back(ctx: StepContext, laid: _Laid) -> int:
-    """`runc restore`."""
+def _bring_back(ctx: StepContext, laid: _Laid, permissions: Mapping[str, int]) -> criu.Restored:
+    """`runc restore`: the container's tree, stopped, with the permissions it had."""
     bundle, name, state, work, linked = laid.bundle, laid.name, laid.root, laid.work, laid.linked
     entry = ctx.ledger.note("container", name, root=state)
 
     def end() -> None:
         _runc(state, "delete", "--force", name, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        exits.reap(int(ctx.state.get("server_pid") or 0))
         ctx.ledger.done(entry)
 
     ctx.on_stop(end)
@@ -236,8 +239,9 @@ def _bring_back(ctx: StepContext, laid: _Laid) -> int:
     try:
         starting.drain(ctx, out)
         with ctx.span("restore.criu"):
-            done = _runc(state, "--log", str(bundle / "runc.log"), "restore", "--detach", "--image-path", str(linked), "--work-path", str(work),
-                         "--pid-file", str(bundle / "pid"), "--bundle", str(bundle), name, stdout=pipe, stderr=pipe)
+            with exits.adopting():
+                done = _runc(state, "--log", str(bundle / "runc.log"), "restore", "--detach", "--image-path", str(linked), "--work-path", str(work),
+                             "--pid-file", str(bundle / "pid"), "--bundle", str(bundle), name, stdout=pipe, stderr=pipe)
     finally:
         os.close(pipe)
     if done.returncode:
@@ -245,4 +249,4 @@ def _bring_back(ctx: StepContext, laid: _Laid) -> int:
         raise refusal("restore", _both(work / "restore.log", said), done.returncode)
     pid = int((bundle / "pid").read_text())
     ctx.state["server_pid"], ctx.state["container"] = pid, {"id": name, "root": state, "bundle": str(bundle)}
-    return pid
+    return criu.Restored(pid, xstate.hand_on(pid, permissions))

@@ -4,8 +4,10 @@ Everything it refuses comes back as the lab's own words (`labkit.snapshot.explai
 the snapshot. Limits: a dump writes the memory in use at the disk's rate while the process stands still; a restore reads it
 in one stream and copies it page by page (1.2–1.6 GB/s on one core), which is why `readahead` runs beside it.
 
-    dump(pid, images, work)                       # the process is gone afterwards, unless leave_running
-    pid = restore(images, work)                   # a child of this process, running
+    made = dump(pid, images, work)                # the process is gone afterwards, unless leave_running
+    back = restore(images, work, permissions=made["permissions"])    # back.pid: a child of this process, running
+
+What CRIU itself leaves behind, the processes' permissions to use parts of the CPU, is carried over here (`xstate`).
 
 Lesson: notebooks/07_checkpoints.
 """
@@ -19,13 +21,14 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from labkit.core import timeline
 from labkit.core.ledger import start_time
 from labkit.errors import MissingCapability
+from labkit.snapshot import xstate
 from labkit.snapshot.explain import refusal
 
 #: Up to this size a deleted but open file goes into the image; larger ones are refused with the reason.
@@ -50,36 +53,55 @@ def dump(pid: int, images: Path, work: Path, *, leave_running: bool = False, opt
          on_start: Any = None) -> dict[str, Any]:
     """Write the tree below `pid` into `images`. Raises SnapshotError; then the tree goes on as if nothing had been.
 
-    on_start(process): called with CRIU's own process (the failure tests kill it there)."""
+    Returns dump_s, pages_bytes and `permissions`, which `restore` wants back. on_start(process): called with CRIU's own process (the failure tests kill it there)."""
     work.mkdir(parents=True, exist_ok=True)
     argv = [program(), "dump", "-t", str(pid), "-D", str(images), "-W", str(work), "-o", "dump.log", "-v2", "--ghost-limit", GHOST_LIMIT]
     argv += ["--leave-running"] if leave_running else []
-    began = timeline.now_s()
+    began, permissions = timeline.now_s(), xstate.masks(pid)
     status = _run([*argv, *options], on_start)
     log = _log(work / "dump.log")
     if status:
         if status < 0:
-            _let_go(pid)
+            resume(pid)  # a CRIU that was killed in mid-dump leaves its subject stopped, with nobody tracing it
         raise refusal("dump", log or ("killed\n" if status < 0 else ""), status, running=bool(start_time(pid)))
-    return {"dump_s": timeline.now_s() - began, "pages_bytes": sum(p.stat().st_size for p in images.glob("pages-*.img"))}
+    return {"dump_s": timeline.now_s() - began, "pages_bytes": sum(p.stat().st_size for p in images.glob("pages-*.img")), "permissions": permissions}
 
 
-def restore(images: Path, work: Path, *, stopped: bool = False, options: Sequence[str] = (), environment: dict[str, str] | None = None,
-            on_start: Any = None) -> int:
-    """Bring it back as a child of this process. `stopped`: it waits for SIGCONT. Returns its host pid; raises SnapshotError."""
+class Restored(NamedTuple):
+    pid: int  # on this host
+    handed: xstate.Handed
+
+
+def restore(images: Path, work: Path, *, permissions: Mapping[str, int], stopped: bool = False, options: Sequence[str] = (),
+            environment: dict[str, str] | None = None, on_start: Any = None) -> Restored:
+    """Bring it back as a child of this process. `permissions`: of the dump. `stopped`: it waits for `resume`. Raises SnapshotError."""
     work.mkdir(parents=True, exist_ok=True)
     pidfile = work / "restored.pid"
     pidfile.unlink(missing_ok=True)
     before = children()
     argv = [program(), "restore", "-D", str(images), "-W", str(work), "-o", "restore.log", "-v2", "--restore-detached", "--restore-sibling",
-            "--pidfile", str(pidfile)]
-    argv += ["--leave-stopped"] if stopped else []
+            "--pidfile", str(pidfile), "--leave-stopped"]  # no thread of it runs before it has its permissions
     status = _run([*argv, *options], on_start, environment)
     if status:
         # A CRIU that was killed leaves half-restored children of ours; one that failed has removed them itself.
         end([child for child in children() if child not in before])
         raise refusal("restore", _log(work / "restore.log") or ("killed\n" if status < 0 else ""), status)
-    return int(pidfile.read_text())
+    pid = int(pidfile.read_text())
+    try:
+        handed = xstate.hand_on(pid, permissions)
+    except BaseException:
+        end([pid])
+        raise
+    if not stopped:
+        resume(pid)
+    return Restored(pid, handed)
+
+
+def resume(pid: int) -> None:
+    """Let a stopped tree go on."""
+    for member in [pid, *descendants(pid)]:
+        with contextlib.suppress(OSError):
+            os.kill(member, signal.SIGCONT)
 
 
 def _run(argv: list[str], on_start: Any, environment: dict[str, str] | None = None) -> int:
@@ -99,13 +121,6 @@ def _log(path: Path) -> str:
     with contextlib.suppress(OSError):
         return path.read_text(errors="replace")
     return ""
-
-
-def _let_go(pid: int) -> None:
-    """A CRIU that was killed in mid-dump leaves its subject stopped, with nobody tracing it: wake every thread's process."""
-    for member in [pid, *descendants(pid)]:
-        with contextlib.suppress(OSError):
-            os.kill(member, signal.SIGCONT)
 
 
 def children(pid: int | None = None) -> list[int]:

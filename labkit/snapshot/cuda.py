@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,10 @@ def dump(driver: cuda.Driver, pid: int, images: Path, work: Path) -> tuple[cuda.
         return steps, criu.dump(pid, images, work)
 
 
-def restore(driver: cuda.Driver, images: Path, work: Path) -> tuple[int, cuda.Steps, float]:
+def restore(driver: cuda.Driver, images: Path, work: Path, permissions: Mapping[str, int]) -> tuple[int, cuda.Steps, float]:
     """CRIU, then the GPU. A process whose GPU state cannot come back is ended: half of it would serve wrong tokens."""
     began = timeline.now_s()
-    pid = criu.restore(images, work)
+    pid, _ = criu.restore(images, work, permissions=permissions)
     criu_s = timeline.now_s() - began
     try:
         return pid, cuda.wake(driver, pid), criu_s
@@ -49,7 +50,7 @@ def trial(preset: str, work: Path) -> dict[str, Any]:
         parked, dumped = dump(driver, process.pid, images, work)
         process.wait()
         began = timeline.now_s()
-        pid, woken, criu_s = restore(driver, images, work)
+        pid, woken, criu_s = restore(driver, images, work, dumped.pop("permissions"))
         try:
             after = gpu_parts.again(port)
             return {"preset": preset, **dumped, "criu_restore_s": criu_s, "seconds": {**parked.seconds, **woken.seconds}, "equal_tokens": after.tokens == answer.tokens,

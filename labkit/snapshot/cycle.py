@@ -53,6 +53,8 @@ def restored(snapshot: store.Snapshot, workspace: Workspace, *, port: int = 0, l
                 facts = process.restore(ctx, str(snapshot.path), lazy=lazy)
             pid = ctx.state["server_pid"]
             answer = making.first_tokens(ctx.port, snapshot.manifest.request, lambda: start_time(pid) != 0, 120)
+            if answer.first_token_s is None and not start_time(pid):
+                raise making.refusal_of_dead(pid, snapshot.manifest, "".join(ctx.state.get("server_log", ())))
             yield Back(pid, ctx.port, answer, (answer.first_token_s or float("nan")) - began, facts)
         finally:
             for end in reversed(ctx._ends):

@@ -79,6 +79,8 @@ CAUSES = (
           "code that was compiled or chosen for it is in the image (vector kernels, for one)", "restore on the same CPU model, or dump here"),
     Cause("damaged", r"magic.*(?:mismatch|doesn't match|wrong)|Failed to (?:read|parse)|Unexpected EOF|Corrupted|image.*(?:truncat|corrupt)|Unpacking|pb_read", "an image file is damaged",
           "CRIU could not read it", "dump again; labkit snapshot list shows which snapshots are whole"),
+    Cause("illegal-instruction", r"killed by signal 4\b", "the process was restored and ended by SIGILL (illegal instruction)",
+          "an instruction that this CPU lacks, or that the kernel did not permit to this process", "restore on the CPU model of the dump, or dump here"),
     Cause("killed", r"^$", "CRIU ended without a word", "it was killed, or could not be started", "criu check"),
 )
 

@@ -28,12 +28,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from labkit.core import client, cold, timeline
+from labkit.core import client, cold, exits, timeline
+from labkit.core.host import cpu_features
 from labkit.core.ledger import start_time
 from labkit.core.trial import free_port
 from labkit.errors import TrialError
 from labkit.snapshot import criu, images, process, readahead, store
-from labkit.snapshot.explain import SnapshotRefused
+from labkit.snapshot.explain import SnapshotError, SnapshotRefused
 
 PROMPT = "The first token of a cold start"
 KEEP = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
@@ -136,7 +137,8 @@ def make_process(model: Path, target: Path, *, loader: str, options: Mapping[str
 
 def manifest_of(where: Path, technique: str, running: Running, request: dict[str, Any], environment: Mapping[str, str], mapped: dict[str, int],
                 facts: dict[str, Any]) -> store.Manifest:
-    return store.Manifest(technique=technique, place=store.place(), criu=criu.version(), created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    permissions = facts.pop("permissions", {})
+    return store.Manifest(technique=technique, permissions=permissions, place=store.place(), criu=criu.version(), created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
                           files=store.describe(where), port=running.port, pid=running.pid, nonce=str(running.identity.get("nonce", "")),
                           tokens=running.tokens, request=request, secrets=tuple(store.secrets_in(environment)), mapped=mapped, facts=facts)
 
@@ -146,21 +148,35 @@ def _prove(part: Path, manifest: store.Manifest, scratch: Path) -> dict[str, lis
     for path in (part / "images").iterdir():
         store._sync(path)
     cold.evict([part, *manifest.mapped])
-    pid = criu.restore(part / "images", scratch)
+    pid, _ = criu.restore(part / "images", scratch, permissions=manifest.permissions)
     try:
         return check_answer(pid, manifest.port, manifest)
     finally:
         criu.end([pid])
 
 
-def check_answer(pid: int, port: int, manifest: store.Manifest) -> dict[str, list[list[int]]]:
-    """Tokens and identity of a restored server against the manifest; its working set. Raises SnapshotRefused."""
+def check_answer(pid: int, port: int, manifest: store.Manifest, log: Sequence[str] = ()) -> dict[str, list[list[int]]]:
+    """Tokens and identity of a restored server against the manifest; its working set. Raises SnapshotError, SnapshotRefused.
+
+    `log`: its output so far, a deque that goes on growing."""
     answer = first_tokens(port, manifest.request, lambda: start_time(pid) != 0, 120)
+    if answer.first_token_s is None and not start_time(pid):
+        raise refusal_of_dead(pid, manifest, "".join(log))
     who = get(port, "/_labkit/identity") if answer.first_token_s else {}
     if tuple(answer.tokens) != manifest.tokens or who.get("nonce") != manifest.nonce:
         raise SnapshotRefused(f"the restored process answered {answer.tokens or answer.error}, before the dump it was {list(manifest.tokens)}",
                               "a snapshot that does not answer alike is not kept", "labkit snapshot dump again; then an issue with the log")
     return readahead.working_set(pid)
+
+
+def refusal_of_dead(pid: int, manifest: store.Manifest, log: str = "") -> SnapshotError:
+    """For a restored process that ended in place of an answer: its signal, its last words, and what this CPU and its permissions were."""
+    code = exits.exit_code(pid)
+    why, fix = exits.advice(code)
+    granted = ", ".join(hex(mask) for mask in manifest.permissions.values()) or "none recorded"
+    said = [exits.kernel_line(pid), log.strip()[-400:], f"CPU features here: {' '.join(cpu_features()) or 'none of note'}; CPU permissions at the dump: {granted}"]
+    return SnapshotError(f"the restored process {exits.describe(code)} before it answered", "; ".join(filter(None, [why, *said])),
+                         fix or "labkit snapshot dump again; then an issue with the log")
 
 
 def dump_running(pid: int, target: Path, *, options: Sequence[str] = ()) -> store.Snapshot:

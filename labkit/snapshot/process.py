@@ -3,7 +3,7 @@
     Step("restore", "labkit.snapshot.process:restore", {"snapshot": "/…/artifacts/criu-process-…"})
 
 Kernel, CPU, CRIU and every file are checked before anything starts; the pages while they are read ahead, with the process held
-stopped until the last one was right. It listens on the trial's port; a server that was shrunk for a dump draws new random
+stopped until it has its CPU permissions back and the last page was right. It listens on the trial's port; a server that was shrunk for a dump draws new random
 state before its next answer, so that two clones do not sample alike. Limit: (image + working
 set) bytes ÷ read rate, and CRIU's copy of the image at 1.2–1.6 GB/s. Lesson: notebooks/07_checkpoints.
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import sys
 import threading
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from typing import Any
 from labkit.core import timeline
 from labkit.core.ledger import start_time
 from labkit.core.plan import StepContext
-from labkit.snapshot import criu, images, readahead, store, transport
+from labkit.snapshot import criu, images, readahead, store, transport, xstate
 from labkit.snapshot.explain import SnapshotError, SnapshotRefused
 
 MARK = "LABKIT_SNAPSHOT"  # in the environment of every snapshot's process: its clones are found by it
@@ -44,18 +43,19 @@ def restore(ctx: StepContext, snapshot: str, lazy: bool = False, verify: bool = 
         ctx.on_stop(ahead.stop)
         with ctx.span("restore.criu"):
             daemon = start_lazy(linked, work, ctx) if lazy else None
-            pid = criu.restore(linked, work, stopped=verify and not lazy, options=[*(["--lazy-pages"] if lazy else []), *validation(where)])
+            pid, handed = criu.restore(linked, work, permissions=where.manifest.permissions, stopped=verify and not lazy,
+                                       options=[*(["--lazy-pages"] if lazy else []), *validation(where)])
         ctx.on_stop(lambda: (criu.end([pid]), ctx.ledger.done(entry)))
         ctx.state["server_pid"] = pid
         with ctx.span("restore.checked"):
             if verify and not lazy:
                 ahead.checked()
                 fetched = transport.model_arrived(ctx)
-                resume(pid)
+                criu.resume(pid)
     return {"server_pid": pid, "model_bytes_fetched": fetched, "nonce": where.manifest.nonce, "image_bytes": where.manifest.size_bytes, "pages_bytes": pages_bytes(where),
             "mapped_bytes": sum(where.manifest.mapped.values()),
             "working_set_bytes": working_set_bytes(where), "read_ahead_s": ahead.seconds, "lazy": bool(daemon),
-            "dumped_pid": where.manifest.pid, "secrets": ", ".join(where.manifest.secrets)}
+            "dumped_pid": where.manifest.pid, "permissions": handed.as_facts(), "secrets": ", ".join(where.manifest.secrets)}
 
 
 def know_criu(ctx: StepContext, **_: Any) -> None:
@@ -83,6 +83,11 @@ def pages_bytes(snapshot: store.Snapshot) -> int:
 def refuse_if_unfit(snapshot: store.Snapshot, moved: Mapping[str, str]) -> None:
     """Everything that can be known before a process is started: host, whole files, small files byte for byte, mapped files."""
     snapshot.refuse_if_foreign(criu=criu.version())
+    if snapshot.manifest.schema < 2 and xstate.KERNEL.supported() & xstate.DYNAMIC_MASK:
+        raise SnapshotRefused(f"the snapshot {snapshot.path.name} does not say which CPU permissions its processes had",
+                              f"it was made before they were recorded, and on this CPU the first instruction of {xstate.names(xstate.DYNAMIC_MASK)} could be SIGILL",
+                              "labkit snapshot dump makes one here")
+    xstate.refuse_if_lacking(snapshot.manifest.permissions)
     snapshot.verify(pages=False)
     for path, size in snapshot.manifest.mapped.items():
         here = moved.get(path, path)
@@ -137,12 +142,6 @@ def start_lazy(images_dir: Path, work: Path, ctx: StepContext) -> Any:
     if daemon.poll() is not None:
         raise SnapshotError("lazy pages are not possible here", "userfaultfd is missing or not allowed (vm.unprivileged_userfaultfd, seccomp)", "restore without --lazy-pages")
     return daemon
-
-
-def resume(pid: int) -> None:
-    for member in [pid, *criu.descendants(pid)]:
-        with contextlib.suppress(OSError):
-            os.kill(member, signal.SIGCONT)
 
 
 def end_orphans(mark: str) -> list[int]:

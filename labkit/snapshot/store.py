@@ -30,7 +30,7 @@ from typing import Any
 
 from labkit.snapshot.explain import SnapshotRefused
 
-SCHEMA = 1
+SCHEMA = 2  # 2: permissions
 CHUNK_BYTES = 2 << 20
 #: Names of variables whose value is nobody else's business.
 SECRET = re.compile(r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|API_?KEY|PRIVATE|ACCESS_KEY|_KEY$|_PAT$|COOKIE|SESSION_ID|AUTH", re.IGNORECASE)
@@ -86,6 +86,7 @@ class Manifest:
     working_set: dict[str, list[list[int]]] = field(default_factory=dict)  # path -> [offset, length]…: read before the first token
     libraries: dict[str, list[int]] = field(default_factory=dict)  # path -> [size, mtime in ns] of what else it maps, of the host's
     container: dict[str, Any] = field(default_factory=dict)
+    permissions: dict[str, int] = field(default_factory=dict)  # process id inside -> mask of CPU state it was granted (labkit.snapshot.xstate)
     facts: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 

@@ -76,7 +76,7 @@ class CriuProcess:
         from labkit.snapshot import making, store
 
         model = self._checkpoint(subject, workspace)
-        digest = digest_of(self.name, self.loader, str(model), model_identity(model), store.place(), code_identity(), self._more(subject))
+        digest = digest_of(self.name, self.loader, str(model), model_identity(model), store.place(), store.SCHEMA, code_identity(), self._more(subject))
         target = workspace.artifacts / f"{self.name}-{digest}"
         with one_at_a_time(target):
             try:
@@ -181,7 +181,9 @@ class CriuProcess:
         return plan
 
     def engaged(self, seen: Seen) -> Evidence:
-        """The process that answered is the one that was dumped: its boot nonce, which no start could draw again."""
+        """The process that answered is the one that was dumped: its boot nonce, which no start could draw again, and the masks that it has now."""
+        from labkit.snapshot import xstate
+
         want, who = seen.plan.state.get("snapshot_nonce"), seen.facts.get("identity", {})
         step = seen.facts.get("restore", {})
         own = [s.name for s in seen.spans if s.source == "server" and s.phase in REPLACED]
@@ -194,11 +196,15 @@ class CriuProcess:
             return Evidence(self.name, False, f"the server went through {', '.join(own)} after all", facts)
         if not who.get("reseeded"):
             return Evidence(self.name, False, "the restored process still has the random state of its snapshot", facts)
+        handed = xstate.Handed.from_facts(step.get("permissions") or {})
+        facts["permissions"] = handed.as_facts()
+        if handed.lacking:
+            return Evidence(self.name, False, f"the restored process lacks what it had before the dump: {', '.join(map(xstate.names, handed.lacking.values()))}", facts)
         crossed = self._crossed(seen, facts)
         if crossed.startswith("only"):
             return Evidence(self.name, False, crossed, facts)
         return Evidence(self.name, True, f"the dumped process itself answered (same boot nonce, new random state); its image has "
-                        f"{show_bytes(float(step.get('image_bytes') or 0))}{crossed}", facts)
+                        f"{show_bytes(float(step.get('image_bytes') or 0))}{crossed}{'; ' + handed.handed_on if handed.handed_on else ''}", facts)
 
     def _crossed(self, seen: Seen, facts: dict[str, Any]) -> str:
         """Fresh node: what the bucket itself counted as sent, of snapshot and model; "only …" where that is less than all."""

@@ -1,0 +1,146 @@
+"""One system call carried out inside another process: what the kernel tells and grants to nobody but the process itself.
+
+A tracer stops one thread, points it at a `syscall` instruction of its own vDSO, lets it take that single step, and puts every
+register back. Nothing is written into the process's code; the other threads, and a process that stands stopped, stay as they
+were, and an interrupted system call of its own is restarted by the kernel as after any stop.
+
+    with Tracee(pid) as tracee:
+        error, mask = tracee.ask(ARCH_PRCTL, ARCH_GET_XCOMP_PERM)      # (0, 0x600e7)
+
+x86-64 only (`supported`). Limit: some 0.1 ms a call, most of it the two stops. Used by `labkit.snapshot.xstate`; lesson:
+notebooks/07_checkpoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import platform
+import re
+import signal
+import struct
+
+from labkit.errors import TrialError
+
+PTRACE_CONT, PTRACE_SINGLESTEP, PTRACE_GETREGS, PTRACE_SETREGS, PTRACE_DETACH = 7, 9, 12, 13, 17
+PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_EVENT_STOP = 0x4206, 0x4207, 128
+WALL = 0x40000000  # __WALL: also for a thread that is not our child
+SYSCALL_INSTRUCTION = b"\x0f\x05"
+
+#: struct user_regs_struct of x86-64, each a 64-bit word.
+REGISTERS = ("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi", "orig_rax", "rip", "cs", "eflags",
+             "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs")
+_LAYOUT = struct.Struct(f"={len(REGISTERS)}Q")
+ALL_BITS = 0xFFFFFFFFFFFFFFFF
+#: Below the red zone of the stack: 128 bytes that a leaf function may use without moving the pointer, and room to spare.
+BELOW_STACK = 1024
+
+
+class TraceError(TrialError):
+    """The process could not be stopped, or was gone before the call was done."""
+
+
+def supported() -> bool:
+    return platform.machine() == "x86_64" and struct.calcsize("P") == 8
+
+
+class Tracee:
+    """A context: the thread `pid` (of a process, its first) is stopped inside, and as it was outside. Not to be shared between threads."""
+
+    def __init__(self, pid: int):
+        self.pid = pid
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+        self._libc.ptrace.restype = ctypes.c_long
+        self._owed: list[int] = []  # signals that came meanwhile, delivered afterwards
+
+    def _ptrace(self, request: int, data: int | ctypes.Array[ctypes.c_char] | None = None) -> None:
+        pointer = ctypes.cast(data, ctypes.c_void_p) if isinstance(data, ctypes.Array) else data
+        if self._libc.ptrace(request, self.pid, None, pointer) < 0:
+            code = ctypes.get_errno()
+            raise TraceError(f"process {self.pid} cannot be traced: {os.strerror(code)}",
+                             why="another tracer (a debugger, strace) holds it, it has just ended, or root is missing" if code in (errno.EPERM, errno.ESRCH) else "",
+                             fix="end the tracer; run as root")
+
+    def __enter__(self) -> Tracee:
+        self._ptrace(PTRACE_SEIZE)
+        try:
+            self._ptrace(PTRACE_INTERRUPT)
+            self._wait_for_stop()
+            saved = ctypes.create_string_buffer(_LAYOUT.size)
+            self._ptrace(PTRACE_GETREGS, saved)
+            self._saved = bytes(saved.raw)
+        except BaseException:
+            with contextlib.suppress(TraceError):
+                self._ptrace(PTRACE_DETACH)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # A process that was stopped goes back to that state by itself when it is let go.
+        with contextlib.suppress(TraceError):
+            self._ptrace(PTRACE_DETACH)
+        for number in self._owed:
+            with contextlib.suppress(OSError):
+                os.kill(self.pid, number)
+
+    def _wait_for_stop(self) -> tuple[int, int]:
+        """(signal, event) of the next stop."""
+        _, status = os.waitpid(self.pid, WALL)
+        if not os.WIFSTOPPED(status):
+            raise TraceError(f"process {self.pid} ended while it was looked at", fix="start it again")
+        return os.WSTOPSIG(status), status >> 16
+
+    def ask(self, number: int, *arguments: int) -> tuple[int, int]:
+        """`number(*arguments, &word)` in the process: (errno or 0, the word the kernel wrote)."""
+        registers = dict(zip(REGISTERS, _LAYOUT.unpack(self._saved), strict=True))
+        word_at = (registers["rsp"] - BELOW_STACK) & ~0xF
+        with open(f"/proc/{self.pid}/mem", "r+b", buffering=0) as memory:
+            memory.seek(word_at)
+            before = memory.read(8)
+            result = self.call(number, *arguments, word_at)
+            memory.seek(word_at)
+            word = struct.unpack("=Q", memory.read(8))[0]
+            memory.seek(word_at)
+            memory.write(before)
+        return (-result if result < 0 else 0), word
+
+    def call(self, number: int, *arguments: int) -> int:
+        """The system call in the process; its result, -errno for an error."""
+        registers = dict(zip(REGISTERS, _LAYOUT.unpack(self._saved), strict=True))
+        registers |= {"rip": self._syscall_address(), "rax": number, "orig_rax": ALL_BITS}  # -1: the interrupted call is not restarted now
+        registers |= dict(zip(("rdi", "rsi", "rdx", "r10", "r8", "r9"), (a & ALL_BITS for a in arguments), strict=False))
+        self._set(registers)
+        try:
+            while True:
+                self._ptrace(PTRACE_SINGLESTEP)
+                number_of_stop, event = self._wait_for_stop()
+                if event == PTRACE_EVENT_STOP:  # a stop of the whole group on the way: the step is still to come
+                    continue
+                if number_of_stop == signal.SIGTRAP:
+                    break
+                self._owed.append(number_of_stop)
+            after = ctypes.create_string_buffer(_LAYOUT.size)
+            self._ptrace(PTRACE_GETREGS, after)
+            result = dict(zip(REGISTERS, _LAYOUT.unpack(after.raw), strict=True))["rax"]
+        finally:
+            self._set(dict(zip(REGISTERS, _LAYOUT.unpack(self._saved), strict=True)))
+        return result - (1 << 64) if result >> 63 else result
+
+    def _set(self, registers: dict[str, int]) -> None:
+        self._ptrace(PTRACE_SETREGS, ctypes.create_string_buffer(_LAYOUT.pack(*(registers[name] for name in REGISTERS)), _LAYOUT.size))
+
+    def _syscall_address(self) -> int:
+        """A `syscall` instruction in the process's own vDSO: mapped in every process, executable, and never written to."""
+        with open(f"/proc/{self.pid}/maps", "rb") as maps, open(f"/proc/{self.pid}/mem", "rb", buffering=0) as memory:
+            found = re.search(rb"^([0-9a-f]+)-([0-9a-f]+) [^\n]*\[vdso\]$", maps.read(), re.MULTILINE)
+            if not found:
+                raise TraceError(f"process {self.pid} has no vDSO", why="the call is made through it", fix="boot without vdso=0")
+            start, end = int(found[1], 16), int(found[2], 16)
+            memory.seek(start)
+            offset = memory.read(end - start).find(SYSCALL_INSTRUCTION)
+        if offset < 0:
+            raise TraceError(f"the vDSO of process {self.pid} holds no system call", fix="labkit snapshot needs a Linux of its own, not an emulation of one")
+        return start + offset
