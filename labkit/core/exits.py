@@ -16,8 +16,14 @@ import ctypes
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from labkit.core.ledger import start_time
+
+#: How long the other threads of a process that a signal ended may take to end as well (they give back memory).
+LAST_THREADS_S = 5.0
 
 PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37
 
@@ -57,10 +63,16 @@ def advice(code: int | None) -> tuple[str, str]:
 
 def exit_code(pid: int) -> int | None:
     """The code of a child of ours that has ended; None while it runs, or if it is no child of ours. It is not reaped: its id stays taken."""
+    until = time.monotonic() + LAST_THREADS_S
     with contextlib.suppress(OSError):
-        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        if ended is not None:
-            return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+        while True:
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is not None:
+                return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+            # Its first thread is gone, but the status comes with the last one.
+            if start_time(pid) or time.monotonic() > until:
+                return None
+            time.sleep(0.002)
     return None
 
 

@@ -59,6 +59,8 @@ if MODE == "crash":
     sys.exit("cannot load the model")
 if MODE == "die":
     os.kill(os.getpid(), signal.SIGKILL)
+if MODE == "illegal":
+    os.kill(os.getpid(), signal.SIGILL)
 span("import", began, now())
 server = HTTPServer(("127.0.0.1", PORT), Handler)
 span("ready", now(), now())

@@ -65,6 +65,13 @@ def test_a_failure_is_an_outcome_with_its_reason(mode, outcome, workspace, ledge
     assert trial.error["what"]
 
 
+def test_a_server_that_a_fault_ended_says_by_which_signal_and_what_to_do(workspace, ledger):
+    trial = run("illegal", workspace, ledger)
+    assert trial.outcome == "crashed"
+    assert "SIGILL (illegal instruction)" in trial.error["what"]
+    assert "AMX" in trial.error["why"] and "ONEDNN_MAX_CPU_ISA" in trial.error["fix"]
+
+
 def test_the_servers_last_words_are_in_the_record(workspace, ledger):
     assert "cannot load the model" in run("crash", workspace, ledger).log_tail
 

@@ -1,0 +1,195 @@
+"""CPU permissions over a real dump and restore: kept in the manifest, asked for before a thread runs, read back; and restored processes that die.
+
+Where the host has AMX the real thing runs (`needs("amx")`, required there by CI); elsewhere a kernel that answers as one does stands
+in, around the same CRIU, the same processes and the same containers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from labkit.core.ledger import start_time
+from labkit.core.workspace import Workspace
+from labkit.image import build
+from labkit.image.pull import ensure_rootfs
+from labkit.snapshot import container, criu, making, store, xstate
+from labkit.snapshot.cycle import restored
+from labkit.snapshot.explain import SnapshotError, SnapshotRefused
+from labkit.snapshot.techniques import MAPPED
+from labkit.snapshot.tracee import REGISTERS, Tracee
+from labkit.subject import checkpoint
+from tests.support.xstate import AMX, PLAIN, KernelWithAMX
+
+pytestmark = pytest.mark.needs("root", "criu")
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+class Watching(KernelWithAMX):
+    """Every process had asked before its dump; after a restore none has. Notes in which state each was when it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[int] = set()
+        self.states: list[str] = []
+
+    def of(self, pid: int) -> int:
+        # The first look at a process that runs is the one before its dump: it serves, and has computed. A restored one stands stopped.
+        self.masks.setdefault(pid, PLAIN if state(pid) == "T" else AMX)
+        return super().of(pid)
+
+    def request(self, pid: int, feature: int) -> int:
+        self.states.append(state(pid))
+        return super().request(pid, feature)
+
+
+@pytest.fixture(scope="module")
+def home(lab_home) -> Workspace:
+    return Workspace.at(lab_home)
+
+
+@pytest.fixture(scope="module")
+def model(home) -> Path:
+    return Path(checkpoint.ensure(home, "tiny"))
+
+
+@pytest.fixture
+def kernel(monkeypatch) -> Watching:
+    made = Watching()
+    monkeypatch.setattr(xstate, "KERNEL", made)
+    return made
+
+
+@pytest.fixture(params=["process", pytest.param("container", marks=pytest.mark.needs("runc"))])
+def make(request, home, model, tmp_path):
+    def process() -> store.Snapshot:
+        return making.make_process(model, tmp_path / "snapshot", loader=MAPPED)
+
+    def runc() -> store.Snapshot:
+        layout, name = build.ensure_image(home)
+        rootfs, config = ensure_rootfs(layout, name, home.artifacts / "rootfs")
+        return container.make_container(rootfs, config, model, tmp_path / "snapshot", loader=MAPPED, scratch=tmp_path / "scratch")
+
+    return process if request.param == "process" else runc
+
+
+def test_the_mask_goes_into_the_manifest_and_back_into_every_restored_process_before_it_runs(make, home, kernel):
+    snapshot = make()
+    assert snapshot.manifest.permissions and set(snapshot.manifest.permissions.values()) == {AMX}
+    proven = len(kernel.states)
+    assert proven == len(snapshot.manifest.permissions), "the proof of a snapshot has to hand them on as well"
+    with restored(snapshot, home) as back:
+        assert back.facts["permissions"] == {"dumped": {p: hex(AMX) for p in snapshot.manifest.permissions}, "restored": {p: hex(PLAIN) for p in snapshot.manifest.permissions},
+                                             "now": {p: hex(AMX) for p in snapshot.manifest.permissions}}
+        assert tuple(back.answer.tokens) == snapshot.manifest.tokens
+    assert set(kernel.states) == {"T"}, "a thread could have computed before"
+
+
+def test_a_permission_that_is_denied_ends_the_restored_process(make, home, kernel):
+    snapshot = make()
+    before, kernel.how = sorted(p for p in criu.children()), "denies"
+    with pytest.raises(SnapshotError, match="AMX tile data"), restored(snapshot, home):
+        raise AssertionError("it was let run")
+    assert sorted(p for p in criu.children() if start_time(p)) == before
+
+
+def test_a_host_that_cannot_grant_it_starts_nothing(make, home, kernel, monkeypatch):
+    snapshot = make()
+    kernel.grants = PLAIN
+    monkeypatch.setattr(criu, "restore", lambda *_, **__: pytest.fail("CRIU was started"))
+    monkeypatch.setattr(container, "_runc", lambda *_, **__: pytest.fail("runc was started"))
+    with pytest.raises(SnapshotRefused, match="AMX tile data"), restored(snapshot, home):
+        raise AssertionError("it was restored")
+
+
+def test_a_snapshot_that_does_not_say_is_refused_where_it_matters(make, home, kernel):
+    snapshot = make()
+    old = store.Snapshot(snapshot.path, store.Manifest(**{**snapshot.manifest.__dict__, "permissions": {}, "schema": 1}))
+    (snapshot.path / "manifest.json").write_text(json.dumps(old.manifest.__dict__))
+    with pytest.raises(SnapshotRefused, match="does not say"), restored(old, home):
+        raise AssertionError("it was restored")
+
+
+def test_a_snapshot_whose_restored_process_dies_says_by_which_signal_and_is_not_kept(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(criu, "resume", die_instead)
+    with pytest.raises(SnapshotError) as caught:
+        make()
+    said = str(caught.value)
+    assert "SIGILL (illegal instruction)" in said and "CPU features here" in said and "ONEDNN_MAX_CPU_ISA" in said
+    assert not (tmp_path / "snapshot").exists() and not list(tmp_path.glob(".snapshot*"))
+
+
+def test_a_restored_process_that_dies_is_no_time_out(make, home, monkeypatch):
+    snapshot = make()
+    monkeypatch.setattr(criu, "resume", die_instead)
+    with pytest.raises(SnapshotError, match="SIGILL"), restored(snapshot, home):
+        raise AssertionError("it answered")
+
+
+def die_instead(pid: int) -> None:
+    """What the first AMX instruction of a process without permission does to it: the next one that it meets is invalid.
+
+    A fault, not a signal from outside: the first process of a namespace ignores those."""
+    with Tracee(pid) as tracee:
+        registers = dict(zip(REGISTERS, struct.unpack("=27Q", tracee._saved), strict=True))
+        with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+            memory.seek(registers["rip"])
+            memory.write(b"\x0f\x0b")  # ud2
+        tracee._set(registers | {"orig_rax": 2**64 - 1})  # not back into the call that it waited in
+    os.kill(pid, signal.SIGCONT)
+
+
+#: ldtilecfg [rdi]; tilezero tmm0; tilerelease; ret
+TILES = "c4e2784907 c4e27b49c0 c4e27849c0 c3"
+ASKS = f"""
+import ctypes, mmap, os, signal, time
+libc = ctypes.CDLL(None)
+assert libc.syscall(158, 0x1023, 18) == 0
+code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+code.write(bytes.fromhex({TILES!r}))
+config = (ctypes.c_ubyte * 64)()
+config[0], config[16], config[48] = 1, 64, 16
+tiles = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(ctypes.addressof(ctypes.c_char.from_buffer(code)))
+tiles(config)
+open("ready", "w").close()
+while not os.path.exists("again"): time.sleep(0.01)
+tiles(config)
+open("done", "w").close()
+while True: time.sleep(1)
+"""
+
+
+@pytest.mark.needs("amx")
+def test_a_program_that_computes_in_tiles_goes_on_computing_after_its_restore(tmp_path):
+    started = subprocess.Popen([sys.executable, "-c", ASKS], cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    back = None
+    try:
+        wait_for(tmp_path / "ready", started.pid)
+        (tmp_path / "images").mkdir()
+        dumped = criu.dump(started.pid, tmp_path / "images", tmp_path / "work")
+        assert all(mask & xstate.DYNAMIC_MASK for mask in dumped["permissions"].values())
+        started.wait()
+        back = criu.restore(tmp_path / "images", tmp_path / "work", permissions=dumped["permissions"])
+        assert not back.handed.lacking
+        (tmp_path / "again").touch()
+        wait_for(tmp_path / "done", back.pid)
+    finally:
+        criu.end([started.pid, *([back.pid] if back else [])])
+
+
+def wait_for(path: Path, pid: int) -> None:
+    until = time.monotonic() + 30
+    while not path.exists() and start_time(pid) and time.monotonic() < until:
+        os.sched_yield()
+    assert path.exists(), "it ended before" if not start_time(pid) else "it hangs"
