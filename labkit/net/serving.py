@@ -78,7 +78,7 @@ class Served:
             connection.request(method, f"/_labkit/{what}", body.encode() or None, CONTROL)
             answer = connection.getresponse()
             raw = answer.read()
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise LabError(f"the {self.kind} at {self.url} does not answer: {error}", fix="it may have been stopped; start it again") from None
         finally:
             connection.close()

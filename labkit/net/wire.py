@@ -33,6 +33,11 @@ BODY_MIN_BYTES_PER_S = 1000
 SEND_TIMEOUT_S = 120
 
 
+def _span(seconds: float) -> bytes:
+    whole = int(seconds)
+    return struct.pack("ll", whole, int((seconds - whole) * 1e6))
+
+
 class Gone(Exception):
     """The client went away."""
 
@@ -40,11 +45,11 @@ class Gone(Exception):
 class Wire:
     """One connection with a read buffer."""
 
-    def __init__(self, sock: socket.socket, *, idle_s: int = IDLE_S, head_s: float = HEAD_S):
-        self.sock, self._buffer, self._head_s = sock, bytearray(), head_s
+    def __init__(self, sock: socket.socket):
+        self.sock, self._buffer = sock, bytearray()
         # Kernel time-outs instead of Python's: one system call a read, not two.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", idle_s, 0))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_TIMEOUT_S, 0))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _span(IDLE_S))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _span(SEND_TIMEOUT_S))
 
     @property
     def unread(self) -> bool:
@@ -94,7 +99,7 @@ class Wire:
                     return None
                 raise
             now_s = time.monotonic()
-            until_s = until_s or now_s + self._head_s
+            until_s = until_s or now_s + HEAD_S
             if now_s > until_s:
                 raise BadMessage("a head that takes for ever", 408)
 
@@ -124,7 +129,7 @@ class Wire:
         """Before a close with bytes unread: let the answer arrive, or the reset would overtake it. Bounded in bytes and time."""
         try:
             self.sock.shutdown(socket.SHUT_WR)
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 1, 0))
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _span(1))
             until_s, size = time.monotonic() + 2, 0
             while size < DRAIN_MAX and time.monotonic() < until_s and (got := self.sock.recv(RECEIVE)):
                 size += len(got)
