@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -61,6 +63,25 @@ def test_a_mutated_request_gets_a_valid_answer_or_a_closed_connection(subject, c
     raw = mutated(data.draw(st.sampled_from(subject.seeds)), data.draw(st.lists(edit, min_size=1, max_size=5)))
     check(subject, raw)
     assert "Traceback" not in capsys.readouterr().err
+    assert subject.alive()
+
+
+#: What stands between delimiters, and whole quoted strings: names, numbers, values.
+VALUE = re.compile(rb'"[^"\r\n]*"|[^=:, "/<>;\r\n?&-]+')
+VALUES = [b"\xb2", b"%C2%B2", b"1_0", b"+5", b"0x5", b"9" * 40, b"", b"%0d%0aX-Injected:%201", b"%00", b"..", b"\xe9", b"%ff", b"5", b"null", b"[5]",
+          b"a\nX-Injected: 1", b"a" * 300, b"a/b", b'"a\\r\\nX-Injected: 1"']
+
+
+def test_no_value_in_place_of_another_breaks_a_server(subject, capsys):
+    """Each value of each request, replaced by each of the usual traps."""
+    for seed in subject.seeds:
+        at = [m.span() for m in VALUE.finditer(seed) if m[0] not in (b"HTTP", b"1.1", b"Host", b"127.0.0.1", b"Content", b"Length")]
+        for start, end in at:
+            for value in VALUES:
+                raw = seed[:start] + value + seed[end:]
+                head, mark, body = raw.partition(b"\r\n\r\n")
+                check(subject, re.sub(rb"Content-Length: [0-9]+$", b"Content-Length: %d" % len(body), head, flags=re.M) + mark + body)
+                assert "Traceback" not in capsys.readouterr().err, raw
     assert subject.alive()
 
 

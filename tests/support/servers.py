@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from labkit.subject.server import State
 BLOB = b"forty-two bytes that stand for a layer ...."
 DIGEST = "sha256:" + hashlib.sha256(BLOB).hexdigest()
 MANIFEST = json.dumps({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-                       "config": {"digest": DIGEST, "size": len(BLOB)}, "layers": []}).encode()
+                       "config": {"digest": DIGEST, "size": len(BLOB)}, "layers": [], "subject": {"digest": DIGEST}}).encode()
 NAMES = ("registry", "store", "store-gcs", "store-with-registry", "subject", "subject-loading")
 
 
@@ -142,7 +143,7 @@ def serving(name: str, root: Path, **options: Any) -> Iterator[Subject]:
                 "/_labkit/shrink", lambda: engine.shrunk if engine else 0)
         return
     registry, store = Registry(root / "registry"), Store(root / "store", open_writes=True)
-    hex_digest = DIGEST[7:]
+    hex_digest, stamp = DIGEST[7:], time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     registry.blob_path(hex_digest).write_bytes(BLOB)
     registry.note_blob("lab/x", hex_digest)
     images = [request("GET", "/v2/"), request("GET", "/v2/_catalog?n=1&last=a"), request("GET", f"/v2/lab/x/blobs/{DIGEST}", Range="bytes=0-3,5-9"),
@@ -152,15 +153,15 @@ def serving(name: str, root: Path, **options: Any) -> Iterator[Subject]:
               request("GET", f"/v2/lab/x/referrers/{DIGEST}"), request("DELETE", "/v2/lab/x/manifests/nothing")]
     objects = [request("PUT", "/lab/a/key", b"hello", x_amz_meta_made="by-test", Content_Type="text/plain"), request("GET", "/lab/a/key", Range="bytes=1-2, 3-"),
                request("GET", "/lab?list-type=2&prefix=a%2F&delimiter=%2F&max-keys=10&encoding-type=url"), request("HEAD", "/lab/a/key"),
-               request("PUT", "/lab/chunked", b"5;chunk-signature=0\r\nhello\r\n0\r\nx-amz-checksum-crc32:NhCmhg==\r\n\r\n", x_amz_content_sha256="STREAMING-UNSIGNED-PAYLOAD-TRAILER",
-                       x_amz_decoded_content_length="5", x_amz_trailer="x-amz-checksum-crc32"),
+               request("PUT", "/lab/chunked", b"5;chunk-signature=0\r\nhello\r\n0\r\nx-amz-checksum-crc32c:NhCmhg==\r\n\r\n", x_amz_content_sha256="STREAMING-UNSIGNED-PAYLOAD-TRAILER",
+                       x_amz_decoded_content_length="5", x_amz_trailer="x-amz-checksum-crc32c"),
                request("POST", "/lab?delete", b"<Delete><Object><Key>a/none</Key></Object></Delete>"), request("POST", "/lab/parts?uploads"),
                request("PUT", "/lab/copy", x_amz_copy_source="/lab/a/key"), request("PUT", "/lab/b", b"5\r\nhello\r\n0\r\n\r\n", Transfer_Encoding="chunked"),
                request("GET", "/lab/a/key", If_Modified_Since="Fri, 27 Nov 2026 14:00:00 GMT", If_None_Match='"x"'),
-               request("GET", "/lab/a/key?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=labkit%2F20261127%2Fus-east-1%2Fs3%2Faws4_request&X-Amz-Date=20261127T000000Z"
-                       "&X-Amz-Expires=60&X-Amz-SignedHeaders=host&X-Amz-Signature=00"),
-               request("GET", "/lab/a/key", Authorization="AWS4-HMAC-SHA256 Credential=labkit/20261127/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=00",
-                       x_amz_date="20261127T000000Z")]
+               request("GET", f"/lab/a/key?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=labkit%2F{stamp[:8]}%2Fus-east-1%2Fs3%2Faws4_request&X-Amz-Date={stamp}"
+                       "&X-Amz-Expires=600&X-Amz-SignedHeaders=host&X-Amz-Signature=00"),
+               request("GET", "/lab/a/key", Authorization=f"AWS4-HMAC-SHA256 Credential=labkit/{stamp[:8]}/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=00",
+                       x_amz_date=stamp)]
     cloud = [request("GET", "/storage/v1/b/lab/o?prefix=a&maxResults=5"), request("GET", "/storage/v1/b/lab/o/a%2Fkey?alt=media", Range="bytes=0-1"),
              request("GET", "/storage/v1/b/lab/o/a%2Fkey"), request("GET", "/download/storage/v1/b/lab/o/a%2Fkey?alt=media")]
     seeds = {"registry": images, "store": objects, "store-gcs": [*objects[:1], *cloud], "store-with-registry": images + objects + cloud}[name]
