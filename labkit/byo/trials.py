@@ -25,7 +25,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from labkit.byo import phases, servers
 from labkit.byo.observe import Watching, listening
@@ -34,6 +33,7 @@ from labkit.core.ledger import MARK, Ledger
 from labkit.core.records import Run, Trial
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, TrialError
+from labkit.net.http import split
 
 PROMPT = "The first token of a cold start"
 
@@ -60,19 +60,18 @@ class OwnServer:
             raise BadInput(f"--command: {error}", fix="quote it as the shell would take it") from None
         if not argv or not shutil.which(argv[0]):
             raise BadInput(f"--command: {argv[0] if argv else 'nothing'} is not a program here", why="the server is started by it at t0", fix="give the full path, or install the server")
-        parts = urlsplit(url)
         try:
-            port = parts.port or 80
+            place, target = split(url)
         except ValueError:
-            port = 0
-        if parts.scheme != "http" or not parts.hostname or not port:
+            place, target = None, ""
+        if place is None or place.scheme != "http":
             raise BadInput(f"--url {url!r}", why="the client asks there from t0 on", fix="--url http://127.0.0.1:8000, as the command serves it")
         path = Path(weights).expanduser() if weights else None
         if path is None or not path.exists():
             raise BadInput(f"--weights {weights!r}: no such file or directory", why="its files are evicted before each trial, and watched in it",
                            fix="give the directory (or file) that the server reads its weights from")
-        base = parts.path.rstrip("/")
-        return OwnServer(argv, parts.hostname, port, base if base.endswith("/v1") else base + "/v1", path.resolve(), servers.recognise(argv), image, model_name)
+        base = target.partition("?")[0].rstrip("/")
+        return OwnServer(argv, place.host, place.port, base if base.endswith("/v1") else base + "/v1", path.resolve(), servers.recognise(argv), image, model_name)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import secrets
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,18 +31,23 @@ def run(args: argparse.Namespace) -> int:
     from labkit.net.serving import serve
 
     if args.action == "serve":
-        from labkit.objects.store import Store, environment
+        from labkit.net.guard import is_loopback
+        from labkit.objects.store import KEYS, Store, environment
 
-        app = store = Store(args.root, buckets=tuple(args.bucket or ["lab"]), open_writes=args.open_writes)
+        # The usual keys stand in the source: they keep nobody out who can reach the port.
+        keys = KEYS if is_loopback(args.host) else {"labkit": secrets.token_urlsafe(24)}
+        app = store = Store(args.root, buckets=tuple(args.bucket or ["lab"]), open_writes=args.open_writes, keys=keys)
         if args.with_registry:
             from labkit.image.registry import Registry
 
-            registry = Registry(args.with_registry)
+            registry = Registry(args.with_registry, read_only=not (is_loopback(args.host) or args.open_writes))
 
             def app(request: Request) -> Response:
                 return registry(request) if request.path.startswith("/v2/") or request.path == "/v2" else store(request)
 
-        return serve(app, args, name="labkit-store", env=lambda server: environment(server.url))
+        what = "its objects can be read" + (", written and deleted" if args.open_writes else "; writes want the keys printed here")
+        return serve(app, args, name="labkit-store", exposes=(what, "leave out --open-writes" if args.open_writes else ""),
+                     env=lambda server: environment(server.url, keys))
     from labkit.objects.publish import publish_model
 
     scheme, _, rest = args.url.partition("://")

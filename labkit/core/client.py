@@ -21,6 +21,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from labkit.core import timeline
+from labkit.core.digits import decimal, hexadecimal
+
+HEAD_MAX = 64 << 10
 
 
 @dataclass
@@ -42,7 +45,8 @@ def ask(host: str, port: int, request: dict[str, Any], *, give_up: Callable[[], 
 
     `on_t0` is called right after the first refused attempt began: the harness tells the node agent "go" there."""
     body = json.dumps({**request, "stream": True, "temperature": 0}).encode()
-    head = (f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+    netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    head = (f"POST {path} HTTP/1.1\r\nHost: {netloc}\r\nContent-Type: application/json\r\n"
             f"Accept: text/event-stream\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n").encode()
     answer = Answer(t0_s=timeline.now_s())
     if on_t0:
@@ -67,9 +71,11 @@ def _attempt(host: str, port: int, message: bytes, answer: Answer, give_up: Call
         connection.settimeout(0.5)
         data = b""
         while b"\r\n\r\n" not in data:
+            if len(data) > HEAD_MAX:
+                raise ConnectionError("a head without end")
             data += _receive(connection, give_up)
         head, _, data = data.partition(b"\r\n\r\n")
-        status = int(head.split(b" ", 2)[1])
+        status = _status(head)
         if status == 503 or status == 502:
             return False
         if status != 200:
@@ -77,6 +83,17 @@ def _attempt(host: str, port: int, message: bytes, answer: Answer, give_up: Call
             return True
         chunked = b"transfer-encoding: chunked" in head.lower()
         return _stream(connection, data, chunked, answer, give_up)
+
+
+def _status(head: bytes) -> int:
+    """Raises ConnectionError for what is no HTTP: asked again, as any answer that broke."""
+    try:
+        version, status, *_ = head.split(b"\r\n", 1)[0].split(b" ", 2)
+        if not version.startswith(b"HTTP/1."):
+            raise ValueError
+        return decimal(status, 999)
+    except ValueError:
+        raise ConnectionError("no HTTP status line") from None
 
 
 def _receive(connection: socket.socket, give_up: Callable[[], bool]) -> bytes:
@@ -103,7 +120,10 @@ def _dechunk(data: bytes, left: int) -> tuple[bytes, bytes, int]:
             line, newline, rest = data.lstrip(b"\r\n").partition(b"\n")
             if not newline:
                 break
-            data, left = rest, int(line.split(b";")[0], 16) or -1
+            try:
+                data, left = rest, hexadecimal(line.split(b";")[0].strip(b" \t\r")) or -1
+            except ValueError:
+                raise ConnectionError("no chunk size") from None
     return payload, data, left
 
 

@@ -28,6 +28,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from labkit.core.digits import decimal
 from labkit.net.message import Request, Response, file_response, text
 
 MANIFEST_MAX = 4 << 20
@@ -37,8 +38,15 @@ OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 _NAME = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
 NAME = re.compile(_NAME)
 TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
+NAME_MAX = 255
+#: What a repository's folder holds beside the repositories below it.
+RESERVED = frozenset(("blobs", "manifests", "tags", "uploads", "referrers"))
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _ROUTE = re.compile(rf"/v2/({_NAME})/(manifests|blobs|tags|referrers)/(.+)")
+_UPLOADS = re.compile(rf"/v2/({_NAME})/blobs/uploads/?")
+_CONTENT_RANGE = re.compile(r"(?:bytes )?([0-9]{1,18})-([0-9]{1,18})(?:/.*)?")
+#: What a manifest may say it is: it becomes the Content-Type of every answer that holds it.
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}(?:[ \t]*;[\x20-\x7e]{0,200})?")
 
 
 class Refused(Exception):
@@ -49,12 +57,18 @@ class Refused(Exception):
         self.response = text(status, json.dumps({"errors": [{"code": code, "message": message}]}), "application/json", **headers)
 
 
-def hex_of(digest: str) -> str:
+def hex_of(digest: object) -> str:
     """The hex part of a `sha256:…` digest; refuses anything else, so that no digest is ever a path of its own making."""
-    match = _DIGEST.fullmatch(digest)
+    match = _DIGEST.fullmatch(digest) if isinstance(digest, str) else None
     if not match:
-        raise Refused(400, "DIGEST_INVALID", f"not a sha256 digest: {digest[:100]!r}")
+        raise Refused(400, "DIGEST_INVALID", f"not a sha256 digest: {str(digest)[:100]!r}")
     return match[1]
+
+
+def _storable(name: str) -> str:
+    if len(name) > NAME_MAX or RESERVED & set(name.split("/")):
+        raise Refused(400, "NAME_INVALID", f"no repository of this registry can be called {name[:100]!r}")
+    return name
 
 
 class Registry:
@@ -82,10 +96,11 @@ class Registry:
             return self._page(request, self.repositories(), lambda names: {"repositories": names}, "/v2/_catalog")
         match = _ROUTE.fullmatch(path)
         if not match:
-            if re.fullmatch(rf"/v2/{_NAME}/blobs/uploads/?", path):
-                return self._upload_start(request, re.fullmatch(rf"/v2/({_NAME})/blobs/uploads/?", path)[1])  # type: ignore[index]
+            if start := _UPLOADS.fullmatch(path):
+                return self._upload_start(request, _storable(start[1]))
             raise Refused(404, "NAME_INVALID", f"no such resource: {path[:200]}")
         name, kind, rest = match.groups()
+        _storable(name)
         if method not in ("GET", "HEAD") and self.read_only:
             raise Refused(405, "UNSUPPORTED", "this registry is read-only")
         if kind == "tags" and rest == "list":
@@ -124,9 +139,12 @@ class Registry:
         last, headers = request.query.get("last"), {}
         if last:
             names = [n for n in names if n > last]
-        count = request.query.get("n", "")
-        if count.isdigit() and len(names) > int(count):
-            names = names[: int(count)]
+        try:
+            count = decimal(request.query["n"]) if request.query.get("n") else len(names)
+        except ValueError:
+            raise Refused(400, "PAGINATION_NUMBER_INVALID", "n is not a number") from None
+        if len(names) > count:
+            names = names[:count]
             headers["Link"] = f'<{path}?n={count}&last={names[-1] if names else ""}>; rel="next"'
         return text(200, json.dumps(shape(names)), "application/json", **headers)
 
@@ -159,7 +177,7 @@ class Registry:
             if not mark.exists():
                 raise FileNotFoundError
             fd, size = self._open(hex_digest)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):  # no descriptors left is another matter: it is there
             raise Refused(404, "BLOB_UNKNOWN", f"sha256:{hex_digest} is not in {name}") from None
         return file_response(request, fd, size, {"Content-Type": "application/octet-stream", "Docker-Content-Digest": f"sha256:{hex_digest}",
                                                  "ETag": f'"sha256:{hex_digest}"'})
@@ -176,7 +194,7 @@ class Registry:
             raise Refused(400, "TAG_INVALID", f"not a tag: {reference[:100]!r}")
         try:
             return hex_of((self.repository(name) / "tags" / reference).read_text())
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             raise Refused(404, "MANIFEST_UNKNOWN", f"{name} has no tag {reference}") from None
 
     def _manifest(self, request: Request, name: str, reference: str) -> Response:
@@ -198,7 +216,7 @@ class Registry:
         try:
             media_type = mark.read_text()
             fd, size = self._open(hex_digest)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             raise Refused(404, "MANIFEST_UNKNOWN", f"sha256:{hex_digest} is not in {name}") from None
         return file_response(request, fd, size, {"Content-Type": media_type, "Docker-Content-Digest": f"sha256:{hex_digest}",
                                                  "ETag": f'"sha256:{hex_digest}"'})
@@ -215,8 +233,12 @@ class Registry:
             media_type = request.header("content-type") or doc.get("mediaType", OCI_MANIFEST)
             wanted = [d["digest"] for d in [*doc.get("layers", []), *([doc["config"]] if "config" in doc else [])] if not d.get("urls")]
             children = [d["digest"] for d in doc.get("manifests", [])]
+            subject = doc["subject"]["digest"] if doc.get("subject") else None
+            if not _MEDIA_TYPE.fullmatch(media_type):
+                raise ValueError
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise Refused(400, "MANIFEST_INVALID", "not an image manifest or index") from None
+        headers = {"OCI_Subject": f"sha256:{hex_of(subject)}"} if subject else {}
         for digest in wanted:
             if not (self.repository(name) / "blobs" / hex_of(digest)).exists():
                 raise Refused(400, "MANIFEST_BLOB_UNKNOWN", f"{digest} was not pushed to {name}")
@@ -225,8 +247,6 @@ class Registry:
                 raise Refused(400, "MANIFEST_BLOB_UNKNOWN", f"{digest} was not pushed to {name}")
         _write(self.blob_path(hex_digest), raw)
         self.note_manifest(name, hex_digest, media_type, None if ":" in reference else reference)
-        subject = doc.get("subject") or {}
-        headers = {"OCI_Subject": subject["digest"]} if isinstance(subject, dict) and "digest" in subject else {}
         return text(201, b"", Location=f"/v2/{name}/manifests/sha256:{hex_digest}", Docker_Content_Digest=f"sha256:{hex_digest}", **headers)
 
     def note_manifest(self, name: str, hex_digest: str, media_type: str, tag: str | None) -> None:
@@ -252,6 +272,8 @@ class Registry:
             if NAME.fullmatch(source) and (self.repository(source) / "blobs" / hex_digest).exists():
                 self.note_blob(name, hex_digest)
                 return self._created(name, hex_digest)
+        if "digest" in request.query:
+            hex_of(request.query["digest"])
         upload = uuid.uuid4().hex
         (self.root / "uploads" / upload).touch()
         if "digest" in request.query:
@@ -289,7 +311,7 @@ class Registry:
             at = out.tell()
             wanted = request.header("content-range")
             if wanted:
-                match = re.fullmatch(r"(?:bytes )?(\d{1,18})-(\d{1,18})(?:/.*)?", wanted)
+                match = _CONTENT_RANGE.fullmatch(wanted)
                 if not match or int(match[1]) != at:
                     raise Refused(416, "BLOB_UPLOAD_INVALID", f"the upload is at byte {at}, not {wanted}", Range=f"0-{max(0, at - 1)}")
             hashed, state = self._hashes.pop(upload, (0, hashlib.sha256()))

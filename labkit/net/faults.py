@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from labkit.core.digits import decimal, fraction
 from labkit.core.units import parse_rate
 from labkit.errors import BadInput
 
@@ -60,8 +61,8 @@ def parse_one(text: str) -> Fault:
     if kind not in KINDS:
         raise BadInput(f"no fault called {kind!r}", fix="one of " + ", ".join(KINDS))
     made: dict[str, object] = {"kind": kind}
-    keys = {"rate": ("rate", float), "nth": ("nth", int), "times": ("times", int), "path": ("path", str), "at": ("at", float),
-            "retry_after": ("retry_after_s", lambda v: float(v.removesuffix("s"))), "min_bytes": ("min_bytes", int),
+    keys = {"rate": ("rate", fraction), "nth": ("nth", decimal), "times": ("times", decimal), "path": ("path", str), "at": ("at", fraction),
+            "retry_after": ("retry_after_s", lambda v: fraction(v.removesuffix("s"))), "min_bytes": ("min_bytes", decimal),
             "slowed_to": ("slowed_to_bytes_per_s", parse_rate)}
     for one in (f for f in rest.split(",") if f.strip()):
         key, _, value = one.strip().partition("=")
@@ -75,7 +76,9 @@ def parse_one(text: str) -> Fault:
     fault = Fault(**made)  # type: ignore[arg-type]
     if not (fault.rate or fault.nth):
         raise BadInput(f"{text!r} says neither how often nor which one", fix="add rate=0.01 or nth=3")
-    if not (0 <= fault.rate <= 1 and 0 <= fault.at <= 1 and fault.nth >= 0):
+    if fault.slowed_to_bytes_per_s < 1:
+        raise BadInput(f"{text!r}: a straggler that sends nothing", fix="stall:nth=1 is one")
+    if not (fault.rate <= 1 and fault.at <= 1):
         raise BadInput(f"{text!r}: rate and at lie between 0 and 1, nth counts from 1")
     return fault
 

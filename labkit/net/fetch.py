@@ -11,7 +11,6 @@ and last cause. Physical limit: link floor (`Link.floor_s`). Lesson: notebooks/0
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import random
@@ -20,11 +19,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import urljoin
 
+from labkit.core.digits import fraction
 from labkit.errors import BadInput, TransferError
+from labkit.net.head import Unsendable, http_date
 from labkit.net.http import Answer, Broken, Connection, Place, split
 from labkit.net.login import TOKEN_LIMIT_BYTES, Login
 
@@ -55,11 +55,10 @@ def _retry_after_s(text: str) -> float | None:
     if not text:
         return None
     try:
-        return max(0.0, float(text))
+        return fraction(text)
     except ValueError:
-        with contextlib.suppress(TypeError, ValueError):
-            return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    return None
+        at = http_date(text)
+        return None if at is None else max(0.0, at - time.time())
 
 
 class Refused(Exception):
@@ -123,7 +122,7 @@ class Client:
     def open(self, method: str, url: str, headers: Mapping[str, str] | None = None, body: bytes | memoryview = b"",
              ok: tuple[int, ...] = (200,)) -> Iterator[tuple[Answer, Connection]]:
         """One attempt, redirects followed; the body is the caller's to read. Raises Broken or Refused."""
-        place, target = split(url)
+        place, target = _place(url, url)
         answered = False
         for _ in range(6):
             given = {**(self.login.headers(method, url) if self.login else {}), **(headers or {})}
@@ -141,8 +140,8 @@ class Client:
                     answer = connection.request(method, target, given, body)
                 if answer.status in (301, 302, 303, 307, 308) and "location" in answer.headers:
                     connection.skip()
-                    url = urljoin(url, answer.headers["location"])
-                    old, (place, target) = place, split(url)
+                    url, asked = _joined(url, answer.headers["location"]), url
+                    old, (place, target) = place, _place(url, asked)
                     if place != old:
                         headers = {k: v for k, v in (headers or {}).items() if k.lower() != "authorization"}
                     continue
@@ -155,6 +154,9 @@ class Client:
                     raise Refused(answer, text)
                 yield answer, connection
                 return
+            except Unsendable as error:
+                raise TransferError(f"{method} {url}: {error}", why="it would have been another request; nothing was sent",
+                                    fix="look at the URL, and at the credentials in the environment") from None
             finally:
                 self.give(connection)
         raise Broken(f"more than 5 redirects from {url}")
@@ -183,6 +185,23 @@ class Client:
                     return Answer(answer.status, answer.headers, answer.size_bytes, raw)
             except (Broken, Refused) as error:
                 attempts.failed(error)
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        return ""
+
+
+def _place(url: str, asked: str) -> tuple[Place, str]:
+    """Raises TransferError, for a URL of the user's as for one that a server sent its client to."""
+    try:
+        return split(url)
+    except ValueError as error:
+        if url == asked:
+            raise TransferError(str(error), fix="write it like http://HOST:PORT/PATH") from None
+        raise TransferError(f"{asked}: the server sends its clients to no place there is: {error}") from None
 
 
 def _as_given(_method: str, _url: str, headers: dict[str, str]) -> dict[str, str]:

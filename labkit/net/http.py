@@ -13,17 +13,37 @@ One thread at a time, but `abort` may come from another. Lesson: notebooks/02_im
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
-from labkit.net.message import HEAD_MAX, BadMessage, content_length, parse_head
+from labkit.core.digits import hexadecimal
+from labkit.net.head import (
+    HEAD_MAX,
+    LINES_MAX,
+    BadMessage,
+    Head,
+    Unsendable,
+    content_length,
+    is_token,
+    keeps_alive,
+    parse_head,
+    parse_status,
+    write_head,
+)
 
 RECEIVE = 64 << 10
 #: One recv waits for this much: fewer wake-ups than taking what is there, still fine progress.
 STEP = 256 << 10
+#: "100 Continue" and its like, before one answer.
+INTERIM_MAX = 8
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]{2,45}(?:%[A-Za-z0-9._-]{1,16})?")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+#: Everything a target may hold as it is; the rest is escaped, as browsers do.
+_AS_IT_IS = "/?:@!$&'()*+,;=-._~%[]|^`{}<>\\\"#"
 
 
 class Broken(Exception):
@@ -56,12 +76,17 @@ class Place:
 
 
 def split(url: str) -> tuple[Place, str]:
-    """A URL to where and what. Raises ValueError for anything but http and https."""
+    """A URL to where and what. Raises ValueError for anything but http and https, and for what no request line may hold."""
+    if _CONTROL.search(url):  # urlsplit drops them in silence
+        raise ValueError(f"control characters in a URL: {url[:200]!r}")
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname or not _HOST.fullmatch(parts.hostname):
         raise ValueError(f"not an http(s) URL: {url[:200]!r}")
-    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-    return Place(parts.scheme, parts.hostname, port), (parts.path or "/") + ("?" + parts.query if parts.query else "")
+    port = parts.port
+    if port == 0 or parts.netloc.rpartition("@")[2].endswith(":"):
+        raise ValueError(f"no port in a URL that names one: {url[:200]!r}")
+    target = (parts.path or "/") + ("?" + parts.query if parts.query else "")
+    return Place(parts.scheme, parts.hostname, port or {"http": 80, "https": 443}[parts.scheme]), quote(target, safe=_AS_IT_IS)
 
 
 class Connection:
@@ -77,7 +102,7 @@ class Connection:
         self._aborted = False
         try:
             sock = socket.create_connection((self.place.host, self.place.port), timeout=timeout_s)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise Broken(f"cannot connect to {self.place.netloc}: {error}") from None
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._plain = self.place.scheme == "http"
@@ -115,30 +140,43 @@ class Connection:
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def request(self, method: str, target: str, headers: Mapping[str, str], body: bytes | memoryview = b"") -> Answer:
-        """Send a request and read the head of its answer. Raises Broken."""
-        lines = [f"{method} {target} HTTP/1.1", f"Host: {self.place.netloc}", *(f"{k}: {v}" for k, v in headers.items())]
+        """Send a request and read the head of its answer. Raises Broken, and Unsendable (nothing was sent) for what would be another request."""
+        fields = {"Host": self.place.netloc, **headers}
         if body or method in ("PUT", "POST", "PATCH"):
-            lines.append(f"Content-Length: {len(body)}")
-        raw = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+            fields["Content-Length"] = str(len(body))
+        if not is_token(method) or not target or not target.isascii() or " " in target:
+            raise Unsendable(f"no request line can hold {method[:40]!r} {target[:200]!r}")
+        raw = write_head(f"{method} {target} HTTP/1.1", fields)
         self.reusable, self._left, self._chunked = False, None, False
         try:
             self._sock.sendall(raw)
             if body:
                 self._sock.sendall(body)
-            head = self._head()
-            while head.first[1] == "100":
+            for _ in range(INTERIM_MAX):
                 head = self._head()
+                version, status = parse_status(head.first)
+                if status >= 200:
+                    break
+                if status == 101:
+                    raise BadMessage("a switch of protocols that nobody asked for")
+            else:
+                raise BadMessage("interim answers without end")
+            chunked = head.headers.get("transfer-encoding", "").lower()
+            if chunked not in ("", "chunked"):
+                raise BadMessage(f"transfer-encoding {chunked[:40]!r} is not spoken here")
             size = content_length(head.headers)
-            status = int(head.first[1])
         except (OSError, BadMessage, ValueError) as error:
             raise self._broken(error) from None
         if method == "HEAD" or status in (204, 304):
             self._left = 0
-        elif head.headers.get("transfer-encoding", "").lower() == "chunked":
-            self._chunked, self._left, size = True, 0, None
+        elif chunked:
+            self._chunked, self._left = True, 0
         else:
             self._left = size
-        self._keep = head.headers.get("connection", "").lower() != "close" and head.first[0] == "HTTP/1.1"
+        # Two framings of one body: the chunks count, and nothing that follows on this connection is believed.
+        self._keep = version == "HTTP/1.1" and keeps_alive(version, head.headers) and not (chunked and size is not None)
+        if chunked:
+            size = None
         if self._left == 0 and not self._chunked:
             self.reusable = self._keep
         return Answer(status, head.headers, size)
@@ -150,7 +188,7 @@ class Connection:
             return Broken(f"nothing came for {self.timeout_s:g} s")
         return Broken(str(error) or type(error).__name__)
 
-    def _head(self):  # type: ignore[no-untyped-def]
+    def _head(self) -> Head:
         while (at := self._buffer.find(b"\r\n\r\n")) < 0:
             if len(self._buffer) > HEAD_MAX:
                 raise BadMessage("head too large")
@@ -159,10 +197,7 @@ class Connection:
                 raise Broken("the server closed the connection before it answered")
             self._buffer += got
         raw, self._buffer = self._buffer[:at], self._buffer[at + 4 :]
-        head = parse_head(raw)
-        if not head.first[0].startswith("HTTP/1.") or not head.first[1].isdigit():
-            raise BadMessage("not an HTTP status line")
-        return head
+        return parse_head(raw)
 
     def read_into(self, view: memoryview) -> int:
         """The next bytes of the body, at most `len(view)`; 0 at its end. Raises Broken when it ends early."""
@@ -199,8 +234,8 @@ class Connection:
 
     def _line(self) -> bytes:
         while (at := self._buffer.find(b"\r\n")) < 0:
-            if len(self._buffer) > HEAD_MAX:
-                raise Broken("no chunk size")
+            if len(self._buffer) > HEAD_MAX + RECEIVE:
+                raise Broken("no end of a line in a chunked body")
             try:
                 got = self._sock.recv(RECEIVE)
             except OSError as error:
@@ -212,16 +247,19 @@ class Connection:
         return line
 
     def _next_chunk(self) -> None:
-        if self._chunk_open:
-            self._line()
+        if self._chunk_open and self._line():
+            raise Broken("a chunk longer than it says")
         try:
-            self._left = int(self._line().split(b";")[0], 16)
+            self._left = hexadecimal(self._line().split(b";")[0].rstrip(b" \t"))
         except ValueError:
             raise Broken("not a chunk size") from None
         self._chunk_open = bool(self._left)
         if not self._left:
-            while self._line():
-                pass
+            for _ in range(LINES_MAX):
+                if not self._line():
+                    break
+            else:
+                raise Broken("trailer lines without end")
             self._chunked = False
 
     _chunk_open = False

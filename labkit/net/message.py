@@ -1,88 +1,38 @@
-"""HTTP/1.1 messages as the lab needs them: heads, ranges, bodies. Shared by the server; every parser here is fed hostile input in tests.
+"""Requests, answers and ranges as the lab needs them, on top of heads (`labkit.net.head`). Every parser here is fed hostile input in tests.
 
     parse_range("bytes=0-99", size_bytes=1000) == [(0, 100)]       # half-open; None: send the whole thing
 
-Limits: 64 KiB of head, 100 header lines. Source: RFC 9110, RFC 9112. Lesson: notebooks/02_image_pull.
+An answer never holds more bytes of a file than the file has, whatever the ranges. Source: RFC 9110, RFC 9112.
+Lesson: notebooks/02_image_pull.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-HEAD_MAX = 64 << 10
-LINES_MAX = 100
+from labkit.net.head import BadMessage, is_token, keeps_alive, parse_head, write_fields
+
 RANGES_MAX = 4096
 
 REASONS = {200: "OK", 201: "Created", 202: "Accepted", 204: "No Content", 206: "Partial Content", 301: "Moved Permanently",
            304: "Not Modified", 307: "Temporary Redirect", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden",
-           404: "Not Found", 405: "Method Not Allowed", 409: "Conflict", 411: "Length Required", 412: "Precondition Failed",
-           413: "Content Too Large", 416: "Range Not Satisfiable", 429: "Too Many Requests", 500: "Internal Server Error",
-           501: "Not Implemented", 503: "Service Unavailable"}
+           404: "Not Found", 405: "Method Not Allowed", 408: "Request Timeout", 409: "Conflict", 411: "Length Required",
+           412: "Precondition Failed", 413: "Content Too Large", 416: "Range Not Satisfiable", 429: "Too Many Requests",
+           431: "Request Header Fields Too Large", 500: "Internal Server Error", 501: "Not Implemented", 503: "Service Unavailable"}
 
-_TOKEN = re.compile(rb"^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$")
-_RANGE = re.compile(r"^(\d{0,18})-(\d{0,18})$")
-
-
-class BadMessage(Exception):
-    """What came over the wire is not HTTP as the lab accepts it. Carries the status to answer with."""
-
-    def __init__(self, text: str, status: int = 400):
-        super().__init__(text)
-        self.status = status
+_RANGE = re.compile(r"([0-9]{0,18})-([0-9]{0,18})")
+_TARGET = re.compile(r"[\x21-\x7e]+")
+_ESCAPES = re.compile(r"(?:[^%]|%[0-9A-Fa-f]{2})*")
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]*)(?::[0-9]{1,5})?")
 
 
 class Unsatisfiable(Exception):
     """No byte of the asked range exists."""
-
-
-@dataclass
-class Head:
-    """First line split in three, headers by lower-case name (repeated ones joined by a comma)."""
-
-    first: tuple[str, str, str]
-    headers: dict[str, str]
-
-
-def parse_head(raw: bytes) -> Head:
-    """`raw`: everything before the empty line. Raises BadMessage."""
-    lines = raw.split(b"\r\n")
-    if len(lines) > LINES_MAX:
-        raise BadMessage("too many header lines")
-    parts = lines[0].split(b" ", 2)
-    if len(parts) != 3:
-        if len(parts) == 2 and parts[0].startswith(b"HTTP/"):
-            parts.append(b"")
-        else:
-            raise BadMessage("not a request or status line")
-    headers: dict[str, str] = {}
-    for line in lines[1:]:
-        name, colon, value = line.partition(b":")
-        if not colon or not _TOKEN.match(name):
-            raise BadMessage("not a header line")
-        key, text = name.decode("ascii").lower(), value.strip(b" \t").decode("latin-1")
-        if key in headers:
-            if key == "content-length" and headers[key] != text:
-                raise BadMessage("two different content lengths")
-            headers[key] = text if key == "content-length" else f"{headers[key]},{text}"
-        else:
-            headers[key] = text
-    try:
-        return Head((parts[0].decode("ascii"), parts[1].decode("ascii"), parts[2].decode("latin-1")), headers)
-    except UnicodeDecodeError:
-        raise BadMessage("the first line is not ASCII") from None
-
-
-def content_length(headers: dict[str, str]) -> int | None:
-    text = headers.get("content-length")
-    if text is None:
-        return None
-    if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise BadMessage("content-length is not a number")
-    return int(text)
 
 
 def parse_range(text: str | None, size_bytes: int) -> list[tuple[int, int]] | None:
@@ -92,14 +42,14 @@ def parse_range(text: str | None, size_bytes: int) -> list[tuple[int, int]] | No
     if not text:
         return None
     unit, eq, rest = text.partition("=")
-    if not eq or unit.strip().lower() != "bytes":
+    if not eq or unit.lower() != "bytes":
         return None
     wanted: list[tuple[int, int]] = []
     parts = rest.split(",")
     if len(parts) > RANGES_MAX:
         return None
     for part in parts:
-        match = _RANGE.match(part.strip())
+        match = _RANGE.fullmatch(part.strip(" \t"))
         if not match or not (match[1] or match[2]):
             return None
         if not match[1]:
@@ -113,6 +63,8 @@ def parse_range(text: str | None, size_bytes: int) -> list[tuple[int, int]] | No
             wanted.append((start, end))
     if not wanted:
         raise Unsatisfiable(text)
+    if sum(end - start for start, end in wanted) > size_bytes:
+        return None  # overlapping ranges ask for the same bytes again and again: the whole is shorter
     return wanted
 
 
@@ -130,17 +82,27 @@ class Request:
     body: Any = None
     peer: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
+    version: str = "HTTP/1.1"
 
     def header(self, name: str, default: str = "") -> str:
         return self.headers.get(name, default)
+
+    @property
+    def keeps_alive(self) -> bool:
+        return keeps_alive(self.version, self.headers)
 
 
 def parse_request(raw: bytes) -> Request:
     """Origin form (`/v2/…`) and absolute form (`http://host:port/v2/…`, sent by the AWS SDK for C++) alike. Raises BadMessage."""
     head = parse_head(raw)
-    method, target, version = head.first
-    if not version.startswith("HTTP/1."):
-        raise BadMessage(f"version {version[:20]!r}", 400)
+    method, target, version = [*head.first.split(" "), "", ""][:3]
+    if head.first.count(" ") != 2 or not is_token(method) or not _TARGET.fullmatch(target):
+        raise BadMessage("not a request line")
+    if version not in ("HTTP/1.1", "HTTP/1.0"):
+        raise BadMessage(f"version {version[:20]!r} is not spoken here")
+    host = head.headers.get("host")
+    if (host is None and version == "HTTP/1.1") or not _HOST.fullmatch(host or ""):
+        raise BadMessage("no Host, or one that names no host")
     if target.lower().startswith(("http://", "https://")):
         try:
             parts = urlsplit(target)
@@ -149,6 +111,8 @@ def parse_request(raw: bytes) -> Request:
         target = (parts.path or "/") + ("?" + parts.query if parts.query else "")
     if not target.startswith("/"):
         raise BadMessage("a request target that is no path")
+    if not _ESCAPES.fullmatch(target):
+        raise BadMessage("a % that escapes nothing")
     raw_path, _, raw_query = target.partition("?")
     path = unquote(raw_path, errors="surrogateescape")
     if "\0" in path:
@@ -157,12 +121,12 @@ def parse_request(raw: bytes) -> Request:
         query = dict(parse_qsl(raw_query, keep_blank_values=True, errors="surrogateescape", max_num_fields=200))
     except ValueError:
         raise BadMessage("too many query fields") from None
-    return Request(method.upper(), target, path, raw_path, query, raw_query, head.headers)
+    return Request(method, target, path, raw_path, query, raw_query, head.headers, version=version)
 
 
 @dataclass
 class FileSlice:
-    """`size_bytes` of an open file from `offset`; the server closes it once sent."""
+    """`size_bytes` of an open file from `offset`; the server closes it once sent. Several of one answer may share a descriptor."""
 
     fd: int
     offset: int
@@ -171,12 +135,15 @@ class FileSlice:
 
 @dataclass
 class Response:
-    """`parts` are bytes or FileSlices, sent in order. `size_bytes` is what Content-Length says (also for HEAD)."""
+    """`parts` are bytes or FileSlices, sent in order. `size_bytes` is what Content-Length says (also for HEAD).
+
+    `stream`: instead of parts, bytes that are not there yet; sent as they come, chunked, and closed at the end or when the client goes."""
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     parts: tuple[bytes | FileSlice, ...] = ()
     size_bytes: int | None = None
+    stream: Iterator[bytes] | None = None
 
     @property
     def length(self) -> int:
@@ -184,19 +151,22 @@ class Response:
             return self.size_bytes
         return sum(len(p) if isinstance(p, bytes) else p.size_bytes for p in self.parts)
 
-    def files(self) -> Iterator[FileSlice]:
-        return (p for p in self.parts if isinstance(p, FileSlice))
+    def close(self) -> None:
+        """Let go of what is left to send: descriptors, a stream. For answers that were sent, and for those that never will be."""
+        for fd in {p.fd for p in self.parts if isinstance(p, FileSlice)}:
+            os.close(fd)
+        self.parts = ()
+        if self.stream is not None:
+            self.stream.close()  # type: ignore[attr-defined]
 
 
 def text(status: int, body: str | bytes, content_type: str = "text/plain; charset=utf-8", **headers: str) -> Response:
-    raw = body.encode() if isinstance(body, str) else body
+    raw = body.encode("utf-8", "replace") if isinstance(body, str) else body
     return Response(status, {"Content-Type": content_type, **{k.replace("_", "-"): v for k, v in headers.items()}}, (raw,))
 
 
 def file_response(request: Request, fd: int, size_bytes: int, headers: dict[str, str]) -> Response:
     """GET or HEAD of an open file, whole, one range, or several as multipart/byteranges. Takes over `fd`."""
-    import os
-
     headers = {"Accept-Ranges": "bytes", **headers}
     if request.method == "HEAD":
         os.close(fd)
@@ -215,7 +185,11 @@ def file_response(request: Request, fd: int, size_bytes: int, headers: dict[str,
     kind = headers.get("Content-Type", "application/octet-stream")
     for number, (start, end) in enumerate(ranges):
         lead = f"\r\n--{mark}\r\n" if number else f"--{mark}\r\n"
-        parts.append(f"{lead}Content-Type: {kind}\r\nContent-Range: bytes {start}-{end - 1}/{size_bytes}\r\n\r\n".encode())
-        parts.append(FileSlice(fd if number == 0 else os.dup(fd), start, end - start))
+        try:
+            parts.append(lead.encode() + write_fields({"Content-Type": kind, "Content-Range": f"bytes {start}-{end - 1}/{size_bytes}"}))
+        except ValueError:
+            os.close(fd)
+            raise
+        parts.append(FileSlice(fd, start, end - start))
     parts.append(f"\r\n--{mark}--\r\n".encode())
     return Response(206, {**headers, "Content-Type": f"multipart/byteranges; boundary={mark}"}, tuple(parts))

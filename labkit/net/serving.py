@@ -29,6 +29,7 @@ from typing import Any
 
 from labkit.errors import BadInput, LabError
 from labkit.net import link as link_room
+from labkit.net.guard import CONTROL, exposure, warn
 from labkit.net.server import Server
 
 KINDS = ("registry", "store")
@@ -48,11 +49,11 @@ class Served:
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}:{self.port}"
+        return f"http://{self.address}"
 
     @property
     def address(self) -> str:
-        return f"{self.host}:{self.port}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def stats_url(self) -> str:
@@ -74,10 +75,10 @@ class Served:
     def _ask(self, method: str, what: str, body: str = "") -> dict[str, Any]:
         connection = http.client.HTTPConnection(self.host, self.port, timeout=10)
         try:
-            connection.request(method, f"/_labkit/{what}", body.encode() or None)
+            connection.request(method, f"/_labkit/{what}", body.encode() or None, CONTROL)
             answer = connection.getresponse()
             raw = answer.read()
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise LabError(f"the {self.kind} at {self.url} does not answer: {error}", fix="it may have been stopped; start it again") from None
         finally:
             connection.close()
@@ -173,10 +174,11 @@ def add_serve_arguments(parser: Any) -> None:
     parser.add_argument("--child", action="store_true", help="say where in one JSON line, end when stdin ends")
 
 
-def serve(app: Callable[..., Any], args: Any, *, name: str, env: Callable[[Server], dict[str, str]] = lambda _: {}) -> int:
-    """Run one server until SIGTERM, Ctrl-C or (with --child) the end of stdin."""
+def serve(app: Callable[..., Any], args: Any, *, name: str, exposes: tuple[str, str], env: Callable[[Server], dict[str, str]] = lambda _: {}) -> int:
+    """Run one server until SIGTERM, Ctrl-C or (with --child) the end of stdin. `exposes`: `exposure`'s what and fix."""
     from labkit.net import faults as faults_room
 
+    warn(exposure(args.host, *exposes))
     server = Server(app, host=args.host, port=args.port, link=link_room.parse(args.link),
                     faults=faults_room.parse(args.fault, args.seed), name=name)
     with server:

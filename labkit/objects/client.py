@@ -18,7 +18,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from xml.sax.saxutils import escape
 
+from labkit.core.digits import decimal
 from labkit.errors import TransferError
 from labkit.net.fetch import Attempts, Client, Refused, Retry
 from labkit.net.http import Answer, Broken
@@ -62,17 +64,29 @@ class Bucket:
         while True:
             query = f"list-type=2&prefix={sigv4.encode(self.key(prefix))}" + (f"&continuation-token={sigv4.encode(token)}" if token else "")
             raw = self.client.ask("GET", f"{self.endpoint}/{self.bucket}?{query}").body
-            try:
-                doc = ElementTree.fromstring(raw)
-            except ElementTree.ParseError:
-                raise TransferError(f"{self.endpoint} answered a listing with something that is no XML") from None
+            doc = self._document(raw, "a listing")
             space = doc.tag.partition("}")[0] + "}" if "}" in doc.tag else ""
             strip = len(self.prefix) + 1 if self.prefix else 0
             for one in doc.iter(f"{space}Contents"):
-                yield Listed((one.findtext(f"{space}Key") or "")[strip:], int(one.findtext(f"{space}Size") or 0), (one.findtext(f"{space}ETag") or "").strip('"'))
-            token = doc.findtext(f"{space}NextContinuationToken") or ""
+                try:
+                    size_bytes = decimal((one.findtext(f"{space}Size") or "0").strip())
+                except ValueError:
+                    raise TransferError(f"{self.endpoint} lists an object with a size that is no number") from None
+                yield Listed((one.findtext(f"{space}Key") or "")[strip:], size_bytes, (one.findtext(f"{space}ETag") or "").strip('"'))
+            before, token = token, doc.findtext(f"{space}NextContinuationToken") or ""
             if not token:
                 return
+            if token == before:
+                raise TransferError(f"{self.endpoint} answers a listing with the same page again and again")
+
+    def _document(self, raw: bytes, what: str) -> ElementTree.Element:
+        """XML from the other side: without a document type, which is how XML bombs are made. Raises TransferError."""
+        try:
+            if b"<!DOCTYPE" in raw.upper():
+                raise ValueError
+            return ElementTree.fromstring(raw)
+        except (ElementTree.ParseError, ValueError, LookupError, RecursionError):
+            raise TransferError(f"{self.endpoint} answered {what} with something that is no XML") from None
 
     def put(self, key: str, data: bytes, content_type: str = "application/octet-stream") -> None:
         self._send("PUT", self.url(key), data, {"Content-Type": content_type})
@@ -86,12 +100,12 @@ class Bucket:
                 return
             url = self.url(key)
             raw = self._send("POST", f"{url}?uploads=", b"", {"Content-Type": content_type}).body
-            upload = next((e.text or "" for e in ElementTree.fromstring(raw).iter() if e.tag.endswith("UploadId")), "")
+            upload = sigv4.encode(next((e.text or "" for e in self._document(raw, "the start of an upload").iter() if e.tag.endswith("UploadId")), ""))
             try:
                 rows = []
                 for number, _ in enumerate(range(0, size, PART_BYTES), 1):
                     answer = self._send("PUT", f"{url}?partNumber={number}&uploadId={upload}", file.read(PART_BYTES))
-                    rows.append(f"<Part><PartNumber>{number}</PartNumber><ETag>{answer.headers.get('etag', '')}</ETag></Part>")
+                    rows.append(f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(answer.headers.get('etag', ''))}</ETag></Part>")
                 self._send("POST", f"{url}?uploadId={upload}", f"<CompleteMultipartUpload>{''.join(rows)}</CompleteMultipartUpload>".encode())
             except BaseException:
                 with contextlib.suppress(TransferError):

@@ -26,6 +26,8 @@ from typing import Any
 BUCKET = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 RESERVED = ("storage", "download", "upload", "_labkit")
 KEY_MAX = 1024
+#: Errors that say "not there". Any other (no descriptors left, above all) must not be read as that.
+GONE = (FileNotFoundError, NotADirectoryError)
 
 
 class Missing(Exception):
@@ -62,7 +64,9 @@ def encode_part(part: str) -> str:
 
 
 def decode_part(name: str) -> str:
-    return bytes.fromhex(name[1:]).decode("utf-8", "surrogateescape") if name.startswith("%") else name
+    with contextlib.suppress(ValueError):  # a name of the folder's owner, not one of `encode_part`
+        return bytes.fromhex(name[1:]).decode("utf-8", "surrogateescape") if name.startswith("%") else name
+    return name
 
 
 class Disk:
@@ -128,7 +132,7 @@ class Disk:
         return fd, self._describe(bucket, key, stat)
 
     def _describe(self, bucket: str, key: str, stat: os.stat_result) -> Object:
-        with contextlib.suppress(OSError, ValueError, TypeError):
+        with contextlib.suppress(*GONE, ValueError, TypeError, KeyError):
             note = json.loads(self._note(bucket, key).read_text())
             if (note.pop("size"), note.pop("mtime_ns")) == (stat.st_size, stat.st_mtime_ns):
                 return Object(bucket, key, stat.st_size, stat.st_mtime, **note)
@@ -183,8 +187,12 @@ class Disk:
             path, before = todo.pop()
             try:
                 entries = list(os.scandir(path))
-            except OSError:
+            except (*GONE, PermissionError):
                 continue
+            except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    continue
+                raise
             for entry in entries:
                 key = before + decode_part(entry.name)
                 if entry.is_dir(follow_symlinks=False):
@@ -212,7 +220,7 @@ class Disk:
                 continue
             if len(objects) + len(folders) >= limit:
                 return objects, folders, last
-            with contextlib.suppress(OSError, Missing, Unstorable):
+            with contextlib.suppress(*GONE, PermissionError, Missing, Unstorable):
                 objects.append(self._describe(bucket, key, os.stat(self.path(bucket, key))))
             last = key
         return objects, folders, ""
@@ -229,7 +237,7 @@ class Disk:
     def upload(self, bucket: str, key: str, upload: str) -> Path:
         folder = self.uploads / upload
         if re.fullmatch(r"[0-9a-f]{32}", upload):
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(*GONE, ValueError):
                 about = json.loads((folder / "about.json").read_text())
                 if (about["bucket"], about["key"]) == (bucket, key):
                     return folder
@@ -246,9 +254,10 @@ class Disk:
     def uploads_of(self, bucket: str) -> list[tuple[str, str]]:
         found = []
         for about in self.uploads.glob("*/about.json"):
-            doc = json.loads(about.read_text())
-            if doc["bucket"] == bucket:
-                found.append((doc["key"], about.parent.name))
+            with contextlib.suppress(*GONE):  # completed meanwhile
+                doc = json.loads(about.read_text())
+                if doc["bucket"] == bucket:
+                    found.append((doc["key"], about.parent.name))
         return sorted(found)
 
     def join(self, paths: Iterable[Path], target: Path) -> None:

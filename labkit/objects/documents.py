@@ -13,6 +13,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from xml.sax.saxutils import escape
 
+from labkit.core.digits import decimal
 from labkit.net.message import Request, Response, text
 
 XMLNS = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
@@ -28,9 +29,10 @@ class S3Error(Exception):
 
 
 def number(value: str, name: str) -> int:
-    if not (value.isascii() and value.isdigit() and len(value) < 10):
-        raise S3Error("InvalidArgument", f"{name} is not a number")
-    return int(value)
+    try:
+        return decimal(value, 10**9 - 1)
+    except ValueError:
+        raise S3Error("InvalidArgument", f"{name} is not a number") from None
 
 
 def parse(raw: bytes, root: str) -> ElementTree.Element:

@@ -12,8 +12,9 @@ import os
 import re
 from urllib.parse import quote
 
+from labkit.core.digits import decimal
 from labkit.net.message import Request, Response, file_response, text
-from labkit.objects.disk import Disk, Missing, Object
+from labkit.objects.disk import Disk, Missing, Object, Unstorable
 
 _ROUTE = re.compile(r"/(?:download/)?storage/v1/b/([^/]+)(?:/o(?:/(.+))?)?")
 
@@ -49,11 +50,16 @@ def answer(disk: Disk, request: Request) -> Response:
         return _json(_resource(found))
     except Missing as error:
         return _error(404, str(error))
+    except Unstorable as error:
+        return _error(400, str(error))
 
 
 def _list(disk: Disk, request: Request, bucket: str) -> Response:
     query = request.query
-    limit = int(query["maxResults"]) if query.get("maxResults", "").isdigit() else 1000
+    try:
+        limit = decimal(query["maxResults"]) if query.get("maxResults") else 1000
+    except ValueError:
+        return _error(400, "maxResults is not a number")
     token = query.get("pageToken", "")
     after = bytes.fromhex(token).decode("utf-8", "surrogateescape") if re.fullmatch(r"(?:[0-9a-f]{2})+", token) else ""
     objects, folders, more = disk.listing(bucket, query.get("prefix", ""), query.get("delimiter", ""), after, max(1, min(limit, 1000)))

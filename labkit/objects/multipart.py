@@ -23,7 +23,7 @@ from labkit.objects.documents import XML_MAX, XMLNS, S3Error, document, escaped,
 from labkit.objects.upload import receive
 
 PART_MIN = 5 << 20
-_COPY_RANGE = re.compile(r"bytes=(\d{1,15})-(\d{1,15})")
+_COPY_RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{1,15})")
 
 
 def answer(disk: Disk, request: Request, bucket: str, key: str, about: dict[str, Any], signed: sigv4.Signed | None) -> Response:

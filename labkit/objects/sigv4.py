@@ -13,16 +13,20 @@ from __future__ import annotations
 import datetime
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
+from labkit.core.digits import decimal
 from labkit.net.message import Request
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 UNSIGNED = "UNSIGNED-PAYLOAD"
 EMPTY = hashlib.sha256(b"").hexdigest()
 SKEW_S = 15 * 60
+EXPIRES_MOST_S = 7 * 86400
+_STAMP = re.compile(r"[0-9]{8}T[0-9]{6}Z")
 
 
 class Denied(Exception):
@@ -50,7 +54,7 @@ class Signed:
 
 
 def _hmac(key: bytes, text: str) -> bytes:
-    return hmac.new(key, text.encode(), hashlib.sha256).digest()
+    return hmac.new(key, text.encode("utf-8", "surrogateescape"), hashlib.sha256).digest()
 
 
 def signing_key(secret: str, day: str, region: str, service: str = "s3") -> bytes:
@@ -110,7 +114,10 @@ def check(request: Request, keys: Mapping[str, str], now: datetime.datetime | No
             raise Denied("AuthorizationQueryParametersError", "unknown X-Amz-Algorithm", 400)
         credential, names, signature = query.get("X-Amz-Credential", ""), query.get("X-Amz-SignedHeaders", ""), query["X-Amz-Signature"]
         stamp, payload, leave_out = query.get("X-Amz-Date", ""), query.get("X-Amz-Content-Sha256", UNSIGNED), "X-Amz-Signature"
-        valid_s = int(query["X-Amz-Expires"]) if query.get("X-Amz-Expires", "").isdigit() else SKEW_S
+        try:
+            valid_s = decimal(query["X-Amz-Expires"], EXPIRES_MOST_S) if "X-Amz-Expires" in query else SKEW_S
+        except ValueError:
+            raise Denied("AuthorizationQueryParametersError", "X-Amz-Expires is not a number of seconds up to a week", 400) from None
     elif "AWSAccessKeyId" in query and "Signature" in query:
         raise Denied("InvalidRequest", "signature version 2 is not spoken here; ask your SDK for s3v4", 400)
     else:
@@ -122,6 +129,8 @@ def check(request: Request, keys: Mapping[str, str], now: datetime.datetime | No
     if access not in keys:
         raise Denied("InvalidAccessKeyId", f"no access key {access[:60]!r} here")
     try:
+        if not _STAMP.fullmatch(stamp):
+            raise ValueError
         signed_at = datetime.datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=datetime.timezone.utc)
     except ValueError:
         raise Denied("AccessDenied", "a signed request needs x-amz-date") from None
@@ -133,8 +142,8 @@ def check(request: Request, keys: Mapping[str, str], now: datetime.datetime | No
         raise Denied("AuthorizationHeaderMalformed", "host is not signed, or the scope is of another day", 400)
     scope, key = "/".join(scope_parts), signing_key(keys[access], day, region, service)
     canonical = canonical_request(request.method, request.raw_path, canonical_query(request.raw_query, leave_out), request.headers, listed, payload)
-    wanted = hmac.new(key, text_to_sign(stamp, scope, canonical).encode(), hashlib.sha256).hexdigest()
-    if not hmac.compare_digest(wanted, signature):
+    wanted = hmac.new(key, text_to_sign(stamp, scope, canonical).encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()
+    if not hmac.compare_digest(wanted.encode(), signature.encode("utf-8", "surrogateescape")):
         raise Denied("SignatureDoesNotMatch", "the signature does not match: wrong secret key, or the request was changed on the way")
     return Signed(access, signature, scope, stamp, key)
 

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import os
 import re
-from email.utils import formatdate, parsedate_to_datetime
+from email.utils import formatdate
 
-from labkit.net.message import BadMessage, Request, Response, file_response
+from labkit.net.head import BadMessage, http_date
+from labkit.net.message import Request, Response, file_response
 from labkit.objects import gcs, multipart, sigv4
 from labkit.objects.disk import Disk, Missing, Object, Unstorable
 from labkit.objects.documents import (
@@ -236,21 +237,15 @@ def _precondition(request: Request, found: Object) -> int:
     def listed(name: str) -> list[str]:
         return [t.strip().removeprefix("W/").strip('"') for t in request.header(name).split(",")]
 
-    def when(name: str) -> float | None:
-        try:
-            return parsedate_to_datetime(request.header(name)).timestamp()
-        except (TypeError, ValueError):
-            return None
-
     if request.header("if-match"):
         if not {"*", found.etag} & set(listed("if-match")):
             return 412
-    elif (since := when("if-unmodified-since")) is not None and int(found.modified_s) > since:
+    elif (since := http_date(request.header("if-unmodified-since"))) is not None and int(found.modified_s) > since:
         return 412
     if request.header("if-none-match"):
         if {"*", found.etag} & set(listed("if-none-match")):
             return 304
-    elif (since := when("if-modified-since")) is not None and int(found.modified_s) <= since:
+    elif (since := http_date(request.header("if-modified-since"))) is not None and int(found.modified_s) <= since:
         return 304
     return 0
 

@@ -8,7 +8,6 @@ calculations for the Authorization header: transferring payload in multiple chun
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import zlib
@@ -17,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from labkit.core.digits import hexadecimal
+from labkit.net.head import is_token, is_value
 from labkit.net.message import Request
 from labkit.objects import sigv4
 
@@ -59,11 +60,9 @@ class AwsChunked:
         while True:
             size_text, _, extension = self._line().partition(b";")
             try:
-                size = int(size_text.strip(), 16)
+                size = hexadecimal(size_text)
             except ValueError:
                 raise Wrong("InvalidRequest", "not an aws-chunked size") from None
-            if size < 0 or len(size_text) > 16:
-                raise Wrong("InvalidRequest", "not an aws-chunked size")
             left, digest = size, hashlib.sha256()
             while left:
                 if not self._buffer:
@@ -85,7 +84,9 @@ class AwsChunked:
         try:
             while line := self._line():
                 name, _, value = line.decode("latin-1").partition(":")
-                self.trailers[name.strip().lower()] = value.strip()
+                if not is_token(name) or not is_value(value):  # checksums of trailers go back as headers
+                    raise Wrong("InvalidRequest", "not a trailer")
+                self.trailers[name.lower()] = value.strip(" \t")
                 if len(self.trailers) > 32:
                     raise Wrong("InvalidRequest", "too many trailers")
         except Wrong as error:  # some clients leave out the last empty line
@@ -151,7 +152,7 @@ def receive(request: Request, target: Path, signed: sigv4.Signed | None = None) 
     if request.header("content-md5"):
         try:
             given = base64.b64decode(request.header("content-md5"), validate=True)
-        except binascii.Error:
+        except ValueError:
             raise Wrong("InvalidDigest", "Content-MD5 is not base64") from None
         if given != md5.digest():
             raise Wrong("BadDigest", "Content-MD5 does not match what arrived")

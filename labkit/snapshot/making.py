@@ -33,6 +33,7 @@ from labkit.core.host import cpu_features
 from labkit.core.ledger import start_time
 from labkit.core.trial import free_port
 from labkit.errors import TrialError
+from labkit.net.guard import CONTROL
 from labkit.snapshot import criu, images, process, readahead, store
 from labkit.snapshot.explain import SnapshotError, SnapshotRefused
 
@@ -52,7 +53,7 @@ class Running:
 
 
 def get(port: int, path: str, *, post: bool = False, timeout_s: float = 30) -> dict[str, Any]:
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data=b"" if post else None, headers={"Connection": "close"})
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data=b"" if post else None, headers={"Connection": "close", **CONTROL})
     with urllib.request.urlopen(request, timeout=timeout_s) as reply:
         return json.loads(reply.read())
 

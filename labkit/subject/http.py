@@ -1,4 +1,4 @@
-"""The server's face: OpenAI's two routes, the lab's four, on the standard library's threads (no event loop: CRIU dumps it).
+"""The server's HTTP side: OpenAI's two routes, the lab's four, on a thread a connection (no event loop: CRIU dumps it).
 
     GET  /health              200 only when a token can be served, else 503
     POST /v1/completions      streaming (SSE) or not; `token_ids` beside the text
@@ -7,179 +7,125 @@
     POST /_labkit/shrink      give memory back before a snapshot
     POST /_labkit/reseed      new random state after a restore
 
-A request can be wrong in any way; it gets a 4xx in OpenAI's shape, and the server lives on. Lesson: notebooks/01_anatomy.
+Sockets, heads and limits are `labkit.net.server`'s; the last two want `X-Labkit` or JSON, as everything under `/_labkit/`
+(`labkit.net.guard`). A request can be wrong in any way; it gets a 4xx in OpenAI's shape, and the server lives on.
+Lesson: notebooks/01_anatomy.
 """
 
 from __future__ import annotations
 
 import json
-import socket
-import socketserver
 import sys
-from http.server import BaseHTTPRequestHandler
+from collections.abc import Iterator
 from typing import Any
 
+from labkit.net import server as net
+from labkit.net.guard import exposure, warn
+from labkit.net.message import Request, Response, text
 from labkit.subject import api
 from labkit.subject.api import Refused
 
 BODY_LIMIT_BYTES = 8 << 20
-IDLE_S = 30.0  # a client that sends nothing for this long is let go
+#: At most so many requests hold a body at a time.
+CONNECTIONS_MOST = 128
+_KNOWN = ("/health", "/v1/models", "/v1/completions", "/_labkit/identity", "/_labkit/shrink", "/_labkit/reseed")
 
 
-class Server(socketserver.ThreadingTCPServer):
+class Server(net.Server):
     """`state`: what the handlers see; `state.engine` is None until a token can be served."""
-
-    daemon_threads = True
-    allow_reuse_address = True
-    request_queue_size = 128
 
     def __init__(self, host: str, port: int, state: Any):
         self.state = state
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        super().__init__((host, port), Handler)
+        warn(exposure(host, "the model answers whoever asks", "put a proxy that asks for a key before it"))
+        super().__init__(self._answer, host=host, port=port, name="labkit", control=self._answer, refuse=_refused, most=CONNECTIONS_MOST)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        error = sys.exc_info()[1]
-        if not isinstance(error, (ConnectionError, TimeoutError)):
-            print(f"request from {client_address}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server_version, sys_version = "labkit", ""
-    timeout = IDLE_S
-    disable_nagle_algorithm = True
-    server: Server
-
-    def log_message(self, *_: Any) -> None:
-        """Quiet: a line a request would be written inside the measured path."""
-
-    def do_GET(self) -> None:
-        self._route({"/health": self._health, "/v1/models": self._models, "/_labkit/identity": self._identity})
-
-    def do_POST(self) -> None:
-        self._route({"/v1/completions": self._completions, "/_labkit/shrink": self._shrink, "/_labkit/reseed": self._reseed})
-
-    def _route(self, routes: dict[str, Any]) -> None:
-        path = self.path.split("?", 1)[0].rstrip("/")
-        self._started = False
+    def _answer(self, request: Request) -> Response:
+        path = request.path.rstrip("/")
+        routes = {"/health": self._health, "/v1/models": self._models, "/_labkit/identity": self._identity} if request.method in ("GET", "HEAD") else {
+            "/v1/completions": self._completions, "/_labkit/shrink": self._shrink, "/_labkit/reseed": self._reseed} if request.method == "POST" else {}
+        body = request.body.read(BODY_LIMIT_BYTES)
         try:
-            body = self._body()
             if path not in routes:
-                known = {"/health", "/v1/models", "/v1/completions", "/_labkit/identity", "/_labkit/shrink", "/_labkit/reseed"}
-                raise Refused(405 if path in known else 404, f"{self.command} {path[:200]} is not served here")
-            routes[path](body)
+                raise Refused(405 if path in _KNOWN else 404, f"{request.method} {path[:200]} is not served here")
+            return routes[path](body)
         except Refused as error:
-            self._refuse(error)
-        except (ConnectionError, TimeoutError):
-            self.close_connection = True
+            return _refused(error.status, error.message, error.param)
         except Exception as error:
-            print(f"{self.command} {path[:200]}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-            self._refuse(Refused(500, f"{type(error).__name__}: {error}"))
-
-    def _body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding"):
-            self.close_connection = True
-            raise Refused(411, "send a Content-Length")
-        text = self.headers.get("Content-Length") or "0"
-        if not (text.isascii() and text.isdigit()):
-            self.close_connection = True
-            raise Refused(400, "Content-Length is not a number")
-        if int(text) > BODY_LIMIT_BYTES:
-            self.close_connection = True
-            raise Refused(413, f"more than {BODY_LIMIT_BYTES >> 20} MiB")
-        body = self.rfile.read(int(text))
-        if len(body) < int(text):
-            raise ConnectionError("closed in mid-request")
-        return body
-
-    def _refuse(self, error: Refused) -> None:
-        if self._started:  # headers are gone: an error event, then the end of the stream
-            self._event(error.body())
-            self._end()
-        else:
-            self._json(error.status, error.body())
-
-    def _json(self, status: int, doc: dict[str, Any]) -> None:
-        data = json.dumps(doc).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        if status == 503:
-            self.send_header("Retry-After", "1")
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(data)
+            return _refused(500, _said(error))
 
     def _engine(self) -> Any:
-        engine = self.server.state.engine
+        engine = self.state.engine
         if engine is None:
             raise Refused(503, "loading: no token can be served yet")
         return engine
 
-    def _health(self, _: bytes) -> None:
+    def _health(self, _: bytes) -> Response:
         self._engine()
-        self._json(200, {"status": "ok"})
+        return _json(200, {"status": "ok"})
 
-    def _models(self, _: bytes) -> None:
-        state = self.server.state
-        self._json(200, {"object": "list", "data": [{"id": state.name, "object": "model", "created": int(state.started_unix_s), "owned_by": "labkit"}]})
+    def _models(self, _: bytes) -> Response:
+        state = self.state
+        return _json(200, {"object": "list", "data": [{"id": state.name, "object": "model", "created": int(state.started_unix_s), "owned_by": "labkit"}]})
 
-    def _identity(self, _: bytes) -> None:
-        self._json(200, self.server.state.identity())
+    def _identity(self, _: bytes) -> Response:
+        return _json(200, self.state.identity())
 
-    def _shrink(self, _: bytes) -> None:
+    def _shrink(self, _: bytes) -> Response:
         engine = self._engine()
-        self._json(200, engine.call(engine.shrink))
+        return _json(200, engine.call(engine.shrink))
 
-    def _reseed(self, _: bytes) -> None:
+    def _reseed(self, _: bytes) -> Response:
         engine = self._engine()
-        self._json(200, engine.call(engine.reseed))
+        return _json(200, engine.call(engine.reseed))
 
-    def _completions(self, body: bytes) -> None:
+    def _completions(self, body: bytes) -> Response:
         engine = self._engine()
         request = api.parse(body, engine.model.config.vocab_size)
         pieces = engine.answer(request)
+        if request.stream:
+            first = next(pieces)  # a refusal comes before the head
+            return Response(200, {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"},
+                            stream=_events(request, engine, first, pieces))
         try:
-            if request.stream:
-                self._stream(request, engine, pieces)
-                return
-            made = list(pieces)
+            answered = list(pieces)
         finally:
             pieces.close()
-        total = api.usage(made[0].prompt_tokens, len(made)) if made else None
-        self._json(200, api.chunk(request, engine.name, "".join(p.text for p in made), [p.token for p in made], [p.logprob for p in made],
-                                  made[-1].finish if made else "length", total))
+        total = api.usage(answered[0].prompt_tokens, len(answered)) if answered else None
+        return _json(200, api.chunk(request, engine.name, "".join(p.text for p in answered), [p.token for p in answered],
+                                    [p.logprob for p in answered], answered[-1].finish if answered else "length", total))
 
-    def _stream(self, request: api.Completion, engine: Any, pieces: Any) -> None:
-        first = next(pieces)  # a refusal comes before the headers
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
-        self.send_header("Cache-Control", "no-cache")
-        if self.request_version == "HTTP/1.0":
-            self.close_connection = True
-        else:
-            self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        self._started = True
-        count = 1
-        self._event(api.chunk(request, engine.name, first.text, [first.token], [first.logprob], first.finish))
+
+def _events(request: api.Completion, engine: Any, first: Any, pieces: Any) -> Iterator[bytes]:
+    count = 1
+    try:
+        yield _event(api.chunk(request, engine.name, first.text, [first.token], [first.logprob], first.finish))
         for count, piece in enumerate(pieces, start=2):  # noqa: B007 – the last value is the count
-            self._event(api.chunk(request, engine.name, piece.text, [piece.token], [piece.logprob], piece.finish))
+            yield _event(api.chunk(request, engine.name, piece.text, [piece.token], [piece.logprob], piece.finish))
         if request.echo_usage:
-            self._event({**api.chunk(request, engine.name, "", []), "choices": [], "usage": api.usage(first.prompt_tokens, count)})
-        self._write(b"data: [DONE]\n\n")
-        self._end()
+            yield _event({**api.chunk(request, engine.name, "", []), "choices": [], "usage": api.usage(first.prompt_tokens, count)})
+        yield b"data: [DONE]\n\n"
+    except Refused as error:  # the head is gone: an error event, then the end of the stream
+        yield _event(error.body())
+    except Exception as error:
+        yield _event(Refused(500, _said(error)).body())
+    finally:
+        pieces.close()
 
-    def _event(self, doc: dict[str, Any]) -> None:
-        self._write(b"data: " + json.dumps(doc, separators=(",", ":")).encode() + b"\n\n")
 
-    def _write(self, data: bytes) -> None:
-        if self.request_version != "HTTP/1.0":
-            data = b"%x\r\n%b\r\n" % (len(data), data)
-        self.wfile.write(data)
+def _said(error: Exception) -> str:
+    said = f"{type(error).__name__}: {error}"
+    print(f"completion: {said}", file=sys.stderr, flush=True)
+    return said
 
-    def _end(self) -> None:
-        if self.request_version != "HTTP/1.0":
-            self.wfile.write(b"0\r\n\r\n")
+
+def _event(doc: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(doc, separators=(",", ":")).encode() + b"\n\n"
+
+
+def _json(status: int, doc: dict[str, Any]) -> Response:
+    headers = {"Retry-After": "1"} if status == 503 else {}
+    return text(status, json.dumps(doc), "application/json", **headers)
+
+
+def _refused(status: int, message: str, param: str | None = None) -> Response:
+    return _json(status, Refused(status, message, param).body())

@@ -21,7 +21,6 @@ import json  # noqa: E402
 import os  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
-import threading  # noqa: E402
 from typing import Any  # noqa: E402
 
 from labkit.core import timeline  # noqa: E402
@@ -38,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--init", choices=["random", "meta"], default="meta", help="random: torch's own initialisation, then overwritten (the naive way); meta: nothing is allocated before the load")
     made.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     made.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default=None, help="default: the config's")
-    made.add_argument("--host", default="127.0.0.1")
+    made.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this host only; there is no login)")
     made.add_argument("--port", type=int, default=8000, help="0 takes a free one and says which")
     made.add_argument("--warmup", type=int, default=None, metavar="TOKENS",
                       help="tokens made before the server is ready (default 2: one prefill, one decode; 5 with --compile: a CUDA graph is recorded on the second decode)")
@@ -189,12 +188,8 @@ def start(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def listen(make: Any, args: argparse.Namespace, state: State) -> Any:
-    try:
-        server = make(args.host, args.port, state)
-    except OSError as error:
-        raise BadInput(f"{args.host}:{args.port}: {error.strerror}", why="the server cannot listen there", fix="another --port, or end what holds this one") from None
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 3600}, daemon=True, name="accept").start()
-    return server
+    """Raises LabError where the server cannot listen there."""
+    return make(args.host, args.port, state).start()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -202,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _stop)
     try:
         state, server = start(args)
-        print(f"ready on http://{args.host}:{server.server_address[1]} (model {state.name}, pid {os.getpid()})", flush=True)
+        print(f"ready on {server.url} (model {state.name}, pid {os.getpid()})", flush=True)
         state.engine.serve_forever()
     except LabError as error:
         print(f"server: {error}", file=sys.stderr, flush=True)

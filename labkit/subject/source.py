@@ -52,6 +52,7 @@ def read_small(source: str | os.PathLike[str], name: str, *, optional: bool = Fa
 
 def _fetch(url: str, scheme: str, optional: bool) -> bytes | None:
     # Only remote starts pay for this import (ssl, email, http.client).
+    import http.client
     import urllib.error
     import urllib.request
 
@@ -66,7 +67,7 @@ def _fetch(url: str, scheme: str, optional: bool) -> bytes | None:
             return None
         raise BadInput(f"{url}: the store answered {error.code}", why="the model cannot be read from there",
                        fix="check the bucket and prefix") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise BadInput(f"{url}: {error}", why="the store did not answer", fix="check that it runs and that the URL is right") from None
 
 

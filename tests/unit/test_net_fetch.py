@@ -14,6 +14,7 @@ import pytest
 from labkit.errors import TransferError
 from labkit.net import faults
 from labkit.net.fetch import Client, Retry, fetch, fetch_file
+from labkit.net.guard import CONTROL
 from labkit.net.http import Connection
 from labkit.net.message import file_response, text
 from labkit.net.ranges import Into, Part, fetch_parts, fetch_ranges, plan
@@ -182,7 +183,7 @@ def test_a_defect_of_the_app_is_a_500_and_the_server_lives_on(served, capsys):
     assert "a defect" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("raw", [b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"GET / HTTP/2.0\r\n\r\n", b"GET / HTTP/1.1\r\nX" + b"y" * 70_000])
+@pytest.mark.parametrize("raw", [b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"GET / HTTP/2.0\r\n\r\n", b"GET / HTTP/1.1\r\nHost: h\r\nX: " + b"y" * 70_000])
 def test_what_is_not_http_is_answered_and_closed(served, raw):
     with socket.create_connection((served.host, served.port), timeout=5) as sock:
         sock.sendall(raw)
@@ -193,14 +194,14 @@ def test_counters_say_what_left_by_path_and_can_be_reset(served, client):
     client.ask("GET", served.url + "/blob", {"Range": "bytes=0-99"}, ok=(206,))
     stats = client.ask("GET", served.url + "/_labkit/stats").body
     assert b'"/blob": {"requests": 1, "bytes_sent": 100}' in stats
-    client.ask("POST", served.url + "/_labkit/reset")
+    client.ask("POST", served.url + "/_labkit/reset", CONTROL)
     assert served.counters.as_json()["requests"] == 0
 
 
 def test_link_and_faults_change_while_serving(served, client):
-    client.ask("POST", served.url + "/_labkit/link", body=b"200mbit")
+    client.ask("POST", served.url + "/_labkit/link", CONTROL, body=b"200mbit")
     assert served.link.name == "200mbit"
     with pytest.raises(TransferError, match="400"):
-        client.ask("POST", served.url + "/_labkit/link", body=b"warp")
-    client.ask("POST", served.url + "/_labkit/faults", body=b'{"faults": ["503:rate=0.5"], "seed": 3}')
+        client.ask("POST", served.url + "/_labkit/link", CONTROL, body=b"warp")
+    client.ask("POST", served.url + "/_labkit/faults", CONTROL, body=b'{"faults": ["503:rate=0.5"], "seed": 3}')
     assert (served.faults.seed, len(served.faults.faults)) == (3, 1)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from labkit.core import timeline
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
+from labkit.net.guard import CONTROL
 from labkit.subject import checkpoint, reference
 
 
@@ -35,7 +36,7 @@ class Running:
     def ask(self, method: str, path: str, body: object = None, raw: bytes | None = None) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            connection.request(method, path, raw if raw is not None else None if body is None else json.dumps(body))
+            connection.request(method, path, raw if raw is not None else None if body is None else json.dumps(body), CONTROL)
             reply = connection.getresponse()
             return reply.status, reply.read()
         finally:
@@ -146,7 +147,7 @@ def test_no_bytes_on_the_socket_end_the_server(server, raw):
 def test_a_client_that_leaves_in_mid_stream_does_not_hold_the_next_one_up(server):
     body = json.dumps({"prompt": "x", "max_tokens": 900, "stream": True, "ignore_eos": True}).encode()
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
         connection.recv(100)
     assert server.complete(prompt="y", max_tokens=1)["usage"]["completion_tokens"] == 1
 
