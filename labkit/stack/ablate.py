@@ -140,7 +140,7 @@ def effects(run: Run, against: str = "naive") -> list[Effect]:
     """Every arm of a run against one of them, in the run's order."""
     base = {t.block: t for t in run.of_arm(against)}
     made = []
-    for arm in run.experiment["arms"]:
+    for arm in run.arms:
         every, good = run.of_arm(arm["name"], only_ok=False), run.of_arm(arm["name"])
         pairs = [(t.total_s, base[t.block].total_s) for t in good if t.block in base]
         if not pairs:
