@@ -139,6 +139,7 @@ def rank(runs: list[Run], phase: str = "") -> list[dict[str, Any]]:
 
     asked: dict[tuple[Any, ...], dict[str, Any]] = {}
     groups: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    counted: dict[tuple[Any, ...], int] = {}  # records: one alone is taken to be the same as no other
     for i, one in enumerate(runs):
         here = one.host.get("id") or f"unknown {i}"  # two records that do not tell their host are not of one host
         for name in one.arm_names:
@@ -150,6 +151,7 @@ def rank(runs: list[Run], phase: str = "") -> list[dict[str, Any]]:
             asked.setdefault(key, what)
             host = groups.setdefault(key, {}).setdefault(here, {"host": one.host.get("id", "?"), "title": one.host.get("title", "?"), "values": []})
             host["values"] += values
+            counted[key] = counted.get(key, 0) + 1
     made: list[dict[str, Any]] = []
     for key, hosts in groups.items():
         what = asked[key]
@@ -163,7 +165,8 @@ def rank(runs: list[Run], phase: str = "") -> list[dict[str, Any]]:
         head = {"arm": key[0], "scenario": what.get("scenario", ""), "link": what.get("link", ""), "preset": str(what.get("preset", "")), "cache": what.get(question.CACHE, "").replace(", ", "+")}
         alike = [asked[k] for k in groups if k[0] == key[0] and k != key]
         apart = dict.fromkeys(name for other in alike for name in _apart(what, other))
-        made.append(head | {"phase": phase or "total", "hosts": rows, "apart": {name: what.get(name, "unknown") for name in apart}, "unknown": list(question.differences(what, what, but=("host",)).unknown)})
+        made.append(head | {"phase": phase or "total", "hosts": rows, "apart": {name: what.get(name, "unknown") for name in apart},
+                             "unknown": list(question.differences(what, what, but=("host",)).unknown) if counted[key] > 1 else []})
     return made
 
 

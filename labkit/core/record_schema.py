@@ -210,6 +210,14 @@ def _arms(value: Any, at: str) -> None:
             raise Wrong(f"{at}[{i}].name", f"{_said(name)} " + ("names no arm" if not name else "is another arm's name too"))
 
 
+def _floors(value: Any, at: str) -> None:
+    """Rates, and words that say how they were measured."""
+    mapped()(value, at)
+    for name, rate in value.items():
+        if rate is not None and (_is_number(rate) or name.endswith("_s") or name in ("cpus", "disk_read_depth")):
+            number("a rate", 0, MOST_BYTES)(rate, _inside(at, name))
+
+
 _TRIAL = shaped({
     "arm": text, "block": count, "order": count, "outcome": one_of(*OUTCOMES), "total_s": maybe(time_s), "phases": mapped(time_s),
     "unaccounted_s": maybe(time_s), "spans": listed(_span), "floors": mapped(time_s), "tokens": listed(whole("a token", 0, 1 << 63)),
@@ -226,5 +234,5 @@ RUN = shaped({
         "arms": _arms, "blocks": count, "seed": whole("a seed", -(1 << 63), 1 << 64), "preset": text, "model_dir": text, "store": text,
         "max_tokens": count, "image_extra_bytes": whole("a number of bytes", 0, int(MOST_BYTES)), "simulated": text, "replayed_from": text,
         "notes": mapped(), "conditions": mapped()}),
-    "floors": mapped(lambda value, at: None if isinstance(value, (str, bool)) or value is None else number("a rate", 0, MOST_BYTES)(value, at)),
+    "floors": _floors,
 }, ("id", "created"))
