@@ -119,6 +119,8 @@ def asked(run: Run, arm: str = "", strict: bool = False) -> dict[str, Any]:
     if strict:
         of_host = {f"host.{name}": run.host.get(name) for name in ("torch", "python", "kernel")}
         made |= {"image_digest": told.get("image_digest"), "seed": run.experiment.get("seed"), "lab_version": run.lab_version, **of_host}
+    if arm and run.arm_named(arm).get("stack", {}).get("image") == "host-env":
+        made |= {"image": "", "image_extra_bytes": 0, **({"image_digest": ""} if "image_digest" in told else {})}  # whatever other arms start from
     return {name: value for name, value in made.items() if value is not None}
 
 
@@ -126,8 +128,7 @@ def _told_elsewhere(run: Run) -> dict[str, Any]:
     """What a record without conditions told in other words: of a server of the lab's own, that it was none of the user's."""
     if any("server" in arm["stack"] for arm in run.arms):
         return {"image": (run.experiment.get("notes") or {}).get("image")}  # its command is in the stack
-    imaged = any(arm["stack"].get("image", "host-env") != "host-env" for arm in run.arms)
-    return {"image": LAB_IMAGE if imaged else "", "command": "", "url": "", "model_name": ""}
+    return {"image": LAB_IMAGE, "command": "", "url": "", "model_name": ""}
 
 
 def _of_arm(run: Run, name: str) -> dict[str, Any]:
@@ -167,6 +168,9 @@ def _difference(here: Any, there: Any) -> str:
     if isinstance(here, Mapping) and isinstance(there, Mapping):
         names = [n for n in dict.fromkeys((*here, *there)) if here.get(n) != there.get(n)]
         return ", ".join(f"{printable.line(n)} {shown(here.get(n, 'not set'))} against {shown(there.get(n, 'not set'))}" for n in names)
+    if isinstance(here, str) and isinstance(there, str) and max(len(here), len(there)) > _SHOWN:
+        same = len(os.path.commonprefix([here, there]))
+        here, there = (f"…{text[same - 20:]}" if same > _SHOWN // 2 else text for text in (here, there))
     return f"{shown(here)} against {shown(there)}"
 
 
@@ -187,11 +191,9 @@ def compatible(a: Run, b: Run) -> tuple[str, ...]:
     found = [(name, differences(asked(a, name), asked(b, name))) for name in common]
     if not common:
         found = [("", differences(_of_all(a), _of_all(b), but=("stack.",)))]
-    different: dict[str, None] = {}
-    for name, one in found:
-        for said in one.different:
-            own = said.startswith(("stack.", CACHE, "scenario", "link")) and len(common) > 1
-            different[f"{printable.line(name)}: {said}" if own else said] = None
+    every = dict.fromkeys(said for _, one in found for said in one.different)
+    of_all = [said for said in every if all(said in one.different for _, one in found)]
+    different = [*of_all, *(f"{printable.line(name)}: {said}" for name, one in found for said in one.different if said not in of_all)]
     if different:
         raise IncomparableRecords("these runs do not measure the same thing: " + "; ".join(different), why="a difference between them would not be the technique's",
                                   fix="run both arms in one experiment: labkit run A B --blocks 5")

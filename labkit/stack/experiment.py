@@ -65,8 +65,7 @@ class Experiment:
 
     def conditions(self) -> dict[str, Any]:
         """Everything that was chosen, for `labkit.core.question`: what of it differs makes another experiment."""
-        imaged = any(_has_image(s) for s in self.stacks)
-        return question.chosen(preset=self.preset, model_dir=self.model_dir, model_identity=question.identity(self.model_dir), image=question.LAB_IMAGE if imaged else "",
+        return question.chosen(preset=self.preset, model_dir=self.model_dir, model_identity=question.identity(self.model_dir), image=question.LAB_IMAGE,
                                image_extra_bytes=self.image_extra_bytes, store=self.store, server_args=list(self.server_args), device=told_device(self.server_args),
                                timeout_s=float(self.timeout_s), prompt=PROMPT, max_tokens=self.max_tokens, at_t0=question.digest(self.at_t0), instrument=self.instrument)
 
@@ -181,8 +180,9 @@ class _Conduct:
         from labkit.image.oci import Layout
 
         made = Layout(subject.image_layout).manifest_descriptor(subject.image_reference).digest if subject.image_layout else ""
-        now = replace(run, experiment={**run.experiment, "conditions": {**run.experiment["conditions"], "image_digest": made}})
-        if run.trials:
+        before = run.experiment["conditions"].get("image_digest", "")  # "": no arm had one
+        now = replace(run, experiment={**run.experiment, "conditions": {**run.experiment["conditions"], "image_digest": made or before}})
+        if made and before:
             question.refuse_mixing(run, now, self.out)
         return now
 

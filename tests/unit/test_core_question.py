@@ -51,7 +51,7 @@ def models(tmp_path):
 #: Whatever can be chosen, chosen otherwise, and the field that has to be named.
 OTHERWISE = [({"link": "1gbit"}, "link: loopback against 1gbit"), ({"scenario": "hot-node"}, "scenario: warm-node against hot-node"), ({"preset": "small"}, "preset: tiny against small"),
              ({"timeout_s": 5.0}, "timeout_s: 300.0 against 5.0"), ({"server_args": ("--device", "cuda")}, "device: cpu against cuda"), ({"max_tokens": 1}, "max_tokens: 8 against 1"),
-             ({"store": "s3://bucket/x"}, "store: none against s3://bucket/x"), ({"image_extra_bytes": 7}, "image_extra_bytes: 0 against 7"), ({"at_t0": "curl x"}, "at_t0"),
+             ({"store": "s3://bucket/x"}, "store: none against s3://bucket/x"), ({"at_t0": "curl x"}, "at_t0"),
              ({"instrument": False}, "instrument: True against False")]
 
 
@@ -69,7 +69,7 @@ def test_whatever_is_chosen_otherwise_is_named_and_refused_by_all_who_set_record
     assert named in mixed.value.what
 
 
-@pytest.mark.parametrize(("otherwise", "named"), [o for o in OTHERWISE if "store" not in o[0] and "image_extra_bytes" not in o[0]], ids=lambda x: next(iter(x)) if isinstance(x, dict) else "")
+@pytest.mark.parametrize(("otherwise", "named"), [o for o in OTHERWISE if "store" not in o[0]], ids=lambda x: next(iter(x)) if isinstance(x, dict) else "")
 def test_a_record_is_not_resumed_under_another_option_and_nothing_is_prepared(otherwise, named, workspace):
     here = host.card()
     before = replace(run_of(), host=here, experiment=described())
@@ -83,7 +83,8 @@ def test_a_record_is_not_resumed_under_another_option_and_nothing_is_prepared(ot
 
 @pytest.mark.parametrize("change", [{"stack": {"weights": "safetensors"}}, {"seed": 3}, {"torch": "1.0"}, {"host": "elsewhere"}, {"image_digest": "sha256:other"}])
 def test_trials_of_another_stack_order_library_host_or_image_are_not_mixed_into_a_record(change):
-    before = replace(run_of(), experiment={**run_of().experiment, "conditions": {**run_of().experiment["conditions"], "image_digest": "sha256:one"}}, host={"id": "h1", "torch": "2.0"})
+    imaged = {**run_of().experiment["arms"][0], "stack": {"image": "full-pull", "process": "runc", "weights": "pickle"}}
+    before = replace(run_of(), experiment={**run_of().experiment, "conditions": {**run_of().experiment["conditions"], "image_digest": "sha256:one"}, "arms": [imaged]}, host={"id": "h1", "torch": "2.0"})
     now = replace(before, trials=())
     if "stack" in change:
         now = replace(now, experiment={**now.experiment, "arms": [{**now.experiment["arms"][0], **change}]})
@@ -140,11 +141,28 @@ def test_another_setting_in_the_environment_is_another_question_and_no_secret_is
         between(before, after)
 
 
+def test_what_image_other_arms_start_from_is_no_matter_to_an_arm_without_one():
+    def beside(**options):
+        stacks = [Stack.parse(STACK), Stack("naive", {"image": "full-pull", "process": "runc", "weights": "pickle"})]
+        run = replace(run_of(), experiment=Experiment(stacks, preset="tiny", scenario="warm-node", **options).described())
+        return replace(run, trials=(*run.trials, *(replace(t, arm="naive") for t in run.trials)))
+    assert question.compatible(run_of(), beside(image_extra_bytes=7)) == ()
+    question.refuse_mixing(replace(run_of(), experiment={**run_of().experiment, "conditions": {**run_of().experiment["conditions"], "image_digest": ""}}), replace(beside(), trials=()), "x")
+    with pytest.raises(IncomparableRecords, match="naive: image_extra_bytes: 0 against 7"):
+        between(beside(), beside(image_extra_bytes=7))
+
+
 def test_one_arm_name_for_two_stacks_is_not_compared():
     one = run_of()
     other = replace(one, experiment={**one.experiment, "arms": [{**one.experiment["arms"][0], "stack": {"process": "runc", "weights": "pickle"}}]})
     with pytest.raises(IncomparableRecords, match=r"stack\.process: process against runc"):
         between(one, other)
+
+
+def test_two_long_commands_are_told_apart_where_they_differ():
+    common = "/opt/server/bin/serve " + "--flag value " * 20
+    found = question.differences({"stack.server": common + "--dtype bf16"}, {"stack.server": common + "--dtype fp8"}).different
+    assert len(found) == 1 and "--dtype bf16 against " in found[0] and found[0].endswith("--dtype fp8") and len(found[0]) < 200
 
 
 def test_a_simulated_record_is_never_compared_with_a_measured_one():
