@@ -215,7 +215,7 @@ def _floors(value: Any, at: str) -> None:
     mapped()(value, at)
     for name, rate in value.items():
         if rate is not None and (_is_number(rate) or name.endswith("_s") or name in ("cpus", "disk_read_depth")):
-            number("a rate", 0, MOST_BYTES)(rate, _inside(at, name))
+            number("a rate", LEAST_S if rate else 0, MOST_BYTES)(rate, _inside(at, name))  # bytes ÷ a rate stay finite
 
 
 _TRIAL = shaped({

@@ -180,7 +180,7 @@ def sizes_of(trial: Trial) -> dict[str, float]:
 
     def take(name: str, facts: Mapping[str, Any], *keys: str) -> None:
         for key in keys:
-            if isinstance(facts.get(key), (int, float)) and 0 < facts[key] <= MOST_BYTES and name not in found:
+            if isinstance(facts.get(key), (int, float)) and 1 <= facts[key] <= MOST_BYTES and name not in found:
                 found[name] = float(facts[key])
 
     detail = {s["name"]: s.get("detail", {}) for s in trial.spans}

@@ -170,9 +170,9 @@ class _Conduct:
         if self.resume and self.out.exists():
             before = records.read(self.out)
             question.refuse_mixing(before, run, self.out)
-            kept = [arm for arm in before.arms if arm["name"] not in run.arm_names]
+            new = [arm for arm in run.experiment["arms"] if arm["name"] not in before.arm_names]
             image = {k: v for k, v in before.experiment["conditions"].items() if k == "image_digest"}
-            run = replace(before, experiment={**run.experiment, "arms": [*run.experiment["arms"], *kept], "conditions": {**run.experiment["conditions"], **image}})
+            run = replace(before, experiment={**run.experiment, "arms": [*before.arms, *new], "conditions": {**run.experiment["conditions"], **image}})
         return run
 
     def _of_this_image(self, run: records.Run, subject: Subject) -> records.Run:

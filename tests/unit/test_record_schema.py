@@ -20,7 +20,7 @@ from labkit.errors import BadInput, LabError
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029\ud800-\udfff]")
 NAIVE = VALID[2]
-QUIET = settings(suppress_health_check=list(HealthCheck), deadline=None, max_examples=60)
+QUIET = settings(suppress_health_check=list(HealthCheck), deadline=None, max_examples=40)
 
 
 def changed(*path, to=None):
