@@ -76,7 +76,7 @@ def _stacks(args: argparse.Namespace) -> Any:
 
 def summary(run: Any) -> dict[str, Any]:
     """The last line of `labkit run`: the bench language, with failed, trials, first_token_s, phases, unaccounted_share."""
-    from labkit.core import printable, stats
+    from labkit.core import printable, question, stats
     from labkit.errors import BadInput
 
     results, ratios = [], {}
@@ -99,7 +99,7 @@ def summary(run: Any) -> dict[str, Any]:
     first = results[0]["arm"]
     for other in results[1:]:
         pairs = [(b.total_s, a.total_s) for a in run.of_arm(first) for b in run.of_arm(other["arm"]) if a.block == b.block]
-        if pairs:
+        if pairs and not question.not_from_one_start(run, other["arm"], first):
             ratios[f"{other['arm']}_vs_{first}"] = stats.paired_ratio(pairs)
     return {"bench": "run", "host": run.host, "blocks": run.experiment.get("blocks", max((t.block + 1 for t in run.trials), default=0)), "failed": len(run.failed), "trials": len(run.trials),
             "first_token_s": results[0].get("median_s"), "phases": results[0].get("phases", {}), "unaccounted_share": results[0].get("unaccounted_share"),

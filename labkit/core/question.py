@@ -208,10 +208,14 @@ def _of_all(run: Run) -> dict[str, Any]:
 
 def same_start(run: Run, arm: str, against: str) -> None:
     """Raises IncomparableRecords unless two arms of one run differ in nothing but their stack."""
-    found = differences(asked(run, arm), asked(run, against), but=("stack.",))
-    if found.different:
-        raise IncomparableRecords(f"{printable.line(arm)} and {printable.line(against)} do not start from the same state: " + "; ".join(found.different),
+    if found := not_from_one_start(run, arm, against):
+        raise IncomparableRecords(f"{printable.line(arm)} and {printable.line(against)} do not start from the same state: {found}",
                                   why="arms are compared only within one scenario", fix="give both arms one --scenario and one --link")
+
+
+def not_from_one_start(run: Run, arm: str, against: str) -> str:
+    """What two arms of one run differ in besides their stack, or "". An arm without an image differs in its stack."""
+    return "; ".join(differences(asked(run, arm), asked(run, against), but=("stack.", "image", "image_extra_bytes")).different)
 
 
 def refuse_mixing(before: Run, now: Run, where: str | os.PathLike[str]) -> None:

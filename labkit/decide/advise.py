@@ -131,7 +131,7 @@ def _measured(option: Option, runs: Sequence[Run], baseline: str) -> tuple[dict[
             if not option.techniques or not str(stack.get(option.layer) or "").startswith(option.techniques):
                 continue
             for other, base in arms.items():
-                if other != baseline or question.differences(question.asked(run, name), question.asked(run, other), but=("stack.",)).different or not _differs_only(stack, base.get("stack", {}), option.layer):
+                if other != baseline or question.not_from_one_start(run, name, other) or not _differs_only(stack, base.get("stack", {}), option.layer):
                     continue
                 ratio = _ratio_of_phases(run, name, other, option)
                 if ratio and (best is None or ratio["median"] < best[0]["median"]):

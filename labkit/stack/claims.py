@@ -81,7 +81,7 @@ def _measure(row: ArticleRow, run: Run, beside: tuple[dict[str, str], ...]) -> l
         technique = changed.get(row.layer)
         if technique not in row.techniques or set(changed) - {row.layer, "process"}:
             continue
-        if question.differences(question.asked(run, arm["name"]), question.asked(run, "naive"), but=("stack.",)).different:
+        if question.not_from_one_start(run, arm["name"], "naive"):
             continue  # what differs besides the stack would be counted as the technique's
         base = {t.block: t for t in run.of_arm("naive")}
         trials = [t for t in run.of_arm(arm["name"]) if t.block in base]

@@ -147,6 +147,7 @@ def test_what_image_other_arms_start_from_is_no_matter_to_an_arm_without_one():
         run = replace(run_of(), experiment=Experiment(stacks, preset="tiny", scenario="warm-node", **options).described())
         return replace(run, trials=(*run.trials, *(replace(t, arm="naive") for t in run.trials)))
     assert question.compatible(run_of(), beside(image_extra_bytes=7)) == ()
+    assert not question.not_from_one_start(beside(image_extra_bytes=7), STACK, "naive")
     question.refuse_mixing(replace(run_of(), experiment={**run_of().experiment, "conditions": {**run_of().experiment["conditions"], "image_digest": ""}}), replace(beside(), trials=()), "x")
     with pytest.raises(IncomparableRecords, match="naive: image_extra_bytes: 0 against 7"):
         between(beside(), beside(image_extra_bytes=7))
@@ -224,3 +225,17 @@ def test_a_command_line_is_told_apart_by_its_digest_and_not_written_into_the_con
     server = trials.OwnServer.of(f"{shlex.quote(sys.executable)} -c pass --api-key hunter2", "http://127.0.0.1:8000", str(tmp_path / "w.bin"))
     made = trials._record(server, workspace.runs / "x.json", datetime.now(), "warm-node", 1, 300.0, False)
     assert "hunter2" not in json.dumps(made.experiment["conditions"]) and len(made.experiment["conditions"]["command"]) == 16
+
+
+def test_arms_of_one_record_that_do_not_start_alike_have_no_ratio_anywhere(tmp_path, capsys):
+    from labkit.decide.advise import OPTIONS, _measured
+    from labkit.stack.ablate import effects
+
+    arms = [{"name": n, "scenario": "fresh-node", "link": "1gbit", "stack": {"image": "full-pull", "weights": w}} for n, w in (("naive", "pickle"), ("fast", "safetensors"))]
+    trials = tuple(Trial(n, b, 0, total_s=s, phases={"load": s / 2}, unaccounted_s=0.0, cache={"state": state}) for b in range(5) for n, s, state in (("naive", 4.0, "cold"), ("fast", 1.0, "warm")))
+    run = Run("x", "now", {"id": "h"}, {"arms": arms, "preset": "small", "blocks": 5}, {}, trials)
+    assert "cache state: warm against cold" in effects(run)[1].missing
+    assert all(_measured(option, [run], "naive") is None for option in OPTIONS)
+    path = str(records.write(run, tmp_path / "x.json"))
+    assert main(["show", "--json", path]) == 0 and json.loads(capsys.readouterr().out)["ratios"] == {}
+    assert main(["compare", path]) == 0 and "cache state: cold against warm" in capsys.readouterr().out
