@@ -15,4 +15,4 @@ def run_byo(args: Any, progress: Any = None) -> Any:
     from labkit.byo.trials import run
 
     return run(command=args.own_command, url=args.url, weights=args.weights, image=args.image, model_name=args.model_name, blocks=args.blocks,
-               scenario=args.scenario, timeout_s=args.timeout, out=args.out, resume=args.resume, progress=progress)
+               scenario=args.scenario, timeout_s=args.timeout, out=args.out, resume=args.resume, overwrite=args.overwrite, progress=progress)

@@ -28,7 +28,7 @@ from typing import Any
 
 from labkit.byo import phases, servers
 from labkit.byo.observe import Watching, listening
-from labkit.core import client, cold, floor, host, observe, records, timeline
+from labkit.core import client, cold, floor, host, observe, question, records, timeline
 from labkit.core.ledger import MARK, Ledger
 from labkit.core.records import Run, Trial
 from labkit.core.workspace import Workspace
@@ -36,6 +36,7 @@ from labkit.errors import BadInput, TrialError
 from labkit.net.http import split
 
 PROMPT = "The first token of a cold start"
+MAX_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,12 @@ class Start:
 
 
 def run(*, command: str, url: str, weights: str, image: str = "", model_name: str = "", blocks: int = 5, scenario: str = "warm-node", timeout_s: float = 300.0,
-        out: str | Path = "", resume: bool = False, progress: Any = None, workspace: Workspace | None = None) -> Run:
+        out: str | Path = "", resume: bool = False, overwrite: bool = False, progress: Any = None, workspace: Workspace | None = None) -> Run:
     """Measure; write the record after each trial; return it. Raises BadInput, TrialError (the rehearsal did not come to a token)."""
+    if out:
+        records.refuse_overwriting(out, resume, overwrite)
+    elif resume or overwrite:
+        raise BadInput(f"--{'resume' if resume else 'overwrite'} without --out", why="it names no record", fix="--out FILE")
     server = OwnServer.of(command, url, weights, image, model_name)
     # Whatever the server needs is on this host's disk: a fresh node is not what is measured here.
     scenario = "hot-node" if scenario == "hot-node" else "warm-node"
@@ -96,18 +101,12 @@ def run(*, command: str, url: str, weights: str, image: str = "", model_name: st
     created = datetime.now(timezone.utc)
     target = Path(out) if out else space.runs / f"{created.strftime('%Y%m%dT%H%M%S%f')[:-3]}.json"
     tell = lambda method, *a: getattr(progress, method, lambda *_: None)(*a)  # noqa: E731
+    made = _record(server, target, created, scenario, blocks, timeout_s, resume)
     with Ledger.open(space) as ledger:
         tell("note", f"rehearsal of {server.kind.name}" + ("" if server.kind.tested else " (its log patterns were never tested; /proc and the port tell its phases)"))
         request, expected, cold_paths = rehearse(server, ledger, timeout_s)
         tell("note", "measuring this host's floors")
-        made = Run(id=target.stem, created=created.isoformat(timespec="seconds"), host=host.card(), floors=floor.measure(space), experiment={
-            "arms": [{"name": server.kind.name, "stack": {"server": " ".join(server.argv)}, "scenario": scenario, "link": "loopback"}], "blocks": blocks, "seed": 0,
-            "preset": "own", "model_dir": str(server.weights), "max_tokens": request["max_tokens"], "notes": {"image": image, "tested": server.kind.tested}})
-        if resume and target.exists():
-            before = records.read(target)
-            if before.host.get("id") != made.host.get("id") or before.experiment["arms"] != made.experiment["arms"]:
-                raise BadInput(f"{target} holds another server or host", why="its trials would be mixed with different ones", fix="give another --out")
-            made = replace(made, trials=before.trials, floors=before.floors, id=before.id, created=before.created)
+        made = replace(made, floors=made.floors or floor.measure(space))
         done = {t.block for t in made.trials}
         for block in (b for b in range(blocks) if b not in done):
             tell("trial_started", server.kind.name, block, blocks)
@@ -117,9 +116,25 @@ def run(*, command: str, url: str, weights: str, image: str = "", model_name: st
     return made
 
 
+def _record(server: OwnServer, target: Path, created: datetime, scenario: str, blocks: int, timeout_s: float, resume: bool) -> Run:
+    """The record that trials are added to: a new one, or one that is there and holds the same. Raises BadInput, before anything is started."""
+    model_name = server.model_name  # as told: what the server lists is its own answer, not the user's choice
+    conditions = question.chosen(preset="own", model_dir=str(server.weights), model_identity=question.identity(server.weights), image=server.image, timeout_s=float(timeout_s),
+                                 command=question.digest("\0".join(server.argv)), url=f"http://{server.host}:{server.port}{server.base}", prompt=PROMPT, max_tokens=MAX_TOKENS,
+                                 model_name=model_name)
+    made = Run(id=target.stem, created=created.isoformat(timespec="seconds"), host=host.card(), experiment={
+        "arms": [{"name": server.kind.name, "stack": {"server": " ".join(server.argv)}, "scenario": scenario, "link": "loopback"}], "blocks": blocks, "seed": 0,
+        "preset": "own", "model_dir": str(server.weights), "max_tokens": MAX_TOKENS, "notes": {"image": server.image, "tested": server.kind.tested}, "conditions": conditions})
+    if resume and target.exists():
+        before = records.read(target)
+        question.refuse_mixing(before, made, target)
+        made = replace(made, trials=before.trials, floors=before.floors, id=before.id, created=before.created)
+    return made
+
+
 def rehearse(server: OwnServer, ledger: Ledger, timeout_s: float) -> tuple[dict[str, Any], str, tuple[list[str], list[str]]]:
     """Start it once, off the clock: (request, the answer's text, paths to make cold). Raises BadInput, TrialError."""
-    request: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 8, **({"model": server.model_name} if server.model_name else {})}
+    request: dict[str, Any] = {"prompt": PROMPT, "max_tokens": MAX_TOKENS, **({"model": server.model_name} if server.model_name else {})}
     started = start(server, request, ledger, timeout_s, rehearsal=True)
     if started.answer.first_token_s is None:
         raise TrialError(f"{server.kind.name} did not come to a token in the rehearsal: {started.answer.error or 'it ended'}",

@@ -57,6 +57,7 @@ def _version() -> str:
 
 
 def main(argv: Sequence[str]) -> int:
+    from labkit.core import printable
     from labkit.errors import LabError, MissingCapability
 
     signal.signal(signal.SIGTERM, _terminate)
@@ -70,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     except LabError as error:
         if os.environ.get("LABKIT_TRACEBACK"):
             raise
-        print(f"labkit {command or ''}: {error}", file=sys.stderr)
+        print(f"labkit {command or ''}: {printable.text(error)}", file=sys.stderr)
         return 3 if isinstance(error, MissingCapability) else 2
     except KeyboardInterrupt:
         print("labkit: interrupted; everything started was taken down", file=sys.stderr)

@@ -22,16 +22,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="small")
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", default="", metavar="FILE")
-    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--out", default="", metavar="FILE", help="the record (default: a new file in the workspace's runs/)")
+    parser.add_argument("--resume", action="store_true", help="go on with the record in --out")
+    parser.add_argument("--overwrite", action="store_true", help="begin the record in --out anew, where there is one")
     parser.add_argument("--json", action="store_true", help="only the JSON line")
 
 
 def run(args: argparse.Namespace) -> int:
-    from labkit.core import host
+    from labkit.core import host, records
     from labkit.face.live import progress
     from labkit.stack.ablate import arms, candidates
 
+    if args.out and not args.search:
+        records.refuse_overwriting(args.out, args.resume, args.overwrite)
     only = tuple(n.strip() for n in args.only.split(",") if n.strip())
     if args.search:
         return _search(args, only)
@@ -45,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from labkit.stack import experiment
 
     made = experiment(stacks, preset=args.preset, blocks=args.blocks, scenario=args.scenario, link=args.link, seed=args.seed,
-                      out=args.out or None, resume=args.resume, progress=Estimating(progress(), len(stacks), args.blocks))
+                      out=args.out or None, resume=args.resume, overwrite=args.overwrite, progress=Estimating(progress(), len(stacks), args.blocks))
     return _report(made, args.json)
 
 
@@ -97,7 +100,7 @@ def _search(args: argparse.Namespace, only: tuple[str, ...]) -> int:
 
 
 def _report(run: Any, only_json: bool) -> int:
-    from labkit.cli.output import last_line, table
+    from labkit.cli.output import last_line, say, table
     from labkit.cli.run import summary
     from labkit.core.units import show_s
     from labkit.stack.ablate import effects, predict
@@ -107,15 +110,15 @@ def _report(run: Any, only_json: bool) -> int:
     predictions = [p for p in (predict(run, e.arm) for e in found) if p]
     rows = claims([run])
     if not only_json:
-        print(table([[e.arm, show_s(sum(e.phases.values())) if e.phases else "", f"{e.ratio['median']:.3f}" if e.ratio else "missing",
+        say(table([[e.arm, show_s(sum(e.phases.values())) if e.phases else "", f"{e.ratio['median']:.3f}" if e.ratio else "missing",
                       ("" if not e.ratio else f"{e.ratio['low']:.3f} – {e.ratio['high']:.3f}" + ("" if e.ratio["significant"] else "  not significant")),
                       show_s(e.saved_s) if e.ratio else e.missing[:90]] for e in found], ["arm", "phases' sum", "to naive", "interval", "saved"]))
         if predictions:
             print("\npredicted against measured (what adding up separate gains gets wrong)")
-            print(table([[p.arm, show_s(p.measured_s), show_s(p.sum_s), f"{p.sum_error:+.0%}", show_s(p.path_s), f"{p.path_error:+.0%}"] for p in predictions],
+            say(table([[p.arm, show_s(p.measured_s), show_s(p.sum_s), f"{p.sum_error:+.0%}", show_s(p.path_s), f"{p.path_error:+.0%}"] for p in predictions],
                         ["arm", "measured", "sum of gains", "error", "critical path", "error"]))
         print("\nclaimed against measured")
-        print(table(as_rows(rows), HEAD))
+        say(table(as_rows(rows), HEAD))
     doc = summary(run)
     last_line({**doc, "bench": "ablate",
                "predictions": [{"arm": p.arm, "measured_s": p.measured_s, "sum_s": p.sum_s, "path_s": p.path_s} for p in predictions],

@@ -5,7 +5,8 @@
     labkit compare --rank *.json                  participants' records by host: one ranking a question, ties named
 
 Two runs share no blocks, so drift of the machine between them counts; arms in one run are the better experiment. Runs that
-do not measure the same thing are refused with every difference named (exit 2).
+do not measure the same thing (labkit.core.question) are refused with every difference named (exit 2); what a record does not
+tell is said on stderr.
 """
 
 from __future__ import annotations
@@ -25,24 +26,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from labkit.cli.output import last_line
-    from labkit.core import records
+    import sys
+
+    from labkit.cli.output import last_line, say
+    from labkit.core import printable, question, records
     from labkit.errors import BadInput
 
     runs = [records.read(path) for path in args.runs]
     if args.rank:
         doc = {"command": "compare", "kind": "rank", "rankings": rank(runs, args.phase)}
         text = _show_rank(doc["rankings"])
+        if unknown := [name for r in doc["rankings"] for name in r["unknown"]]:
+            print(f"note: {question.said_unknown(unknown)}", file=sys.stderr)
     elif len(runs) == 1:
         doc = {"command": "compare", "kind": "paired", "run": runs[0].id, "rows": within(runs[0], args.against, args.phase)}
-        text = _show_rows(doc["rows"], f"run {runs[0].id} on {runs[0].host.get('title', '?')}, paired by block")
+        text = _show_rows(doc["rows"], printable.line(f"run {runs[0].id} on {runs[0].host.get('title', '?')}, paired by block"))
     elif len(runs) == 2:
-        doc = {"command": "compare", "kind": "unpaired", "runs": [r.id for r in runs], "rows": between(*runs, args.phase)}
-        text = _show_rows(doc["rows"], f"{runs[1].id} against {runs[0].id}, unpaired")
+        doc = {"command": "compare", "kind": "unpaired", "runs": [r.id for r in runs], "rows": between(*runs, args.phase), "unknown": list(question.compatible(*runs))}
+        text = _show_rows(doc["rows"], printable.line(f"{runs[1].id} against {runs[0].id}, unpaired"))
+        if doc["unknown"]:
+            print(f"note: {question.said_unknown(doc['unknown'])}", file=sys.stderr)
     else:
         raise BadInput(f"{len(runs)} runs to compare", why="a difference has two sides", fix="give one or two runs, or --rank")
     if not args.json:
-        print(text)
+        say(text)
     last_line(doc)
     return 0
 
@@ -66,13 +73,15 @@ def _summary(run: Run, arm: str, phase: str) -> dict[str, Any]:
 
 def within(run: Run, against: str | None, phase: str = "") -> list[dict[str, Any]]:
     """Arms of one run: each with its own summary, and its time ÷ the reference's, paired within blocks."""
-    from labkit.core import stats
+    from labkit.core import printable, stats
     from labkit.errors import BadInput, LabError
 
     names = run.arm_names
+    if not names:
+        raise BadInput(f"run {printable.line(run.id)} holds no trial", fix="labkit run naive --out FILE")
     base = against or names[0]
     if base not in names:
-        raise BadInput(f"no arm {base!r} in run {run.id}", fix="one of: " + ", ".join(names))
+        raise BadInput(f"no arm {base!r} in run {printable.line(run.id)}", fix=printable.line("one of: " + ", ".join(names)))
     rows = []
     for name in names:
         row = _summary(run, name, phase)
@@ -87,20 +96,23 @@ def within(run: Run, against: str | None, phase: str = "") -> list[dict[str, Any
 
 def between(before: Run, after: Run, phase: str = "") -> list[dict[str, Any]]:
     """Arms that both runs hold: after ÷ before. Raises IncomparableRecords with every difference, BadInput without a common arm."""
-    from labkit.core import records, stats
+    from labkit.core import printable, question, stats
     from labkit.errors import BadInput
 
-    records.comparable(before, after)
+    question.compatible(before, after)
     common = [a for a in before.arm_names if a in after.arm_names]
     if not common:
-        raise BadInput(f"these runs share no arm: {', '.join(before.arm_names)} against {', '.join(after.arm_names)}",
+        raise BadInput(printable.line(f"these runs share no arm: {', '.join(before.arm_names)} against {', '.join(after.arm_names)}"),
                        why="two runs are compared arm by arm", fix="run both arms in one experiment: labkit run A B --blocks 5")
     rows = []
     for arm in common:
         old, new = times(before, arm, phase), times(after, arm, phase)
         row = _summary(after, arm, phase) | {"before_s": stats.median(old) if old else None}
         if old and new:
-            row["ratio"] = stats.unpaired_ratio(new, old)
+            try:
+                row["ratio"] = stats.unpaired_ratio(new, old)
+            except BadInput as error:  # a phase of no length has no ratio
+                row["refused"] = str(error)
             row["moved"] = moved(before, after, arm)
         rows.append(row)
     return rows
@@ -110,7 +122,7 @@ def moved(before: Run, after: Run, arm: str) -> dict[str, Any]:
     """The phase whose median changed most, in seconds: where to look first."""
     from labkit.core import stats
 
-    names = {p for r in (before, after) for t in r.of_arm(arm) for p in t.phases}
+    names = dict.fromkeys(p for r in (before, after) for t in r.of_arm(arm) for p in t.phases)
     changes = {}
     for phase in names:
         old, new = times(before, arm, phase), times(after, arm, phase)
@@ -120,32 +132,62 @@ def moved(before: Run, after: Run, arm: str) -> dict[str, Any]:
 
 
 def rank(runs: list[Run], phase: str = "") -> list[dict[str, Any]]:
-    """One ranking for each question (arm, scenario, link, preset, cache state): hosts by median, with ties where the next is not significantly slower.
+    """One ranking for each question – all that was chosen but the host: hosts by median, with ties where the next is not significantly slower.
 
-    Records of one host are pooled. It ranks hosts, not techniques."""
-    from labkit.core import stats
+    Records of one host are pooled where they ask the same. It ranks hosts, not techniques. `apart`: by what rankings differ that look alike."""
+    from labkit.core import question, stats
 
-    questions: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
-    for one in runs:
-        for arm in one.experiment.get("arms", []):
-            values = times(one, arm["name"], phase)
+    asked: dict[tuple[Any, ...], dict[str, Any]] = {}
+    groups: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    counted: dict[tuple[Any, ...], int] = {}  # records: one alone is taken to be the same as no other
+    for i, one in enumerate(runs):
+        here = one.host.get("id") or f"unknown {i}"  # two records that do not tell their host are not of one host
+        for name in one.arm_names:
+            values = times(one, name, phase)
             if not values:
                 continue
-            states = sorted({t.cache.get("state", "unverified") for t in one.of_arm(arm["name"])})
-            key = (arm["name"], arm.get("scenario", ""), arm.get("link", ""), str(one.experiment.get("preset", "")), "+".join(states))
-            host = questions.setdefault(key, {}).setdefault(one.host.get("id", "?"), {"host": one.host.get("id", "?"), "title": one.host.get("title", "?"), "values": []})
+            what = question.asked(one, name)
+            key = (name, question.key(what, but=("host",)))
+            asked.setdefault(key, what)
+            host = groups.setdefault(key, {}).setdefault(here, {"host": one.host.get("id", "?"), "title": one.host.get("title", "?"), "values": []})
             host["values"] += values
-    made = []
-    for key, hosts in questions.items():
+            counted[key] = counted.get(key, 0) + 1
+    made: list[dict[str, Any]] = []
+    for key, hosts in groups.items():
+        what = asked[key]
         ordered = sorted(hosts.values(), key=lambda h: stats.median(h["values"]))
         rows: list[dict[str, Any]] = []
         for place, host in enumerate(ordered, 1):
             low, high = stats.interval(host["values"])
-            tie = bool(rows) and not stats.unpaired_ratio(host["values"], ordered[place - 2]["values"])["significant"]
+            tie = bool(rows) and _tied(host["values"], ordered[place - 2]["values"])
             rows.append({"place": rows[-1]["place"] if tie else place, "tie": tie, "host": host["host"], "title": host["title"],
                          "n": len(host["values"]), "median_s": stats.median(host["values"]), "low_s": low, "high_s": high})
-        made.append(dict(zip(("arm", "scenario", "link", "preset", "cache"), key, strict=True)) | {"phase": phase or "total", "hosts": rows})
+        head = {"arm": key[0], "scenario": what.get("scenario", ""), "link": what.get("link", ""), "preset": str(what.get("preset", "")), "cache": what.get(question.CACHE, "").replace(", ", "+")}
+        alike = [asked[k] for k in groups if k[0] == key[0] and k != key]
+        apart = dict.fromkeys(name for other in alike for name in _apart(what, other))
+        made.append(head | {"phase": phase or "total", "hosts": rows, "apart": {name: what.get(name, "unknown") for name in apart},
+                             "unknown": list(question.differences(what, what, but=("host",)).unknown) if counted[key] > 1 else []})
     return made
+
+
+def _tied(slower: list[float], faster: list[float]) -> bool:
+    """Whether nothing tells two hosts apart. Phases of no length have no ratio."""
+    from labkit.core import stats
+    from labkit.errors import BadInput
+
+    try:
+        return not stats.unpaired_ratio(slower, faster)["significant"]
+    except BadInput:
+        return stats.median(slower) == stats.median(faster)
+
+
+def _apart(what: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Fields in which two questions of one heading differ."""
+    from labkit.core import question
+
+    if any(what.get(n) != other.get(n) for n in ("scenario", "link", "preset", question.CACHE)):
+        return []
+    return [n for n in dict.fromkeys((*what, *other)) if n != "host" and what.get(n) != other.get(n)]
 
 
 def _ratio_text(ratio: dict[str, Any]) -> str:
@@ -154,6 +196,7 @@ def _ratio_text(ratio: dict[str, Any]) -> str:
 
 def _show_rows(rows: list[dict[str, Any]], title: str) -> str:
     from labkit.cli.output import table
+    from labkit.core import printable
     from labkit.core.units import show_s
 
     cells = []
@@ -163,16 +206,18 @@ def _show_rows(rows: list[dict[str, Any]], title: str) -> str:
         cells.append([r["arm"], r["n"], r["failed"], show_s(r["median_s"]) if known else "", f"{show_s(r['low_s'])} – {show_s(r['high_s'])}" if known else "no good trial",
                       _ratio_text(r["ratio"]) if "ratio" in r else ("refused" if "refused" in r else ""), f"{moved['phase']} {moved['by_s']:+.3f} s" if moved else ""])
     text = title + "\n" + table(cells, ["arm", "n", "failed", "median", "95 % interval", "ratio of times", "most moved"])
-    return "\n".join([text, *(f"{r['arm']}: {r['refused']}" for r in rows if "refused" in r)])
+    return "\n".join([text, *(f"{printable.line(r['arm'])}: {r['refused']}" for r in rows if "refused" in r)])
 
 
 def _show_rank(rankings: list[dict[str, Any]]) -> str:
     from labkit.cli.output import table
+    from labkit.core import printable, question
     from labkit.core.units import show_s
 
     blocks = []
     for r in rankings:
         rows = [[f"={h['place']}" if h["tie"] else h["place"], h["title"], h["host"], h["n"], show_s(h["median_s"]), f"{show_s(h['low_s'])} – {show_s(h['high_s'])}"] for h in r["hosts"]]
-        blocks.append(f"{r['arm']}, {r['scenario']}, {r['link']}, preset {r['preset']}, cache {r['cache']} ({r['phase']})\n"
+        apart = "".join(f", {name} {question.shown(value)}" for name, value in r["apart"].items())
+        blocks.append(printable.line(f"{r['arm']}, {r['scenario']}, {r['link']}, preset {r['preset']}, cache {r['cache']} ({r['phase']}){apart}") + "\n"
                       + table(rows, ["place", "host", "kind", "n", "median", "95 % interval"]))
     return "\n\n".join(blocks + ["Hosts are ranked, not techniques; = is a tie: not significantly slower than the one above."])

@@ -71,10 +71,14 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from labkit.cli.output import last_line, table
+    from labkit.cli.output import last_line, say, table
     from labkit.core.units import show_s
     from labkit.lessons import execute
 
+    if args.save_seconds:
+        from labkit.lessons import syllabus
+
+        syllabus.refuse_overwriting(args.save_seconds)
     given = dict(execute.parse_parameter(text) for text in args.parameter)
     made = execute.run_all(find(args.names), Path(args.out), preset=args.preset, given=given, timeout_s=args.timeout,
                            baseline=args.baseline, save_baseline=args.save_baseline, say=None if args.json else print)
@@ -84,11 +88,11 @@ def _run(args: argparse.Namespace) -> int:
         syllabus.save_measured(args.save_seconds, made.results, args.preset)
     if not args.json:
         rows = [[r.name, r.outcome, show_s(r.seconds), r.slowest, r.error.split("\n")[0][:100]] for r in made.results]
-        print(table(rows, ["notebook", "outcome", "took", "slowest cell", "error"]))
+        say(table(rows, ["notebook", "outcome", "took", "slowest cell", "error"]))
         if made.compared:
             print("slower than the baseline:" if made.slower else "no stack got slower than the baseline, as far as these trials can show")
             for line in (*made.slower, *made.compared.visible):
-                print(f"  {line}")
+                say(f"  {line}")
         print(f"report: {made.page}")
     last_line(made.as_json())
     return made.code

@@ -7,6 +7,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from labkit.core import printable
+
+
+def say(text: str) -> None:
+    """Text for people. Whatever it quotes of a record, a file or a server, the terminal obeys none of it."""
+    print(printable.text(text))
+
 
 def last_line(doc: dict[str, Any]) -> None:
     """The machine's line. Always last, always one line, NaN-free."""
@@ -16,7 +23,7 @@ def last_line(doc: dict[str, Any]) -> None:
 
 def table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> str:
     """Plain columns: numbers to the right, text to the left."""
-    cells = [[str(c) for c in head]] + [["" if c is None else str(c) for c in row] for row in rows]
+    cells = [[str(c) for c in head]] + [["" if c is None else printable.line(c) for c in row] for row in rows]
     width = [max(len(r[i]) for r in cells) for i in range(len(head))]
     right = [all(r[i][:1].isdigit() or r[i][:1] in "-–" or not r[i] for r in cells[1:]) for i in range(len(head))]
     lines = ["  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, width, right, strict=True)).rstrip() for row in cells]

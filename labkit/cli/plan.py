@@ -40,8 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from labkit.cli.output import last_line
-    from labkit.core import records
+    import sys
+
+    from labkit.cli.output import last_line, say
+    from labkit.core import question, records
     from labkit.core.units import parse_bytes, parse_rate
     from labkit.decide import plan as decide
     from labkit.decide.measure import came_through, gather, measure
@@ -63,9 +65,11 @@ def run(args: argparse.Namespace) -> int:
         runs = came_through(measure(arm, blocks=args.blocks, scenario=args.scenario or "fresh-node", progress=progress()), arm)
     else:
         runs = gather(args.arm, args.scenario)
+    if unknown := decide.untold(runs, args.arm):
+        print(f"note: {question.said_unknown(unknown)}", file=sys.stderr)
     made = decide.make(runs, given, arm=args.arm, trace=trace, traffic=args.shape, seed=args.seed)
     if not args.json:
-        print(decide.show(made) + "\n")
+        say(decide.show(made) + "\n")
     last_line({"command": "plan", **made.as_json()})
     return 0
 

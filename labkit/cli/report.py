@@ -25,14 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from labkit.cli.notebooks import find
-    from labkit.cli.output import last_line
+    from labkit.cli.output import last_line, say
     from labkit.lessons.report import report
 
     made = report(Path(args.out), find(args.notebook), preset=args.preset, blocks=args.blocks, link=args.link, notebook_preset=args.notebook_preset,
-                  records=[Path(p) for p in args.record], timeout_s=args.timeout, say=(lambda _: None) if args.json else print)
+                  records=[Path(p) for p in args.record], timeout_s=args.timeout, say=(lambda _: None) if args.json else say)
     if not args.json:
         for line in made.failed:
-            print(f"FAILED {line}")
+            say(f"FAILED {line}")
         print(f"report: {made.page.resolve()}")
     last_line(made.as_json())
     return 1 if made.failed else 0

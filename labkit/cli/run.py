@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="order of arms within blocks")
     parser.add_argument("--out", default="", metavar="FILE", help="the record (default: a new file in the workspace's runs/)")
     parser.add_argument("--resume", action="store_true", help="go on with the record in --out")
+    parser.add_argument("--overwrite", action="store_true", help="begin the record in --out anew, where there is one")
     parser.add_argument("--json", action="store_true", help="only the JSON line on stdout")
     parser.add_argument("--port", type=int, default=None, help="port of the server (default: a free one)")
     parser.add_argument("--at-t0", default="", metavar="CMD", help="a shell command started at t0 with LABKIT_URL set: a client outside the lab")
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from labkit.cli.output import last_line
+    from labkit.cli.output import last_line, say
     from labkit.core.records import Run
     from labkit.errors import BadInput
 
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         from labkit.face.account import text
 
-        print(text(made))
+        say(text(made))
     last_line(summary(made))
     return 1 if made.failed else 0
 
@@ -69,16 +70,17 @@ def _stacks(args: argparse.Namespace) -> Any:
         raise BadInput("no stack named", why="a run takes at least one", fix="labkit run naive")
     server_args = ("--device", args.device) if args.device else ()
     return experiment(stacks, preset=args.preset, blocks=args.blocks, scenario=args.scenario, link=args.link, seed=args.seed,
-                      out=args.out or None, resume=args.resume, progress=progress(), timeout_s=args.timeout, model_dir=args.model_dir,
+                      out=args.out or None, resume=args.resume, overwrite=args.overwrite, progress=progress(), timeout_s=args.timeout, model_dir=args.model_dir,
                       at_t0=args.at_t0, port=args.port, server_args=server_args, store=args.store.rstrip("/"))
 
 
 def summary(run: Any) -> dict[str, Any]:
     """The last line of `labkit run`: the bench language, with failed, trials, first_token_s, phases, unaccounted_share."""
-    from labkit.core import stats
+    from labkit.core import printable, question, stats
+    from labkit.errors import BadInput
 
     results, ratios = [], {}
-    for arm in run.experiment["arms"]:
+    for arm in run.arms:
         good, every = run.of_arm(arm["name"]), run.of_arm(arm["name"], only_ok=False)
         row: dict[str, Any] = {"arm": arm["name"], "stack": arm["stack"], "link": arm["link"], "scenario": arm["scenario"], "n": len(good), "failed": len(every) - len(good)}
         if good:
@@ -88,15 +90,17 @@ def summary(run: Any) -> dict[str, Any]:
             row |= {"cache": states[0] if len(states) == 1 else "mixed: " + ", ".join(states), "median_s": stats.median(totals), "low_s": low, "high_s": high,
                     "floor_s": sum(good[-1].floors.values()) or None, "evidence": "; ".join(e["how"] for e in good[-1].evidence),
                     "phases": {p: stats.median([t.phases[p] for t in good if p in t.phases]) for p in good[-1].phases},
-                    "unaccounted_share": max(t.unaccounted_s / t.total_s for t in good)}
+                    "unaccounted_share": max((t.unaccounted_s / t.total_s for t in good if t.unaccounted_s is not None), default=None)}
         else:
             row["missing"] = "no trial came through: " + "; ".join(sorted({t.error.get("what", t.outcome) for t in every}))[:500]
         results.append(row)
+    if not results:
+        raise BadInput(f"run {printable.line(run.id)} has no arms", fix="labkit run naive --out FILE")
     first = results[0]["arm"]
     for other in results[1:]:
         pairs = [(b.total_s, a.total_s) for a in run.of_arm(first) for b in run.of_arm(other["arm"]) if a.block == b.block]
-        if pairs:
+        if pairs and not question.not_from_one_start(run, other["arm"], first):
             ratios[f"{other['arm']}_vs_{first}"] = stats.paired_ratio(pairs)
-    return {"bench": "run", "host": run.host, "blocks": run.experiment["blocks"], "failed": len(run.failed), "trials": len(run.trials),
+    return {"bench": "run", "host": run.host, "blocks": run.experiment.get("blocks", max((t.block + 1 for t in run.trials), default=0)), "failed": len(run.failed), "trials": len(run.trials),
             "first_token_s": results[0].get("median_s"), "phases": results[0].get("phases", {}), "unaccounted_share": results[0].get("unaccounted_share"),
             "floors": run.floors, "results": results, "ratios": ratios}

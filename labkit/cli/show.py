@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from labkit.core import records
+    from labkit.cli.output import last_line, say
+    from labkit.core import printable, records
 
     made = records.read(args.run)
     if args.figure:
@@ -29,12 +30,11 @@ def run(args: argparse.Namespace) -> int:
 
         waterfall(made, args.arm).save(Path(args.figure), theme=args.theme)
     if args.json:
-        from labkit.cli.output import last_line
         from labkit.cli.run import summary
 
         last_line(summary(made))
         return 0
     from labkit.face.account import text
 
-    print(text(made, arm=args.arm, trials=args.trials))
+    say(text(printable.every(made), arm=printable.line(args.arm), trials=args.trials))
     return 0

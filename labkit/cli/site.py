@@ -19,9 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from labkit.cli.output import last_line
-    from labkit.lessons import gallery
+    from labkit.cli.output import last_line, say
+    from labkit.lessons import gallery, pages
 
+    pages.refuse_strangers([Path(args.out) / "index.html"])
     executed, failed = Path(args.executed), 0
     if args.execute or not list(executed.glob("*.ipynb")):
         from labkit.cli.notebooks import find
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         failed = sum(r.outcome != "ok" for r in made.results)
     built = gallery.build(Path(args.out), executed, [Path(p) for p in args.record])
     for line in built.skipped:
-        print(f"not drawn: {line}")
+        say(f"not drawn: {line}")
     print(f"gallery: {built.page.resolve()}")
     last_line({"site": str(built.page), "notebooks": built.notebooks, "runs": built.runs, "skipped": len(built.skipped), "failed": failed})
     return 1 if failed else 0

@@ -64,6 +64,7 @@ def _dump(args: argparse.Namespace) -> int:
     from labkit.subject import checkpoint
 
     target = _place(args.name)
+    store.refuse_stranger(target)
     if args.pid:
         made = making.dump_running(args.pid, target, options=["--tcp-established"] if args.tcp_established else [])
     else:

@@ -2,9 +2,11 @@
 
 File format history
   1  first: run{schema, id, created, lab_version, host, experiment, floors, trials[]}
+     since 2026-11-27 also experiment.conditions: everything that was chosen for the run (labkit.core.question)
 
-A record is immutable once written but for trials appended to it (`--resume`). Readers refuse a newer schema. Records of
-different hosts, scenarios, cache states or links refuse comparison (`comparable`). Lesson: notebooks/01_anatomy.
+A record is immutable once written but for trials appended to it (`--resume`), and none is written over another unasked
+(`refuse_overwriting`). What is read is sound (labkit.core.record_schema), or refused with the place of what is not. Readers
+refuse a newer schema. Records that ask different questions refuse comparison (labkit.core.question). Lesson: notebooks/01_anatomy.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import BadInput, IncomparableRecords
+from labkit.core import printable, record_schema
+from labkit.core.record_schema import OUTCOMES as OUTCOMES
+from labkit.errors import BadInput
 
 SCHEMA = 1
-OUTCOMES = ("ok", "timeout", "oom", "killed", "crashed", "wrong_tokens", "no_evidence", "cache_unproven", "interrupted",
-            "unavailable")
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Run:
     id: str
     created: str  # ISO 8601, UTC
     host: dict[str, Any] = field(default_factory=dict)
-    experiment: dict[str, Any] = field(default_factory=dict)  # arms, blocks, seed, preset, subject
+    experiment: dict[str, Any] = field(default_factory=dict)  # arms, blocks, seed, preset, conditions (labkit.core.question)
     floors: dict[str, Any] = field(default_factory=dict)
     trials: tuple[Trial, ...] = ()
     lab_version: str = "0.1.0"
@@ -66,8 +68,18 @@ class Run:
         return [t for t in self.trials if t.arm == arm and (t.ok or not only_ok)]
 
     @property
+    def arms(self) -> list[dict[str, Any]]:
+        """Each with name, stack, scenario and link; what an arm does not tell is empty. A record without arms has those of its trials."""
+        said = self.experiment.get("arms") or [{"name": name} for name in sorted({t.arm for t in self.trials})]
+        return [{"stack": {}, "scenario": "", "link": "", **arm} for arm in said]
+
+    @property
     def arm_names(self) -> list[str]:
-        return [a["name"] for a in self.experiment.get("arms", [])] or sorted({t.arm for t in self.trials})
+        return [a["name"] for a in self.arms]
+
+    def arm_named(self, name: str) -> dict[str, Any]:
+        """What the record itself says of an arm; {} where it says nothing."""
+        return next((a for a in self.experiment.get("arms", []) if a["name"] == name), {})
 
     @property
     def failed(self) -> list[Trial]:
@@ -93,35 +105,36 @@ def write(run: Run, path: str | os.PathLike[str]) -> Path:
 
 
 def read(path: str | os.PathLike[str]) -> Run:
-    """Raises BadInput for a file that is not a run, is torn, or is of a newer schema."""
-    try:
-        doc = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(f"no run at {path}", fix="labkit run naive --out FILE makes one") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} is not a run record: {error}", fix="give the JSON file that labkit run --out wrote") from None
-    if not isinstance(doc, dict) or "trials" not in doc or "schema" not in doc:
-        raise BadInput(f"{path} is JSON but not a run record", fix="give the JSON file that labkit run --out wrote")
-    if doc["schema"] > SCHEMA:
-        raise BadInput(f"{path} has schema {doc['schema']}, this labkit reads up to {SCHEMA}", fix="upgrade labkit")
+    """Raises BadInput for a file that is not a run, is torn, damaged or of a newer schema."""
+    return of_document(record_schema.document(path), path)
+
+
+def of_document(doc: Any, name: str | os.PathLike[str]) -> Run:
+    """The run in a parsed document; `name` is what messages call it. Raises BadInput."""
+    schema = doc.get("schema") if isinstance(doc, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise BadInput(f"{printable.line(name)} has schema {schema if schema < 10**9 else 'beyond any'}, this labkit reads up to {SCHEMA}", fix="upgrade labkit")
+    record_schema.check(doc, name)
     known_trial, known_run = set(Trial.__dataclass_fields__), set(Run.__dataclass_fields__)
+    trials = tuple(Trial(**{k: v for k, v in t.items() if k in known_trial}) for t in doc["trials"])
+    return Run(**{**{k: v for k, v in doc.items() if k in known_run}, "trials": trials})
+
+
+def refuse_overwriting(path: str | os.PathLike[str], resume: bool = False, overwrite: bool = False) -> None:
+    """Raises BadInput unless a run may be written here: to a new file, to a record that is gone on with, or over a record when asked to.
+
+    What is not a run record is never replaced: a record is made for hours, and so may be whatever this is. Asked before anything is prepared."""
+    name = printable.line(path)
+    if resume and overwrite:
+        raise BadInput("--resume and --overwrite", why="one goes on with the record, the other begins it anew", fix="give one of them")
+    if not os.path.lexists(path):
+        parent = next(p for p in Path(path).absolute().parents if os.path.lexists(p))
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise BadInput(f"{name} cannot be written", why=f"{printable.line(parent)} is no directory that you may write to", fix="give another --out")
+        return
     try:
-        trials = tuple(Trial(**{k: v for k, v in t.items() if k in known_trial}) for t in doc["trials"])
-        return Run(**{**{k: v for k, v in doc.items() if k in known_run}, "trials": trials})
-    except (TypeError, AttributeError) as error:
-        raise BadInput(f"{path} is a damaged run record: {error}", fix="run it again, or restore the file") from None
-
-
-def comparable(a: Run, b: Run) -> None:
-    """Raise IncomparableRecords, naming every difference, unless both speak of the same host, scenarios and links."""
-    def facts(run: Run) -> dict[str, Any]:
-        arms = run.experiment.get("arms", [])
-        return {"host": run.host.get("id"), "scenarios": sorted({x.get("scenario", "") for x in arms}),
-                "links": sorted({x.get("link", "") for x in arms}), "preset": run.experiment.get("preset"),
-                "cache states": sorted({t.cache.get("state", "unverified") for t in run.trials if t.ok})}
-    one, other = facts(a), facts(b)
-    different = [f"{k}: {one[k]} against {other[k]}" for k in one if one[k] != other[k]]
-    if different:
-        raise IncomparableRecords("these runs do not measure the same thing: " + "; ".join(different),
-                                  why="a difference between them would not be the technique's",
-                                  fix="run both arms in one experiment: labkit run A B --blocks 5")
+        read(path)
+    except BadInput as error:
+        raise BadInput(f"{name} exists, and it is not a run record that can be {'gone on with' if resume else 'replaced'}", why=error.what, fix="give another --out, or move it away") from None
+    if not resume and not overwrite:
+        raise BadInput(f"{name} exists: a run is recorded there", why="its trials would be lost", fix="--resume to go on with it, another --out, or --overwrite")

@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from labkit.errors import BadInput, IncomparableRecords
+from labkit.errors import BadInput
 
 #: With fewer pairs the interval of a median cannot reach 90 % coverage: 1 - 2 · ½ⁿ is 0.875 for n = 4.
 MIN_PAIRS = 5
@@ -92,11 +92,13 @@ def speedup(run: Any, arm: str, against: str, phase: str = "") -> dict[str, Any]
     """How many times faster `arm` is than `against` in a `records.Run`: time of `against` ÷ time of `arm`, paired by block.
 
     `phase`: of one phase instead of the total. Adds "arm", "against", "blocks". Raises BadInput without a common block,
-    IncomparableRecords when the two arms differ in scenario, link or proven cache state."""
+    IncomparableRecords when the two arms differ in anything but their stack: scenario, link, proven cache state."""
+    from labkit.core import printable, question
+
     for name in (arm, against):
         if name not in run.arm_names:
-            raise BadInput(f"no arm {name!r} in run {run.id}", fix="one of: " + ", ".join(run.arm_names))
-    _same_question(run, arm, against)
+            raise BadInput(printable.line(f"no arm {name!r} in run {run.id}"), fix=printable.line("one of: " + ", ".join(run.arm_names)))
+    question.same_start(run, arm, against)
     pairs, blocks = [], []
     for block in sorted({t.block for t in run.trials}):
         times = [_time_of(run, name, block, phase) for name in (against, arm)]
@@ -104,7 +106,7 @@ def speedup(run: Any, arm: str, against: str, phase: str = "") -> dict[str, Any]
             pairs.append(times)
             blocks.append(block)
     if not pairs:
-        raise BadInput(f"{arm} and {against} share no block in which both succeeded", fix="labkit run A B --blocks 5 runs both in one experiment")
+        raise BadInput(printable.line(f"{arm} and {against}") + " share no block in which both succeeded", fix="labkit run A B --blocks 5 runs both in one experiment")
     return {"arm": arm, "against": against, "phase": phase or "total", "blocks": blocks, **paired_ratio(pairs)}
 
 
@@ -112,18 +114,6 @@ def _time_of(run: Any, arm: str, block: int, phase: str) -> float | None:
     found = [t.phases.get(phase) if phase else t.total_s for t in run.of_arm(arm) if t.block == block]
     found = [t for t in found if t is not None]
     return median(found) if found else None
-
-
-def _same_question(run: Any, arm: str, against: str) -> None:
-    arms = {a["name"]: a for a in run.experiment.get("arms", [])}
-    one, other = arms.get(arm, {}), arms.get(against, {})
-    different = [f"{k}: {one.get(k)} against {other.get(k)}" for k in ("scenario", "link") if one.get(k) != other.get(k)]
-    states = [sorted({t.cache.get("state", "unverified") for t in run.of_arm(name)}) for name in (arm, against)]
-    if states[0] and states[1] and states[0] != states[1]:
-        different.append(f"cache state: {states[0]} against {states[1]}")
-    if different:
-        raise IncomparableRecords(f"{arm} and {against} do not start from the same state: " + "; ".join(different),
-                                  why="arms are compared only within one scenario", fix="give both arms one --scenario and one --link")
 
 
 def _ordered(xs: Iterable[float]) -> list[float]:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from labkit.core import stats
+from labkit.core import question, stats
 from labkit.core.records import Run
 from labkit.core.units import show_s
 from labkit.decide.predict import Forecast
@@ -125,13 +125,13 @@ def _measured(option: Option, runs: Sequence[Run], baseline: str) -> tuple[dict[
     """The paired ratio of the option's phases between the forecast's arm and one that differs from it in this layer alone; the best of several."""
     best: tuple[dict[str, Any], str] | None = None
     for run in runs:
-        arms = {a["name"]: a for a in run.experiment.get("arms", [])}
+        arms = {a["name"]: a for a in run.arms}
         for name, arm in arms.items():
             stack = arm.get("stack", {})
             if not option.techniques or not str(stack.get(option.layer) or "").startswith(option.techniques):
                 continue
             for other, base in arms.items():
-                if other != baseline or not _differs_only(stack, base.get("stack", {}), option.layer):
+                if other != baseline or question.not_from_one_start(run, name, other) or not _differs_only(stack, base.get("stack", {}), option.layer):
                     continue
                 ratio = _ratio_of_phases(run, name, other, option)
                 if ratio and (best is None or ratio["median"] < best[0]["median"]):

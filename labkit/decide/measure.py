@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from labkit.core import host, records
+from labkit.core import host, question, records
 from labkit.core.records import Run
 from labkit.core.units import parse_bytes
 from labkit.core.workspace import Workspace
@@ -54,11 +54,22 @@ def measure(arm: str = "naive", sizes: Sequence[str] = (), *, blocks: int = 3, s
             model, extra_bytes = parsed[size]
             out = space.runs / f"{stamp}-{size}.json"
             if name and _blocks_of(out) > block:
-                made[size] = records.read(out)
+                made[size] = _same_as_asked(records.read(out), arm, out, {"scenario": scenario, "link": link, "preset": model, "image_extra_bytes": extra_bytes,
+                                                                     "model_identity": question.identity(model_dirs[model])})
                 continue
             made[size] = experiment([arm], preset=model, model_dir=model_dirs[model], image_extra_bytes=extra_bytes, blocks=block + 1, scenario=scenario, link=link,
                                     progress=progress, workspace=space, out=out, resume=True)
     return [made[size] for size in wanted]
+
+
+def _same_as_asked(run: Run, arm: str, out: Path, wanted: dict[str, Any]) -> Run:
+    """The run. Raises BadInput where a record under this name is of another stack, link, scenario or size: it would stand for what was asked now."""
+    said = question.asked(run, arm)
+    different = [] if arm in run.arm_names else [f"arm: {question.shown(', '.join(run.arm_names))} against {arm}"]
+    different += [f"{k}: {question.shown(said[k])} against {question.shown(v)}" for k, v in wanted.items() if k in said and said[k] != v]
+    if different:
+        raise BadInput(f"{out} holds another experiment: " + "; ".join(different), why="its trials would be taken for these", fix="give another --name")
+    return run
 
 
 def came_through(runs: Sequence[Run], arm: str) -> list[Run]:
@@ -101,19 +112,20 @@ def _checkpoint(space: Workspace, size_bytes: int) -> Path:
 
 
 def gather(arm: str = "", scenario: str = "", *, workspace: Workspace | None = None) -> list[Run]:
-    """This host's records of an arm: the newest of each size, of the scenario and link with most sizes. Raises BadInput for none."""
+    """This host's records of an arm: the newest of each size, of the question (scenario, link and all else that was chosen) with most sizes. Raises BadInput for none."""
     space = workspace or Workspace.default()
-    groups: dict[tuple[str, str], dict[tuple[str, str, int], Run]] = {}
+    groups: dict[Any, dict[Any, Run]] = {}
     here, wanted = host.card()["id"], arm or "naive"
     for path in sorted(space.runs.glob("*.json")):
         try:
             run = records.read(path)
         except LabError:
             continue
-        said = next((a for a in run.experiment.get("arms", []) if a["name"] == wanted), None)
+        said = run.arm_named(wanted)
         if said and run.host.get("id") == here and run.of_arm(wanted) and scenario in ("", said.get("scenario")):
-            size = (str(run.experiment.get("preset", "")), str(run.experiment.get("model_dir", "")), int(run.experiment.get("image_extra_bytes", 0)))
-            groups.setdefault((said.get("scenario", ""), said.get("link", "")), {})[size] = run
+            asked = question.asked(run, wanted)
+            size = question.key({name: asked.get(name) for name in question.SIZES})
+            groups.setdefault(question.key(asked, but=question.SIZES), {})[size] = run
     if not groups:
         raise BadInput(f"no record of {wanted} on this host in {space.root / 'runs'}", why="a forecast is fitted from starts measured here",
                        fix="labkit plan --measure   (or: --records FILE …)")

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from labkit.core import floor, stats
+from labkit.core import floor, printable, question, stats
 from labkit.core.records import Run
 from labkit.core.units import show_bytes, show_rate, show_s
 from labkit.decide import breakeven, queueing
@@ -97,6 +97,13 @@ def make(runs: Sequence[Run], given: Mapping[str, float | None], *, arm: str = "
     waits = _traffic(value, cold, trace, traffic, seed)
     advice = advise(forecast, floors, runs, arm=name, restore_s=breakevens.get("snapshot", {}).get("restore_s"))
     return Plan(name, model.scenario, model.host, inputs, model, forecast, floors, checks, breakevens, waits, advice)
+
+
+def untold(runs: Sequence[Run], arm: str = "") -> list[str]:
+    """What the records of an arm do not tell of their question, so that nobody knows whether all of them ask the same."""
+    name = arm or _arm_of(runs)
+    asked = [question.asked(r, name) for r in runs if r.of_arm(name)]
+    return list(dict.fromkeys(field for other in asked[1:] for field in question.differences(asked[0], other, but=question.SIZES).unknown))
 
 
 def _honest(forecast: Forecast, floors: Mapping[str, float], error_share: float) -> Forecast:
@@ -231,14 +238,14 @@ def show(plan: Plan) -> str:
     """The plan in words."""
     from labkit.cli.output import table
 
-    lines = [f"Forecast for {plan.arm}, {plan.scenario}, from starts measured on {plan.host}", ""]
+    lines = [printable.line(f"Forecast for {plan.arm}, {plan.scenario}, from starts measured on {plan.host}"), ""]
     lines.append(table([[k, _value(k, i.value), i.source, i.why] for k, i in plan.inputs.items()], ["input", "value", "source", "why"]))
     f = plan.forecast
     rows = [[p, show_s(x.seconds), f"{show_s(x.low_s)} – {show_s(x.high_s)}", show_s(plan.floors[p]) if p in plan.floors else "", x.how] for p, x in f.phases.items()]
     rows.append(["total", show_s(f.total_s), f"{show_s(f.low_s)} – {show_s(f.high_s)}", "", ""])
     lines += ["", table(rows, ["phase", "predicted", "range", "floor", "model"]), ""]
     if plan.checks:
-        lines += ["Left out of the fit, then predicted: " + "; ".join(f"{c['preset'] or c['run']} {show_s(c['predicted_s'])} against {show_s(c['measured_s'])} measured "
+        lines += ["Left out of the fit, then predicted: " + "; ".join(f"{printable.line(c['preset'] or c['run'])} {show_s(c['predicted_s'])} against {show_s(c['measured_s'])} measured "
                                                                       f"({c['error_share']:+.0%}{', from one size' if c['from_one_size'] else ', extrapolated' if c['beyond'] else ''})" for c in plan.checks)]
         if plan.error_share is None:
             lines += ["A third size would tell the model's error: labkit plan --measure."]

@@ -21,7 +21,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from labkit.core import stats
+from labkit.core import printable, question, stats
+from labkit.core.record_schema import MOST_BYTES
 from labkit.core.records import Run, Trial
 from labkit.core.timeline import PHASES
 from labkit.errors import BadInput, IncomparableRecords
@@ -179,7 +180,7 @@ def sizes_of(trial: Trial) -> dict[str, float]:
 
     def take(name: str, facts: Mapping[str, Any], *keys: str) -> None:
         for key in keys:
-            if isinstance(facts.get(key), (int, float)) and facts[key] > 0 and name not in found:
+            if isinstance(facts.get(key), (int, float)) and 1 <= facts[key] <= MOST_BYTES and name not in found:
                 found[name] = float(facts[key])
 
     detail = {s["name"]: s.get("detail", {}) for s in trial.spans}
@@ -194,10 +195,10 @@ def sizes_of(trial: Trial) -> dict[str, float]:
 
 
 def points(runs: Iterable[Run], arm: str) -> list[Point]:
-    """Every phase of every good trial of an arm. Raises IncomparableRecords for different hosts, scenarios or links, BadInput for no trial."""
+    """Every phase of every good trial of an arm. Raises IncomparableRecords where they differ in more than their sizes, BadInput for no trial."""
     runs = [r for r in runs if r.of_arm(arm)]
     if not runs:
-        raise BadInput(f"no good trial of {arm!r} in these records", fix=f"labkit run {arm} --preset tiny --blocks 3; labkit run {arm} --preset small --blocks 3")
+        raise BadInput(f"no good trial of {printable.line(arm)!r} in these records", fix=f"labkit run {arm} --preset tiny --blocks 3; labkit run {arm} --preset small --blocks 3")
     _one_question(runs, arm)
     made = []
     for run in runs:
@@ -211,13 +212,15 @@ def points(runs: Iterable[Run], arm: str) -> list[Point]:
 
 
 def _arm(run: Run, arm: str) -> dict[str, Any]:
-    return next((a for a in run.experiment.get("arms", []) if a["name"] == arm), {})
+    return next((a for a in run.arms if a["name"] == arm), {})
 
 
 def _one_question(runs: Sequence[Run], arm: str) -> None:
-    asked = {(r.host.get("id"), _arm(r, arm).get("scenario", ""), _arm(r, arm).get("link", "")) for r in runs}
-    if len(asked) > 1:
-        raise IncomparableRecords("these records are of different hosts, scenarios or links: " + "; ".join(" ".join(map(str, a)) for a in sorted(asked, key=str)),
+    """But for the sizes, which the line is drawn through, all of them ask the same."""
+    first = question.asked(runs[0], arm)
+    different = dict.fromkeys(said for r in runs[1:] for said in question.differences(first, question.asked(r, arm), but=question.SIZES).different)
+    if different:
+        raise IncomparableRecords(f"these records of {printable.line(arm)} do not measure the same thing: " + "; ".join(different),
                                   why="a line through them would not be one machine's", fix="give records of one host, one --scenario and one --link")
 
 

@@ -25,7 +25,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from labkit.core import host, timeline
+from labkit.core import host, outputs, printable, timeline
+from labkit.errors import LabError
 
 PARTS, CRIU = "labkit.device.gpu_parts", "labkit.snapshot.cuda"
 
@@ -58,7 +59,7 @@ TRIALS: dict[str, Part] = {
                           "safetensors,safetensors-device,runai-streamer,fastsafetensors,instanttensor,labkit-streamer", "--json"), 40, after="model-1b"),
     "techniques-1b": Part(150, ("labkit", "run", "no-image,weights=safetensors-device", *(f"no-image,weights=safetensors-device,device={t}" for t in
                                 ("all-graphs", "fewer-graphs", "warm-standby")), "--device", "cuda", "--preset", "1b", "--scenario", "hot-node", "--blocks", "2",
-                                "--timeout", "60", "--out", "{out}/gpu-techniques-1b.json", "--json"), 60, after="model-1b"),
+                                "--timeout", "60", "--out", "{out}/gpu-techniques-1b.json", "--overwrite", "--json"), 60, after="model-1b"),
     "model-8b": Part(150, (PARTS, "model", "--preset", "8b"), 90),
     "pinned-wake-up-8b": Part(60, (PARTS, "wake", "--weights-bytes", "16_060_000_000"), 30),
     "cuda-checkpoint-8b": Part(120, (PARTS, "checkpoint", "--preset", "8b"), 60, after="model-8b"),
@@ -126,6 +127,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", default="", help="names, comma-separated: " + ", ".join(TRIALS))
     args = parser.parse_args()
+    try:
+        outputs.refuse_stranger(args.out / "gpu-trials.json", lambda head: b'"kind": "gpu-trials"' in head, "a record of GPU trials")
+    except LabError as error:
+        print(printable.text(error), file=sys.stderr)
+        return 2
     record = run(args.out, tuple(n for n in args.only.split(",") if n))
     for trial in record["trials"]:
         print(f"{trial['name']:22} {trial['outcome']:12} {trial.get('seconds', 0):7.1f} s  {trial.get('error', '')[:120]}")

@@ -22,6 +22,7 @@ import time
 from html import escape
 from typing import Any, TextIO
 
+from labkit.core import printable
 from labkit.core.records import Trial
 from labkit.core.units import show_s
 
@@ -109,7 +110,7 @@ class Progress:
 
     def _say(self, kind: str, *what: Any) -> None:
         try:
-            getattr(self._view, kind)(*what)
+            getattr(self._view, kind)(*(printable.line(w) if isinstance(w, str) else w for w in what))
         except Exception:
             # A closed pipe or a lost kernel connection must not end a measurement that is otherwise good.
             self._view = _Silent()

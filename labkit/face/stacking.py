@@ -60,7 +60,7 @@ def predictions(run: Run) -> Picture:
 
 
 def _combined(run: Run, arm: str) -> bool:
-    arms = {a["name"]: a["stack"] for a in run.experiment["arms"]}
+    arms = {a["name"]: a["stack"] for a in run.arms}
     return sum(arms[arm].get(layer) != name for layer, name in arms["naive"].items()) + sum(layer not in arms["naive"] for layer in arms[arm]) > 1
 
 

@@ -24,6 +24,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from labkit.core import outputs, printable
+
 #: One colour a phase, never reused for anything else. Families: image blue, process green, device violet, weights orange.
 PHASE_COLOURS = {
     "pull": "#0069A8", "unpack": "#3D93D6", "mount": "#007F8C", "restore": "#0A9B72",
@@ -83,13 +85,18 @@ class Picture:
     name: str = "figure"
     dpi: int = 144
 
+    def __post_init__(self) -> None:
+        # Both quote records, whose names may hold anything.
+        object.__setattr__(self, "alt", printable.line(self.alt))
+        object.__setattr__(self, "text", printable.text(self.text))
+
     def figure(self, theme: str | Theme = "light") -> Any:
         """The matplotlib Figure itself, unattached to pyplot."""
         import matplotlib
 
         chosen = THEMES[theme] if isinstance(theme, str) else theme
         with matplotlib.rc_context(style(chosen)):
-            return self.draw(chosen)
+            return _literal(self.draw(chosen))
 
     def _rendered(self, theme: Theme, kind: str) -> bytes:
         import matplotlib
@@ -98,7 +105,7 @@ class Picture:
         with matplotlib.rc_context(style(theme)):
             # No date: the same record gives the same bytes.
             metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {"Description": self.alt}
-            self.draw(theme).savefig(out, format=kind, dpi=self.dpi, metadata=metadata)
+            _literal(self.draw(theme)).savefig(out, format=kind, dpi=self.dpi, metadata=metadata)
         return out.getvalue()
 
     def png(self, theme: str = "light") -> bytes:
@@ -120,6 +127,7 @@ class Picture:
     def save(self, path: str | Path, theme: str = "light") -> Path:
         """By suffix: .png, .svg, or .txt (the text twin). The alt text goes along as PNG description or SVG label."""
         target = Path(path)
+        outputs.refuse_stranger(target, _is_figure if target.suffix in (".png", ".svg") else lambda _: False, "a figure of the lab", "name")
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.suffix == ".png":
             target.write_bytes(self.png(theme))
@@ -147,6 +155,22 @@ class Picture:
 
     def __repr__(self) -> str:
         return self.text
+
+
+def _literal(figure: Any) -> Any:
+    """Every text as it is: a `$` in an arm's name begins no formula, and no control character reaches the file."""
+    from matplotlib.text import Text
+
+    for one in figure.findobj(Text):
+        if said := one.get_text():  # ticks of a logarithmic axis get theirs later, as formulas of matplotlib's own
+            one.set_text(printable.text(said))
+            one.set_parse_math(False)
+    return figure
+
+
+def _is_figure(head: bytes) -> bool:
+    """Drawn by `Picture.save`: a PNG with its description, an SVG with its label."""
+    return (head.startswith(b"\x89PNG") and b"Description" in head[:4096]) or (b"<svg" in head[:200] and b'role="img" aria-label=' in head[:400])
 
 
 def blank(width_in: float, height_in: float) -> Any:

@@ -64,7 +64,7 @@ def choose(run: Run | Trial, arm: str = "") -> Shown:
         outcomes = ", ".join(sorted({t.outcome for t in run.of_arm(name, only_ok=False)})) or "none ran"
         raise BadInput(f"no good trial of {name} in run {run.id}: {outcomes}", why="a failed trial has no total to draw",
                        fix="labkit show RUN prints the outcome and the log of each trial")
-    facts = next((a for a in run.experiment.get("arms", []) if a.get("name") == name), {"name": name})
+    facts = run.arm_named(name) or {"name": name}
     return Shown(good[(len(good) - 1) // 2], facts, run.host, len(good), failed, replayed_from(run), simulated(run))
 
 

@@ -74,6 +74,13 @@ def read(path: str | os.PathLike[str]) -> list[Access]:
     return list(made.values())
 
 
+def refuse_stranger(path: str | os.PathLike[str]) -> None:
+    """Raises BadInput where a record would take the place of what is none. Asked before the mount, as the record is written at its end."""
+    from labkit.core import outputs
+
+    outputs.refuse_stranger(path, lambda head: not head.strip() or (head.lstrip().startswith(b"{") and b'"path"' in head.split(b"\n")[0]), "an access record", "--record")
+
+
 def write(path: str | os.PathLike[str], accesses: Iterable[Access]) -> Path:
     """Replace the file in one step."""
     target = Path(path)

@@ -253,6 +253,10 @@ class Layout:
     @classmethod
     def create(cls, path: str | os.PathLike[str]) -> Layout:
         made = cls(path)
+        if os.path.lexists(made.path) and not made.path.is_dir():
+            raise BadInput(f"{made.path} is not a directory", why="an image layout is one", fix="give another path")
+        if made.path.is_dir() and not (made.path / "oci-layout").exists() and not {p.name for p in made.path.iterdir()} <= {"blobs"}:
+            raise BadInput(f"{made.path} holds something else", why="a layout's files would lie among others, and over an index.json", fix="give a new directory")
         (made.path / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
         (made.path / "oci-layout").write_bytes(canonical({"imageLayoutVersion": "1.0.0"}))
         return made

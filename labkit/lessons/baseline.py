@@ -4,7 +4,8 @@ A baseline is a JSON list of run records. Every phase of every stack is compared
 total; the chance that a rerun of unchanged code raises any alarm is held at 0.4 %, shared out among all comparisons of that
 rerun, so that ten reruns raise one in fewer than one case of twenty. Losses below 5 % or 30 ms are never called. Two sessions
 on one machine differ: what most phases of a stack have in common, up to 10 %, is taken for the machine's, and said.
-Both sides must speak of the same host, scenario, link, sizes and proven cache state; what has no counterpart is left out.
+Both sides must answer the same question – host, stack, scenario, link, sizes, proven cache state and all else that was
+chosen (labkit.core.question); what has no counterpart is left out, and what a side does not tell is said.
 
     write(collect(records), "baseline.json"); judged = judge(read("baseline.json"), collect(newer))
     judged.slower    # ["naive (fresh-node, loopback, small): load took 1.31 s, was 1.10 s (+19 %)"]
@@ -20,12 +21,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from labkit.core import records
+from labkit.core import printable, question, record_schema, records
 from labkit.core.records import Run, Trial
 from labkit.core.units import show_s
 from labkit.errors import BadInput
@@ -38,7 +40,7 @@ MIN_TRIALS = 3
 MOST_DRIFT = 0.10
 TOTAL = "total"
 
-Key = tuple[str, str, str, str, str, str]  # arm, scenario, link, sizes, host, cache state
+Key = tuple[str, str, tuple[tuple[str, str], ...]]  # arm, how it is called, its question
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,9 @@ class Judged:
                 "compared": {stack: {phase: asdict(s) for phase, s in of.items()} for stack, of in self.shifts.items()}}
 
 
+FIX = "labkit notebooks run --save-baseline FILE makes one"
+
+
 def collect(paths: Iterable[Path]) -> list[Run]:
     return [records.read(p) for p in paths]
 
@@ -69,32 +74,48 @@ def write(runs: Sequence[Run], path: str | Path) -> Path:
 
 
 def read(path: str | Path) -> list[Run]:
-    """A baseline, or a single run record. Raises BadInput."""
-    try:
-        doc = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path} is no baseline: {error}", fix="labkit notebooks run --save-baseline FILE makes one") from None
-    if "trials" in doc:
-        return [records.read(path)]
-    known_trial, known_run = set(Trial.__dataclass_fields__), set(Run.__dataclass_fields__)
-    try:
-        return [Run(**{**{k: v for k, v in r.items() if k in known_run},
-                       "trials": tuple(Trial(**{k: v for k, v in t.items() if k in known_trial}) for t in r["trials"])}) for r in doc["baseline"]]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{path} is a damaged baseline: {error}", fix="labkit notebooks run --save-baseline FILE") from None
+    """A baseline, or a single run record. Raises BadInput that names the place of what is not sound."""
+    doc = record_schema.document(path, FIX)
+    if isinstance(doc, dict) and "trials" in doc:
+        return [records.of_document(doc, path)]
+    runs = doc.get("baseline") if isinstance(doc, dict) else None
+    if not isinstance(runs, list):
+        raise BadInput(f"{printable.line(path)} is no baseline", fix=FIX)
+    return [records.of_document(run, f"{printable.line(path)}: baseline[{i}]") for i, run in enumerate(runs)]
 
 
-def grouped(runs: Iterable[Run]) -> dict[Key, list[Trial]]:
-    """Good trials by what they measure."""
-    made: dict[Key, list[Trial]] = {}
+def refuse_overwriting(path: str | Path) -> None:
+    """Raises BadInput where a baseline would replace what is none. Asked before anything runs."""
+    if os.path.lexists(path):
+        doc = record_schema.document(path, FIX)
+        if not isinstance(doc, dict) or not isinstance(doc.get("baseline"), list):
+            raise BadInput(f"{printable.line(path)} exists, and it is no baseline", why="it would be lost", fix="give --save-baseline another name, or move the file away")
+
+
+def _groups(runs: Iterable[Run]) -> dict[Key, tuple[dict[str, Any], list[Trial]]]:
+    """Good trials by what they measure, each with its question. Trials of one arm in different cache states answer different ones."""
+    made: dict[Key, tuple[dict[str, Any], list[Trial]]] = {}
     for run in runs:
-        arms = {a["name"]: a for a in run.experiment.get("arms", [])}
-        for t in run.trials:
-            if t.ok and t.total_s:
-                arm = arms.get(t.arm, {})
-                key = (t.arm, str(arm.get("scenario", "")), str(arm.get("link", "")), _sizes(run),
-                       str(run.host.get("id", "")), str(t.cache.get("state", "unverified")))
-                made.setdefault(key, []).append(t)
+        for name in run.arm_names:
+            asked = question.asked(run, name)
+            for t in (t for t in run.of_arm(name) if t.total_s):
+                state = str(t.cache.get("state", "unverified"))
+                of_trial = {**asked, question.CACHE: state}
+                label = ", ".join(printable.line(part) for part in (asked.get("scenario", ""), asked.get("link", ""), _sizes(run), state) if part)
+                made.setdefault((name, f"{printable.line(name)} ({label})", question.key(of_trial)), (of_trial, []))[1].append(t)
+    return made
+
+
+def _counterparts(old: dict[Key, Any], new: dict[Key, Any]) -> dict[Key, tuple[Key, tuple[str, ...]]]:
+    """New key -> (old key, what is unknown): the same question, or the one old question that differs in nothing known. Of two such, neither."""
+    made: dict[Key, tuple[Key, tuple[str, ...]]] = {}
+    for key, (asked, trials) in new.items():
+        found = {k: question.differences(o, asked) for k, (o, _) in old.items() if k[0] == key[0]}
+        fitting = {k: d.unknown for k, d in found.items() if not d.different and min(len(trials), len(old[k][1])) >= MIN_TRIALS}
+        if key in fitting:
+            made[key] = (key, fitting[key])
+        elif len(fitting) == 1:
+            made[key] = next(iter(fitting.items()))
     return made
 
 
@@ -111,17 +132,19 @@ def regressions(before: Sequence[Run], now: Sequence[Run]) -> list[str]:
 
 def judge(before: Sequence[Run], now: Sequence[Run]) -> Judged:
     """Compare every stack that both sides measured. Raises BadInput when nothing can be compared."""
-    old, new = grouped(before), grouped(now)
-    common = [k for k in new if k in old and min(len(new[k]), len(old[k])) >= MIN_TRIALS]
-    if not common:
-        raise BadInput("nothing to compare with the baseline", why=f"no stack was measured at least {MIN_TRIALS} times on both sides on the same host, scenario, link and preset",
+    old, new = _groups(before), _groups(now)
+    pairs = _counterparts(old, new)
+    if not pairs:
+        raise BadInput("nothing to compare with the baseline", why=f"no stack was measured at least {MIN_TRIALS} times on both sides on the same host, scenario, link and preset{_nearest(old, new)}",
                        fix="more blocks, or --save-baseline FILE on this host")
-    sides = {key: _durations(old[key], new[key]) for key in common}
+    names = _named(pairs)
+    sides = {names[key]: _durations(old[other][1], new[key][1]) for key, (other, _) in pairs.items()}
+    unknown = {names[key]: question.said_unknown(untold) for key, (_, untold) in pairs.items()}
     alarm = FALSE_ALARMS / sum(len(of) for of in sides.values())
-    drifts = {_name(key): common_drift((side for phase, side in of.items() if phase != TOTAL), MOST_DRIFT) for key, of in sides.items()}
-    shifts = {_name(key): {phase: compare(a, b, alarm, drifts[_name(key)]) for phase, (a, b) in of.items()} for key, of in sides.items()}
+    drifts = {stack: common_drift((side for phase, side in of.items() if phase != TOTAL), MOST_DRIFT) for stack, of in sides.items()}
+    shifts = {stack: {phase: compare(a, b, alarm, drifts[stack]) for phase, (a, b) in of.items()} for stack, of in sides.items()}
     slower = tuple(f"{stack}: {found}" for stack, of in shifts.items() if (found := _blamed(of)))
-    visible = tuple(f"{stack}: {_visible(of, alarm)}{_forgiven(drifts[stack])}" for stack, of in shifts.items())
+    visible = tuple(f"{stack}: {_visible(of, alarm)}{_forgiven(drifts[stack])}{'; ' + unknown[stack] if unknown[stack] else ''}" for stack, of in shifts.items())
     return Judged(slower, visible, shifts, alarm)
 
 
@@ -131,9 +154,22 @@ def _durations(before: Sequence[Trial], now: Sequence[Trial]) -> dict[str, tuple
     return made | {TOTAL: ([t.total_s or 0.0 for t in before], [t.total_s or 0.0 for t in now])}
 
 
-def _name(key: Key) -> str:
-    arm, scenario, link, sizes, _, cache = key
-    return f"{arm} ({', '.join(part for part in (scenario, link, sizes, cache) if part)})"
+def _named(keys: Iterable[Key]) -> dict[Key, str]:
+    """How each is called; two questions that are called alike get a number."""
+    made: dict[Key, str] = {}
+    for key in keys:
+        alike = sum(name.startswith(key[1]) for name in made.values())
+        made[key] = key[1] + (f" #{alike + 1}" if alike else "")
+    return made
+
+
+def _nearest(old: dict[Key, Any], new: dict[Key, Any]) -> str:
+    """Where an arm was measured on both sides, what keeps it from being compared."""
+    for key, (asked, _) in new.items():
+        for other, (past, _) in old.items():
+            if other[0] == key[0] and (found := question.differences(past, asked).different):
+                return f" – {printable.line(key[0])}: {'; '.join(found[:4])}"
+    return ""
 
 
 def _blamed(of: dict[str, Shift]) -> str:

@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from labkit.core import outputs
 from labkit.core.ledger import marked_pids, start_time
 from labkit.errors import BadInput
 from labkit.lessons import canonical
@@ -131,6 +132,11 @@ def run_all(paths: Sequence[Path], out: Path, *, preset: str = "", given: dict[s
         from labkit.lessons import baseline as past
 
         before = past.read(baseline)
+    if save_baseline:
+        from labkit.lessons import baseline as past
+
+        past.refuse_overwriting(save_baseline)
+    refuse_strangers(paths, out)
     results = []
     for path, values in wanted:
         if say:
@@ -147,6 +153,22 @@ def run_all(paths: Sequence[Path], out: Path, *, preset: str = "", given: dict[s
             judged = past.judge(before, measured)
     slower = judged.slower if judged else ()
     return Made(tuple(results), pages.notebooks_page(results, out, slower), slower, judged)
+
+
+def refuse_strangers(paths: Sequence[Path], out: Path) -> None:
+    """Raises BadInput where an executed notebook, or its page, would replace what was not executed here – the notebook itself, above all."""
+    from labkit.lessons import pages
+
+    for path in paths:
+        executed = out / path.name
+        outputs.refuse_stranger(executed, lambda _, executed=executed: _was_executed(executed), "an executed notebook")
+    pages.refuse_strangers([out / "index.html", *(out / f"{path.stem}.html" for path in paths)])
+
+
+def _was_executed(path: Path) -> bool:
+    with contextlib.suppress(BadInput, AttributeError, TypeError, KeyError):
+        return "papermill" in canonical.load(path)["metadata"]
+    return False
 
 
 def run_one(path: Path, out: Path, values: dict[str, Any], timeout_s: float) -> Result:

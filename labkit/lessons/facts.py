@@ -8,11 +8,11 @@ replaced. Lesson: notebooks/03_lazy_pull.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
-from labkit.errors import MissingCapability
+from labkit.core import printable, record_schema
+from labkit.errors import BadInput, MissingCapability
 from labkit.lessons.replay import folder
 
 
@@ -22,7 +22,13 @@ def live_or_recorded(measure: Callable[[], dict[str, Any]], name: str, key: str)
         return measure(), ""
     except MissingCapability as missing:
         for path in sorted(folder().glob(f"*/facts/{name}.json")):
-            doc = json.loads(path.read_text(encoding="utf-8"))
-            print(f"Not measured here: {missing.what}. What follows was recorded on: {doc['host']}.\nTo change that: {missing.fix}")
-            return doc[key], f"replayed from {doc['host']}"
+            doc = record_schema.document(path, fix="restore the file from the lab's repository")
+            try:
+                record_schema.sound(doc)
+                record_schema.shaped({"host": record_schema.text, key: record_schema.mapped()}, ("host", key))(doc, "")
+            except record_schema.Wrong as wrong:
+                raise BadInput(f"{printable.line(path)} does not hold the facts {key!r}: {wrong}", fix="restore the file from the lab's repository") from None
+            said = printable.line(doc["host"])
+            print(f"Not measured here: {missing.what}. What follows was recorded on: {said}.\nTo change that: {missing.fix}")
+            return doc[key], f"replayed from {said}"
         raise

@@ -25,13 +25,14 @@ class Built:
 
 def build(out: Path, executed: Path, own_runs: list[Path] | None = None) -> Built:
     """Write the gallery from what was executed (see `labkit notebooks run`) and recorded. What cannot be drawn is named on the page."""
+    pages.refuse_strangers([out / "index.html"])
     out.mkdir(parents=True, exist_ok=True)
     notebooks = sorted(executed.glob("*.ipynb"))
     rows = []
     for path in notebooks:
         lab = canonical.load(path)["metadata"].get("labkit", {})
-        (out / f"{path.stem}.html").write_text(pages.page(path.stem, _crumb() + pages.notebook_body(path)), encoding="utf-8")
-        rows.append([f'<a href="{path.stem}.html">{escape(path.stem)}</a>', escape(str(lab.get("question", ""))), f"{lab.get('minutes', '')} min"])
+        pages.write(out / f"{path.stem}.html", pages.page(path.stem, _crumb() + pages.notebook_body(path)))
+        rows.append([f'<a href="{escape(path.stem)}.html">{escape(path.stem)}</a>', escape(str(lab.get("question", ""))), f"{lab.get('minutes', '')} min"])
     body = "<h1>The cold-start lab: gallery</h1><p>Notebooks as they ran headless, and the records of every host, drawn by the same code.</p>"
     body += "<h2>Notebooks</h2>" + (pages.table_html(["notebook", "question", "for a learner"], rows) if rows else "<p>None executed yet: <code>labkit notebooks run</code>.</p>")
     skipped: list[str] = []
@@ -42,8 +43,7 @@ def build(out: Path, executed: Path, own_runs: list[Path] | None = None) -> Buil
             try:
                 run = replay.replay(name)
                 page = out / "recorded" / f"{name}.html"
-                page.parent.mkdir(parents=True, exist_ok=True)
-                page.write_text(pages.page(name, _crumb("../../") + report.run_html(run, name, 1)), encoding="utf-8")
+                pages.write(page, pages.page(name, _crumb("../../") + report.run_html(run, name, 1)))
             except LabError as error:
                 skipped.append(f"{name}: {error.what}")
                 continue
@@ -54,15 +54,14 @@ def build(out: Path, executed: Path, own_runs: list[Path] | None = None) -> Buil
             listed += f"<h3>{escape(title)}</h3><ul>{items}</ul>"
     for path in own_runs or []:
         target = out / "runs" / f"{path.stem}.html"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(pages.page(path.stem, _crumb("../") + report.record_html(path, 1)), encoding="utf-8")
+        pages.write(target, pages.page(path.stem, _crumb("../") + report.record_html(path, 1)))
         listed += f'<p><a href="runs/{escape(path.stem)}.html">{escape(path.stem)}</a> (this host)</p>'
         runs += 1
     body += "<h2>Recorded runs, by host</h2>" + (listed or "<p>None.</p>")
     if skipped:
         body += "<h2>Not drawn</h2><ul>" + "".join(f'<li class="bad">{escape(s)}</li>' for s in skipped) + "</ul>"
     target = out / "index.html"
-    target.write_text(pages.page("The cold-start lab: gallery", body), encoding="utf-8")
+    pages.write(target, pages.page("The cold-start lab: gallery", body))
     return Built(target, len(notebooks), runs, tuple(skipped))
 
 

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from labkit.core import outputs
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, TransferError
 from labkit.image.build import AS_PACKED
@@ -82,6 +83,7 @@ def pack(out: Path, *, presets: Sequence[str], image: bool = True, wheels: bool 
 
     for path in records:
         run_records.read(path)
+    outputs.refuse_stranger(out, lambda head: head.startswith(f"{TOP}/".encode()), "a pack of the lab")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="labkit-pack-", dir=out.parent.resolve()) as folder:
         parts: dict[str, list[tuple[str, Path]]] = {"lab": _lab_files(lab)}

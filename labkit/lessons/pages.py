@@ -15,6 +15,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from labkit.core import outputs, printable
+
 CSS = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --faint: #5f6368; --paper: #fff; --panel: #f4f5f7; --rule: #d5d8dd; --link: #0b5cad; --bad: #b3261e; --good: #1b6e3c }
 @media (prefers-color-scheme: dark) { :root { --ink: #ececec; --faint: #a6abb2; --paper: #16181c; --panel: #202329; --rule: #3a3f47; --link: #7db7f0; --bad: #ff8a80; --good: #7fd39a } }
@@ -31,9 +33,28 @@ img, svg { max-width: 100%; height: auto } details > summary { cursor: pointer; 
 
 
 def page(title: str, body: str, foot: str = "") -> str:
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="generator" content="labkit"><meta name="viewport" content="width=device-width, initial-scale=1">'
             f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{CSS}{_code_css()}</style></head>\n<body>{body}\n'
             f'<footer class="faint"><p>{foot}</p></footer></body></html>\n')
+
+
+def refuse_strangers(paths: Iterable[Path]) -> None:
+    """Raises BadInput where a page would take the place of a file that is none of the lab's. Asked before anything runs."""
+    for path in paths:
+        outputs.refuse_stranger(path, _is_page, "a page of the lab")
+
+
+def _is_page(head: bytes) -> bool:
+    # The second: as pages began before they named their generator.
+    return b'<meta name="generator" content="labkit">' in head[:400] or (head.startswith(b"<!doctype html>") and b'<link rel="icon" href="data:,"><title>' in head[:400])
+
+
+def write(path: Path, text: str) -> Path:
+    """One page, in place of nothing or of an older one."""
+    refuse_strangers([path])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    return path
 
 
 def _code_css() -> str:
@@ -98,7 +119,7 @@ def _output(output: dict[str, Any]) -> str:
 
     kind = output.get("output_type")
     if kind == "stream":
-        text = strip_ansi(_text(output["text"])).rstrip()
+        text = printable.text(strip_ansi(_text(output["text"])).rstrip())
         return f"<pre>{escape(text)}</pre>" if text else ""
     if kind == "error":
         return f'<pre class="bad">{ansi2html(chr(10).join(output.get("traceback", [])))}</pre>'
@@ -111,7 +132,7 @@ def _output(output: dict[str, Any]) -> str:
         return _markdown(_text(data["text/markdown"]), "")
     if "image/png" in data:
         return f'<img alt="{escape(_text(data.get("text/plain", "")), quote=True)}" src="data:image/png;base64,{_text(data["image/png"]).strip()}">'
-    return f"<pre>{escape(_text(data['text/plain']))}</pre>" if "text/plain" in data else ""
+    return f"<pre>{escape(printable.text(_text(data['text/plain'])))}</pre>" if "text/plain" in data else ""
 
 
 def outcome_html(outcome: str) -> str:
@@ -132,7 +153,7 @@ def notebooks_page(results: Sequence[Any], out: Path, slower: Sequence[str] = ()
     rows = []
     for r in results:
         if r.executed:
-            (out / f"{r.name}.html").write_text(page(r.name, notebook_body(r.executed)), encoding="utf-8")
+            write(out / f"{r.name}.html", page(r.name, notebook_body(r.executed)))
         name = f'<a href="{r.name}.html">{escape(r.name)}</a>' if r.executed else escape(r.name)
         cells = ", ".join("–" if s is None else f"{s:.1f}" for s in r.cells)
         rows.append([name, outcome_html(r.outcome), show_s(r.seconds), f"<details><summary>{escape(r.slowest) or 'none'}</summary>{cells}</details>",
@@ -140,6 +161,4 @@ def notebooks_page(results: Sequence[Any], out: Path, slower: Sequence[str] = ()
     body = "<h1>Notebooks, run headless</h1>" + table_html(["notebook", "outcome", "took", "seconds per code cell", "error", "processes ended"], rows)
     if slower:
         body += "<h2>Slower than the baseline</h2><ul>" + "".join(f'<li class="bad">{escape(s)}</li>' for s in slower) + "</ul>"
-    target = out / "index.html"
-    target.write_text(page("Notebooks, run headless", body), encoding="utf-8")
-    return target
+    return write(out / "index.html", page("Notebooks, run headless", body))

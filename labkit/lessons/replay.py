@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from labkit.core import records
+from labkit.core import printable, question, records
 from labkit.core.records import Run
 from labkit.errors import BadInput, MissingCapability
 
@@ -36,7 +36,7 @@ def replay(name: str) -> Run:
     found = [n for n in names() if n == name or n.split("/", 1)[1] == name]
     if not found:
         raise BadInput(f"no recorded run {name!r}", fix="one of: " + (", ".join(names()) or f"none in {folder()}"))
-    run = records.read(folder() / f"{found[0]}.json")
+    run = printable.every(records.read(folder() / f"{found[0]}.json"))
     return marked(run, found[0].split("/", 1)[0])
 
 
@@ -47,6 +47,7 @@ def marked(run: Run, host: str = "") -> Run:
 
 def live_or_recorded(measure: Callable[[], Run], recorded: str, say: Callable[[str], object] = print) -> Run:
     """Measure here; where a capability is missing, replay, and say what was missing and what would change it."""
+    run: Run | None = None
     try:
         run = measure()
     except MissingCapability as missing:
@@ -58,8 +59,17 @@ def live_or_recorded(measure: Callable[[], Run], recorded: str, say: Callable[[s
         reason = MissingCapability(gone[0].error.get("what", "not available here"), gone[0].error.get("why", ""), gone[0].error.get("fix", ""))
     stand_in = replay(recorded)
     say(f"Not measured here: {reason.what}." + (f" To change that: {reason.fix}" if reason.fix else "")
-        + f"\nWhat follows was recorded on: {stand_in.experiment['replayed_from']}.")
+        + f"\nWhat follows was recorded on: {stand_in.experiment['replayed_from']}." + _otherwise(run, stand_in))
     return stand_in
+
+
+def _otherwise(wanted: Run | None, stand_in: Run) -> str:
+    """What was asked for here and is not what was recorded there, in a sentence; "" where all is the same, or nobody knows what was asked."""
+    if wanted is None:
+        return ""
+    common = [n for n in wanted.arm_names if n in stand_in.arm_names]
+    said = dict.fromkeys(d for n in common for d in question.differences(question.asked(wanted, n), question.asked(stand_in, n), but=("host",)).different)
+    return f"\nAsked for here against recorded there: {'; '.join(said)}." if said else ""
 
 
 def beside(run: Run, recorded: Sequence[str]) -> list[Run]:

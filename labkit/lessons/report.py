@@ -45,6 +45,7 @@ def report(out: Path, notebooks: Sequence[Path], *, preset: str = "small", block
     from labkit.lessons import execute
 
     began_s, failed, parts = time.monotonic(), [], []
+    refuse_strangers(out, notebooks)
     out.mkdir(parents=True, exist_ok=True)
     say(f"the naive stack, {blocks} cold starts of {preset}")
     run = None
@@ -70,15 +71,25 @@ def report(out: Path, notebooks: Sequence[Path], *, preset: str = "small", block
     parts.append(notebooks_html(results, notebook_preset))
     seconds = time.monotonic() - began_s
     target = out / "index.html"
-    target.write_text(pages.page("The cold-start lab on this host", _head(failed, seconds) + "".join(parts), _foot()), encoding="utf-8")
+    pages.write(target, pages.page("The cold-start lab on this host", _head(failed, seconds) + "".join(parts), _foot()))
     return Reported(target, tuple(failed), seconds, run, tuple(results))
+
+
+def refuse_strangers(out: Path, notebooks: Sequence[Path]) -> None:
+    """Raises BadInput where the report would replace what is none of the lab's, before ten minutes are spent on it."""
+    from labkit.core import records
+    from labkit.lessons import execute
+
+    pages.refuse_strangers([out / "index.html"])
+    records.refuse_overwriting(out / "naive.json", overwrite=True)
+    execute.refuse_strangers(notebooks, out / "notebooks")
 
 
 def _naive(out: Path, preset: str, blocks: int, link: str) -> Run:
     from labkit.face.live import progress
     from labkit.stack import experiment
 
-    return experiment(["naive"], preset=preset, blocks=blocks, link=link, out=out / "naive.json", progress=progress(blocks))
+    return experiment(["naive"], preset=preset, blocks=blocks, link=link, out=out / "naive.json", overwrite=True, progress=progress(blocks))
 
 
 def _head(failed: Sequence[str], seconds: float) -> str:
@@ -144,13 +155,13 @@ def run_html(run: Run, title: str, level: int = 2) -> str:
 
 def record_html(path: Path, level: int = 2) -> str:
     """A further record on the page; one that cannot be read or drawn says why in its place."""
-    from labkit.core import records
+    from labkit.core import printable, records
 
     try:
-        run = records.read(path)
+        run = printable.every(records.read(path))
         return run_html(run, f"{path.stem}: {', '.join(run.arm_names)}", level)
     except (BadInput, LabError) as error:
-        return f'<h{level}>{escape(path.stem)}</h{level}><pre class="bad">{escape(str(error))}</pre>'
+        return f'<h{level}>{escape(printable.line(path.stem))}</h{level}><pre class="bad">{escape(str(error))}</pre>'
 
 
 def notebooks_html(results: Sequence[Any], preset: str) -> str:

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from labkit.core import printable, record_schema
 from labkit.errors import BadInput
 
 RANKS = ("must", "should", "could")
@@ -77,10 +79,21 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
+def refuse_overwriting(path: str | Path) -> None:
+    """Raises BadInput where the file holds anything but such seconds. Asked before anything runs."""
+    if os.path.lexists(path):
+        doc, fix = record_schema.document(path, "give --save-seconds another name"), "give --save-seconds another name, or move the file away"
+        try:
+            record_schema.shaped({"host": record_schema.text, "seconds": record_schema.mapped(record_schema.mapped(record_schema.time_s))}, ("host", "seconds"))(doc, "")
+        except record_schema.Wrong as wrong:
+            raise BadInput(f"{printable.line(path)} holds no seconds of notebooks: {wrong}", why="it would be lost", fix=fix) from None
+
+
 def save_measured(path: str | Path, results: Sequence[Any], preset: str) -> None:
     """Keep the machine's seconds of notebooks that came through; what the file has of others on the same host stays."""
     from labkit.core.host import card
 
+    refuse_overwriting(path)
     before, host = _read(Path(path)), card()["title"]
     seconds = before.get("seconds", {}) if before.get("host") == host else {}
     seconds[preset or DEFAULTS] = seconds.get(preset or DEFAULTS, {}) | {r.name: round(r.seconds, 1) for r in results if r.outcome == "ok"}

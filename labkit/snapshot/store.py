@@ -180,11 +180,20 @@ def describe(images: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def refuse_stranger(target: Path) -> None:
+    """Raises SnapshotRefused where a snapshot would take the place of anything but a snapshot: that would be removed."""
+    if os.path.lexists(target):
+        names = {p.name for p in target.iterdir()} if target.is_dir() and not target.is_symlink() else {""}
+        if not ({"manifest.json", "images"} <= names or names <= {"images"}):
+            raise SnapshotRefused(f"{target} exists, and it is not a snapshot", "it would be lost", "give another name, or move it away")
+
+
 @contextmanager
 def writing(target: Path) -> Iterator[Path]:
     """A directory beside `target` (0700) that takes its name when the block ends well, and is removed when it does not.
 
     `seal` writes the manifest into it; without one it is not renamed."""
+    refuse_stranger(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f".{target.name}.*.part"):
         if not os.path.exists(f"/proc/{left.name.rsplit('.', 2)[-2]}"):

@@ -211,6 +211,7 @@ class _Model:
 
 def pull(bucket: Bucket, target: Path, connections: int = 8, on_manifest: Callable[[store.Manifest], None] = lambda _: None) -> dict[str, Any]:
     """One published snapshot into `target`; every byte is checked at the restore. Raises TransferError, SnapshotRefused."""
+    store.refuse_stranger(target)
     (target / "images").mkdir(mode=0o700, parents=True, exist_ok=True)
     target.chmod(0o700)
     packed_index, manifest = bucket.get(INDEX).body, bucket.get("manifest.json").body

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from labkit.core import stats
+from labkit.core import question, stats
 from labkit.core.records import Run, Trial
 from labkit.errors import BadInput
 from labkit.stack.compose import Stack
@@ -140,11 +140,12 @@ def effects(run: Run, against: str = "naive") -> list[Effect]:
     """Every arm of a run against one of them, in the run's order."""
     base = {t.block: t for t in run.of_arm(against)}
     made = []
-    for arm in run.experiment["arms"]:
+    for arm in run.arms:
         every, good = run.of_arm(arm["name"], only_ok=False), run.of_arm(arm["name"])
         pairs = [(t.total_s, base[t.block].total_s) for t in good if t.block in base]
-        if not pairs:
-            reason = sorted({t.error.get("what", t.outcome) for t in every})
+        apart = question.not_from_one_start(run, arm["name"], against) if pairs else ""
+        if not pairs or apart:
+            reason = [apart] if apart else sorted({t.error.get("what", t.outcome) for t in every})
             made.append(Effect(arm["name"], arm["stack"], {}, 0.0, missing="; ".join(reason) or "not run", failed=len(every)))
             continue
         saved = stats.median([t.total_s for t in base.values()]) - stats.median([t.total_s for t in good])

@@ -14,9 +14,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
-from labkit.core import stats
+from labkit.core import question, stats
 from labkit.core.records import Run, Trial
 from labkit.core.units import show_s
 from labkit.technique import Claim
@@ -71,16 +72,17 @@ def claims(runs: Iterable[Run]) -> list[Row]:
 
 
 def _measure(row: ArticleRow, run: Run, beside: tuple[dict[str, str], ...]) -> list[Row]:
-    arms = {a["name"]: a for a in run.experiment.get("arms", [])}
-    naive = next((a for n, a in arms.items() if n == "naive"), None)
+    naive = next((a for a in run.arms if a["name"] == "naive"), None)
     found = []
-    for arm in arms.values():
+    for arm in run.arms:
         if naive is None or arm["name"] == "naive":
             continue
         changed = {layer: t for layer, t in arm["stack"].items() if t != naive["stack"].get(layer)}
         technique = changed.get(row.layer)
         if technique not in row.techniques or set(changed) - {row.layer, "process"}:
             continue
+        if question.not_from_one_start(run, arm["name"], "naive"):
+            continue  # what differs besides the stack would be counted as the technique's
         base = {t.block: t for t in run.of_arm("naive")}
         trials = [t for t in run.of_arm(arm["name"]) if t.block in base]
         part = [(_over(t, row.phases), _over(base[t.block], row.phases)) for t in trials]
@@ -89,9 +91,16 @@ def _measure(row: ArticleRow, run: Run, beside: tuple[dict[str, str], ...]) -> l
             continue
         ratio = stats.paired_ratio(part)
         total = stats.paired_ratio([(t.total_s, base[t.block].total_s) for t in trials])
-        setup = f"{arm.get('scenario', '')}, {arm.get('link', '')}, {run.experiment.get('preset', '')}, n = {len(part)}, host {run.host.get('id', '')}"
+        setup = ", ".join([arm["scenario"], arm["link"], *_subject(run), f"n = {len(part)}", f"host {run.host.get('id', '')}"])
         found.append(Row(row.claim, row.layer, row.label, technique, ratio, total, verdict(ratio, row.claim), setup, beside))
     return found
+
+
+def _subject(run: Run) -> list[str]:
+    """What was started: the preset, or the model in its place; and where its weights came from, if not from the lab."""
+    asked = question.asked(run)
+    model = f"model {Path(asked['model_dir']).name}" if asked.get("model_dir") else ""
+    return [str(asked.get("preset", "")), *filter(None, (model, asked.get("store")))]
 
 
 def _over(trial: Trial, phases: Sequence[str]) -> float:

@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.core import cold, floor, host, records
+from labkit.core import cold, floor, host, question, records
 from labkit.core.apart import apart
 from labkit.core.ledger import Ledger
 from labkit.core.plan import LaunchPlan, told_device
@@ -61,16 +61,32 @@ class Experiment:
                          for s in self.stacks],
                 "blocks": self.blocks, "seed": self.seed, "preset": self.preset, "model_dir": self.model_dir, "max_tokens": self.max_tokens,
                 **({"image_extra_bytes": self.image_extra_bytes} if self.image_extra_bytes else {}),
-                **({"store": self.store} if self.store else {}), **({"notes": self.notes} if self.notes else {})}
+                **({"store": self.store} if self.store else {}), **({"notes": self.notes} if self.notes else {}), "conditions": self.conditions()}
+
+    def conditions(self) -> dict[str, Any]:
+        """Everything that was chosen, for `labkit.core.question`: what of it differs makes another experiment."""
+        return question.chosen(preset=self.preset, model_dir=self.model_dir, model_identity=question.identity(self.model_dir), image=question.LAB_IMAGE,
+                               image_extra_bytes=self.image_extra_bytes, store=self.store, server_args=list(self.server_args), device=told_device(self.server_args),
+                               timeout_s=float(self.timeout_s), prompt=PROMPT, max_tokens=self.max_tokens, at_t0=question.digest(self.at_t0), instrument=self.instrument)
+
+
+def _has_image(stack: Stack) -> bool:
+    return stack.layers.get("image") not in ("host-env", "", None)
 
 
 def experiment(stacks: Sequence[str | Stack], *, preset: str = "small", blocks: int = 5, scenario: str = "fresh-node",
-               link: str = "loopback", out: str | Path | None = None, resume: bool = False, progress: Any = None,
+               link: str = "loopback", out: str | Path | None = None, resume: bool = False, overwrite: bool = False, progress: Any = None,
                workspace: Workspace | None = None, seed: int = 0, **more: Any) -> records.Run:
     """Run an experiment and return its record (also written to `out`, default in the workspace's runs/).
 
+    A record that is there is gone on with (`resume`), replaced (`overwrite`), or refused before anything is prepared.
+
     progress: an object with `note(text)`, `trial_started(arm, block, blocks)`, `phase(name, seconds)`, `trial_done(trial)`;
     any may be missing. Raises BadInput, MissingCapability (no arm can run here), KeyboardInterrupt (the record is kept)."""
+    if out:
+        records.refuse_overwriting(out, resume, overwrite)
+    elif resume or overwrite:
+        raise BadInput(f"--{'resume' if resume else 'overwrite'} without --out", why="it names no record", fix="--out FILE")
     space = workspace or Workspace.default()
     what = Experiment([_parsed(s, space, scenario, link, preset) for s in stacks], preset=preset, blocks=blocks,
                       scenario=scenario, link=link, seed=seed, **more)
@@ -139,6 +155,7 @@ class _Conduct:
         if len(self.missing) == len(what.stacks):
             raise next(iter(self.missing.values()))
         subject, tokens = self._subject()
+        run = self._of_this_image(run, subject)
         for stack in what.stacks:
             if stack.name not in self.missing:
                 self.tell("note", f"preparing {stack.name}")
@@ -152,19 +169,28 @@ class _Conduct:
         run = records.Run(id=self.id, created=self.created, host=self.card, experiment=self.what.described())
         if self.resume and self.out.exists():
             before = records.read(self.out)
-            if before.host.get("id") != self.card.get("id"):
-                raise BadInput(f"{self.out} was begun on another host", why="one record speaks of one host", fix="give another --out")
-            same = {k: v for k, v in before.experiment.items() if k not in ("blocks", "arms")} == {k: v for k, v in run.experiment.items() if k not in ("blocks", "arms")}
-            if not same:
-                raise BadInput(f"{self.out} holds another experiment", why="its trials would be mixed with different ones", fix="give another --out, or the same options")
-            run = replace(before, experiment=run.experiment)
+            question.refuse_mixing(before, run, self.out)
+            new = [arm for arm in run.experiment["arms"] if arm["name"] not in before.arm_names]
+            image = {k: v for k, v in before.experiment["conditions"].items() if k == "image_digest"}
+            run = replace(before, experiment={**run.experiment, "arms": [*before.arms, *new], "conditions": {**run.experiment["conditions"], **image}})
         return run
+
+    def _of_this_image(self, run: records.Run, subject: Subject) -> records.Run:
+        """The record names the image that its trials start from. Raises BadInput where those of a resumed one started from another."""
+        from labkit.image.oci import Layout
+
+        made = Layout(subject.image_layout).manifest_descriptor(subject.image_reference).digest if subject.image_layout else ""
+        before = run.experiment["conditions"].get("image_digest", "")  # "": no arm had one
+        now = replace(run, experiment={**run.experiment, "conditions": {**run.experiment["conditions"], "image_digest": made or before}})
+        if made and before:
+            question.refuse_mixing(run, now, self.out)
+        return now
 
     def _subject(self) -> tuple[Subject, tuple[int, ...]]:
         self.tell("note", f"checkpoint: {self.what.model_dir or self.what.preset}")
         model, tokens = apart(_model_and_tokens, self.what.model_dir, self.space, self.what.preset, self.what.max_tokens, ledger=self.ledger)
         layout, reference_name = None, ""
-        imaged = [s for s in self.what.stacks if s.layers.get("image") not in ("host-env", "", None)]
+        imaged = [s for s in self.what.stacks if _has_image(s)]
         if self.what.image_extra_bytes and not imaged:
             raise BadInput("no arm has an image to enlarge", why="host-env starts what is installed", fix="leave image_extra_bytes out, or image=full-pull")
         if imaged:

@@ -52,16 +52,16 @@ def search(*, scenario: str = "fresh-node", link: str = "loopback", preset: str 
         raise BadInput("nothing but the naive stack can run here", why="; ".join(f"{k}: {v}" for k, v in missing.items()), fix="labkit doctor")
     options: dict[str, Any] = {"preset": preset, "scenario": scenario, "link": link, "workspace": space, "progress": progress}
     naive = Stack.parse("naive")
-    first = experiment([naive, *(put(naive, n) for n in names)], blocks=blocks[0], seed=seed, out=_file(space, "round-1", options), **options)
+    first = experiment([naive, *(put(naive, n) for n in names)], blocks=blocks[0], seed=seed, out=_file(space, "round-1", options), overwrite=True, **options)
     second_arms = distinct(combined(first, names))
-    second = experiment([naive, *second_arms], blocks=blocks[1], seed=seed + 1, out=_file(space, "round-2", options), **options)
+    second = experiment([naive, *second_arms], blocks=blocks[1], seed=seed + 1, out=_file(space, "round-2", options), overwrite=True, **options)
     pool = [(e.ratio["median"], s) for r, arms in ((first, [put(naive, n) for n in names]), (second, second_arms))
             for e in effects(r) for s in arms if e.arm == s.name and not e.missing and e.arm != "naive"]
     pool.sort(key=lambda pair: pair[0])
     leaders = distinct([s for _, s in pool])[:2]
     if not leaders:
         raise LabError("no technique came through a trial", why="the records of the rounds say what happened", fix=f"labkit show {space.runs}")
-    last = experiment([naive, *leaders], blocks=blocks[2], seed=seed + 2, out=_file(space, "round-3", options), **options)
+    last = experiment([naive, *leaders], blocks=blocks[2], seed=seed + 2, out=_file(space, "round-3", options), overwrite=True, **options)
     found = verdict(last, leaders, seed)
     made = Found(found[0], found[1], found[2], found[3], tuple(str(_file(space, f"round-{i}", options)) for i in (1, 2, 3)),
                  len(names) + len(second_arms), missing)
@@ -149,9 +149,10 @@ def best_here(space: Workspace, scenario: str, link: str, preset: str) -> Stack:
     path = _saved(space, scenario, link, preset)
     try:
         doc = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         doc = {}
-    if doc.get("host") != host.card()["id"]:
+    layers = doc.get("layers") if isinstance(doc, dict) and doc.get("host") == host.card()["id"] else None
+    if not isinstance(layers, dict) or not all(isinstance(k, str) and isinstance(v, str) for k, v in layers.items()):
         raise BadInput(f"best-here is not known for {scenario} on {link} with {preset}", why="it is found by measuring, on this host, not declared",
                        fix=f"labkit ablate --search --scenario {scenario} --link {link} --preset {preset}")
-    return Stack("best-here", doc["layers"])
+    return Stack("best-here", layers)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit.core import records
+from labkit.core import question, records
 from labkit.core.records import Run, Trial
 from labkit.errors import BadInput, IncomparableRecords
 
@@ -78,8 +78,8 @@ def test_any_bytes_are_a_run_or_a_bad_input(tmp_path_factory, data):
 @pytest.mark.parametrize("difference", [{"host": "h2"}, {"scenario": "fresh-node"}, {"link": "1gbit"}, {"state": "warm"}, {"preset": "tiny"}])
 def test_runs_that_differ_in_what_they_measure_are_not_compared(difference):
     with pytest.raises(IncomparableRecords, match=next(iter(difference.values()))):
-        records.comparable(run_of(), run_of(**difference))
+        question.compatible(run_of(), run_of(**difference))
 
 
 def test_runs_of_one_host_and_question_are_compared():
-    records.comparable(run_of(), replace(run_of(), id="other"))
+    question.compatible(run_of(), replace(run_of(), id="other"))

@@ -47,13 +47,21 @@ def test_a_named_series_goes_on_with_what_is_recorded(workspace, monkeypatch):
     def experiment(stacks, *, blocks, out, image_extra_bytes, **rest):
         asked.append((out.name, blocks, image_extra_bytes))
         made = run_of("tiny", 1e6, 1e6, n=blocks)
+        made = replace(made, experiment={**made.experiment, "image_extra_bytes": image_extra_bytes})
         records.write(made, out)
         return made
     monkeypatch.setattr(labkit.stack, "experiment", experiment)
-    measure.measure("naive", ("tiny", "tiny+1MB"), blocks=1, workspace=workspace, name="mine")
-    made = measure.measure("naive", ("tiny", "tiny+1MB"), blocks=2, workspace=workspace, name="mine")
+    measure.measure("naive", ("tiny", "tiny+1MB"), blocks=1, link="1gbit", workspace=workspace, name="mine")
+    made = measure.measure("naive", ("tiny", "tiny+1MB"), blocks=2, link="1gbit", workspace=workspace, name="mine")
     assert asked == [("mine-tiny.json", 1, 0), ("mine-tiny+1MB.json", 1, 1_000_000), ("mine-tiny+1MB.json", 2, 1_000_000), ("mine-tiny.json", 2, 0)]
     assert [len(r.trials) for r in made] == [2, 2]
+
+
+@pytest.mark.parametrize(("other", "named"), [({"link": "200mbit"}, "link: 1gbit against 200mbit"), ({"scenario": "warm-node"}, "scenario"), ({"arm": "no-image"}, "arm: naive")])
+def test_a_named_series_of_another_question_is_not_taken_for_this_one(workspace, other, named):
+    records.write(run_of("tiny", 1e6, 1e6), workspace.runs / "mine-tiny.json")
+    with pytest.raises(BadInput, match=named):
+        measure.measure(**{"arm": "naive", "link": "1gbit", **other}, sizes=("tiny",), blocks=1, workspace=workspace, name="mine")
 
 
 def test_a_size_without_a_good_start_says_why_in_the_trials_own_words():

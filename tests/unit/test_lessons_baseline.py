@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 
@@ -87,9 +88,25 @@ def test_another_host_is_never_compared(other):
         baseline.regressions([_run(1)], [replace(_run(2), host=other)])
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"baseline": [{"trials": [{"oops": 1}]}]}'])
+@pytest.mark.parametrize("text", ["", "{}", "[]", "3", "null", '["trials"]', '{"baseline": 3}', '{"baseline": [null]}', '{"baseline": [{"trials": [{"oops": 1}]}]}', "[" * 100_000])
 def test_a_damaged_baseline_is_refused(tmp_path, text):
     path = tmp_path / "b.json"
     path.write_text(text)
     with pytest.raises(BadInput):
         baseline.read(path)
+
+
+def test_a_damaged_run_of_a_baseline_is_named_by_its_place(tmp_path):
+    path = baseline.write([_run(1), _run(2)], tmp_path / "b.json")
+    doc = json.loads(path.read_text())
+    doc["baseline"][1]["trials"][2]["phases"]["load"] = -1.2
+    path.write_text(json.dumps(doc))
+    with pytest.raises(BadInput, match=r"baseline\[1\] is a damaged run record: trials\[2\]\.phases\.load: -1\.2 is not a time"):
+        baseline.read(path)
+
+
+def test_what_keeps_a_stack_from_its_baseline_is_named():
+    other = replace(_run(2), experiment={**_run(2).experiment, "conditions": {"timeout_s": 5.0}})
+    with pytest.raises(BadInput) as caught:
+        baseline.judge([replace(_run(1), experiment={**_run(1).experiment, "conditions": {"timeout_s": 300.0}})], [other])
+    assert "timeout_s: 300.0 against 5.0" in caught.value.why

@@ -66,6 +66,17 @@ def test_the_search_combines_only_what_goes_together():
     assert made["criu-container"]["image"] == "full-pull" and made["criu-process"]["image"] == "host-env"
 
 
+@pytest.mark.parametrize("text", ["", "[]", "null", "3", '{"host": 1}', '{"host": "HERE"}', '{"host": "HERE", "layers": ["x"]}', '{"host": "HERE", "layers": {"image": 3}}', "[" * 100_000])
+def test_a_damaged_result_of_a_search_is_no_result(workspace, text):
+    from labkit.core import host
+    from labkit.errors import BadInput
+    from labkit.stack import search
+
+    search._saved(workspace, "warm-node", "loopback", "tiny").write_text(text.replace("HERE", host.card()["id"]))
+    with pytest.raises(BadInput, match="best-here is not known"):
+        search.best_here(workspace, "warm-node", "loopback", "tiny")
+
+
 def test_what_is_unclear_alone_is_tried_beside_the_others():
     layers = {"naive": {}, "estargz-lazy": {"image": "estargz-lazy"}, "safetensors": {"weights": "safetensors"}, "overlap": {"weights": "overlap"},
               "tensorizer": {"weights": "tensorizer"}}

@@ -17,8 +17,10 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from labkit.core import outputs
 from labkit.core.units import parse_bytes
 from labkit.errors import LabError, MissingCapability, TransferError
+from labkit.image import access_record
 from labkit.image.lazyfs.session import Options, Session
 from labkit.image.lazyfs.stats import prefetched
 
@@ -57,6 +59,10 @@ def serve(args: argparse.Namespace) -> int:
     sys.setswitchinterval(0.0005)  # a request must not wait 5 ms for a thread that hashes
     logging.basicConfig(filename=args.log or None, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
+        if args.record:
+            access_record.refuse_stranger(args.record)
+        if args.stats:
+            outputs.refuse_stranger(args.stats, lambda head: not head.strip() or b'"fetched_bytes"' in head, "counters of a mount", "--stats")
         with Session(args.reference, args.target, options_of(args)) as session:
             def on_signal(_number: int, _frame: object) -> None:
                 threading.Thread(target=session.stop, daemon=True).start()
