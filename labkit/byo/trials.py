@@ -4,7 +4,8 @@
 
 A rehearsal first, off the clock: does it start, what is its model called, which libraries does it map? Those and the
 weights are then evicted and proven cold before each trial (hot-node: warmed). t0 is the client's first attempt, when
-nothing listens yet; the command is executed right after it. Lesson: notebooks/09_decide.
+nothing listens yet; the command is executed right after it. The server gets its keys as they were given; what is kept
+of the command, the log and the answers shows none (labkit.core.secrets). Lesson: notebooks/09_decide.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from urllib.parse import urlsplit
 
 from labkit.byo import phases, servers
 from labkit.byo.observe import Watching, listening
-from labkit.core import client, cold, floor, host, observe, records, timeline
+from labkit.core import client, cold, floor, host, observe, records, secrets, timeline
 from labkit.core.ledger import MARK, Ledger
 from labkit.core.records import Run, Trial
 from labkit.core.workspace import Workspace
@@ -54,19 +55,22 @@ class OwnServer:
     @staticmethod
     def of(command: str, url: str, weights: str, image: str = "", model_name: str = "") -> OwnServer:
         """Raises BadInput for what cannot be measured."""
+        secrets.learn_command(command)
+        secrets.learn_command(url)
         try:
             argv = tuple(shlex.split(command))
         except ValueError as error:
             raise BadInput(f"--command: {error}", fix="quote it as the shell would take it") from None
         if not argv or not shutil.which(argv[0]):
-            raise BadInput(f"--command: {argv[0] if argv else 'nothing'} is not a program here", why="the server is started by it at t0", fix="give the full path, or install the server")
+            raise BadInput(f"--command: {secrets.mask_argv(argv)[0] if argv else 'nothing'} is not a program here", why="the server is started by it at t0",
+                           fix="write env before the variables: env NAME=VALUE …" if argv and "=" in argv[0] else "give the full path, or install the server")
         parts = urlsplit(url)
         try:
             port = parts.port or 80
         except ValueError:
             port = 0
         if parts.scheme != "http" or not parts.hostname or not port:
-            raise BadInput(f"--url {url!r}", why="the client asks there from t0 on", fix="--url http://127.0.0.1:8000, as the command serves it")
+            raise BadInput(f"--url {secrets.mask(url)!r}", why="the client asks there from t0 on", fix="--url http://127.0.0.1:8000, as the command serves it")
         path = Path(weights).expanduser() if weights else None
         if path is None or not path.exists():
             raise BadInput(f"--weights {weights!r}: no such file or directory", why="its files are evicted before each trial, and watched in it",
@@ -102,11 +106,11 @@ def run(*, command: str, url: str, weights: str, image: str = "", model_name: st
         request, expected, cold_paths = rehearse(server, ledger, timeout_s)
         tell("note", "measuring this host's floors")
         made = Run(id=target.stem, created=created.isoformat(timespec="seconds"), host=host.card(), floors=floor.measure(space), experiment={
-            "arms": [{"name": server.kind.name, "stack": {"server": " ".join(server.argv)}, "scenario": scenario, "link": "loopback"}], "blocks": blocks, "seed": 0,
+            "arms": [{"name": server.kind.name, "stack": {"server": " ".join(secrets.mask_argv(server.argv))}, "scenario": scenario, "link": "loopback"}], "blocks": blocks, "seed": 0,
             "preset": "own", "model_dir": str(server.weights), "max_tokens": request["max_tokens"], "notes": {"image": image, "tested": server.kind.tested}})
         if resume and target.exists():
             before = records.read(target)
-            if before.host.get("id") != made.host.get("id") or before.experiment["arms"] != made.experiment["arms"]:
+            if before.host.get("id") != made.host.get("id") or secrets.masked(before.experiment["arms"]) != secrets.masked(made.experiment["arms"]):
                 raise BadInput(f"{target} holds another server or host", why="its trials would be mixed with different ones", fix="give another --out")
             made = replace(made, trials=before.trials, floors=before.floors, id=before.id, created=before.created)
         done = {t.block for t in made.trials}
@@ -195,7 +199,9 @@ def start(server: OwnServer, request: dict[str, Any], ledger: Ledger, timeout_s:
                 ledger.done(entry)
     for reader in readers:
         reader.join(2)
-    return Start(answer, seen, list(log), facts, code, request)
+    shown = secrets.Masker()  # only now: a chatty server's lines are not looked through while it is measured
+    answer.text, answer.error = shown.text(answer.text), shown.text(answer.error)
+    return Start(answer, seen, [(at_s, shown.text(line)) for at_s, line in log], facts, code, request)
 
 
 def _listed_model(server: OwnServer) -> dict[str, str]:

@@ -137,6 +137,14 @@ class Masker:
             return [self.doc(v, name) for v in value]
         return self._string(str(value), name)
 
+    def values_in(self, value: Any) -> Any:
+        """The same JSON, its strings masked by value only."""
+        if isinstance(value, dict):
+            return {k: self.values_in(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [self.values_in(v) for v in value]
+        return self.by_value(value) if isinstance(value, str) else value
+
     def _key(self, key: Any) -> Any:
         return key if not isinstance(key, str) or _SCHEMA_WORD.match(key) else self.text(key)
 

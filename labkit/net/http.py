@@ -59,7 +59,9 @@ def split(url: str) -> tuple[Place, str]:
     """A URL to where and what. Raises ValueError for anything but http and https."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"not an http(s) URL: {url[:200]!r}")
+        from labkit.core import secrets  # only now: a server reads its weights through this module
+
+        raise ValueError(f"not an http(s) URL: {secrets.mask(url)[:200]!r}")
     port = parts.port or {"http": 80, "https": 443}[parts.scheme]
     return Place(parts.scheme, parts.hostname, port), (parts.path or "/") + ("?" + parts.query if parts.query else "")
 
