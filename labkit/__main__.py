@@ -7,7 +7,9 @@ import sys
 
 def main() -> int:
     from labkit.cli import main as run
+    from labkit.core.secrets import excepthook
 
+    sys.excepthook = excepthook
     return run(sys.argv[1:])
 
 

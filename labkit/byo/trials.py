@@ -4,7 +4,8 @@
 
 A rehearsal first, off the clock: does it start, what is its model called, which libraries does it map? Those and the
 weights are then evicted and proven cold before each trial (hot-node: warmed). t0 is the client's first attempt, when
-nothing listens yet; the command is executed right after it. Lesson: notebooks/09_decide.
+nothing listens yet; the command is executed right after it. The server gets its keys as they were given; what is kept
+of the command, the log and the answers shows none (labkit.core.secrets). Lesson: notebooks/09_decide.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 
 from labkit.byo import phases, servers
 from labkit.byo.observe import Watching, listening
-from labkit.core import client, cold, floor, host, observe, question, records, timeline
+from labkit.core import client, cold, floor, host, observe, question, records, secrets, timeline
 from labkit.core.ledger import MARK, Ledger
 from labkit.core.records import Run, Trial
 from labkit.core.workspace import Workspace
@@ -55,18 +56,21 @@ class OwnServer:
     @staticmethod
     def of(command: str, url: str, weights: str, image: str = "", model_name: str = "") -> OwnServer:
         """Raises BadInput for what cannot be measured."""
+        secrets.learn_command(command)
+        secrets.learn_command(url)
         try:
             argv = tuple(shlex.split(command))
         except ValueError as error:
             raise BadInput(f"--command: {error}", fix="quote it as the shell would take it") from None
         if not argv or not shutil.which(argv[0]):
-            raise BadInput(f"--command: {argv[0] if argv else 'nothing'} is not a program here", why="the server is started by it at t0", fix="give the full path, or install the server")
+            raise BadInput(f"--command: {secrets.mask_argv(argv)[0] if argv else 'nothing'} is not a program here", why="the server is started by it at t0",
+                           fix="write env before the variables: env NAME=VALUE …" if argv and "=" in argv[0] else "give the full path, or install the server")
         try:
             place, target = split(url)
         except ValueError:
             place, target = None, ""
         if place is None or place.scheme != "http":
-            raise BadInput(f"--url {url!r}", why="the client asks there from t0 on", fix="--url http://127.0.0.1:8000, as the command serves it")
+            raise BadInput(f"--url {secrets.mask(url)!r}", why="the client asks there from t0 on", fix="--url http://127.0.0.1:8000, as the command serves it")
         path = Path(weights).expanduser() if weights else None
         if path is None or not path.exists():
             raise BadInput(f"--weights {weights!r}: no such file or directory", why="its files are evicted before each trial, and watched in it",
@@ -118,12 +122,13 @@ def run(*, command: str, url: str, weights: str, image: str = "", model_name: st
 
 def _record(server: OwnServer, target: Path, created: datetime, scenario: str, blocks: int, timeout_s: float, resume: bool) -> Run:
     """The record that trials are added to: a new one, or one that is there and holds the same. Raises BadInput, before anything is started."""
+    shown = secrets.mask_argv(server.argv)  # no digest of a secret either: a short one could be guessed from it
     model_name = server.model_name  # as told: what the server lists is its own answer, not the user's choice
     conditions = question.chosen(preset="own", model_dir=str(server.weights), model_identity=question.identity(server.weights), image=server.image, timeout_s=float(timeout_s),
-                                 command=question.digest("\0".join(server.argv)), url=f"http://{server.host}:{server.port}{server.base}", prompt=PROMPT, max_tokens=MAX_TOKENS,
+                                 command=question.digest("\0".join(shown)), url=f"http://{server.host}:{server.port}{server.base}", prompt=PROMPT, max_tokens=MAX_TOKENS,
                                  model_name=model_name)
     made = Run(id=target.stem, created=created.isoformat(timespec="seconds"), host=host.card(), experiment={
-        "arms": [{"name": server.kind.name, "stack": {"server": " ".join(server.argv)}, "scenario": scenario, "link": "loopback"}], "blocks": blocks, "seed": 0,
+        "arms": [{"name": server.kind.name, "stack": {"server": " ".join(shown)}, "scenario": scenario, "link": "loopback"}], "blocks": blocks, "seed": 0,
         "preset": "own", "model_dir": str(server.weights), "max_tokens": MAX_TOKENS, "notes": {"image": server.image, "tested": server.kind.tested}, "conditions": conditions})
     if resume and target.exists():
         before = records.read(target)
@@ -209,7 +214,9 @@ def start(server: OwnServer, request: dict[str, Any], ledger: Ledger, timeout_s:
                 ledger.done(entry)
     for reader in readers:
         reader.join(2)
-    return Start(answer, seen, list(log), facts, code, request)
+    shown = secrets.Masker()  # only now: a chatty server's lines are not looked through while it is measured
+    answer.text, answer.error = shown.text(answer.text), shown.text(answer.error)
+    return Start(answer, seen, [(at_s, shown.text(line)) for at_s, line in log], facts, code, request)
 
 
 def _listed_model(server: OwnServer) -> dict[str, str]:

@@ -13,6 +13,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from labkit.core import secrets
+
 COMMANDS = {
     "doctor": "what this host can show, and what would unlock more",
     "run": "take a stack cold to its first token, several times",
@@ -56,11 +58,13 @@ def _version() -> str:
     return __version__
 
 
+@secrets.screened()
 def main(argv: Sequence[str]) -> int:
     from labkit.core import printable
     from labkit.errors import LabError, MissingCapability
 
     signal.signal(signal.SIGTERM, _terminate)
+    secrets.learn_argv(argv)
     command = next((a for a in argv if a in COMMANDS), None)
     try:
         args = parser(command).parse_args(argv)

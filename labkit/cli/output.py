@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from labkit.core import printable
+from labkit.core import printable, secrets
 
 
 def say(text: str) -> None:
@@ -18,7 +18,8 @@ def say(text: str) -> None:
 def last_line(doc: dict[str, Any]) -> None:
     """The machine's line. Always last, always one line, NaN-free."""
     sys.stdout.flush()
-    print(json.dumps(doc, separators=(",", ":"), default=str, allow_nan=False), flush=True)
+    line = json.dumps(secrets.masked(doc), separators=(",", ":"), default=str, allow_nan=False)
+    print(line, flush=True, file=getattr(sys.stdout, "unmasked", sys.stdout))  # masked as a document: as text its quotes could suffer
 
 
 def table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> str:

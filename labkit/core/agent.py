@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from labkit.core import exits
+from labkit.core import exits, secrets
 from labkit.core.ledger import Ledger, start_time
 from labkit.core.plan import LaunchPlan, StepContext
 from labkit.errors import LabError
@@ -45,6 +45,8 @@ class Agent:
     def __init__(self, spec: dict[str, Any]):
         self.plan = LaunchPlan.from_json(spec["plan"])
         self.ledger = Ledger.join(spec["ledger"], spec["mark"])
+        secrets.learn_environment(self.plan.server_env)
+        secrets.learn_argv(self.plan.server_args)
         self.ctx = StepContext(node=Path(spec["node"]), port=spec["port"], timeline_path=Path(spec["timeline"]),
                                ledger=self.ledger, server_args=[a.replace("{port}", str(spec["port"])) for a in self.plan.server_args],
                                server_env={**{k: os.environ[k] for k in self.plan.pass_env if k in os.environ}, **self.plan.server_env, "LABKIT_SOURCE": "server", "LABKIT_RUN": spec["mark"],
@@ -68,7 +70,7 @@ class Agent:
 
     def one(self, step: Any, function: Callable[..., Any]) -> None:
         with self.ctx.span(step.phase, call=step.call) as detail:
-            facts = function(self.ctx, **step.args) or {}
+            facts = secrets.masked(function(self.ctx, **step.args) or {})
             detail.update({k: v for k, v in facts.items() if isinstance(v, (int, float, str, bool))})
         say(step={"phase": step.phase, "call": step.call, "facts": facts})
 
@@ -104,7 +106,7 @@ class Agent:
 
     def log(self) -> str:
         lines = self.ctx.state.get("server_log", [])
-        return "\n".join(str(line).rstrip("\n") for line in list(lines)[-60:])[-6000:]
+        return secrets.mask("\n".join(str(line).rstrip("\n") for line in list(lines)[-60:]))[-6000:]
 
     def end(self) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -114,7 +116,7 @@ class Agent:
             try:
                 end()
             except Exception as error:
-                print(f"take-down: {type(error).__name__}: {error}", file=sys.stderr)
+                print(secrets.mask(f"take-down: {type(error).__name__}: {error}"), file=sys.stderr)
         say(stopped=1, log=log)
 
     def main(self) -> int:
@@ -137,12 +139,13 @@ class Agent:
             pass
         except LabError as error:
             code = 1
-            say(failed=error.as_json(), log=self.log())
+            say(failed=secrets.masked(error.as_json()), log=self.log())
         except Exception as error:
             import traceback
 
             code = 1
-            say(failed={"kind": type(error).__name__, "what": f"{type(error).__name__}: {error}", "why": traceback.format_exc()[-1500:], "fix": ""},
+            say(failed={"kind": type(error).__name__, "what": secrets.mask(f"{type(error).__name__}: {error}"),
+                        "why": secrets.mask(traceback.format_exc())[-1500:], "fix": ""},
                 log=self.log())
         finally:
             self.steps_running = False
@@ -151,6 +154,7 @@ class Agent:
 
 
 def main() -> int:
+    sys.excepthook = secrets.excepthook
     signal.signal(signal.SIGTERM, lambda *_: _thread.interrupt_main())
     spec = json.loads(Path(sys.argv[1]).read_text())
     code = Agent(spec).main()

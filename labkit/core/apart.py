@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from labkit.core import secrets
 from labkit.core.ledger import MARK, Ledger
 from labkit.errors import LabError
 
@@ -47,7 +48,7 @@ def apart(call: Callable[..., Any], *args: Any, ledger: Ledger | None = None) ->
         try:
             good, result = pickle.load(answer)
         except EOFError:
-            raise LabError(f"{call.__qualname__} ended without an answer (exit {process.returncode})", why=errors.strip()[-1500:],
+            raise LabError(f"{call.__qualname__} ended without an answer (exit {process.returncode})", why=secrets.mask(errors).strip()[-1500:],
                            fix="killed or out of memory? a smaller --preset, or more memory") from None
     if not good:
         raise result
@@ -64,7 +65,7 @@ def _main() -> None:
     except LabError as error:
         message = (False, error)
     except Exception as error:
-        message = (False, LabError(f"{name}: {type(error).__name__}: {error}", why=traceback.format_exc()[-2000:]))
+        message = (False, LabError(f"{name}: {type(error).__name__}: {error}", why=secrets.mask(traceback.format_exc())[-2000:]))
     with open(int(sys.argv[1]), "wb") as answer:
         pickle.dump(message, answer)
 

@@ -79,7 +79,7 @@ def _attempt(host: str, port: int, message: bytes, answer: Answer, give_up: Call
         if status == 503 or status == 502:
             return False
         if status != 200:
-            answer.error = f"the server answered {status}: {(data or b'').decode(errors='replace')[:300]}"
+            answer.error = f"the server answered {status}: {_shown(data.decode(errors='replace'))}"
             return True
         chunked = b"transfer-encoding: chunked" in head.lower()
         return _stream(connection, data, chunked, answer, give_up)
@@ -159,7 +159,7 @@ def _event(text: bytes, answer: Answer) -> bool:
     except ValueError:
         return False
     if "error" in event:
-        answer.error = str(event["error"])[:300]
+        answer.error = _shown(str(event["error"]))
         return True
     choice = (event.get("choices") or [{}])[0]
     ids = choice.get("token_ids") or []
@@ -171,3 +171,10 @@ def _event(text: bytes, answer: Answer) -> bool:
         answer.tokens += ids
         answer.text += piece
     return False
+
+
+def _shown(text: str) -> str:
+    """The beginning of what a server says of its own fault; masked before it is cut, as half a secret would pass for none."""
+    from labkit.core import secrets
+
+    return secrets.mask(text)[:300]

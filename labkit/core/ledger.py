@@ -56,7 +56,7 @@ class Ledger:
         pid = os.getpid()
         name = f"{pid}-{start_time(pid)}-{time.monotonic_ns()}"
         made = cls(workspace.ledger / f"{name}.jsonl", f"labkit-{name}")
-        made.path.touch()
+        made.path.touch(mode=0o600)  # what ends a thing may be a command
         if watch:
             made._watch = subprocess.Popen([sys.executable, "-m", "labkit.core.ledger", str(made.path), made.mark],
                                            stdin=subprocess.PIPE, start_new_session=True,

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from labkit.core import cold, timeline
+from labkit.core import cold, secrets, timeline
 from labkit.core.ledger import Ledger
 from labkit.core.plan import LaunchPlan
 
@@ -135,9 +135,13 @@ def process_facts(pid: int) -> dict[str, Any]:
         facts["mounts"] = Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape").splitlines()
     with contextlib.suppress(OSError):
         raw = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        facts["environ"] = dict(e.decode(errors="replace").split("=", 1) for e in raw if b"=" in e)
+        environment = dict(e.decode(errors="replace").split("=", 1) for e in raw if b"=" in e)
+        secrets.learn_environment(environment)  # its log may name what it was started with
+        facts["environ"] = secrets.masked(environment)
     with contextlib.suppress(OSError):
-        facts["cmdline"] = [a.decode(errors="replace") for a in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") if a]
+        argv = [a.decode(errors="replace") for a in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") if a]
+        secrets.learn_argv(argv)
+        facts["cmdline"] = secrets.mask_argv(argv)
     return facts
 
 

@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from labkit.core import printable, record_schema
+from labkit.core import printable, record_schema, secrets
 from labkit.core.record_schema import OUTCOMES as OUTCOMES
-from labkit.errors import BadInput
+from labkit.errors import BadInput, IncomparableRecords
 
 SCHEMA = 1
 
@@ -87,16 +87,20 @@ class Run:
 
 
 def write(run: Run, path: str | os.PathLike[str]) -> Path:
-    """Replace the file in one step: a kill leaves the old record or the new one, never half of either."""
+    """Replace the file in one step: a kill leaves the old record or the new one, never half of either.
+
+    Secrets are masked (`labkit.core.secrets`); where one was, or where a command of the user's was measured, the file is its owner's only."""
     target = Path(path)
+    text = json.dumps(secrets.masked(asdict(run)), indent=1)
+    private = secrets.MASK in text or any("server" in (arm.get("stack") or {}) for arm in run.experiment.get("arms", []))
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as out:
-            json.dump(asdict(run), out, indent=1, default=str)
+            out.write(text)
             out.flush()
             os.fsync(out.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, 0o600 if private else 0o644)
         os.replace(temporary, target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

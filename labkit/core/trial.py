@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -26,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from labkit.core import client, exits, observe, sampler, timeline
+from labkit.core import client, exits, observe, sampler, secrets, timeline
 from labkit.core.ledger import MARK, Ledger, remove_tree, start_time
 from labkit.core.plan import LaunchPlan
 from labkit.core.records import Trial
@@ -61,7 +60,7 @@ class _Agent:
         self.up = threading.Event()  # every step in the foreground is done and reported
         self.gone = threading.Event()
         self.lost = False  # it ended before it was told to
-        with open(log_path, "wb") as errors:
+        with open(log_path, "wb", opener=secrets.private_opener) as errors:
             self.process = subprocess.Popen([sys.executable, "-m", "labkit.core.agent", str(spec_path)], stdin=subprocess.PIPE,
                                             stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
                                             env={**os.environ, MARK: mark})
@@ -151,14 +150,17 @@ def _carry_out(plan: LaunchPlan, made: Trial, home: Path, ledger: Ledger, judge:
     timeline_path = home / "run" / "timeline.jsonl"
     spec = {"plan": plan.as_json(), "node": str(home / "node"), "port": port, "mark": ledger.mark, "ledger": str(ledger.path),
             "timeline": str(timeline_path) if instrument else "/dev/null"}
-    (home / "spec.json").write_text(json.dumps(spec, default=str))
+    secrets.learn_environment(plan.server_env)
+    secrets.learn_argv(plan.server_args)
+    secrets.learn_command(at_t0)
+    secrets.write_private(home / "spec.json", json.dumps(spec, default=str))
     agent = _Agent(home / "spec.json", ledger.mark, home / "agent.log")
     agent_entry = ledger.note("group", agent.process.pid)
     watching = observe.nothing()
     outside: subprocess.Popen[bytes] | None = None
     try:
         if not agent.ready.wait(60) or agent.process.poll() is not None:
-            raise TrialError("the node agent did not start", why=(home / "agent.log").read_text()[-2000:], fix="labkit doctor")
+            raise TrialError("the node agent did not start", why=secrets.mask((home / "agent.log").read_text(errors="replace"))[-2000:], fix="labkit doctor")
         cache = observe.settle_cache(plan, home / "node")
         if cache["state"] == "unverified" and instrument:
             return replace(made, outcome="cache_unproven", cache=cache, error={
@@ -198,8 +200,17 @@ def _carry_out(plan: LaunchPlan, made: Trial, home: Path, ledger: Ledger, judge:
         agent.end(5)
         ledger.done(agent_entry)
         if os.environ.get("LABKIT_KEEP"):
-            shutil.copytree(home / "run", os.environ["LABKIT_KEEP"], dirs_exist_ok=True)
-            shutil.copy(home / "agent.log", os.environ["LABKIT_KEEP"])
+            _keep(home, Path(os.environ["LABKIT_KEEP"]))
+
+
+def _keep(home: Path, target: Path) -> None:
+    """What a trial wrote, for whoever looks into one (LABKIT_KEEP): the timeline, the samples, the agent's log."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in (*(home / "run").rglob("*"), home / "agent.log"):
+        if path.is_file():
+            copy = target / (path.relative_to(home / "run") if path.is_relative_to(home / "run") else path.name)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            secrets.write_private(copy, secrets.mask(path.read_text(errors="surrogateescape")))
 
 
 def _outside(process: subprocess.Popen[bytes] | None, patience_s: float = 60) -> str:
@@ -207,7 +218,7 @@ def _outside(process: subprocess.Popen[bytes] | None, patience_s: float = 60) ->
     if process is None:
         return ""
     try:
-        return process.communicate(timeout=patience_s)[0].decode(errors="replace")[-2000:]
+        return secrets.mask(process.communicate(timeout=patience_s)[0].decode(errors="replace"))[-2000:]
     except (subprocess.TimeoutExpired, ValueError):
         with contextlib.suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL)

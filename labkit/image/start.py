@@ -27,7 +27,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from labkit.core import exits
+from labkit.core import exits, secrets
 from labkit.core.ledger import start_time
 from labkit.core.plan import StepContext
 from labkit.errors import TrialError
@@ -290,7 +290,7 @@ def runc(ctx: StepContext) -> dict[str, Any]:
     laid, binds = _laid(ctx)
     bundle, name = laid.skeleton.parent, f"labkit-{os.getpid()}-{ctx.port}"
     state = bundle / "state"
-    (bundle / "config.json").write_text(json.dumps(runc_spec(ctx, laid, binds, f"/labkit/{name}")))
+    secrets.write_private(bundle / "config.json", json.dumps(runc_spec(ctx, laid, binds, f"/labkit/{name}")))  # the environment is in it
     entry = ctx.ledger.note("container", name, root=str(state))
 
     def end() -> None:

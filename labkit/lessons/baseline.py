@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from labkit.core import printable, question, record_schema, records
+from labkit.core import printable, question, record_schema, records, secrets
 from labkit.core.records import Run, Trial
 from labkit.core.units import show_s
 from labkit.errors import BadInput
@@ -69,7 +69,7 @@ def collect(paths: Iterable[Path]) -> list[Run]:
 def write(runs: Sequence[Run], path: str | Path) -> Path:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps({"baseline": [asdict(r) for r in runs]}, default=str) + "\n", encoding="utf-8")
+    target.write_text(json.dumps({"baseline": secrets.masked([asdict(r) for r in runs])}) + "\n", encoding="utf-8")
     return target
 
 

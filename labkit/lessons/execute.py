@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from labkit.core import outputs
+from labkit.core import outputs, secrets
 from labkit.core.ledger import marked_pids, start_time
 from labkit.errors import BadInput
 from labkit.lessons import canonical
@@ -209,7 +209,8 @@ def run_one(path: Path, out: Path, values: dict[str, Any], timeout_s: float) -> 
         with contextlib.suppress(OSError, ValueError):
             told = json.loads(status.read_text())
         said = printed.read_text(errors="replace")
-    error = told.get("error", "")
+    _mask_outputs(executed)
+    said, error = secrets.mask(said), secrets.mask(told.get("error", ""))
     if outcome == "timeout":
         error = f"not over after {timeout_s:.0f} s"
     elif child.returncode < 0:
@@ -221,6 +222,19 @@ def run_one(path: Path, out: Path, values: dict[str, Any], timeout_s: float) -> 
         outcome = "incomplete" if error else "ok"
     new = tuple(str(p) for p in sorted(runs.glob("*.json")) if runs_before.get(p) != p.stat().st_mtime_ns)
     return Result(path.stem, outcome, round(seconds, 3), _cell_seconds(executed), error, str(executed) if executed.exists() else "", ended, new)
+
+
+def _mask_outputs(executed: Path) -> None:
+    """What the cells printed, without the secrets that this process knows: an executed notebook is shown around."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        doc = json.loads(executed.read_text(encoding="utf-8"))
+        shown = secrets.Masker()
+        outputs = [[shown.values_in(o) for o in cell.get("outputs", [])] for cell in doc["cells"]]
+        if outputs != [cell.get("outputs", []) for cell in doc["cells"]]:
+            for cell, masked in zip(doc["cells"], outputs, strict=True):
+                if "outputs" in cell:
+                    cell["outputs"] = masked
+            executed.write_text(json.dumps(doc, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _end(mark: str, patience_s: float = 0.0) -> int:

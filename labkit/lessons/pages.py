@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from labkit.core import outputs, printable
+from labkit.core import outputs, printable, secrets
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --faint: #5f6368; --paper: #fff; --panel: #f4f5f7; --rule: #d5d8dd; --link: #0b5cad; --bad: #b3261e; --good: #1b6e3c }
@@ -33,9 +33,9 @@ img, svg { max-width: 100%; height: auto } details > summary { cursor: pointer; 
 
 
 def page(title: str, body: str, foot: str = "") -> str:
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="generator" content="labkit"><meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{CSS}{_code_css()}</style></head>\n<body>{body}\n'
-            f'<footer class="faint"><p>{foot}</p></footer></body></html>\n')
+    return secrets.mask_page(f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="generator" content="labkit"><meta name="viewport" content="width=device-width, initial-scale=1">'
+                             f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{CSS}{_code_css()}</style></head>\n<body>{body}\n'
+                             f'<footer class="faint"><p>{foot}</p></footer></body></html>\n')
 
 
 def refuse_strangers(paths: Iterable[Path]) -> None:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from labkit.core import secrets
 from labkit.errors import BadInput
 
 HELPER_TIMEOUT_S = 30
@@ -40,6 +41,9 @@ class Credentials:
     password: str = ""
     refresh: str = ""
     bearer: str = ""
+
+    def __post_init__(self) -> None:
+        secrets.learn(self.password, self.refresh, self.bearer)
 
     @property
     def basic(self) -> str:
@@ -126,7 +130,7 @@ def _of_entry(entry: dict[str, Any], path: Path, key: str) -> Credentials | None
 def _of_helper(helper: object, key: str) -> Credentials | None:
     """What `docker-credential-HELPER get` says; None where it has nothing."""
     if not isinstance(helper, str) or not _HELPER.match(helper):
-        raise BadInput(f"no name of a credential helper: {str(helper)[:80]!r}", why="it would become a program to run")
+        raise BadInput(f"no name of a credential helper: {secrets.mask(str(helper))[:80]!r}", why="it would become a program to run")
     try:
         done = subprocess.run([f"docker-credential-{helper}", "get"], input=key, capture_output=True, text=True, timeout=HELPER_TIMEOUT_S)
         doc = json.loads(done.stdout) if done.returncode == 0 else {}

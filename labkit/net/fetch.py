@@ -61,11 +61,18 @@ def _retry_after_s(text: str) -> float | None:
         return None if at is None else max(0.0, at - time.time())
 
 
+def _shown(text: bytes) -> str:
+    """Masked before it is cut: a server may quote the key it refuses, and half of one would pass for none."""
+    from labkit.core import secrets  # only now: a server reads its weights through this module
+
+    return secrets.mask(text.decode("utf-8", "replace"))[:300].strip()
+
+
 class Refused(Exception):
     """An answer that is not what was asked for. `again`: another attempt may fare better."""
 
     def __init__(self, answer: Answer, text: bytes = b""):
-        super().__init__(f"HTTP {answer.status}" + (f": {text[:300].decode('utf-8', 'replace').strip()}" if text else ""))
+        super().__init__(f"HTTP {answer.status}" + (f": {_shown(text)}" if text else ""))
         self.answer, self.again = answer, answer.status in RETRY_STATUS
 
 

@@ -78,15 +78,21 @@ class Place:
 def split(url: str) -> tuple[Place, str]:
     """A URL to where and what. Raises ValueError for anything but http and https, and for what no request line may hold."""
     if _CONTROL.search(url):  # urlsplit drops them in silence
-        raise ValueError(f"control characters in a URL: {url[:200]!r}")
+        raise ValueError(f"control characters in a URL: {_shown(url)}")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or not _HOST.fullmatch(parts.hostname):
-        raise ValueError(f"not an http(s) URL: {url[:200]!r}")
+        raise ValueError(f"not an http(s) URL: {_shown(url)}")
     port = parts.port
     if port == 0 or parts.netloc.rpartition("@")[2].endswith(":"):
-        raise ValueError(f"no port in a URL that names one: {url[:200]!r}")
+        raise ValueError(f"no port in a URL that names one: {_shown(url)}")
     target = (parts.path or "/") + ("?" + parts.query if parts.query else "")
     return Place(parts.scheme, parts.hostname, port or {"http": 80, "https": 443}[parts.scheme]), quote(target, safe=_AS_IT_IS)
+
+
+def _shown(url: str) -> str:
+    from labkit.core import secrets  # only now: a server reads its weights through this module
+
+    return repr(secrets.mask(url)[:200])
 
 
 class Connection:

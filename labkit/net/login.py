@@ -135,6 +135,7 @@ def _token(registry: Place, repository: str, bearer: dict[str, str], found: Cred
                             fix=_fix(registry)) from None
     except (ValueError, AttributeError) as error:
         raise TransferError(f"{registry.netloc} wants a login, and {split(realm)[0].netloc} answered with no token: {error}", fix=_fix(registry)) from None
+    _learn(made)
     return _safe(made, split(realm)[0].netloc)
 
 
@@ -145,7 +146,7 @@ def _check(realm: str, registry: Place, found: Credentials | None) -> None:
         if "@" in realm.split("//", 1)[-1].split("/", 1)[0] or "#" in realm or not _SAFE.match(realm):
             raise ValueError("user, fragment or control characters in it")
     except ValueError as error:
-        raise TransferError(f"{registry.netloc} names no realm that can be asked for a token: {realm[:100]!r}", why=str(error)) from None
+        raise TransferError(f"{registry.netloc} names no realm that can be asked for a token: {_shown(realm)[:100]!r}", why=str(error)) from None
     same = place.host == registry.host
     if registry.scheme == "https" and place.scheme != "https":
         raise TransferError(f"{registry.netloc} sends its clients to {place.netloc} without TLS", why="whoever is on the way could read or forge the token",
@@ -154,6 +155,18 @@ def _check(realm: str, registry: Place, found: Credentials | None) -> None:
         raise TransferError(f"{registry.netloc}, reached without TLS, asks to send its credentials to {place.netloc}",
                             why="whoever is on the way could have put that name there; nothing was sent",
                             fix=f"write the reference with https://, or log out: podman logout {registry.netloc}")
+
+
+def _learn(token: str) -> None:
+    from labkit.core import secrets  # as `stored`: nearly no client is ever asked
+
+    secrets.learn(token)
+
+
+def _shown(realm: str) -> str:
+    from labkit.core import secrets
+
+    return secrets.mask(realm)
 
 
 def _safe(token: str, sender: str) -> str:

@@ -30,7 +30,8 @@ def link_or_copy(source: Path, target: Path) -> str:
     temporary = target.with_name(f".new-{uuid.uuid4().hex}")
     try:
         how = "copied"
-        with open(source, "rb") as inp, open(temporary, "wb") as out:
+        with open(source, "rb") as inp, open(temporary, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as out:
+            os.fchmod(out.fileno(), os.fstat(inp.fileno()).st_mode & 0o7777)  # as a hard link has it: a snapshot stays its owner's
             try:
                 import fcntl
 

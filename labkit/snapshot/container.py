@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from labkit.core import cold, exits, timeline
+from labkit.core import cold, exits, secrets, timeline
 from labkit.core.ledger import remove_tree, start_time
 from labkit.core.plan import StepContext
 from labkit.core.trial import free_port
@@ -219,7 +219,7 @@ def _lay(ctx: StepContext, snapshot: store.Snapshot) -> _Laid:
         linked = process.place(snapshot, bundle / "images", port=ctx.port, moved={})
         config = bundle / "work" / "criu.conf"
         config.write_text(UNREAD + "leave-stopped\n")
-        (bundle / "config.json").write_text(json.dumps(starting.runc_spec(ctx, laid, binds, f"/labkit/{name}")))
+        secrets.write_private(bundle / "config.json", json.dumps(starting.runc_spec(ctx, laid, binds, f"/labkit/{name}")))
         _annotate(bundle, config)
     return _Laid(bundle, name, linked)
 

@@ -19,7 +19,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
@@ -28,18 +27,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from labkit.core import secrets
 from labkit.snapshot.explain import SnapshotRefused
 
 SCHEMA = 2  # 2: permissions
 CHUNK_BYTES = 2 << 20
-#: Names of variables whose value is nobody else's business.
-SECRET = re.compile(r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|API_?KEY|PRIVATE|ACCESS_KEY|_KEY$|_PAT$|COOKIE|SESSION_ID|AUTH", re.IGNORECASE)
-_HARMLESS = {"SSH_AUTH_SOCK", "XAUTHORITY", "DBUS_SESSION_BUS_ADDRESS", "XDG_SESSION_ID"}
 
 
 def secrets_in(environment: Mapping[str, str]) -> list[str]:
     """Names of variables that would be in the snapshot and look like secrets. Never their values."""
-    return sorted(k for k, v in environment.items() if v and SECRET.search(k) and k not in _HARMLESS)
+    return secrets.names_in(environment)
 
 
 def scrubbed(environment: Mapping[str, str]) -> dict[str, str]:

@@ -43,6 +43,7 @@ def pack(snapshot: store.Snapshot, into: Path, compression: str = "none", level:
         raise BadInput(f"no compression {compression!r}", fix="one of: " + ", ".join(COMPRESSIONS))
     began = timeline.now_s()
     (into / "images").mkdir(mode=0o700, parents=True, exist_ok=True)
+    into.chmod(0o700)
     index: dict[str, Any] = {}
     for name, about in snapshot.manifest.files.items():
         source, target = snapshot.images / name, into / "images" / name
@@ -55,6 +56,8 @@ def pack(snapshot: store.Snapshot, into: Path, compression: str = "none", level:
             index[name]["stored_bytes"] = target.stat().st_size
     (into / "manifest.json").write_bytes((snapshot.path / "manifest.json").read_bytes())
     (into / INDEX).write_text(json.dumps({"compression": compression, "files": index}))
+    for about in ("manifest.json", INDEX):
+        (into / about).chmod(0o600)
     return {"compression": compression, "stored_bytes": sum(f["stored_bytes"] for f in index.values()), "raw_bytes": snapshot.manifest.size_bytes,
             "pack_s": timeline.now_s() - began}
 
@@ -234,6 +237,7 @@ def pull(bucket: Bucket, target: Path, connections: int = 8, on_manifest: Callab
         for fd in opened.values():
             os.close(fd)
     (target / "manifest.json").write_bytes(manifest)
+    (target / "manifest.json").chmod(0o600)
     return {"bytes_fetched": sum(p.size_bytes for p in parts) + sum(row[1] for _, row in frames), "compression": index["compression"], "connections": connections}
 
 

@@ -47,6 +47,7 @@ def unpack(ctx: StepContext, packed: str) -> dict[str, Any]:
                 os.chmod(target / "images" / name, 0o600)
         span["bytes"] = _unpack_frames(source / "images", target / "images", frames)
     (target / "manifest.json").write_bytes(manifest_bytes)
+    (target / "manifest.json").chmod(0o600)
     ctx.state["snapshot_dir"] = str(target)
     return {"unpacked_bytes": span["bytes"], "packed_bytes": sum(about["stored_bytes"] for about in index["files"].values())}
 
