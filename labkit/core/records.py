@@ -20,7 +20,7 @@ from typing import Any
 
 from labkit.core import printable, record_schema, secrets
 from labkit.core.record_schema import OUTCOMES as OUTCOMES
-from labkit.errors import BadInput, IncomparableRecords
+from labkit.errors import BadInput
 
 SCHEMA = 1
 
