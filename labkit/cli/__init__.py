@@ -57,8 +57,10 @@ def _version() -> str:
 
 
 def main(argv: Sequence[str]) -> int:
+    from labkit.core import ledger
     from labkit.errors import LabError, MissingCapability
 
+    ledger.command()
     signal.signal(signal.SIGTERM, _terminate)
     command = next((a for a in argv if a in COMMANDS), None)
     try:
@@ -73,6 +75,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"labkit {command or ''}: {error}", file=sys.stderr)
         return 3 if isinstance(error, MissingCapability) else 2
     except KeyboardInterrupt:
+        ledger.close_current()  # before it is said
         print("labkit: interrupted; everything started was taken down", file=sys.stderr)
         return 130
     except BrokenPipeError:

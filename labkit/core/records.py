@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from labkit.core.beside import replacing
 from labkit.errors import BadInput, IncomparableRecords
 
 SCHEMA = 1
@@ -78,17 +78,12 @@ def write(run: Run, path: str | os.PathLike[str]) -> Path:
     """Replace the file in one step: a kill leaves the old record or the new one, never half of either."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
+    with replacing(target) as temporary:
+        with open(temporary, "w", encoding="utf-8") as out:
             json.dump(asdict(run), out, indent=1, default=str)
             out.flush()
             os.fsync(out.fileno())
         os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
     return target
 
 

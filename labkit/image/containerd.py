@@ -15,6 +15,7 @@ Lesson: notebooks/03_lazy_pull.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -32,6 +33,7 @@ from labkit.core.workspace import spread
 from labkit.errors import TransferError, TrialError
 
 START_S = 20.0
+_runs = itertools.count(1)
 _OFF = ("io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
         "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs", "io.containerd.tracing.processor.v1.otlp")
 
@@ -124,8 +126,9 @@ def start(folder: Path, ledger: Ledger, *, registry: str = "", stargz: bool = Fa
     """Start the daemons; what they keep goes below `folder`, an empty or new directory. End with `stop`. Raises TrialError with
     their logs. registry: HOST:PORT that the snapshotter may ask in plain HTTP."""
     # A socket's path has at most 107 bytes: not below the workspace.
-    node = Node(folder, Path(tempfile.mkdtemp(prefix="labkit-ctd-")), "stargz" if stargz else "overlayfs")
+    node = Node(folder, Path(tempfile.gettempdir()).resolve() / f"lab-{ledger.token}-{os.getpid()}-{next(_runs)}", "stargz" if stargz else "overlayfs")
     node.note(ledger, "dir", node.run)
+    node.run.mkdir(mode=0o700)
     folder.mkdir(parents=True, exist_ok=True)
     node.note(ledger, "dir", folder)
     _write_config(node, stargz, registry)

@@ -27,7 +27,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from labkit.core.ledger import start_time
+from labkit.core.ledger import marked, start_time
 from labkit.core.plan import StepContext
 from labkit.errors import TrialError
 from labkit.image import oci
@@ -227,7 +227,7 @@ def userns(ctx: StepContext) -> dict[str, Any]:
     try:
         started = subprocess.Popen([sys.executable, "-I", "-S", str(Path(__file__).with_name("enter.py")), str(spec_in), str(status_out)],
                                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-                                   pass_fds=(spec_in, status_out), preexec_fn=_die_with_parent, env={"PATH": os.environ.get("PATH", "")})
+                                   pass_fds=(spec_in, status_out), preexec_fn=_die_with_parent, env=marked({"PATH": os.environ.get("PATH", "")}))
     finally:
         os.close(spec_in)
         os.close(status_out)
