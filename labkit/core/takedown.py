@@ -44,14 +44,14 @@ class Scope:
     processes: bool = True
 
     def owns(self, path: object) -> bool:
-        """Below the workspace (not one of its rooms itself), or named with the run's token; and no link on the way."""
+        """Below the workspace (not one of its rooms itself), or named with the run's token, or below what is; and no link on the way."""
         if not isinstance(path, str) or not os.path.isabs(path) or "\0" in path or os.path.normpath(path) != path:
             return False
         above, name = os.path.split(path)
         if not name or os.path.realpath(above) != above:
             return False
         inside = any(above == root or above.startswith(root + "/") for root in self.roots) and path not in self.roots
-        return inside or (len(self.token) >= 16 and self.token in name)
+        return inside or (len(self.token) >= 16 and self.token in path)
 
 
 def start_time(pid: int) -> int:

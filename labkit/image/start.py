@@ -115,8 +115,8 @@ def process(ctx: StepContext) -> dict[str, Any]:
 def host_command(ctx: StepContext) -> tuple[list[str], dict[str, str]]:
     """`host-env`: the interpreter and packages that run the lab."""
     here = str(Path(__file__).resolve().parents[2])
-    keep = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")}
-    return [sys.executable, *SERVER, *ctx.server_args], {**keep, "PYTHONPATH": here, "PYTHONDONTWRITEBYTECODE": "1", **ctx.server_env}
+    keep = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")}
+    return [sys.executable, *SERVER, *ctx.server_args], {**keep, "TMPDIR": ctx.temporary(), "PYTHONPATH": here, "PYTHONDONTWRITEBYTECODE": "1", **ctx.server_env}
 
 
 def process_command(ctx: StepContext, rootfs: str) -> tuple[list[str], dict[str, str]]:
@@ -135,6 +135,7 @@ def process_command(ctx: StepContext, rootfs: str) -> tuple[list[str], dict[str,
             environment[key] = ":".join(rootfs + p if p.startswith("/") else p for p in environment[key].split(":"))
     if labels.get(PYTHON_HOME):
         environment["PYTHONHOME"] = rootfs + labels[PYTHON_HOME]
+    environment["TMPDIR"] = ctx.temporary()
     linker = interpreter_of(program)
     if not linker:
         return [program, *rest], environment

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labkit.core import cold, timeline
-from labkit.core.ledger import current, remove_tree, start_time
+from labkit.core import beside, cold, timeline
+from labkit.core.ledger import current, start_time
 from labkit.core.plan import StepContext
 from labkit.core.trial import free_port
 from labkit.errors import TrialError
@@ -46,10 +46,13 @@ def _runc(root: str, *arguments: str, **options: Any) -> subprocess.CompletedPro
 def make_container(rootfs: Path, image_config: dict[str, Any], model: Path, target: Path, *, loader: str, scratch: Path,
                    request: dict[str, Any] | None = None, extra: Sequence[str] = ()) -> store.Snapshot:
     """Snapshot of the subject in a runc container. Raises SnapshotError; nothing is left of a failed one."""
+    with beside.scratch(f"{scratch.name}-", scratch.parent) as room:
+        return _make_container(rootfs, image_config, model, target, loader, room, request, extra)
+
+
+def _make_container(rootfs: Path, image_config: dict[str, Any], model: Path, target: Path, loader: str, scratch: Path, request: dict[str, Any] | None,
+                    extra: Sequence[str]) -> store.Snapshot:
     began, asked = timeline.now_s(), {"prompt": making.PROMPT, "max_tokens": 8, **(request or {})}
-    remove_tree(scratch)
-    noted = current().note("dir", scratch)
-    scratch.mkdir(mode=0o700, parents=True)
     ctx = _context(scratch, rootfs, image_config, model, loader, extra, target.name)
     try:
         with store.writing(target) as part:
@@ -72,8 +75,6 @@ def make_container(rootfs: Path, image_config: dict[str, Any], model: Path, targ
             store.seal(part, store.Manifest(**{**manifest.__dict__, "working_set": proven, "facts": {**manifest.facts, "prepare_s": timeline.now_s() - began}}))
     finally:
         _end(ctx)
-        remove_tree(scratch)
-        current().done(noted)
     return store.open_snapshot(target)
 
 

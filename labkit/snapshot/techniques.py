@@ -277,7 +277,7 @@ class CriuContainer(CriuProcess):
         from labkit.snapshot.container import make_container
 
         rootfs, config = self._rootfs(subject, workspace)
-        return make_container(Path(rootfs), config, model, target, loader=self.loader, scratch=workspace.nodes / f"{target.name}-work-{os.getpid()}")
+        return make_container(Path(rootfs), config, model, target, loader=self.loader, scratch=workspace.nodes / f"{target.name}-work")
 
     def _before(self, plan: LaunchPlan) -> tuple[Step, ...]:
         return tuple(s for s in plan.steps if s.phase in ("pull", "unpack", "mount"))

@@ -20,7 +20,7 @@ from typing import Any
 
 from labkit.core import host
 from labkit.core.beside import scratch
-from labkit.core.ledger import Ledger
+from labkit.core.ledger import Ledger, marked
 from labkit.core.plan import StepContext
 from labkit.core.workspace import Workspace
 from labkit.errors import MissingCapability, TrialError
@@ -72,7 +72,7 @@ def run_from(reference: str, program: Sequence[str], *options: str, timeout_s: f
         ctx.server_args = list(program)
         argv, environment = start.process_command(ctx, ctx.state["rootfs"])
         began_s = time.monotonic()
-        done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=timeout_s, cwd="/")
+        done = subprocess.run(argv, env=marked(environment), capture_output=True, text=True, timeout=timeout_s, cwd="/")
         run_s = time.monotonic() - began_s
         if done.returncode:
             raise TrialError("the program did not run from the lazy mount", why=done.stderr[-1000:])
