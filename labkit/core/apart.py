@@ -21,18 +21,19 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from labkit.core import beside
 from labkit.core.ledger import Ledger, current
 from labkit.errors import LabError
 
 
 def apart(call: Callable[..., Any], *args: Any, ledger: Ledger | None = None) -> Any:
     """`call(*args)` in a fresh interpreter. Its part of the ledger ends with it: also what it started, however it ended."""
-    with contextlib.closing((ledger or current()).below()) as part, tempfile.TemporaryFile() as question, tempfile.TemporaryFile() as answer:
+    with beside.scratch("lk-") as temporary, contextlib.closing((ledger or current()).below()) as part, tempfile.TemporaryFile() as question, tempfile.TemporaryFile() as answer:
         pickle.dump((call.__module__, call.__qualname__, args), question)
         question.seek(0)
         os.set_inheritable(answer.fileno(), True)
         process = subprocess.Popen([sys.executable, "-m", "labkit.core.apart", str(answer.fileno())], stdin=question, pass_fds=(answer.fileno(),),
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, **part.environment})
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, **part.environment, "TMPDIR": str(temporary)})
         part.note("process", process.pid)
         try:
             _, errors = process.communicate()

@@ -26,6 +26,7 @@ import os
 import secrets
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +101,22 @@ class Ledger:
         return self._scope
 
     def _enter(self, exported: bool = True) -> Ledger:
-        self._environment = {name: os.environ.get(name) for name in self.environment} if exported else {}
-        os.environ.update(self.environment if exported else {})
+        made = {**self.environment, **self._temporary()} if exported else {}
+        self._environment = {name: os.environ.get(name) for name in made}
+        os.environ.update(made)
         _open.append(self)
         return self
+
+    def _temporary(self) -> dict[str, str]:
+        """A command's own TMPDIR: compilers and daemons leave files there when they are killed, under names that nobody else knows."""
+        if not _commanded or self._lock < 0:
+            return {}
+        where = Path(tempfile.gettempdir()).resolve() / f"lk-{self.token}"
+        self.note("dir", where)
+        with contextlib.suppress(OSError):
+            where.mkdir(mode=0o700)
+            return {"TMPDIR": str(where)}
+        return {}
 
     def _leave(self) -> None:
         if self in _open:

@@ -122,11 +122,16 @@ def _write_config(node: Node, stargz: bool, registry: str) -> None:
     (node.home / "config.toml").write_text("\n".join(lines) + "\n")
 
 
+def _short(ledger: Ledger) -> Path:
+    above, name = os.path.realpath(os.environ.get("TMPDIR") or tempfile.gettempdir()), f"ctd-{os.getpid()}-{next(_runs)}"
+    return Path(above) / (name if ledger.token in above else f"{name}-{ledger.token}")
+
+
 def start(folder: Path, ledger: Ledger, *, registry: str = "", stargz: bool = False) -> Node:
     """Start the daemons; what they keep goes below `folder`, an empty or new directory. End with `stop`. Raises TrialError with
     their logs. registry: HOST:PORT that the snapshotter may ask in plain HTTP."""
     # A socket's path has at most 107 bytes: not below the workspace.
-    node = Node(folder, Path(tempfile.gettempdir()).resolve() / f"lab-{ledger.token}-{os.getpid()}-{next(_runs)}", "stargz" if stargz else "overlayfs")
+    node = Node(folder, _short(ledger), "stargz" if stargz else "overlayfs")
     node.note(ledger, "dir", node.run)
     node.run.mkdir(mode=0o700)
     folder.mkdir(parents=True, exist_ok=True)

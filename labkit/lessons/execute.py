@@ -164,7 +164,7 @@ def run_one(path: Path, out: Path, values: dict[str, Any], timeout_s: float) -> 
         prepared.write_text(canonical.dumps(with_solutions(canonical.load(path))), encoding="utf-8")
         spec = {"input": str(prepared), "output": str(executed), "parameters": values, "cwd": str(path.resolve().parent), "status": str(status)}
         # CI would be seen by other tools as well; the display of the lab is told directly.
-        environment = {**os.environ, **book.environment, MARK: mark, HEADLESS: "1", "LABKIT_DISPLAY": "plain", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+        environment = {**os.environ, **book.environment, MARK: mark, HEADLESS: "1", "JUPYTER_RUNTIME_DIR": str(folder / "runtime"), "LABKIT_DISPLAY": "plain", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
         began_s = time.monotonic()
         printed = folder / "printed.txt"
         # Into a file: a child that the notebook left behind would hold a pipe open long after the runner is gone.

@@ -36,7 +36,7 @@ from labkit.snapshot import criu, images, process, readahead, store
 from labkit.snapshot.explain import SnapshotRefused
 
 PROMPT = "The first token of a cold start"
-KEEP = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
+KEEP = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH")  # not TMPDIR: the run's own is gone when the dump comes back
 
 
 @dataclass(frozen=True)
