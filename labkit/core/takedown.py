@@ -27,6 +27,7 @@ from typing import Any
 
 MARK = "LABKIT_RUN"  # in the environment of every process of a run: what re-parents itself is still found
 SNAPSHOT_MARK = "LABKIT_SNAPSHOT"  # in that of every process that was dumped: its clones are found by it
+LAZY_FSTYPE = "fuse.labkit"
 MAX_PID = 1 << 22
 SETTLE_S = 0.1
 CONTAINER = re.compile(r"labkit-[A-Za-z0-9_.-]{1,200}")
@@ -273,6 +274,18 @@ def _wake(entry: Mapping[str, Any]) -> None:
                 os.kill(pid, signal.SIGCONT)
 
 
-ACTIONS: dict[str, Callable[[Mapping[str, Any]], None]] = {"end-snapshot-orphans": _end_snapshot_orphans, "wake": _wake}
+def _unmount_lazy(entry: Mapping[str, Any]) -> None:
+    """A mount of the lab's own file system, wherever the user asked for it; nothing else that is mounted there."""
+    path = entry.get("path")
+    if not isinstance(path, str) or os.path.realpath(os.path.dirname(path)) != os.path.dirname(path):
+        return
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        rows = [line.partition(" - ") for line in lines]
+    kinds = [after.split(" ")[0] for before, _, after in rows if before.split(" ")[4].encode().decode("unicode_escape", "replace") == path]
+    if kinds and kinds[-1] == LAZY_FSTYPE:
+        unmount(path)
+
+
+ACTIONS: dict[str, Callable[[Mapping[str, Any]], None]] = {"end-snapshot-orphans": _end_snapshot_orphans, "wake": _wake, "unmount-lazy": _unmount_lazy}
 _END: dict[str, Callable[[Mapping[str, Any], Scope], None]] = {
     "process": _process, "group": _group, "container": _container, "mount": _mount, "dir": _dir, "file": _file, "action": _action}

@@ -24,6 +24,9 @@ import pytest
 
 from labkit.core import host, records
 from labkit.core.workspace import Workspace
+from labkit.image import oci
+from labkit.image.estargz.convert import convert
+from labkit.image.tiny import REFERENCE, tiny_layout
 
 KILLS = int(os.environ.get("LABKIT_KILLS", "8"))
 HOW = ("SIGINT", "SIGTERM", "SIGKILL", "SIGKILL with the watchdog")
@@ -53,8 +56,13 @@ CASES = [
     Case("criu-container", f"{RUN} image=full-pull,snapshot=criu-container", 40, ("artifacts/*criu-container-*",), ("root", "criu", "runc"), 40),
     Case("estargz-lazy", f"{RUN} image=estargz-lazy", 40, ("artifacts/*estargz-*",), ("fuse",), 40),
     Case("object-pull-zstd", f"{RUN} image=object-pull-zstd", 20, ("artifacts/*image-*-zstd",)),
-    Case("weights converted", f"{RUN} no-image,weights=gguf-q8 --scenario warm-node", 15, ("artifacts/weights/*gguf*",)),
+    Case("weights converted", f"{RUN} no-image,weights=gguf --scenario warm-node", 15, ("artifacts/weights/*gguf*",)),
     Case("compile-cache", f"{RUN} no-image,device=compile-cache --scenario warm-node", 30, ("artifacts/compile-cache-*",)),
+    Case("containerd-pull", f"{RUN} image=containerd-pull", 20, (), ("root", "containers"), 40),
+    Case("containerd-stargz", f"{RUN} image=containerd-stargz", 25, ("artifacts/*estargz-*",), ("root", "containers", "stargz", "fuse"), 40),
+    Case("criu-container-packed", f"{RUN} image=full-pull,snapshot=criu-container-packed", 40, ("artifacts/*criu-container-packed-*",), ("root", "criu", "runc"), 40),
+    Case("image mount", "image mount oci:{lazy}:{tiny} {out}/at", 4, (), ("fuse",), 4),
+    Case("bench lazy", "bench lazy --blocks 1 --links 1gbit --arms full,lazy", 30, (), ("fuse",), 40),
     Case("zygote", f"{RUN} no-image,process=zygote --scenario warm-node", 15),
     Case("image build", "image build --out {out}/built", 25),
     Case("image convert", "image convert {image} {out}/lazy", 12),
@@ -175,7 +183,10 @@ def place(home_with_image, tmp_path_factory):
         (top / name).mkdir(mode=0o700)
     for room in ("images", "models"):
         copied(home_with_image / room, top / "lab" / room)
-    image = next(p.parent for p in (top / "lab" / "images").glob("*/index.json"))
+    space = Workspace.at(top / "lab")
+    tiny_layout(top / "tiny")
+    convert(oci.Layout(top / "tiny"), REFERENCE, oci.Layout.create(top / "lazy"))
+    image = next(p.parent for p in space.images.glob("*/index.json"))
     made = Place(top, {pid for pid, _ in ours(top)}, image)
     assert made.left(set()) == {}
     return made
@@ -231,10 +242,12 @@ def test_commands_killed_at_drawn_moments_leave_nothing(place, capsys):
             for old in place.home.glob(pattern):
                 shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
         model = place.home / "models" / "tiny-safetensors"
-        argv = [*LABKIT, *case.argv.format(out=place.out, image=place.image, model=model).split()]
+        (place.out / "at").mkdir()
+        argv = [*LABKIT, *case.argv.format(out=place.out, image=place.image, model=model, lazy=place.top / "lazy", tiny=REFERENCE).split()]
         process = subprocess.Popen(argv, env=place.env, cwd=place.out, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         moment, ports = wait_for_the_moment(process, place.home, draw, case)
         hits += process.poll() is None
+        assert process.poll() in (None, 0, 1), f"{case.name} ended by itself: {' '.join(argv)}"
         kill(process, how)
         if how.endswith("watchdog"):
             code = "from labkit.core.ledger import sweep; from labkit.core.workspace import Workspace; sweep(Workspace.default())"

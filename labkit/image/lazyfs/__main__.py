@@ -17,6 +17,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from labkit.core.ledger import current
 from labkit.core.units import parse_bytes
 from labkit.errors import LabError, MissingCapability, TransferError
 from labkit.image.lazyfs.session import Options, Session
@@ -57,6 +58,7 @@ def serve(args: argparse.Namespace) -> int:
     sys.setswitchinterval(0.0005)  # a request must not wait 5 ms for a thread that hashes
     logging.basicConfig(filename=args.log or None, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
+        noted = current().note("action", "unmount-lazy", path=os.path.realpath(args.target))
         with Session(args.reference, args.target, options_of(args)) as session:
             def on_signal(_number: int, _frame: object) -> None:
                 threading.Thread(target=session.stop, daemon=True).start()
@@ -68,6 +70,7 @@ def serve(args: argparse.Namespace) -> int:
             session_thread.start()
             while session_thread.is_alive() and not session.over:
                 session_thread.join(0.2)
+        current().done(noted)
     except LabError as error:
         print(json.dumps({"error": error.as_json()}), flush=True)
         print(error, file=sys.stderr)
