@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 from labkit.bench import pull_rivals as rivals
 from labkit.bench.engine import Arm, Measured, document, interleave
+from labkit.core.beside import scratch
 from labkit.core.ledger import Ledger
 from labkit.core.workspace import Workspace
 from labkit.errors import LabError, TransferError
@@ -50,13 +50,12 @@ def image_of(text: str, space: Workspace, scratch: Path) -> tuple[oci.Layout, st
 def run(args: argparse.Namespace) -> dict[str, Any]:
     space = Workspace.default()
     with Ledger.open(space) as ledger, ExitStack() as ends:
-        room = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="bench-convert-", dir=space.artifacts)))
-        ledger.note("dir", room)
+        room = ends.enter_context(scratch("bench-convert-", space.artifacts))
         source, name = image_of(args.image, space, room)
         size_bytes = source.manifest(name).layers_bytes
 
         def ours() -> Measured:
-            with tempfile.TemporaryDirectory(dir=room) as out:
+            with scratch("out-", room) as out:
                 made = convert(source, name, oci.Layout.create(out), chunk_bytes=args.chunk_size)
                 return Measured(made.convert_s, "warm", "local", evidence=f"{made.size_bytes / 1e6:.1f} MB", extra={"size_bytes": made.size_bytes})
 
@@ -76,7 +75,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _reference(ends: ExitStack, ledger: Ledger, room: Path, source: oci.Layout, name: str, chunk_bytes: int) -> Arm:
     """The reference tool on a private containerd that holds the image already."""
-    node = ends.enter_context(running(Path(tempfile.mkdtemp(prefix="containerd-", dir=room)), ledger))
+    node = ends.enter_context(running(room / "containerd", ledger))
     image = "localhost/" + name
     archive = room / "image.tar"
     _must(["skopeo", "--insecure-policy", "copy", "--quiet", f"oci:{source.path}:{name}", f"oci-archive:{archive}:{image}"])

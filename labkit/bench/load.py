@@ -27,7 +27,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -258,8 +257,9 @@ class _Tmpfs:
 
     def holding(self, directory: Path) -> Path:
         if self.root is None:
-            self.root = Path(tempfile.mkdtemp(prefix="labkit-tmpfs-", dir="/dev/shm"))
+            self.root = Path(f"/dev/shm/labkit-tmpfs-{self.ledger.token}-{os.getpid()}")
             self.entry = self.ledger.note("dir", self.root)
+            self.root.mkdir(mode=0o700)
         for old in self.root.iterdir():
             shutil.rmtree(old)
         shutil.copytree(directory, self.root / directory.name)

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shutil
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 from labkit.bench.engine import Measured, interleave
 from labkit.bench.load import OURS, best_other, measure, measured
 from labkit.core import cold, floor, observe
+from labkit.core.beside import scratch
 from labkit.core.ledger import Ledger
 from labkit.core.workspace import Workspace
 from labkit.net import link as links
@@ -98,8 +97,5 @@ def _store_arm(args: argparse.Namespace, loader: Loader, store: str, key: str, s
 @contextlib.contextmanager
 def _scratch() -> Iterator[str]:
     """Where download-then-load puts its files: this host's disk, gone afterwards."""
-    directory = tempfile.mkdtemp(prefix="bench-", dir=Workspace.default().nodes)
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    with scratch("bench-", Workspace.default().nodes) as directory:
+        yield str(directory)

@@ -23,6 +23,7 @@ from typing import Any
 
 from labkit.bench import pull_rivals as rivals
 from labkit.bench.engine import Measured, document, interleave
+from labkit.core.beside import scratch
 from labkit.core.ledger import Ledger, remove_tree
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, LabError
@@ -112,8 +113,7 @@ def setting(image: str, link: str, connections: int, part_bytes: int, codecs: Se
     space, shaped = Workspace.default(), link_room.parse(link)
     with ExitStack() as ends:
         ledger = ends.enter_context(Ledger.open(space))
-        room = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="bench-pull-", dir=space.artifacts)))
-        ledger.note("dir", room)
+        room = ends.enter_context(scratch("bench-pull-", space.artifacts))
         source, name = image_of(image, space, room)
         layouts = {"gzip": source}
         for codec in codecs:
@@ -172,7 +172,7 @@ def floors(layout: oci.Layout, name: str, link: link_room.Link, connections: int
     # A layer is one stream and one core's work; layers can be side by side.
     decompress_s = 0.0 if codec == "none" else max(share * total / rate, total / rate / len(os.sched_getaffinity(0)))
     block, began_s, written = memoryview(os.urandom(1 << 20)), time.monotonic(), 0
-    with tempfile.NamedTemporaryFile(dir=room) as file:
+    with tempfile.TemporaryFile(dir=room, buffering=0) as file:
         while written < min(total, SAMPLE_BYTES):
             written += os.write(file.fileno(), block)
         write_rate = written / (time.monotonic() - began_s)
@@ -219,9 +219,7 @@ def _measured(on: Setting, codec: str, pull: Callable[[], tuple[float, dict[str,
 
 
 def _node(on: Setting) -> Path:
-    made = Workspace.default().new_node(f"pull-{os.getpid()}-{time.monotonic_ns()}")
-    on.ledger.note("dir", made)
-    return made
+    return Workspace.default().new_node(f"pull-{os.getpid()}-{time.monotonic_ns()}", lambda path: on.ledger.note("dir", path))
 
 
 def _object_pull(on: Setting, image: str, pipelined: bool) -> tuple[float, dict[str, Any]]:

@@ -10,7 +10,6 @@ import os
 import shutil
 import socket
 import subprocess
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -63,7 +62,7 @@ def _until(ready: Any, process: subprocess.Popen[bytes], log: Path, what: str) -
 
 def ctr_pull(image: str, ledger: Ledger, room: Path, timeout_s: float = 300) -> float:
     """Seconds of `ctr images pull` (fetch and unpack), defaults of the tool, into a containerd that is empty. Raises TransferError with its words."""
-    with running(Path(tempfile.mkdtemp(prefix="containerd-", dir=room)), ledger) as node:
+    with running(room / f"containerd-{time.monotonic_ns()}", ledger) as node:
         began_s = time.monotonic()
         node.ctr("images", "pull", "--plain-http", image, timeout_s=timeout_s)
         spent_s = time.monotonic() - began_s
@@ -77,8 +76,9 @@ def docker_registry(bucket_url: str, env: dict[str, str], ledger: Ledger, room: 
     """Docker's registry keeping everything in our bucket; yields HOST:PORT."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    home = Path(tempfile.mkdtemp(prefix="docker-registry-", dir=room))
+    home = room / f"docker-registry-{time.monotonic_ns()}"
     entry = ledger.note("dir", home)
+    home.mkdir(mode=0o700)
     (home / "config.yml").write_text(
         f"version: 0.1\nlog: {{level: warn}}\nhttp: {{addr: '{address}'}}\nstorage:\n  s3:\n    accesskey: {env['AWS_ACCESS_KEY_ID']}\n"
         f"    secretkey: {env['AWS_SECRET_ACCESS_KEY']}\n    region: {env['AWS_REGION']}\n    regionendpoint: {bucket_url}\n    bucket: lab\n"

@@ -10,12 +10,12 @@ Lesson: notebooks/04_model_formats.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from labkit.core.beside import scratch
 
 
 def formats_against_quality(preset: str = "small", kinds: Sequence[str] = ("F16", "Q8_0", "Q4_0"), prompt: str = "The first token of a cold start") -> list[dict[str, Any]]:
@@ -32,14 +32,11 @@ def formats_against_quality(preset: str = "small", kinds: Sequence[str] = ("F16"
     reference, load_s = _logits(safe.load_pread, source, ids)
     rows = [{"format": "BF16", "size_bytes": _size(source, ".safetensors"), "convert_s": 0.0, "load_s": load_s, "distance": 0.0, "agree": 1.0}]
     for kind in kinds:
-        home = Path(tempfile.mkdtemp(prefix="quality-", dir=workspace.artifacts))
-        try:
+        with scratch("quality-", workspace.artifacts) as home:
             facts = convert(source, home / "model", f"gguf:{kind}")
             logits, load_s = _logits(ggufs.load, home / "model", ids, source)
             rows.append({"format": kind, "size_bytes": facts["size_bytes"], "convert_s": facts["convert_s"], "load_s": load_s,
                          "distance": float((logits - reference).abs().max()), "agree": float((logits.argmax(-1) == reference.argmax(-1)).float().mean())})
-        finally:
-            shutil.rmtree(home, ignore_errors=True)
     return rows
 
 

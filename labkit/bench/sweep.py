@@ -9,13 +9,13 @@ Limit: latency × requests ÷ in flight, until bandwidth takes over. Rounds are 
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from labkit.core import cold, floor
+from labkit.core.beside import scratch
 
 PART_BYTES = 1 << 20
 
@@ -42,7 +42,7 @@ def bucket(directory: str | os.PathLike[str], link: str, connections: Sequence[i
     shard = max(Path(directory).glob("*.safetensors"), key=lambda p: p.stat().st_size)
     size, made = shard.stat().st_size, parse(link)
     rows: list[dict[str, Any]] = [{"connections": c, "seconds": []} for c in connections]
-    with tempfile.TemporaryDirectory(prefix="labkit-bucket-", dir=Path(directory).parent) as root:
+    with scratch("labkit-bucket-", Path(directory).parent) as root:
         publish_model(root, directory, "models/sweep")
         memory = memoryview(bytearray(size))
         with serving("store", root, link=link) as store:

@@ -60,9 +60,10 @@ def _version() -> str:
 
 @secrets.screened()
 def main(argv: Sequence[str]) -> int:
-    from labkit.core import printable
+    from labkit.core import ledger, printable
     from labkit.errors import LabError, MissingCapability
 
+    ledger.command()
     signal.signal(signal.SIGTERM, _terminate)
     secrets.learn_argv(argv)
     command = next((a for a in argv if a in COMMANDS), None)
@@ -78,6 +79,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"labkit {command or ''}: {printable.text(error)}", file=sys.stderr)
         return 3 if isinstance(error, MissingCapability) else 2
     except KeyboardInterrupt:
+        ledger.close_current()  # before it is said
         print("labkit: interrupted; everything started was taken down", file=sys.stderr)
         return 130
     except BrokenPipeError:

@@ -163,21 +163,17 @@ def _explain(args: argparse.Namespace) -> int:
 
 def _push(args: argparse.Namespace) -> int:
     from labkit.cli.output import last_line
+    from labkit.core.beside import scratch
     from labkit.core.workspace import Workspace
     from labkit.objects.client import open_bucket
     from labkit.snapshot import store, transport
 
     snapshot = store.open_snapshot(_place(args.name))
-    packed = Workspace.default().nodes / f"{snapshot.path.name}.{os.getpid()}.packed"
-    from labkit.core.ledger import remove_tree
-
-    try:
+    with scratch("packed-", Workspace.default().nodes) as packed:
         facts = transport.pack(snapshot, packed, args.compress)
         with open_bucket(args.url) as bucket:
             for path in sorted(p for p in packed.rglob("*") if p.is_file()):
                 bucket.put_file(path.relative_to(packed).as_posix(), path)
-    finally:
-        remove_tree(packed)
     print(f"{args.url}: {facts['stored_bytes']} bytes stored for {facts['raw_bytes']}")
     inside = list(snapshot.manifest.secrets)
     print(f"whoever may read the bucket can read the process's memory in it{', with the values of ' + ', '.join(inside) if inside else ''}")

@@ -10,6 +10,7 @@ Raises what the function raised if it is a LabError, else a LabError with its la
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pickle
@@ -20,30 +21,26 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from labkit.core import secrets
-from labkit.core.ledger import MARK, Ledger
+from labkit.core import beside, secrets
+from labkit.core.ledger import Ledger, current
 from labkit.errors import LabError
 
 
 def apart(call: Callable[..., Any], *args: Any, ledger: Ledger | None = None) -> Any:
-    """`call(*args)` in a fresh interpreter. With a ledger the process is found and ended if the harness dies."""
-    with tempfile.TemporaryFile() as question, tempfile.TemporaryFile() as answer:
+    """`call(*args)` in a fresh interpreter. Its part of the ledger ends with it: also what it started, however it ended."""
+    with beside.scratch("lk-") as temporary, contextlib.closing((ledger or current()).below()) as part, tempfile.TemporaryFile() as question, tempfile.TemporaryFile() as answer:
         pickle.dump((call.__module__, call.__qualname__, args), question)
         question.seek(0)
         os.set_inheritable(answer.fileno(), True)
         process = subprocess.Popen([sys.executable, "-m", "labkit.core.apart", str(answer.fileno())], stdin=question, pass_fds=(answer.fileno(),),
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                                   env={**os.environ, **({MARK: ledger.mark} if ledger else {})})
-        entry = ledger.note("process", process.pid) if ledger else ""
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, **part.environment, "TMPDIR": str(temporary)})
+        part.note("process", process.pid)
         try:
             _, errors = process.communicate()
         except BaseException:
             process.kill()
             process.wait()
             raise
-        finally:
-            if ledger:
-                ledger.done(entry)
         answer.seek(0)
         try:
             good, result = pickle.load(answer)

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import cold, host
+from labkit.core.beside import file_in
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
 
@@ -65,7 +66,7 @@ def measure(workspace: Workspace | str | os.PathLike[str] | None = None, quick: 
 
 def disk(workspace: Workspace, size_bytes: int = 256 * MIB, at_most_s: float = 1.5) -> dict[str, Any]:
     """Sequential write to stable storage, then direct read at several queue depths. Its file is removed."""
-    with tempfile.NamedTemporaryFile(dir=workspace.root, prefix=".floor-") as file:
+    with file_in(workspace.root) as path, open(path, "wb") as file:
         block = memoryview(os.urandom(MIB))
         began, written = time.monotonic(), 0
         while written < size_bytes and time.monotonic() - began < at_most_s:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core.disks import read_ahead_bytes
+from labkit.core.workspace import place
 from labkit.errors import BadInput, MissingCapability
 
 OK, DEGRADED, MISSING = "OK", "DEGRADED", "MISSING"
@@ -264,7 +265,7 @@ def _disk() -> dict[str, Any]:
 
 def workspace_parent() -> Path:
     """The nearest directory on the way to the workspace that we may write: what is probed there holds for the workspace."""
-    where = Path(os.environ.get("LABKIT_HOME") or Path.home() / ".cache" / "labkit").expanduser()
+    where = place()
     while not where.exists():
         where = where.parent
     return where if os.access(where, os.W_OK) else Path(tempfile.gettempdir())

@@ -1,66 +1,84 @@
 """The ledger: what the lab has running, written down before it is started, so that anything can take it down later.
 
-One JSON-lines file a run in `workspace/ledger/`, named after the harness's pid and start time. Entries are ended last
-first: processes, containers, mounts, directories. Three things read it: the harness's own exit, a watchdog process that
-notices the harness's death (also SIGKILL) by the end of a pipe, and the next start of the lab. Entries whose process id
-was given to somebody else meanwhile (other start time) are left alone.
+One JSON-lines file a run in `workspace/ledger/`. It opens with who wrote it: boot, PID namespace, user, pid and start time.
+Three things read it: the harness's own exit, a watchdog process that notices the harness's death (also SIGKILL) by the end
+of a pipe, and the next start of the lab. Harness and watchdog hold a lock on the file: while either lives – in whatever PID
+namespace – nobody else ends its entries. What is believed of them is labkit.core.takedown's business.
 
     with Ledger.open(workspace) as ledger:
         entry = ledger.note("mount", path)      # before mounting
         ...
         ledger.done(entry)                      # after unmounting
+
+A process has one ledger for a workspace. Opened again inside, or by a process that a run started, it is a part of the same
+file with a mark below the first one's (`labkit-…/812-1`), and its end is the end of that part. While one is open its mark is
+in os.environ, so every child carries it however it is started. `current()` is for code that was handed no ledger.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import fcntl
+import itertools
 import json
 import os
-import shutil
-import signal
+import secrets
 import subprocess
 import sys
-import time
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from labkit.core import takedown
+from labkit.core.ledger_file import CLOSED, boot_id, locked, open_entries, pid_namespace, scope_of, sweep, within
+from labkit.core.takedown import MARK, is_mounted, marked_pids, remove_tree, start_time, unmount
 from labkit.core.workspace import Workspace
 
-MARK = "LABKIT_RUN"  # in the environment of every process of a run: what re-parents itself is still found
+__all__ = ["MARK", "Ledger", "boot_id", "current", "is_mounted", "marked", "marked_pids", "open_entries", "pid_namespace", "remove_tree", "start_time", "sweep", "unmount"]
 
-
-def start_time(pid: int) -> int:
-    """Kernel start time of a process in clock ticks since boot (field 22 of /proc/PID/stat); 0 if it is gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return 0
-    fields = stat.rpartition(")")[2].split()
-    return 0 if fields[0] in ("Z", "X") else int(fields[19])
+WHERE = "LABKIT_LEDGER"  # beside the mark: the file, for a child of the run that has to note something itself
+_open: list[Ledger] = []
+_parts = itertools.count(1)
+_commanded = False
 
 
 class Ledger:
     """Append-only; entries are dicts with id, kind, and what is needed to end them."""
 
-    KINDS = ("process", "group", "mount", "container", "dir", "file", "command")
+    KINDS = ("process", "group", "mount", "container", "dir", "file", "action")
 
-    def __init__(self, path: Path, mark: str):
-        self.path, self.mark = path, mark
-        self._next = 0
+    def __init__(self, path: Path, mark: str, lock: int = -1):
+        self.path, self.mark, self.token = path, mark, mark.removeprefix("labkit-").partition("/")[0]
+        self._lock, self._pid, self._count = lock, os.getpid(), itertools.count(1)
+        self._out = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)  # kept: entries are written, and read by the watchdog, even after the workspace was deleted
         self._watch: subprocess.Popen[bytes] | None = None
+        self._environment: dict[str, str | None] = {}
+        self._scope: takedown.Scope | None = None
 
     @classmethod
     def open(cls, workspace: Workspace, *, watch: bool = True) -> Ledger:
-        """Sweep what dead harnesses left, then start a ledger for this process (and its watchdog)."""
+        """A part of the ledger that is open here already; else sweep what dead harnesses left, and start one for this process (and its watchdog)."""
+        return cls._opened(workspace, watch)._enter()
+
+    @classmethod
+    def _opened(cls, workspace: Workspace, watch: bool = True) -> Ledger:
+        around = next((o for o in reversed(_open) if o.path.parent == workspace.ledger), None) or _inherited(workspace)
+        if around:
+            return around.below()
         sweep(workspace)
-        pid = os.getpid()
-        name = f"{pid}-{start_time(pid)}-{time.monotonic_ns()}"
-        made = cls(workspace.ledger / f"{name}.jsonl", f"labkit-{name}")
-        made.path.touch(mode=0o600)  # what ends a thing may be a command
+        pid, token = os.getpid(), secrets.token_hex(8)
+        path = workspace.ledger / f"{pid}-{start_time(pid)}-{token}.jsonl"
+        with locked(workspace.ledger):  # nobody may find it before its lock is held
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            made = cls(path, f"labkit-{token}", lock)
+            made._append({"ledger": 2, "token": token, "boot": boot_id(), "pid_namespace": pid_namespace(), "uid": os.geteuid(), "pid": pid, "started": start_time(pid)})
+        # A forked child must not hold the lock: it may outlive the run.
+        os.register_at_fork(after_in_child=lambda: made._forked())
         if watch:
-            made._watch = subprocess.Popen([sys.executable, "-m", "labkit.core.ledger", str(made.path), made.mark],
-                                           stdin=subprocess.PIPE, start_new_session=True,
-                                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            made._watch = _start_watchdog(made, workspace)
         return made
 
     @classmethod
@@ -68,39 +86,109 @@ class Ledger:
         """The same ledger from another process of the run (the node agent)."""
         return cls(Path(path), mark)
 
-    def _append(self, doc: dict[str, Any]) -> None:
-        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, (json.dumps(doc) + "\n").encode())
-        finally:
-            os.close(fd)
+    def below(self) -> Ledger:
+        """A part of this ledger: what is noted or started under its mark ends with it. For a child process, or a block."""
+        return Ledger(self.path, f"{self.mark}/{os.getpid()}-{next(_parts)}")
 
-    def note(self, kind: str, target: str | int | Path | list[str], **detail: Any) -> str:
-        """kind: process|group (a pid) · mount, dir, file (a path) · container (id; bundle state in detail) ·
-        command (an argv that ends the thing). Returns the entry's id for `done`."""
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a child must carry to be found, and to note what it starts itself."""
+        return {MARK: self.mark, WHERE: str(self.path)}
+
+    @property
+    def scope(self) -> takedown.Scope:
+        self._scope = self._scope or scope_of(Workspace(self.path.parent.parent), self.mark, self.token)
+        return self._scope
+
+    def _enter(self, exported: bool = True) -> Ledger:
+        made = {**self.environment, **self._temporary()} if exported else {}
+        self._environment = {name: os.environ.get(name) for name in made}
+        os.environ.update(made)
+        _open.append(self)
+        return self
+
+    def _temporary(self) -> dict[str, str]:
+        """A command's own TMPDIR: compilers and daemons leave files there when they are killed, under names that nobody else knows."""
+        if not _commanded or self._lock < 0:
+            return {}
+        where = Path(tempfile.gettempdir()).resolve() / f"lk-{self.token}"
+        self.note("dir", where)
+        with contextlib.suppress(OSError):
+            where.mkdir(mode=0o700)
+            return {"TMPDIR": str(where)}
+        return {}
+
+    def _leave(self) -> None:
+        if self in _open:
+            later = _open[_open.index(self) + 1:]
+            _open.remove(self)
+            for name, before in self._environment.items():
+                if any(o._environment for o in later):  # not the innermost: what was before it is now before the next
+                    next(o for o in later if o._environment)._environment[name] = before
+                elif before is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = before
+
+    def _forked(self) -> None:
+        if self._lock >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self._lock)
+            self._lock = -1
+
+    def _append(self, doc: dict[str, Any]) -> None:
+        os.write(self._out, (json.dumps(doc) + "\n").encode())
+
+    def note(self, kind: str, target: str | int | Path, **detail: Any) -> str:
+        """kind: process|group (a pid) · mount, dir, file (a path) · container (id; bundle state in `root`) · action (one of
+        takedown.ACTIONS by name, its arguments in detail). Returns the entry's id for `done`.
+
+        A path must be one that the ledger may touch: below the workspace, or named with the ledger's token (labkit.core.beside
+        makes such names). Raises ValueError for another, before it is made."""
         if kind not in self.KINDS:
             raise ValueError(f"ledger kind {kind!r}")
-        self._next += 1
-        entry = f"{os.getpid()}.{self._next}"
+        entry = f"{os.getpid()}.{next(self._count)}.{secrets.token_hex(3)}"
         if kind in ("process", "group"):
             detail["started"] = start_time(int(target))  # type: ignore[arg-type]
-        self._append({"id": entry, "kind": kind, "target": target if isinstance(target, (int, list)) else str(target), **detail})
+        elif kind == "action":
+            if target not in takedown.ACTIONS:
+                raise ValueError(f"no action {target!r}; there are {', '.join(takedown.ACTIONS)}")
+            if "pid" in detail:
+                detail["started"] = start_time(int(detail["pid"]))
+        elif kind == "container":
+            detail["root"] = self._real(detail["root"])
+        else:
+            target = self._real(target)
+        self._append({"id": entry, "kind": kind, "target": target, "mark": self.mark, **detail})
         return entry
+
+    def _real(self, target: Any) -> str:
+        """The path with every link on its way followed."""
+        above, name = os.path.split(os.path.abspath(target))
+        path = os.path.join(os.path.realpath(above), name)
+        if self.scope.owns(path):
+            return path
+        raise ValueError(f"{path} cannot be noted: it is outside of the workspace, and its name is without the ledger's token (labkit.core.beside gives it one)")
 
     def done(self, entry: str) -> None:
         self._append({"done": entry})
 
     def close(self) -> None:
-        """End everything still noted, then the ledger itself and its watchdog."""
-        end_entries(self.path, self.mark)
-        self.path.unlink(missing_ok=True)
-        if self._watch:
-            with contextlib.suppress(OSError):
-                assert self._watch.stdin
-                self._watch.stdin.close()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._watch.wait(10)
-            self._watch = None
+        """End everything still noted under this mark, and every process that carries it; the whole ledger's end is also its file's and its watchdog's."""
+        if os.getpid() != self._pid or self._out < 0:  # a forked child has the object, not the run
+            return
+        part = [e for e in open_entries(self._lock if self._lock >= 0 else self.path) if within(e, self.mark)]
+        takedown.end(part, self.scope, settle=self._lock >= 0)
+        for entry in part:
+            self.done(entry["id"])
+        self._leave()
+        if self._lock >= 0:
+            self.path.unlink(missing_ok=True)
+            if self._watch:
+                _stop_watchdog(self._watch)
+            os.close(self._lock)
+        os.close(self._out)
+        self._lock = self._out = -1
 
     def __enter__(self) -> Ledger:
         return self
@@ -109,147 +197,89 @@ class Ledger:
         self.close()
 
 
-def open_entries(path: Path) -> list[dict[str, Any]]:
-    """Entries not yet done, last first. A torn last line is ignored."""
-    entries: dict[str, dict[str, Any]] = {}
+class _Around:
+    """The ledger of the run that started this process: a part of it is this one's."""
+
+    def __init__(self, path: Path, mark: str):
+        self.path, self.mark = path, mark
+
+    def below(self) -> Ledger:
+        return Ledger(self.path, f"{self.mark}/{os.getpid()}-{next(_parts)}")
+
+
+def _inherited(workspace: Workspace | None = None) -> _Around | None:
+    """If it is still there (and of this workspace)."""
+    where, mark = os.environ.get(WHERE, ""), os.environ.get(MARK, "")
+    if not where or not mark or (workspace is not None and Path(where).parent != workspace.ledger):
+        return None
     with contextlib.suppress(OSError):
-        for line in path.read_text(errors="replace").split("\n"):
-            try:
-                doc = json.loads(line)
-            except ValueError:
-                continue
-            if not isinstance(doc, dict):  # half a line can be a whole JSON number
-                continue
-            if "done" in doc:
-                entries.pop(str(doc["done"]), None)
-            elif "id" in doc and "kind" in doc:
-                entries[str(doc["id"])] = doc
-    return list(reversed(entries.values()))
+        if os.stat(where).st_uid == os.geteuid():
+            return _Around(Path(where), mark)
+    return None
 
 
-def marked_pids(mark: str, variable: str = MARK) -> list[int]:
-    """Processes whose environment carries this run's mark."""
-    needle, found = f"{variable}={mark}".encode(), []
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != os.getpid():
-            with contextlib.suppress(OSError):
-                if needle in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
-                    found.append(int(name))
-    return found
+class Unnoted:
+    """In the server of a trial: its node, which is noted, is taken down with everything in it."""
+
+    mark = token = ""
+    environment: dict[str, str] = {}
+
+    def below(self) -> Unnoted:
+        return self
+
+    def note(self, *_: Any, **__: Any) -> str:
+        return ""
+
+    def done(self, _entry: str) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
 
 
-def _kill(pids: list[int], patience_s: float = 5.0) -> None:
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
-    until = time.monotonic() + patience_s
-    while time.monotonic() < until and any(start_time(p) for p in pids):
-        for pid in pids:
-            with contextlib.suppress(OSError):
-                os.waitpid(pid, os.WNOHANG)
-        time.sleep(0.01)
+def current() -> Ledger | Unnoted:
+    """The ledger of this process: the innermost open one, else a part of that of the run which started it, else one in the
+    default workspace for as long as this process lives. Raises LabError where there can be no workspace."""
+    if _open:
+        return _open[-1]
+    around = _inherited()
+    if around is None and os.environ.get(MARK):
+        return Unnoted()
+    # What a program that merely uses the lab starts beside it is its own: only a command of the lab marks every child.
+    made = (around.below() if around else Ledger._opened(Workspace.default()))._enter(exported=_commanded or around is not None)
+    atexit.register(made.close)
+    return made
 
 
-def unmount(path: str | Path) -> None:
-    """Unmount, whatever it takes: fusermount3 for a user's own mount, then lazily. No error when nothing is mounted."""
-    for argv in (["umount", str(path)], ["fusermount3", "-u", "-q", str(path)], ["umount", "-l", str(path)],
-                 ["fusermount3", "-u", "-z", "-q", str(path)]):
-        if not is_mounted(path):
-            return
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=10)
+def command() -> None:
+    """This process is a command of the lab: whatever it starts, from its first need of a ledger on, is part of the run."""
+    global _commanded
+    _commanded = True
 
 
-def is_mounted(path: str | Path) -> bool:
-    text = os.path.realpath(os.path.dirname(str(path))) + "/" + os.path.basename(str(path))
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        return any(line.split(" ")[4].encode().decode("unicode_escape", "replace") == text for line in lines)
+def close_current() -> None:
+    """The end of a command: everything still open in this process, innermost first."""
+    for opened in reversed(_open.copy()):
+        opened.close()
 
 
-def _end(entry: dict[str, Any]) -> None:
-    kind, target = entry["kind"], entry["target"]
-    if kind in ("process", "group"):
-        pid = int(target)
-        # A group outlives its leader; its id is not given away while a member lives.
-        if kind == "group":
-            with contextlib.suppress(OSError):
-                if entry.get("started") and start_time(pid) in (0, entry["started"]):
-                    os.killpg(pid, signal.SIGKILL)
-        elif entry.get("started") and start_time(pid) == entry["started"]:
-            _kill([pid])
-    elif kind == "mount":
-        unmount(target)
-    elif kind == "container":
-        root = ["--root", entry["root"]] if entry.get("root") else []
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(["runc", *root, "delete", "--force", str(target)], stdout=subprocess.DEVNULL,
-                           stderr=subprocess.DEVNULL, timeout=20)
-    elif kind == "command":
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(list(target), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=20)
-    elif kind == "dir":
-        remove_tree(target)
-    elif kind == "file":
-        Path(target).unlink(missing_ok=True)
+def marked(environment: dict[str, str]) -> dict[str, str]:
+    """An environment that does not come from os.environ, with the mark of whoever starts the process."""
+    return {**environment, **current().environment}
 
 
-def remove_tree(path: str | Path) -> None:
-    """Remove a tree that may hold directories without write permission; never follows links, never crosses mounts below it."""
-    top = os.path.normpath(os.path.abspath(path))
+def _start_watchdog(made: Ledger, workspace: Workspace) -> subprocess.Popen[bytes]:
+    # Without the mark, or it would end itself; at home nowhere, or it would keep a directory busy.
+    environment = {k: v for k, v in os.environ.items() if k not in (MARK, WHERE)}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), environment.get("PYTHONPATH", "")]))
+    return subprocess.Popen([sys.executable, "-m", "labkit.core.watchdog", str(made._lock), str(workspace.root), made.mark], stdin=subprocess.PIPE,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, pass_fds=(made._lock,), env=environment, cwd="/")
+
+
+def _stop_watchdog(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin
     with contextlib.suppress(OSError):
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-            below = [p for p in (line.split(" ")[4] for line in lines) if p == top or p.startswith(top + "/")]
-        for mounted in reversed(below):
-            unmount(mounted)
-
-    def open_up(function: Any, name: str, _info: Any) -> None:
-        with contextlib.suppress(OSError):
-            above = os.path.dirname(name)
-            if above == top or above.startswith(top + "/"):  # never the directory that holds the tree: it may be /tmp
-                os.chmod(above, 0o700)
-            if not os.path.islink(name):
-                os.chmod(name, 0o700)
-            function(name)
-
-    shutil.rmtree(top, onerror=open_up)
-    if os.path.isdir(top):
-        shutil.rmtree(top, ignore_errors=True)
-
-
-def end_entries(path: Path, mark: str) -> None:
-    """Processes first (they hold mounts and files), then everything else, last first."""
-    entries = open_entries(path)
-    for entry in entries:
-        if entry["kind"] in ("container", "process", "group"):
-            _end(entry)
-    _kill(marked_pids(mark))
-    for entry in entries:
-        if entry["kind"] not in ("container", "process", "group"):
-            _end(entry)
-
-
-def sweep(workspace: Workspace) -> list[str]:
-    """End what harnesses that are dead left behind. Returns the names of the ledgers cleared."""
-    cleared = []
-    for path in sorted(workspace.ledger.glob("*.jsonl")):
-        pid, started, *_ = path.stem.split("-")
-        if start_time(int(pid)) != int(started):
-            end_entries(path, f"labkit-{path.stem}")
-            path.unlink(missing_ok=True)
-            cleared.append(path.stem)
-    return cleared
-
-
-def _watch(path: Path, mark: str) -> None:
-    """Wait for the harness to close the pipe (or die), then end what is left."""
-    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ignored, signal.SIG_IGN)
-    while sys.stdin.buffer.read(4096):
-        pass
-    if path.exists():
-        end_entries(path, mark)
-        path.unlink(missing_ok=True)
-
-
-if __name__ == "__main__":
-    _watch(Path(sys.argv[1]), sys.argv[2])
+        process.stdin.write(CLOSED)
+        process.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(10)

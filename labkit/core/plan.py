@@ -117,6 +117,11 @@ class StepContext:
         """Run at take-down, last registered first; also after a failed step."""
         self._ends.append(end)
 
+    def temporary(self) -> str:
+        """TMPDIR of a server outside of a container: the node's own, so that what it leaves goes with the node."""
+        (self.node / "tmp").mkdir(exist_ok=True)
+        return str(self.node / "tmp")
+
     @contextmanager
     def span(self, name: str, **detail: Any) -> Iterator[dict[str, Any]]:
         with timeline.span(name, source="agent", path=str(self.timeline_path), **detail) as facts:

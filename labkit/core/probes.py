@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Callable
 
 from labkit.core import host
+from labkit.core.beside import scratch
 from labkit.core.host import Capability, Probe
 
 PROBES: dict[str, Probe] = {}
@@ -132,7 +133,8 @@ def _fuse() -> Capability:
 def _mount_with(helper: str) -> str:
     """Mount an empty FUSE through the setuid helper and unmount it. Returns what went wrong, "" when nothing."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    with ours, theirs, tempfile.TemporaryDirectory(prefix="labkit-fuse-") as point:
+    with ours, theirs, scratch("labkit-fuse-", needed=False) as folder:
+        point = str(folder)
         ours.settimeout(5)
         try:
             done = subprocess.run([helper, "-o", "nosuid,nodev,fsname=labkit-probe", "--", point], pass_fds=(theirs.fileno(),),
@@ -318,11 +320,11 @@ def _o_direct() -> Capability:
     where = host.workspace_parent()
     fs = host.filesystem_of(where)["fs"]
     try:
-        with tempfile.NamedTemporaryFile(dir=where, prefix=".labkit-direct-") as file:
+        with tempfile.TemporaryFile(dir=where) as file:
             file.write(b"\0" * 8192)
             file.flush()
             os.fsync(file.fileno())
-            fd = os.open(file.name, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+            fd = os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
             try:
                 with mmap.mmap(-1, 4096) as aligned:
                     os.readv(fd, [aligned])
@@ -343,13 +345,14 @@ def _page_cache_proof() -> Capability:
     fs = host.filesystem_of(where)["fs"]
     if fs in cold.NEVER_EVICTABLE:
         return _no(f"{where} is {fs}: its pages are its storage and cannot be cold", "export LABKIT_HOME=/path/on/a/disk")
-    with tempfile.NamedTemporaryFile(dir=where, prefix=".labkit-cache-") as file:
+    with tempfile.TemporaryFile(dir=where) as file:
         file.write(b"\1" * (1 << 20))
         file.flush()
         os.fsync(file.fileno())
-        before = cold.residency([file.name])
-        cold.evict([file.name], caches=False)
-        after = cold.residency([file.name])
+        name = f"/proc/self/fd/{file.fileno()}"
+        before = cold.residency([name])
+        cold.evict([name], caches=False)
+        after = cold.residency([name])
     if not before.resident_bytes:
         return _no(f"{before.method} sees no page of a file just written", "use a file system of the host, not a remote one")
     if after.resident_bytes:

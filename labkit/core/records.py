@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from labkit.core import printable, record_schema, secrets
+from labkit.core.beside import replacing
 from labkit.core.record_schema import OUTCOMES as OUTCOMES
 from labkit.errors import BadInput
 
@@ -94,17 +94,12 @@ def write(run: Run, path: str | os.PathLike[str]) -> Path:
     text = json.dumps(secrets.masked(asdict(run)), indent=1)
     private = secrets.MASK in text or any("server" in (arm.get("stack") or {}) for arm in run.experiment.get("arms", []))
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
+    with replacing(target) as temporary:
+        with open(temporary, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)) as out:
             out.write(text)
             out.flush()
             os.fsync(out.fileno())
         os.chmod(temporary, 0o600 if private else 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
     return target
 
 

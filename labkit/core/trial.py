@@ -131,8 +131,8 @@ def run_trial(plan: LaunchPlan, *, arm: str, workspace: Workspace, ledger: Ledge
     `judge` turns observations into evidence. `instrument=False` runs the same start without spans, sampling and
     observation (what `labkit bench overhead` compares with). `on_phase(name, seconds_since_t0)` is called as phases end.
     `at_t0`: a shell command started at t0 with LABKIT_URL set – a client outside the lab; its output goes to facts."""
-    home = workspace.new_node(f"{os.getpid()}-{time.monotonic_ns()}")
-    entry = ledger.note("dir", home)
+    noted: list[str] = []
+    home = workspace.new_node(f"{os.getpid()}-{time.monotonic_ns()}", lambda path: noted.append(ledger.note("dir", path)))
     (home / "node").mkdir()
     (home / "run").mkdir(mode=0o777)
     made = Trial(arm=arm, block=block, order=order)
@@ -142,7 +142,8 @@ def run_trial(plan: LaunchPlan, *, arm: str, workspace: Workspace, ledger: Ledge
         return replace(made, outcome="crashed", error=error.as_json())
     finally:
         remove_tree(home)
-        ledger.done(entry)
+        for entry in noted:
+            ledger.done(entry)
 
 
 def _carry_out(plan: LaunchPlan, made: Trial, home: Path, ledger: Ledger, judge: Judge | None, instrument: bool,

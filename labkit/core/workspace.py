@@ -4,18 +4,27 @@
     images/     OCI layouts                              runs/       records
     nodes/      one empty directory a trial, removed     ledger/     what is running now, for take-down
 
-A workspace on a shared team host belongs to one user: it is made 0700, as it holds registry state and snapshots.
+A workspace on a shared team host belongs to one user: it is made 0700, as it holds registry state and snapshots, and one of
+another user, or that others may write, is refused. Root under sudo uses its own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import pwd
+import stat
 import struct
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from labkit.errors import LabError
 
 ROOMS = ("models", "images", "artifacts", "runs", "nodes", "ledger")
 
@@ -44,7 +53,66 @@ def spread(directory: Path) -> bool:
 
 
 #: How long removed inodes are walked over, and how many inodes beside a directory its files may take.
+_said: set[Path] = set()
 SPENT_FOR_S, SPENT_INODES = 300, 1 << 17
+
+
+def refuse_others(path: Path, closed_above: bool = False) -> None:
+    """Raises LabError where the directory is another user's, or where others may write: what stands in it is trusted and swept.
+
+    closed_above: a directory above lets nobody else in, so its own mode says nothing (with umask 002 rooms are made 0775)."""
+    about = path.stat()
+    if not stat.S_ISDIR(about.st_mode):
+        raise LabError(f"{path} is not a directory", why="the lab keeps what it makes in there", fix="rm it, or export LABKIT_HOME=/another/path")
+    if about.st_uid != os.geteuid():
+        raise LabError(f"{path} belongs to user {_user(about.st_uid)}, and you are {_user(os.geteuid())}",
+                       why="a workspace holds what is run and what is taken down, so it is one user's alone",
+                       fix=f"export LABKIT_HOME=/a/path/of/your/own; or, if it is yours after all: sudo chown -R {_user(os.geteuid())} {path}")
+    if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not closed_above:
+        raise LabError(f"{path} may be written by others (mode {about.st_mode & 0o7777:04o})", why="who can write a workspace decides what is run and removed in your name",
+                       fix=f"chmod go-w {path}")
+
+
+def _user(uid: int) -> str:
+    with contextlib.suppress(KeyError):
+        return pwd.getpwuid(uid).pw_name
+    return str(uid)
+
+
+def _made(path: Path, mode: int, closed_above: bool = False) -> Path:
+    """The directory, made if it is not there. Raises LabError with what stands in the way."""
+    try:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        refuse_others(path, closed_above)
+    except FileExistsError:
+        raise LabError(f"{path} is not a directory", why="the lab keeps what it makes in there", fix="rm it, or export LABKIT_HOME=/another/path") from None
+    except OSError as error:
+        fix = {errno.ENOSPC: "free some space there (df -h), or export LABKIT_HOME=/path/on/another/disk", errno.EDQUOT: "free some of your quota, or export LABKIT_HOME=/path/on/another/disk"}
+        raise LabError(f"{path} cannot be used: {error.strerror}", why="the lab keeps what it makes in there",
+                       fix=fix.get(error.errno or 0, "export LABKIT_HOME=/a/path/you/may/write")) from None
+    return path
+
+
+def _owner_of_place(path: Path) -> int:
+    """Whose the nearest directory on the way to `path` is."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path.stat().st_uid
+
+
+def _wanted() -> Path:
+    return Path(os.environ.get("LABKIT_HOME") or Path.home() / ".cache" / "labkit").expanduser().absolute()
+
+
+def place() -> Path:
+    """Where this user's workspace is. Under sudo with the user's HOME or LABKIT_HOME that is root's own, not the user's: what root
+    makes there would lock the user out, and what the user put there would be run as root."""
+    wanted = _wanted()
+    if os.geteuid() == 0 and os.environ.get("SUDO_UID", "0") != "0":
+        with contextlib.suppress(OSError):
+            if _owner_of_place(wanted.resolve()) != 0:
+                return Path(pwd.getpwuid(0).pw_dir) / ".cache" / "labkit"
+    return wanted
 
 
 @dataclass(frozen=True)
@@ -53,19 +121,27 @@ class Workspace:
 
     @staticmethod
     def default() -> Workspace:
-        return Workspace.at(os.environ.get("LABKIT_HOME") or Path.home() / ".cache" / "labkit")
+        where, wanted = place(), _wanted()
+        if where != wanted and where not in _said and "LABKIT_RUN" not in os.environ:
+            _said.add(where)
+            print(f"labkit: as root the workspace is {where}, not {wanted}, which is {_user(_owner_of_place(wanted))}'s", file=sys.stderr)
+        return Workspace.at(where)
 
     @staticmethod
     def at(root: str | os.PathLike[str]) -> Workspace:
-        made = Workspace(Path(root).expanduser().resolve())
-        made.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return made
+        """Made 0700 if it is not there. Raises LabError for one that is not this user's alone, or cannot be made."""
+        try:
+            path = Path(root).expanduser().resolve()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise LabError(f"{root} cannot be a workspace: {error}", fix="export LABKIT_HOME=/a/path/you/may/write") from None
+        return Workspace(_made(path, 0o700))
 
     def room(self, name: str) -> Path:
         if name not in ROOMS:
             raise ValueError(f"no room {name!r} in a workspace; rooms: {', '.join(ROOMS)}")
         path = self.root / name
-        path.mkdir(exist_ok=True)
+        inside = not path.is_symlink() and not os.stat(self.root).st_mode & 0o011 if self.root.exists() else False
+        _made(path, 0o755, closed_above=inside)
         if name == "nodes":
             spread(path)
         return path
@@ -77,7 +153,7 @@ class Workspace:
     nodes = property(lambda self: self.room("nodes"))
     ledger = property(lambda self: self.room("ledger"))
 
-    def new_node(self, name: str) -> Path:
+    def new_node(self, name: str, before: Callable[[Path], Any] = lambda _: None) -> Path:
         """An empty directory in `nodes/` for one trial, away from where those of the last minutes were removed (see `spread`)."""
         room, seen, now_s = self.nodes, self.root / "recent-nodes", time.time()
         recent: list[tuple[float, int]] = []
@@ -86,6 +162,7 @@ class Workspace:
             recent = [(float(when), int(inode)) for when, inode in lines if now_s - float(when) < SPENT_FOR_S]
         for attempt in range(16):  # where a directory goes follows from its name
             path = room / (name if not attempt else f"{name}-{attempt}")
+            before(path)  # whoever keeps a ledger notes it first
             path.mkdir()
             inode = path.stat().st_ino
             if attempt == 15 or all(abs(inode - other) > SPENT_INODES for _, other in recent):

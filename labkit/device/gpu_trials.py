@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import host, outputs, printable, timeline
+from labkit.core.beside import replacing
 from labkit.errors import LabError
 
 PARTS, CRIU = "labkit.device.gpu_parts", "labkit.snapshot.cuda"
@@ -117,9 +118,8 @@ def in_process(name: str, command: list[str], environment: dict[str, str], limit
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1, default=str))
-    os.replace(temporary, path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(record, indent=1, default=str))
 
 
 def main() -> int:

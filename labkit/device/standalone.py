@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from labkit.core import client, timeline
+from labkit.core.ledger import marked
 from labkit.core.trial import free_port
 from labkit.errors import TrialError
 
@@ -25,7 +26,7 @@ def one_token(model_dir: str | os.PathLike[str], *, extra: Sequence[str] = (), e
     """Start, ask for eight greedy tokens, end. Raises TrialError with the server's last words."""
     port, here = free_port(), str(Path(__file__).resolve().parents[2])
     command = [sys.executable, "-m", "labkit.subject.server", "--model", str(model_dir), "--host", "127.0.0.1", "--port", str(port), "--init", "meta", *extra]
-    env = {**{k: v for k, v in os.environ.items() if k in KEEP}, "PYTHONPATH": here, "PYTHONDONTWRITEBYTECODE": "1", **(environment or {})}
+    env = marked({**{k: v for k, v in os.environ.items() if k in KEEP}, "PYTHONPATH": here, "PYTHONDONTWRITEBYTECODE": "1", **(environment or {})})
     process = subprocess.Popen(command, env=env, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     until = timeline.now_s() + timeout_s
     try:

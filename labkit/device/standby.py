@@ -133,8 +133,8 @@ def _before_t0(ctx: StepContext) -> None:
     from labkit.device.cuda_checkpoint import process_memory_bytes
 
     here = str(Path(__file__).resolve().parents[2])
-    keep = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "LABKIT_FAKE_CUDA")}
-    environment = {**keep, "PYTHONPATH": here, "PYTHONDONTWRITEBYTECODE": "1", **{k: v for k, v in ctx.server_env.items() if k != timeline.ENV}}
+    keep = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "LABKIT_FAKE_CUDA")}
+    environment = {**keep, "TMPDIR": ctx.temporary(), "PYTHONPATH": here, "PYTHONDONTWRITEBYTECODE": "1", **{k: v for k, v in ctx.server_env.items() if k != timeline.ENV}}
     read_end, write_end = os.pipe()
     try:
         process = subprocess.Popen([sys.executable, "-m", "labkit.device.standby", str(write_end), *ctx.server_args], stdin=subprocess.PIPE,

@@ -91,6 +91,7 @@ class CompileCache(_Compiled):
         import shutil
 
         from labkit.core import timeline
+        from labkit.core.ledger import Ledger
         from labkit.device.standalone import one_token
 
         identity = [str(subject.model_dir), package_version("torch"), subject.device, sorted(p.name for p in subject.model_dir.iterdir()), os.uname().machine]
@@ -98,10 +99,13 @@ class CompileCache(_Compiled):
         folder = workspace.artifacts / f"compile-cache-{digest}"
         if not (folder / "whole").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            (folder / "cache").mkdir(mode=0o700, parents=True)
-            began = timeline.now_s()
-            one_token(subject.model_dir, extra=("--compile", "--device", subject.device), environment=cache_environment(str(folder / "cache")))
-            (folder / "whole").write_text(str(timeline.now_s() - began))
+            with Ledger.open(workspace) as ledger:
+                half = ledger.note("dir", folder)  # compiled code names its place: it cannot be made beside it
+                (folder / "cache").mkdir(mode=0o700, parents=True)
+                began = timeline.now_s()
+                one_token(subject.model_dir, extra=("--compile", "--device", subject.device), environment=cache_environment(str(folder / "cache")))
+                (folder / "whole").write_text(str(timeline.now_s() - began))
+                ledger.done(half)
         cache = folder / "cache"
         return Artifact(self.name, digest, {"cache": str(cache)}, {"prepare_s": float((folder / "whole").read_text()), "files": compiled_files(cache),
                                                                    "size_bytes": sum(p.stat().st_size for p in cache.rglob("*") if p.is_file())})

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from labkit.core.beside import replacing
 from labkit.errors import BadInput
 from labkit.image.estargz.toc import clean_name
 
@@ -85,11 +85,9 @@ def write(path: str | os.PathLike[str], accesses: Iterable[Access]) -> Path:
     """Replace the file in one step."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=".record-", delete=False) as out:
-        for access in accesses:
-            out.write(json.dumps(access.as_json(), separators=(",", ":")) + "\n")
-    os.chmod(out.name, 0o644)
-    os.replace(out.name, target)
+    with replacing(target) as part:
+        part.write_text("".join(json.dumps(access.as_json(), separators=(",", ":")) + "\n" for access in accesses))
+        os.chmod(part, 0o644)
     return target
 
 

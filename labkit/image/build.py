@@ -25,13 +25,13 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from labkit.core.beside import scratch
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
 from labkit.image import closure, oci
@@ -128,14 +128,14 @@ def _written(layout: oci.Layout, part: str, entries: dict[str, Entry], level: in
         if layout.blob_path(descriptor.digest).stat().st_size == descriptor.size_bytes:
             return WrittenLayer(descriptor, doc["diff_id"], doc["plain_bytes"])
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=layout.path, prefix=".compile-") as scratch:
+    with scratch(".compile-", layout.path) as room:
         whole = dict(entries)
         if part == "interpreter":
             # The closure of all parts lies in the first layer: a later layer's library must not need a rebuild of ld.so's world.
             objects = closure.shared_objects(entries) + _extension_modules(others)
             whole = {**closure.library_entries(objects), **whole}
         if part != "weights" and not part.startswith("extra-"):
-            whole |= closure.bytecode_entries(entries, Path(scratch))
+            whole |= closure.bytecode_entries(entries, room)
         made = write_layer(layout, whole, level=level, **{"org__coldstartlab__layer": part})
     note.parent.mkdir(exist_ok=True)
     for old in note.parent.glob(f"{part}-*.json"):

@@ -19,11 +19,11 @@ import os
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
+from labkit.core.ledger import marked
 from labkit.errors import BadInput
 from labkit.image.layers import Entry, add_file
 from labkit.image.start import interpreter_of
@@ -210,11 +210,10 @@ def bytecode_entries(entries: dict[str, Entry], scratch: Path) -> dict[str, Entr
             missing.append((str(source), "/" + name, str(compiled)))
             made[target] = Entry(data=head, source=compiled)
     if missing:
-        with tempfile.NamedTemporaryFile("w", suffix=".json", dir=scratch) as jobs:
-            json.dump(missing, jobs)
-            jobs.flush()
-            subprocess.run([sys.executable, "-I", "-S", "-W", "ignore", "-c", _COMPILE, jobs.name], check=True, stdout=subprocess.DEVNULL,
-                           env={"PYTHONHASHSEED": "0"})
+        jobs = scratch / "jobs.json"
+        jobs.write_text(json.dumps(missing))
+        subprocess.run([sys.executable, "-I", "-S", "-W", "ignore", "-c", _COMPILE, str(jobs)], check=True, stdout=subprocess.DEVNULL,
+                       env=marked({"PYTHONHASHSEED": "0"}))
     return {name: entry for name, entry in made.items() if entry.source is None or entry.source.exists()}
 
 

@@ -15,6 +15,7 @@ Lesson: notebooks/03_lazy_pull.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -32,6 +33,7 @@ from labkit.core.workspace import spread
 from labkit.errors import TransferError, TrialError
 
 START_S = 20.0
+_runs = itertools.count(1)
 _OFF = ("io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
         "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs", "io.containerd.tracing.processor.v1.otlp")
 
@@ -120,12 +122,18 @@ def _write_config(node: Node, stargz: bool, registry: str) -> None:
     (node.home / "config.toml").write_text("\n".join(lines) + "\n")
 
 
+def _short(ledger: Ledger) -> Path:
+    above, name = os.path.realpath(os.environ.get("TMPDIR") or tempfile.gettempdir()), f"ctd-{os.getpid()}-{next(_runs)}"
+    return Path(above) / (name if ledger.token in above else f"{name}-{ledger.token}")
+
+
 def start(folder: Path, ledger: Ledger, *, registry: str = "", stargz: bool = False) -> Node:
     """Start the daemons; what they keep goes below `folder`, an empty or new directory. End with `stop`. Raises TrialError with
     their logs. registry: HOST:PORT that the snapshotter may ask in plain HTTP."""
     # A socket's path has at most 107 bytes: not below the workspace.
-    node = Node(folder, Path(tempfile.mkdtemp(prefix="labkit-ctd-")), "stargz" if stargz else "overlayfs")
+    node = Node(folder, _short(ledger), "stargz" if stargz else "overlayfs")
     node.note(ledger, "dir", node.run)
+    node.run.mkdir(mode=0o700)
     folder.mkdir(parents=True, exist_ok=True)
     node.note(ledger, "dir", folder)
     _write_config(node, stargz, registry)

@@ -17,13 +17,13 @@ import io
 import os
 import struct
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from labkit.core.beside import file_in
 from labkit.image import oci
 
 BLOCK_BYTES = 1 << 20
@@ -159,18 +159,15 @@ def write_layer(layout: oci.Layout, entries: Mapping[str, Entry], *, level: int 
             yield chunk
 
     folder = layout.blob_path("sha256:" + "0" * 64).parent
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".part-", delete=False) as part:
-        try:
+    with file_in(folder) as part:
+        with open(part, "wb") as out:
             for chunk in gzip_chunks(hashed(), level):
                 packed.update(chunk)
                 packed_bytes += len(chunk)
-                part.write(chunk)
-        except BaseException:
-            os.unlink(part.name)
-            raise
-    os.chmod(part.name, 0o644)
-    digest = "sha256:" + packed.hexdigest()
-    os.replace(part.name, layout.blob_path(digest))
+                out.write(chunk)
+        os.chmod(part, 0o644)
+        digest = "sha256:" + packed.hexdigest()
+        os.replace(part, layout.blob_path(digest))
     notes = {oci.UNPACKED_BYTES: str(plain_bytes), **{k.replace("__", "."): v for k, v in annotations.items()}}
     return WrittenLayer(oci.Descriptor(oci.LAYER_GZIP, digest, packed_bytes, notes), "sha256:" + plain.hexdigest(), plain_bytes)
 

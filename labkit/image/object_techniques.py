@@ -81,17 +81,13 @@ class ObjectPull(ImageTechnique):
 
 def _recompressed(layout: oci.Layout, name: str, codec: str, room: Path, digest: str) -> tuple[oci.Layout, oci.Manifest]:
     """Once for each image and codec; made beside and renamed, so that a kill leaves nothing half done."""
-    import os
-    import shutil
-
+    from labkit.core.beside import becoming
     from labkit.image.push import recompress
 
     target = room / f"image-{digest[7:19]}-{codec}"
     if not target.exists():
-        part = room / f".{target.name}.part-{os.getpid()}"
-        shutil.rmtree(part, ignore_errors=True)
-        recompress(layout, name, oci.Layout.create(part), codec)
-        os.replace(part, target)
+        with becoming(target) as part:
+            recompress(layout, name, oci.Layout.create(part), codec)
     made = oci.Layout(target)
     return made, made.manifest(name)
 

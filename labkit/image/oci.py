@@ -16,12 +16,12 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from labkit.core.beside import replacing
 from labkit.errors import BadInput
 
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -282,10 +282,9 @@ class Layout:
         digest = digest_of(data)
         target = self.blob_path(digest)
         if not target.exists():
-            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".part-", delete=False) as part:
-                part.write(data)
-            os.chmod(part.name, 0o644)
-            os.replace(part.name, target)
+            with replacing(target) as part:
+                part.write_bytes(data)
+                os.chmod(part, 0o644)
         return Descriptor(media_type, digest, len(data), annotations)
 
     def index(self) -> tuple[Descriptor, ...]:
@@ -320,9 +319,8 @@ class Layout:
                            {"architecture": arch, "os": "linux"})
         old = [d for d in self.index() if d.annotations.get(REF_NAME) != name] if (self.path / "index.json").exists() else []
         doc = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [d.as_json() for d in [*old, entry]]}
-        part = self.path / f".index-{os.getpid()}"
-        part.write_bytes(canonical(doc))
-        os.replace(part, self.path / "index.json")
+        with replacing(self.path / "index.json") as part:
+            part.write_bytes(canonical(doc))
         return entry
 
     def blobs(self, manifest: Manifest) -> Iterator[Descriptor]:

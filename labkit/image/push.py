@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from labkit.core.beside import file_in
 from labkit.errors import BadInput
 from labkit.image import oci
 from labkit.image.codecs import Hashed, codec_of, decompress, file_chunks
@@ -74,23 +74,20 @@ def _layer(source: oci.Layout, target: oci.Layout, layer: oci.Descriptor, diff_i
     plain = Hashed(decompress(file_chunks(source.blob_path(layer.digest)), codec_of(layer.media_type), fast=True))
     packed, size = hashlib.sha256(), 0
     folder = target.blob_path("sha256:" + "0" * 64).parent
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".part-", delete=False) as part:
-        try:
+    with file_in(folder) as part:
+        with open(part, "wb") as out:
             for chunk in compress(plain, codec, level):
                 packed.update(chunk)
                 size += len(chunk)
-                part.write(chunk)
+                out.write(chunk)
                 if progress:
                     progress(plain.size_bytes)
-            if plain.digest != diff_id:
-                raise BadInput(f"layer {layer.digest} unpacks to {plain.digest}, the config says {diff_id}", why="the image is damaged",
-                               fix="build or fetch it again")
-        except BaseException:
-            os.unlink(part.name)
-            raise
-    os.chmod(part.name, 0o644)
-    digest = f"sha256:{packed.hexdigest()}"
-    os.replace(part.name, target.blob_path(digest))
+        if plain.digest != diff_id:
+            raise BadInput(f"layer {layer.digest} unpacks to {plain.digest}, the config says {diff_id}", why="the image is damaged",
+                           fix="build or fetch it again")
+        os.chmod(part, 0o644)
+        digest = f"sha256:{packed.hexdigest()}"
+        os.replace(part, target.blob_path(digest))
     # A table of contents (eStargz) describes the old bytes: its annotations do not survive.
     notes = {k: v for k, v in layer.annotations.items() if k == oci.UNPACKED_BYTES} | {oci.UNPACKED_BYTES: str(plain.size_bytes)}
     return oci.Descriptor(CODECS[codec], digest, size, notes)

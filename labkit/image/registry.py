@@ -22,12 +22,12 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 import threading
 import uuid
 from pathlib import Path
 from typing import Any
 
+from labkit.core.beside import replacing
 from labkit.core.digits import decimal
 from labkit.net.message import Request, Response, file_response, text
 
@@ -346,12 +346,6 @@ class Registry:
 def _write(path: Path, raw: bytes) -> None:
     """In one step, so that a reader sees the old bytes or the new ones."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(raw)
+    with replacing(path) as temporary:
+        temporary.write_bytes(raw)
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

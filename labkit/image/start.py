@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import exits, secrets
-from labkit.core.ledger import start_time
+from labkit.core.ledger import marked, start_time
 from labkit.core.plan import StepContext
 from labkit.errors import TrialError
 from labkit.image import oci
@@ -116,8 +116,8 @@ def process(ctx: StepContext) -> dict[str, Any]:
 def host_command(ctx: StepContext) -> tuple[list[str], dict[str, str]]:
     """`host-env`: the interpreter and packages that run the lab."""
     here = str(Path(__file__).resolve().parents[2])
-    keep = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")}
-    return [sys.executable, *SERVER, *ctx.server_args], {**keep, "PYTHONPATH": here, "PYTHONDONTWRITEBYTECODE": "1", **ctx.server_env}
+    keep = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")}
+    return [sys.executable, *SERVER, *ctx.server_args], {**keep, "TMPDIR": ctx.temporary(), "PYTHONPATH": here, "PYTHONDONTWRITEBYTECODE": "1", **ctx.server_env}
 
 
 def process_command(ctx: StepContext, rootfs: str) -> tuple[list[str], dict[str, str]]:
@@ -136,6 +136,7 @@ def process_command(ctx: StepContext, rootfs: str) -> tuple[list[str], dict[str,
             environment[key] = ":".join(rootfs + p if p.startswith("/") else p for p in environment[key].split(":"))
     if labels.get(PYTHON_HOME):
         environment["PYTHONHOME"] = rootfs + labels[PYTHON_HOME]
+    environment["TMPDIR"] = ctx.temporary()
     linker = interpreter_of(program)
     if not linker:
         return [program, *rest], environment
@@ -228,7 +229,7 @@ def userns(ctx: StepContext) -> dict[str, Any]:
     try:
         started = subprocess.Popen([sys.executable, "-I", "-S", str(Path(__file__).with_name("enter.py")), str(spec_in), str(status_out)],
                                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-                                   pass_fds=(spec_in, status_out), preexec_fn=_die_with_parent, env={"PATH": os.environ.get("PATH", "")})
+                                   pass_fds=(spec_in, status_out), preexec_fn=_die_with_parent, env=marked({"PATH": os.environ.get("PATH", "")}))
     finally:
         os.close(spec_in)
         os.close(status_out)

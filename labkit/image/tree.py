@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from labkit.core.ledger import remove_tree
+from labkit.core.beside import becoming
 from labkit.errors import BadInput
 from labkit.image.tar import Member
 
@@ -182,17 +182,10 @@ def growing(rootfs: str | os.PathLike[str], limits: Limits = Limits()) -> Iterat
     if final.exists():
         raise BadInput(f"{final} exists already", why="an image is unpacked into a new directory, never over something",
                        fix=f"rm -r {final}, or choose another name")
-    part = final.with_name(f".{final.name}.part-{os.getpid()}")
-    remove_tree(part)
-    part.mkdir(mode=0o755, parents=True)
-    try:
+    with becoming(final, mode=0o755) as part:
         tree = Tree(part, limits)
         try:
             yield tree
             tree.finish()
         finally:
             tree.close()
-        os.rename(part, final)
-    except BaseException:
-        remove_tree(part)
-        raise

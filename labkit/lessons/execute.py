@@ -20,7 +20,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -29,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import outputs, secrets
-from labkit.core.ledger import marked_pids, start_time
+from labkit.core.beside import scratch
+from labkit.core.ledger import Ledger, marked_pids, start_time
 from labkit.errors import BadInput
 from labkit.lessons import canonical
 from labkit.lessons.check import HEADLESS
@@ -181,14 +181,14 @@ def run_one(path: Path, out: Path, values: dict[str, Any], timeout_s: float) -> 
     runs = Workspace.default().runs
     runs_before = {p: p.stat().st_mtime_ns for p in runs.glob("*.json")}
     mark = f"{os.getpid()}-{uuid.uuid4().hex}"
-    with tempfile.TemporaryDirectory(prefix="labkit-notebook-") as folder:
-        prepared, status = Path(folder) / path.name, Path(folder) / "status.json"
+    with Ledger.open(Workspace.default()) as book, scratch("labkit-notebook-") as folder:
+        prepared, status = folder / path.name, folder / "status.json"
         prepared.write_text(canonical.dumps(with_solutions(canonical.load(path))), encoding="utf-8")
         spec = {"input": str(prepared), "output": str(executed), "parameters": values, "cwd": str(path.resolve().parent), "status": str(status)}
         # CI would be seen by other tools as well; the display of the lab is told directly.
-        environment = {**os.environ, MARK: mark, HEADLESS: "1", "LABKIT_DISPLAY": "plain", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+        environment = {**os.environ, **book.environment, MARK: mark, HEADLESS: "1", "JUPYTER_RUNTIME_DIR": str(folder / "runtime"), "LABKIT_DISPLAY": "plain", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
         began_s = time.monotonic()
-        printed = Path(folder) / "printed.txt"
+        printed = folder / "printed.txt"
         # Into a file: a child that the notebook left behind would hold a pipe open long after the runner is gone.
         with open(printed, "wb") as to:
             child = subprocess.Popen([sys.executable, "-m", "labkit.lessons.execute", json.dumps(spec)], env=environment, start_new_session=True,
@@ -261,7 +261,7 @@ def _kill(pids: Any) -> int:
 
 def _is_watchdog(pid: int) -> bool:
     with contextlib.suppress(OSError):
-        return b"labkit.core.ledger" in Path(f"/proc/{pid}/cmdline").read_bytes() and start_time(pid) > 0
+        return b"labkit.core.watchdog" in Path(f"/proc/{pid}/cmdline").read_bytes() and start_time(pid) > 0
     return False
 
 

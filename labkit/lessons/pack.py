@@ -16,18 +16,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import subprocess
 import sys
 import tarfile
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from labkit.core import outputs
+from labkit.core.beside import replacing, scratch
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, TransferError
 from labkit.image.build import AS_PACKED
@@ -85,11 +84,11 @@ def pack(out: Path, *, presets: Sequence[str], image: bool = True, wheels: bool 
         run_records.read(path)
     outputs.refuse_stranger(out, lambda head: head.startswith(f"{TOP}/".encode()), "a pack of the lab")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="labkit-pack-", dir=out.parent.resolve()) as folder:
+    with scratch("labkit-pack-", out.parent) as folder:
         parts: dict[str, list[tuple[str, Path]]] = {"lab": _lab_files(lab)}
         if wheels:
             say("packages")
-            parts["wheels"] = _files(_wheels(lab, Path(folder) / "wheels", say), "wheels")
+            parts["wheels"] = _files(_wheels(lab, folder / "wheels", say), "wheels")
         parts["models"] = []
         for preset in presets:
             say(f"checkpoint {preset}")
@@ -163,8 +162,7 @@ def _write(out: Path, parts: dict[str, list[tuple[str, Path]]], wheels: bool) ->
     facts = {"version": ".".join(platform.python_version_tuple()[:2]), "major": sys.version_info[0], "minor": sys.version_info[1],
              "machine": platform.machine(), "install": INSTALL if wheels else INSTALL_MIRROR}
     manifest: dict[str, dict[str, Any]] = {}
-    partial = out.with_name(out.name + ".part")
-    try:
+    with replacing(out) as partial:
         with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as archive:
             for name, path in (entry for part in parts.values() for entry in part):
                 manifest[name] = _add(archive, name, path.read_bytes() if path.stat().st_size < 1 << 20 else path, path.stat().st_mode & 0o111)
@@ -175,9 +173,6 @@ def _write(out: Path, parts: dict[str, list[tuple[str, Path]]], wheels: bool) ->
             manifest["unpack.sh"] = _add(archive, "unpack.sh", (UNPACK % facts).encode(), 0o111)
             text = json.dumps({"made_for": {k: facts[k] for k in ("version", "machine")}, "files": manifest}, indent=1, sort_keys=True).encode()
             _add(archive, "MANIFEST.json", text, 0)
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
     sizes = {part: sum(manifest[name]["size_bytes"] for name, _ in entries) for part, entries in parts.items()}
     return Packed(out, len(manifest) + 1, out.stat().st_size, sizes)
 

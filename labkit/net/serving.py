@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from labkit.core.ledger import current
 from labkit.errors import BadInput, LabError
 from labkit.net import link as link_room
 from labkit.net.guard import CONTROL, exposure, warn
@@ -97,19 +98,17 @@ def serving(kind: str, root: str | os.PathLike[str], *, link: str | link_room.Li
         raise BadInput(f"no server called {kind!r}", fix="one of " + ", ".join(KINDS))
     argv = [sys.executable, "-m", "labkit", kind, "serve", "--root", str(root), "--port", str(port), "--child",
             "--link", link_room.parse(link).spec, "--seed", str(seed), *(f"--fault={f}" for f in faults), *options]
-    env = dict(os.environ)
-    if ledger is not None:
-        env["LABKIT_RUN"] = ledger.mark  # labkit.core.ledger.MARK: found by the watchdog even before it is noted
+    ledger = ledger or current()
+    env = {**os.environ, **ledger.environment}  # found by the watchdog even before it is noted
     process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, env=env)
-    entry = ledger.note("group", process.pid) if ledger is not None else None
+    entry = ledger.note("group", process.pid)
     errors: list[bytes] = []
     try:
         ready = _ready_line(process, errors)
         yield Served(kind, Path(root), ready["host"], ready["port"], process.pid, ready["env"])
     finally:
         _end(process)
-        if entry is not None:
-            ledger.done(entry)
+        ledger.done(entry)
 
 
 def serving_registry(root: str | os.PathLike[str], **options: Any) -> Any:

@@ -23,6 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from labkit.core.beside import replacing
+from labkit.core.ledger import current
+
 BUCKET = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 RESERVED = ("storage", "download", "upload", "_labkit")
 KEY_MAX = 1024
@@ -72,6 +75,7 @@ def decode_part(name: str) -> str:
 class Disk:
     def __init__(self, root: str | os.PathLike[str]):
         self.root = Path(root)
+        self._noted: dict[Path, str] = {}  # what is arriving, and its entry in the ledger
         self.notes, self.uploads = self.root / ".labkit" / "notes", self.root / ".labkit" / "uploads"
         for folder in (self.notes, self.uploads):
             folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +144,14 @@ class Disk:
         return Object(bucket, key, stat.st_size, stat.st_mtime, f"{made}-1")
 
     def incoming(self) -> Path:
-        return self.uploads / f"put-{uuid.uuid4().hex}"
+        """Where a body is written to while it arrives; `keep` or `part_keep` takes it from there."""
+        path = self.uploads / f"put-{current().token}-{uuid.uuid4().hex}"
+        self._noted[path] = current().note("file", path)
+        return path
+
+    def _arrived(self, path: Path) -> None:
+        if path in self._noted:
+            current().done(self._noted.pop(path))
 
     def keep(self, bucket: str, key: str, arrived: Path, *, etag: str, content_type: str = "", metadata: dict[str, str] | None = None,
              checksums: dict[str, str] | None = None) -> Object:
@@ -152,13 +163,13 @@ class Disk:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.replace(arrived, path)
+            self._arrived(arrived)
         except (NotADirectoryError, FileExistsError, IsADirectoryError):
             raise Unstorable("this key is the folder of another object, or lies below one") from None
         target = self._note(bucket, key)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_suffix(f".{uuid.uuid4().hex}")
-        temporary.write_text(json.dumps(note))
-        os.replace(temporary, target)
+        with replacing(target) as temporary:
+            temporary.write_text(json.dumps(note))
         return self._describe(bucket, key, stat)
 
     def remove(self, bucket: str, key: str) -> None:
@@ -247,6 +258,7 @@ class Disk:
         for old in folder.glob(f"part-{number:05d}-*"):
             old.unlink(missing_ok=True)
         os.replace(arrived, folder / f"part-{number:05d}-{md5}")
+        self._arrived(arrived)
 
     def parts(self, folder: Path) -> list[tuple[int, str, Path]]:
         return sorted((int(p.name[5:10]), p.name[11:], p) for p in folder.glob("part-*"))

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import uuid
 from pathlib import Path
+
+from labkit.core.beside import replacing
 
 FICLONE = 0x40049409
 
@@ -27,9 +28,8 @@ def link_or_copy(source: Path, target: Path) -> str:
     with contextlib.suppress(OSError):
         os.link(source, target)
         return "linked"
-    temporary = target.with_name(f".new-{uuid.uuid4().hex}")
-    try:
-        how = "copied"
+    how = "copied"
+    with replacing(target) as temporary:
         with open(source, "rb") as inp, open(temporary, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as out:
             os.fchmod(out.fileno(), os.fstat(inp.fileno()).st_mode & 0o7777)  # as a hard link has it: a snapshot stays its owner's
             try:
@@ -39,8 +39,4 @@ def link_or_copy(source: Path, target: Path) -> str:
                 how = "cloned"
             except OSError:
                 shutil.copyfileobj(inp, out, 1 << 20)
-        os.replace(temporary, target)
-        return how
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    return how

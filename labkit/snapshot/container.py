@@ -18,12 +18,12 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labkit.core import cold, exits, secrets, timeline
-from labkit.core.ledger import remove_tree, start_time
+from labkit.core import beside, cold, exits, secrets, timeline
+from labkit.core.ledger import current, start_time
 from labkit.core.plan import StepContext
 from labkit.core.trial import free_port
 from labkit.errors import TrialError
@@ -37,19 +37,6 @@ CONFIG = "org.criu.config"  # annotation: a file of CRIU options that runc hands
 UNREAD = "file-validation filesize\n"
 
 
-@dataclass
-class _NoLedger:
-    """A dump is made outside of a trial: its container is ended by the block that made it."""
-
-    noted: list[Any] = field(default_factory=list)
-
-    def note(self, *_: Any, **__: Any) -> str:
-        return ""
-
-    def done(self, _: str) -> None:
-        return None
-
-
 def _runc(root: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
     path = os.environ.get("PATH", "") + ":/usr/local/bin:/usr/sbin"  # runc looks for criu there
     return subprocess.run([shutil.which("runc", path=path) or "runc", "--root", root, *arguments], stdin=subprocess.DEVNULL,
@@ -59,9 +46,13 @@ def _runc(root: str, *arguments: str, **options: Any) -> subprocess.CompletedPro
 def make_container(rootfs: Path, image_config: dict[str, Any], model: Path, target: Path, *, loader: str, scratch: Path,
                    request: dict[str, Any] | None = None, extra: Sequence[str] = ()) -> store.Snapshot:
     """Snapshot of the subject in a runc container. Raises SnapshotError; nothing is left of a failed one."""
+    with beside.scratch(f"{scratch.name}-", scratch.parent) as room:
+        return _make_container(rootfs, image_config, model, target, loader, room, request, extra)
+
+
+def _make_container(rootfs: Path, image_config: dict[str, Any], model: Path, target: Path, loader: str, scratch: Path, request: dict[str, Any] | None,
+                    extra: Sequence[str]) -> store.Snapshot:
     began, asked = timeline.now_s(), {"prompt": making.PROMPT, "max_tokens": 8, **(request or {})}
-    remove_tree(scratch)
-    scratch.mkdir(mode=0o700, parents=True)
     ctx = _context(scratch, rootfs, image_config, model, loader, extra, target.name)
     try:
         with store.writing(target) as part:
@@ -84,7 +75,6 @@ def make_container(rootfs: Path, image_config: dict[str, Any], model: Path, targ
             store.seal(part, store.Manifest(**{**manifest.__dict__, "working_set": proven, "facts": {**manifest.facts, "prepare_s": timeline.now_s() - began}}))
     finally:
         _end(ctx)
-        remove_tree(scratch)
     return store.open_snapshot(target)
 
 
@@ -92,7 +82,7 @@ def _context(scratch: Path, rootfs: Path, image_config: dict[str, Any], model: P
     port = free_port()
     node = scratch / f"node-{port}"
     node.mkdir(mode=0o700)
-    return StepContext(node=node, port=port, timeline_path=scratch / "timeline", ledger=_NoLedger(),
+    return StepContext(node=node, port=port, timeline_path=scratch / "timeline", ledger=current(),
                        server_args=["--host", "127.0.0.1", "--port", str(port), "--init", "meta", "--loader", loader, "--model", str(model), *extra],
                        server_env={process.MARK: mark}, server_binds=[(str(model), str(model))], state={"rootfs": str(rootfs), "image_config": image_config})
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from labkit.core import timeline
+from labkit.core.beside import scratch
 from labkit.device import cuda_checkpoint as cuda
 from labkit.snapshot import criu
 
@@ -65,8 +65,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m labkit.snapshot.cuda")
     parser.add_argument("--preset", default="1b")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="labkit-gpu-") as work:
-        return say(lambda: trial(args.preset, Path(work)))
+    with scratch("labkit-gpu-") as work:
+        return say(lambda: trial(args.preset, work))
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ def restored(snapshot: store.Snapshot, workspace: Workspace, *, port: int = 0, l
     """The snapshot serving, and taken down at the end. Raises SnapshotError; then nothing runs."""
     with Ledger.open(workspace) as ledger:
         node = workspace.nodes / f"restore-{os.getpid()}-{time.monotonic_ns()}"
-        node.mkdir(mode=0o700)
         entry = ledger.note("dir", node)
+        node.mkdir(mode=0o700)
         ctx = StepContext(node=node, port=port or free_port(), timeline_path=node / "timeline.jsonl", ledger=ledger, server_args=[], server_env={}, server_binds=[],
                           state={"rootfs": snapshot.manifest.container.get("rootfs", "")})
         try:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +27,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from labkit.core import client, cold, exits, timeline
+from labkit.core import client, cold, exits, ledger, timeline
+from labkit.core.beside import scratch
 from labkit.core.host import cpu_features
 from labkit.core.ledger import start_time
 from labkit.core.trial import free_port
@@ -38,7 +38,7 @@ from labkit.snapshot import criu, images, process, readahead, store
 from labkit.snapshot.explain import SnapshotError, SnapshotRefused
 
 PROMPT = "The first token of a cold start"
-KEEP = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
+KEEP = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH")  # not TMPDIR: the run's own is gone when the dump comes back
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,11 @@ def short_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
 def serving(command: Sequence[str], port: int, environment: Mapping[str, str], request: dict[str, Any]) -> Iterator[Running]:
     """The server in its own pid namespace, having served one request. Ended with the block if it still runs."""
     began = timeline.now_s()
-    outer = subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", "--", "setsid", *command], stdin=subprocess.DEVNULL,
-                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(environment), cwd="/", start_new_session=True)
+    # Marked outside, where it is found, and not inside: a later run's clone would carry the mark of this one.
+    unmarked = [word for name in ledger.marked({}) for word in ("-u", name)]
+    outer = subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", "--", "env", *unmarked, "setsid", *command], stdin=subprocess.DEVNULL,
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ledger.marked(dict(environment)), cwd="/", start_new_session=True)
+    entry = ledger.current().note("group", outer.pid)
     try:
         answer = first_tokens(port, request, lambda: outer.poll() is None)
         inner = criu.children(outer.pid)
@@ -93,6 +96,7 @@ def serving(command: Sequence[str], port: int, environment: Mapping[str, str], r
         with contextlib.suppress(OSError):
             os.killpg(outer.pid, signal.SIGKILL)
         outer.wait()
+        ledger.current().done(entry)
 
 
 def shrink(port: int) -> dict[str, Any]:
@@ -117,22 +121,17 @@ def make_process(model: Path, target: Path, *, loader: str, options: Mapping[str
     began = timeline.now_s()
     asked = {"prompt": PROMPT, "max_tokens": 8, **(request or {})}
     port, env = free_port(), {**(environment if environment is not None else short_environment()), "LABKIT_SNAPSHOT": target.name}
-    scratch = work or target.with_name(f".{target.name}.work")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        with store.writing(target) as part:
-            with serving(server_command(model, port, loader, options, extra), port, env, asked) as running:
-                inside = store.environment_of(running.pid)
-                freed = shrink(port)
-                dumped = criu.dump(running.pid, part / "images", scratch, options=dump_options)
-            mapped = {p: os.path.getsize(p) for p in images.mapped_files(part / "images").values() if p.startswith(str(model.resolve()) + "/")}
-            manifest = manifest_of(part / "images", "criu-process", running, asked, inside, mapped,
-                                   {**dumped, "start_s": running.start_s, "shrunk": freed, "mark": target.name, "contents": images.contents(part / "images")})
-            proven = _prove(part, manifest, scratch)
-            libraries = {p: list(process.stamp_of(p)) for p in proven if p not in mapped}
-            store.seal(part, store.Manifest(**{**manifest.__dict__, "working_set": proven, "libraries": libraries, "facts": {**manifest.facts, "prepare_s": timeline.now_s() - began}}))
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with store.writing(target) as part, scratch(".criu-", work or target.parent) as room, clones_ended(target.name):
+        with serving(server_command(model, port, loader, options, extra), port, env, asked) as running:
+            inside = store.environment_of(running.pid)
+            freed = shrink(port)
+            dumped = criu.dump(running.pid, part / "images", room, options=dump_options)
+        mapped = {p: os.path.getsize(p) for p in images.mapped_files(part / "images").values() if p.startswith(str(model.resolve()) + "/")}
+        manifest = manifest_of(part / "images", "criu-process", running, asked, inside, mapped,
+                               {**dumped, "start_s": running.start_s, "shrunk": freed, "mark": target.name, "contents": images.contents(part / "images")})
+        proven = _prove(part, manifest, room)
+        libraries = {p: list(process.stamp_of(p)) for p in proven if p not in mapped}
+        store.seal(part, store.Manifest(**{**manifest.__dict__, "working_set": proven, "libraries": libraries, "facts": {**manifest.facts, "prepare_s": timeline.now_s() - began}}))
     return store.open_snapshot(target)
 
 
@@ -144,12 +143,22 @@ def manifest_of(where: Path, technique: str, running: Running, request: dict[str
                           tokens=running.tokens, request=request, secrets=tuple(store.secrets_in(environment)), mapped=mapped, facts=facts)
 
 
-def _prove(part: Path, manifest: store.Manifest, scratch: Path) -> dict[str, list[list[int]]]:
+@contextmanager
+def clones_ended(mark: str) -> Iterator[None]:
+    """While a snapshot may be restored: its processes carry the environment of their dump, so the run's own mark does not find them."""
+    entry = ledger.current().note("action", "end-snapshot-orphans", mark_of_snapshot=mark)
+    try:
+        yield
+    finally:
+        ledger.current().done(entry)
+
+
+def _prove(part: Path, manifest: store.Manifest, work: Path) -> dict[str, list[list[int]]]:
     """Restore what was just dumped, cold; the same process must give the same tokens. Returns its working set."""
     for path in (part / "images").iterdir():
         store._sync(path)
     cold.evict([part, *manifest.mapped])
-    pid, _ = criu.restore(part / "images", scratch, permissions=manifest.permissions)
+    pid, _ = criu.restore(part / "images", work, permissions=manifest.permissions)
     try:
         return check_answer(pid, manifest.port, manifest)
     finally:
@@ -184,30 +193,24 @@ def dump_running(pid: int, target: Path, *, options: Sequence[str] = ()) -> stor
     """Any process, as it stands; it goes on running, also when CRIU refuses. Not proven: nobody knows what to ask it."""
     if not start_time(pid):
         raise SnapshotRefused(f"there is no process {pid}", "nothing to dump", "ps ax shows what runs")
-    scratch = target.with_name(f".{target.name}.work")
-    try:
-        with store.writing(target) as part:
-            inside = store.environment_of(pid)
-            dumped = criu.dump(pid, part / "images", scratch, leave_running=True, options=options)
-            ports = images.listening_ports(part / "images")
-            store.seal(part, manifest_of(part / "images", "process", Running(pid, ports[0] if ports else 0, (), {}, 0.0), {}, inside, {},
-                                         {**dumped, "contents": images.contents(part / "images")}))
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with store.writing(target) as part, scratch(".criu-", target.parent) as room:
+        inside = store.environment_of(pid)
+        stopped = ledger.current().note("action", "wake", pid=pid)
+        dumped = criu.dump(pid, part / "images", room, leave_running=True, options=options)
+        ledger.current().done(stopped)
+        ports = images.listening_ports(part / "images")
+        store.seal(part, manifest_of(part / "images", "process", Running(pid, ports[0] if ports else 0, (), {}, 0.0), {}, inside, {},
+                                     {**dumped, "contents": images.contents(part / "images")}))
     return store.open_snapshot(target)
 
 
 def dump_again(pid: int, port: int, target: Path, before: store.Snapshot) -> store.Snapshot:
     """Dump a process that came from a snapshot, in its place. The process is gone afterwards."""
-    scratch = target.with_name(f".{target.name}.work")
-    try:
-        with store.writing(target) as part:
-            identity = get(port, "/_labkit/identity")
-            shrink(port)
-            dumped = criu.dump(pid, part / "images", scratch)
-            again = Running(pid, port, before.manifest.tokens, identity, 0.0)
-            made = manifest_of(part / "images", before.manifest.technique, again, before.manifest.request, {}, before.manifest.mapped, {**before.manifest.facts, **dumped})
-            store.seal(part, store.Manifest(**{**made.__dict__, "working_set": before.manifest.working_set, "secrets": before.manifest.secrets}))
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with store.writing(target) as part, scratch(".criu-", target.parent) as room:
+        identity = get(port, "/_labkit/identity")
+        shrink(port)
+        dumped = criu.dump(pid, part / "images", room)
+        again = Running(pid, port, before.manifest.tokens, identity, 0.0)
+        made = manifest_of(part / "images", before.manifest.technique, again, before.manifest.request, {}, before.manifest.mapped, {**before.manifest.facts, **dumped})
+        store.seal(part, store.Manifest(**{**made.__dict__, "working_set": before.manifest.working_set, "secrets": before.manifest.secrets}))
     return store.open_snapshot(target)

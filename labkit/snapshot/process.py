@@ -10,22 +10,19 @@ set) bytes ÷ read rate, and CRIU's copy of the image at 1.2–1.6 GB/s. Lesson:
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from labkit.core import timeline
-from labkit.core.ledger import start_time
+from labkit.core import takedown, timeline
 from labkit.core.plan import StepContext
 from labkit.snapshot import criu, images, readahead, store, transport, xstate
 from labkit.snapshot.explain import SnapshotError, SnapshotRefused
 
-MARK = "LABKIT_SNAPSHOT"  # in the environment of every snapshot's process: its clones are found by it
+MARK = takedown.SNAPSHOT_MARK
 
 
 def restore(ctx: StepContext, snapshot: str, lazy: bool = False, verify: bool = True) -> dict[str, Any]:
@@ -34,7 +31,7 @@ def restore(ctx: StepContext, snapshot: str, lazy: bool = False, verify: bool = 
     moved = dict(ctx.state.get("moved") or {})
     work = ctx.node / "restore"
     refuse_if_unfit(where, moved)
-    entry = ctx.ledger.note("command", [sys.executable, "-m", "labkit.snapshot.process", str(where.manifest.facts.get("mark", "")) or "none"])
+    entry = ctx.ledger.note("action", "end-snapshot-orphans", mark_of_snapshot=str(where.manifest.facts.get("mark", "")))
     fetched = transport.model_arrived(ctx) if lazy or not verify else 0  # let run at once, it must not meet a file without its bytes
     pieces = readahead.pieces_of(where, moved=moved, coming=coming_files(ctx, where))
     with ctx.span("restore.place"):  # first: a small read or write waits behind all that is in the disk's queue
@@ -144,17 +141,3 @@ def start_lazy(images_dir: Path, work: Path, ctx: StepContext) -> Any:
     return daemon
 
 
-def end_orphans(mark: str) -> list[int]:
-    """Clones of one snapshot whose parent is gone. Called by the ledger after a crash of the harness."""
-    found, needle = [], f"{MARK}={mark}".encode()
-    for name in os.listdir("/proc"):
-        with contextlib.suppress(OSError, ValueError):
-            status = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split() if name.isdigit() else None
-            if status and needle in Path(f"/proc/{name}/environ").read_bytes().split(b"\0") and start_time(int(status[1])) and int(status[1]) == 1:
-                found.append(int(name))
-    criu.end(found)
-    return found
-
-
-if __name__ == "__main__":
-    end_orphans(sys.argv[1])

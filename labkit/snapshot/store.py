@@ -19,7 +19,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import secrets
+from labkit.core.beside import becoming, scratch
 from labkit.snapshot.explain import SnapshotRefused
 
 SCHEMA = 2  # 2: permissions
@@ -191,25 +191,18 @@ def writing(target: Path) -> Iterator[Path]:
 
     `seal` writes the manifest into it; without one it is not renamed."""
     refuse_stranger(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(f".{target.name}.*.part"):
-        if not os.path.exists(f"/proc/{left.name.rsplit('.', 2)[-2]}"):
-            shutil.rmtree(left, ignore_errors=True)
-    part = target.parent / f".{target.name}.{os.getpid()}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    (part / "images").mkdir(mode=0o700, parents=True)
-    part.chmod(0o700)
-    try:
+    with scratch(".before-", made_parent(target)) as old, becoming(target, mode=0o700) as part:
+        (part / "images").mkdir(mode=0o700)
         yield part
         if not (part / "manifest.json").exists():
             raise SnapshotRefused(f"{target.name} was not sealed", "a snapshot without a manifest is not one")
-        old = target.with_name(f".{target.name}.{os.getpid()}.old")
         if target.exists():
-            os.rename(target, old)
-        os.rename(part, target)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+            os.rename(target, old / "snapshot")
+
+
+def made_parent(target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target.parent
 
 
 def seal(part: Path, manifest: Manifest) -> None:

@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from labkit.core.beside import becoming
 from labkit.core.host import capability
 from labkit.core.plan import LaunchPlan, Step
 from labkit.core.units import show_bytes
@@ -234,11 +235,8 @@ def made_once(folder: Path, make: Callable[[Path], Any]) -> None:
     """`make(part)` fills a directory beside `folder`, which becomes it when it is whole; what is there already is kept."""
     with one_at_a_time(folder):
         if not folder.exists():
-            part = folder.with_name(f".{folder.name}.part")
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(mode=0o700)
-            make(part)
-            os.rename(part, folder)
+            with becoming(folder, mode=0o700) as part:
+                make(part)
 
 
 register(CriuProcess)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import timeline
+from labkit.core.beside import scratch
 from labkit.core.plan import StepContext
 from labkit.errors import BadInput
 from labkit.net.ranges import Into, Part, fetch_parts
@@ -86,8 +86,8 @@ def publish(snapshot: store.Snapshot, root: Path, key: str, *, compression: str 
     from labkit.objects.publish import publish_model
 
     root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".packed-", dir=root) as packed:  # below the store: what a killed run leaves goes with it
-        facts = pack(snapshot, Path(packed), compression)
+    with scratch(".packed-", root) as packed:
+        facts = pack(snapshot, packed, compression)
         publish_model(root, packed, key)
     return facts
 

@@ -10,7 +10,6 @@ interruption keeps what it had. Lesson: notebooks/01_anatomy.
 from __future__ import annotations
 
 import random
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.core import cold, floor, host, question, records
 from labkit.core.apart import apart
+from labkit.core.beside import scratch
 from labkit.core.ledger import Ledger
 from labkit.core.plan import LaunchPlan, told_device
 from labkit.core.trial import run_trial
@@ -209,9 +209,7 @@ class _Conduct:
         from labkit.net.serving import serving
         from labkit.objects.publish import publish_model
 
-        roots = {kind: Path(self.ends.enter_context(tempfile.TemporaryDirectory(prefix=f"{kind}-", dir=self.space.artifacts))) for kind in ("registry", "store")}
-        for root in roots.values():
-            self.ledger.note("dir", root)
+        roots = {kind: self.ends.enter_context(scratch(f"{kind}-", self.space.artifacts)) for kind in ("registry", "store")}
         self.roots = tuple(roots.values())
         if subject.image_layout:
             publish_image(roots["registry"], subject.image_layout, subject.image_reference)

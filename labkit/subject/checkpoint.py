@@ -26,6 +26,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from labkit.core.beside import becoming
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
 from labkit.subject import tokenizer
@@ -106,7 +107,7 @@ def make_checkpoint(directory: str | os.PathLike[str], preset: str = "", *, size
         raise BadInput(f"{target.parent}: {need / 1e9:.1f} GB to write, {free / 1e9:.1f} GB free", why="a full disk stops everything else too",
                        fix="a smaller --preset, or another disk")
     start_s = time.monotonic()
-    with _beside(target) as building:
+    with becoming(target) as building:
         facts = _write(building, config, preset, fmt, shards, seed, progress)
     return {"path": str(target), "format": fmt, "parameters": config.parameters, "size_bytes": need, "seconds": round(time.monotonic() - start_s, 3), **facts}
 
@@ -123,27 +124,6 @@ def ensure(workspace: Workspace, preset: str, fmt: str = "safetensors") -> Path:
             shutil.rmtree(target)
         make_checkpoint(target, preset, fmt=fmt)
     return target
-
-
-@contextlib.contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A directory that becomes `target` at the end, or nothing. What a killed maker left is removed by the next one."""
-    from labkit.core.ledger import start_time
-
-    for left in target.parent.glob(f".{target.name}.making-*"):
-        pid, _, started = left.name.rpartition("making-")[2].partition("-")
-        if not (pid.isdigit() and started.isdigit() and start_time(int(pid)) == int(started)):
-            shutil.rmtree(left, ignore_errors=True)
-    building = target.parent / f".{target.name}.making-{os.getpid()}-{start_time(os.getpid())}"
-    building.mkdir()
-    try:
-        yield building
-        if target.exists():
-            target.rmdir()
-        building.rename(target)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
 
 
 def _write(directory: Path, config: LlamaConfig, preset: str, fmt: str, shards: int, seed: int | None, progress: Callable[[int, int], Any] | None) -> dict[str, Any]:

@@ -14,11 +14,11 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from labkit.core.beside import replacing
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, LabError
 
@@ -51,9 +51,8 @@ def reference(model_dir: str | os.PathLike[str], prompt: str | Sequence[int], ma
     if "error" in answer:
         raise BadInput(**answer["error"])
     kept.parent.mkdir(exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=kept.parent, delete=False) as file:
-        json.dump(answer, file)
-    os.replace(file.name, kept)
+    with replacing(kept) as part:
+        part.write_text(json.dumps(answer))
     return answer
 
 

@@ -13,6 +13,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from labkit.core.beside import replacing
 from labkit.core.workspace import Workspace
 from labkit.technique import Subject
 from labkit.weights.formats.convert import WEIGHT_SUFFIXES, convert, format_of
@@ -56,5 +57,6 @@ def checkpoint_in(format: str, subject: Subject, workspace: Workspace) -> Prepar
     note = target.with_suffix(".json")
     if not (target.is_dir() and note.exists()):
         facts = convert(source, target, format) if not target.is_dir() else {"convert_s": 0.0}
-        note.write_text(json.dumps(facts))
+        with replacing(note) as part:
+            part.write_text(json.dumps(facts))
     return Prepared(target, digest, json.loads(note.read_text())["convert_s"], weights_bytes(target), weights_bytes(target))

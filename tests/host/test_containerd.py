@@ -53,7 +53,7 @@ def test_an_image_runs_and_nothing_is_left(lazy, tmp_path, workspace, registry_r
     root, lazy_bytes, plain_bytes = registry_root
     with Ledger.open(workspace, watch=False) as ledger, serving("registry", root, ledger=ledger) as served:
         image = f"{served.address}/{NAME}{'-esgz' if lazy else ''}"
-        with containerd.running(tmp_path / "ctd", ledger, registry=served.address, stargz=lazy) as node:
+        with containerd.running(workspace.nodes / "ctd", ledger, registry=served.address, stargz=lazy) as node:
             daemons = [p.pid for p in node.processes]
             node.pull(image)
             sent = served.stats()["bytes_sent"]
@@ -66,14 +66,14 @@ def test_an_image_runs_and_nothing_is_left(lazy, tmp_path, workspace, registry_r
             assert os.readlink(f"/proc/{pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
             run = node.run
     assert not start_time(pid) and not any(start_time(d) for d in daemons)
-    assert not _left(tmp_path) and not (tmp_path / "ctd").exists() and not run.exists()
+    assert not _left(tmp_path) and not (workspace.nodes / "ctd").exists() and not run.exists()
 
 
 @pytest.mark.needs("stargz")
 def test_an_image_without_a_table_of_contents_is_pulled_whole_and_found_out(tmp_path, workspace, registry_root):
     root, _, plain_bytes = registry_root
     with Ledger.open(workspace, watch=False) as ledger, serving("registry", root, ledger=ledger) as served:
-        with containerd.running(tmp_path / "ctd", ledger, registry=served.address, stargz=True) as node:
+        with containerd.running(workspace.nodes / "ctd", ledger, registry=served.address, stargz=True) as node:
             node.pull(f"{served.address}/{NAME}")  # says nothing, and pulls everything
             mounts, sent = len(node.fuse_mounts()), served.stats()["bytes_sent"]
     plan = LaunchPlan({}, state={"lazy_image_bytes": plain_bytes})
@@ -84,7 +84,7 @@ def test_an_image_without_a_table_of_contents_is_pulled_whole_and_found_out(tmp_
 
 def test_a_pull_that_fails_says_so_in_containerds_words(tmp_path, workspace, registry_root):
     with Ledger.open(workspace, watch=False) as ledger, serving("registry", registry_root[0], ledger=ledger) as served:
-        with containerd.running(tmp_path / "ctd", ledger, registry=served.address) as node, pytest.raises(TransferError) as failed:
+        with containerd.running(workspace.nodes / "ctd", ledger, registry=served.address) as node, pytest.raises(TransferError) as failed:
             node.pull(f"{served.address}/lab/none:latest")
     assert "not found" in failed.value.why
 

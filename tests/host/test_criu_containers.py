@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from labkit.core import beside
 from labkit.core.ledger import start_time
 from labkit.core.workspace import Workspace
 from labkit.image import build, start
@@ -93,19 +94,20 @@ def test_a_container_of_another_kernel_is_refused(snapshot, home):
 
 def test_a_live_connection_is_refused_in_words_and_the_container_goes_on(home, image, model, tmp_path):
     rootfs, config = image
-    ctx = container._context(tmp_path, rootfs, config, model, MAPPED, (), "refused")
-    try:
-        start.runc(ctx)
-        pid = ctx.state["server_pid"]
-        asked = {"prompt": making.PROMPT, "max_tokens": 4}
-        tokens = making.first_tokens(ctx.port, asked, lambda: start_time(pid) != 0).tokens
-        (tmp_path / "images").mkdir()
-        with socket.create_connection(("127.0.0.1", ctx.port)), pytest.raises(SnapshotError) as caught:
-            container.checkpoint(ctx.state["container"], tmp_path / "images", tmp_path / "work")
-        assert "TCP connection is open" in caught.value.what and "goes on running" in caught.value.why
-        assert tokens and making.first_tokens(ctx.port, asked, lambda: start_time(pid) != 0).tokens == tokens
-    finally:
-        container._end(ctx)
+    with beside.scratch("refused-", tmp_path) as room:
+        ctx = container._context(room, rootfs, config, model, MAPPED, (), "refused")
+        try:
+            start.runc(ctx)
+            pid = ctx.state["server_pid"]
+            asked = {"prompt": making.PROMPT, "max_tokens": 4}
+            tokens = making.first_tokens(ctx.port, asked, lambda: start_time(pid) != 0).tokens
+            (room / "images").mkdir()
+            with socket.create_connection(("127.0.0.1", ctx.port)), pytest.raises(SnapshotError) as caught:
+                container.checkpoint(ctx.state["container"], room / "images", room / "work")
+            assert "TCP connection is open" in caught.value.what and "goes on running" in caught.value.why
+            assert tokens and making.first_tokens(ctx.port, asked, lambda: start_time(pid) != 0).tokens == tokens
+        finally:
+            container._end(ctx)
 
 
 class flipped:

@@ -56,10 +56,10 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def node(images, workspace_module):
     """A private containerd with the real stargz snapshotter, and our registry: (socket, served)."""
-    run = Path("/tmp") / f"labkit-interop-{os.getpid()}"
-    run.mkdir()
     with Ledger.open(workspace_module) as ledger, serving("registry", images / "registry", ledger=ledger) as served:
+        run = Path("/tmp") / f"interop-{ledger.token}"  # a socket's path is short
         ledger.note("dir", run)
+        run.mkdir()
         (run / "stargz.toml").write_text(f'[[resolver.host."{served.address}".mirrors]]\nhost = "{served.address}"\ninsecure = true\n')
         (run / "config.toml").write_text(f'version = 2\nroot = "{run}/root"\nstate = "{run}/state"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
                                          f'[grpc]\n  address = "{run}/c.sock"\n[ttrpc]\n  address = "{run}/t.sock"\n'

@@ -60,11 +60,12 @@ def python_image(tmp_path_factory):
 def ctx(tmp_path, workspace, python_image):
     rootfs, config, _ = python_image
     port = free_port()
-    for folder in ("node", "run", "model"):
-        (tmp_path / folder).mkdir()
+    node = workspace.nodes / "one"
+    for folder in (node, tmp_path / "run", tmp_path / "model"):
+        folder.mkdir()
     (tmp_path / "model/file").write_text("weights")
     with Ledger.open(workspace, watch=False) as ledger:
-        made = StepContext(node=tmp_path / "node", port=port, timeline_path=tmp_path / "run/timeline.jsonl", ledger=ledger,
+        made = StepContext(node=node, port=port, timeline_path=tmp_path / "run/timeline.jsonl", ledger=ledger,
                            server_args=["-c", SERVER, str(port), str(tmp_path / "model")],
                            server_env={"LABKIT_TIMELINE": str(tmp_path / "run/timeline.jsonl"), "LABKIT_RUN": ledger.mark},
                            server_binds=[(str(tmp_path / "model"), str(tmp_path / "model"))], state={"rootfs": str(rootfs), "image_config": config})
@@ -130,7 +131,7 @@ def test_the_end_of_the_trial_leaves_no_process_and_no_mount(runtime, ctx):
 def test_a_killed_agent_takes_the_server_along(runtime, tmp_path, workspace, python_image):
     rootfs, config, _ = python_image
     port = free_port()
-    (tmp_path / "node").mkdir()
+    (workspace.nodes / "one").mkdir()
     script = textwrap.dedent(f"""
         import json, sys, time
         from pathlib import Path
@@ -139,7 +140,7 @@ def test_a_killed_agent_takes_the_server_along(runtime, tmp_path, workspace, pyt
         from labkit.core.workspace import Workspace
         from labkit.image import start
         with Ledger.open(Workspace.at({str(workspace.root)!r}), watch=False) as ledger:
-            ctx = StepContext(node=Path({str(tmp_path / "node")!r}), port={port}, timeline_path=Path("/dev/null"), ledger=ledger,
+            ctx = StepContext(node=Path({str(workspace.nodes / "one")!r}), port={port}, timeline_path=Path("/dev/null"), ledger=ledger,
                               server_args=["-c", "import time; print('up', flush=True); time.sleep(600)"], server_env={{}}, server_binds=[],
                               state={{"rootfs": {str(rootfs)!r}, "image_config": json.loads({json.dumps(json.dumps(config))})}})
             print(start.{runtime}(ctx)["server_pid"], flush=True)

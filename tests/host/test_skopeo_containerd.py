@@ -18,13 +18,13 @@ def test_containerd_pulls_from_registry_and_bucket_and_leaves_nothing(tmp_path, 
     publish_image(tmp_path / "registry", tmp_path / "image", REFERENCE)
     with Ledger.open(workspace) as ledger:
         with serving("store", tmp_path / "store", ledger=ledger, options=("--with-registry", str(tmp_path / "registry"))) as served:
-            assert pull_rivals.ctr_pull(f"{served.address}/{REFERENCE}", ledger, tmp_path) > 0
-            with pull_rivals.docker_registry(served.url, served.env, ledger, tmp_path) as address:
+            assert pull_rivals.ctr_pull(f"{served.address}/{REFERENCE}", ledger, workspace.nodes) > 0
+            with pull_rivals.docker_registry(served.url, served.env, ledger, workspace.nodes) as address:
                 pull_rivals.skopeo_push(tmp_path / "image", REFERENCE, f"{address}/{REFERENCE}")
                 served.reset()
-                pull_rivals.ctr_pull(f"{address}/{REFERENCE}", ledger, tmp_path)
+                pull_rivals.ctr_pull(f"{address}/{REFERENCE}", ledger, workspace.nodes)
             assert not served.stats()["by_status"].get("501"), "the registry asked the bucket for something it has not"
             blobs = [path for path in served.stats()["by_path"] if path.startswith("/lab/docker/") and path.endswith("/data")]
             assert blobs, "the layers did not come out of the bucket"
         assert not open_entries(ledger.path)
-    assert not [p for p in tmp_path.iterdir() if p.name.startswith(("containerd-", "docker-registry-"))]
+    assert not list(workspace.nodes.iterdir())

@@ -46,9 +46,8 @@ def test_half_a_snapshot_is_never_restorable(tmp_path):
             store.open_snapshot(tmp_path / name)
 
 
-def test_what_a_dead_dump_left_is_removed_by_the_next(tmp_path):
-    left = tmp_path / ".s.4194000.part"
-    left.mkdir()
+def test_a_dump_in_place_of_another_leaves_nothing_of_the_first(tmp_path):
+    make(tmp_path / "s")
     make(tmp_path / "s")
     assert os.listdir(tmp_path) == ["s"]
 

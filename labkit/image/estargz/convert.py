@@ -12,13 +12,13 @@ Limit: the codec, 100 MB/s a core. Lesson: notebooks/03_lazy_pull.
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from labkit.core.beside import scratch
 from labkit.image import oci
 from labkit.image.access_record import Access, of_layer
 from labkit.image.codecs import codec_of, decompress, file_chunks
@@ -59,7 +59,7 @@ def convert(source: oci.Layout, name: str, target: oci.Layout, *, record: Sequen
     descriptors: list[oci.Descriptor] = []
     orders: list[tuple[Access, ...]] = []
     linked = 0
-    with tempfile.TemporaryDirectory(dir=target.path, prefix=".convert-") as scratch:
+    with scratch(".convert-", target.path) as room:
         for index, layer in enumerate(manifest.layers):
             accesses = of_layer(record, index, own_digest)
             had = kept(layer.digest, options, None if any_order else accesses) if kept else None
@@ -68,7 +68,7 @@ def convert(source: oci.Layout, name: str, target: oci.Layout, *, record: Sequen
                 made, descriptor, order = replace(had.written, missing=had.missing(accesses)), had.descriptor, had.order
                 linked += 1
             else:
-                made, descriptor = _layer(source, layer, target, Path(scratch) / str(index), accesses, options, threads)
+                made, descriptor = _layer(source, layer, target, room / str(index), accesses, options, threads)
                 order = tuple(accesses)
             written.append(made)
             descriptors.append(descriptor)

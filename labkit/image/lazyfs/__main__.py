@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from labkit.core import outputs
+from labkit.core.ledger import current
 from labkit.core.units import parse_bytes
 from labkit.errors import LabError, MissingCapability, TransferError
 from labkit.image import access_record
@@ -63,6 +64,7 @@ def serve(args: argparse.Namespace) -> int:
             access_record.refuse_stranger(args.record)
         if args.stats:
             outputs.refuse_stranger(args.stats, lambda head: not head.strip() or b'"fetched_bytes"' in head, "counters of a mount", "--stats")
+        noted = current().note("action", "unmount-lazy", path=os.path.realpath(args.target))
         with Session(args.reference, args.target, options_of(args)) as session:
             def on_signal(_number: int, _frame: object) -> None:
                 threading.Thread(target=session.stop, daemon=True).start()
@@ -74,6 +76,7 @@ def serve(args: argparse.Namespace) -> int:
             session_thread.start()
             while session_thread.is_alive() and not session.over:
                 session_thread.join(0.2)
+        current().done(noted)
     except LabError as error:
         print(json.dumps({"error": error.as_json()}), flush=True)
         print(error, file=sys.stderr)

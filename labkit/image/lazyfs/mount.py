@@ -16,10 +16,11 @@ import subprocess
 from pathlib import Path
 
 from labkit.core.ledger import is_mounted, unmount
+from labkit.core.takedown import LAZY_FSTYPE
 from labkit.errors import BadInput, MissingCapability
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOATIME = 1, 2, 4, 1024
-FSTYPE = "fuse.labkit"
+FSTYPE = LAZY_FSTYPE
 READ_AHEAD_KB = 1024  # fewer round trips, where every touch is one
 READ_AHEAD_RECORDED_KB = 256  # what a start touches is prefetched: further ahead lies what it does not, and would wait for it
 

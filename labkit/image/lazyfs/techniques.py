@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
 import socket
-import tempfile
 import time
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from labkit.core.ledger import Ledger
+from labkit.core.beside import becoming, scratch
+from labkit.core.ledger import MARK, Ledger
 from labkit.core.plan import LaunchPlan, Step, StepContext
 from labkit.core.workspace import Workspace
 from labkit.errors import TrialError
@@ -43,12 +41,11 @@ def lazy_name(reference: str) -> str:
 
 def record_start(layout: oci.Layout, name: str, model_dir: Path, workspace: Workspace, *, timeout_s: float = 240.0) -> list[access_record.Access]:
     """Start the subject's server once from a lazy mount of the layout; what it touched up to its first token, in order."""
-    with tempfile.TemporaryDirectory(dir=workspace.nodes, prefix="record-") as scratch, Ledger.open(workspace) as ledger:
-        node = Path(scratch)
+    with Ledger.open(workspace) as ledger, scratch("record-", workspace.nodes) as node:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        ctx = StepContext(node=node, port=port, timeline_path=node / "timeline", ledger=ledger, server_env={},
+        ctx = StepContext(node=node, port=port, timeline_path=node / "timeline", ledger=ledger, server_env={MARK: ledger.mark},
                           server_args=["--model", str(model_dir), "--host", "127.0.0.1", "--port", str(port)], server_binds=[])
         try:
             mount_image(ctx, f"oci:{layout.path}:{name}", ["--record", str(node / "record"), "--no-background", "--read-ahead-kb", "128"])
@@ -85,33 +82,32 @@ def lazy_layout(layout: oci.Layout, reference: str, model_dir: Path, workspace: 
     target = workspace.artifacts / f"estargz-{digest[7:19]}"
     facts_file = target / "made.json"
     if not facts_file.exists():
-        part = workspace.artifacts / f".{target.name}.part-{os.getpid()}"
-        shutil.rmtree(part, ignore_errors=True)
         try:
-            began_s = time.monotonic()
-            before = kept.search(workspace.artifacts.glob("estargz-*"))
-            with tempfile.TemporaryDirectory(dir=workspace.artifacts, prefix=".plain-") as plain:
-                first = oci.Layout.create(plain)
-                convert(layout, reference, first, chunk_bytes=CHUNK_BYTES, level=1, kept=before, any_order=True)  # only to be read once, from here
-                first_s = time.monotonic() - began_s
-                record = record_start(first, reference, model_dir, workspace)
-                record_s = time.monotonic() - began_s - first_s
-            made_in = oci.Layout.create(part)
-            made = convert(layout, reference, made_in, record=record, chunk_bytes=CHUNK_BYTES, target_name=lazy_name(reference), kept=before)
-            access_record.write(part / "access.jsonl", record)
-            kept.note(made_in, layout.manifest(reference), made)
-            facts = {"prepare_s": time.monotonic() - began_s, "convert_s": made.convert_s, "record_s": record_s, "plain_s": first_s,
-                     "size_bytes": made.size_bytes, "source_bytes": made.source_bytes, "files_touched": len(record),
-                     "layers_kept": made.facts["layers_kept"]}
-            (part / "made.json").write_text(json.dumps(facts))
-            try:
-                os.replace(part, target)
-            except OSError:  # another process made the same meanwhile
-                if not facts_file.exists():
-                    raise
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+            _make_lazy(layout, reference, model_dir, workspace, target)
+        except OSError:  # another process made the same meanwhile
+            if not facts_file.exists():
+                raise
     return oci.Layout(target), json.loads(facts_file.read_text())
+
+
+def _make_lazy(layout: oci.Layout, reference: str, model_dir: Path, workspace: Workspace, target: Path) -> None:
+    with becoming(target) as part:
+        began_s = time.monotonic()
+        before = kept.search(workspace.artifacts.glob("estargz-*"))
+        with scratch(".plain-", workspace.artifacts) as plain:
+            first = oci.Layout.create(plain)
+            convert(layout, reference, first, chunk_bytes=CHUNK_BYTES, level=1, kept=before, any_order=True)  # only to be read once, from here
+            first_s = time.monotonic() - began_s
+            record = record_start(first, reference, model_dir, workspace)
+            record_s = time.monotonic() - began_s - first_s
+        made_in = oci.Layout.create(part)
+        made = convert(layout, reference, made_in, record=record, chunk_bytes=CHUNK_BYTES, target_name=lazy_name(reference), kept=before)
+        access_record.write(part / "access.jsonl", record)
+        kept.note(made_in, layout.manifest(reference), made)
+        facts = {"prepare_s": time.monotonic() - began_s, "convert_s": made.convert_s, "record_s": record_s, "plain_s": first_s,
+                 "size_bytes": made.size_bytes, "source_bytes": made.source_bytes, "files_touched": len(record),
+                 "layers_kept": made.facts["layers_kept"]}
+        (part / "made.json").write_text(json.dumps(facts))
 
 
 @register

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import random
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import host
-from labkit.core.ledger import Ledger
+from labkit.core.beside import scratch
+from labkit.core.ledger import Ledger, marked
 from labkit.core.plan import StepContext
 from labkit.core.workspace import Workspace
 from labkit.errors import MissingCapability, TrialError
@@ -51,10 +51,10 @@ def mounted(reference: str, *options: str, workspace: Workspace | None = None) -
     """The node agent's mount step without an agent: ctx.state["rootfs"], ["image_config"], ["lazyfs_stats"]."""
     need_fuse()
     space = workspace or Workspace.default()
-    with tempfile.TemporaryDirectory(dir=space.nodes, prefix="lazy-") as scratch, Ledger.open(space) as ledger:
-        ctx = StepContext(node=Path(scratch), port=0, timeline_path=Path(scratch) / "timeline", ledger=ledger, server_args=[], server_env={}, server_binds=[])
+    with Ledger.open(space) as ledger, scratch("lazy-", space.nodes) as node:
+        ctx = StepContext(node=node, port=0, timeline_path=node / "timeline", ledger=ledger, server_args=[], server_env={}, server_binds=[])
         try:
-            ctx.state["mount_facts"] = mount_image(ctx, reference, ["--record", f"{scratch}/record", *options])
+            ctx.state["mount_facts"] = mount_image(ctx, reference, ["--record", f"{node}/record", *options])
             yield ctx
         finally:
             for end in reversed(ctx._ends):
@@ -72,7 +72,7 @@ def run_from(reference: str, program: Sequence[str], *options: str, timeout_s: f
         ctx.server_args = list(program)
         argv, environment = start.process_command(ctx, ctx.state["rootfs"])
         began_s = time.monotonic()
-        done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=timeout_s, cwd="/")
+        done = subprocess.run(argv, env=marked(environment), capture_output=True, text=True, timeout=timeout_s, cwd="/")
         run_s = time.monotonic() - began_s
         if done.returncode:
             raise TrialError("the program did not run from the lazy mount", why=done.stderr[-1000:])
@@ -123,16 +123,16 @@ def optimised(plain: oci.Layout, name: str, record: Sequence[dict[str, Any]], ro
 def before_and_after(plain_lazy: oci.Layout, tuned: oci.Layout, name: str, program: Sequence[str], link: str) -> dict[str, dict[str, Any]]:
     """`run_from` over an emulated link, each image once, from empty caches of the mount: {"as converted", "optimised"}."""
     space = Workspace.default()
-    with tempfile.TemporaryDirectory(dir=space.artifacts, prefix="before-after-") as room, Ledger.open(space) as ledger:
+    with Ledger.open(space) as ledger, scratch("before-after-", space.artifacts) as room:
         for layout, tag in ((plain_lazy, "as-converted"), (tuned, "optimised")):
-            _publish(Path(room), layout, name, f"lab/image:{tag}")
+            _publish(room, layout, name, f"lab/image:{tag}")
         with serving("registry", room, link=link, ledger=ledger) as served:
             return {tag.replace("-", " "): run_from(f"{served.url}/lab/image:{tag}", program, "--no-background") for tag in ("as-converted", "optimised")}
 
 
 def _publish(root: Path, layout: oci.Layout, name: str, under: str) -> None:
-    with tempfile.TemporaryDirectory(dir=layout.path.parent, prefix=".publish-") as room:
-        other = oci.Layout.create(Path(room) / "layout")
+    with scratch(".publish-", layout.path.parent) as room:
+        other = oci.Layout.create(room / "layout")
         manifest = layout.manifest(name)
         for blob in layout.blobs(manifest):
             target = other.blob_path(blob.digest)
@@ -149,8 +149,7 @@ def crossover(links: Sequence[str], shares: Sequence[float] = (0.02, 0.1, 0.3, 1
     space = workspace or Workspace.default()
     names = [f"data/{i:04}" for i in range(files)]
     rows, full = [], {}
-    with tempfile.TemporaryDirectory(dir=space.artifacts, prefix="crossover-") as room, Ledger.open(space) as ledger:
-        base = Path(room)
+    with Ledger.open(space) as ledger, scratch("crossover-", space.artifacts) as base:
         plain = oci.Layout.create(base / "plain")
         entries = {n: Entry(data=random.Random(n).randbytes(file_bytes)) for n in names}
         write_image(plain, [("files", write_layer(plain, entries))], {"Env": []}, NAME)

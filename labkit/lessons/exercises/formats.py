@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
+from labkit.core.beside import scratch
 from labkit.lessons.check import Exercise, Wrong, expect
 
 
@@ -24,8 +23,8 @@ def header_of(path: str) -> dict:
 def _check_header(answer: Callable[[str], dict]) -> str:
     doc = {"__metadata__": {"format": "pt"}, "a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}, "b": {"dtype": "U8", "shape": [2], "data_offsets": [4, 6]}}
     raw = json.dumps(doc).encode()
-    with tempfile.TemporaryDirectory() as home:
-        path = Path(home) / "x.safetensors"
+    with scratch("labkit-exercise-") as home:
+        path = home / "x.safetensors"
         path.write_bytes(len(raw).to_bytes(8, "little") + raw + b"123456")
         got = answer(str(path))
     if isinstance(got, dict) and "__metadata__" in got:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from labkit.core.beside import becoming
 from labkit.errors import BadInput
 from labkit.weights.source import LAYOUT, Source, open_source
 
@@ -47,9 +48,7 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], to: 
     if final.exists():
         raise BadInput(f"{final} exists", why="a conversion never writes over a model", fix="give a new directory")
     started_s = time.monotonic()
-    partial = final.with_name(f".{final.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
+    with becoming(final) as partial:
         _carry(Path(opened.root), partial)
         if name == "gguf":
             from labkit.weights.formats.gguf_writer import write_gguf
@@ -59,10 +58,6 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], to: 
             facts = _to_tensorizer(opened, partial / LAYOUT["tensorizer"][0])
         else:
             facts = _to_shards(opened, partial, name)
-        partial.rename(final)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     size_bytes = sum(f.stat().st_size for f in final.iterdir() if f.suffix in WEIGHT_SUFFIXES)
     return facts | {"format": to, "convert_s": time.monotonic() - started_s, "size_bytes": size_bytes}
 
