@@ -21,6 +21,7 @@ import platform
 import re
 import signal
 import struct
+from collections.abc import Iterator
 
 from labkit.errors import TrialError
 
@@ -86,6 +87,13 @@ class Tracee:
             with contextlib.suppress(OSError):
                 os.kill(self.pid, number)
 
+    @contextlib.contextmanager
+    def _gone_is_an_error(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TraceError(f"process {self.pid} cannot be read: {error.strerror}", why="it has ended, or a part of its memory is not there", fix="start it again") from None
+
     def _wait_for_stop(self) -> tuple[int, int]:
         """(signal, event) of the next stop."""
         _, status = os.waitpid(self.pid, WALL)
@@ -97,7 +105,7 @@ class Tracee:
         """`number(*arguments, &word)` in the process: (errno or 0, the word the kernel wrote)."""
         registers = dict(zip(REGISTERS, _LAYOUT.unpack(self._saved), strict=True))
         word_at = (registers["rsp"] - BELOW_STACK) & ~0xF
-        with open(f"/proc/{self.pid}/mem", "r+b", buffering=0) as memory:
+        with self._gone_is_an_error(), open(f"/proc/{self.pid}/mem", "r+b", buffering=0) as memory:
             memory.seek(word_at)
             before = memory.read(8)
             result = self.call(number, *arguments, word_at)
@@ -134,7 +142,7 @@ class Tracee:
 
     def _syscall_address(self) -> int:
         """A `syscall` instruction in the process's own vDSO: mapped in every process, executable, and never written to."""
-        with open(f"/proc/{self.pid}/maps", "rb") as maps, open(f"/proc/{self.pid}/mem", "rb", buffering=0) as memory:
+        with self._gone_is_an_error(), open(f"/proc/{self.pid}/maps", "rb") as maps, open(f"/proc/{self.pid}/mem", "rb", buffering=0) as memory:
             found = re.search(rb"^([0-9a-f]+)-([0-9a-f]+) [^\n]*\[vdso\]$", maps.read(), re.MULTILINE)
             if not found:
                 raise TraceError(f"process {self.pid} has no vDSO", why="the call is made through it", fix="boot without vdso=0")

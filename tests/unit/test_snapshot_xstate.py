@@ -81,11 +81,27 @@ def test_a_stopped_process_is_still_stopped_afterwards(busy):
 
 
 @traced
-def test_a_signal_that_comes_meanwhile_is_delivered(busy):
-    with Tracee(busy.pid) as tracee:
-        os.kill(busy.pid, signal.SIGTERM)
-        assert tracee.call(GETPID) == busy.pid
-    assert busy.wait(10) == -signal.SIGTERM
+def test_a_signal_that_comes_meanwhile_is_delivered():
+    """To the one thread there is: a second would take it, and a deadly one would end the process under the tracer's eyes."""
+    code = "import signal\nsignal.signal(signal.SIGUSR1, lambda *_: print('heard', flush=True))\nprint('ready', flush=True)\ninput()"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout.readline() == "ready\n"
+        with Tracee(child.pid) as tracee:
+            os.kill(child.pid, signal.SIGUSR1)
+            assert tracee.call(GETPID) == child.pid
+        assert child.stdout.readline() == "heard\n"
+    finally:
+        child.kill()
+        child.communicate()
+
+
+@traced
+def test_a_process_that_is_killed_under_the_tracers_eyes_is_an_error_in_words(busy):
+    with pytest.raises(TraceError), Tracee(busy.pid) as tracee:
+        busy.kill()
+        busy.wait(10)
+        tracee.call(GETPID)
 
 
 @traced
