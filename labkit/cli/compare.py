@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         doc = {"command": "compare", "kind": "paired", "run": runs[0].id, "rows": within(runs[0], args.against, args.phase)}
         text = _show_rows(doc["rows"], printable.line(f"run {runs[0].id} on {runs[0].host.get('title', '?')}, paired by block"))
     elif len(runs) == 2:
-        doc = {"command": "compare", "kind": "unpaired", "runs": [r.id for r in runs], "rows": between(*runs, args.phase), "unknown": list(question.compatible(*runs))}
+        doc = {"command": "compare", "kind": "unpaired", "runs": [r.id for r in runs], "rows": between(*runs, args.phase), "unknown": list(question.comparable(*runs))}
         text = _show_rows(doc["rows"], printable.line(f"{runs[1].id} against {runs[0].id}, unpaired"))
         if doc["unknown"]:
             print(f"note: {question.said_unknown(doc['unknown'])}", file=sys.stderr)
@@ -99,7 +99,7 @@ def between(before: Run, after: Run, phase: str = "") -> list[dict[str, Any]]:
     from labkit.core import printable, question, stats
     from labkit.errors import BadInput
 
-    question.compatible(before, after)
+    question.comparable(before, after)
     common = [a for a in before.arm_names if a in after.arm_names]
     if not common:
         raise BadInput(printable.line(f"these runs share no arm: {', '.join(before.arm_names)} against {', '.join(after.arm_names)}"),

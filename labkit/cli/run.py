@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from labkit.cli.output import last_line, say
+    from labkit.core import printable
     from labkit.core.records import Run
     from labkit.errors import BadInput
 
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         from labkit.face.account import text
 
-        say(text(made))
+        say(text(printable.every(made)))
     last_line(summary(made))
     return 1 if made.failed else 0
 

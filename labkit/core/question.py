@@ -185,7 +185,7 @@ def key(question: Mapping[str, Any], but: Iterable[str] = ()) -> tuple[tuple[str
     return tuple(sorted((name, json.dumps(value, sort_keys=True, default=str)) for name, value in question.items() if name not in left_out))
 
 
-def compatible(a: Run, b: Run) -> tuple[str, ...]:
+def comparable(a: Run, b: Run) -> tuple[str, ...]:
     """Names of what is unknown. Raises IncomparableRecords, naming every difference, unless both runs ask the same of the arms that they share."""
     common = [n for n in a.arm_names if n in b.arm_names]
     found = [(name, differences(asked(a, name), asked(b, name))) for name in common]

@@ -233,6 +233,10 @@ RUN = shaped({
     "experiment": shaped({
         "arms": _arms, "blocks": count, "seed": whole("a seed", -(1 << 63), 1 << 64), "preset": text, "model_dir": text, "store": text,
         "max_tokens": count, "image_extra_bytes": whole("a number of bytes", 0, int(MOST_BYTES)), "simulated": text, "replayed_from": text,
-        "notes": mapped(), "conditions": mapped()}),
+        "notes": mapped(),
+        "conditions": shaped({
+            **dict.fromkeys(("preset", "model_dir", "model_identity", "image", "image_digest", "store", "command", "url", "device", "prompt", "model_name", "at_t0"), text),
+            "image_extra_bytes": whole("a number of bytes", 0, int(MOST_BYTES)), "server_args": listed(text), "timeout_s": time_s, "max_tokens": count,
+            "instrument": flag, "environment": mapped(text)})}),
     "floors": _floors,
 }, ("id", "created"))

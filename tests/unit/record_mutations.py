@@ -9,6 +9,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from labkit.core import question
+
 ROOT = Path(__file__).resolve().parents[2]
 VALID = [ROOT / "data" / "fixtures" / "fixture_naive.json", ROOT / "data" / "fixtures" / "fixture_arms.json",
          ROOT / "data" / "recorded" / "epyc-2" / "naive-small.json", ROOT / "data" / "recorded" / "epyc-2" / "stacked-fresh-small.json"]
@@ -34,6 +36,8 @@ def _deep(levels: int) -> Any:
 def damaged(draw: st.DrawFn) -> Any:
     """A record with one to three things changed."""
     doc = json.loads(draw(st.sampled_from(VALID)).read_text(encoding="utf-8"))
+    if draw(st.booleans()):  # as records are written now
+        doc["experiment"]["conditions"] = {**question.chosen(preset="small", environment={"OMP_NUM_THREADS": "2"}), "image_digest": "sha256:0"}
     doc["trials"] = doc["trials"][: draw(st.integers(2, 8))]
     for _ in range(draw(st.integers(1, 3))):
         every = places(doc)

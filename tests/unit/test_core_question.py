@@ -101,9 +101,9 @@ def test_trials_of_another_stack_order_library_host_or_image_are_not_mixed_into_
 
 def test_what_an_older_record_does_not_tell_is_said_where_it_is_compared_and_refused_where_it_is_resumed(tmp_path, capsys):
     one, other = old(run_of()), run_of(seconds=1.1)
-    unknown = question.compatible(one, other)
+    unknown = question.comparable(one, other)
     assert {"timeout_s", "device", "environment"} <= set(unknown) and not {"preset", "link", "scenario", "store", "image"} & set(unknown)
-    assert question.compatible(run_of(), run_of(seconds=2.0)) == ()
+    assert question.comparable(run_of(), run_of(seconds=2.0)) == ()
     paths = [str(records.write(r, tmp_path / f"{i}.json")) for i, r in enumerate((one, other))]
     assert main(["compare", *paths]) == 0
     said = capsys.readouterr()
@@ -123,12 +123,12 @@ def test_a_baseline_that_could_be_either_of_two_older_questions_is_compared_with
 
 def test_the_same_model_in_another_place_is_the_same_and_another_in_its_place_is_not(models):
     a, b, copy = (run_of(model_dir=str(models / name)) for name in ("a", "b", "copy-of-a"))
-    assert question.compatible(a, copy) == ()
+    assert question.comparable(a, copy) == ()
     with pytest.raises(IncomparableRecords, match="model_identity"):
-        question.compatible(a, b)
+        question.comparable(a, b)
     (models / "a" / "model.safetensors").write_bytes(bytes(200_000) + b"3" + bytes(200_000))
     with pytest.raises(IncomparableRecords, match="model_identity"):
-        question.compatible(copy, run_of(model_dir=str(models / "a")))
+        question.comparable(copy, run_of(model_dir=str(models / "a")))
 
 
 def test_another_setting_in_the_environment_is_another_question_and_no_secret_is_written_down(monkeypatch):
@@ -146,7 +146,7 @@ def test_what_image_other_arms_start_from_is_no_matter_to_an_arm_without_one():
         stacks = [Stack.parse(STACK), Stack("naive", {"image": "full-pull", "process": "runc", "weights": "pickle"})]
         run = replace(run_of(), experiment=Experiment(stacks, preset="tiny", scenario="warm-node", **options).described())
         return replace(run, trials=(*run.trials, *(replace(t, arm="naive") for t in run.trials)))
-    assert question.compatible(run_of(), beside(image_extra_bytes=7)) == ()
+    assert question.comparable(run_of(), beside(image_extra_bytes=7)) == ()
     assert not question.not_from_one_start(beside(image_extra_bytes=7), STACK, "naive")
     question.refuse_mixing(replace(run_of(), experiment={**run_of().experiment, "conditions": {**run_of().experiment["conditions"], "image_digest": ""}}), replace(beside(), trials=()), "x")
     with pytest.raises(IncomparableRecords, match="naive: image_extra_bytes: 0 against 7"):

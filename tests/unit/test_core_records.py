@@ -78,8 +78,8 @@ def test_any_bytes_are_a_run_or_a_bad_input(tmp_path_factory, data):
 @pytest.mark.parametrize("difference", [{"host": "h2"}, {"scenario": "fresh-node"}, {"link": "1gbit"}, {"state": "warm"}, {"preset": "tiny"}])
 def test_runs_that_differ_in_what_they_measure_are_not_compared(difference):
     with pytest.raises(IncomparableRecords, match=next(iter(difference.values()))):
-        question.compatible(run_of(), run_of(**difference))
+        question.comparable(run_of(), run_of(**difference))
 
 
 def test_runs_of_one_host_and_question_are_compared():
-    question.compatible(run_of(), replace(run_of(), id="other"))
+    question.comparable(run_of(), replace(run_of(), id="other"))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from record_mutations import EVIL, ROOT, VALID, damaged
 
 from labkit.cli import main
-from labkit.core import record_schema, records
+from labkit.core import question, record_schema, records
 from labkit.errors import BadInput, LabError
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029\ud800-\udfff]")
@@ -143,6 +143,17 @@ def test_notebooks_baselines_and_claims_read_a_damaged_record_or_refuse_it(tmp_p
                      lambda: _report(records.read(path), False)):
             printed = said(call)
             assert not CONTROL.search(printed), printed[:300]
+
+
+@QUIET
+@given(damaged())
+def test_a_damaged_record_is_resumed_or_refused(tmp_path_factory, doc):
+    path = tmp_path_factory.mktemp("damaged") / "x.json"
+    path.write_text(json.dumps(doc))
+    now = records.read(NAIVE)
+    with contextlib.suppress(BadInput):
+        records.refuse_overwriting(path, resume=True)
+        question.refuse_mixing(records.read(path), now, path)
 
 
 def test_a_figure_of_a_record_with_a_formula_and_an_escape_in_its_names_is_drawn_literally(tmp_path):
