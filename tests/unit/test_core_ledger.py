@@ -380,3 +380,59 @@ def test_a_ledger_from_another_pid_namespace_is_swept_only_when_its_harness_is_g
         process.kill()
         process.wait()
     assert soon(lambda: ledger.sweep(Workspace.at(lab)) or not path.exists()) and not path.exists() and not (lab / "left").exists()
+
+
+# -- named actions ---------------------------------------------------------------------------------------------------------------------
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@pytest.mark.parametrize("lie", [0, 1], ids=["that very process", "its number, another's by now"])
+def test_a_process_that_was_stopped_to_be_dumped_goes_on(workspace, bystander, lie):
+    bystander.send_signal(signal.SIGSTOP)
+    assert soon(lambda: state(bystander.pid) == "T")
+    forged(workspace, {"id": "w", "kind": "action", "target": "wake", "pid": bystander.pid, "started": ledger.start_time(bystander.pid) + lie})
+    ledger.sweep(workspace)
+    assert soon(lambda: state(bystander.pid) == "S") if not lie else state(bystander.pid) == "T"
+
+
+def test_clones_of_a_snapshot_are_ended_only_when_who_restored_them_is_gone(workspace):
+    """Another run may have restored the same snapshot: its clones carry the same mark."""
+    environment = {**os.environ, takedown.SNAPSHOT_MARK: "criu-process-1f"}
+    held = subprocess.Popen(["sleep", "600"], env=environment)
+    orphan = int(subprocess.run(["sh", "-c", "setsid sleep 600 > /dev/null 2>&1 & echo $!"], env=environment, capture_output=True, text=True, check=True).stdout)
+    try:
+        forged(workspace, {"id": "s", "kind": "action", "target": "end-snapshot-orphans", "mark_of_snapshot": "criu-process-1f"})
+        ledger.sweep(workspace)
+        assert held.poll() is None and not ledger.start_time(orphan)
+    finally:
+        held.kill()
+        held.wait()
+
+
+@pytest.mark.needs("root")
+def test_only_the_lab_s_own_file_system_is_unmounted_outside_of_the_workspace(workspace, tmp_path):
+    point = tmp_path / "at"
+    point.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(point)], check=True)
+    try:
+        forged(workspace, {"id": "u", "kind": "action", "target": "unmount-lazy", "path": str(point)}, {"id": "m", "kind": "mount", "target": str(point)})
+        ledger.sweep(workspace)
+        assert ledger.is_mounted(point)
+    finally:
+        subprocess.run(["umount", str(point)], check=True)
+
+
+def test_a_command_says_that_all_was_taken_down_when_it_was(tmp_path):
+    """The ledger is closed before the sentence: when it is read, nothing is left."""
+    code = "import sys, labkit.cli as cli; from labkit.core import ledger; import labkit.cli.doctor as d, subprocess\n" \
+           "def run(args):\n" \
+           "    ledger.current(); child = subprocess.Popen(['sleep', '600'], start_new_session=True); print(child.pid, flush=True); raise KeyboardInterrupt\n" \
+           "d.run = run; sys.exit(cli.main(['doctor']))"
+    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "LABKIT_HOME": str(tmp_path / "lab")}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout and process.stderr
+    child = int(process.stdout.readline())
+    assert "everything started was taken down" in process.stderr.readline()
+    assert not ledger.start_time(child) and list((tmp_path / "lab" / "ledger").iterdir()) == []
+    assert process.wait(30) == 130
