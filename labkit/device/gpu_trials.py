@@ -25,7 +25,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from labkit.core import host, timeline
+from labkit.core import host, secrets, timeline
 
 PARTS, CRIU = "labkit.device.gpu_parts", "labkit.snapshot.cuda"
 
@@ -117,7 +117,7 @@ def in_process(name: str, command: list[str], environment: dict[str, str], limit
 
 def _write(path: Path, record: dict[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1, default=str))
+    temporary.write_text(json.dumps(secrets.masked(record), indent=1))
     os.replace(temporary, path)
 
 

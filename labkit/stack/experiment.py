@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.core import cold, floor, host, records
+from labkit.core import cold, floor, host, records, secrets
 from labkit.core.apart import apart
 from labkit.core.ledger import Ledger
 from labkit.core.plan import LaunchPlan, told_device
@@ -149,7 +149,7 @@ class _Conduct:
         return run, {s.name: self._plan(s, subject, tokens) for s in what.stacks if s.name not in self.missing}
 
     def _resumed(self) -> records.Run:
-        run = records.Run(id=self.id, created=self.created, host=self.card, experiment=self.what.described())
+        run = records.Run(id=self.id, created=self.created, host=self.card, experiment=secrets.masked(self.what.described()))
         if self.resume and self.out.exists():
             before = records.read(self.out)
             if before.host.get("id") != self.card.get("id"):

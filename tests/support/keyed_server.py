@@ -53,4 +53,5 @@ print(f"non-default args: {{'api_key': [{KEY!r}], 'max_tokens': 5}}")
 print(f"started with {KEY} and {TOKEN}", json.dumps({"env": TOKEN, "argv": sys.argv}), flush=True)
 print(f"GET http://me:{quote(KEY, safe='')}@127.0.0.1/?sig={quote(TOKEN, safe='')}", "Authorization: Basic " + base64.b64encode(f"me:{KEY}".encode()).decode(), flush=True)
 server = HTTPServer(("127.0.0.1", args.port), Handler)
+server.handle_error = lambda *_: None  # a client that goes away is no news
 server.serve_forever()

@@ -71,7 +71,6 @@ def test_an_error_that_quotes_the_key_is_told_without_it_even_where_it_was_cut(o
     call, home, out, got = own
     done = call("--deny")
     assert done.returncode == 2 and json.loads(got.read_text()) == {"key": KEY, "token": TOKEN}
-    print(done.stderr.decode())
     assert b"the server answered 403" in done.stderr and b"started with *** and ***" in done.stderr
     assert not [f for v in (KEY, TOKEN) for f in forms(v) if f in done.stdout + done.stderr] and b"sesame" not in done.stdout + done.stderr
     assert not files_with(home, KEY, TOKEN) and not files_with(out, KEY, TOKEN)
