@@ -46,6 +46,7 @@ _PAIR = re.compile(r"(?<![\w.$])(?P<name>[A-Za-z_][\w.-]*)(?P<quote>\\?['\"])?(?
                    r"(?=\\?\"(?P<d>(?:[^\"\\\n]|\\[^\"\n])*)\\?\"|'(?P<s>[^'\n]*)'|(?P<b>(?:[^\s'\"\\&|;<>,()\[\]{}]|\\[^\"'\s])+))")
 _HEADER = re.compile(r"(?<![\w-])(?:" + "|".join(sorted(HEADERS)) + r")\s*:\s*(?P<value>[^\r\n'\"\\]+)", re.IGNORECASE)
 _USERINFO = re.compile(r"(?<=://)(?P<user>[^\s/?#'\"<>:@]*)(?::(?P<password>[^\s/?#'\"<>]*))?@")
+_HEADER_ARGUMENT = re.compile(r"(?:-H|--[a-z-]+=)?\s*(?:" + "|".join(sorted(HEADERS)) + r")\s*:\s*(?:(?:Bearer|Basic|Token|Digest|Negotiate)\s+)?(?=\S)", re.IGNORECASE)
 _CURL_USER = re.compile(r"\bcurl\b[^\n]*?\s(?:-u|--user)[ =]?['\"]?[^\s:'\"]+:(?P<value>[^\s'\"]+)")
 _SCHEMED = re.compile(r"\b(?P<scheme>Bearer|Basic)\s+(?P<value>[A-Za-z0-9._~+/=-]{8,})")
 _SHAPE = re.compile(r"\b(?:sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|nvapi-[\w-]{20,}|(?:AKIA|ASIA)[A-Z0-9]{16}"
@@ -108,7 +109,7 @@ def spans(text: str) -> Iterator[tuple[int, int, bool]]:
         if is_secret_name(found["name"]):
             yield from _group(found, "d", "s", "b", sure=True)
     for found in _PAIR.finditer(text):
-        if found["name"].lower() not in HEADERS and is_secret_name(found["name"]):
+        if is_secret_name(found["name"]) and not (":" in found["op"] and found["name"].lower() in HEADERS):
             value = found["d"] or found["s"] or found["b"] or ""
             sure = bool(found["quote"]) or found["op"] == "="
             counted = value.isdigit() and len(value) < 6 and found["name"].lower().endswith("token")
@@ -158,14 +159,12 @@ def arguments(argv: Sequence[str]) -> Iterator[tuple[int, int]]:
             continue
         takes = several = False
         name, equals, value = argument.partition("=")
-        header, colon, after = argument.partition(":")
         if option and not option[2]:
             takes = is_secret_name(option[1])
         elif equals and re.fullmatch(r"-{0,2}[A-Za-z_][\w.-]*", name) and is_secret_name(name) and not opens_nothing(value):
             yield i, len(name) + 1
-        elif colon and header.strip().lower() in HEADERS and "\n" not in argument:
-            scheme = _SCHEME.match(after.lstrip())
-            yield i, len(argument) - len(after.lstrip()) + (scheme.end() if scheme else 0)
+        elif header := _HEADER_ARGUMENT.match(argument):
+            yield i, header.end()
 
 
 def _is_api_key(argument: str) -> bool:

@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
-from labkit.core.secret_names import MASK, OPEN, arguments, is_secret_name, opens_nothing, spans
+from labkit.core.secret_names import MASK, arguments, is_secret_name, opens_nothing, spans
 
 #: A part of a value, cut off at the end of a text, is masked from this length on.
 PART_CHARS = 8
@@ -80,7 +80,7 @@ def learn_environment(environment: Mapping[str, str]) -> None:
 
 def names_in(environment: Mapping[str, str]) -> list[str]:
     """Names of variables that hold a secret, also one inside of a URL. Never their values."""
-    return sorted(k for k, v in environment.items() if v and ((is_secret_name(k) and v.lower() not in OPEN) or ("://" in v and _in_text(v))))
+    return sorted(k for k, v in environment.items() if v and (is_secret_name(k) or ("://" in v and _in_text(v))))
 
 
 def _in_text(text: str) -> list[str]:

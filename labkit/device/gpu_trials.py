@@ -25,7 +25,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from labkit.core import host, outputs, printable, timeline
+from labkit.core import host, outputs, printable, secrets, timeline
 from labkit.core.beside import replacing
 from labkit.errors import LabError
 
@@ -119,7 +119,7 @@ def in_process(name: str, command: list[str], environment: dict[str, str], limit
 
 def _write(path: Path, record: dict[str, Any]) -> None:
     with replacing(path) as part:
-        part.write_text(json.dumps(record, indent=1, default=str))
+        part.write_text(json.dumps(secrets.masked(record), indent=1))
 
 
 def main() -> int:

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from labkit.core import secrets
 from labkit.core.ledger import MARK, Ledger, remove_tree, unmount
 from labkit.core.workspace import spread
 from labkit.errors import TransferError, TrialError
@@ -196,8 +197,14 @@ def run_command(node: Node, image: str, name: str, argv: list[str], env: dict[st
     """`ctr run --detach` on the host's network; returns the task's host pid. The shim writes the server's output to `log`."""
     pid_file = node.run / f"{name}.pid"
     options: list[str] = ["--detach", "--net-host", "--snapshotter", node.snapshotter, "--pid-file", str(pid_file), "--log-uri", f"file://{log}"]
+    # ctr's arguments can be read by every user of this host while it runs; a file is its owner's. One line a variable is all it takes.
+    private = [key for key in secrets.names_in(env) if "\n" not in env[key]]
+    if private:
+        secrets.write_private(node.run / f"{name}.env", "".join(f"{key}={env[key]}\n" for key in private))
+        options += ["--env-file", str(node.run / f"{name}.env")]
     for key, value in env.items():
-        options += ["--env", f"{key}={value}"]
+        if key not in private:
+            options += ["--env", f"{key}={value}"]
     for host, inside, mode in binds:
         options += ["--mount", f"type=bind,src={host},dst={inside},options=rbind:{mode}"]
     node.ctr("run", *options, image, name, *argv)

@@ -112,16 +112,16 @@ def validation(snapshot: store.Snapshot) -> list[str]:
 def place(snapshot: store.Snapshot, images_dir: Path, *, port: int | None, moved: Mapping[str, str]) -> Path:
     """A directory of links to the image files, with its own files.img for this port and these paths."""
     shutil.rmtree(images_dir, ignore_errors=True)
-    images_dir.mkdir(parents=True)
+    images_dir.mkdir(mode=0o700, parents=True)
     for name in snapshot.manifest.files:
         if name == "files.img":
-            shutil.copyfile(snapshot.images / name, images_dir / name)
+            shutil.copy(snapshot.images / name, images_dir / name)
         else:
             # Hard links: a container's task opens its pages after it has changed its root, where a symlink leads nowhere.
             try:
                 os.link(snapshot.images / name, images_dir / name)
             except OSError:
-                shutil.copyfile(snapshot.images / name, images_dir / name)
+                shutil.copy(snapshot.images / name, images_dir / name)
     images.move(images_dir, port=port if port and port != snapshot.manifest.port else None, paths=moved)
     return images_dir
 

@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.core import cold, floor, host, question, records
+from labkit.core import cold, floor, host, question, records, secrets
 from labkit.core.apart import apart
 from labkit.core.beside import scratch
 from labkit.core.ledger import Ledger
@@ -166,7 +166,7 @@ class _Conduct:
         return run, {s.name: self._plan(s, subject, tokens) for s in what.stacks if s.name not in self.missing}
 
     def _resumed(self) -> records.Run:
-        run = records.Run(id=self.id, created=self.created, host=self.card, experiment=self.what.described())
+        run = records.Run(id=self.id, created=self.created, host=self.card, experiment=secrets.masked(self.what.described()))
         if self.resume and self.out.exists():
             before = records.read(self.out)
             question.refuse_mixing(before, run, self.out)

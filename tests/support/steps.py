@@ -42,3 +42,11 @@ def start_and_linger(ctx, pause_s=0.5):
     facts = start(ctx)
     time.sleep(pause_s)
     return facts
+
+
+def start_and_tell(ctx, said):
+    """A server whose log quotes the key of its environment, and a step whose facts hold what it was told."""
+    facts = start(ctx)
+    ctx.state["server_log"].append(f"my key is {ctx.server_env['MY_API_KEY']}")
+    print(f"the agent says {said}", file=sys.stderr)
+    return {**facts, "said": said}

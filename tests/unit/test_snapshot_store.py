@@ -128,6 +128,78 @@ def test_secrets_are_named_and_scrubbed(name):
     assert store.scrubbed(environment) == {"PATH": "/bin", "SSH_AUTH_SOCK": "/run/x"}
 
 
+def test_what_is_no_secret_is_neither_named_nor_scrubbed_and_a_password_in_a_url_is():
+    environment = {"TOKENIZERS_PARALLELISM": "false", "XDG_SESSION_ID": "3", "MODEL_KEY": "models/small", "DATABASE_URL": "postgres://me:sesame99@db/x", "HTTP_PROXY": "http://proxy:3128"}
+    assert store.secrets_in(environment) == ["DATABASE_URL"] and "sesame99" not in str(store.scrubbed(environment))
+
+
+def modes(folder) -> set[tuple[bool, str]]:
+    return {(p.is_dir(), oct(stat.S_IMODE(p.stat().st_mode))) for p in (folder, *folder.rglob("*"))}
+
+
+OWNERS = {(True, "0o700"), (False, "0o600")}
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_a_snapshot_stays_its_owners_packed_published_fetched_and_unpacked(tmp_path, monkeypatch, compression):
+    from labkit.core.plan import StepContext
+    from labkit.net.serving import serving
+    from labkit.objects.client import open_bucket
+    from labkit.snapshot import process, transport, unpacking
+
+    monkeypatch.setattr("labkit.snapshot.images.move", lambda *_, **__: None)  # there is no files.img in it to edit
+    before = os.umask(0o022)
+    try:
+        snapshot = make(tmp_path / "s", secrets=("HF_TOKEN",))
+        transport.pack(snapshot, tmp_path / "packed", compression)
+        transport.publish(snapshot, tmp_path / "bucket", "snapshots/s", compression=compression)
+        with serving("store", tmp_path / "bucket") as running, open_bucket("s3://lab/snapshots/s", {"AWS_ENDPOINT_URL": running.url}) as bucket:
+            transport.pull(bucket, tmp_path / "pulled")
+        ctx = StepContext(tmp_path / "node", 0, tmp_path / "timeline", None, [], {}, [])
+        ctx.node.mkdir()
+        unpacking.unpack(ctx, str(tmp_path / "packed"))
+        process.place(snapshot, tmp_path / "placed", port=None, moved={})
+    finally:
+        os.umask(before)
+    for made in (tmp_path / "packed", tmp_path / "pulled", ctx.node / "snapshot", tmp_path / "placed"):
+        assert modes(made) <= OWNERS, made
+    assert {mode for is_dir, mode in modes(tmp_path / "bucket" / "lab" / "snapshots" / "s") if not is_dir} == {"0o600"}
+
+
+def test_a_snapshot_stays_its_owners_where_it_is_copied_to_another_file_system(tmp_path, monkeypatch):
+    from labkit.objects.place import link_or_copy
+    from labkit.snapshot import process
+
+    snapshot = make(tmp_path / "s", pages=b"x" * 5000)
+
+    def other_file_system(*_):
+        raise OSError("Invalid cross-device link")
+    monkeypatch.setattr(os, "link", other_file_system)
+    monkeypatch.setattr("labkit.snapshot.images.move", lambda *_, **__: None)
+    assert link_or_copy(snapshot.images / "pages-1.img", tmp_path / "bucket" / "pages-1.img") in ("copied", "cloned")
+    assert stat.S_IMODE((tmp_path / "bucket" / "pages-1.img").stat().st_mode) == 0o600
+    assert modes(process.place(snapshot, tmp_path / "placed", port=None, moved={})) == OWNERS
+
+
+def test_pushing_a_snapshot_says_whose_secrets_go_with_it_and_no_value(tmp_path, monkeypatch, capsys):
+    import json
+
+    from labkit.cli import main
+    from labkit.net.serving import serving
+
+    monkeypatch.setenv("LABKIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_TOKEN", "sesame-4421-x")
+    make(tmp_path / "s", pages=b"sesame-4421-x", secrets=("HF_TOKEN",))
+    (tmp_path / "bucket").mkdir()
+    with serving("store", tmp_path / "bucket") as running:
+        for name, value in running.env.items():
+            monkeypatch.setenv(name, value)
+        assert main(["snapshot", "push", str(tmp_path / "s"), "s3://lab/x"]) == 0
+    said = capsys.readouterr()
+    assert "with the values of HF_TOKEN" in said.out and json.loads(said.out.splitlines()[-1])["secrets"] == ["HF_TOKEN"]
+    assert "sesame-4421-x" not in said.out + said.err
+
+
 def test_a_manifest_that_names_files_outside_is_refused(tmp_path):
     snapshot = make(tmp_path / "s", pages=b"x")
     text = (snapshot.path / "manifest.json").read_text().replace("core-1.img", "../core-1.img")
