@@ -90,7 +90,11 @@ class Acceptor:
         self.stop()
 
     def start(self) -> Acceptor:
-        threading.Thread(target=self._loop, name=f"{self.name}-accept", daemon=True).start()
+        try:
+            threading.Thread(target=self._loop, name=f"{self.name}-accept", daemon=True).start()
+        except RuntimeError as error:
+            self.listener.close()
+            raise LabError(f"{self.name}: {error}", why="nobody would take connections", fix="end some processes, or raise ulimit -u") from None
         return self
 
     def stop(self, patience_s: float = 2.0) -> None:
