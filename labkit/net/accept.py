@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import resource
 import socket
 import sys
 import threading
@@ -32,6 +33,8 @@ BACKLOG = 512
 _GONE = {errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH,
          errno.EOPNOTSUPP, errno.ENETUNREACH, errno.ETIMEDOUT, errno.EPERM, errno.EAGAIN}
 _OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+#: Left for files: every connection at work has one open.
+DESCRIPTORS_KEPT = 16
 PAUSE_S, PAUSE_MOST_S = 0.01, 1.0
 
 
@@ -77,6 +80,7 @@ class Acceptor:
         except (OSError, OverflowError, UnicodeError) as error:
             raise LabError(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}",
                            why="another server holds the port, it is below 1024, or the address is not of this host", fix="--port 0 takes a free one") from None
+        self._first = self.listener.fileno()
         self.host, self.port = self.listener.getsockname()[:2]
 
     def __enter__(self) -> Acceptor:
@@ -86,7 +90,11 @@ class Acceptor:
         self.stop()
 
     def start(self) -> Acceptor:
-        threading.Thread(target=self._loop, name=f"{self.name}-accept", daemon=True).start()
+        try:
+            threading.Thread(target=self._loop, name=f"{self.name}-accept", daemon=True).start()
+        except RuntimeError as error:
+            self.listener.close()
+            raise LabError(f"{self.name}: {error}", why="nobody would take connections", fix="end some processes, or raise ulimit -u") from None
         return self
 
     def stop(self, patience_s: float = 2.0) -> None:
@@ -123,7 +131,7 @@ class Acceptor:
                 if isinstance(error, OSError) and (error.errno in _GONE or (sock is not None and not exhausted(error))):
                     continue
                 self._tell(error)
-                self._shed()
+                self._shed(keep=1)  # whoever has only just come has not been silent, only slower than this loop
                 self._freed.wait(pause_s)
                 pause_s = min(PAUSE_MOST_S, pause_s * 2)
 
@@ -151,15 +159,25 @@ class Acceptor:
             self._freed.set()
 
     def _make_room(self) -> bool:
+        """False where there is none: too many connections, or too few descriptors left for what they will ask for."""
+        most, limit = self.most, resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if limit != resource.RLIM_INFINITY:
+            # Descriptors are given out from the lowest: the listener's number is about how many others there are.
+            most = min(most, max(1, limit - self._first - max(DESCRIPTORS_KEPT, limit // 16)))
         with self._lock:
-            full = len(self._held) >= self.most
-        return not full or self._shed()
+            full = len(self._held) >= most
+        if not full:
+            return True
+        shed = self._shed()
+        if shed:
+            self._freed.wait(PAUSE_MOST_S)  # this loop is faster than the threads that close what it cuts
+        return shed
 
-    def _shed(self) -> bool:
-        """Let the one go that has been silent longest. False: all are at work."""
+    def _shed(self, keep: int = 0) -> bool:
+        """Let the one go that has been silent longest. False: all are at work, but for the `keep` that came last."""
         with self._lock:
             waiting = [h for h in self._held if h.waiting_since_s is not None]
-            if not waiting:
+            if len(waiting) <= keep:
                 return False
             silent = min(waiting, key=lambda h: h.waiting_since_s or 0.0)
             self._held.discard(silent)  # its thread ends by itself; its place is free now

@@ -52,7 +52,7 @@ class Fault:
 
     @property
     def of_body(self) -> bool:
-        return not self.kind.isdigit()
+        return not self.kind.startswith(("4", "5"))
 
 
 def parse_one(text: str) -> Fault:

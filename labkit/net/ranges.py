@@ -139,9 +139,15 @@ class Fetching:
     def run(self) -> Progress:
         began_s, retries = time.monotonic(), self.client.retries
         threads = [threading.Thread(target=self._work, name=f"fetch-{n}", daemon=True) for n in range(self.connections)]
-        for thread in threads:
-            thread.start()
         try:
+            for number, thread in enumerate(threads):
+                try:
+                    thread.start()
+                except RuntimeError:  # no more threads to be had: fewer connections do the same work
+                    del threads[number:]
+                    if not number:
+                        self._work()
+                    break
             for thread in threads:
                 while thread.is_alive():
                     thread.join(0.5)

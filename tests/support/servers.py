@@ -53,17 +53,22 @@ class Subject:
 
     def send(self, raw: bytes, *, half_close: bool = True) -> tuple[bytes, bool]:
         """(what came back until the end, whether the end was a reset)."""
-        got = b""
+        got, reset = b"", False
         with socket.create_connection(("127.0.0.1", self.server.port), timeout=60) as sock:
             try:
                 sock.sendall(raw)
                 if half_close:
                     sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                reset = True  # what came before may still be read
+            try:
                 while block := sock.recv(65536):
                     got += block
-            except ConnectionError:
+            except OSError as error:
+                if isinstance(error, TimeoutError):
+                    raise
                 return got, True
-        return got, False
+        return got, reset
 
     def ask(self, raw: bytes) -> tuple[int, dict[str, str], bytes]:
         return read_answer(self.send(raw)[0])

@@ -175,3 +175,26 @@ def test_start_reaches_to_the_servers_first_line_and_first_token_from_ready():
     spans = [timeline.Span("start", 1.0, 1.1, "agent"), timeline.Span("import", 1.5, 2.0, "server"), timeline.Span("ready", 2.0, 2.1, "server")]
     whole = {s.name: s for s in complete(spans, 0.0, 3.0)}
     assert (whole["start"].end_s, whole["first_token"].start_s, whole["first_token"].end_s) == (1.5, 2.1, 3.0)
+
+
+@pytest.mark.parametrize("raw", [b"HTTP/1.1 2_0 OK\r\n\r\n", b"HTTP/1.1 two OK\r\n\r\n", b"nonsense\r\n\r\n", b"HTTP/1.1\r\n\r\n", b"\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n",
+                                 b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1_0\r\n", b"HTTP/1.1 200 OK\r\nA: " + b"b" * 100_000], ids=lambda raw: repr(raw[:60]))
+def test_a_server_that_speaks_nonsense_is_asked_again_and_never_ends_the_client(raw):
+    import socket
+    import threading
+
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        def serve():
+            while len(asked) < 3:
+                sock, _ = listener.accept()
+                with sock:
+                    sock.recv(4096)
+                    asked.append(1)
+                    sock.sendall(raw)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        answer = ask("127.0.0.1", listener.getsockname()[1], {"prompt": "x"}, give_up=lambda: len(asked) >= 3)
+        thread.join()
+    assert answer.first_token_s is None and answer.attempts == 3

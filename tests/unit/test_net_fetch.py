@@ -205,3 +205,29 @@ def test_link_and_faults_change_while_serving(served, client):
         client.ask("POST", served.url + "/_labkit/link", CONTROL, body=b"warp")
     client.ask("POST", served.url + "/_labkit/faults", CONTROL, body=b'{"faults": ["503:rate=0.5"], "seed": 3}')
     assert (served.faults.seed, len(served.faults.faults)) == (3, 1)
+
+
+@pytest.mark.parametrize("started", [0, 2])
+def test_a_host_without_threads_fetches_with_those_it_has(served, client, monkeypatch, started):
+    start, left = threading.Thread.start, [started]
+
+    def scarce(thread):
+        if thread.name.startswith("fetch-"):
+            if not left[0]:
+                raise RuntimeError("can't start new thread")
+            left[0] -= 1
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", scarce)
+    got = bytearray(len(DATA))
+    fetch_ranges(client, served.url + "/blob", len(DATA), Into.buffer(got), part_bytes=200_000, connections=4, digest=DIGEST)
+    assert got == DATA and served.counters.peak_connections <= max(1, started)
+
+
+@pytest.mark.parametrize("text", ["503:nth=1_0", "503:nth=+1", "503:rate=nan", "503:rate=-1", "503:rate=2", "503:rate=1e-3", "reset:nth=1,at=inf", "503:nth=1,retry_after=nan", "503:nth=-1",
+                                  "straggler:nth=1,slowed_to=0B/s", "reset:nth=1,min_bytes=-1"])
+def test_a_fault_whose_numbers_are_none_is_refused(text):
+    from labkit.errors import BadInput
+
+    with pytest.raises(BadInput):
+        faults.parse_one(text)

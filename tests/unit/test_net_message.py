@@ -61,3 +61,14 @@ def test_absolute_form_targets_are_reduced_to_their_path():
 def test_headers_that_smuggle_are_refused(headers):
     with pytest.raises(head.BadMessage):
         head.content_length(message.parse_request(b"PUT / HTTP/1.1\r\nHost: h\r\n" + headers).headers)
+
+
+@pytest.mark.parametrize("text", ["bytes=1_0-", "bytes=+1-5", "bytes=-1_0", "bytes=0x0-5", "bytes=²-5", "bytes=٣-5", "bytes=0-5\n", "bytes =0-5", "bytes=0-" + "9" * 30, "bytes=" + "0-0," * 5000])
+def test_a_range_that_is_none_is_ignored_as_the_rfc_says(text):
+    assert message.parse_range(text, 1000) is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 99), st.integers(0, 200)), min_size=1, max_size=50))
+def test_no_ranges_ask_for_more_bytes_than_there_are(pairs):
+    found = message.parse_range("bytes=" + ",".join(f"{a}-{b}" for a, b in pairs), 100)
+    assert found is None or sum(end - start for start, end in found) <= 100

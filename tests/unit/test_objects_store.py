@@ -329,3 +329,47 @@ def test_runai_streamer_reads_it_over_s3_and_gcs(store, tmp_path):
         env = {**os.environ, **environment(store.url)}
         done = subprocess.run([sys.executable, "-c", code, f"{scheme}://lab/models/r/model.safetensors"], env=env, capture_output=True, text=True, timeout=60)
         assert "same" in done.stdout, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("query, status", [("max-keys=²", 400), ("max-keys=-1", 400), ("max-keys=1_0", 400), ("max-keys=%2B5", 400), ("max-keys=5", 200)])
+def test_numbers_of_a_listing_are_digits(store, query, status):
+    with Client(retry=Retry(attempts=1)) as client:
+        assert client.ask("GET", f"{store.url}/lab?list-type=2&{query}", ok=(200, 400)).status == status
+
+
+@pytest.mark.parametrize("stream", [b"1_0;x\r\n", b"+5\r\nhello\r\n0\r\n\r\n", b"0x5\r\nhello\r\n0\r\n\r\n", b" 5\r\nhello\r\n0\r\n\r\n", b"-5\r\n", b"\r\n", b"0\r\nx-amz-checksum-crc32c:a\nX-Injected: 1\r\n\r\n",
+                                    b"0\r\nx-amz-checksum-a\nb:c\r\n\r\n", b"0\r\nno colon here\r\n\r\n"])
+def test_aws_chunked_framing_is_strict(stream):
+    with pytest.raises(Wrong):
+        list(AwsChunked([stream]))
+
+
+def test_an_object_without_descriptors_left_is_not_another_object(tmp_path, monkeypatch):
+    """Neither a note nor a folder that cannot be read may be taken for one that is not there: another ETag, a shorter list."""
+    import errno
+
+    disk = Disk(tmp_path)
+    disk.make_bucket("lab")
+    arrived = disk.incoming()
+    arrived.write_bytes(b"hello")
+    disk.keep("lab", "a/key", arrived, etag="5d41402abc4b2a76b9719d911017c592")
+
+    def none_left(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("labkit.objects.disk.Path.read_text", none_left)
+    with pytest.raises(OSError):
+        disk.open("lab", "a/key")
+    monkeypatch.setattr("labkit.objects.disk.os.scandir", none_left)
+    with pytest.raises(OSError):
+        list(disk.walk("lab", ""))
+
+
+@pytest.mark.parametrize("answer", [b"<ListBucketResult><Contents><Key>a</Key><Size>1_0</Size></Contents></ListBucketResult>", b"<ListBucketResult><Contents><Key>a</Key><Size>-1</Size></Contents></ListBucketResult>",
+                                    b"<ListBucketResult><NextContinuationToken>same</NextContinuationToken></ListBucketResult>", b"<!DOCTYPE a [<!ENTITY b 'c'>]><ListBucketResult/>", b"no XML"])
+def test_a_listing_that_makes_no_sense_is_one_clear_error(answer):
+    from labkit.net.message import text
+
+    with Server(lambda request: text(200, answer, "application/xml")) as server, open_bucket("s3://lab", {"AWS_ENDPOINT_URL": server.url}) as bucket:
+        with pytest.raises(TransferError):
+            list(bucket.list())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from labkit.errors import BadInput
 from labkit.image import objectpull, oci, push
 from labkit.image.publish import publish_image
-from labkit.image.registry import Refused, Registry, hex_of
+from labkit.image.registry import OCI_MANIFEST, Refused, Registry, hex_of
 from labkit.image.tiny import REFERENCE, tiny_layout
 from labkit.net.server import Server
 from labkit.objects.store import Store, environment
@@ -89,7 +89,7 @@ def test_a_blob_belongs_to_its_repositories_until_mounted_into_another(registry)
 
 def test_a_manifest_needs_its_blobs_and_then_has_tags(registry):
     upload(registry, b"{}")
-    doc = {"schemaVersion": 2, "mediaType": oci.MANIFEST, "config": {"mediaType": oci.CONFIG, "digest": digest(b"{}"), "size": 2}, "layers": []}
+    doc = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": {"mediaType": oci.CONFIG, "digest": digest(b"{}"), "size": 2}, "layers": []}
     bad = json.dumps({**doc, "layers": [{"mediaType": oci.LAYER, "digest": digest(b"no"), "size": 2}]}).encode()
     good = json.dumps(doc).encode()
     assert call(registry, "PUT", "/v2/lab/x/manifests/v1", bad)[0] == 400
@@ -218,3 +218,65 @@ def test_a_layer_that_unpacks_to_something_else_is_refused(bucket, layout, tmp_p
     with pytest.raises(objectpull.TransferError, match="unpacked"):
         pull(bucket, "forged", tmp_path / "root", tmp_path / "scratch")
     assert not (tmp_path / "root").exists()
+
+
+def manifest_of(registry, **more):
+    upload(registry, b"config")
+    return json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": {"digest": digest(b"config"), "size": 6}, "layers": [], **more}).encode()
+
+
+@pytest.mark.parametrize("kind", ["text/html\r\nX-Injected: 1", "a/b\n", "日本/x", "", "no-slash", 5, None, ["a/b"], "a/" + "b" * 500])
+def test_a_manifest_cannot_say_that_it_is_a_header(registry, kind):
+    """Its media type becomes the Content-Type of every answer that holds it."""
+    raw = manifest_of(registry, mediaType=kind)
+    assert call(registry, "PUT", "/v2/lab/x/manifests/latest", raw)[0] == 400
+    assert call(registry, "GET", "/v2/lab/x/manifests/latest")[0] == 404
+
+
+@pytest.mark.parametrize("subject", [{"digest": "sha256:x\r\nX-Injected: 1"}, {"digest": 5}, {"digest": ["a"]}, {}, "x", 5, ["digest"]])
+def test_a_manifests_subject_is_a_digest_or_refused(registry, subject):
+    status, headers, _ = call(registry, "PUT", "/v2/lab/x/manifests/latest", manifest_of(registry, subject=subject))
+    assert "x-injected" not in headers and (status == 400 or not subject)
+
+
+@pytest.mark.parametrize("layers", [[{"digest": 5}], [{"digest": None}], [5], "x", None, [{"digest": "sha256:../../x"}]])
+def test_layers_that_name_no_digest_are_a_bad_manifest(registry, layers):
+    assert call(registry, "PUT", "/v2/lab/x/manifests/latest", manifest_of(registry, layers=layers))[0] == 400
+
+
+def test_a_stored_type_that_no_header_can_hold_is_a_clear_500(registry, capsys):
+    """The folder may come from anywhere."""
+    call(registry, "PUT", "/v2/lab/x/manifests/latest", manifest_of(registry))
+    mark = next((registry.app.repository("lab/x") / "manifests").iterdir())
+    mark.write_text("text/html\r\nX-Injected: 1")
+    for headers in ({}, {"Range": "bytes=0-1,3-4"}):
+        status, found, _ = call(registry, "GET", "/v2/lab/x/manifests/latest", **headers)
+        assert status == 500 and "x-injected" not in found
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a" * 256, "/".join(["aaa"] * 80), "lab/blobs", "lab/manifests/x", "tags"])
+def test_a_name_that_the_folder_cannot_hold_is_refused(registry, name):
+    assert call(registry, "POST", f"/v2/{name}/blobs/uploads/")[0] == 400
+
+
+@pytest.mark.parametrize("n", ["²", "%C2%B2", "-1", "1_0", "+1", "x"])
+def test_a_page_size_is_digits(registry, n):
+    assert call(registry, "GET", f"/v2/_catalog?n={n.encode('unicode_escape').decode() if n == '²' else n}")[0] == 400
+
+
+def test_what_is_there_is_never_missing_for_want_of_descriptors(registry, monkeypatch):
+    """404 would end a pull; 503 is asked again."""
+    import errno
+    import os
+
+    upload(registry, b"layer")
+
+    def none_left(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("labkit.image.registry.os.open", none_left)
+        status, headers, _ = call(registry, "GET", f"/v2/lab/x/blobs/{digest(b'layer')}")
+    assert (status, headers["retry-after"]) == (503, "1") and os.open
+    assert call(registry, "GET", f"/v2/lab/x/blobs/{digest(b'layer')}")[2] == b"layer"
