@@ -7,8 +7,10 @@ import sys
 
 def main() -> int:
     from labkit.cli import main as run
+    from labkit.cli import streams
 
-    return run(sys.argv[1:])
+    streams.settle()
+    return streams.finish(run(sys.argv[1:]))
 
 
 if __name__ == "__main__":

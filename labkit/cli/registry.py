@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from labkit.cli.arguments import directory, output_directory
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from labkit.net.serving import add_serve_arguments
@@ -24,7 +26,9 @@ def run(args: argparse.Namespace) -> int:
     from labkit.image.registry import Registry
     from labkit.net.serving import serve
 
+    output_directory(args.root, "--root")
     if args.action == "serve":
         return serve(Registry(args.root, read_only=args.read_only), args, name="labkit-registry")
+    directory(args.layout, "LAYOUT", "labkit image build --out LAYOUT makes one")
     last_line(publish_image(args.root, args.layout, args.reference))
     return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from labkit.cli.arguments import bucket_url, directory, output_directory
+
 if TYPE_CHECKING:
     from labkit.net.message import Request, Response
 
@@ -20,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_argument("--open-writes", action="store_true", help="accept unsigned writes")
     add = actions.add_parser("add", help="put a folder into the store under a key prefix, by hard link where possible")
     add.add_argument("folder")
-    add.add_argument("url", help="s3://BUCKET/PREFIX")
+    add.add_argument("url", type=bucket_url, help="s3://BUCKET/PREFIX")
     add.add_argument("--root", required=True)
 
 
@@ -29,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from labkit.errors import BadInput
     from labkit.net.serving import serve
 
+    output_directory(args.root, "--root")
     if args.action == "serve":
         from labkit.objects.store import Store, environment
 
@@ -44,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         return serve(app, args, name="labkit-store", env=lambda server: environment(server.url))
     from labkit.objects.publish import publish_model
 
+    directory(args.folder, "FOLDER", "labkit model make --preset small DIR makes a checkpoint")
     scheme, _, rest = args.url.partition("://")
     bucket, _, key = rest.partition("/")
     if scheme != "s3" or not bucket or not key:

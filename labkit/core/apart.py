@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from labkit.core.ledger import MARK, Ledger
+from labkit.core.refusals import refusal
 from labkit.errors import LabError
 
 
@@ -64,7 +65,7 @@ def _main() -> None:
     except LabError as error:
         message = (False, error)
     except Exception as error:
-        message = (False, LabError(f"{name}: {type(error).__name__}: {error}", why=traceback.format_exc()[-2000:]))
+        message = (False, refusal(error) or LabError(f"{name}: {type(error).__name__}: {error}", why=traceback.format_exc()[-2000:]))
     with open(int(sys.argv[1]), "wb") as answer:
         pickle.dump(message, answer)
 

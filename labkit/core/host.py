@@ -257,7 +257,10 @@ def _disk() -> dict[str, Any]:
 
 def workspace_parent() -> Path:
     """The nearest directory on the way to the workspace that we may write: what is probed there holds for the workspace."""
-    where = Path(os.environ.get("LABKIT_HOME") or Path.home() / ".cache" / "labkit").expanduser()
+    try:
+        where = Path(os.environ.get("LABKIT_HOME") or Path.home() / ".cache" / "labkit").expanduser()
+    except RuntimeError:  # neither HOME nor an entry in the user database
+        return Path(tempfile.gettempdir())
     while not where.exists():
         where = where.parent
     return where if os.access(where, os.W_OK) else Path(tempfile.gettempdir())

@@ -45,15 +45,16 @@ Key = tuple[str, str, str, str, str, str]  # arm, scenario, link, sizes, host, c
 class Judged:
     """`slower`: one line a stack that got slower, the phase that is to blame first. `visible`: one line a stack, what would have shown.
 
-    `shifts`: every comparison, by stack and phase."""
+    `shifts`: every comparison, by stack and phase. `left_out`: what the baseline holds and this side does not."""
 
     slower: tuple[str, ...]
     visible: tuple[str, ...]
     shifts: dict[str, dict[str, Shift]]
     alarm: float  # chance of a false alarm in each comparison
+    left_out: tuple[str, ...] = ()  # stacks of the baseline that were not measured often enough now
 
     def as_json(self) -> dict[str, Any]:
-        return {"slower": list(self.slower), "visible": list(self.visible), "false_alarms": FALSE_ALARMS,
+        return {"slower": list(self.slower), "visible": list(self.visible), "false_alarms": FALSE_ALARMS, "left_out": list(self.left_out),
                 "compared": {stack: {phase: asdict(s) for phase, s in of.items()} for stack, of in self.shifts.items()}}
 
 
@@ -62,6 +63,8 @@ def collect(paths: Iterable[Path]) -> list[Run]:
 
 
 def write(runs: Sequence[Run], path: str | Path) -> Path:
+    if not grouped(runs):
+        raise BadInput(f"{path}: no stack was measured, so no baseline is written", why="a later run would have nothing to be compared with", fix="labkit notebooks run of a notebook that measures, such as 01_anatomy")
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps({"baseline": [asdict(r) for r in runs]}, default=str) + "\n", encoding="utf-8")
@@ -122,7 +125,7 @@ def judge(before: Sequence[Run], now: Sequence[Run]) -> Judged:
     shifts = {_name(key): {phase: compare(a, b, alarm, drifts[_name(key)]) for phase, (a, b) in of.items()} for key, of in sides.items()}
     slower = tuple(f"{stack}: {found}" for stack, of in shifts.items() if (found := _blamed(of)))
     visible = tuple(f"{stack}: {_visible(of, alarm)}{_forgiven(drifts[stack])}" for stack, of in shifts.items())
-    return Judged(slower, visible, shifts, alarm)
+    return Judged(slower, visible, shifts, alarm, tuple(_name(key) for key in old if key not in common))
 
 
 def _durations(before: Sequence[Trial], now: Sequence[Trial]) -> dict[str, tuple[list[float], list[float]]]:

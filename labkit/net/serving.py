@@ -164,9 +164,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 # -- the other side: the commands' shared part ------------------------------------------------------------------------
 
 def add_serve_arguments(parser: Any) -> None:
+    from labkit.cli.arguments import port
+
     parser.add_argument("--root", required=True, help="folder that holds everything served")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this host only)")
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free one (default)")
+    parser.add_argument("--port", type=port(least=0), default=0, help="0 takes a free one (default)")
     parser.add_argument("--link", default="loopback", help="emulated link: " + ", ".join(link_room.PRESETS) + ", 300mbit, or rate=…,connection=…,first_byte=…")
     parser.add_argument("--fault", action="append", default=[], help="e.g. 503:rate=0.01,retry_after=1 · reset:nth=3 · straggler:nth=2,slowed_to=100kB/s")
     parser.add_argument("--seed", type=int, default=0, help="which requests the faults hit")

@@ -71,6 +71,8 @@ def experiment(stacks: Sequence[str | Stack], *, preset: str = "small", blocks: 
 
     progress: an object with `note(text)`, `trial_started(arm, block, blocks)`, `phase(name, seconds)`, `trial_done(trial)`;
     any may be missing. Raises BadInput, MissingCapability (no arm can run here), KeyboardInterrupt (the record is kept)."""
+    if blocks < 1 or not stacks:
+        raise BadInput(f"{len(stacks)} stacks in {blocks} blocks", why="an experiment without a trial measures nothing", fix='experiment(["naive"], blocks=5)')
     space = workspace or Workspace.default()
     what = Experiment([_parsed(s, space, scenario, link, preset) for s in stacks], preset=preset, blocks=blocks,
                       scenario=scenario, link=link, seed=seed, **more)

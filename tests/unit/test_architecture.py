@@ -28,8 +28,8 @@ BESIDE = {
     ("bench", "face"),  # labkit.face.live: progress of a bench that takes minutes
     ("face", "lessons"),  # the stack widget replays a recorded run where the host cannot do a technique
 }
-#: Text output and the error family are the ground floor's, wherever they are used.
-GROUND = {"labkit.cli.output", "labkit.errors"}
+#: Text output, the types of arguments and the error family are the ground floor's, wherever they are used.
+GROUND = {"labkit.cli.output", "labkit.cli.arguments", "labkit.errors"}
 
 
 def room(module: str) -> str:
