@@ -35,6 +35,7 @@ from labkit.bench import roads
 from labkit.bench.engine import Measured, document, interleave
 from labkit.cli.arguments import bucket_url, directory, link, names, preset
 from labkit.core import cold, floor, free_memory, stats
+from labkit.core.interpreter import module
 from labkit.core.ledger import Ledger
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, LabError
@@ -99,7 +100,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def measure(loader: Loader, model: str, config_dir: str, device: str, weights_bytes: int, env: dict[str, str], about: dict[str, Any],
             stores: Any = None, options: dict[str, Any] | None = None) -> dict[str, Any]:
     """Run the child, lay memory when it is ready, ask the kernel about it while it lives, let it go. Raises LabError with its own words."""
-    argv = [sys.executable, "-m", "labkit.bench.load", loader.name, model, config_dir, device, json.dumps({**loader.options, **(options or {})})]
+    argv = [*module("labkit.bench.load"), loader.name, model, config_dir, device, json.dumps({**loader.options, **(options or {})})]
     child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **dict(loader.environment), **env}, text=True)
     try:
         assert child.stdout and child.stdin and child.stderr

@@ -114,8 +114,8 @@ def failed(error: BaseException, command: str) -> int:
 
     if os.environ.get("LABKIT_TRACEBACK"):
         traceback.print_exception(error)
-    if isinstance(error, OSError) and error is getattr(sys.stdout, "failure", None):
-        return streams.undone(error)
+    if error in streams.failures:
+        return streams.undone(streams.failures[0])
     said = refusal(error)
     print(f"{' '.join(['labkit', command]).strip()}: {said or _own_mistake(error, command)}", file=sys.stderr)
     return _BUG if said is None else 3 if isinstance(said, MissingCapability) else 2

@@ -38,28 +38,29 @@ class Forgiving(io.TextIOWrapper):
             super().flush()
 
 
-class Noting(io.TextIOWrapper):
-    """A stdout that remembers why it failed: a print that fails names no file, and a second try may succeed with half the text."""
+#: Why stdout failed, once it has: a print that fails names no file, and a second try may succeed with half the text.
+failures: list[OSError] = []
 
-    failure: OSError | None = None
+
+class Noting(io.TextIOWrapper):
+    """A stdout that keeps its failures in `failures`."""
 
     def write(self, text: str) -> int:
         try:
             return super().write(text)
         except OSError as error:
-            self.failure = error
+            failures.append(error)
             raise
 
     def flush(self) -> None:
         try:
             super().flush()
         except OSError as error:
-            self.failure = error
+            failures.append(error)
             raise
 
 
 def settle() -> None:
-    _leave_the_current_directory()
     if sys.getfilesystemencoding().lower() != "utf-8" and not sys.flags.utf8_mode and sys.executable:
         os.environ["PYTHONUTF8"] = "1"  # for what this process starts, too
         if sys.stdout is not None:
@@ -85,8 +86,7 @@ def finish(code: int) -> int:
         sys.stdout.flush()
     except OSError as error:
         return undone(error)
-    failure = getattr(sys.stdout, "failure", None)
-    return undone(failure) if failure and code in (0, 1) else code
+    return undone(failures[0]) if failures and code in (0, 1) else code
 
 
 def undone(error: OSError) -> int:
@@ -121,12 +121,3 @@ def _open_if_closed(number: int, flags: int) -> None:
             os.dup2(got, number)
             os.close(got)
         os.set_inheritable(number, True)
-
-
-def _leave_the_current_directory() -> None:
-    """`python -m` looks for modules in the working directory first: a learner's json.py there is not ours."""
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    with contextlib.suppress(OSError, IndexError):
-        if sys.path[0] in ("", os.getcwd()) and os.path.realpath(sys.path[0] or ".") != os.path.realpath(root) and not getattr(sys.flags, "safe_path", False) \
-                and "-m" in sys.orig_argv[1:]:
-            del sys.path[0]

@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from labkit.core.interpreter import module
 from labkit.core.ledger import MARK, Ledger
 from labkit.core.refusals import refusal
 from labkit.errors import LabError
@@ -31,7 +32,7 @@ def apart(call: Callable[..., Any], *args: Any, ledger: Ledger | None = None) ->
         pickle.dump((call.__module__, call.__qualname__, args), question)
         question.seek(0)
         os.set_inheritable(answer.fileno(), True)
-        process = subprocess.Popen([sys.executable, "-m", "labkit.core.apart", str(answer.fileno())], stdin=question, pass_fds=(answer.fileno(),),
+        process = subprocess.Popen([*module("labkit.core.apart"), str(answer.fileno())], stdin=question, pass_fds=(answer.fileno(),),
                                    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                                    env={**os.environ, **({MARK: ledger.mark} if ledger else {})})
         entry = ledger.note("process", process.pid) if ledger else ""

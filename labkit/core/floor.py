@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import cold, host
+from labkit.core.interpreter import module
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
 
@@ -265,7 +266,7 @@ def device() -> dict[str, Any]:
     if not host.capability("gpu").ok:
         return {}
     try:
-        done = subprocess.run([sys.executable, "-m", "labkit.core.floor"], capture_output=True, timeout=120, check=True)
+        done = subprocess.run(module("labkit.core.floor"), capture_output=True, timeout=120, check=True)
         return json.loads(done.stdout.decode().strip().split("\n")[-1])
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         return {"h2d_failed": f"{type(error).__name__}: {getattr(error, 'stderr', b'') or error}"[-300:]}

@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from labkit.core.interpreter import module
 from labkit.core.workspace import Workspace
 
 MARK = "LABKIT_RUN"  # in the environment of every process of a run: what re-parents itself is still found
@@ -58,7 +59,7 @@ class Ledger:
         made = cls(workspace.ledger / f"{name}.jsonl", f"labkit-{name}")
         made.path.touch()
         if watch:
-            made._watch = subprocess.Popen([sys.executable, "-m", "labkit.core.ledger", str(made.path), made.mark],
+            made._watch = subprocess.Popen([*module("labkit.core.ledger"), str(made.path), made.mark],
                                            stdin=subprocess.PIPE, start_new_session=True,
                                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return made

@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from labkit.core.interpreter import module
 from labkit.core.ledger import marked_pids, start_time
 from labkit.errors import BadInput
 from labkit.lessons import canonical
@@ -185,7 +186,7 @@ def run_one(path: Path, out: Path, values: dict[str, Any], timeout_s: float) -> 
         printed = Path(folder) / "printed.txt"
         # Into a file: a child that the notebook left behind would hold a pipe open long after the runner is gone.
         with open(printed, "wb") as to:
-            child = subprocess.Popen([sys.executable, "-m", "labkit.lessons.execute", json.dumps(spec)], env=environment, start_new_session=True,
+            child = subprocess.Popen([*module("labkit.lessons.execute"), json.dumps(spec)], env=environment, start_new_session=True,
                                      stdin=subprocess.DEVNULL, stdout=to, stderr=subprocess.STDOUT)
         outcome = ""
         try:

@@ -18,7 +18,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from labkit.core.interpreter import module
 from labkit.errors import BadInput, LabError
 from labkit.net import link as link_room
 from labkit.net.server import Server
@@ -94,7 +94,7 @@ def serving(kind: str, root: str | os.PathLike[str], *, link: str | link_room.Li
     `options`: further arguments of that command. Raises LabError with the server's own words when it does not start."""
     if kind not in KINDS:
         raise BadInput(f"no server called {kind!r}", fix="one of " + ", ".join(KINDS))
-    argv = [sys.executable, "-m", "labkit", kind, "serve", "--root", str(root), "--port", str(port), "--child",
+    argv = [*module("labkit"), kind, "serve", "--root", str(root), "--port", str(port), "--child",
             "--link", link_room.parse(link).spec, "--seed", str(seed), *(f"--fault={f}" for f in faults), *options]
     env = dict(os.environ)
     if ledger is not None:
@@ -134,7 +134,7 @@ def _ready_line(process: subprocess.Popen[bytes], errors: list[bytes]) -> dict[s
         process.kill()
         said = process.stderr.read().decode("utf-8", "replace").strip()[-2000:]
         raise LabError(f"the server did not start: {said or 'it said nothing'}", why="nothing can be pulled from it",
-                       fix=" ".join(process.args[1:6])) from None  # type: ignore[index]
+                       fix=" ".join(str(a) for a in process.args[1:7])) from None  # type: ignore[index]
     # A full pipe would block the server; keep the tail for whoever asks.
     threading.Thread(target=_drain, args=(process.stderr, errors), daemon=True).start()
     return ready

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import timeline
+from labkit.core.interpreter import module
 from labkit.core.ledger import start_time
 from labkit.core.plan import StepContext
 from labkit.snapshot import criu, images, readahead, store, transport
@@ -35,7 +36,7 @@ def restore(ctx: StepContext, snapshot: str, lazy: bool = False, verify: bool = 
     moved = dict(ctx.state.get("moved") or {})
     work = ctx.node / "restore"
     refuse_if_unfit(where, moved)
-    entry = ctx.ledger.note("command", [sys.executable, "-m", "labkit.snapshot.process", str(where.manifest.facts.get("mark", "")) or "none"])
+    entry = ctx.ledger.note("command", [*module("labkit.snapshot.process"), str(where.manifest.facts.get("mark", "")) or "none"])
     fetched = transport.model_arrived(ctx) if lazy or not verify else 0  # let run at once, it must not meet a file without its bytes
     pieces = readahead.pieces_of(where, moved=moved, coming=coming_files(ctx, where))
     with ctx.span("restore.place"):  # first: a small read or write waits behind all that is in the disk's queue
