@@ -173,9 +173,14 @@ def _together(jobs: list[Callable[[], None]]) -> float:
     threads = [threading.Thread(target=guarded, args=(job,), daemon=True) for job in jobs]
     began = time.monotonic()
     for thread in threads:
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # a limit of threads or memory; those that run still use what the caller is about to close
+            trouble.append(error)
+            break
     for thread in threads:
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
     if trouble:
         raise trouble[0]
     return max(time.monotonic() - began, 1e-9)
