@@ -60,11 +60,11 @@ class OwnServer:
             raise BadInput(f"--command: {error}", fix="quote it as the shell would take it") from None
         if not argv or not shutil.which(argv[0]):
             raise BadInput(f"--command: {argv[0] if argv else 'nothing'} is not a program here", why="the server is started by it at t0", fix="give the full path, or install the server")
-        parts = urlsplit(url)
         try:
+            parts = urlsplit(url)
             port = parts.port or 80
-        except ValueError:
-            port = 0
+        except ValueError:  # no such port, or a bracket left open
+            parts, port = urlsplit(""), 0
         if parts.scheme != "http" or not parts.hostname or not port:
             raise BadInput(f"--url {url!r}", why="the client asks there from t0 on", fix="--url http://127.0.0.1:8000, as the command serves it")
         path = Path(weights).expanduser() if weights else None

@@ -136,8 +136,8 @@ def bucket_url(text: str) -> str:
 
 def web_url(text: str) -> str:
     """http:// or https://, with a host and a port that can be."""
-    parts = urlsplit(text)
     try:
+        parts = urlsplit(text)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
         good = False

@@ -22,6 +22,8 @@ _ROOM = "free some room there, or export LABKIT_HOME=/path/with/room"
 _ELSEWHERE = "give a path that you may write, or export LABKIT_HOME=/path/of/yours"
 _FILES = ("this shell's limit of open files is too low for what was asked", "ulimit -n 4096, then again")
 _MEMORY = ("this shell, its control group or the machine has no more memory for it", "ulimit -v unlimited, a smaller --preset, or a host with more memory (labkit doctor)")
+_THREADS = ("the limit of processes and threads of this user or control group is reached, or that of memory, of which each thread takes some",
+            "ulimit -u 4096; ulimit -v unlimited; or end other programs, then again")
 _PROCESSES = ("the limit of processes and threads of this user or control group is reached", "ulimit -u 4096, or end other programs, then again")
 
 #: errno -> (why, fix).
@@ -56,9 +58,12 @@ _SAID: dict[int, tuple[str, str]] = {
     errno.ETXTBSY: ("the program is being written right now", "try again"),
 }
 
+#: A write that fails does not say to which file.
+_OF_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 #: What C libraries and Python say in their own exceptions about the same limits.
 _IN_WORDS = (("Too many open files", _FILES), ("failed to map segment", _MEMORY), ("Cannot allocate memory", _MEMORY), ("can't allocate memory", _MEMORY),
-             ("can't start new thread", _PROCESSES), ("Resource temporarily unavailable", _PROCESSES),
+             ("can't start new thread", _THREADS), ("Resource temporarily unavailable", _PROCESSES),
              ("Could not determine home directory", ("HOME is not set, and this user has no entry in the user database", "export LABKIT_HOME=/path/of/yours")),
              ("No usable temporary directory", ("temporary files have no place", "export TMPDIR=/path/that/you/may/write")))
 
@@ -102,5 +107,7 @@ def _short(error: BaseException) -> str:
     """`path: what the system said`, without Python's number."""
     if isinstance(error, OSError) and error.strerror:
         names = [os.fsdecode(n) if isinstance(n, bytes) else str(n) for n in (error.filename, error.filename2) if n is not None]
+        if not names and error.errno in _OF_WRITES:
+            names = ["a file was being written"]
         return ": ".join([" and ".join(names), error.strerror] if names else [error.strerror])
     return (str(error).strip() or type(error).__name__)[:500]

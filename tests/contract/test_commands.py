@@ -167,7 +167,7 @@ def test_what_is_left_out_is_named(words, capsys):
     "run naive --timeout inf", "run naive --timeout -1", "run naive --port 0", "run naive --port 65536", "run naive --port -1", "run naive --link nonsense", "run naive --link 0mbit",
     "run naive --scenario nonsense", "run naive --preset nonsense", "run naive --store http://x", "run naive --store s3://", "run naive --model-dir {gone}", "run naive --out {gone}/",
     "run naive --out {record}/x", "run naive --out /proc/x/y", "run naive --url http://x", "run naive --command true", "run", "run nonsense", "run image=nonsense", "run --command true --url ftp://x --weights {model}",
-    "run --command /no/such --url http://127.0.0.1:1 --weights {model}", "run --command true --url http://127.0.0.1:99999 --weights {model}", "run --command true --url http://127.0.0.1:1 --weights {gone}",
+    "run --command true --url http://[::1 --weights {model}", "run --command /no/such --url http://127.0.0.1:1 --weights {model}", "run --command true --url http://127.0.0.1:99999 --weights {model}", "run --command true --url http://127.0.0.1:1 --weights {gone}",
     "ablate --only nonsense", "ablate --kinds nonsense", "ablate --kinds ,", "ablate --blocks 0", "ablate --out {record}/x", "ablate --best nonsense", "ablate --scenario nonsense --search",
     "ablate --only safetensors --kinds ladder --scenario nonsense", "report --notebook nonsense", "report --blocks 0", "report --timeout 0", "report --record {gone}", "report --record {model}/config.json",
     "report --out {record}", "report --notebook-preset nonsense --notebook 01", "notebooks run --baseline {gone}", "notebooks run nonsense", "notebooks run 01 --preset nonsense", "notebooks run --timeout nan",
@@ -176,7 +176,7 @@ def test_what_is_left_out_is_named(words, capsys):
     "bench pull --image {gone}", "bench pull --connections 0", "bench lazy --arms nonsense", "bench lazy --links nonsense", "bench restore --arms nonsense", "bench restore --preset nonsense", "bench import --starts 0",
     "bench convert --chunk-size 0", "bench forecast --sizes nonsense", "model make --bytes nonsense {gone}", "model make --bytes 1MB --shards -1 {gone}", "model verify {gone}", "model verify {record}",
     "model inspect {gone}", "model convert {gone} {gone}/x --to pickle", "model convert {model} {gone} --to nonsense", "image inspect {gone}", "image build --out {record}", "image build --with-weights {gone}",
-    "image pull nonsense {gone}", "image pull http://127.0.0.1:70000/x:y {gone}", "image pull http://127.0.0.1:1/x:y {gone}", "image convert {layout} {record}", "image convert {layout} {gone} --access-record {gone}",
+    "image pull nonsense {gone}", "image pull http://127.0.0.1:70000/x:y {gone}", "image pull http://[::1/x:y {gone}", "image mount http://[::1/x:y {gone}", "image mount nonsense {gone}", "image mount http://127.0.0.1:70000/x:y {gone}", "image pull http://127.0.0.1:1/x:y {gone}", "image convert {layout} {record}", "image convert {layout} {gone} --access-record {gone}",
     "image convert {layout} {gone} --level 99", "image push {layout} --to nonsense", "image unpack {gone} {gone}/x", "image recompress {layout} --codec none --out {record}", "registry serve --root {record}",
     "registry serve --root {gone} --port 65536", "registry serve --root {gone} --port -1", "registry serve --root {gone} --host no.such.host.invalid", "registry serve --root {gone} --link nonsense",
     "registry serve --root {gone} --fault nonsense", "registry add {gone} x:y --root {gone}", "registry add {layout} NONSENSE --root {gone}", "store add {gone} s3://lab/x --root {gone}", "store add {model} http://x --root {gone}",
@@ -191,6 +191,20 @@ def test_a_mistake_is_said_before_anything_is_prepared(line, inputs, tmp_path, m
     assert "  fix: " in captured.err or "usage:" in captured.out, captured.err
     assert "mistake of the lab" not in captured.err
     assert not list((tmp_path / "home").glob("models/*")), "prepared before the mistake was found"
+
+
+@pytest.mark.parametrize("variable, value, line", [
+    *(("AWS_ENDPOINT_URL", value, "image push {layout} --to s3://lab/x") for value in ("nonsense", "http://", "http://[::1", "http://127.0.0.1:70000", "127.0.0.1:9000")),
+    ("STORAGE_EMULATOR_HOST", "nonsense", "image push {layout} --to gs://lab/x"), ("LABKIT_RECORDED", "/no/such/directory", "site --executed {gone} --out {gone}"),
+    ("LABKIT_HOME", "~nobody-of-this-name/lab", "snapshot list"), ("LABKIT_HOME", "/dev/null", "snapshot list"), ("LABKIT_HOME", "/proc/lab", "doctor")])
+def test_a_variable_of_the_environment_that_means_nothing_is_named(variable, value, line, inputs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LABKIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setattr("labkit.cli.notebooks.folder", lambda: tmp_path)  # none here: nothing is executed
+    code = cli.main([w.format(**{**inputs, "gone": tmp_path / "gone"}) for w in line.split()])
+    said = capsys.readouterr().err
+    assert code == 2 and "  fix: " in said and "mistake of the lab" not in said, said
+    assert variable != "AWS_ENDPOINT_URL" or variable in said
 
 
 # -- a workspace that cannot be written -----------------------------------------------------------------------------------
