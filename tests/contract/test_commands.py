@@ -167,7 +167,8 @@ def test_what_is_left_out_is_named(words, capsys):
     "run naive --timeout inf", "run naive --timeout -1", "run naive --port 0", "run naive --port 65536", "run naive --port -1", "run naive --link nonsense", "run naive --link 0mbit",
     "run naive --scenario nonsense", "run naive --preset nonsense", "run naive --store http://x", "run naive --store s3://", "run naive --model-dir {gone}", "run naive --out {gone}/",
     "run naive --out {record}/x", "run naive --out /proc/x/y", "run naive --url http://x", "run naive --command true", "run", "run nonsense", "run image=nonsense", "run --command true --url ftp://x --weights {model}",
-    "run --command true --url http://[::1 --weights {model}", "run --command /no/such --url http://127.0.0.1:1 --weights {model}", "run --command true --url http://127.0.0.1:99999 --weights {model}", "run --command true --url http://127.0.0.1:1 --weights {gone}",
+    "run --command true --url http://[::1 --weights {model}", "run --command /no/such --url http://127.0.0.1:1 --weights {model}", "run --command true --url http://127.0.0.1:99999 --weights {model}", "run --command true --url http://127.0.0.1:1 --weights {gone}", "run --command true --url http://127.0.0.1:1 --weights {empty}", "model verify {empty}", "model inspect {empty}",
+    "model convert {empty} {gone} --to pickle", "store add {empty} s3://lab/x --root {gone}", "run naive --model-dir {empty}", "snapshot explain {empty}", "image inspect {empty}", "registry add {empty} x:y --root {gone}",
     "ablate --only nonsense", "ablate --kinds nonsense", "ablate --kinds ,", "ablate --blocks 0", "ablate --out {record}/x", "ablate --best nonsense", "ablate --scenario nonsense --search",
     "ablate --only safetensors --kinds ladder --scenario nonsense", "report --notebook nonsense", "report --blocks 0", "report --timeout 0", "report --record {gone}", "report --record {model}/config.json",
     "report --out {record}", "report --notebook-preset nonsense --notebook 01", "notebooks run --baseline {gone}", "notebooks run nonsense", "notebooks run 01 --preset nonsense", "notebooks run --timeout nan",
@@ -186,7 +187,8 @@ def test_what_is_left_out_is_named(words, capsys):
     "compare {gone}", "site --record {gone}", "site --out {record}", "nonsense", ""])
 def test_a_mistake_is_said_before_anything_is_prepared(line, inputs, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LABKIT_HOME", str(tmp_path / "home"))
-    assert cli.main([w.format(**{**inputs, "gone": tmp_path / "gone"}) for w in line.split()]) in (2, 3)
+    (tmp_path / "empty").mkdir()
+    assert cli.main([w.format(**{**inputs, "gone": tmp_path / "gone", "empty": tmp_path / "empty"}) for w in line.split()]) in (2, 3)
     captured = capsys.readouterr()
     assert "  fix: " in captured.err or "usage:" in captured.out, captured.err
     assert "mistake of the lab" not in captured.err
