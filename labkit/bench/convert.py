@@ -19,6 +19,7 @@ from typing import Any
 
 from labkit.bench import pull_rivals as rivals
 from labkit.bench.engine import Arm, Measured, document, interleave
+from labkit.cli.arguments import count
 from labkit.core.beside import scratch
 from labkit.core.ledger import Ledger
 from labkit.core.workspace import Workspace
@@ -31,7 +32,7 @@ from labkit.image.estargz.convert import convert
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", default="subject", help="subject (built when missing), tiny, or an OCI layout")
-    parser.add_argument("--chunk-size", type=int, default=layout.CHUNK_BYTES, help="bytes of a chunk, for both tools (default 4 MiB)")
+    parser.add_argument("--chunk-size", type=count("--chunk-size", 4096, 1 << 30), default=layout.CHUNK_BYTES, help="bytes of a chunk, for both tools (default 4 MiB)")
 
 
 def image_of(text: str, space: Workspace, scratch: Path) -> tuple[oci.Layout, str]:
@@ -44,7 +45,7 @@ def image_of(text: str, space: Workspace, scratch: Path) -> tuple[oci.Layout, st
         tiny.tiny_layout(scratch / "tiny")
         return oci.Layout(scratch / "tiny"), tiny.REFERENCE
     made = oci.Layout(text)
-    return made, made.index()[0].annotations.get(oci.REF_NAME, "")
+    return made, made.first_name()
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with Ledger.open(space) as ledger, ExitStack() as ends:
         room = ends.enter_context(scratch("bench-convert-", space.artifacts))
         source, name = image_of(args.image, space, room)
-        size_bytes = source.manifest(name).layers_bytes
+        size_bytes = source.manifest_with_layers(name).layers_bytes
 
         def ours() -> Measured:
             with scratch("out-", room) as out:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from labkit.core import stats
+from labkit.core.refusals import refusal
 from labkit.errors import LabError
 
 
@@ -40,7 +41,7 @@ def interleave(arms: Mapping[str, Arm | str], blocks: int = 5, seed: int = 0,
                progress: Callable[[str], Any] | None = None) -> dict[str, list[Measured] | str]:
     """Run randomised blocks. An arm given as a string is missing here; the string is the reason.
 
-    A LabError of an arm is a failed measurement of it, not the end of the bench. `progress` gets a line a measurement
+    A LabError of an arm, or what the system refuses it, is a failed measurement of it, not the end of the bench. `progress` gets a line a measurement
     (default: stderr)."""
     say = progress or (lambda line: print(line, file=sys.stderr, flush=True))
     order = random.Random(seed)
@@ -51,8 +52,9 @@ def interleave(arms: Mapping[str, Arm | str], blocks: int = 5, seed: int = 0,
         for name in names:
             try:
                 made = arms[name]()  # type: ignore[operator]
-            except LabError as error:
-                made = Measured(float("nan"), failed=error.what)
+            except (LabError, OSError, MemoryError) as error:
+                said = refusal(error)
+                made = Measured(float("nan"), failed=said.what if said else str(error))
             results[name].append(made)  # type: ignore[union-attr]
             say(f"block {block + 1}/{blocks}  {name}: " + (f"FAILED {made.failed}" if made.failed else f"{made.seconds:.3f} s {made.evidence}"))
     return results

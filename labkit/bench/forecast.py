@@ -16,6 +16,7 @@ import argparse
 from typing import Any
 
 from labkit.bench.engine import Measured, document
+from labkit.cli.arguments import link, scenario
 from labkit.core import stats
 from labkit.core.units import show_s
 
@@ -23,8 +24,8 @@ from labkit.core.units import show_s
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stack", default="naive")
     parser.add_argument("--sizes", default="tiny,80MB,160MB,small,tiny+400MB,tiny+800MB", help="MODEL or MODEL+EXTRA (presets or bytes), at least three")
-    parser.add_argument("--scenario", default="fresh-node")
-    parser.add_argument("--link", default="1gbit")
+    parser.add_argument("--scenario", type=scenario, default="fresh-node")
+    parser.add_argument("--link", type=link, default="1gbit")
     parser.add_argument("--name", default="", help="keep the records under this name, and go on with those that are there")
 
 

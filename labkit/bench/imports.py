@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from labkit.bench.engine import Measured, document, interleave
+from labkit.cli.arguments import count
 from labkit.core import stats
 from labkit.errors import BadInput
 
@@ -25,7 +26,7 @@ ARMS = {"bare": "pass", "labkit": "import labkit", "records": "from labkit impor
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--starts", type=int, default=9, help="interpreters started for one measurement (default 9)")
+    parser.add_argument("--starts", type=count("--starts", 1, 1000), default=9, help="interpreters started for one measurement (default 9)")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

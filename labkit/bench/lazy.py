@@ -17,33 +17,35 @@ from functools import partial
 from typing import Any
 
 from labkit.bench.engine import Arm, Measured, document, interleave
+from labkit.cli.arguments import link, names, preset
 from labkit.core import host, records
-from labkit.errors import BadInput, LabError
+from labkit.errors import LabError
 
 ARMS = {"full": "full-pull", "lazy": "estargz-lazy", "stargz": "containerd-stargz"}
 LINKS = ("200mbit", "1gbit", "loopback")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--links", default=",".join(LINKS), help="emulated links (default 200mbit,1gbit,loopback)")
-    parser.add_argument("--arms", default=",".join(ARMS), help="default: full,lazy,stargz")
-    parser.add_argument("--preset", default="tiny", help="checkpoint; small ones leave the image as the cost (default tiny)")
+    parser.add_argument("--links", type=links_of, default=",".join(LINKS), help="emulated links (default 200mbit,1gbit,loopback)")
+    parser.add_argument("--arms", type=names("--arms", ARMS), default=",".join(ARMS), help="default: full,lazy,stargz")
+    parser.add_argument("--preset", type=preset, default="tiny", help="checkpoint; small ones leave the image as the cost (default tiny)")
     parser.add_argument("--stack", default="naive", help="what the arms share (default naive)")
 
 
+def links_of(text: str) -> str:
+    return ",".join(link(one) for one in names("--links", example="1gbit,loopback")(text).split(","))
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    names = [a for a in args.arms.split(",") if a]
-    links = [one for one in args.links.split(",") if one]
-    if unknown := [a for a in names if a not in ARMS]:
-        raise BadInput(f"no arm {unknown[0]!r}", fix="arms: " + ", ".join(ARMS))
+    wanted, links = args.arms.split(","), args.links.split(",")
     card = host.card()
     with ExitStack() as ends:
-        trials = {name: _trial(ends, args, ARMS[name], links[0], card) for name in names}
+        trials = {name: _trial(ends, args, ARMS[name], links[0], card) for name in wanted}
         arms: dict[str, Arm | str] = {f"{name}.{link}": trial if isinstance(trial, str) else partial(_measure, trial, link)
                                       for link in links for name, trial in trials.items()}
         results = interleave(arms, args.blocks, args.seed)
     ratios = {f"lazy_vs_{other}.{_short(link)}": (f"lazy.{link}", f"{other}.{link}") for link in links for other in ("full", "stargz")
-              if "lazy" in names and other in names}
+              if "lazy" in wanted and other in wanted}
     return document("lazy", results, ratios, preset=args.preset, stack=args.stack)
 
 

@@ -32,7 +32,9 @@ from typing import Any
 
 from labkit.bench import roads
 from labkit.bench.engine import Measured, document, interleave
+from labkit.cli.arguments import bucket_url, directory, link, names, preset
 from labkit.core import cold, floor, free_memory, stats
+from labkit.core.interpreter import module
 from labkit.core.ledger import Ledger
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, LabError
@@ -46,14 +48,14 @@ FROM_S3 = ("safetensors", "sdk-download", "runai-streamer", OURS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", default="1b", help="checkpoint: tiny, small, 1b (default), 8b")
+    parser.add_argument("--preset", type=preset, default="1b", help="checkpoint: tiny, small, 1b (default), 8b")
     parser.add_argument("--model-dir", default="", help="a public model directory in place of the preset")
-    parser.add_argument("--cache", default="cold,warm,tmpfs", help="cache states, comma-separated (default: all three)")
+    parser.add_argument("--cache", type=names("--cache", STATES), default="cold,warm,tmpfs", help="cache states, comma-separated (default: all three)")
     parser.add_argument("--from", dest="origin", choices=("disk", "s3"), default="disk")
-    parser.add_argument("--link", default="4gbit-bucket", help="emulated link of the bucket (with --from s3)")
-    parser.add_argument("--store", default="", metavar="URL", help="s3://BUCKET/PREFIX or gs://…, with this environment's credentials, in place of the embedded store")
-    parser.add_argument("--loaders", default="", help="only these, comma-separated")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--link", type=link, default="4gbit-bucket", help="emulated link of the bucket (with --from s3)")
+    parser.add_argument("--store", type=bucket_url, default="", metavar="URL", help="s3://BUCKET/PREFIX or gs://…, with this environment's credentials, in place of the embedded store")
+    parser.add_argument("--loaders", type=names("--loaders", LOADERS), default=None, help="only these, comma-separated")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu or cuda")
 
 
 def compare_loaders(*names: str, preset: str = "small", states: tuple[str, ...] = ("cold",), blocks: int = 3, origin: str = "disk", link: str = "4gbit-bucket",
@@ -68,10 +70,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.origin = "s3"
     states = [s.strip() for s in args.cache.split(",") if s.strip()]
     unknown = [s for s in states if s not in STATES]
-    names = [n.strip() for n in args.loaders.split(",") if n.strip()] or (list(FROM_S3) if args.origin == "s3" else [n for n in LOADERS if n != "sdk-download"])
+    names = [n.strip() for n in (args.loaders or "").split(",") if n.strip()] or (list(FROM_S3) if args.origin == "s3" else [n for n in LOADERS if n != "sdk-download"])
     unknown += [n for n in names if n not in LOADERS]
     if unknown:
         raise BadInput(f"neither a cache state nor a loader: {', '.join(unknown)}", fix=f"states {', '.join(STATES)}; loaders {', '.join(LOADERS)}")
+    if args.model_dir:
+        directory(args.model_dir, "--model-dir", "labkit model make --preset small DIR makes one")
     workspace = Workspace.default()
     from labkit.subject.checkpoint import ensure
 
@@ -95,7 +99,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def measure(loader: Loader, model: str, config_dir: str, device: str, weights_bytes: int, env: dict[str, str], about: dict[str, Any],
             stores: Any = None, options: dict[str, Any] | None = None) -> dict[str, Any]:
     """Run the child, lay memory when it is ready, ask the kernel about it while it lives, let it go. Raises LabError with its own words."""
-    argv = [sys.executable, "-m", "labkit.bench.load", loader.name, model, config_dir, device, json.dumps({**loader.options, **(options or {})})]
+    argv = [*module("labkit.bench.load"), loader.name, model, config_dir, device, json.dumps({**loader.options, **(options or {})})]
     child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **dict(loader.environment), **env}, text=True)
     try:
         assert child.stdout and child.stdin and child.stderr

@@ -11,12 +11,13 @@ from contextlib import ExitStack
 from typing import Any
 
 from labkit.bench.engine import Measured, document, interleave
+from labkit.cli.arguments import preset, scenario
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stack", default="naive")
-    parser.add_argument("--preset", default="small")
-    parser.add_argument("--scenario", default="fresh-node")
+    parser.add_argument("--preset", type=preset, default="small")
+    parser.add_argument("--scenario", type=scenario, default="fresh-node")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

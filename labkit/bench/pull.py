@@ -23,6 +23,8 @@ from typing import Any
 
 from labkit.bench import pull_rivals as rivals
 from labkit.bench.engine import Measured, document, interleave
+from labkit.cli.arguments import count, names
+from labkit.cli.arguments import link as link_text
 from labkit.core.beside import scratch
 from labkit.core.ledger import Ledger, remove_tree
 from labkit.core.workspace import Workspace
@@ -41,11 +43,19 @@ SAMPLE_BYTES = 256 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--link", default="1gbit-bucket", help="emulated link (default 1gbit-bucket)")
+    parser.add_argument("--link", type=link_text, default="1gbit-bucket", help="emulated link (default 1gbit-bucket)")
     parser.add_argument("--image", default="subject", help="subject (built when missing), interpreter (its smallest part), tiny, or an OCI layout")
-    parser.add_argument("--arms", default=",".join(ARMS), help="default: all")
-    parser.add_argument("--connections", type=int, default=objectpull.CONNECTIONS)
-    parser.add_argument("--part", default="2MiB", help="bytes of one range")
+    parser.add_argument("--arms", type=names("--arms", ARMS), default=",".join(ARMS), help="default: all")
+    parser.add_argument("--connections", type=count("--connections", 1, 1024), default=objectpull.CONNECTIONS)
+    parser.add_argument("--part", type=part, default="2MiB", help="bytes of one range")
+
+
+def part(text: str) -> str:
+    from labkit.core.units import parse_bytes
+
+    if not 4096 <= parse_bytes(text) <= 1 << 30:
+        raise BadInput(f"--part {text}", why="a range has from 4 KiB to 1 GiB", fix="--part 2MiB")
+    return text
 
 
 @dataclass
@@ -146,12 +156,12 @@ def image_of(what: str, space: Workspace, room: Path) -> tuple[oci.Layout, str]:
         path, name = ensure_image(space)
         return oci.Layout(path), name
     layout = oci.Layout(what)
-    return layout, layout.index()[0].annotations.get(oci.REF_NAME, "")
+    return layout, layout.first_name()
 
 
 def floors(layout: oci.Layout, name: str, link: link_room.Link, connections: int, room: Path) -> dict[str, float]:
     """Seconds below which no client on this host can come, and the rates they are made of."""
-    manifest = layout.manifest(name)
+    manifest = layout.manifest_with_layers(name)
     largest = max(manifest.layers, key=lambda d: d.size_bytes)
     codec = codec_of(largest.media_type)
     plain, share, spent_s = 0, 1.0, 1e-9

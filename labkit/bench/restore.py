@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from labkit.bench.engine import Measured, document, interleave
+from labkit.cli.arguments import link, names, preset
 from labkit.errors import LabError
 
 STACKS = {
@@ -30,10 +31,14 @@ STACKS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", default="small", help="one or more checkpoints, comma-separated (default small)")
-    parser.add_argument("--arms", default=",".join(STACKS), help="default: all")
+    parser.add_argument("--preset", type=presets_of, default="small", help="one or more checkpoints, comma-separated (default small)")
+    parser.add_argument("--arms", type=names("--arms", STACKS), default=",".join(STACKS), help="default: all")
     parser.add_argument("--scenario", default="warm-node", choices=["warm-node", "hot-node", "fresh-node"])
-    parser.add_argument("--link", default="loopback", help="fresh-node: the link that the snapshot crosses")
+    parser.add_argument("--link", type=link, default="loopback", help="fresh-node: the link that the snapshot crosses")
+
+
+def presets_of(text: str) -> str:
+    return ",".join(preset(one) for one in names("--preset", example="small")(text).split(","))
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

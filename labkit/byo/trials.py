@@ -75,6 +75,8 @@ class OwnServer:
         if path is None or not path.exists():
             raise BadInput(f"--weights {weights!r}: no such file or directory", why="its files are evicted before each trial, and watched in it",
                            fix="give the directory (or file) that the server reads its weights from")
+        if path.is_dir() and not any(p.is_file() for p in path.rglob("*")):
+            raise BadInput(f"--weights {weights!r}: no file in it", why="with nothing to evict, every start would be called cold", fix="give the directory (or file) that the server reads its weights from")
         base = target.partition("?")[0].rstrip("/")
         return OwnServer(argv, place.host, place.port, base if base.endswith("/v1") else base + "/v1", path.resolve(), servers.recognise(argv), image, model_name)
 

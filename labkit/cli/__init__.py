@@ -1,19 +1,33 @@
 """The command line: one module a command, imported only when it is called. A module gives `add_arguments(parser)` and `run(args) -> int`.
 
-Exit codes: 0 done · 1 measured, and something failed (the record says what) · 2 a mistake in the call · 3 a capability
-is missing · 130 interrupted. The last line of stdout of every command that measures is one compact JSON document.
+Exit codes, of every command:
+    0    done
+    1    measured, and something failed: the record or the last line says what
+    2    a mistake in the call, or the environment refuses (a full disk, no right, a limit): what, why and the fix are on stderr
+    3    a capability is missing here; labkit doctor says which
+    4    image mount: the registry did not deliver
+    70   a mistake of the lab itself: the message says where its traceback is
+    130  interrupted; everything started was taken down
+    141  nobody reads stdout any more
+The last line of stdout of every command that measures is one compact JSON document, in ASCII.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
+from functools import partial
 
+from labkit.cli.arguments import Parser
 from labkit.core import secrets
+from labkit.errors import BadInput, LabError, MissingCapability
 
 COMMANDS = {
     "doctor": "what this host can show, and what would unlock more",
@@ -35,21 +49,37 @@ COMMANDS = {
     "site": "the gallery of executed notebooks and figures",
 }
 
+#: What a command may end with.
+EXIT_CODES = (0, 1, 2, 3, 4, 70, 130, 141)
+_BUG = 70
+
+EPILOG = """exit codes: 0 done; 1 measured, and something failed; 2 a mistake in the call, or the environment refuses; 3 a capability
+is missing (labkit doctor); 4 image mount: the registry did not deliver; 70 a mistake of the lab; 130 interrupted; 141 nobody
+reads stdout any more. The last line of a command that measures is one JSON document.
+
+environment: LABKIT_HOME the workspace (default ~/.cache/labkit); LABKIT_TRACEBACK=1 shows where an error comes from."""
+
 
 def _module(command: str) -> str:
     return "labkit.cli." + command.replace("-", "_")
 
 
-def parser(command: str | None = None) -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="labkit", description="The cold-start lab: measure every technique on your own machine.")
+def parser(command: str | None = None) -> Parser:
+    """All commands, each filled by its module when it is parsed; `command` is filled at once."""
+    top = Parser(prog="labkit", description="The cold-start lab: measure every technique on your own machine.", epilog=EPILOG,
+                 formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("--version", action="version", version=f"labkit {_version()}")
     subs = top.add_subparsers(dest="command", metavar="COMMAND")
     for name, help_text in COMMANDS.items():
-        sub = subs.add_parser(name, help=help_text, description=help_text.capitalize() + ".",
-                              formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub = subs.add_parser(name, help=help_text, description=help_text.capitalize() + ".", formatter_class=argparse.RawDescriptionHelpFormatter,
+                              fill=partial(_fill, name))
         if name == command:
-            importlib.import_module(_module(name)).add_arguments(sub)
+            sub.filled()
     return top
+
+
+def _fill(command: str, sub: argparse.ArgumentParser) -> None:
+    importlib.import_module(_module(command)).add_arguments(sub)
 
 
 def _version() -> str:
@@ -60,31 +90,55 @@ def _version() -> str:
 
 @secrets.screened()
 def main(argv: Sequence[str]) -> int:
-    from labkit.core import ledger, printable
-    from labkit.errors import LabError, MissingCapability
+    """Run one command. Returns its exit code; whatever goes wrong is said on stderr in three lines, never as a bare traceback."""
+    from labkit.core import ledger
 
     ledger.command()
-    signal.signal(signal.SIGTERM, _terminate)
     secrets.learn_argv(argv)
-    command = next((a for a in argv if a in COMMANDS), None)
+    command = next((a for a in argv if a in COMMANDS), "")
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, _terminate)
     try:
-        args = parser(command).parse_args(argv)
+        args = parser().parse_args(list(argv))
         if not args.command:
             parser().print_help()
             return 2
         return int(importlib.import_module(_module(args.command)).run(args) or 0)
-    except LabError as error:
-        if os.environ.get("LABKIT_TRACEBACK"):
-            raise
-        print(f"labkit {command or ''}: {printable.text(error)}", file=sys.stderr)
-        return 3 if isinstance(error, MissingCapability) else 2
+    except SystemExit as end:  # --help, --version
+        return end.code if isinstance(end.code, int) else 0
     except KeyboardInterrupt:
         ledger.close_current()  # before it is said
         print("labkit: interrupted; everything started was taken down", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except BaseException as error:
+        return failed(error, command)
+
+
+def failed(error: BaseException, command: str) -> int:
+    """Say on stderr what ended a command, and give its exit code."""
+    from labkit.cli import streams
+    from labkit.core import printable
+    from labkit.core.refusals import refusal
+
+    if os.environ.get("LABKIT_TRACEBACK"):
+        print(secrets.mask("".join(traceback.format_exception(error))), file=sys.stderr)
+    if error in streams.failures:
+        return streams.undone(streams.failures[0])
+    said = refusal(error)
+    print(f"{' '.join(['labkit', command]).strip()}: {printable.text(said or _own_mistake(error, command))}", file=sys.stderr)
+    return _BUG if said is None else 3 if isinstance(said, MissingCapability) else 2
+
+
+def _own_mistake(error: BaseException, command: str) -> LabError:
+    """An exception nobody expected: its traceback goes into a file of this user alone, as it may hold arguments."""
+    text = "".join(traceback.format_exception(error))
+    kept = "LABKIT_TRACEBACK=1 shows the traceback"
+    with contextlib.suppress(OSError):
+        handle, path = tempfile.mkstemp(prefix="labkit-failure-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(secrets.mask(text))
+        kept = f"report it with {path}, which holds the traceback"
+    return BadInput(f"a mistake of the lab, not yours: {type(error).__name__}: {error}", why=f"labkit {command} did not expect it; everything started was taken down", fix=kept)
 
 
 def _terminate(_signal: int, _frame: object) -> None:

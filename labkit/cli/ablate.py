@@ -11,16 +11,18 @@ import sys
 import time
 from typing import Any
 
+from labkit.cli.arguments import count, link, names, new_file, preset, scenario
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--kinds", default="add-one,ladder", help="add-one, drop-one, ladder, factorial (default add-one,ladder)")
+    parser.add_argument("--kinds", type=names("--kinds", ("add-one", "drop-one", "ladder", "factorial")), default="add-one,ladder", help="add-one, drop-one, ladder, factorial (default add-one,ladder)")
     parser.add_argument("--only", default="", help="techniques to use, comma-separated (default: all that can run here)")
     parser.add_argument("--best", default="", metavar="STACK", help="the stack drop-one takes apart (default best-here)")
     parser.add_argument("--search", action="store_true", help="search for best-here on measured trials, and save it")
-    parser.add_argument("--scenario", default="fresh-node")
-    parser.add_argument("--link", default="1gbit", help="emulated link (default 1gbit)")
-    parser.add_argument("--preset", default="small")
-    parser.add_argument("--blocks", type=int, default=5)
+    parser.add_argument("--scenario", type=scenario, default="fresh-node")
+    parser.add_argument("--link", type=link, default="1gbit", help="emulated link (default 1gbit)")
+    parser.add_argument("--preset", type=preset, default="small")
+    parser.add_argument("--blocks", type=count("--blocks"), default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="", metavar="FILE", help="the record (default: a new file in the workspace's runs/)")
     parser.add_argument("--resume", action="store_true", help="go on with the record in --out")
@@ -30,11 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from labkit.core import host, records
+    from labkit.errors import MissingCapability
     from labkit.face.live import progress
     from labkit.stack.ablate import arms, candidates
+    from labkit.stack.compose import Stack
 
-    if args.out and not args.search:
-        records.refuse_overwriting(args.out, args.resume, args.overwrite)
+    if args.out:
+        new_file(args.out, "--out")
+        if not args.search:
+            records.refuse_overwriting(args.out, args.resume, args.overwrite)
+    if args.best and args.best != "best-here":
+        Stack.parse(args.best)
     only = tuple(n.strip() for n in args.only.split(",") if n.strip())
     if args.search:
         return _search(args, only)
@@ -43,6 +51,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"not here: {name}: {why}", file=sys.stderr)
     kinds = [k.strip() for k in args.kinds.split(",")]
     stacks = arms(kinds, names, best=_best(args) if "drop-one" in kinds else None)
+    if len(stacks) == 1:
+        raise MissingCapability("nothing but the naive stack can run here", why="an ablation compares techniques with it; " + ("; ".join(f"{k}: {v}" for k, v in missing.items()) or "none was asked for"),
+                                fix="labkit doctor, or another --scenario or --only")
     print(f"{len(stacks)} arms × {args.blocks} blocks on {args.scenario}, link {args.link}; the first block tells how long the rest takes; "
           "--resume goes on after an interruption", file=sys.stderr)
     from labkit.stack import experiment
@@ -123,4 +134,7 @@ def _report(run: Any, only_json: bool) -> int:
     last_line({**doc, "bench": "ablate",
                "predictions": [{"arm": p.arm, "measured_s": p.measured_s, "sum_s": p.sum_s, "path_s": p.path_s} for p in predictions],
                "claims": [{"row": r.label, "technique": r.technique, "claimed": r.claim.text, "ratio": dict(r.ratio), "verdict": r.verdict} for r in rows]})
+    if not any(e.ratio and e.arm != "naive" for e in found):
+        print("no technique was measured beside the naive stack: nothing was compared", file=sys.stderr)
+        return 1
     return 1 if any(t.outcome not in ("ok", "unavailable") for t in run.trials) else 0

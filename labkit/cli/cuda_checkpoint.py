@@ -7,6 +7,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from labkit.cli.arguments import count
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
@@ -14,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--action", choices=["lock", "checkpoint", "restore", "unlock"], help="one step")
     what.add_argument("--get-state", action="store_true", help="print running, locked, checkpointed or failed")
     what.add_argument("--get-restore-tid", action="store_true", help="print the id of the thread that restores")
-    parser.add_argument("--pid", type=int, required=True)
-    parser.add_argument("--timeout", type=int, default=0, metavar="MS", help="of lock, in milliseconds; 0: none")
+    parser.add_argument("--pid", type=count("--pid", 1, 1 << 22), required=True)
+    parser.add_argument("--timeout", type=count("--timeout", 0, 86_400_000), default=0, metavar="MS", help="of lock, in milliseconds; 0: none")
     parser.add_argument("--verbose", "-v", action="store_true", help="seconds and GPU memory of each step")
     parser.epilog = "LABKIT_FAKE_CUDA=FILE takes the simulated driver, whose state is in FILE."
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from labkit.errors import LabError
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="only the JSON line")
@@ -21,12 +23,8 @@ def run(args: argparse.Namespace) -> int:
 
     findings = host.doctor()
     card = dict(host.card())
-    rates: dict[str, Any] = {}
-    if not args.no_disk:
-        from labkit.core import floor
-        from labkit.core.workspace import Workspace
-
-        rates = floor.disk(Workspace.default())
+    rates, trouble = ({}, None) if args.no_disk else _disk()
+    if rates:
         card["disk"] = {**card["disk"], "read_bytes_per_s": rates.get("disk_read_bytes_per_s"), "write_bytes_per_s": rates.get("disk_write_bytes_per_s")}
     if not args.json:
         print(_describe(card))
@@ -34,7 +32,24 @@ def run(args: argparse.Namespace) -> int:
         print(table([[f.state, probes.PROBES[f.name].title, f.detail or f.missing] for f in findings], ["", "capability", "here"]))
         print("".join(_change(f, probes.PROBES[f.name].title) for f in findings if f.state != host.OK))
     last_line({"command": "doctor", "host": card, "findings": [f.as_json() for f in findings], "floors": rates})
+    if trouble:  # after the table: it is what helps to find the cause
+        raise trouble
     return 0
+
+
+def _disk() -> tuple[dict[str, Any], LabError | None]:
+    """Rates of the workspace's disk, or why there are none."""
+    from labkit.core import floor
+    from labkit.core.refusals import refusal
+    from labkit.core.workspace import Workspace
+
+    try:
+        return floor.disk(Workspace.default()), None
+    except Exception as error:
+        said = refusal(error)
+        if said is None:
+            raise
+        return {}, said
 
 
 def _change(finding: Any, title: str) -> str:

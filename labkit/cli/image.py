@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import sys
+from functools import partial
 
 #: subcommand -> (module, help)
 SUBCOMMANDS = {
@@ -31,13 +31,14 @@ def _hook(command: str, kind: str):  # type: ignore[no-untyped-def]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     subs = parser.add_subparsers(dest="image_command", metavar="SUBCOMMAND", required=True)
-    called = next((a for a in sys.argv[1:] if a in SUBCOMMANDS), None)
     for name, (module, help_text) in SUBCOMMANDS.items():
         if importlib.util.find_spec(module) is None:
             continue
-        sub = subs.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
-        if name == called:
-            _hook(name, "arguments")(sub)
+        subs.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".", fill=partial(_fill, name))
+
+
+def _fill(name: str, sub: argparse.ArgumentParser) -> None:
+    _hook(name, "arguments")(sub)
 
 
 def run(args: argparse.Namespace) -> int:

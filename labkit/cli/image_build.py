@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from labkit.cli.arguments import count, directory, output_directory, web_url
+
 
 def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="LAYOUT", help="where the OCI layout goes (default: the workspace, cached)")
@@ -23,6 +25,10 @@ def run_build(args: argparse.Namespace) -> int:
     from labkit.image import build, oci, tiny
 
     began = time.monotonic()
+    if args.with_weights:
+        directory(args.with_weights, "--with-weights", "labkit model make --preset small DIR makes one")
+    if args.out:
+        output_directory(args.out, "--out")
     if args.tiny:
         name = args.name or tiny.REFERENCE
         path = Path(args.out) if args.out else Workspace.default().images / "tiny"
@@ -49,7 +55,7 @@ def _say(text: str) -> None:
 def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("layout", type=Path)
     parser.add_argument("--name", default="", help="which image of the layout (default: the first)")
-    parser.add_argument("--files", type=int, default=0, metavar="N", help="list the N largest files of each layer (reads the layers)")
+    parser.add_argument("--files", type=count("--files", 0, 1_000_000), default=0, metavar="N", help="list the N largest files of each layer (reads the layers)")
 
 
 def run_inspect(args: argparse.Namespace) -> int:
@@ -80,9 +86,9 @@ def run_inspect(args: argparse.Namespace) -> int:
 
 
 def add_pull_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("reference", help="http://HOST:PORT/NAME:TAG")
+    parser.add_argument("reference", type=web_url, help="http://HOST:PORT/NAME:TAG")
     parser.add_argument("layout", type=Path, help="layout to fetch into (made if missing)")
-    parser.add_argument("--streams", type=int, default=3, help="layers at a time (default 3, as stock clients do)")
+    parser.add_argument("--streams", type=count("--streams", 1, 256), default=3, help="layers at a time (default 3, as stock clients do)")
 
 
 def run_pull(args: argparse.Namespace) -> int:
@@ -90,6 +96,7 @@ def run_pull(args: argparse.Namespace) -> int:
     from labkit.image import oci
     from labkit.image.pull import pull_into
 
+    output_directory(args.layout, "LAYOUT")
     began = time.monotonic()
     _, facts = pull_into(oci.Layout(args.layout), args.reference, streams=args.streams)
     last_line({"layout": str(args.layout), "seconds": round(time.monotonic() - began, 3), **facts})

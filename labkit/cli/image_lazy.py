@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from labkit.cli.arguments import count, output_directory, readable_file
+
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     from labkit.core.units import parse_bytes
@@ -13,8 +15,8 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="", help="which image of the layout (default: the only one)")
     parser.add_argument("--access-record", metavar="FILE", help="order of first touches: of `labkit image mount --record`, or of ctr-remote")
     parser.add_argument("--chunk-size", type=parse_bytes, default=1 << 20, metavar="SIZE", help="bytes of a chunk (default 1 MiB)")
-    parser.add_argument("--level", type=int, default=6, help="of libdeflate, 1 to 12 (default 6: zlib 9's size)")
-    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--level", type=count("--level", 1, 12), default=6, help="of libdeflate, 1 to 12 (default 6: zlib 9's size)")
+    parser.add_argument("--threads", type=count("--threads", 1, 1024), default=None)
 
 
 def run_convert(args: argparse.Namespace) -> int:
@@ -24,6 +26,9 @@ def run_convert(args: argparse.Namespace) -> int:
     from labkit.image import access_record, oci
     from labkit.image.estargz.convert import convert
 
+    if args.access_record:
+        readable_file(args.access_record, "--access-record", "labkit image mount --record FILE writes one")
+    output_directory(args.out, "OUT")
     source = oci.Layout(args.layout)
     name = _name(source, args.name)
     record = access_record.read(args.access_record) if args.access_record else []

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 
+from labkit.cli.arguments import bucket_url, count, output_directory
+
 
 def add_push_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("layout", help="OCI image layout")
-    parser.add_argument("--to", required=True, help="s3://BUCKET/PREFIX or gs://… (AWS_ENDPOINT_URL and keys from the environment)")
+    parser.add_argument("--to", required=True, type=bucket_url, help="s3://BUCKET/PREFIX or gs://… (AWS_ENDPOINT_URL and keys from the environment)")
     parser.add_argument("--name", default="", help="which image of the layout (default: the only one)")
 
 
 def add_recompress_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("layout", help="OCI image layout")
     parser.add_argument("--codec", required=True, choices=("gzip", "zstd", "none"))
-    parser.add_argument("--level", type=int, default=None, help="default: gzip 6, zstd 3")
+    parser.add_argument("--level", type=count("--level", 1, 22), default=None, help="default: gzip 6, zstd 3")
     parser.add_argument("--out", required=True, help="layout to write (made if missing)")
     parser.add_argument("--name", default="", help="which image of the layout (default: the only one)")
 
@@ -24,6 +26,8 @@ def _name(layout, wanted: str) -> str:  # type: ignore[no-untyped-def]
     from labkit.image.oci import REF_NAME
 
     listed = [d.annotations.get(REF_NAME, "") for d in layout.index()]
+    if not listed:
+        raise BadInput(f"{layout.path} holds no image", why="there is nothing to take from it", fix=f"labkit image build --out {layout.path}")
     if wanted or len(listed) == 1:
         return wanted or listed[0]
     raise BadInput(f"{layout.path} holds {len(listed)} images", fix="--name " + " or --name ".join(listed))
@@ -50,6 +54,7 @@ def run_recompress(args: argparse.Namespace) -> int:
     from labkit.core.units import show_bytes
     from labkit.image import oci, push
 
+    output_directory(args.out, "--out")
     source, target, began_s = oci.Layout(args.layout), oci.Layout.create(args.out), time.monotonic()
     name = _name(source, args.name)
     before = source.manifest(name).layers_bytes

@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from functools import partial
 from types import ModuleType
 
+from labkit.cli.arguments import count
 from labkit.core.units import parse_bytes, show_bytes, show_rate, show_s
 
 
@@ -33,17 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size.add_argument("--bytes", metavar="N", help="any size of tensors: 500MB, 3GiB")
     make.add_argument("--family", choices=["llama", "qwen2"], default="llama")
     make.add_argument("--format", choices=["safetensors", "pickle"], default="safetensors")
-    make.add_argument("--shards", type=int, default=0, help="number of files (default: as few as 1.1 GB each allow)")
+    make.add_argument("--shards", type=count("--shards", 0, 10_000), default=0, help="number of files (default: as few as 1.1 GB each allow)")
     make.add_argument("--seed", type=int, default=None, help="other values, same shape")
     make.add_argument("--json", action="store_true", help="only the JSON line")
     verify = subs.add_parser("verify", help="check every tensor's digest")
     verify.add_argument("directory", metavar="DIR")
     verify.add_argument("--json", action="store_true", help="only the JSON line")
-    commands = _weights() if {"convert", "inspect"} & set(sys.argv) else None
     for name, text in (("convert", "the same tensors in another format"), ("inspect", "what is in a file, from its header alone")):
-        sub = subs.add_parser(name, help=text, description=text.capitalize() + ".")
-        if commands:
-            getattr(commands, f"add_{name}")(sub)
+        subs.add_parser(name, help=text, description=text.capitalize() + ".", fill=partial(_fill, name))
+
+
+def _fill(name: str, sub: argparse.ArgumentParser) -> None:
+    if commands := _weights():
+        getattr(commands, f"add_{name}")(sub)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from labkit.cli.arguments import new_file, output_directory, readable_file, seconds
 from labkit.errors import BadInput
 
 
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_parser.add_argument("names", nargs="*", metavar="NAME", help="01_anatomy, a prefix such as 01, or a path (default: all)")
     run_parser.add_argument("--preset", default="", help="parameters from the notebook's own presets: ci")
     run_parser.add_argument("-p", "--parameter", action="append", default=[], metavar="K=V", help="one parameter; unknown names are an error")
-    run_parser.add_argument("--timeout", type=float, default=900.0, help="seconds for one notebook (default 900); its children are ended too")
+    run_parser.add_argument("--timeout", type=seconds("--timeout"), default=900.0, help="seconds for one notebook (default 900); its children are ended too")
     run_parser.add_argument("--out", default="report/notebooks", metavar="DIR", help="executed notebooks and the report page")
     run_parser.add_argument("--baseline", default="", metavar="FILE", help="fail when a stack got slower than in this record, beyond the noise")
     run_parser.add_argument("--save-baseline", default="", metavar="FILE", help="write what was measured as a baseline")
@@ -44,6 +45,8 @@ def folder() -> Path:
 def find(names: list[str], syllabi: bool = False) -> list[Path]:
     """Paths of notebooks by name, prefix or path. Raises BadInput with what there is."""
     every = sorted(folder().glob("*.ipynb")) + (sorted(folder().glob("syllabi/*.ipynb")) if syllabi else [])
+    if not every and not all(Path(n).suffix == ".ipynb" for n in names or [""]):
+        raise BadInput(f"no notebook in {folder()}", why="with nothing to run or check, nothing would be shown", fix="call it from a checkout of the lab, or give paths of notebooks")
     if not names:
         return every
     found = []
@@ -51,22 +54,22 @@ def find(names: list[str], syllabi: bool = False) -> list[Path]:
         path = Path(name)
         hits = [path] if path.suffix == ".ipynb" and path.exists() else [p for p in every if p.stem == name or p.stem.startswith(name + "_")]
         if not hits:
-            raise BadInput(f"no notebook {name!r}", fix="one of: " + ", ".join(p.stem for p in every))
+            raise BadInput(f"no notebook {name!r}", why="nothing else is run in its place", fix="one of: " + ", ".join(p.stem for p in every))
         found += hits
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _check(args: argparse.Namespace) -> int:
     from labkit.lessons import canonical
 
-    problems = []
-    for path in find(args.names, syllabi=True):
+    problems, looked = [], find(args.names, syllabi=True)
+    for path in looked:
         if args.fix and canonical.fix(path):
             print(f"{path}: fixed")
         problems += canonical.look(path)
     for problem in problems:
         print(problem)
-    print(f"{len(problems)} problem{'' if len(problems) == 1 else 's'}" if problems else "notebooks are in canonical form")
+    print(f"{len(problems)} problem{'' if len(problems) == 1 else 's'}" if problems else f"{len(looked)} notebook{'' if len(looked) == 1 else 's'} in canonical form")
     return 1 if problems else 0
 
 
@@ -79,6 +82,12 @@ def _run(args: argparse.Namespace) -> int:
         from labkit.lessons import syllabus
 
         syllabus.refuse_overwriting(args.save_seconds)
+    if args.baseline:
+        readable_file(args.baseline, "--baseline", "labkit notebooks run --save-baseline FILE makes one")
+    for option in ("--save-baseline", "--save-seconds"):
+        if path := getattr(args, option[2:].replace("-", "_")):
+            new_file(path, option)
+    output_directory(args.out, "--out")
     given = dict(execute.parse_parameter(text) for text in args.parameter)
     made = execute.run_all(find(args.names), Path(args.out), preset=args.preset, given=given, timeout_s=args.timeout,
                            baseline=args.baseline, save_baseline=args.save_baseline, say=None if args.json else print)
@@ -93,6 +102,8 @@ def _run(args: argparse.Namespace) -> int:
             print("slower than the baseline:" if made.slower else "no stack got slower than the baseline, as far as these trials can show")
             for line in (*made.slower, *made.compared.visible):
                 say(f"  {line}")
+            for line in made.compared.left_out:
+                say(f"  not compared: {line}")
         print(f"report: {made.page}")
     last_line(made.as_json())
     return made.code

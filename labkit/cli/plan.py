@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 
+from labkit.cli.arguments import count, number, readable_file
+
 _PER = {"s": 1.0, "min": 60.0, "h": 3600.0, "day": 86_400.0, "d": 86_400.0}
 
 
@@ -26,15 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--rate", metavar="N/UNIT", help="mean requests, like 120/h, 0.5/s or 2000/day")
     load.add_argument("--trace", metavar="FILE", help="a CSV of arrivals (seconds or ISO 8601) in place of a generated trace")
     load.add_argument("--shape", default="poisson", choices=["poisson", "bursty", "diurnal"], help="of the generated trace")
-    load.add_argument("--gpu-hour", type=float, metavar="PRICE", help="price of one GPU-hour, in your currency")
+    load.add_argument("--gpu-hour", type=number("--gpu-hour", zero=True, most=1e9, example="2.5"), metavar="PRICE", help="price of one GPU-hour, in your currency")
     for flag, what in (("--service-s", "seconds a request keeps its slot"), ("--concurrency", "requests one replica serves at once"), ("--keep-alive-s", "idle seconds before scale to zero"),
                        ("--max-replicas", "the most replicas"), ("--duration-s", "length of the generated trace")):
-        load.add_argument(flag, type=float, metavar="N", help=what)
+        load.add_argument(flag, type=number(flag, zero=flag == "--keep-alive-s", most=1e9, example="60"), metavar="N", help=what)
     parser.add_argument("--records", nargs="+", default=[], metavar="RUN", help="records to fit (default: this host's, in the workspace's runs/)")
     parser.add_argument("--arm", default="", help="the stack to forecast (default: naive)")
     parser.add_argument("--scenario", default="", help="use only records of this scenario (default: the one with most sizes)")
     parser.add_argument("--measure", action="store_true", help="first measure three sizes of the model and two of the image")
-    parser.add_argument("--blocks", type=int, default=3, help="with --measure: repeats (default 3)")
+    parser.add_argument("--blocks", type=count("--blocks"), default=3, help="with --measure: repeats (default 3)")
     parser.add_argument("--seed", type=int, default=0, help="of traces and draws")
     parser.add_argument("--json", action="store_true", help="only the JSON line")
 
@@ -49,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     from labkit.decide.measure import came_through, gather, measure
     from labkit.decide.queueing import read_trace
 
+    for path in args.records:
+        readable_file(path, "--records", "labkit run naive --out FILE makes one")
     trace = read_trace(args.trace) if args.trace else None
     given: dict[str, float | None] = {
         "image_bytes": parse_bytes(args.image_size) if args.image_size else None, "unpacked_bytes": parse_bytes(args.unpacked_size) if args.unpacked_size else None,

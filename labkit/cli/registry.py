@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from labkit.cli.arguments import directory, output_directory
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from labkit.net.serving import add_serve_arguments
@@ -25,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from labkit.image.registry import Registry
     from labkit.net.serving import serve
 
+    output_directory(args.root, "--root")
     if args.action == "serve":
         from labkit.errors import BadInput
         from labkit.net.guard import is_loopback
@@ -34,5 +37,6 @@ def run(args: argparse.Namespace) -> int:
                            fix="--read-only; or --open-writes if that is meant; or keep --host 127.0.0.1 and use ssh -L")
         what = "its images can be read" + ("" if args.read_only else ", pushed and deleted")
         return serve(Registry(args.root, read_only=args.read_only), args, name="labkit-registry", exposes=(what, "" if args.read_only else "--read-only"))
+    directory(args.layout, "LAYOUT", "labkit image build --out LAYOUT makes one")
     last_line(publish_image(args.root, args.layout, args.reference))
     return 0

@@ -10,23 +10,25 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from labkit.cli.arguments import bucket_url, count, directory, link, new_file, port, preset, scenario, seconds
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("stacks", nargs="*", metavar="STACK", help="a named stack (naive, article, best-here, no-image) or LAYER=TECHNIQUE,…")
     parser.add_argument("--stack", action="append", default=[], metavar="STACK", help="the same as an option; may be given several times")
-    parser.add_argument("--blocks", type=int, default=5, help="repeats: every arm once per block, in random order (default 5)")
-    parser.add_argument("--scenario", default="fresh-node", help="fresh-node (default), warm-node or hot-node: what the host has at t0")
-    parser.add_argument("--link", default="loopback", help="emulated link: loopback (default), 200mbit, 1gbit, 1gbit-bucket … (it can only slow things down)")
-    parser.add_argument("--store", default="", metavar="URL", help="s3://BUCKET/PREFIX or gs://…: a fresh node's weights come from there, with this environment's credentials")
-    parser.add_argument("--preset", default="small", help="checkpoint: tiny, small (default), 1b, 8b")
+    parser.add_argument("--blocks", type=count("--blocks"), default=5, help="repeats: every arm once per block, in random order (default 5)")
+    parser.add_argument("--scenario", type=scenario, default="fresh-node", help="fresh-node (default), warm-node or hot-node: what the host has at t0")
+    parser.add_argument("--link", type=link, default="loopback", help="emulated link: loopback (default), 200mbit, 1gbit, 1gbit-bucket … (it can only slow things down)")
+    parser.add_argument("--store", type=bucket_url, default="", metavar="URL", help="s3://BUCKET/PREFIX or gs://…: a fresh node's weights come from there, with this environment's credentials")
+    parser.add_argument("--preset", type=preset, default="small", help="checkpoint: tiny, small (default), 1b, 8b")
     parser.add_argument("--model-dir", default="", help="a public model directory in place of the synthetic checkpoint")
-    parser.add_argument("--timeout", type=float, default=300.0, help="seconds until a trial is a time-out (default 300)")
+    parser.add_argument("--timeout", type=seconds("--timeout"), default=300.0, help="seconds until a trial is a time-out (default 300)")
     parser.add_argument("--seed", type=int, default=0, help="order of arms within blocks")
     parser.add_argument("--out", default="", metavar="FILE", help="the record (default: a new file in the workspace's runs/)")
     parser.add_argument("--resume", action="store_true", help="go on with the record in --out")
     parser.add_argument("--overwrite", action="store_true", help="begin the record in --out anew, where there is one")
     parser.add_argument("--json", action="store_true", help="only the JSON line on stdout")
-    parser.add_argument("--port", type=int, default=None, help="port of the server (default: a free one)")
+    parser.add_argument("--port", type=port(), default=None, help="port of the server (default: a free one)")
     parser.add_argument("--at-t0", default="", metavar="CMD", help="a shell command started at t0 with LABKIT_URL set: a client outside the lab")
     parser.add_argument("--device", default="", choices=["", "cpu", "cuda"], help="device of the server (default: its own choice)")
     byo = parser.add_argument_group("bring your own server (measured from outside, nothing in it is changed)")
@@ -43,15 +45,21 @@ def run(args: argparse.Namespace) -> int:
     from labkit.core.records import Run
     from labkit.errors import BadInput
 
-    if args.blocks < 1:
-        raise BadInput(f"--blocks {args.blocks}", why="a run has at least one block", fix="--blocks 5")
+    if args.model_dir:
+        directory(args.model_dir, "--model-dir", "labkit model make --preset small DIR makes one")
+    if args.out:
+        new_file(args.out, "--out")
+    if args.own_command and (args.stacks or args.stack):
+        raise BadInput("both stacks and --command", why="one of them would be left out", fix="two runs, then labkit compare")
+    if not args.own_command and (own := [f"--{n.replace('_', '-')}" for n in ("url", "weights", "image", "model_name") if getattr(args, n)]):
+        raise BadInput(f"{own[0]} without --command", why="it is about a server of your own, and none was named", fix="labkit run --command CMD --url URL --weights DIR")
     made: Run = _own(args) if args.own_command else _stacks(args)
     if not args.json:
         from labkit.face.account import text
 
         say(text(printable.every(made)))
     last_line(summary(made))
-    return 1 if made.failed else 0
+    return 1 if made.failed or not made.trials else 0
 
 
 def _own(args: argparse.Namespace) -> Any:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from labkit.cli.arguments import output_directory, readable_file
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="site", metavar="DIR", help="where the gallery goes (default: site)")
@@ -20,8 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from labkit.cli.output import last_line, say
+    from labkit.core import records
     from labkit.lessons import gallery, pages
 
+    for path in args.record:
+        records.read(readable_file(path, "--record", "labkit run naive --out FILE makes one"))
+    output_directory(args.out, "--out")
     pages.refuse_strangers([Path(args.out) / "index.html"])
     executed, failed = Path(args.executed), 0
     if args.execute or not list(executed.glob("*.ipynb")):

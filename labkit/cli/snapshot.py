@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from labkit.cli.arguments import bucket_url, count, directory, port, preset
 from labkit.errors import BadInput
 
 
@@ -15,33 +16,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     dump = actions.add_parser("dump", help="start the subject, let it serve a token, shrink it, dump it, prove it")
     dump.add_argument("name", help="what to call it (a directory below LABKIT_HOME/artifacts), or a path")
-    dump.add_argument("--preset", default="small")
+    dump.add_argument("--preset", type=preset, default="small")
     dump.add_argument("--model", default="", help="a model directory in place of the preset")
-    dump.add_argument("--pid", type=int, default=0, help="dump this process as it stands instead (it goes on running)")
+    dump.add_argument("--pid", type=count("--pid", 1, 1 << 22), default=0, help="dump this process as it stands instead (it goes on running)")
     dump.add_argument("--whole", action="store_true", help="weights inside the image in place of mapped from the model's file")
     dump.add_argument("--scrub", action="store_true", help="start the subject without the secrets of this environment")
     dump.add_argument("--keep-environment", action="store_true", help="give the subject this shell's whole environment (default: a short one)")
     dump.add_argument("--tcp-established", action="store_true", help="with --pid: keep open connections")
     restore = actions.add_parser("restore", help="bring it back, on any port, and say how long its first token took")
     restore.add_argument("name")
-    restore.add_argument("--port", type=int, default=0, help="default: a free one")
+    restore.add_argument("--port", type=port(least=0), default=0, help="default: a free one")
     restore.add_argument("--lazy-pages", action="store_true", help="let it run at once, pages come when they are touched")
     restore.add_argument("--cold", action="store_true", help="evict its files from the page cache first")
     restore.add_argument("--stay", action="store_true", help="leave it serving until Ctrl-C")
     listing = actions.add_parser("list", help="snapshots here: size, place, whole or not")
-    listing.add_argument("--verify", action="store_true", help="read every byte")
+    listing.add_argument("--verify", action="store_true", help="read every byte; exit 1 when one is damaged")
     explain = actions.add_parser("explain", help="a CRIU log in words; or what is in a snapshot")
     explain.add_argument("what", help="a dump.log or restore.log, or a snapshot's name")
     push = actions.add_parser("push", help="publish it to a bucket")
     push.add_argument("name")
-    push.add_argument("url", help="s3://BUCKET/PREFIX")
+    push.add_argument("url", type=bucket_url, help="s3://BUCKET/PREFIX")
     push.add_argument("--compress", choices=["none", "zstd"], default="none")
     pull = actions.add_parser("pull", help="fetch a published one, ranges in parallel")
-    pull.add_argument("url")
+    pull.add_argument("url", type=bucket_url)
     pull.add_argument("name")
     soak = actions.add_parser("soak", help="dump and restore again and again while a client keeps asking")
-    soak.add_argument("--cycles", type=int, default=50)
-    soak.add_argument("--preset", default="tiny")
+    soak.add_argument("--cycles", type=count("--cycles", 1, 100_000), default=50)
+    soak.add_argument("--preset", type=preset, default="tiny")
     parser.epilog = "A snapshot holds the process's memory: its files are 0600, and `list` names the secrets inside."
 
 
@@ -68,6 +69,8 @@ def _dump(args: argparse.Namespace) -> int:
     if args.pid:
         made = making.dump_running(args.pid, target, options=["--tcp-established"] if args.tcp_established else [])
     else:
+        if args.model:
+            directory(args.model, "--model", "labkit model make --preset small DIR makes one")
         model = Path(args.model).resolve() if args.model else checkpoint.ensure(Workspace.default(), args.preset)
         environment = making.short_environment(dict(os.environ) if args.keep_environment else None)
         inside = store.secrets_in(environment)
@@ -135,9 +138,11 @@ def _list(args: argparse.Namespace) -> int:
             state = error.what
             rows.append([path.parent.name, "", "", "", "", state])
         docs.append({"name": path.parent.name, "state": state})
+    if args.verify and not rows:
+        raise BadInput("no snapshot to verify", why="of nothing, nothing was read", fix="labkit snapshot dump NAME")
     print(table(rows, ["snapshot", "technique", "size", "made", "secrets inside", "state"]) if rows else "no snapshots here: labkit snapshot dump NAME")
     last_line({"snapshots": docs})
-    return 0
+    return 1 if args.verify and any(d["state"] != "whole" for d in docs) else 0
 
 
 def _explain(args: argparse.Namespace) -> int:

@@ -6,6 +6,8 @@ import argparse
 import secrets
 from typing import TYPE_CHECKING
 
+from labkit.cli.arguments import bucket_url, directory, output_directory
+
 if TYPE_CHECKING:
     from labkit.net.message import Request, Response
 
@@ -21,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_argument("--open-writes", action="store_true", help="accept unsigned writes")
     add = actions.add_parser("add", help="put a folder into the store under a key prefix, by hard link where possible")
     add.add_argument("folder")
-    add.add_argument("url", help="s3://BUCKET/PREFIX")
+    add.add_argument("url", type=bucket_url, help="s3://BUCKET/PREFIX")
     add.add_argument("--root", required=True)
 
 
@@ -30,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from labkit.errors import BadInput
     from labkit.net.serving import serve
 
+    output_directory(args.root, "--root")
     if args.action == "serve":
         from labkit.net.guard import is_loopback
         from labkit.objects.store import KEYS, Store, environment
@@ -50,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
                      env=lambda server: environment(server.url, keys))
     from labkit.objects.publish import publish_model
 
+    directory(args.folder, "FOLDER", "labkit model make --preset small DIR makes a checkpoint")
     scheme, _, rest = args.url.partition("://")
     bucket, _, key = rest.partition("/")
     if scheme != "s3" or not bucket or not key:

@@ -22,7 +22,9 @@ from collections.abc import Callable
 from typing import Any
 
 from labkit.core import beside, secrets
+from labkit.core.interpreter import module
 from labkit.core.ledger import Ledger, current
+from labkit.core.refusals import refusal
 from labkit.errors import LabError
 
 
@@ -32,7 +34,7 @@ def apart(call: Callable[..., Any], *args: Any, ledger: Ledger | None = None) ->
         pickle.dump((call.__module__, call.__qualname__, args), question)
         question.seek(0)
         os.set_inheritable(answer.fileno(), True)
-        process = subprocess.Popen([sys.executable, "-m", "labkit.core.apart", str(answer.fileno())], stdin=question, pass_fds=(answer.fileno(),),
+        process = subprocess.Popen([*module("labkit.core.apart"), str(answer.fileno())], stdin=question, pass_fds=(answer.fileno(),),
                                    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, **part.environment, "TMPDIR": str(temporary)})
         part.note("process", process.pid)
         try:
@@ -62,7 +64,7 @@ def _main() -> None:
     except LabError as error:
         message = (False, error)
     except Exception as error:
-        message = (False, LabError(f"{name}: {type(error).__name__}: {error}", why=secrets.mask(traceback.format_exc())[-2000:]))
+        message = (False, refusal(error) or LabError(f"{name}: {type(error).__name__}: {error}", why=secrets.mask(traceback.format_exc())[-2000:]))
     with open(int(sys.argv[1]), "wb") as answer:
         pickle.dump(message, answer)
 

@@ -33,6 +33,7 @@ from typing import Any
 
 from labkit.core import cold, host
 from labkit.core.beside import file_in
+from labkit.core.interpreter import module
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
 
@@ -173,9 +174,14 @@ def _together(jobs: list[Callable[[], None]]) -> float:
     threads = [threading.Thread(target=guarded, args=(job,), daemon=True) for job in jobs]
     began = time.monotonic()
     for thread in threads:
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # a limit of threads or memory; those that run still use what the caller is about to close
+            trouble.append(error)
+            break
     for thread in threads:
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
     if trouble:
         raise trouble[0]
     return max(time.monotonic() - began, 1e-9)
@@ -266,7 +272,7 @@ def device() -> dict[str, Any]:
     if not host.capability("gpu").ok:
         return {}
     try:
-        done = subprocess.run([sys.executable, "-m", "labkit.core.floor"], capture_output=True, timeout=120, check=True)
+        done = subprocess.run(module("labkit.core.floor"), capture_output=True, timeout=120, check=True)
         return json.loads(done.stdout.decode().strip().split("\n")[-1])
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         return {"h2d_failed": f"{type(error).__name__}: {getattr(error, 'stderr', b'') or error}"[-300:]}

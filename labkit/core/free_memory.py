@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import re
-from pathlib import Path
 
-from labkit.core import host
+from labkit.core import control_groups, host
 from labkit.core.pages import MADV_POPULATE_WRITE, anonymous, populate
 
 #: Left alone: taking the last free page would make the kernel drop page cache, which is some trial's state.
@@ -27,16 +25,10 @@ _SPARE_BYTES = 512 << 20
 _PIECE_BYTES = 64 << 20
 
 
-def free_bytes(proc: str = "/proc", groups: str = "/sys/fs/cgroup") -> int:
+def free_bytes(root: str = "") -> int:
     """MemFree – pages that hold nothing, not even cache – or what the limits of this process's control groups leave, if less."""
-    found = re.search(r"^MemFree:\s+(\d+) kB", host.read_text(f"{proc}/meminfo"), re.MULTILINE)
-    free = int(found[1]) << 10 if found else 0
-    group = Path(groups) / host.read_text(f"{proc}/self/cgroup").rpartition("::/")[2].split("\n")[0]
-    for level in (group, *group.parents):
-        limit, now = host.read_text(f"{level}/memory.max"), host.read_text(f"{level}/memory.current")
-        if limit.isdigit() and now.isdigit():
-            free = min(free, int(limit) - int(now))
-    return max(0, free)
+    free, left = host.meminfo_bytes("MemFree", root), control_groups.memory_left_bytes(root)
+    return free if left is None else min(free, left)
 
 
 def lay(size_bytes: int) -> int:

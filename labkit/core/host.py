@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from labkit.core import control_groups
 from labkit.core.disks import read_ahead_bytes
 from labkit.core.workspace import place
 from labkit.errors import BadInput, MissingCapability
@@ -115,7 +117,7 @@ def doctor() -> list[Capability]:
 def card() -> dict[str, Any]:
     """The host card: JSON-able, no secrets, no names of people or machines. `disk.read_bytes_per_s` is None until measured (`floor.measure`)."""
     made: dict[str, Any] = {
-        "cpu": _cpu(), "memory_bytes": _memory_bytes(), "memory": _memory_kept(), "kernel": platform.release(), "machine": platform.machine(),
+        "cpu": _cpu(), "memory_bytes": memory_bytes(), "memory": _memory_kept(), "kernel": platform.release(), "machine": platform.machine(),
         "distribution": _distribution(), "virtualisation": _virtualisation(), "disk": _disk(),
         "python": platform.python_version(), "torch": package_version("torch"), "gpus": gpus(),
         "rootness": "root" if os.geteuid() == 0 else "user", "in_container": _in_container(),
@@ -207,21 +209,23 @@ def cpu_features() -> list[str]:
     return _cpu()["features"]
 
 
-def cpu_count() -> int:
-    """CPUs this process may use: affinity, and the quota of its control group."""
+def cpu_count(root: str = "") -> int:
+    """CPUs this process may use: affinity, and the smallest quota of its control groups."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = read_text("/sys/fs/cgroup/cpu.max").partition(" ")
-    if quota.isdigit() and period.isdigit():
-        count = min(count, max(1, int(quota) // int(period)))
-    return count
+    quota = control_groups.cpu_quota(root)
+    return min(count, max(1, int(quota))) if quota is not None else count
 
 
-def _memory_bytes() -> int:
-    """Memory this process may use: the machine's, or its control group's limit."""
-    fields = dict(line.split(":", 1) for line in read_text("/proc/meminfo").split("\n") if ":" in line)
-    total = int(fields.get("MemTotal", "0 kB").split()[0]) * 1024
-    limit = read_text("/sys/fs/cgroup/memory.max")
-    return min(total, int(limit)) if limit.isdigit() and total else total
+def memory_bytes(root: str = "") -> int:
+    """Memory this process may use: the machine's, or the smallest limit of its control groups."""
+    total, limit = meminfo_bytes("MemTotal", root), control_groups.memory_limit_bytes(root)
+    return min(total, limit) if limit is not None and total else total
+
+
+def meminfo_bytes(name: str, root: str = "") -> int:
+    """One line of /proc/meminfo; 0 where there is none."""
+    found = re.search(rf"^{name}:\s+(\d+) kB", read_text(f"{root}/proc/meminfo"), re.MULTILINE)
+    return int(found[1]) << 10 if found else 0
 
 
 def _distribution() -> str:
@@ -265,7 +269,10 @@ def _disk() -> dict[str, Any]:
 
 def workspace_parent() -> Path:
     """The nearest directory on the way to the workspace that we may write: what is probed there holds for the workspace."""
-    where = place()
+    try:
+        where = place()
+    except RuntimeError:  # neither HOME nor an entry in the user database
+        return Path(tempfile.gettempdir())
     while not where.exists():
         where = where.parent
     return where if os.access(where, os.W_OK) else Path(tempfile.gettempdir())

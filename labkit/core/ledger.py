@@ -25,12 +25,12 @@ import json
 import os
 import secrets
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from labkit.core import takedown
+from labkit.core.interpreter import module
 from labkit.core.ledger_file import CLOSED, boot_id, locked, open_entries, pid_namespace, scope_of, sweep, within
 from labkit.core.takedown import MARK, is_mounted, marked_pids, remove_tree, start_time, unmount
 from labkit.core.workspace import Workspace
@@ -272,7 +272,7 @@ def _start_watchdog(made: Ledger, workspace: Workspace) -> subprocess.Popen[byte
     # Without the mark, or it would end itself; at home nowhere, or it would keep a directory busy.
     environment = {k: v for k, v in os.environ.items() if k not in (MARK, WHERE)}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), environment.get("PYTHONPATH", "")]))
-    return subprocess.Popen([sys.executable, "-m", "labkit.core.watchdog", str(made._lock), str(workspace.root), made.mark], stdin=subprocess.PIPE,
+    return subprocess.Popen([*module("labkit.core.watchdog"), str(made._lock), str(workspace.root), made.mark], stdin=subprocess.PIPE,
                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, pass_fds=(made._lock,), env=environment, cwd="/")
 
 

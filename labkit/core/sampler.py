@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from labkit.core.interpreter import module
+
 HERTZ = 10.0
 #: Counters only grow; a summary takes last minus first. Everything else is a gauge.
 GAUGES = frozenset({"t_s", "memory_available_bytes", "dirty_bytes", "gpu_memory_bytes", "gpu_busy_share"})
@@ -33,7 +35,7 @@ _SECTOR_BYTES = 512
 @contextlib.contextmanager
 def sampling(path: str | os.PathLike[str], *, hertz: float = HERTZ, ledger: Any = None) -> Iterator[subprocess.Popen[bytes]]:
     """Run the sampler while the block runs. It has written its first line before the block starts."""
-    process = subprocess.Popen([sys.executable, "-m", "labkit.core.sampler", os.fspath(path), str(hertz)], stdin=subprocess.PIPE,
+    process = subprocess.Popen([*module("labkit.core.sampler"), os.fspath(path), str(hertz)], stdin=subprocess.PIPE,
                                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
     entry = ledger.note("process", process.pid) if ledger else None
     try:

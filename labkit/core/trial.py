@@ -17,7 +17,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import client, exits, observe, sampler, secrets, timeline
+from labkit.core.interpreter import module
 from labkit.core.ledger import MARK, Ledger, remove_tree, start_time
 from labkit.core.plan import LaunchPlan
 from labkit.core.records import Trial
@@ -61,7 +61,7 @@ class _Agent:
         self.gone = threading.Event()
         self.lost = False  # it ended before it was told to
         with open(log_path, "wb", opener=secrets.private_opener) as errors:
-            self.process = subprocess.Popen([sys.executable, "-m", "labkit.core.agent", str(spec_path)], stdin=subprocess.PIPE,
+            self.process = subprocess.Popen([*module("labkit.core.agent"), str(spec_path)], stdin=subprocess.PIPE,
                                             stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
                                             env={**os.environ, MARK: mark})
         self.reader = threading.Thread(target=self._read, daemon=True)

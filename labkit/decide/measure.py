@@ -10,13 +10,13 @@ that nobody imports. Lesson: notebooks/09_decide.
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from labkit.core import host, question, records
+from labkit.core.interpreter import module
 from labkit.core.records import Run
 from labkit.core.units import parse_bytes
 from labkit.core.workspace import Workspace
@@ -105,7 +105,7 @@ def _blocks_of(path: Path) -> int:
 def _checkpoint(space: Workspace, size_bytes: int) -> Path:
     target = space.models / f"bytes-{size_bytes}"
     if not (target / "config.json").exists():  # in a process of its own: torch mapped here would keep its pages warm
-        done = subprocess.run([sys.executable, "-m", "labkit", "model", "make", "--bytes", str(size_bytes), str(target)], capture_output=True, text=True)
+        done = subprocess.run([*module("labkit"), "model", "make", "--bytes", str(size_bytes), str(target)], capture_output=True, text=True)
         if done.returncode:
             raise BadInput(f"no checkpoint of {size_bytes} bytes", why=done.stderr.strip()[-400:], fix="labkit model make --bytes 80MB DIR")
     return target

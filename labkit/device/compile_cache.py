@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import timeline
+from labkit.core.interpreter import module
 from labkit.device.techniques import cache_environment, compiled_files
 from labkit.errors import TrialError
 
@@ -29,7 +30,7 @@ def first_call(cache: Path, *, hidden: int = 256, environment: Mapping[str, str]
     cache.mkdir(parents=True, exist_ok=True)
     before = compiled_files(cache)
     env = {**os.environ, **cache_environment(str(cache)), **(environment or {})}
-    done = subprocess.run([sys.executable, "-m", "labkit.device.compile_cache", "--hidden", str(hidden), *([] if compiled else ["--eager"])], env=env,
+    done = subprocess.run([*module("labkit.device.compile_cache"), "--hidden", str(hidden), *([] if compiled else ["--eager"])], env=env,
                           stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit_s)
     if done.returncode:
         raise TrialError("the compiled block did not run", done.stderr[-800:], "labkit doctor; inductor needs g++ on a CPU")

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from labkit.core import client, timeline
+from labkit.core.interpreter import module
 from labkit.errors import MissingCapability
 
 PROMPT = {"prompt": "The first token of a cold start", "max_tokens": 8}
@@ -90,7 +91,7 @@ def server(preset: str) -> Iterator[tuple[subprocess.Popen[bytes], int, client.A
     from labkit.subject import checkpoint
 
     port, model = free_port(), checkpoint.ensure(Workspace.default(), preset)
-    process = subprocess.Popen([sys.executable, "-m", "labkit.subject.server", "--model", str(model), "--device", "cuda", "--port", str(port)],
+    process = subprocess.Popen([*module("labkit.subject.server"), "--model", str(model), "--device", "cuda", "--port", str(port)],
                                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         until = timeline.now_s() + 100

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from labkit.core import timeline
+from labkit.core.interpreter import module
 from labkit.core.plan import StepContext
 from labkit.errors import TrialError
 
@@ -137,7 +138,7 @@ def _before_t0(ctx: StepContext) -> None:
     environment = {**keep, "TMPDIR": ctx.temporary(), "PYTHONPATH": here, "PYTHONDONTWRITEBYTECODE": "1", **{k: v for k, v in ctx.server_env.items() if k != timeline.ENV}}
     read_end, write_end = os.pipe()
     try:
-        process = subprocess.Popen([sys.executable, "-m", "labkit.device.standby", str(write_end), *ctx.server_args], stdin=subprocess.PIPE,
+        process = subprocess.Popen([*module("labkit.device.standby"), str(write_end), *ctx.server_args], stdin=subprocess.PIPE,
                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, cwd="/", start_new_session=True, pass_fds=(write_end,))
     finally:
         os.close(write_end)

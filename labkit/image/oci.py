@@ -306,6 +306,20 @@ class Layout:
     def manifest(self, name: str = "") -> Manifest:
         return parse_manifest(self.read_blob(self.manifest_descriptor(name)))
 
+    def manifest_with_layers(self, name: str = "") -> Manifest:
+        """The same; raises BadInput for an image of no layer, where a conversion or a pull would do nothing and call it done."""
+        made = self.manifest(name)
+        if not made.layers:
+            raise BadInput(f"{self.path}: {name or 'its image'} has no layer", why="there is nothing in it to convert, pull or measure", fix="labkit image inspect LAYOUT, then --name of another image")
+        return made
+
+    def first_name(self) -> str:
+        """Of the first image listed. Raises BadInput for a layout of none."""
+        listed = self.index()
+        if not listed:
+            raise BadInput(f"{self.path} holds no image", why="there is nothing to take from it", fix=f"labkit image build --out {self.path}")
+        return listed[0].annotations.get(REF_NAME, "")
+
     def config(self, manifest: Manifest) -> dict[str, Any]:
         return parse_config(self.read_blob(manifest.config), len(manifest.layers))
 

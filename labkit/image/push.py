@@ -57,7 +57,7 @@ def recompress(source: oci.Layout, name: str, target: oci.Layout, codec: str, *,
     """The same image with its layers in another codec, listed in `target` under the same name. Layers in that codec are linked."""
     if codec not in CODECS:
         raise BadInput(f"no codec called {codec!r}", fix="one of " + ", ".join(CODECS))
-    manifest = source.manifest(name)
+    manifest = source.manifest_with_layers(name)
     ids = source.config(manifest)["rootfs"]["diff_ids"]
     layers = [_layer(source, target, layer, diff_id, codec, level, progress) for layer, diff_id in zip(manifest.layers, ids, strict=True)]
     config = target.write_blob(source.read_blob(manifest.config), manifest.config.media_type)

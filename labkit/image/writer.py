@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from labkit import errors
+from labkit.core.interpreter import module
 from labkit.image.tree import Limits, growing
 from labkit.image.unpack import apply_layer
 
@@ -45,7 +46,7 @@ class Writer:
             os.ftruncate(ring, SLOTS * SLOT_BYTES)
             self._memory = mmap.mmap(ring, SLOTS * SLOT_BYTES)
             what = json.dumps({"rootfs": os.fspath(rootfs), "limits": asdict(limits), "ring": ring})
-            self._process = subprocess.Popen([sys.executable, "-m", "labkit.image.writer", what], stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[ring], bufsize=0)
+            self._process = subprocess.Popen([*module("labkit.image.writer"), what], stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[ring], bufsize=0)
         finally:
             os.close(ring)
         assert self._process.stdin and self._process.stdout

@@ -47,15 +47,16 @@ Key = tuple[str, str, tuple[tuple[str, str], ...]]  # arm, how it is called, its
 class Judged:
     """`slower`: one line a stack that got slower, the phase that is to blame first. `visible`: one line a stack, what would have shown.
 
-    `shifts`: every comparison, by stack and phase."""
+    `shifts`: every comparison, by stack and phase. `left_out`: what the baseline holds and this side does not."""
 
     slower: tuple[str, ...]
     visible: tuple[str, ...]
     shifts: dict[str, dict[str, Shift]]
     alarm: float  # chance of a false alarm in each comparison
+    left_out: tuple[str, ...] = ()  # stacks of the baseline that were not measured often enough now
 
     def as_json(self) -> dict[str, Any]:
-        return {"slower": list(self.slower), "visible": list(self.visible), "false_alarms": FALSE_ALARMS,
+        return {"slower": list(self.slower), "visible": list(self.visible), "false_alarms": FALSE_ALARMS, "left_out": list(self.left_out),
                 "compared": {stack: {phase: asdict(s) for phase, s in of.items()} for stack, of in self.shifts.items()}}
 
 
@@ -67,6 +68,8 @@ def collect(paths: Iterable[Path]) -> list[Run]:
 
 
 def write(runs: Sequence[Run], path: str | Path) -> Path:
+    if not _groups(runs):
+        raise BadInput(f"{path}: no stack was measured, so no baseline is written", why="a later run would have nothing to be compared with", fix="labkit notebooks run of a notebook that measures, such as 01_anatomy")
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps({"baseline": secrets.masked([asdict(r) for r in runs])}) + "\n", encoding="utf-8")
@@ -145,7 +148,8 @@ def judge(before: Sequence[Run], now: Sequence[Run]) -> Judged:
     shifts = {stack: {phase: compare(a, b, alarm, drifts[stack]) for phase, (a, b) in of.items()} for stack, of in sides.items()}
     slower = tuple(f"{stack}: {found}" for stack, of in shifts.items() if (found := _blamed(of)))
     visible = tuple(f"{stack}: {_visible(of, alarm)}{_forgiven(drifts[stack])}{'; ' + unknown[stack] if unknown[stack] else ''}" for stack, of in shifts.items())
-    return Judged(slower, visible, shifts, alarm)
+    matched = {other for other, _ in pairs.values()}
+    return Judged(slower, visible, shifts, alarm, tuple(_named(key for key in old if key not in matched).values()))
 
 
 def _durations(before: Sequence[Trial], now: Sequence[Trial]) -> dict[str, tuple[list[float], list[float]]]:

@@ -29,6 +29,7 @@ from typing import Any
 
 from labkit.core import outputs, secrets
 from labkit.core.beside import scratch
+from labkit.core.interpreter import module
 from labkit.core.ledger import Ledger, marked_pids, start_time
 from labkit.errors import BadInput
 from labkit.lessons import canonical
@@ -66,7 +67,7 @@ class Made:
 
     @property
     def code(self) -> int:
-        return 1 if self.slower or any(r.outcome != "ok" for r in self.results) else 0
+        return 1 if self.slower or not self.results or any(r.outcome != "ok" for r in self.results) else 0
 
     def as_json(self) -> dict[str, Any]:
         return {"notebooks": [{**asdict(r), "error": r.error[:500]} for r in self.results], "failed": sum(r.outcome != "ok" for r in self.results),
@@ -80,6 +81,19 @@ def parse_parameter(text: str) -> tuple[str, str]:
     if not equals or not name.strip().isidentifier():
         raise BadInput(f"not a parameter: {text!r}", fix="-p blocks=3")
     return name.strip(), value
+
+
+def presets(path: Path) -> dict[str, Any]:
+    return dict(canonical.load(path)["metadata"].get("labkit", {}).get("presets", {}))
+
+
+def refuse_nothing(paths: Sequence[Path], preset: str) -> None:
+    """Raises BadInput where there is no notebook, or none of them knows the preset: nothing shown must not read as all is well."""
+    if not paths:
+        raise BadInput("no notebook to run", why="with none executed, none has come through", fix="labkit notebooks run, from a checkout of the lab")
+    known = sorted({name for path in paths for name in presets(path)})
+    if preset and preset not in known:
+        raise BadInput(f"no notebook has a preset {preset!r}", why="they would run with their own defaults, for much longer", fix="one of: " + (", ".join(known) or "none here"))
 
 
 def parameters_for(path: Path, preset: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -126,6 +140,9 @@ def run_all(paths: Sequence[Path], out: Path, *, preset: str = "", given: dict[s
     """Run notebooks one after the other (they measure: never beside each other), write pages, compare with a baseline."""
     from labkit.lessons import pages
 
+    refuse_nothing(paths, preset)
+    if say and (without := [p.stem for p in paths if preset and preset not in presets(p)]):
+        say(f"without a preset {preset!r}, so with their own defaults: {', '.join(without)}")
     wanted = [(path, parameters_for(path, preset, given or {})) for path in paths]  # every mistake is found before anything runs
     before = None
     if baseline:
@@ -191,7 +208,7 @@ def run_one(path: Path, out: Path, values: dict[str, Any], timeout_s: float) -> 
         printed = folder / "printed.txt"
         # Into a file: a child that the notebook left behind would hold a pipe open long after the runner is gone.
         with open(printed, "wb") as to:
-            child = subprocess.Popen([sys.executable, "-m", "labkit.lessons.execute", json.dumps(spec)], env=environment, start_new_session=True,
+            child = subprocess.Popen([*module("labkit.lessons.execute"), json.dumps(spec)], env=environment, start_new_session=True,
                                      stdin=subprocess.DEVNULL, stdout=to, stderr=subprocess.STDOUT)
         outcome = ""
         try:
@@ -271,7 +288,10 @@ def _unfinished(executed: Path) -> str:
         doc = canonical.load(executed)
     except BadInput as error:
         return error.what
-    for i, cell in enumerate((c for c in doc["cells"] if c["cell_type"] == "code"), 1):
+    code = [c for c in doc["cells"] if c["cell_type"] == "code"]
+    if not any(c["source"].strip() for c in code):
+        return "it has no code: nothing was executed"
+    for i, cell in enumerate(code, 1):
         if any(o.get("output_type") == "error" for o in cell.get("outputs", [])):
             return f"code cell {i} holds an error"
         if cell["source"].strip() and cell.get("execution_count") is None:

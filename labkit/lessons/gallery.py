@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from labkit.errors import LabError
+from labkit.errors import BadInput, LabError
 from labkit.lessons import canonical, pages, replay, report
 
 
@@ -26,15 +26,17 @@ class Built:
 def build(out: Path, executed: Path, own_runs: list[Path] | None = None) -> Built:
     """Write the gallery from what was executed (see `labkit notebooks run`) and recorded. What cannot be drawn is named on the page."""
     pages.refuse_strangers([out / "index.html"])
-    out.mkdir(parents=True, exist_ok=True)
     notebooks = sorted(executed.glob("*.ipynb"))
+    if not notebooks:
+        raise BadInput(f"no executed notebook in {executed}", why="a gallery of nothing shows nothing", fix="labkit notebooks run, or labkit site --execute")
+    out.mkdir(parents=True, exist_ok=True)
     rows = []
     for path in notebooks:
         lab = canonical.load(path)["metadata"].get("labkit", {})
         pages.write(out / f"{path.stem}.html", pages.page(path.stem, _crumb() + pages.notebook_body(path)))
         rows.append([f'<a href="{escape(path.stem)}.html">{escape(path.stem)}</a>', escape(str(lab.get("question", ""))), f"{lab.get('minutes', '')} min"])
     body = "<h1>The cold-start lab: gallery</h1><p>Notebooks as they ran headless, and the records of every host, drawn by the same code.</p>"
-    body += "<h2>Notebooks</h2>" + (pages.table_html(["notebook", "question", "for a learner"], rows) if rows else "<p>None executed yet: <code>labkit notebooks run</code>.</p>")
+    body += "<h2>Notebooks</h2>" + pages.table_html(["notebook", "question", "for a learner"], rows)
     skipped: list[str] = []
     runs, listed = 0, ""
     for host, names in _by_host().items():

@@ -96,6 +96,8 @@ def pack(out: Path, *, presets: Sequence[str], image: bool = True, wheels: bool 
         if image:
             say("image of the subject")
             parts["images"] = _image(space)
+        if empty := [part for part, entries in parts.items() if not entries and (part != "models" or presets)]:
+            raise BadInput(f"nothing to pack as {' and '.join(empty)}", why="the machines of the room would lack it", fix="labkit doctor; --no-wheels or --no-image leave a part out on purpose")
         parts["records"] = [(f"records/{p.name}", p) for p in records]
         say("archive")
         return _write(out, parts, wheels)
@@ -212,6 +214,8 @@ def verify(folder: Path) -> int:
         items = [(str(n), str(f["sha256"]), int(f["size_bytes"])) for n, f in files.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{manifest} is no manifest: {error}", fix="unpack the archive again") from None
+    if not items:
+        raise BadInput(f"{manifest} names no file", why="of nothing, nothing was checked", fix="unpack the archive again")
     wrong = []
     for name, wanted, size in items:
         path = folder / name

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core.records import Run
+from labkit.core.refusals import refusal
 from labkit.errors import BadInput, LabError
 from labkit.lessons import pages
 
@@ -41,9 +42,10 @@ class Reported:
 
 def report(out: Path, notebooks: Sequence[Path], *, preset: str = "small", blocks: int = 5, link: str = "loopback", notebook_preset: str = "ci",
            records: Sequence[Path] = (), timeout_s: float = 900.0, say: Callable[[str], Any] = print) -> Reported:
-    """Run the lab and write out/index.html. What fails is named in `failed`, never raised (but for Ctrl-C)."""
+    """Run the lab and write out/index.html. What fails is named in `failed`, never raised (but for Ctrl-C, and BadInput where there is no notebook)."""
     from labkit.lessons import execute
 
+    execute.refuse_nothing(notebooks, notebook_preset)
     began_s, failed, parts = time.monotonic(), [], []
     refuse_strangers(out, notebooks)
     out.mkdir(parents=True, exist_ok=True)
@@ -53,9 +55,10 @@ def report(out: Path, notebooks: Sequence[Path], *, preset: str = "small", block
         run = _naive(out, preset, blocks, link)
         parts.append(run_html(run, "One naive cold start"))
         failed += [f"naive, block {t.block + 1}: {t.outcome}" for t in run.failed]
-    except LabError as error:
-        failed.append(f"naive: {error.what}")
-        parts.append(f'<h2>One naive cold start</h2><pre class="bad">{escape(str(error))}</pre>')
+    except (LabError, OSError, MemoryError) as error:
+        said = refusal(error) or error
+        failed.append(f"naive: {str(said).splitlines()[0]}")
+        parts.append(f'<h2>One naive cold start</h2><pre class="bad">{escape(str(said))}</pre>')
     for path in records:
         parts.append(record_html(path))
     say("what this host can show")

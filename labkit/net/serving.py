@@ -18,7 +18,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from labkit.core.interpreter import module
 from labkit.core.ledger import current
 from labkit.errors import BadInput, LabError
 from labkit.net import link as link_room
@@ -96,7 +96,7 @@ def serving(kind: str, root: str | os.PathLike[str], *, link: str | link_room.Li
     `options`: further arguments of that command. Raises LabError with the server's own words when it does not start."""
     if kind not in KINDS:
         raise BadInput(f"no server called {kind!r}", fix="one of " + ", ".join(KINDS))
-    argv = [sys.executable, "-m", "labkit", kind, "serve", "--root", str(root), "--port", str(port), "--child",
+    argv = [*module("labkit"), kind, "serve", "--root", str(root), "--port", str(port), "--child",
             "--link", link_room.parse(link).spec, "--seed", str(seed), *(f"--fault={f}" for f in faults), *options]
     ledger = ledger or current()
     env = {**os.environ, **ledger.environment}  # found by the watchdog even before it is noted
@@ -134,7 +134,7 @@ def _ready_line(process: subprocess.Popen[bytes], errors: list[bytes]) -> dict[s
         process.kill()
         said = process.stderr.read().decode("utf-8", "replace").strip()[-2000:]
         raise LabError(f"the server did not start: {said or 'it said nothing'}", why="nothing can be pulled from it",
-                       fix=" ".join(process.args[1:6])) from None  # type: ignore[index]
+                       fix=" ".join(str(a) for a in process.args[1:7])) from None  # type: ignore[index]
     # A full pipe would block the server; keep the tail for whoever asks.
     threading.Thread(target=_drain, args=(process.stderr, errors), daemon=True).start()
     return ready
@@ -164,9 +164,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 # -- the other side: the commands' shared part ------------------------------------------------------------------------
 
 def add_serve_arguments(parser: Any) -> None:
+    from labkit.cli.arguments import port
+
     parser.add_argument("--root", required=True, help="folder that holds everything served")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this host only)")
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free one (default)")
+    parser.add_argument("--port", type=port(least=0), default=0, help="0 takes a free one (default)")
     parser.add_argument("--link", default="loopback", help="emulated link: " + ", ".join(link_room.PRESETS) + ", 300mbit, or rate=…,connection=…,first_byte=…")
     parser.add_argument("--fault", action="append", default=[], help="e.g. 503:rate=0.01,retry_after=1 · reset:nth=3 · straggler:nth=2,slowed_to=100kB/s")
     parser.add_argument("--seed", type=int, default=0, help="which requests the faults hit")

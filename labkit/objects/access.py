@@ -36,10 +36,20 @@ def region_of(env: Mapping[str, str]) -> str:
     return env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
 
 
+ENDPOINTS = {"gs": ("CLOUD_STORAGE_EMULATOR_ENDPOINT", "STORAGE_EMULATOR_HOST"), "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")}
+
+
 def endpoint_of(scheme: str, env: Mapping[str, str]) -> str:
-    if scheme == "gs":
-        return (env.get("CLOUD_STORAGE_EMULATOR_ENDPOINT") or env.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com").rstrip("/")
-    return (env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or f"https://s3.{region_of(env)}.amazonaws.com").rstrip("/")
+    """Raises BadInput for an endpoint in the environment that is no address."""
+    from labkit.cli.arguments import web_url
+
+    for name in ENDPOINTS[scheme if scheme == "gs" else "s3"]:
+        if value := env.get(name):
+            try:
+                return web_url(value).rstrip("/")
+            except BadInput:
+                raise BadInput(f"{name}={value} is not an address of a server", why="the bucket would be asked for there", fix=f"export {name}=http://HOST:PORT (labkit store serve prints one), or unset {name}") from None
+    return "https://storage.googleapis.com" if scheme == "gs" else f"https://s3.{region_of(env)}.amazonaws.com"
 
 
 def http_of(url: str, env: Mapping[str, str]) -> str:

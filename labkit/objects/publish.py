@@ -37,6 +37,8 @@ def publish_model(root: str | os.PathLike[str], model_dir: str | os.PathLike[str
         facts[how] = facts.get(how, 0) + 1
         facts["objects"] += 1
         facts["size_bytes"] += path.stat().st_size
+    if not facts["objects"]:
+        raise BadInput(f"no file in {source}", why="nothing was published, and nothing would be read from there", fix="labkit model make --preset small DIR")
     return facts
 
 
@@ -47,8 +49,11 @@ def upload_model(store: str, model_dir: str | os.PathLike[str], key: str, env: M
     from labkit.objects.client import open_bucket
 
     facts: dict[str, Any] = {"url": f"{store}/{key}", "objects": 0, "size_bytes": 0, "kept": 0}
+    files = sorted(p for p in Path(model_dir).rglob("*") if p.is_file())
+    if not files:
+        raise BadInput(f"no file in {model_dir}", why="nothing would be read from there", fix="labkit model make --preset small DIR")
     with open_bucket(store, env) as bucket:
-        for path in sorted(p for p in Path(model_dir).rglob("*") if p.is_file()):
+        for path in files:
             name, size = f"{key}/{path.relative_to(model_dir).as_posix()}", path.stat().st_size
             there = bucket.head(name)
             if there is not None and there.size_bytes == size:

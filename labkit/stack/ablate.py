@@ -51,7 +51,9 @@ class Effect:
 def candidates(host: Any, layers: Iterable[str] = LAYERS, scenario: str = "fresh-node", only: Sequence[str] = ()) -> tuple[list[str], dict[str, str]]:
     """Techniques that can run here and differ from naive, and those that cannot with the reason.
 
-    `only` keeps the named ones. `container` alternatives of the process layer are not techniques against cold start."""
+    `only` keeps the named ones; an unknown one raises BadInput. `container` alternatives of the process layer are not techniques against cold start."""
+    for name in only:
+        technique(name)  # a misspelt one would leave nothing to compare
     base = Stack.parse("naive").resolved(host)
     here, missing = [], {}
     for t in techniques():

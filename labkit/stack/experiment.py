@@ -87,6 +87,8 @@ def experiment(stacks: Sequence[str | Stack], *, preset: str = "small", blocks: 
         records.refuse_overwriting(out, resume, overwrite)
     elif resume or overwrite:
         raise BadInput(f"--{'resume' if resume else 'overwrite'} without --out", why="it names no record", fix="--out FILE")
+    if blocks < 1 or not stacks:
+        raise BadInput(f"{len(stacks)} stacks in {blocks} blocks", why="an experiment without a trial measures nothing", fix='experiment(["naive"], blocks=5)')
     space = workspace or Workspace.default()
     what = Experiment([_parsed(s, space, scenario, link, preset) for s in stacks], preset=preset, blocks=blocks,
                       scenario=scenario, link=link, seed=seed, **more)

@@ -22,7 +22,7 @@ from typing import Any
 
 from labkit.core import host, records, stats
 from labkit.core.workspace import Workspace
-from labkit.errors import BadInput, LabError
+from labkit.errors import BadInput, LabError, MissingCapability
 from labkit.stack.ablate import candidates, distinct, effects, put
 from labkit.stack.compose import Stack
 from labkit.stack.experiment import experiment
@@ -45,11 +45,11 @@ class Found:
 
 def search(*, scenario: str = "fresh-node", link: str = "loopback", preset: str = "small", workspace: Workspace | None = None,
            progress: Any = None, only: tuple[str, ...] = (), blocks: tuple[int, int, int] = (2, 2, 5), seed: int = 0) -> Found:
-    """Search and save the result for `best-here`. Raises BadInput when nothing but naive can run here."""
+    """Search and save the result for `best-here`. Raises MissingCapability when nothing but naive can run here."""
     space = workspace or Workspace.default()
     names, missing = candidates(host.card(), scenario=scenario, only=only)
     if not names:
-        raise BadInput("nothing but the naive stack can run here", why="; ".join(f"{k}: {v}" for k, v in missing.items()), fix="labkit doctor")
+        raise MissingCapability("nothing but the naive stack can run here", why="; ".join(f"{k}: {v}" for k, v in missing.items()), fix="labkit doctor")
     options: dict[str, Any] = {"preset": preset, "scenario": scenario, "link": link, "workspace": space, "progress": progress}
     naive = Stack.parse("naive")
     first = experiment([naive, *(put(naive, n) for n in names)], blocks=blocks[0], seed=seed, out=_file(space, "round-1", options), overwrite=True, **options)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core.beside import replacing
+from labkit.core.interpreter import module
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, LabError
 
@@ -45,7 +46,7 @@ def reference(model_dir: str | os.PathLike[str], prompt: str | Sequence[int], ma
     kept = (workspace or Workspace.default()).artifacts / "reference" / f"{_key(directory, question)}.json"
     if kept.exists():
         return json.loads(kept.read_text())
-    done = subprocess.run([sys.executable, "-m", "labkit.subject.reference", str(directory)], input=json.dumps(question), capture_output=True, text=True, check=False)
+    done = subprocess.run([*module("labkit.subject.reference"), str(directory)], input=json.dumps(question), capture_output=True, text=True, check=False)
     lines = done.stdout.strip().splitlines()
     answer = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {"error": {"what": f"the reference computation ended with {done.returncode}", "why": done.stderr[-1000:], "fix": ""}}
     if "error" in answer:

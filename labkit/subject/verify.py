@@ -48,6 +48,8 @@ def verify(directory: str | os.PathLike[str]) -> dict[str, Any]:
         work = pool.map(_of_safetensors, where.tensors.items()) if where.format == "safetensors" else _of_pickles(where)
         for name, digest, file, size in work:
             found[name] = (digest, file, size)
+    if not found:
+        raise BadInput(f"{where.path}: no tensor in it", why="of nothing, nothing was verified", fix="fetch or make the checkpoint again: labkit model make --preset small DIR")
     wrong = [{"tensor": n, "file": d.get("file", "?"), "what": "missing"} for n, d in expected.items() if n not in found]
     wrong += [{"tensor": n, "file": file, "what": "no digest" if n not in expected else "its bytes differ from when it was made"}
               for n, (digest, file, _) in found.items() if n not in expected or expected[n]["sha256"] != digest]

@@ -126,12 +126,12 @@ def test_a_port_that_is_taken_is_refused(tmp_path, workspace):
         taken.listen()
         assert listening(taken.getsockname()[1])
         with pytest.raises(BadInput, match="listens on port"):
-            run(command="sh -c true", url=f"http://127.0.0.1:{taken.getsockname()[1]}", weights=str(tmp_path), blocks=1, workspace=workspace)
+            run(command="sh -c true", url=f"http://127.0.0.1:{taken.getsockname()[1]}", weights=__file__, blocks=1, workspace=workspace)
 
 
 def test_a_server_that_ends_is_a_trial_error_with_its_last_words(tmp_path, workspace):
     with pytest.raises(TrialError, match="did not come to a token") as caught:
-        run(command="sh -c 'echo out of cheese; exit 3'", url=f"http://127.0.0.1:{free_port()}", weights=str(tmp_path), blocks=1, workspace=workspace)
+        run(command="sh -c 'echo out of cheese; exit 3'", url=f"http://127.0.0.1:{free_port()}", weights=__file__, blocks=1, workspace=workspace)
     assert "out of cheese" in caught.value.why
 
 
@@ -150,6 +150,7 @@ def test_what_is_proven_cold_is_what_the_server_mapped_and_the_trees_around_it_a
     (packages / "torch/b.so").touch()
     weights = tmp_path / "weights"
     weights.mkdir()
+    (weights / "model.safetensors").write_bytes(b"w")
     server = OwnServer.of("sh -c true", "http://127.0.0.1:1", str(weights))
     maps = [str(packages / "torch/lib/a.so"), str(packages / "torch/b.so"), "/dev/zero", "/gone.so"]
     assert cold_trees(server, maps) == ([str(weights), str(packages / "torch")], [str(packages)])

@@ -24,8 +24,14 @@ def test_a_lab_error_keeps_its_fix():
 
 def test_any_other_error_comes_with_its_traceback():
     with pytest.raises(LabError) as caught:
+        apart(os.fspath, 7)
+    assert "TypeError" in caught.value.what and "Traceback" in caught.value.why
+
+
+def test_what_the_system_refuses_there_is_said_as_it_is_here():
+    with pytest.raises(BadInput, match="/nowhere") as caught:
         apart(os.listdir, "/nowhere")
-    assert "FileNotFoundError" in caught.value.what and "Traceback" in caught.value.why
+    assert "Traceback" not in str(caught.value) and caught.value.fix
 
 
 def test_a_death_is_an_error():

@@ -23,8 +23,9 @@ def test_no_more_than_is_free_and_a_spare_is_left(monkeypatch, free, laid):
 
 
 def test_memfree_is_what_counts_not_what_cache_could_give(tmp_path):
-    (tmp_path / "meminfo").write_text("MemTotal: 100 kB\nMemFree:    7 kB\nMemAvailable: 90 kB\n")
-    assert free_memory.free_bytes(str(tmp_path), str(tmp_path)) == 7 << 10
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 100 kB\nMemFree:    7 kB\nMemAvailable: 90 kB\n")
+    assert free_memory.free_bytes(str(tmp_path)) == 7 << 10
     assert free_memory.free_bytes(str(tmp_path / "nowhere")) == 0
     assert free_memory.free_bytes() > 0
 
@@ -34,8 +35,8 @@ def test_the_limit_of_a_control_group_counts(tmp_path, of, limit, current, free)
     (tmp_path / "proc" / "self").mkdir(parents=True)
     (tmp_path / "proc" / "meminfo").write_text("MemFree: 7 kB\n")
     (tmp_path / "proc" / "self" / "cgroup").write_text("0::/a/b\n")
-    group = tmp_path / "groups" / of
-    group.mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/a/b").mkdir(parents=True)
+    group = tmp_path / "sys/fs/cgroup" / of
     (group / "memory.max").write_text(f"{limit}\n")
     (group / "memory.current").write_text(f"{current}\n")
-    assert free_memory.free_bytes(str(tmp_path / "proc"), str(tmp_path / "groups")) == free
+    assert free_memory.free_bytes(str(tmp_path)) == free

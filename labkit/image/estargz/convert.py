@@ -51,7 +51,7 @@ def convert(source: oci.Layout, name: str, target: oci.Layout, *, record: Sequen
             any_order: bool = False) -> Converted:
     """`any_order`: a kept layer serves in whatever order and at whatever level it is. Raises BadInput for a layout or layer that is not sound."""
     started = time.monotonic()
-    manifest = source.manifest(name)
+    manifest = source.manifest_with_layers(name)
     config = source.config(manifest)
     own_digest = source.manifest_descriptor(name).digest
     options = kept_layers.Options(chunk_bytes, level)

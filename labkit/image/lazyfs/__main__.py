@@ -17,6 +17,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from labkit.cli.arguments import count, seconds, web_url
 from labkit.core import outputs
 from labkit.core.ledger import current
 from labkit.core.units import parse_bytes
@@ -27,13 +28,13 @@ from labkit.image.lazyfs.stats import prefetched
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("reference", help="http://HOST:PORT/NAME:TAG, or oci:LAYOUT:NAME:TAG; its layers must be eStargz")
+    parser.add_argument("reference", type=reference, help="http://HOST:PORT/NAME:TAG, or oci:LAYOUT:NAME:TAG; its layers must be eStargz")
     parser.add_argument("target", help="an empty directory")
     parser.add_argument("--cache", type=Path, help="folder for what arrives, shared by mounts (default: artifacts/lazyfs of the workspace)")
     parser.add_argument("--cache-limit", type=parse_bytes, default=64 << 30, metavar="SIZE")
     parser.add_argument("--memory", type=parse_bytes, default=256 << 20, metavar="SIZE", help="decompressed chunks held (default 256 MiB)")
-    parser.add_argument("--connections", type=int, default=4)
-    parser.add_argument("--io-timeout", type=float, default=30.0, metavar="S", help="a read without bytes fails with EIO after this (default 30); once nothing came for so long, after 1 s")
+    parser.add_argument("--connections", type=count("--connections", 1, 1024), default=4)
+    parser.add_argument("--io-timeout", type=seconds("--io-timeout"), default=30.0, metavar="S", help="a read without bytes fails with EIO after this (default 30); once nothing came for so long, after 1 s")
     parser.add_argument("--no-prefetch", action="store_true")
     parser.add_argument("--no-background", action="store_true", help="fetch only what is touched")
     parser.add_argument("--record", type=Path, help="write the order of first touches here")
@@ -41,8 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--extra-dir", action="append", default=[], help="an empty directory to show (a mount point for a runtime)")
     parser.add_argument("--extra-file", action="append", default=[])
     parser.add_argument("--allow-other", action="store_true", default=None)
-    parser.add_argument("--read-ahead-kb", type=int, default=0, help="how far the kernel reads ahead, as root (default 256 with a recorded order, else 1024)")
+    parser.add_argument("--read-ahead-kb", type=count("--read-ahead-kb", 0, 1 << 20), default=0, help="how far the kernel reads ahead, as root (default 256 with a recorded order, else 1024)")
     parser.add_argument("--log", default="", help="append log lines to this file (default: stderr)")
+
+
+def reference(text: str) -> str:
+    if not text.startswith("oci:"):
+        web_url(text)
+    return text
 
 
 def options_of(args: argparse.Namespace) -> Options:
