@@ -101,7 +101,6 @@ def test_no_room_has_a_name_that_says_nothing():
 #: What a killed run leaves is found by its mark and by its ledger. A file is here with the reason for which it does without.
 UNNOTED_NAMES = {
     "labkit/cli/__init__.py": "the traceback of a mistake of the lab: it is left on purpose, and its path said",
-    "labkit/cli/arguments.py": "a file without a name",
     "labkit/core/beside.py": "the one place that gives and notes such names",
     "labkit/net/fetch.py": "a fetch that was killed is resumed from its .part: it is left on purpose, and the node or layout it is in is noted",
     "labkit/image/lazyfs/stats.py": "beside the counters on a node, which is noted",
