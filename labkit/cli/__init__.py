@@ -93,25 +93,25 @@ def main(argv: Sequence[str]) -> int:
     """Run one command. Returns its exit code; whatever goes wrong is said on stderr in three lines, never as a bare traceback."""
     from labkit.core import ledger
 
-    ledger.command()
     secrets.learn_argv(argv)
     command = next((a for a in argv if a in COMMANDS), "")
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _terminate)
-    try:
-        args = parser().parse_args(list(argv))
-        if not args.command:
-            parser().print_help()
-            return 2
-        return int(importlib.import_module(_module(args.command)).run(args) or 0)
-    except SystemExit as end:  # --help, --version
-        return end.code if isinstance(end.code, int) else 0
-    except KeyboardInterrupt:
-        ledger.close_current()  # before it is said
-        print("labkit: interrupted; everything started was taken down", file=sys.stderr)
-        return 130
-    except BaseException as error:
-        return failed(error, command)
+    with ledger.command():
+        try:
+            args = parser().parse_args(list(argv))
+            if not args.command:
+                parser().print_help()
+                return 2
+            return int(importlib.import_module(_module(args.command)).run(args) or 0)
+        except SystemExit as end:  # --help, --version
+            return end.code if isinstance(end.code, int) else 0
+        except KeyboardInterrupt:
+            ledger.close_current()  # before it is said
+            print("labkit: interrupted; everything started was taken down", file=sys.stderr)
+            return 130
+        except BaseException as error:
+            return failed(error, command)
 
 
 def failed(error: BaseException, command: str) -> int:

@@ -26,6 +26,7 @@ import os
 import secrets
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -251,10 +252,15 @@ def current() -> Ledger | Unnoted:
     return made
 
 
-def command() -> None:
-    """This process is a command of the lab: whatever it starts, from its first need of a ledger on, is part of the run."""
+@contextlib.contextmanager
+def command() -> Iterator[None]:
+    """While it lasts this process is a command of the lab: whatever it starts, from its first need of a ledger on, is part of the run."""
     global _commanded
-    _commanded = True
+    before, _commanded = _commanded, True
+    try:
+        yield
+    finally:
+        _commanded = before
 
 
 def close_current() -> None:

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from labkit.core import secrets
 from labkit.core.interpreter import module
 from labkit.core.ledger import current
 from labkit.errors import BadInput, LabError
@@ -186,15 +187,15 @@ def serve(app: Callable[..., Any], args: Any, *, name: str, exposes: tuple[str, 
         doc = {"url": server.url, "host": server.host, "port": server.port, "root": str(args.root), "link": server.link.label,
                "env": env(server)}
         if args.child:
-            print(json.dumps(doc), flush=True)
+            print(json.dumps(doc), flush=True, file=secrets.own_words())
             with contextlib.suppress(KeyboardInterrupt):
                 while os.read(0, 4096):
                     pass
             return 0
         print(f"{name} at {server.url}, root {args.root}, {server.link.label}; Ctrl-C ends it", flush=True)
         for key, value in doc["env"].items():
-            print(f"export {key}={value}")
-        print(json.dumps(doc), flush=True)
+            print(f"export {key}={value}", file=secrets.own_words())
+        print(json.dumps(doc), flush=True, file=secrets.own_words())
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
         return 0

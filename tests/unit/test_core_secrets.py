@@ -95,7 +95,7 @@ def test_no_byte_of_a_record_holds_a_secret_however_it_was_learned(value, positi
             secrets.learn_argv(["labkit", "run", "--command", f"serve --api-key={shlex.quote(value)}"])
         said = f"listening; key {value}, " + " ".join(sorted(forms(value)))
         trial = Trial("own", 0, 0, outcome="crashed", total_s=1.0, log_tail=said, error={"kind": "E", "what": said, "why": said, "fix": "x"}, facts={"text": said, "deep": [{"argv": ["--x", value]}, said]},
-                      evidence=[{"technique": "own", "engaged": True, "how": said, "facts": {"url": f"http://h/?q={quote(value)}"}}], spans=[{"name": "load", "detail": {"line": said}}],
+                      evidence=[{"technique": "own", "engaged": True, "how": said, "facts": {"url": f"http://h/?q={quote(value)}"}}], spans=[{"name": "load", "start_s": 0.0, "end_s": 1.0, "source": "server", "detail": {"line": said}}],
                       samples={"by": {f"/{value}": 1}}, cache={"note": said, "paths": (Path("/tmp") / "x",)})
         path = records.write(Run("id", "2026-01-01", experiment={"arms": [{"name": "own", "stack": {"image": said}}]}, trials=(trial,)), tmp_path_factory.mktemp("r") / "run.json")
         assert not leaks(path.read_bytes(), value)
@@ -164,6 +164,7 @@ def test_a_mistake_in_the_call_is_told_without_the_secret_in_it(call, value, tmp
 @settings(max_examples=8)
 def test_the_program_gets_its_secret_whole_while_the_record_has_none(value, tmp_path_factory):
     got = tmp_path_factory.mktemp("child") / "got"
+    got.touch()  # the weights of a server must be there
     code = "import os, sys; open(sys.argv[1], 'w').write(sys.argv[3] + os.environ['HF_TOKEN'])"
     with fresh():
         server = OwnServer.of(f"env HF_TOKEN={shlex.quote(value)} {sys.executable} -c {shlex.quote(code)} {got} --api-key {shlex.quote(value)}", "http://127.0.0.1:9", str(got.parent))
