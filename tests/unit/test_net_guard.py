@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 
 import pytest
 
-from labkit.net.guard import exposure, foreign, host_of, is_loopback
+from labkit.net.guard import Guard, exposure, foreign, host_of, is_loopback
+from labkit.net.head import BadMessage
+from labkit.net.message import Request
 from labkit.subject.http import Server
 from labkit.subject.server import State
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+IPV6 = pytest.mark.skipif(not has_ipv6(), reason="this host has no IPv6 loopback")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost", "LocalHost.", "[::1]", "::ffff:127.0.0.1"])
@@ -45,7 +59,7 @@ def start(*argv: str) -> tuple[dict, str, int]:
 @pytest.mark.parametrize("argv, opened", [
     (["registry", "serve", "--read-only"], "images can be read,"), (["registry", "serve", "--open-writes"], "read, pushed and deleted"),
     (["store", "serve"], "writes want the keys"), (["store", "serve", "--open-writes"], "written and deleted")])
-@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+@pytest.mark.parametrize("host", ["0.0.0.0", pytest.param("::", marks=IPV6)])
 def test_a_server_that_listens_to_the_network_says_what_is_open(tmp_path, argv, opened, host):
     doc, err, code = start(*argv, "--root", str(tmp_path), "--child", "--host", host)
     assert code == 0 and opened in err and f"warning: listening on {host}" in err and "ssh -L" in err and doc["port"]
@@ -67,7 +81,39 @@ def test_the_keys_of_a_store_that_the_network_reaches_are_not_the_ones_in_the_so
     assert found[0] == "labkit-not-a-secret" and len(set(found)) == 3
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+@pytest.mark.parametrize("host", ["0.0.0.0", pytest.param("::", marks=IPV6)])
 def test_a_model_that_the_network_can_ask_is_warned_about(host, capsys):
     Server(host, 0, State("tiny")).stop()
     assert "the model answers whoever asks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("peer, here, allowed", [("127.0.0.1", "127.0.0.1", True), ("::ffff:127.0.0.1", "::ffff:127.0.0.1", True), ("10.0.0.7", "10.0.0.7", True), ("10.0.0.8", "10.0.0.7", False),
+                                                 ("8.8.8.8", "127.0.0.1", False)])
+@pytest.mark.parametrize("path", ["/_labkit/faults", "/_labkit/shrink"])
+def test_a_server_on_the_network_is_controlled_from_its_own_host_alone(path, peer, here, allowed):
+    asked = Request("POST", path, path, path, {}, "", {"host": "10.0.0.7:5000", "x-labkit": "control"}, peer=peer)
+    if allowed:
+        Guard("0.0.0.0").check(asked, here)
+    else:
+        with pytest.raises(BadMessage, match="for the host itself"):
+            Guard("0.0.0.0").check(asked, here)
+
+
+@pytest.mark.parametrize("bound, host, answered", [("0.0.0.0", "registry.example:5000", True), ("lab.example", "lab.example", True), ("127.0.0.1", "registry.example", False), ("::1", "[::1]:5000", True)])
+def test_a_name_is_asked_for_only_where_strangers_could_not_reach_the_server_anyway(bound, host, answered):
+    asked = Request("GET", "/v2/", "/v2/", "/v2/", {}, "", {"host": host})
+    if answered:
+        Guard(bound).check(asked)
+    else:
+        with pytest.raises(BadMessage):
+            Guard(bound).check(asked)
+
+
+@IPV6
+def test_a_server_listens_on_ipv6_too_and_its_url_says_so():
+    from labkit.net.fetch import Client
+    from labkit.net.message import text
+    from labkit.net.server import Server as Plain
+
+    with Plain(lambda request: text(200, request.header("host")), host="::1") as server, Client() as client:
+        assert client.ask("GET", server.url).body.decode() == f"[::1]:{server.port}" and server.url == f"http://[::1]:{server.port}"
