@@ -72,10 +72,16 @@ def _left(workspace: Workspace) -> dict[str, int]:
 
 def soak(workspace: Workspace, *, preset: str = "tiny", cycles: int = 50, say: Callable[[str], Any] = lambda _: None) -> dict[str, Any]:
     """`cycles` times: restore, serve, dump again. A client asks all the time; every answer after ready must be whole and right."""
+    with Ledger.open(workspace) as ledger:
+        target = workspace.artifacts / f"soak-{os.getpid()}"
+        ledger.note("dir", target)
+        return _soak(workspace, target, preset, cycles, say)
+
+
+def _soak(workspace: Workspace, target: Path, preset: str, cycles: int, say: Callable[[str], Any]) -> dict[str, Any]:
     from labkit.snapshot.techniques import MAPPED
     from labkit.subject import checkpoint
 
-    target = workspace.artifacts / f"soak-{os.getpid()}"
     began = timeline.now_s()
     snapshot = making.make_process(Path(checkpoint.ensure(workspace, preset)), target, loader=MAPPED)
     want, port = snapshot.manifest.tokens, free_port()

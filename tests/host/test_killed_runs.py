@@ -164,6 +164,7 @@ class Place:
             "mounts": [line for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines() if str(self.top) in line],
             "nodes": [str(p) for p in self.space.nodes.iterdir()], "ledgers": [p.name for p in self.space.ledger.iterdir()],
             "half made": sorted(set(half_made(self.home)) - self.hidden_before), "half made elsewhere": half_made(self.out), "temporary files": sorted(os.listdir(self.tmp)),
+            "soaked": [p.name for p in self.space.artifacts.glob("soak-*")],
             "in memory": [p.name for p in Path("/dev/shm").iterdir() if MARKED.search(p.name) and p.owner() == self.home.owner() and p.name.startswith("labkit") and p.stat().st_mtime > self.began],
             "network namespaces": sorted(namespaces() - self.netns), "ports": sorted(ports & listening()),
             "containers": [str(p) for p in Path("/sys/fs/cgroup/labkit").glob("labkit-*") if self.is_ours(p)] if Path("/sys/fs/cgroup/labkit").exists() else [],
