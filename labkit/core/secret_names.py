@@ -39,18 +39,20 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _VARIABLE = re.compile(r"\$(?:[A-Z_][A-Z0-9_]*|\{[A-Z_][A-Z0-9_]*\})")
 _SCHEME = re.compile(r"(?:Bearer|Basic|Token|Digest|Negotiate)\s+", re.IGNORECASE)
 
-_BARE = r"(?:[^\s'\"\\&|;<>]|\\[^\"'\s])+"
-# Values are looked at, not consumed: another secret may stand in what only looked like one.
-_OPTION = re.compile(r"(?<![\w-])--?(?P<name>[A-Za-z][\w.-]*)(?:=|[ \t]+(?!-)|\\?['\"]\s*,\s*\\?['\"])(?=\"(?P<d>(?:[^\"\\\n]|\\.)*)\"|'(?P<s>[^'\n]*)'|(?P<b>" + _BARE + "))")
-_PAIR = re.compile(r"(?<![\w.$])(?P<name>[A-Za-z_][\w.-]*)(?P<quote>\\?['\"])?(?P<op>\s*[=:]\s*)(?:\[\s*)?"
-                   r"(?=\\?\"(?P<d>(?:[^\"\\\n]|\\[^\"\n])*)\\?\"|'(?P<s>[^'\n]*)'|(?P<b>(?:[^\s'\"\\&|;<>,()\[\]{}]|\\[^\"'\s])+))")
+# A name first; its value is looked at only where the name is a secret's, so that no text takes time with the square of its length.
+_OPTION = re.compile(r"(?<![\w-])--?(?P<name>[A-Za-z][\w.-]{0,60})(?:=|[ \t]+(?!-)|\\?['\"]\s{0,4},\s{0,4}\\?['\"])")
+_ARGUMENT = re.compile(r"\"(?P<d>(?:[^\"\\\n]|\\.)*)\"|'(?P<s>[^'\n]*)'|(?P<b>(?:[^\s'\"\\&|;<>]|\\[^\"'\s])+)")
+_PAIR = re.compile(r"(?<![\w.$])(?P<name>[A-Za-z_][\w.-]{0,60})(?P<quote>\\?['\"])?(?P<op>\s{0,4}[=:]\s{0,4})(?:\[\s{0,4})?")
+_VALUE = re.compile(r"\\?\"(?P<d>(?:[^\"\\\n]|\\[^\"\n])*)\\?\"|'(?P<s>[^'\n]*)'|(?P<b>(?:[^\s'\"\\&|;<>,()\[\]{}]|\\[^\"'\s])+)")
 _HEADER = re.compile(r"(?<![\w-])(?:" + "|".join(sorted(HEADERS)) + r")\s*:\s*(?P<value>[^\r\n'\"\\]+)", re.IGNORECASE)
 _USERINFO = re.compile(r"(?<=://)(?P<user>[^\s/?#'\"<>:@]*)(?::(?P<password>[^\s/?#'\"<>]*))?@")
 _HEADER_ARGUMENT = re.compile(r"(?:-H|--[a-z-]+=)?\s*(?:" + "|".join(sorted(HEADERS)) + r")\s*:\s*(?:(?:Bearer|Basic|Token|Digest|Negotiate)\s+)?(?=\S)", re.IGNORECASE)
-_CURL_USER = re.compile(r"\bcurl\b[^\n]*?\s(?:-u|--user)[ =]?['\"]?[^\s:'\"]+:(?P<value>[^\s'\"]+)")
+#: NAME=VALUE, --option=VALUE, --env=NAME=VALUE, -eNAME=VALUE.
+_ASSIGNED = re.compile(r"-{0,2}(?P<outer>[A-Za-z_][\w.-]*)=(?:(?P<inner>[A-Za-z_][\w.-]*)=)?")
+_CURL_USER = re.compile(r"\bcurl\b[^\n]{0,2000}?\s(?:-u|--user)[ =]?['\"]?[^\s:'\"]+:(?P<value>[^\s'\"]+)")
 _SCHEMED = re.compile(r"\b(?P<scheme>Bearer|Basic)\s+(?P<value>[A-Za-z0-9._~+/=-]{8,})")
 _SHAPE = re.compile(r"\b(?:sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|nvapi-[\w-]{20,}|(?:AKIA|ASIA)[A-Z0-9]{16}"
-                    r"|xox[abprs]-[\w-]{10,}|AIza[\w-]{30,}|ya29\.[\w-]{20,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,})"
+                    r"|xox[abprs]-[\w-]{10,}|AIza[\w-]{30,}|ya29\.[\w-]{20,}|eyJ[\w-]{8,3000}\.[\w-]{8,}\.[\w-]{8,})"
                     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
 #: A text without any of these has no secret by name in it: most texts are passed over by one search.
 _HINT = re.compile(r"key|token|secret|pass|pwd|auth|cookie|credential|sig|://|pat\b|bearer|basic|jwt|sas|session|sk-|hf_|gh[pousr]_|glpat|nvapi|AKIA|ASIA|xox|ya29|eyJ|curl", re.IGNORECASE)
@@ -105,16 +107,16 @@ def spans(text: str) -> Iterator[tuple[int, int, bool]]:
     where it stands, but not worth being looked for anywhere else."""
     if not _HINT.search(text):
         return
-    for found in _OPTION.finditer(text):
-        if is_secret_name(found["name"]):
-            yield from _group(found, "d", "s", "b", sure=True)
-    for found in _PAIR.finditer(text):
-        if is_secret_name(found["name"]) and not (":" in found["op"] and found["name"].lower() in HEADERS):
-            value = found["d"] or found["s"] or found["b"] or ""
-            sure = bool(found["quote"]) or found["op"] == "="
-            counted = value.isdigit() and len(value) < 6 and found["name"].lower().endswith("token")
-            if (sure and not counted) or _looks_random(value):
-                yield from _group(found, "d", "s", "b", sure=sure)
+    for _, value in _named(text, _OPTION, _ARGUMENT):
+        yield from _group(value, "d", "s", "b", sure=True)
+    for found, value in _named(text, _PAIR, _VALUE):
+        if ":" in found["op"] and found["name"].lower() in HEADERS:
+            continue
+        told = value["d"] or value["s"] or value["b"] or ""
+        sure = bool(found["quote"]) or found["op"] == "="
+        counted = told.isdigit() and len(told) < 6 and found["name"].lower().endswith("token")
+        if (sure and not counted) or _looks_random(told):
+            yield from _group(value, "d", "s", "b", sure=sure)
     for found in _HEADER.finditer(text):
         scheme = _SCHEME.match(found["value"])
         yield from _part(text, found.start("value") + (scheme.end() if scheme else 0), found.end("value"), True)
@@ -130,6 +132,15 @@ def spans(text: str) -> Iterator[tuple[int, int, bool]]:
             yield from _group(found, "value", sure=False)
     for found in _SHAPE.finditer(text):
         yield found.start(), found.end(), True
+
+
+def _named(text: str, names: re.Pattern[str], values: re.Pattern[str]) -> Iterator[tuple[re.Match[str], re.Match[str]]]:
+    """(name, value) where the name is a secret's. No name is looked for within such a value."""
+    until = 0
+    for found in names.finditer(text):
+        if found.start() >= until and is_secret_name(found["name"]) and (value := values.match(text, found.end())):
+            until = value.end()
+            yield found, value
 
 
 def _group(found: re.Match[str], *names: str, sure: bool) -> Iterator[tuple[int, int, bool]]:
@@ -158,11 +169,11 @@ def arguments(argv: Sequence[str]) -> Iterator[tuple[int, int]]:
             takes = several = several or _is_api_key(argv[i - 1])  # vLLM's takes several
             continue
         takes = several = False
-        name, equals, value = argument.partition("=")
+        given = _ASSIGNED.match(argument)
         if option and not option[2]:
             takes = is_secret_name(option[1])
-        elif equals and re.fullmatch(r"-{0,2}[A-Za-z_][\w.-]*", name) and is_secret_name(name) and not opens_nothing(value):
-            yield i, len(name) + 1
+        elif given and (ends := [given.end(n) for n in ("outer", "inner") if given[n] and is_secret_name(given[n])]) and not opens_nothing(argument[ends[0] + 1:]):
+            yield i, ends[0] + 1
         elif header := _HEADER_ARGUMENT.match(argument):
             yield i, header.end()
 

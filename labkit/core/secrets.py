@@ -98,7 +98,7 @@ class Masker:
     def __init__(self) -> None:
         own = {part for value in _of_environment(os.environ) for part in _worth(value)}
         self.values = tuple(sorted(_known | own))
-        self._pattern, self._plain = _pattern(self.values)
+        self._plain, self._coded = _patterns(self.values)
 
     def text(self, text: str) -> str:
         return self.by_value(self.by_name(text))
@@ -112,10 +112,10 @@ class Masker:
         return "".join([*made, text[at:]]) if made else text
 
     def by_value(self, text: str) -> str:
-        if self._pattern is None:
+        if self._plain is None or self._coded is None:
             return text
-        made = self._pattern.sub(MASK, text)
-        for value in self._plain:
+        made = _without_runs(self._plain.sub(MASK, text), self._coded)
+        for value in self.values:
             made = _without_part(made, value)
         return made
 
@@ -170,17 +170,33 @@ def mask_page(text: str) -> str:
 
 
 @functools.lru_cache(8)
-def _pattern(values: tuple[str, ...]) -> tuple[re.Pattern[str] | None, tuple[str, ...]]:
+def _patterns(values: tuple[str, ...]) -> tuple[re.Pattern[str] | None, re.Pattern[str] | None]:
+    """(the values as texts hold them, the values as base64 holds them)."""
     if not values:
-        return None, ()
-    plain, coded = set(), set()
-    for value in values:
-        plain |= _forms(value)
-        coded |= _base64_forms(value)
-    whole = [re.escape(f) for f in sorted(plain, key=len, reverse=True)]
-    # In base64 the neighbours of a value share characters with it: the whole run goes.
-    runs = [r"[A-Za-z0-9+/=_-]*(?:" + "|".join(re.escape(f) for f in sorted(coded)) + r")[A-Za-z0-9+/=_-]*"] if coded else []
-    return re.compile("|".join([*whole, *runs])), values
+        return None, None
+    plain = sorted({f for value in values for f in _forms(value)}, key=len, reverse=True)
+    coded = sorted({f for value in values for f in _base64_forms(value)}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, plain))), re.compile("|".join(map(re.escape, coded)))
+
+
+_RUN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=_-")
+
+
+def _without_runs(text: str, coded: re.Pattern[str]) -> str:
+    """In base64 the neighbours of a value share characters with it: the whole run of them goes. (A pattern that began with such
+    a run would try it from each of its characters: a minute for a picture.)"""
+    made, at = [], 0
+    for found in coded.finditer(text):
+        start, end = found.span()
+        if start < at:
+            continue
+        while start > at and text[start - 1] in _RUN:
+            start -= 1
+        while end < len(text) and text[end] in _RUN:
+            end += 1
+        made += [text[at:start], MASK]
+        at = end
+    return "".join([*made, text[at:]]) if made else text
 
 
 def _forms(value: str) -> set[str]:
