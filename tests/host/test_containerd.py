@@ -97,3 +97,20 @@ def test_the_arms_refuse_what_they_cannot_mean():
     assert technique("runc").apply(plan, Artifact("runc")).steps[-1].call.endswith("containerd_steps:start")
     with pytest.raises(BadInput, match="process=runc"):
         technique("userns").apply(plan, Artifact("userns"))
+
+
+def test_a_secret_reaches_the_container_and_is_in_nobodys_command_line(tmp_path, workspace, registry_root, monkeypatch):
+    import stat
+
+    said: list[str] = []
+    whole = containerd.Node.ctr
+    monkeypatch.setattr(containerd.Node, "ctr", lambda node, *args, **more: said.extend(args) or whole(node, *args, **more))
+    tell = ["/usr/local/bin/python3", "-c", "import os, time; print('got', os.environ['HF_TOKEN'], os.environ['LANG'], flush=True); time.sleep(600)"]
+    with Ledger.open(workspace, watch=False) as ledger, serving("registry", registry_root[0], ledger=ledger) as served:
+        with containerd.running(tmp_path / "ctd", ledger, registry=served.address) as node:
+            image = f"{served.address}/{NAME}"
+            node.pull(image)
+            containerd.run_command(node, image, "keyed", tell, {"HF_TOKEN": "sesame = 'x' 77", "LANG": "C"}, [], tmp_path / "log")
+            _wait_for(tmp_path / "log", "got sesame = 'x' 77 C")
+            assert stat.S_IMODE((node.run / "keyed.env").stat().st_mode) == 0o600
+    assert "LANG=C" in said and not [a for a in said if "sesame" in a]
