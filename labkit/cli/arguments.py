@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -144,6 +145,18 @@ def web_url(text: str) -> str:
     if not good:
         raise BadInput(f"not an address of a server: {text!r}", why="nothing could be asked there", fix="write it like http://127.0.0.1:5000/lab/subject:latest")
     return text
+
+
+def free_port(number: int | None, option: str = "--port") -> None:
+    """Raises BadInput where a server listens on that port of this host already; None and 0 ask for any."""
+    if not number:
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that is only cooling down is free
+        try:
+            probe.bind(("127.0.0.1", number))
+        except OSError as error:
+            raise BadInput(f"{option} {number}: {error.strerror}", why="another server holds the port, or it is below 1024", fix=f"another {option}, or leave it out for a free one") from None
 
 
 # -- the file system ------------------------------------------------------------------------------------------------------

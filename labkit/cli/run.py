@@ -10,7 +10,18 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from labkit.cli.arguments import bucket_url, count, directory, link, new_file, port, preset, scenario, seconds
+from labkit.cli.arguments import (
+    bucket_url,
+    count,
+    directory,
+    free_port,
+    link,
+    new_file,
+    port,
+    preset,
+    scenario,
+    seconds,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
         directory(args.model_dir, "--model-dir", "labkit model make --preset small DIR makes one")
     if args.out:
         new_file(args.out, "--out")
+    free_port(args.port)
     if args.own_command and (args.stacks or args.stack):
         raise BadInput("both stacks and --command", why="one of them would be left out", fix="two runs, then labkit compare")
     if not args.own_command and (own := [f"--{n.replace('_', '-')}" for n in ("url", "weights", "image", "model_name") if getattr(args, n)]):

@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
         made = execute.run_all(find([]), executed, preset=args.preset, say=print)
         failed = sum(r.outcome != "ok" for r in made.results)
     built = gallery.build(Path(args.out), executed, [Path(p) for p in args.record])
+    if not built.runs:
+        print("not drawn: no recorded run was found (LABKIT_RECORDED says where they are)")
     for line in built.skipped:
         say(f"not drawn: {line}")
     print(f"gallery: {built.page.resolve()}")

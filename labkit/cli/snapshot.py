@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from labkit.cli.arguments import bucket_url, count, directory, port, preset
+from labkit.cli.arguments import bucket_url, count, directory, free_port, port, preset
 from labkit.errors import BadInput
 
 
@@ -95,6 +95,7 @@ def _restore(args: argparse.Namespace) -> int:
     from labkit.snapshot import making, store
     from labkit.snapshot.cycle import restored
 
+    free_port(args.port)
     snapshot = store.open_snapshot(_place(args.name))
     if args.cold:
         cold.evict([snapshot.path, *snapshot.manifest.working_set])

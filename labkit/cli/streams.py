@@ -67,15 +67,16 @@ def settle() -> None:
             os.environ[_ENCODING] = sys.stdout.encoding
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     encoding = os.environ.pop(_ENCODING, "")
+    os.environ.pop("PYTHONIOENCODING", None)  # of this process's terminal: what its own children say is read as UTF-8
     for number, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         _open_if_closed(number, flags)
     codecs.register_error("plain", plain)
     if sys.stdin is None:
         sys.stdin = open(0, closefd=False, encoding="utf-8")  # noqa: SIM115 - the process's own
-    out, err = ((stream.encoding, stream.line_buffering) if isinstance(stream, io.TextIOWrapper) else ("utf-8", True) for stream in (sys.stdout, sys.stderr))
+    out, err = ((stream.encoding, stream.line_buffering, stream.write_through) if isinstance(stream, io.TextIOWrapper) else ("utf-8", True, True) for stream in (sys.stdout, sys.stderr))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.flush()
-    sys.stdout = sys.__stdout__ = Noting(open(1, "wb", closefd=False), encoding=encoding or out[0], errors="plain", line_buffering=out[1])  # type: ignore[misc]  # noqa: SIM115
+    sys.stdout = sys.__stdout__ = Noting(open(1, "wb", 0 if out[2] else -1, closefd=False), encoding=encoding or out[0], errors="plain", line_buffering=out[1], write_through=out[2])  # type: ignore[misc]  # noqa: SIM115
     sys.stderr = sys.__stderr__ = Forgiving(io.FileIO(2, "w", closefd=False), encoding=encoding or err[0], errors="plain",  # type: ignore[type-var, misc]
                                             line_buffering=True, write_through=True)
 

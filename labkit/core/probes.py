@@ -371,8 +371,8 @@ def _drop_caches() -> Capability:
 
 @probe("memory", "memory", "the 1B subject needs about 6 GB, `small` under 2")
 def _memory() -> Capability:
-    total = host.card()["memory_bytes"]
-    text = f"{total / 2**30:.1f} GiB"
+    total, machine = host.card()["memory_bytes"], host.meminfo_bytes("MemTotal")
+    text = f"{total / 2**30:.1f} GiB" + (f", by a control group's limit; the machine has {machine / 2**30:.1f} GiB" if total < machine else "")
     return _yes(text) if total >= 6 * 2**30 else _yes(text + ": keep to the presets tiny and small", limit=True)
 
 

@@ -253,8 +253,8 @@ def test_a_full_disk_is_said_by_every_command(inputs, tmp_path):
 # -- streams --------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("env", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1:strict"},
-                                 {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": None}, {"TERM": "dumb", "COLUMNS": "7"}, {"COLUMNS": "nonsense", "LINES": "-1"}],
-                         ids=["ascii", "latin-1", "the C locale", "a dumb terminal", "odd columns"])
+                                 {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": None}, {"TERM": "dumb", "COLUMNS": "7"}, {"COLUMNS": "nonsense", "LINES": "-1"}, {"PYTHONOPTIMIZE": "2", "PYTHONWARNINGS": "error", "PYTHONDEVMODE": "1"}],
+                         ids=["ascii", "latin-1", "the C locale", "a dumb terminal", "odd columns", "a strict interpreter"])
 def test_an_output_that_cannot_hold_every_sign_is_written_all_the_same(env, inputs, tmp_path):
     ended = every(TALKATIVE, lambda leaf: call(leaf, "--no-disk" if leaf == "doctor" else CALLS[leaf], inputs, tmp_path, env=env))
     ended += every([leaf for leaf in LEAVES if leaf not in TALKATIVE][:: 1 if "PYTHONIOENCODING" in env else 4], lambda leaf: call(leaf, "--help", inputs, tmp_path, env=env))
