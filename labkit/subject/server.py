@@ -113,8 +113,9 @@ def load(model: Any, args: argparse.Namespace) -> dict[str, Any]:
     module, _, function = args.loader.partition(":")
     try:
         options = json.loads(args.loader_options)
-        assert isinstance(options, dict)
-    except (ValueError, AssertionError):
+        if not isinstance(options, dict):
+            raise ValueError(options)
+    except ValueError:
         raise BadInput(f"--loader-options {args.loader_options!r:.200}", fix='a JSON object: {"threads": 4}') from None
     try:
         with timeline.span("load.import"):
