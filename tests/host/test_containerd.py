@@ -107,7 +107,7 @@ def test_a_secret_reaches_the_container_and_is_in_nobodys_command_line(tmp_path,
     monkeypatch.setattr(containerd.Node, "ctr", lambda node, *args, **more: said.extend(args) or whole(node, *args, **more))
     tell = ["/usr/local/bin/python3", "-c", "import os, time; print('got', os.environ['HF_TOKEN'], os.environ['LANG'], flush=True); time.sleep(600)"]
     with Ledger.open(workspace, watch=False) as ledger, serving("registry", registry_root[0], ledger=ledger) as served:
-        with containerd.running(tmp_path / "ctd", ledger, registry=served.address) as node:
+        with containerd.running(workspace.nodes / "ctd", ledger, registry=served.address) as node:
             image = f"{served.address}/{NAME}"
             node.pull(image)
             containerd.run_command(node, image, "keyed", tell, {"HF_TOKEN": "sesame = 'x' 77", "LANG": "C"}, [], tmp_path / "log")
