@@ -1,7 +1,7 @@
 """One system call carried out inside another process: what the kernel tells and grants to nobody but the process itself.
 
 A tracer stops one thread, points it at a `syscall` instruction of its own vDSO, lets it take that single step, and puts every
-register back. Nothing is written into the process's code; the other threads, and a process that stands stopped, stay as they
+register back. Nothing is written into the process's code or data; the other threads, and a process that stands stopped, stay as they
 were, and an interrupted system call of its own is restarted by the kernel as after any stop.
 
     with Tracee(pid) as tracee:
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import mmap
 import os
 import platform
 import re
@@ -35,8 +36,7 @@ REGISTERS = ("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8",
              "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs")
 _LAYOUT = struct.Struct(f"={len(REGISTERS)}Q")
 ALL_BITS = 0xFFFFFFFFFFFFFFFF
-#: Below the red zone of the stack: 128 bytes that a leaf function may use without moving the pointer, and room to spare.
-BELOW_STACK = 1024
+MMAP, MUNMAP = 9, 11
 
 
 class TraceError(TrialError):
@@ -103,16 +103,17 @@ class Tracee:
 
     def ask(self, number: int, *arguments: int) -> tuple[int, int]:
         """`number(*arguments, &word)` in the process: (errno or 0, the word the kernel wrote)."""
-        registers = dict(zip(REGISTERS, _LAYOUT.unpack(self._saved), strict=True))
-        word_at = (registers["rsp"] - BELOW_STACK) & ~0xF
-        with self._gone_is_an_error(), open(f"/proc/{self.pid}/mem", "r+b", buffering=0) as memory:
-            memory.seek(word_at)
-            before = memory.read(8)
-            result = self.call(number, *arguments, word_at)
-            memory.seek(word_at)
-            word = struct.unpack("=Q", memory.read(8))[0]
-            memory.seek(word_at)
-            memory.write(before)
+        # A page of its own: the pages that are there may be promised only (a lazy restore), and are the program's.
+        page = self.call(MMAP, 0, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+        if page < 0:
+            raise TraceError(f"process {self.pid} has no room for a page: {os.strerror(-page)}", why="a call that answers writes into memory", fix="raise its limits (ulimit -v)")
+        try:
+            result = self.call(number, *arguments, page)
+            with self._gone_is_an_error(), open(f"/proc/{self.pid}/mem", "rb", buffering=0) as memory:
+                memory.seek(page)
+                word = struct.unpack("=Q", memory.read(8))[0]
+        finally:
+            self.call(MUNMAP, page, mmap.PAGESIZE)
         return (-result if result < 0 else 0), word
 
     def call(self, number: int, *arguments: int) -> int:

@@ -40,16 +40,17 @@ class Watching(KernelWithAMX):
     """Every process had asked before its dump; after a restore none has. Notes in which state each was when it was asked for."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.seen: set[int] = set()
+        super().__init__(default=AMX)
         self.states: list[str] = []
 
-    def of(self, pid: int) -> int:
-        # The first look at a process that runs is the one before its dump: it serves, and has computed. A restored one stands stopped.
-        self.masks.setdefault(pid, PLAIN if state(pid) == "T" else AMX)
-        return super().of(pid)
+    def forget(self, root: int) -> None:
+        """What CRIU does to the processes that it brings back."""
+        self.masks |= dict.fromkeys(xstate.tree(root).values(), PLAIN)
 
     def request(self, pid: int, feature: int) -> int:
+        until = time.monotonic() + 5
+        while state(pid) != "T" and time.monotonic() < until:  # on its way there: the signal is pending
+            os.sched_yield()
         self.states.append(state(pid))
         return super().request(pid, feature)
 
@@ -66,8 +67,9 @@ def model(home) -> Path:
 
 @pytest.fixture
 def kernel(monkeypatch) -> Watching:
-    made = Watching()
+    made, hand_on = Watching(), xstate.hand_on
     monkeypatch.setattr(xstate, "KERNEL", made)
+    monkeypatch.setattr(xstate, "hand_on", lambda root, wanted: made.forget(root) or hand_on(root, wanted))
     return made
 
 
@@ -135,6 +137,20 @@ def test_a_restored_process_that_dies_is_no_time_out(make, home, monkeypatch):
     monkeypatch.setattr(criu, "resume", die_instead)
     with pytest.raises(SnapshotError, match="SIGILL"), restored(snapshot, home):
         raise AssertionError("it answered")
+
+
+def test_a_process_whose_pages_come_later_is_asked_before_any_has_come(home, model, tmp_path, kernel):
+    snapshot = making.make_process(model, tmp_path / "snapshot", loader=MAPPED)
+    proven = len(kernel.states)
+    with restored(snapshot, home, lazy=True) as back:
+        assert back.facts["lazy"] and tuple(back.answer.tokens) == snapshot.manifest.tokens
+    assert len(kernel.states) == 2 * proven and set(kernel.states) == {"T"}
+
+
+def test_the_kernels_own_answer_is_read_in_a_process_whose_pages_come_later(home, model, tmp_path):
+    snapshot = making.make_process(model, tmp_path / "snapshot", loader=MAPPED)
+    with restored(snapshot, home, lazy=True) as back:
+        assert back.facts["lazy"] and set(back.facts["permissions"]["now"]) == set(snapshot.manifest.permissions)
 
 
 def die_instead(pid: int) -> None:
