@@ -251,8 +251,10 @@ def test_a_secret_of_a_known_shape_needs_no_name(token):
 def test_environment_and_command_line_of_a_process_are_read_without_their_secrets():
     value = "seen-in-proc-8861"
     with fresh():
-        child = subprocess.Popen([sys.executable, "-c", "input()", "--api-key", value], stdin=subprocess.PIPE, env={**os.environ, "HF_TOKEN": value + "-t", "LANG": "C"})
+        child = subprocess.Popen([sys.executable, "-c", "print(flush=True); input()", "--api-key", value], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                 env={**os.environ, "HF_TOKEN": value + "-t", "LANG": "C"})
         try:
+            assert child.stdout.readline()  # right after its exec a process shows no environment yet
             facts = observe.process_facts(child.pid)
         finally:
             child.communicate(b"\n")
