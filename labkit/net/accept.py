@@ -109,7 +109,8 @@ class Acceptor:
                 held.cut()
         until = time.monotonic() + patience_s
         for thread in threads:
-            thread.join(max(0.0, until - time.monotonic()))
+            with contextlib.suppress(RuntimeError):  # taken, but not started yet: its connection is cut already
+                thread.join(max(0.0, until - time.monotonic()))
 
     def _loop(self) -> None:
         pause_s = PAUSE_S
