@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import mmap
 import os
 import platform
@@ -26,7 +27,7 @@ from collections.abc import Iterator
 
 from labkit.errors import TrialError
 
-PTRACE_CONT, PTRACE_SINGLESTEP, PTRACE_GETREGS, PTRACE_SETREGS, PTRACE_DETACH = 7, 9, 12, 13, 17
+PTRACE_SINGLESTEP, PTRACE_GETREGS, PTRACE_SETREGS, PTRACE_DETACH = 9, 12, 13, 17
 PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_EVENT_STOP = 0x4206, 0x4207, 128
 WALL = 0x40000000  # __WALL: also for a thread that is not our child
 SYSCALL_INSTRUCTION = b"\x0f\x05"
@@ -70,9 +71,7 @@ class Tracee:
         try:
             self._ptrace(PTRACE_INTERRUPT)
             self._wait_for_stop()
-            saved = ctypes.create_string_buffer(_LAYOUT.size)
-            self._ptrace(PTRACE_GETREGS, saved)
-            self._saved = bytes(saved.raw)
+            self._before = self.registers()
         except BaseException:
             with contextlib.suppress(TraceError):
                 self._ptrace(PTRACE_DETACH)
@@ -118,10 +117,9 @@ class Tracee:
 
     def call(self, number: int, *arguments: int) -> int:
         """The system call in the process; its result, -errno for an error."""
-        registers = dict(zip(REGISTERS, _LAYOUT.unpack(self._saved), strict=True))
-        registers |= {"rip": self._syscall_address(), "rax": number, "orig_rax": ALL_BITS}  # -1: the interrupted call is not restarted now
-        registers |= dict(zip(("rdi", "rsi", "rdx", "r10", "r8", "r9"), (a & ALL_BITS for a in arguments), strict=False))
-        self._set(registers)
+        given = dict(zip(("rdi", "rsi", "rdx", "r10", "r8", "r9"), (a & ALL_BITS for a in arguments), strict=False))
+        # orig_rax -1: the call that was interrupted is not restarted now.
+        self.set_registers(self._before | {"rip": self._syscall_address, "rax": number, "orig_rax": ALL_BITS} | given)
         try:
             while True:
                 self._ptrace(PTRACE_SINGLESTEP)
@@ -131,16 +129,20 @@ class Tracee:
                 if number_of_stop == signal.SIGTRAP:
                     break
                 self._owed.append(number_of_stop)
-            after = ctypes.create_string_buffer(_LAYOUT.size)
-            self._ptrace(PTRACE_GETREGS, after)
-            result = dict(zip(REGISTERS, _LAYOUT.unpack(after.raw), strict=True))["rax"]
+            result = self.registers()["rax"]
         finally:
-            self._set(dict(zip(REGISTERS, _LAYOUT.unpack(self._saved), strict=True)))
+            self.set_registers(self._before)
         return result - (1 << 64) if result >> 63 else result
 
-    def _set(self, registers: dict[str, int]) -> None:
+    def registers(self) -> dict[str, int]:
+        raw = ctypes.create_string_buffer(_LAYOUT.size)
+        self._ptrace(PTRACE_GETREGS, raw)
+        return dict(zip(REGISTERS, _LAYOUT.unpack(raw.raw), strict=True))
+
+    def set_registers(self, registers: dict[str, int]) -> None:
         self._ptrace(PTRACE_SETREGS, ctypes.create_string_buffer(_LAYOUT.pack(*(registers[name] for name in REGISTERS)), _LAYOUT.size))
 
+    @functools.cached_property
     def _syscall_address(self) -> int:
         """A `syscall` instruction in the process's own vDSO: mapped in every process, executable, and never written to."""
         with self._gone_is_an_error(), open(f"/proc/{self.pid}/maps", "rb") as maps, open(f"/proc/{self.pid}/mem", "rb", buffering=0) as memory:

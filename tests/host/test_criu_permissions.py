@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -25,7 +24,7 @@ from labkit.snapshot import container, criu, making, store, xstate
 from labkit.snapshot.cycle import restored
 from labkit.snapshot.explain import SnapshotError, SnapshotRefused
 from labkit.snapshot.techniques import MAPPED
-from labkit.snapshot.tracee import REGISTERS, Tracee
+from labkit.snapshot.tracee import Tracee
 from labkit.subject import checkpoint
 from tests.support.xstate import AMX, PLAIN, KernelWithAMX
 
@@ -158,11 +157,11 @@ def die_instead(pid: int) -> None:
 
     A fault, not a signal from outside: the first process of a namespace ignores those."""
     with Tracee(pid) as tracee:
-        registers = dict(zip(REGISTERS, struct.unpack("=27Q", tracee._saved), strict=True))
+        registers = tracee.registers()
         with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
             memory.seek(registers["rip"])
             memory.write(b"\x0f\x0b")  # ud2
-        tracee._set(registers | {"orig_rax": 2**64 - 1})  # not back into the call that it waited in
+        tracee.set_registers(registers | {"orig_rax": 2**64 - 1})  # not back into the call that it waited in
     os.kill(pid, signal.SIGCONT)
 
 
