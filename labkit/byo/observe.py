@@ -29,6 +29,7 @@ from pathlib import Path
 
 from labkit.byo.servers import ServerKind
 from labkit.core import timeline
+from labkit.core.takedown import descendants
 
 POLL_S = 0.01
 #: In every process before its own work begins; the dynamic linker and what it always brings.
@@ -196,20 +197,6 @@ def _status(host: str, port: int, path: str) -> int:
         return 0
     finally:
         connection.close()
-
-
-def descendants(pid: int) -> list[int]:
-    """Children of children, by the kernel's own list."""
-    found, queue = [], [pid]
-    while queue:
-        one = queue.pop()
-        with contextlib.suppress(OSError):
-            for task in os.listdir(f"/proc/{one}/task"):
-                with contextlib.suppress(OSError):
-                    children = [int(c) for c in Path(f"/proc/{one}/task/{task}/children").read_text().split()]
-                    found += children
-                    queue += children
-    return found
 
 
 def look_at(pids: Sequence[int]) -> Look:

@@ -96,10 +96,7 @@ class Start:
 def run(*, command: str, url: str, weights: str, image: str = "", model_name: str = "", blocks: int = 5, scenario: str = "warm-node", timeout_s: float = 300.0,
         out: str | Path = "", resume: bool = False, overwrite: bool = False, progress: Any = None, workspace: Workspace | None = None) -> Run:
     """Measure; write the record after each trial; return it. Raises BadInput, TrialError (the rehearsal did not come to a token)."""
-    if out:
-        records.refuse_overwriting(out, resume, overwrite)
-    elif resume or overwrite:
-        raise BadInput(f"--{'resume' if resume else 'overwrite'} without --out", why="it names no record", fix="--out FILE")
+    records.refuse_overwriting(out, resume, overwrite)
     server = OwnServer.of(command, url, weights, image, model_name)
     # Whatever the server needs is on this host's disk: a fresh node is not what is measured here.
     scenario = "hot-node" if scenario == "hot-node" else "warm-node"

@@ -18,6 +18,7 @@ from typing import Any
 from labkit.core import cold, secrets, timeline
 from labkit.core.ledger import Ledger
 from labkit.core.plan import LaunchPlan
+from labkit.core.takedown import descendants
 
 #: In place of a store's URL among a plan's `stat_urls`.
 INTERFACES = "interfaces"
@@ -105,7 +106,7 @@ def resident_bytes(pid: int | str = "self") -> tuple[int, int]:
 
 def process_facts(pid: int) -> dict[str, Any]:
     """/proc/PID of the server and of its children: io (summed), mapped files, mounts, peak memory."""
-    family = [pid, *_descendants(pid)]
+    family = [pid, *descendants(pid)]
     facts: dict[str, Any] = {"pid": pid, "family": family, "io": {}, "maps": [], "mounts": [], "rss_bytes": 0, "peak_rss_bytes": 0}
     maps: set[str] = set()
     for member in family:
@@ -143,18 +144,6 @@ def process_facts(pid: int) -> dict[str, Any]:
         secrets.learn_argv(argv)
         facts["cmdline"] = secrets.mask_argv(argv)
     return facts
-
-
-def _descendants(pid: int) -> list[int]:
-    found, queue = [], [pid]
-    while queue:
-        with contextlib.suppress(OSError):
-            for task in os.listdir(f"/proc/{queue[0]}/task"):
-                children = [int(c) for c in Path(f"/proc/{queue[0]}/task/{task}/children").read_text().split()]
-                found += children
-                queue += children
-        queue.pop(0)
-    return found
 
 
 class _Nothing:

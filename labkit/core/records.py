@@ -119,10 +119,15 @@ def of_document(doc: Any, name: str | os.PathLike[str]) -> Run:
     return Run(**{**{k: v for k, v in doc.items() if k in known_run}, "trials": trials})
 
 
-def refuse_overwriting(path: str | os.PathLike[str], resume: bool = False, overwrite: bool = False) -> None:
+def refuse_overwriting(path: str | os.PathLike[str] | None, resume: bool = False, overwrite: bool = False) -> None:
     """Raises BadInput unless a run may be written here: to a new file, to a record that is gone on with, or over a record when asked to.
+    Without a path it goes to a new file, and neither option has anything to speak of.
 
     What is not a run record is never replaced: a record is made for hours, and so may be whatever this is. Asked before anything is prepared."""
+    if not path:
+        if resume or overwrite:
+            raise BadInput(f"--{'resume' if resume else 'overwrite'} without --out", why="it names no record", fix="--out FILE")
+        return
     name = printable.line(path)
     if resume and overwrite:
         raise BadInput("--resume and --overwrite", why="one goes on with the record, the other begins it anew", fix="give one of them")

@@ -69,6 +69,26 @@ def _stat(pid: int) -> list[str]:
         return []
 
 
+def children(pid: int | None = None) -> list[int]:
+    """Child processes (of this one, without a pid), from every thread of the process, by the kernel's own list."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid or os.getpid()}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [int(child) for child in task.read_text().split()]
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """Children, and children of children, the nearer ones first."""
+    found: list[int] = []
+    queue = [pid]
+    while queue:
+        below = children(queue.pop(0))
+        found += below
+        queue += below
+    return found
+
+
 def carries(pid: int, mark: str, variable: str = MARK) -> bool:
     """Whether the process was started with this mark, or with one below it."""
     needle = f"{variable}={mark}".encode()

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from labkit.core import timeline
-from labkit.core.ledger import start_time
+from labkit.core.takedown import children, descendants, start_time
 from labkit.errors import MissingCapability
 from labkit.snapshot import xstate
 from labkit.snapshot.explain import refusal
@@ -121,22 +121,6 @@ def _log(path: Path) -> str:
     with contextlib.suppress(OSError):
         return path.read_text(errors="replace")
     return ""
-
-
-def children(pid: int | None = None) -> list[int]:
-    """Child processes, from every thread of the process."""
-    found: list[int] = []
-    for task in Path(f"/proc/{pid or os.getpid()}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found += [int(c) for c in task.read_text().split()]
-    return found
-
-
-def descendants(pid: int) -> list[int]:
-    found = []
-    for child in children(pid):
-        found += [child, *descendants(child)]
-    return found
 
 
 def end(pids: Sequence[int]) -> None:

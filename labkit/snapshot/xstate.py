@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from labkit.core.ledger import start_time
+from labkit.core.takedown import descendants, start_time
 from labkit.snapshot.explain import SnapshotError, SnapshotRefused
 from labkit.snapshot.tracee import Tracee, TraceError, supported
 
@@ -96,8 +96,6 @@ class Handed:
 
 def tree(root: int) -> dict[str, int]:
     """Process id as `root`'s own namespace numbers it -> host pid, for `root` and all below it."""
-    from labkit.snapshot.criu import descendants
-
     level, found = len(_pids_of(root)) - 1, {}
     for pid in (member for member in [root, *descendants(root)] if start_time(member)):  # a zombie has no state left
         numbers = _pids_of(pid)

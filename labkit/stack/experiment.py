@@ -83,10 +83,7 @@ def experiment(stacks: Sequence[str | Stack], *, preset: str = "small", blocks: 
 
     progress: an object with `note(text)`, `trial_started(arm, block, blocks)`, `phase(name, seconds)`, `trial_done(trial)`;
     any may be missing. Raises BadInput, MissingCapability (no arm can run here), KeyboardInterrupt (the record is kept)."""
-    if out:
-        records.refuse_overwriting(out, resume, overwrite)
-    elif resume or overwrite:
-        raise BadInput(f"--{'resume' if resume else 'overwrite'} without --out", why="it names no record", fix="--out FILE")
+    records.refuse_overwriting(out, resume, overwrite)
     if blocks < 1 or not stacks:
         raise BadInput(f"{len(stacks)} stacks in {blocks} blocks", why="an experiment without a trial measures nothing", fix='experiment(["naive"], blocks=5)')
     space = workspace or Workspace.default()
