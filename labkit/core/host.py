@@ -12,6 +12,7 @@ The card holds no host name, no user name and no secret: records are meant to be
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import glob
 import hashlib
@@ -202,6 +203,12 @@ def _cpu() -> dict[str, Any]:
     model = fields.get("model name") or fields.get("Model") or platform.processor() or platform.machine()
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
     return {"model": " ".join(model.split()), "count": cpu_count(), "features": sorted(flags & VECTOR_FEATURES)}
+
+
+def grantable_cpu_state() -> int:
+    """Mask of the parts of CPU state that this kernel grants to a process that asks (arch_prctl(ARCH_GET_XCOMP_SUPP), asm/prctl.h); 0 where it knows none."""
+    arch_prctl, supported, mask = 158, 0x1021, ctypes.c_uint64()
+    return mask.value if platform.machine() == "x86_64" and ctypes.CDLL(None).syscall(arch_prctl, supported, ctypes.byref(mask)) == 0 else 0
 
 
 def cpu_features() -> list[str]:

@@ -237,8 +237,8 @@ def _criu() -> Capability:
 def _amx() -> Capability:
     if "amx_tile" not in host.read_text("/proc/cpuinfo"):
         return _no("this CPU has no AMX, or its hypervisor hides it", "an Intel Xeon from Sapphire Rapids on")
-    mask, supported, tile_data = ctypes.c_uint64(), 0x1021, 18  # arch_prctl(ARCH_GET_XCOMP_SUPP), asm/prctl.h
-    if ctypes.CDLL(None).syscall(158, supported, ctypes.byref(mask)) or not mask.value >> tile_data & 1:
+    tile_data = 18
+    if not host.grantable_cpu_state() >> tile_data & 1:
         return _no("the kernel grants no AMX tile data", "Linux 5.16 or newer")
     return _yes()
 

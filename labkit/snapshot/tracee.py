@@ -7,7 +7,7 @@ were, and an interrupted system call of its own is restarted by the kernel as af
     with Tracee(pid) as tracee:
         error, mask = tracee.ask(ARCH_PRCTL, ARCH_GET_XCOMP_PERM)      # (0, 0x600e7)
 
-x86-64 only (`supported`). Limit: some 0.1 ms a call, most of it the two stops. Used by `labkit.snapshot.xstate`; lesson:
+x86-64 only (`supported`). Limit: 1 ms a look, most of it the list of mappings and the stops. Used by `labkit.snapshot.xstate`; lesson:
 notebooks/07_checkpoints.
 """
 

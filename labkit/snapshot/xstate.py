@@ -16,18 +16,18 @@ Kernel: Documentation/arch/x86/xstate.rst. Lesson: notebooks/07_checkpoints.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from labkit.core.host import grantable_cpu_state
 from labkit.core.takedown import descendants, start_time
 from labkit.snapshot.explain import SnapshotError, SnapshotRefused
 from labkit.snapshot.tracee import Tracee, TraceError, supported
 
-ARCH_PRCTL, GET_SUPPORTED, GET_PERMISSION, REQUEST_PERMISSION = 158, 0x1021, 0x1022, 0x1023
+ARCH_PRCTL, GET_PERMISSION, REQUEST_PERMISSION = 158, 0x1022, 0x1023
 #: Features that a process has to ask for (the kernel's XFEATURE_MASK_USER_DYNAMIC); every other one is always permitted.
 DYNAMIC = {18: "AMX tile data"}
 DYNAMIC_MASK = sum(1 << feature for feature in DYNAMIC)
@@ -48,8 +48,7 @@ class Permissions(Protocol):
 
 class Kernel:
     def supported(self) -> int:
-        mask = ctypes.c_uint64()
-        return mask.value if supported() and ctypes.CDLL(None).syscall(ARCH_PRCTL, GET_SUPPORTED, ctypes.byref(mask)) == 0 else 0
+        return grantable_cpu_state()
 
     def of(self, pid: int) -> int:
         if not supported():
