@@ -39,8 +39,8 @@ lint: setup ## style, spelling and notebook format
 host-tools: ## install what unlocks more (containers, FUSE, CRIU; Debian 12 or Ubuntu, root); says what it will do first
 	scripts/host-tools
 
-gpu: ## every GPU trial of the lab in under 9 minutes, into run records under runs/gpu (with the PYTHON that has torch and CUDA)
-	$(PYTHON) -m labkit.device.gpu_trials --out runs/gpu
+gpu: ## the article's table on a GPU: what works here, then an 8B model, in 12 minutes, into runs/gpu (with the PYTHON that has torch and CUDA)
+	$(PYTHON) -m labkit.device.gpu_trials --out $(or $(OUT),runs/gpu)
 
 bench: setup ## the lab's performance claims, measured here (about an hour; `labkit bench NAME` runs one)
 	@for name in import overhead load pull convert lazy restore forecast; do echo "== $$name"; $(LABKIT) bench $$name || true; done

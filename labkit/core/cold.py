@@ -101,6 +101,8 @@ def walk(paths: Iterable[str | os.PathLike[str]]) -> Tree:
 
     for given in paths:
         top = os.path.realpath(given)
+        if not os.path.exists(top) and os.path.exists(given):  # an open file without a name, by its descriptor: /proc/self/fd/3
+            top = os.fspath(given)
         try:
             facts = os.stat(top)
         except OSError as error:

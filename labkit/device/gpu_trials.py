@@ -1,19 +1,23 @@
-"""Every GPU trial of the lab, in one command of less than nine minutes: what is measured there is replayed elsewhere.
+"""The article's table on a GPU, as two commands: what works on this host, then what it is worth for an 8B model.
 
-    make gpu            # python -m labkit.device.gpu_trials --out DIR
+    make gpu                                                       # both, into runs/gpu
+    python -m labkit.device.gpu_trials --plan first --out DIR      # under 6 minutes: facts, and every trial with the 1b shape
+    python -m labkit.device.gpu_trials --plan second --out DIR     # under 7 minutes: the 8b shape (16 GB), what is asked for most first
 
-Context taken apart (lazy and eager module loading), the compile cache cold and carried, CUDA graphs of one and of four shapes,
-weights woken from pinned memory, loaders onto the device, whole cold starts with the GPU's techniques, the device parked and
-woken by CUDA checkpoint, and CUDA checkpoint + CRIU from process gone to first token, for the 1b shape and, last, for the 8b one.
-Each trial runs in a process of its own, under its own time limit, and is begun only while the time left can hold it: else it
-is in the record as `skipped`, with the reason. One that fails or hangs is a line in the record, and what was measured before
-it stays: the record is written after every trial, with the host card. A host without a GPU gets a record in which every
-trial says `unavailable`, and exit status 3. Lesson: notebooks/06_gpu_init.
+Each trial is a process of its own, under its own time limit, and is begun only while the time left can hold it: else it is in the
+record as `skipped`, with the reason. A trial prints JSON lines, each with everything measured so far, and the last one is kept,
+also when the process then fails, dies or is ended: its outcome says which. The record is written after every trial, with the
+host card. A host without a GPU gets a record in which every trial says `unavailable`, and exit status 3.
+
+Files in DIR: gpu-trials-PLAN.json, the run records that the trials made, log-PLAN.txt. Everything else is in LABKIT_HOME.
+Outcomes: ok · failed (it measured, and says itself what did not work) · timeout · crashed · unavailable · skipped.
+Lesson: notebooks/06_gpu_init.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -25,16 +29,22 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from labkit.core import host, outputs, printable, secrets, timeline
-from labkit.core.beside import replacing
+from labkit.core import host, outputs, printable, secrets, takedown, timeline
+from labkit.core.beside import replacing, scratch
+from labkit.core.interpreter import module
 from labkit.errors import LabError
 
+SCHEMA = 2
 PARTS, CRIU = "labkit.device.gpu_parts", "labkit.snapshot.cuda"
+LOADERS = "safetensors,safetensors-device,runai-streamer,fastsafetensors,instanttensor,labkit-streamer"
+DONE = ("ok", "failed")  # it was there and it measured: what comes after it can be tried
 
 
 @dataclass(frozen=True)
 class Part:
-    """One trial: `python -m command…`, ended after `limit_s`, not begun with less than `least_s` left or without `after` (another trial)."""
+    """One trial: `python -m command…`, ended after `limit_s`, not begun with less than `least_s` left or without `after` (another trial).
+
+    In the command, "{out}" is the directory of the record, "{preset}" the plan's shape."""
 
     limit_s: int
     command: tuple[str, ...]
@@ -43,78 +53,139 @@ class Part:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-#: "{out}" is the directory of the record. In this order: what is short and asked for most comes first, 16 GB come last.
-TRIALS: dict[str, Part] = {
-    "context-lazy": Part(60, ("labkit.device.context",)),
-    "context-eager": Part(60, ("labkit.device.context",), environment={"CUDA_MODULE_LOADING": "EAGER"}),
-    "compile-cold": Part(120, (PARTS, "compile"), 40, environment={"TORCHINDUCTOR_CACHE_DIR": "{out}/compile-cache", "TRITON_CACHE_DIR": "{out}/compile-cache/triton"}),
-    "compile-cache": Part(90, (PARTS, "compile"), after="compile-cold",
-                          environment={"TORCHINDUCTOR_CACHE_DIR": "{out}/compile-cache", "TRITON_CACHE_DIR": "{out}/compile-cache/triton"}),
-    "graphs-4": Part(60, (PARTS, "graphs", "--shapes", "4")),
-    "graphs-1": Part(60, (PARTS, "graphs", "--shapes", "1")),
-    "pinned-wake-up": Part(60, (PARTS, "wake")),
-    "model-1b": Part(90, (PARTS, "model", "--preset", "1b"), 30),
-    "cuda-checkpoint": Part(90, (PARTS, "checkpoint"), 30, after="model-1b"),
-    "cuda-checkpoint-criu": Part(150, (CRIU,), 60, after="model-1b"),
-    "load-1b": Part(120, ("labkit", "bench", "load", "--preset", "1b", "--cache", "warm", "--device", "cuda", "--blocks", "1", "--loaders",
-                          "safetensors,safetensors-device,runai-streamer,fastsafetensors,instanttensor,labkit-streamer", "--json"), 40, after="model-1b"),
-    "techniques-1b": Part(150, ("labkit", "run", "no-image,weights=safetensors-device", *(f"no-image,weights=safetensors-device,device={t}" for t in
-                                ("all-graphs", "fewer-graphs", "warm-standby")), "--device", "cuda", "--preset", "1b", "--scenario", "hot-node", "--blocks", "2",
-                                "--timeout", "60", "--out", "{out}/gpu-techniques-1b.json", "--overwrite", "--json"), 60, after="model-1b"),
-    "model-8b": Part(150, (PARTS, "model", "--preset", "8b"), 90),
-    "pinned-wake-up-8b": Part(60, (PARTS, "wake", "--weights-bytes", "16_060_000_000"), 30),
-    "cuda-checkpoint-8b": Part(120, (PARTS, "checkpoint", "--preset", "8b"), 60, after="model-8b"),
-    "cuda-checkpoint-criu-8b": Part(180, (CRIU, "--preset", "8b"), 120, after="model-8b"),
+def _run(name: str, *stacks: str, blocks: int, scenario: str = "warm-node", timeout: int = 90) -> tuple[str, ...]:
+    """`labkit run` of these stacks over the no-image one ("" is that one itself), into {out}/NAME-{preset}.json."""
+    return ("labkit", "run", *(",".join(("no-image", *filter(None, (stack,)))) for stack in stacks), "--device", "cuda", "--preset", "{preset}", "--scenario", scenario,
+            "--blocks", str(blocks), "--timeout", str(timeout), "--out", f"{{out}}/{name}-{{preset}}.json", "--overwrite", "--json")
+
+
+def _load(cache: str, blocks: int) -> tuple[str, ...]:
+    return ("labkit", "bench", "load", "--preset", "{preset}", "--cache", cache, "--device", "cuda", "--blocks", str(blocks), "--loaders", LOADERS, "--json")
+
+
+STREAMED = "weights=labkit-streamer"
+RESIDENT = "weights=device-resident"
+
+#: What works on this host, and the article's rows with the 1b shape (2.2 GB).
+FIRST: dict[str, Part] = {
+    "facts": Part(75, ("labkit.device.gpu_facts",)),
+    "model": Part(60, (PARTS, "model", "--preset", "{preset}", "--formats", "safetensors,pickle"), 15, "facts"),
+    "cuda-checkpoint": Part(70, (PARTS, "checkpoint", "--preset", "{preset}", "--times", "5"), 25, "model"),
+    "cuda-checkpoint-criu": Part(100, (CRIU, "--preset", "{preset}"), 40, "model"),
+    "stack": Part(150, _run("stack", "", STREAMED, f"{STREAMED},device=fewer-graphs", "device=warm-standby", blocks=2, timeout=60), 60, "model"),
+    "decode": Part(70, (PARTS, "decode", "--preset", "{preset}", "--arms", "eager,fewer-graphs,all-graphs,cudnn", "--tokens", "48"), 30, "model"),
+    "load-warm": Part(90, _load("warm", 1), 40, "model"),
+    "context": Part(90, (PARTS, "context", "--times", "3"), 40),
+    "resident": Part(60, _run("resident", RESIDENT, blocks=2, timeout=45), 30, "model"),
+    "compile": Part(120, _run("compile", f"{STREAMED},device=compile-cold", f"{STREAMED},device=compile-cache", blocks=1, scenario="hot-node", timeout=100), 60, "model"),
 }
-BUDGET_S = 520.0
+#: The 8b shape (16 GB).
+SECOND: dict[str, Part] = {
+    "model": Part(150, (PARTS, "model", "--preset", "{preset}", "--formats", "safetensors,pickle"), 60),
+    "stack": Part(240, _run("stack", "", STREAMED, "device=warm-standby", blocks=2, timeout=100), 100, "model"),
+    "cuda-checkpoint": Part(120, (PARTS, "checkpoint", "--preset", "{preset}", "--times", "3"), 60, "model"),
+    "load-cold": Part(120, _load("cold", 1), 60, "model"),
+    "load-warm": Part(150, _load("warm", 2), 50, "model"),
+    "cuda-checkpoint-criu": Part(150, (CRIU, "--preset", "{preset}", "--warm", "0"), 90, "model"),
+    "decode": Part(90, (PARTS, "decode", "--preset", "{preset}", "--arms", "eager,fewer-graphs,all-graphs,cudnn", "--tokens", "48"), 40, "model"),
+    "resident": Part(90, _run("resident", RESIDENT, blocks=1), 45, "model"),
+    "compile": Part(150, _run("compile", f"{STREAMED},device=compile-cold", f"{STREAMED},device=compile-cache", blocks=1, scenario="hot-node", timeout=140), 80, "model"),
+}
+PLANS = {"first": (FIRST, "1b", 330.0), "second": (SECOND, "8b", 390.0)}  # trials, shape, seconds in all
+
+Execute = Callable[[str, list[str], dict[str, str], float], dict[str, Any]]
 
 
-def run(out: Path, only: tuple[str, ...] = (), execute: Callable[[str, list[str], dict[str, str], float], dict[str, Any]] | None = None,
-        has_gpu: bool | None = None, now: Callable[[], float] = timeline.now_s) -> dict[str, Any]:
-    """The record, also at out/gpu-trials.json. `execute(name, module and arguments, environment, seconds)` and `now` are exchanged in tests."""
+def run(out: Path, plan: str = "first", *, preset: str = "", budget_s: float = 0, only: tuple[str, ...] = (), without: tuple[str, ...] = (),
+        execute: Execute | None = None, has_gpu: bool | None = None, now: Callable[[], float] = timeline.now_s) -> dict[str, Any]:
+    """The record, also at out/gpu-trials-PLAN.json. `execute(name, module and arguments, environment, seconds)` and `now` are exchanged in tests."""
     out.mkdir(parents=True, exist_ok=True)
+    parts, shape, seconds = PLANS[plan]
+    shape, seconds = preset or shape, budget_s or seconds
     there = bool(host.gpus()) if has_gpu is None else has_gpu
-    record: dict[str, Any] = {"schema": 1, "kind": "gpu-trials", "created": datetime.now(timezone.utc).isoformat(timespec="seconds"), "host": host.card(), "trials": []}
+    record: dict[str, Any] = {"schema": SCHEMA, "kind": "gpu-trials", "plan": plan, "preset": shape, "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                              "host": host.card(), "trials": []}
     began, outcomes = now(), {}
-    for name, part in TRIALS.items():
-        if only and name not in only and name not in {TRIALS[n].after for n in only if n in TRIALS}:
+    log = out / f"log-{plan}.txt"
+    log.write_text("")
+    for name, part in parts.items():
+        if (only and name not in only and name not in {parts[n].after for n in only if n in parts}) or name in without:
             continue
-        left_s = BUDGET_S - (now() - began)
+        left_s = seconds - (now() - began)
         if not there:
             done: dict[str, Any] = {"outcome": "unavailable", "error": "no GPU"}
-        elif outcomes.get(part.after, "ok") != "ok":
+        elif outcomes.get(part.after, "ok") not in DONE:
             done = {"outcome": "skipped", "error": f"it needs {part.after}, which was not done ({outcomes[part.after]})"}
         elif left_s < part.least_s:
-            done = {"outcome": "skipped", "error": f"{max(left_s, 0):.0f} s of the {BUDGET_S:.0f} s for all trials were left, it needs {part.least_s}"}
+            done = {"outcome": "skipped", "error": f"{max(left_s, 0):.0f} s of the {seconds:.0f} s for all trials were left, it needs {part.least_s}"}
         else:
+            command = [a.replace("{out}", str(out.resolve())).replace("{preset}", shape) for a in part.command]
             try:
-                done = (execute or in_process)(name, [a.replace("{out}", str(out.resolve())) for a in part.command],
-                                               {k: v.replace("{out}", str(out.resolve())) for k, v in part.environment.items()}, min(part.limit_s, left_s))
+                done = (execute or in_process)(name, command, dict(part.environment), min(part.limit_s, left_s))
             except Exception as error:
                 done = {"outcome": "crashed", "error": f"{type(error).__name__}: {error}"}
+            _note(log, f"== {name}: {done['outcome']} {done.get('seconds', 0):.1f} s\n{done.pop('log', '')}\n")
         outcomes[name] = done["outcome"]
         record["trials"].append({"name": name, **done})
-        _write(out / "gpu-trials.json", record)
+        record["seconds"] = now() - began
+        _write(out / f"gpu-trials-{plan}.json", record)
+        print(line_of(record["trials"][-1]), flush=True)
     return record
 
 
+GRACE_S = 6.0
+
+
 def in_process(name: str, command: list[str], environment: dict[str, str], limit_s: float) -> dict[str, Any]:
-    """`python -m module …` in a session of its own; its last line of output is JSON. Exit status 3 says that something is missing there."""
+    """`python -m module …` in a session of its own: the last JSON line that it printed, whatever became of it, and what it wrote beside.
+
+    Exit status 3 says that something is missing there. At its limit it is interrupted, so that it can put away what it started;
+    what is left of it `GRACE_S` later is killed, with everything below it."""
     began = timeline.now_s()
-    process = subprocess.Popen([sys.executable, "-m", *command], env={**os.environ, **environment}, stdin=subprocess.DEVNULL,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        said, errors = process.communicate(timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        said, errors = process.communicate()
-        return {"outcome": "timeout", "seconds": timeline.now_s() - began, "error": errors[-500:], "said": said[-500:]}
-    lines = [line for line in said.splitlines() if line.startswith("{")]
-    if process.returncode == 3:
-        return {"outcome": "unavailable", "seconds": timeline.now_s() - began, "error": (errors or said)[-800:]}
-    if process.returncode or not lines:
-        return {"outcome": "crashed", "seconds": timeline.now_s() - began, "error": (errors or said)[-800:], "status": process.returncode}
-    return {"outcome": "ok", "seconds": timeline.now_s() - began, "result": json.loads(lines[-1])}
+    with scratch(f"labkit-trial-{name}-") as room, open(room / "out", "w+b") as said, open(room / "err", "w+b") as errors:
+        process = subprocess.Popen([*module(command[0]), *command[1:]], env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+                                   stdin=subprocess.DEVNULL, stdout=said, stderr=errors, start_new_session=True)
+        late = False
+        try:
+            process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            late = True
+            below = takedown.descendants(process.pid)
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_S)
+            takedown.kill([*takedown.descendants(process.pid), *below, process.pid])
+            process.wait()
+        done = {"seconds": timeline.now_s() - began, "status": process.returncode}
+        texts = [_tail(file) for file in (said, errors)]
+    document = _last_document(texts[0])
+    words = (texts[1].strip() or texts[0].strip())[-1200:]
+    if document is not None:
+        done["result"] = document
+    outcome = "timeout" if late else "unavailable" if process.returncode == 3 else \
+        "ok" if process.returncode == 0 and document is not None else "failed" if process.returncode == 1 and document is not None else "crashed"
+    return {"outcome": outcome, **done, **({} if outcome == "ok" else {"error": (f"it did not end within {limit_s:.0f} s. " if late else "") + words}), "log": texts[1][-20_000:]}
+
+
+def _tail(file: Any, most: int = 4 << 20) -> str:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - most))
+    return file.read().decode(errors="replace")
+
+
+def _last_document(text: str) -> dict[str, Any] | None:
+    """The last whole JSON object that stands on a line of its own."""
+    for line in reversed(text.splitlines()):
+        if line.startswith("{"):
+            with contextlib.suppress(ValueError):
+                return dict(json.loads(line))
+    return None
+
+
+def _note(log: Path, text: str) -> None:
+    with open(log, "a", encoding="utf-8", errors="replace") as file:
+        file.write(secrets.masked(text))
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
@@ -122,22 +193,36 @@ def _write(path: Path, record: dict[str, Any]) -> None:
         part.write_text(json.dumps(secrets.masked(record), indent=1))
 
 
+def line_of(trial: Mapping[str, Any]) -> str:
+    return f"{trial['name']:22} {trial['outcome']:12} {trial.get('seconds', 0):7.1f} s  {printable.line(trial.get('error', '')[-160:])}"
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m labkit.device.gpu_trials", description="Every GPU trial of the lab, in less than nine minutes.")
+    parser = argparse.ArgumentParser(prog="python -m labkit.device.gpu_trials", description="The article's table on a GPU: what works here, then what it is worth for an 8B model.")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", default="", help="names, comma-separated: " + ", ".join(TRIALS))
+    parser.add_argument("--plan", choices=[*PLANS, "both"], default="both")
+    parser.add_argument("--preset", default="", help="another shape than the plan's: tiny rehearses it")
+    parser.add_argument("--budget", type=float, default=0, metavar="SECONDS", help="in all, for each plan (default: 330 and 390)")
+    parser.add_argument("--only", default="", help="names, comma-separated: " + ", ".join(dict.fromkeys((*FIRST, *SECOND))))
+    parser.add_argument("--without", default="", help="names, comma-separated")
     args = parser.parse_args()
+    plans = list(PLANS) if args.plan == "both" else [args.plan]
     try:
-        outputs.refuse_stranger(args.out / "gpu-trials.json", lambda head: b'"kind": "gpu-trials"' in head, "a record of GPU trials")
+        for plan in plans:
+            outputs.refuse_stranger(args.out / f"gpu-trials-{plan}.json", lambda head: b'"kind": "gpu-trials"' in head, "a record of GPU trials")
     except LabError as error:
         print(printable.text(error), file=sys.stderr)
         return 2
-    record = run(args.out, tuple(n for n in args.only.split(",") if n))
-    for trial in record["trials"]:
-        print(f"{trial['name']:22} {trial['outcome']:12} {trial.get('seconds', 0):7.1f} s  {trial.get('error', '')[:120]}")
-    outcomes = [t["outcome"] for t in record["trials"]]
-    print(json.dumps({"record": str(args.out / "gpu-trials.json"), "ok": outcomes.count("ok"), "trials": len(outcomes)}))
+    outcomes: list[str] = []
+    for plan in plans:
+        record = run(args.out, plan, preset=args.preset, budget_s=args.budget, only=_names(args.only), without=_names(args.without))
+        outcomes += [t["outcome"] for t in record["trials"]]
+    print(json.dumps({"records": [str(args.out / f"gpu-trials-{plan}.json") for plan in plans], "ok": outcomes.count("ok"), "trials": len(outcomes)}))
     return 3 if outcomes and all(o == "unavailable" for o in outcomes) else 0 if "ok" in outcomes else 1
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(n.strip() for n in text.split(",") if n.strip())
 
 
 if __name__ == "__main__":

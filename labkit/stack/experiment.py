@@ -126,6 +126,7 @@ class _Conduct:
         self.created = created.isoformat(timespec="seconds")
         self.artifacts: dict[str, dict[str, Artifact]] = {}
         self.missing: dict[str, LabError] = {}
+        self.unmade: dict[str, LabError] = {}  # of them: could run here, but something of theirs could not be prepared
         self.roots: tuple[Path, ...] = ()
         self.served: Served | None = None
 
@@ -158,7 +159,12 @@ class _Conduct:
         for stack in what.stacks:
             if stack.name not in self.missing:
                 self.tell("note", f"preparing {stack.name}")
-                self.artifacts[stack.name] = apart(prepare, stack, subject, self.space, ledger=self.ledger)
+                try:
+                    self.artifacts[stack.name] = apart(prepare, stack, subject, self.space, ledger=self.ledger)
+                except LabError as error:  # an arm that cannot be made is a result of that arm; the others are measured
+                    if len(self.missing) == len(what.stacks) - 1:
+                        raise
+                    self.unmade[stack.name] = self.missing[stack.name] = error
         subject = self._serve(subject)
         self.tell("note", "measuring this host's floors")
         run = replace(run, floors=run.floors or floor.measure(self.space))
@@ -282,7 +288,8 @@ class _Conduct:
 
     def _one(self, stack: Stack, plans: dict[str, LaunchPlan], block: int, position: int, rates: dict[str, Any]) -> records.Trial:
         if stack.name in self.missing:
-            return records.Trial(stack.name, block, position, outcome="unavailable", error=self.missing[stack.name].as_json())
+            outcome = "crashed" if stack.name in self.unmade else "unavailable"
+            return records.Trial(stack.name, block, position, outcome=outcome, error=self.missing[stack.name].as_json())
         plan = plans[stack.name]
         trial = run_trial(plan, arm=stack.name, workspace=self.space, ledger=self.ledger, block=block, order=position,
                           judge=lambda seen: judge(stack, seen), instrument=self.what.instrument,

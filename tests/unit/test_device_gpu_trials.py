@@ -11,45 +11,78 @@ from labkit.device import gpu_trials
 from labkit.device.fake_driver import FakeDriver
 
 
-def test_without_a_gpu_every_trial_says_unavailable(tmp_path):
-    record = gpu_trials.run(tmp_path, has_gpu=False)
-    assert {t["outcome"] for t in record["trials"]} == {"unavailable"} and len(record["trials"]) == len(gpu_trials.TRIALS)
+PLANS = gpu_trials.PLANS
+
+
+def fine(name, command, environment, limit_s):
+    return {"outcome": "ok", "seconds": 1.0, "result": {}}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_without_a_gpu_every_trial_says_unavailable(tmp_path, plan):
+    record = gpu_trials.run(tmp_path, plan, has_gpu=False)
+    assert {t["outcome"] for t in record["trials"]} == {"unavailable"} and len(record["trials"]) == len(PLANS[plan][0])
 
 
 def test_a_trial_that_crashes_loses_nothing_of_the_others(tmp_path):
-    def execute(name, command, environment, limit_s):
-        if name == "graphs-4":
+    def execute(name, *rest):
+        if name == "decode":
             raise RuntimeError("the driver is gone")
-        return {"outcome": "ok", "seconds": 1.0, "result": {}}
+        return fine(name, *rest)
 
     gpu_trials.run(tmp_path, execute=execute, has_gpu=True)
-    written = {t["name"]: t["outcome"] for t in json.loads((tmp_path / "gpu-trials.json").read_text())["trials"]}
-    assert written.pop("graphs-4") == "crashed" and set(written.values()) == {"ok"}
+    written = {t["name"]: t["outcome"] for t in json.loads((tmp_path / "gpu-trials-first.json").read_text())["trials"]}
+    assert written.pop("decode") == "crashed" and set(written.values()) == {"ok"}
 
 
-def test_a_trial_that_the_time_left_cannot_hold_is_skipped_with_the_reason(tmp_path):
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_trial_that_the_time_left_cannot_hold_is_skipped_with_the_reason(tmp_path, plan):
     clock = {"s": 0.0}
 
     def execute(name, command, environment, limit_s):
-        assert limit_s >= gpu_trials.TRIALS[name].least_s
+        assert limit_s >= PLANS[plan][0][name].least_s
         clock["s"] += limit_s
         return {"outcome": "ok", "seconds": limit_s, "result": {}}
 
-    record = gpu_trials.run(tmp_path, execute=execute, has_gpu=True, now=lambda: clock["s"])
+    record = gpu_trials.run(tmp_path, plan, execute=execute, has_gpu=True, now=lambda: clock["s"])
     trials = {t["name"]: t for t in record["trials"]}
-    assert list(trials) == list(gpu_trials.TRIALS) and clock["s"] <= gpu_trials.BUDGET_S
+    assert list(trials) == list(PLANS[plan][0]) and clock["s"] <= PLANS[plan][2]
     skipped = [t for t in trials.values() if t["outcome"] == "skipped"]
-    assert "cuda-checkpoint-criu-8b" in {t["name"] for t in skipped} and trials["context-lazy"]["outcome"] == "ok"
-    assert all("s for all trials were left" in t["error"] or "it needs model" in t["error"] for t in skipped)
+    assert "compile" in {t["name"] for t in skipped} and trials["model"]["outcome"] == "ok"
+    assert all("s for all trials were left" in t["error"] for t in skipped)
 
 
-def test_a_trial_whose_model_was_not_made_is_skipped_and_names_it(tmp_path):
-    def execute(name, command, environment, limit_s):
-        return {"outcome": "timeout" if name == "model-1b" else "ok", "seconds": 1.0, "result": {}}
+def test_what_needs_a_model_that_was_not_made_is_skipped_and_names_it(tmp_path):
+    def execute(name, *rest):
+        return {"outcome": "timeout", "seconds": 1.0} if name == "model" else fine(name, *rest)
 
     trials = {t["name"]: t for t in gpu_trials.run(tmp_path, execute=execute, has_gpu=True)["trials"]}
-    assert trials["load-1b"]["outcome"] == "skipped" and "model-1b" in trials["load-1b"]["error"]
-    assert trials["cuda-checkpoint-8b"]["outcome"] == "ok"
+    assert trials["load-warm"]["outcome"] == "skipped" and "model" in trials["load-warm"]["error"]
+    assert trials["context"]["outcome"] == "ok"
+
+
+def test_a_trial_that_failed_in_part_does_not_stop_what_comes_after_it(tmp_path):
+    def execute(name, *rest):
+        return {**fine(name, *rest), "outcome": "failed"} if name in ("facts", "model") else fine(name, *rest)
+
+    assert {t["outcome"] for t in gpu_trials.run(tmp_path, execute=execute, has_gpu=True)["trials"]} == {"ok", "failed"}
+
+
+def test_only_some_bring_what_they_need(tmp_path):
+    record = gpu_trials.run(tmp_path, "second", only=("decode",), execute=fine, has_gpu=True)
+    assert [t["name"] for t in record["trials"]] == ["model", "decode"]
+
+
+def test_the_shape_and_the_folder_reach_the_command(tmp_path):
+    asked = {}
+
+    def execute(name, command, *rest):
+        asked[name] = command
+        return fine(name, command, *rest)
+
+    gpu_trials.run(tmp_path, "second", preset="tiny", execute=execute, has_gpu=True)
+    assert "tiny" in asked["stack"] and f"{tmp_path}/stack-tiny.json" in asked["stack"]
+    assert not [a for command in asked.values() for a in command if "{" in a]
 
 
 def test_what_is_missing_on_a_host_is_unavailable_with_its_reason():
@@ -58,29 +91,67 @@ def test_what_is_missing_on_a_host_is_unavailable_with_its_reason():
         assert done["outcome"] == "unavailable" and "gpu" in done["error"]
 
 
-@pytest.mark.parametrize("name", gpu_trials.TRIALS)
-def test_every_trial_names_a_module_and_options_that_are_there(name):
+@pytest.mark.parametrize("plan, name", [(plan, name) for plan in PLANS for name in PLANS[plan][0]])
+def test_every_trial_names_a_module_and_options_that_are_there(plan, name):
     import importlib.util
 
-    module, *options = gpu_trials.TRIALS[name].command
+    module, *options = [o.replace("{out}", "/x").replace("{preset}", "1b") for o in PLANS[plan][0][name].command]
     assert importlib.util.find_spec(module)
     if module == "labkit":
         from labkit.cli import parser
 
-        parsed = parser(options[0]).parse_args([o.replace("{out}", "/x") for o in options])
+        parsed = parser(options[0]).parse_args(options)
         if options[0] == "run":
             from labkit.stack.compose import Stack
 
-            assert len([Stack.parse(s) for s in parsed.stacks]) == 4
+            assert [Stack.parse(s) for s in parsed.stacks] and parsed.device == "cuda"
 
 
-def test_a_trial_that_hangs_is_ended_and_recorded():
-    done = gpu_trials.in_process("x", ["http.server", "0", "--bind", "127.0.0.1"], {}, 1.0)
-    assert done["outcome"] == "timeout"
+def script(tmp_path, text):
+    """A module of its own, on the path of the trial's process."""
+    (tmp_path / "trial_under_test.py").write_text(text)
+    return ["trial_under_test"], {"PYTHONPATH": f"{tmp_path}:."}
 
 
-def test_all_trials_together_fit_the_time_of_one_command():
-    assert gpu_trials.BUDGET_S < 540
+@pytest.mark.parametrize("ending, outcome, kept", [("", "ok", {"n": 2}), ("raise SystemExit(1)", "failed", {"n": 2}), ("import os; os.kill(os.getpid(), 9)", "crashed", {"n": 2}),
+                                                   ("raise SystemExit(3)", "unavailable", {"n": 2}), ("import time; time.sleep(60)", "timeout", {"n": 2})])
+def test_what_was_printed_is_kept_whatever_becomes_of_the_trial(tmp_path, ending, outcome, kept):
+    command, environment = script(tmp_path, f"import sys\nprint('{{\"n\": 1}}')\nprint('{{\"n\": 2}}')\nprint('{{\"n\": 3', flush=True)\nprint('why', file=sys.stderr, flush=True)\n{ending}\n")
+    done = gpu_trials.in_process("x", command, environment, 3.0)
+    assert (done["outcome"], done.get("result")) == (outcome, kept)
+    assert outcome == "ok" or "why" in done["error"]
+
+
+def test_what_hangs_is_ended_with_everything_below_it(tmp_path):
+    from labkit.core.takedown import start_time
+
+    command, environment = script(tmp_path, "import json, signal, subprocess, sys, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+                                  "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
+                                  "print(json.dumps({'pid': p.pid}), flush=True)\ntime.sleep(600)\n")
+    done = gpu_trials.in_process("x", command, environment, 2.0)
+    assert done["outcome"] == "timeout" and not start_time(done["result"]["pid"])
+
+
+def test_what_hangs_can_put_away_its_things_first(tmp_path):
+    command, environment = script(tmp_path, "import time\nprint('{}', flush=True)\ntry:\n    time.sleep(60)\nfinally:\n    print('{\"put_away\": true}', flush=True)\n")
+    assert gpu_trials.in_process("x", command, environment, 2.0)["result"] == {"put_away": True}
+
+
+def test_both_plans_fit_what_one_command_may_take():
+    assert all(seconds < 540 and sum(p.least_s for p in parts.values()) <= seconds * 1.6 for parts, _, seconds in PLANS.values())
+
+
+def test_facts_leave_a_reason_in_the_place_of_an_answer_and_no_serial_number(monkeypatch, capsys):
+    from labkit.device import gpu_facts
+
+    def broken():
+        raise OSError("no such device")
+
+    monkeypatch.setattr(gpu_facts, "facts", lambda: {"first": broken, "second": lambda: {"x": 1}})
+    assert gpu_facts.main() == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert "no such device" in last["first"]["failed"] and last["second"] == {"x": 1}
+    assert gpu_facts._PRIVATE.match("    GPU UUID                              : GPU-1234") and gpu_facts._PRIVATE.match("    Serial Number                         : 123")
 
 
 def test_a_refused_dump_brings_the_parked_process_back():
