@@ -62,7 +62,10 @@ class FakeDriver:
         if about["state"] != before:
             raise DriverRefused(f"CUDA_ERROR_ILLEGAL_STATE: {about['state']}")
         message = self.fail.pop(action, "")
+        if action == "restore" and about.get("spoiled"):
+            message = "CUDA_ERROR_OPERATING_SYSTEM (304)"  # as the driver does after a restore that met too little memory, for good
         if message:
+            about["spoiled"] = about.get("spoiled", False) or (action == "restore" and "OUT_OF_MEMORY" in message)
             about["state"] = "failed" if action in self.breaks else about["state"]
             self._keep()
             raise DriverRefused(message)
