@@ -5,6 +5,7 @@ place of the real one – by the sampler, a server, a trial. `-P` leaves that di
 switch, and looks there still). Only a checkout that is not installed needs it: there the directory is the lab's own.
 
     subprocess.Popen([*module("labkit.core.sampler"), path])
+    subprocess.Popen([sys.executable, "-m", "labkit.subject.server"], env=marked({**environment(), **more}), cwd="/")
 
 Lesson: none.
 """
@@ -29,3 +30,16 @@ def safe() -> list[str]:
     except OSError:  # the working directory is gone
         here = False
     return [] if here or sys.version_info < (3, 11) else ["-P"]
+
+
+#: What a server keeps of the environment that the lab was called in: where programs and libraries are, and how CUDA and torch were told to behave.
+KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LD_PRELOAD")
+KEPT_OF = ("CUDA_", "TORCH_", "PYTORCH_")
+
+
+def environment(*kept: str) -> dict[str, str]:
+    """For a server on this interpreter, started elsewhere: the lab's own folder in front of the caller's PYTHONPATH (packages that
+    were carried to a host lie there), and of the rest KEPT, KEPT_OF and the names given. TMPDIR is not of them: a run's own ends with it."""
+    found = {k: v for k, v in os.environ.items() if k in (*KEPT, *kept) or k.startswith(KEPT_OF)}
+    folders = [os.fspath(_ROOT), *(os.path.abspath(p) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p)]
+    return {**found, "PYTHONPATH": os.pathsep.join(dict.fromkeys(folders)), "PYTHONDONTWRITEBYTECODE": "1"}

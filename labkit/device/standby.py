@@ -25,8 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from labkit.core import timeline
-from labkit.core.interpreter import module
+from labkit.core import interpreter, timeline
 from labkit.core.plan import StepContext
 from labkit.errors import TrialError
 
@@ -133,12 +132,10 @@ def _before_t0(ctx: StepContext) -> None:
     """Start the server, let it serve nobody, and put it to sleep: what stands on this node while there is no replica."""
     from labkit.device.cuda_checkpoint import process_memory_bytes
 
-    here = str(Path(__file__).resolve().parents[2])
-    keep = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "LABKIT_FAKE_CUDA")}
-    environment = {**keep, "TMPDIR": ctx.temporary(), "PYTHONPATH": here, "PYTHONDONTWRITEBYTECODE": "1", **{k: v for k, v in ctx.server_env.items() if k != timeline.ENV}}
+    environment = {**interpreter.environment("LABKIT_FAKE_CUDA"), "TMPDIR": ctx.temporary(), **{k: v for k, v in ctx.server_env.items() if k != timeline.ENV}}
     read_end, write_end = os.pipe()
     try:
-        process = subprocess.Popen([*module("labkit.device.standby"), str(write_end), *ctx.server_args], stdin=subprocess.PIPE,
+        process = subprocess.Popen([*interpreter.module("labkit.device.standby"), str(write_end), *ctx.server_args], stdin=subprocess.PIPE,
                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, cwd="/", start_new_session=True, pass_fds=(write_end,))
     finally:
         os.close(write_end)

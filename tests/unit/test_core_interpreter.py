@@ -1,0 +1,40 @@
+"""What a server on the lab's own interpreter keeps of the environment that the lab was called in."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+from labkit.core import interpreter
+
+ROOT = str(Path(__file__).resolve().parents[2])
+
+
+def test_packages_that_the_caller_carried_stand_behind_the_lab_and_are_found_from_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "carried_wheel.py").write_text("x = 1\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), "", ROOT]))
+    made = interpreter.environment()
+    assert made["PYTHONPATH"].split(os.pathsep) == [ROOT, str(tmp_path)]
+    code = "import carried_wheel, labkit; print(labkit.__file__)"
+    assert subprocess.check_output([sys.executable, "-c", code], env=made, cwd="/", text=True).startswith(ROOT)
+
+
+def test_how_cuda_and_torch_were_told_to_behave_is_kept_and_the_rest_is_not(monkeypatch):
+    for name in ("CUDA_MODULE_LOADING", "CUDA_VISIBLE_DEVICES", "TORCH_CUDNN_SDPA_DEPRIORITIZED", "AWS_SECRET_ACCESS_KEY", "LABKIT_FAKE_CUDA"):
+        monkeypatch.setenv(name, "1")
+    made = interpreter.environment("LABKIT_FAKE_CUDA")
+    assert {"CUDA_MODULE_LOADING", "CUDA_VISIBLE_DEVICES", "TORCH_CUDNN_SDPA_DEPRIORITIZED", "LABKIT_FAKE_CUDA"} <= set(made)
+    assert "AWS_SECRET_ACCESS_KEY" not in made and "TMPDIR" not in made
+
+
+def test_a_server_of_a_trial_has_it_and_the_plan_s_own_wins(tmp_path, monkeypatch):
+    from labkit.image import start
+
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
+    ctx = SimpleNamespace(server_args=[], server_env={"TORCH_CUDNN_SDPA_DEPRIORITIZED": "0"}, temporary=lambda: "/t")
+    _, made = start.host_command(ctx)
+    assert made["PYTHONPATH"].split(os.pathsep) == [ROOT, str(tmp_path)] and made["TORCH_CUDNN_SDPA_DEPRIORITIZED"] == "0" and made["TMPDIR"] == "/t"
