@@ -43,3 +43,14 @@ def environment(*kept: str) -> dict[str, str]:
     found = {k: v for k, v in os.environ.items() if k in (*KEPT, *kept) or k.startswith(KEPT_OF)}
     folders = [os.fspath(_ROOT), *(os.path.abspath(p) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p)]
     return {**found, "PYTHONPATH": os.pathsep.join(dict.fromkeys(folders)), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+#: What a server maps of the environment it runs in, and the lab itself does not: what the lab has open cannot be made cold.
+SERVED_WITH = ("torch", "torchgen", "functorch", "nvidia", "triton", "tokenizers", "safetensors", "numpy", "numpy.libs", "sympy", "mpmath", "networkx", "jinja2", "cuda",
+               "runai_model_streamer", "fastsafetensors", "fastsafetensors.libs", "instanttensor", "tensorizer")
+
+
+def packages(*without: str) -> list[str]:
+    """Folders of SERVED_WITH on sys.path, each as often as it is there: CUDA's libraries (nvidia/) may be spread over several folders."""
+    found = [os.path.join(os.path.abspath(folder or "."), name) for folder in dict.fromkeys(sys.path) for name in SERVED_WITH if name not in without]
+    return [path for path in dict.fromkeys(map(os.path.realpath, found)) if os.path.isdir(path)]
