@@ -56,6 +56,12 @@ class FakeDriver:
         self.processes[pid] = {"state": "running", "bytes": size_bytes}
         self._keep()
 
+    def comes_back(self, pid: int) -> None:
+        """CRIU restored it: its state is in its own memory, so it is parked again, as it was dumped."""
+        if pid in self.processes:
+            self.processes[pid]["state"] = "checkpointed"
+            self._keep()
+
     def _of(self, pid: int) -> dict[str, Any]:
         if pid not in self.processes:
             raise DriverRefused("CUDA_ERROR_INVALID_VALUE: no CUDA process of that id")

@@ -127,6 +127,7 @@ def checkpoint(preset: str, times: int, found: dict[str, Any], tell: Tell) -> No
     driver = cuda.open_driver()
     found |= {"preset": preset, "driver": driver_name(driver), "persistence_mode": served.persistence_mode(), "device_used_before_bytes": served.device_used_bytes(), "times": []}
     with served.server(preset) as serving:
+        driver = cuda.open_driver()  # again: the simulated one knows the process from now on
         found |= {"start_s": serving.start_s, "start_phases_s": serving.phases_s, "held_running": served.held(serving.pid)}
         tell()
         for _ in range(times):
