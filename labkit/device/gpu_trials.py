@@ -72,7 +72,7 @@ FIRST: dict[str, Part] = {
     "model": Part(60, (PARTS, "model", "--preset", "{preset}", "--formats", "safetensors,pickle"), 15, "facts"),
     "cuda-checkpoint": Part(70, (PARTS, "checkpoint", "--preset", "{preset}", "--times", "5"), 25, "model"),
     "cuda-checkpoint-criu": Part(100, (CRIU, "--preset", "{preset}"), 40, "model"),
-    "stack": Part(150, _run("stack", "", STREAMED, f"{STREAMED},device=fewer-graphs", "device=warm-standby", blocks=2, timeout=60), 60, "model"),
+    "stack": Part(150, _run("stack", "", STREAMED, f"{STREAMED},device=fewer-graphs", "device=warm-standby", blocks=1, timeout=60), 50, "model"),
     "decode": Part(70, (PARTS, "decode", "--preset", "{preset}", "--arms", "eager,fewer-graphs,all-graphs,cudnn", "--tokens", "48"), 30, "model"),
     "wake": Part(45, (PARTS, "wake", "--preset", "{preset}", "--times", "3"), 20, "model"),
     "load-warm": Part(90, _load("warm", 1), 40, "model"),

@@ -193,7 +193,8 @@ class _Conduct:
 
     def _subject(self) -> tuple[Subject, tuple[int, ...]]:
         self.tell("note", f"checkpoint: {self.what.model_dir or self.what.preset}")
-        model, tokens = apart(_model_and_tokens, self.what.model_dir, self.space, self.what.preset, self.what.max_tokens, ledger=self.ledger)
+        model, tokens = apart(_model_and_tokens, self.what.model_dir, self.space, self.what.preset, self.what.max_tokens,
+                              told_device(self.what.server_args), ledger=self.ledger)
         layout, reference_name = None, ""
         imaged = [s for s in self.what.stacks if _has_image(s)]
         if self.what.image_extra_bytes and not imaged:
@@ -298,12 +299,13 @@ class _Conduct:
         return replace(trial, floors=floor.phase_floors(plan.floors_bytes, rates, parse_link(plan.link), plan.scenario))
 
 
-def _model_and_tokens(model_dir: str, space: Workspace, preset: str, max_tokens: int) -> tuple[Path, tuple[int, ...]]:
-    """The checkpoint, and what it answers: computed once, by the reference, off the clock."""
+def _model_and_tokens(model_dir: str, space: Workspace, preset: str, max_tokens: int, device: str) -> tuple[Path, tuple[int, ...]]:
+    """The checkpoint, and what it answers: computed once, by the reference, off the clock – on a GPU for servers on one, as 16 GB
+    are there and back before a CPU has read them (greedy tokens are the same by wide margins: subject.values)."""
     from labkit.subject import checkpoint, reference
 
     model = Path(model_dir) if model_dir else checkpoint.ensure(space, preset)
-    return model, tuple(reference.reference_tokens(model, PROMPT, max_tokens))
+    return model, tuple(reference.reference_tokens(model, PROMPT, max_tokens, device="cuda" if device.startswith("cuda") else "cpu"))
 
 
 def _image(space: Workspace, extra_bytes: int) -> tuple[Path, str]:
