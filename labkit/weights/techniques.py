@@ -129,7 +129,7 @@ def _on_device(loader: Loader, seen: Seen, want: int, directory: str, facts: dic
     · and the bytes came: by calls, from storage, or out of files that lie in the page cache as a whole."""
     there = device_facts(seen)
     facts |= there
-    facts["driver"] = next((m for m in seen.proc.get("maps", []) if "libcuda" in m), "")
+    facts["driver"] = next((m for m in seen.proc.get("maps", []) if "libcuda.so" in m), "")
     facts["resident_share"] = _resident_share(directory)
     moved = max(facts["read_by_calls"], facts["read_from_storage"])
     came = bool(want) and (moved >= NEARLY * want or facts["resident_share"] >= NEARLY)
