@@ -154,10 +154,11 @@ def child(loader_name: str, model_source: str, config_dir: str, device: str, opt
     _touch(model, device)
     placed = time.monotonic()
     peak_bytes = resident_bytes()[1]
+    placement = model.placement()  # before the token: a cache and its workspaces are no loader's
     token = next(iter(generate(model.finish(), [1, 2, 3, 4], 1)))[0]
     answered = time.monotonic()
     print(json.dumps({"load_s": loaded - began, "touch_s": placed - loaded, "seconds": placed - began, "first_token_s": answered - began, "token": token,
-                      "peak_bytes": peak_bytes, "peak_extra_bytes": peak_bytes - before_bytes - _parameter_bytes(model, device), "sum": _sum(model), "facts": facts}, default=str), flush=True)
+                      "peak_bytes": peak_bytes, "peak_extra_bytes": peak_bytes - before_bytes - _parameter_bytes(model, device), "sum": _sum(model), "placement": placement, "facts": facts}, default=str), flush=True)
     sys.stdin.read()
 
 

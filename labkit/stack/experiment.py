@@ -129,6 +129,7 @@ class _Conduct:
         self.unmade: dict[str, LabError] = {}  # of them: could run here, but something of theirs could not be prepared
         self.roots: tuple[Path, ...] = ()
         self.served: Served | None = None
+        self.reference: dict[str, Any] = {}  # what the tokens are compared with, and where it was computed
 
     def tell(self, method: str, *args: Any) -> None:
         call: Callable[..., Any] | None = getattr(self.progress, method, None)
@@ -189,12 +190,13 @@ class _Conduct:
         now = replace(run, experiment={**run.experiment, "conditions": {**run.experiment["conditions"], "image_digest": made or before}})
         if made and before:
             question.refuse_mixing(run, now, self.out)
-        return now
+        return replace(now, experiment={**now.experiment, "reference": self.reference})
 
     def _subject(self) -> tuple[Subject, tuple[int, ...]]:
         self.tell("note", f"checkpoint: {self.what.model_dir or self.what.preset}")
-        model, tokens = apart(_model_and_tokens, self.what.model_dir, self.space, self.what.preset, self.what.max_tokens,
-                              told_device(self.what.server_args), ledger=self.ledger)
+        device = told_device(self.what.server_args)
+        model, answer = apart(_model_and_answer, self.what.model_dir, self.space, self.what.preset, self.what.max_tokens, device, ledger=self.ledger)
+        tokens, self.reference = tuple(answer["tokens"]), {k: v for k, v in answer.items() if k in ("device", "dtype", "torch", "tokens", "note")}
         layout, reference_name = None, ""
         imaged = [s for s in self.what.stacks if _has_image(s)]
         if self.what.image_extra_bytes and not imaged:
@@ -203,7 +205,7 @@ class _Conduct:
             self.tell("note", "image of the subject")
             layout, reference_name = apart(_image, self.space, self.what.image_extra_bytes, ledger=self.ledger)
         return Subject(model_dir=model, image_layout=layout, image_reference=reference_name, preset=self.what.preset,
-                       device=told_device(self.what.server_args)), tokens
+                       device=device), tokens
 
     def _serve(self, subject: Subject) -> Subject:
         """Publish what a fresh node finds at the other end of the link, and serve it from processes of their own."""
@@ -299,13 +301,24 @@ class _Conduct:
         return replace(trial, floors=floor.phase_floors(plan.floors_bytes, rates, parse_link(plan.link), plan.scenario))
 
 
-def _model_and_tokens(model_dir: str, space: Workspace, preset: str, max_tokens: int, device: str) -> tuple[Path, tuple[int, ...]]:
-    """The checkpoint, and what it answers: computed once, by the reference, off the clock – on a GPU for servers on one, as 16 GB
-    are there and back before a CPU has read them (greedy tokens are the same by wide margins: subject.values)."""
+def _model_and_tokens(model_dir: str, space: Workspace, preset: str, max_tokens: int) -> tuple[Path, tuple[int, ...]]:
+    model, answer = _model_and_answer(model_dir, space, preset, max_tokens)
+    return model, tuple(answer["tokens"])
+
+
+def _model_and_answer(model_dir: str, space: Workspace, preset: str, max_tokens: int, device: str = "cpu") -> tuple[Path, dict[str, Any]]:
+    """The checkpoint, and what it answers: computed once, by the reference, off the clock, on the kind of device that the servers
+    run on – elsewhere sums round differently. A device that cannot compute it (no room, no driver) leaves it to the CPU, and says so."""
     from labkit.subject import checkpoint, reference
 
     model = Path(model_dir) if model_dir else checkpoint.ensure(space, preset)
-    return model, tuple(reference.reference_tokens(model, PROMPT, max_tokens, device="cuda" if device.startswith("cuda") else "cpu"))
+    try:
+        return model, reference.reference(model, PROMPT, max_tokens, device=device, workspace=space)
+    except LabError as error:
+        if device == "cpu":
+            raise
+        answer = reference.reference(model, PROMPT, max_tokens, workspace=space)
+        return model, {**answer, "note": f"computed on the CPU, as {device} could not: {error.what}"[:300]}
 
 
 def _image(space: Workspace, extra_bytes: int) -> tuple[Path, str]:

@@ -18,6 +18,7 @@ Lesson: notebooks/01_anatomy.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -149,8 +150,19 @@ class Llama(nn.Module):
         if empty:
             raise BadInput(f"{len(empty)} parameters have no data, the first is {empty[0]}", why="the loader left them on the meta device",
                            fix="labkit model verify DIR, then try another --loader")
+        if self.device.type == "cuda":
+            prefer_flash()
         self._cos, self._sin = rotary_tables(self.config, context or min(self.config.max_position_embeddings, 4096), self.device, self.dtype)
         return self.eval().requires_grad_(False)
+
+    def placement(self) -> dict[str, int]:
+        """Where the parameters are: how many, how many of them on a GPU, their bytes there, and what torch's allocator holds and held there at most."""
+        mine = list(self.parameters())
+        there = [p for p in mine if p.is_cuda]
+        facts = {"parameters": len(mine), "device_parameters": len(there), "device_bytes": sum(p.nbytes for p in there)}
+        if there:
+            facts |= {"allocated_bytes": torch.cuda.memory_allocated(), "peak_allocated_bytes": torch.cuda.max_memory_allocated()}
+        return facts
 
     def new_cache(self, context: int) -> KVCache:
         return KVCache(self.config, context, self.device, self.dtype)
@@ -174,6 +186,17 @@ class Llama(nn.Module):
             x = layer(x, turn, positions, cache, reach, mask)
         x = self.model.norm(x[:, -1:] if last_only else x)
         return F.linear(x, self.model.embed_tokens.weight) if self.lm_head is None else self.lm_head(x)
+
+
+#: Read by torch (2.9 and later) once, at the first attention of a process.
+CUDNN_LAST = "TORCH_CUDNN_SDPA_DEPRIORITIZED"
+
+
+def prefer_flash() -> str:
+    """On Hopper and later torch asks cuDNN for attention first, which builds a plan for every new shape: each token of an eager
+    decode is one. A start would then measure that. What the environment says (0: torch's own choice) is left alone."""
+    os.environ.setdefault(CUDNN_LAST, "1")
+    return "torch's own choice of attention" if os.environ[CUDNN_LAST] in ("", "0") else "attention by cuDNN last"
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

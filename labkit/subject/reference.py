@@ -35,14 +35,14 @@ def _key(directory: Path, question: dict[str, Any]) -> str:
 
 def reference(model_dir: str | os.PathLike[str], prompt: str | Sequence[int], max_tokens: int, *, device: str = "cpu", dtype: str = "",
               workspace: Workspace | None = None) -> dict[str, Any]:
-    """{"tokens", "logprobs", "text"} for a local model directory. Raises BadInput."""
+    """{"tokens", "logprobs", "text", "device", "dtype", "torch"} for a local model directory. Raises BadInput."""
     directory = Path(model_dir).expanduser().absolute()
     if not directory.is_dir():
         raise BadInput(f"{directory}: no such directory", fix="labkit model make --preset tiny DIR")
     from importlib.metadata import version
 
     question = {"prompt": prompt if isinstance(prompt, str) else list(prompt), "max_tokens": max_tokens, "device": device, "dtype": dtype,
-                "torch": version("torch"), "recipe": 1}
+                "torch": version("torch"), "recipe": 2}
     kept = (workspace or Workspace.default()).artifacts / "reference" / f"{_key(directory, question)}.json"
     if kept.exists():
         return json.loads(kept.read_text())
@@ -81,7 +81,7 @@ def compute(directory: str, question: dict[str, Any]) -> dict[str, Any]:
     ids = tokenizer.encode(prompt) if tokenizer else prompt
     steps = list(generate(model, ids, question["max_tokens"], eos=config.eos_token_ids))
     tokens = [t for t, _ in steps]
-    return {"tokens": tokens, "logprobs": [p for _, p in steps], "text": tokenizer.decode(tokens) if tokenizer else "", "prompt_tokens": list(ids)}
+    return {"device": question["device"], "dtype": str(model.dtype).removeprefix("torch."), "torch": torch.__version__, "tokens": tokens, "logprobs": [p for _, p in steps], "text": tokenizer.decode(tokens) if tokenizer else "", "prompt_tokens": list(ids)}
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ def parser() -> argparse.ArgumentParser:
                       help="tokens made before the server is ready (default 2: one prefill, one decode; 5 with --compile: a CUDA graph is recorded on the second decode)")
     made.add_argument("--max-context", type=int, default=1024, metavar="TOKENS", help="length of the KV cache")
     made.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
+    made.add_argument("--attention", choices=["flash", "default"], default=None,
+                      help="on a GPU: flash (default) asks cuDNN last, as it builds a plan for every new shape; default is torch's own order")
     made.add_argument("--compile", action="store_true", help="torch.compile the decode step")
     made.add_argument("--graphs", default="", metavar="N,…", help="record CUDA graphs of the decode step for these batch sizes before the server is ready (needs a GPU)")
     made.add_argument("--prefault", action="store_true", help="touch every page of the weights within `load`")
@@ -110,6 +112,10 @@ def load(model: Any, args: argparse.Namespace) -> dict[str, Any]:
     """Call the loader, then check that nothing was left out."""
     import torch
 
+    from labkit.subject.llama import CUDNN_LAST, prefer_flash
+
+    if args.attention:
+        os.environ[CUDNN_LAST] = "0" if args.attention == "default" else "1"
     module, _, function = args.loader.partition(":")
     try:
         options = json.loads(args.loader_options)
@@ -122,7 +128,7 @@ def load(model: Any, args: argparse.Namespace) -> dict[str, Any]:
             loader = getattr(importlib.import_module(module), function or "load")
     except (ImportError, AttributeError) as error:
         raise BadInput(f"--loader {args.loader}: {error}", why="the weights have no way in", fix="MODULE:FUNCTION, importable here") from None
-    facts = loader(model, args.model, args.device, **options) or {}
+    facts = dict(loader(model, args.model, args.device, **options) or {})
     model.finish(min(args.max_context, model.config.max_position_embeddings))
     wrong = next((n for n, p in model.named_parameters() if p.device.type != torch.device(args.device).type), None)
     if wrong:
@@ -132,6 +138,7 @@ def load(model: Any, args: argparse.Namespace) -> dict[str, Any]:
             facts["prefaulted_bytes"] = prefault(model)
     if args.device.startswith("cuda"):
         torch.cuda.synchronize()
+        facts |= model.placement() | {"attention": prefer_flash()}
     return {k: v for k, v in facts.items() if isinstance(v, (int, float, str, bool))}
 
 

@@ -14,11 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from labkit.core.plan import LaunchPlan
+from labkit.core import cold
+from labkit.core.plan import LaunchPlan, told_device
 from labkit.core.units import show_bytes
 from labkit.core.workspace import Workspace
+from labkit.errors import LabError
 from labkit.technique import YES, Artifact, Availability, Claim, Evidence, Seen, Subject, register
 from labkit.weights.catalog import LOADERS, Loader
+from labkit.weights.formats.convert import WEIGHT_SUFFIXES
 
 ARTICLE = "the article"
 _FASTER = Claim("40–60 % faster load (safetensors and a direct GPU stream; 13B, A100)", ARTICLE, 0.4, 0.6, "load")
@@ -78,7 +81,7 @@ class WeightsTechnique:
 
 
 def engaged(loader: Loader, seen: Seen) -> Evidence:
-    """Three things seen from outside: the loader's library is mapped, the store sent the bytes, or the process read or mapped the files."""
+    """Seen from outside: the loader's library is mapped, and the store sent the bytes, or the process read or mapped the files. On a GPU also that the parameters are there."""
     about = seen.plan.state.get("weights", {})
     want, facts, maps = int(about.get("bytes", 0)), {}, seen.proc.get("maps", [])
     if loader.library:
@@ -100,6 +103,8 @@ def engaged(loader: Loader, seen: Seen) -> Evidence:
     directory = str(about.get("directory", ""))
     facts["mapped"] = [Path(m).name for m in maps if directory and m.startswith(directory + "/")]
     facts["read_by_calls"], facts["read_from_storage"] = io.get("rchar", 0), io.get("read_bytes", 0)
+    if told_device(seen.plan.server_args).startswith("cuda"):
+        return _on_device(loader, seen, want, directory, facts)
     moved = max(facts["read_by_calls"], facts["read_from_storage"])
     how = (f"{show_bytes(facts['read_by_calls'])} read by calls, {show_bytes(facts['read_from_storage'])} from storage, "
            f"{len(facts['mapped'])} weight files mapped, for {show_bytes(want)} of weights")
@@ -111,6 +116,44 @@ def engaged(loader: Loader, seen: Seen) -> Evidence:
     else:
         enough = bool(facts["mapped"]) or (bool(want) and moved >= want)
     return Evidence(loader.name, enough, how, facts)
+
+
+#: Of the files' bytes: headers need not be read, and up to `cold.TOLERANCE` of a cold file may have stayed in memory.
+NEARLY = 0.98
+
+
+def _on_device(loader: Loader, seen: Seen, want: int, directory: str, facts: dict[str, Any]) -> Evidence:
+    """A copy to the device lets the mapping of the files go, and pages that were in memory are read without a counter moving.
+
+    So: the driver is mapped and every parameter is on the device, as the server says (nothing else can look inside its memory)
+    · and the bytes came: by calls, from storage, or out of files that lie in the page cache as a whole."""
+    there = device_facts(seen)
+    facts |= there
+    facts["driver"] = next((m for m in seen.proc.get("maps", []) if "libcuda.so" in m), "")
+    facts["resident_share"] = _resident_share(directory)
+    moved = max(facts["read_by_calls"], facts["read_from_storage"])
+    came = bool(want) and (moved >= NEARLY * want or facts["resident_share"] >= NEARLY)
+    parameters, on_device, size_bytes = (int(there.get(k) or 0) for k in ("parameters", "device_parameters", "device_bytes"))
+    placed = bool(facts["driver"]) and parameters > 0 and on_device == parameters and size_bytes > 0
+    how = (f"{on_device} of {parameters} parameters on the device ({show_bytes(size_bytes)}), {show_bytes(facts['read_by_calls'])} read by calls, "
+           f"{show_bytes(facts['read_from_storage'])} from storage, {facts['resident_share']:.0%} of the files in memory, for {show_bytes(want)} of weights")
+    if not facts["driver"]:
+        how += "; no CUDA driver is mapped in the server"
+    return Evidence(loader.name, came and placed, how, facts)
+
+
+def device_facts(seen: Seen) -> dict[str, Any]:
+    """What the server's `load` span says about its parameters on the device."""
+    said = next((s.detail for s in seen.spans if s.name == "load" and "device_bytes" in s.detail), {})
+    return {k: said[k] for k in ("parameters", "device_parameters", "device_bytes", "allocated_bytes", "peak_allocated_bytes") if k in said}
+
+
+def _resident_share(directory: str) -> float:
+    try:
+        found = cold.residency(f for f in Path(directory).iterdir() if f.suffix in WEIGHT_SUFFIXES)
+    except (OSError, LabError):
+        return 0.0
+    return 0.0 if found.unprovable_files else found.share
 
 
 for _loader in LOADERS.values():

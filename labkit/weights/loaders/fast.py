@@ -11,7 +11,7 @@ from typing import Any
 
 from labkit.core.timeline import span
 from labkit.weights.loaders.nearby import local_shards, refusing
-from labkit.weights.loaders.placing import Placer
+from labkit.weights.loaders.placing import Placer, with_index
 
 
 def load(model: Any, source: str, device: str = "cpu", **_: Any) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def load(model: Any, source: str, device: str = "cpu", **_: Any) -> dict[str, An
 
     with local_shards(source, "safetensors") as here:
         placer = Placer(model, device)
-        with span("load.read"), refusing(here.paths[0].parent), fastsafe_open([str(p) for p in here.paths], device=device, nogds=True) as files:
+        with span("load.read"), refusing(here.paths[0].parent), fastsafe_open([str(p) for p in here.paths], device=with_index(device), nogds=True) as files:
             for name in files.keys():  # noqa: SIM118 - not a dict
                 placer.put(name, files.get_tensor(name))
         return placer.finish() | here.facts("fastsafetensors")

@@ -10,7 +10,7 @@ from typing import Any
 
 from labkit.core.timeline import span
 from labkit.weights.loaders.nearby import local_shards, refusing
-from labkit.weights.loaders.placing import Placer
+from labkit.weights.loaders.placing import Placer, with_index
 
 
 def load(model: Any, source: str, device: str = "cuda", **_: Any) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def load(model: Any, source: str, device: str = "cuda", **_: Any) -> dict[str, A
 
     with local_shards(source, "safetensors") as here:
         placer = Placer(model, device)
-        with span("load.stream"), refusing(here.paths[0].parent), safe_open([str(p) for p in here.paths], framework="pt", device=device) as files:
+        with span("load.stream"), refusing(here.paths[0].parent), safe_open([str(p) for p in here.paths], framework="pt", device=with_index(device)) as files:
             for name, tensor in files.tensors():
                 placer.put(name, tensor)
         return placer.finish() | here.facts("instanttensor")

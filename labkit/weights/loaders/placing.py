@@ -14,6 +14,15 @@ from typing import Any
 from labkit.errors import BadInput
 
 
+def with_index(device: str) -> str:
+    """"cuda" as the device that it means now ("cuda:0"): libraries beside torch want to be told which."""
+    if device != "cuda":
+        return device
+    import torch
+
+    return f"cuda:{torch.cuda.current_device()}"
+
+
 class Placer:
     """Puts tensors into a model one at a time and checks at the end that none is missing.
 
@@ -81,7 +90,7 @@ class Placer:
     def _become(self, name: str, there: Any, tensor: Any) -> None:
         import torch
 
-        if tensor.dtype != there.dtype or tensor.device.type != self.device:
+        if tensor.dtype != there.dtype or tensor.device.type != self.device.partition(":")[0]:
             with torch.no_grad():
                 tensor = tensor.to(device=self.device, dtype=there.dtype)
         module, leaf = self._owners[name]

@@ -15,7 +15,7 @@ from typing import Any
 
 from labkit.core.timeline import span
 from labkit.weights.loaders.nearby import refusing
-from labkit.weights.loaders.placing import Placer
+from labkit.weights.loaders.placing import Placer, with_index
 from labkit.weights.source import open_source
 
 
@@ -27,7 +27,7 @@ def load(model: Any, source: str, device: str = "cpu", **_: Any) -> dict[str, An
     names = opened.shards("safetensors")
     placer = Placer(model, device)
     with span("load.stream", shards=len(names)), refusing(opened.root), SafetensorsStreamer() as streamer:
-        streamer.stream_files([opened.address(name) for name in names], device=device)
+        streamer.stream_files([opened.address(name) for name in names], device=with_index(device))
         for name, tensor in streamer.get_tensors():
             placer.put(name, tensor)
     return placer.finish() | {"loader": "runai-streamer", "shards": len(names), "remote": opened.remote}

@@ -18,7 +18,7 @@ from typing import Any
 from labkit.core.timeline import span
 from labkit.errors import BadInput
 from labkit.weights.loaders.nearby import local_shards, refusing
-from labkit.weights.loaders.placing import Placer
+from labkit.weights.loaders.placing import Placer, with_index
 
 
 def load(model: Any, source: str, device: str = "cpu", **_: Any) -> dict[str, Any]:
@@ -83,6 +83,6 @@ def load_device(model: Any, source: str, device: str = "cuda", **_: Any) -> dict
         placer = Placer(model, device)
         for path in here.paths:
             with span("load.read", file=path.name), refusing(path):
-                tensors = load_file(path, device=device)
+                tensors = load_file(path, device=with_index(device))
             placer.put_state(tensors)
         return placer.finish() | here.facts("safetensors-device")

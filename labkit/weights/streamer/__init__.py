@@ -26,7 +26,7 @@ from labkit.core.timeline import span
 from labkit.errors import BadInput
 from labkit.weights.loaders.placing import Placer
 from labkit.weights.source import Source, open_source
-from labkit.weights.streamer.plan import CHUNK_BYTES, PART_BYTES, Chunk, File, cut, open_files, plan_chunks
+from labkit.weights.streamer.plan import CHUNK_BYTES, DEVICE_CHUNK_BYTES, PART_BYTES, Chunk, File, cut, open_files, plan_chunks
 
 #: From this share in the page cache on, a file is mapped: pages that are there need not be copied, the rest is read in.
 MAP_FROM = 0.98
@@ -48,7 +48,7 @@ def load(model: Any, source: str, device: str = "cpu", *, threads: int = 0, chun
         if opened.remote:
             facts |= _from_bucket(opened, placer, device, ring, chunk_bytes or PART_BYTES, connections, max(slots, connections + 4))
         else:
-            facts |= _from_files(opened, placer, device, ring, threads, chunk_bytes or CHUNK_BYTES, slots, road, **options)
+            facts |= _from_files(opened, placer, device, ring, threads, chunk_bytes or (DEVICE_CHUNK_BYTES if device.startswith("cuda") else CHUNK_BYTES), slots, road, **options)
     return placer.finish() | dict(facts)
 
 
@@ -115,14 +115,14 @@ def _from_files(source: Source, placer: Placer, device: str, ring: bool, threads
     from labkit.weights.streamer.places import Mapped, preferred
 
     files = open_files(source)
-    threads = threads or preferred(files)
+    threads = threads or preferred(files, device)
     opened: list[LocalFile] = []
     mapped_bytes, overlapped = 0, 0
     try:
         opened += [LocalFile(source.path(f.name), f, **reading) for f in files]
         staging = ring or device != "cpu" or any(not p.is_meta for p in placer.slots.values())
         if staging:
-            made, places = _staged(placer, files, device, slots or 2 * threads, chunk_bytes)
+            made, places = _staged(placer, files, device, slots or (2 * threads if device == "cpu" else threads + max(2, threads // 2)), chunk_bytes)
 
             def work(chunk: Chunk) -> None:
                 slot = made.take()

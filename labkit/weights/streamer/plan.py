@@ -23,6 +23,8 @@ from labkit.weights.source import Source
 PAGE_BYTES = 4096
 #: Of a bucket: a part pays for a round trip. Of a disk a request costs little, and smaller chunks end closer together: 5 % of a load of 2.2 GB.
 PART_BYTES, CHUNK_BYTES = 8 << 20, 4 << 20
+#: For a GPU: what is done a chunk in Python (a slot, a copy, an event: some 0.1 ms) would hold the others up at the bus's rate.
+DEVICE_CHUNK_BYTES = 16 << 20
 #: One small request brings a shard's size and, below some 600 tensors, its whole header.
 HEAD_BYTES = 64 << 10
 #: So many chunks at the end are split: smaller parts would spend more time waiting for a first byte than the even end saves.
