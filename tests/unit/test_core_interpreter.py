@@ -54,8 +54,8 @@ def test_without_an_image_all_of_the_server_s_environment_is_made_cold(tmp_path,
 
     for name in ("nvidia", "torch", "triton"):
         (tmp_path / name).mkdir()
+    host_env, standing = technique("host-env"), technique("warm-standby")
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    host_env = technique("host-env")
     assert set(host_env.apply(LaunchPlan(stack={}), host_env.prepare(None, None)).cold_paths) == {str(tmp_path / name) for name in ("nvidia", "torch", "triton")}
-    standby = technique("warm-standby").apply(LaunchPlan(stack={"image": "host-env"}, scenario="warm-node", cold_paths=(str(tmp_path / "nvidia"), "/models/m")), host_env.prepare(None, None))
+    standby = standing.apply(LaunchPlan(stack={"image": "host-env"}, scenario="warm-node", cold_paths=(str(tmp_path / "nvidia"), "/models/m")), host_env.prepare(None, None))
     assert standby.cold_paths == ("/models/m",) and standby.state["resident_before_t0"] == [str(tmp_path / "nvidia")]
