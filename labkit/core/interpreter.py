@@ -45,12 +45,12 @@ def environment(*kept: str) -> dict[str, str]:
     return {**found, "PYTHONPATH": os.pathsep.join(dict.fromkeys(folders)), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-#: What a server maps of the environment it runs in, and the lab itself does not: what the lab has open cannot be made cold.
-SERVED_WITH = ("torch", "torchgen", "functorch", "nvidia", "triton", "tokenizers", "safetensors", "numpy", "numpy.libs", "sympy", "mpmath", "networkx", "jinja2", "cuda",
-               "runai_model_streamer", "fastsafetensors", "fastsafetensors.libs", "instanttensor", "tensorizer")
+#: What a server maps or reads of the environment it runs in and the lab itself does not: what the lab has mapped cannot be made cold. So
+#: numpy is left out (it lies under every plot of a notebook; 60 MB).
+SERVED_WITH = ("torch", "torchgen", "functorch", "nvidia", "triton", "tokenizers", "safetensors", "sympy", "mpmath", "networkx", "runai_model_streamer", "fastsafetensors", "instanttensor")
 
 
-def packages(*without: str) -> list[str]:
-    """Folders of SERVED_WITH on sys.path, each as often as it is there: CUDA's libraries (nvidia/) may be spread over several folders."""
-    found = [os.path.join(os.path.abspath(folder or "."), name) for folder in dict.fromkeys(sys.path) for name in SERVED_WITH if name not in without]
-    return [path for path in dict.fromkeys(map(os.path.realpath, found)) if os.path.isdir(path)]
+def packages() -> list[str]:
+    """Folders of SERVED_WITH on sys.path, wherever they are: CUDA's libraries (nvidia/, some GB) may be spread over several folders."""
+    found = [os.path.realpath(os.path.join(folder or ".", name)) for folder in dict.fromkeys(sys.path) for name in SERVED_WITH]
+    return [path for path in dict.fromkeys(found) if os.path.isdir(path)]

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from labkit.core import interpreter
 from labkit.core.host import capability, package_version
 from labkit.core.plan import LaunchPlan, Step, StepContext, told_device
 from labkit.core.units import show_bytes
@@ -231,7 +232,8 @@ class WarmStandby(_Gpu):
         if plan.stack.get("image") not in (None, "", "host-env"):
             raise BadInput("a warm standby is the lab's own interpreter, and this stack has an image", why="the image's files would not be used", fix="image=host-env,device=warm-standby")
         # What it has mapped before t0 cannot be cold: left out of the cold set, in the open.
-        kept = tuple(p for p in plan.cold_paths if "/site-packages/" not in p + "/")
+        mapped = set(interpreter.packages())
+        kept = tuple(p for p in plan.cold_paths if p not in mapped and "/site-packages/" not in p + "/")
         asleep = int(plan.state.get("weights", {}).get("bytes", 0))
         floors = {**{k: v for k, v in plan.floors_bytes.items() if k.partition("@")[0] != "load"}, "load@h2d": asleep}
         plan = replace(plan, cold_paths=kept, floors_bytes=floors, replaces=(*plan.replaces, *self.makes_moot),

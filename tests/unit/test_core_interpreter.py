@@ -38,3 +38,24 @@ def test_a_server_of_a_trial_has_it_and_the_plan_s_own_wins(tmp_path, monkeypatc
     ctx = SimpleNamespace(server_args=[], server_env={"TORCH_CUDNN_SDPA_DEPRIORITIZED": "0"}, temporary=lambda: "/t")
     _, made = start.host_command(ctx)
     assert made["PYTHONPATH"].split(os.pathsep) == [ROOT, str(tmp_path)] and made["TORCH_CUDNN_SDPA_DEPRIORITIZED"] == "0" and made["TMPDIR"] == "/t"
+
+
+def test_packages_of_a_server_are_found_in_every_folder_they_are_spread_over(tmp_path, monkeypatch):
+    for where in ("a/nvidia/cu13", "b/nvidia/cudnn", "b/torch", "b/numpy"):
+        (tmp_path / where).mkdir(parents=True)
+    (tmp_path / "c").symlink_to(tmp_path / "b")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "c"), str(tmp_path / "none.zip")])
+    assert interpreter.packages() == [str(tmp_path / "a/nvidia"), str(tmp_path / "b/torch"), str(tmp_path / "b/nvidia")]
+
+
+def test_without_an_image_all_of_the_server_s_environment_is_made_cold(tmp_path, monkeypatch):
+    from labkit.core.plan import LaunchPlan
+    from labkit.technique import technique
+
+    for name in ("nvidia", "torch", "triton"):
+        (tmp_path / name).mkdir()
+    host_env, standing = technique("host-env"), technique("warm-standby")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert set(host_env.apply(LaunchPlan(stack={}), host_env.prepare(None, None)).cold_paths) == {str(tmp_path / name) for name in ("nvidia", "torch", "triton")}
+    standby = standing.apply(LaunchPlan(stack={"image": "host-env"}, scenario="warm-node", cold_paths=(str(tmp_path / "nvidia"), "/models/m")), host_env.prepare(None, None))
+    assert standby.cold_paths == ("/models/m",) and standby.state["resident_before_t0"] == [str(tmp_path / "nvidia")]
