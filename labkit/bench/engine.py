@@ -38,11 +38,11 @@ Arm = Callable[[], Measured]
 
 
 def interleave(arms: Mapping[str, Arm | str], blocks: int = 5, seed: int = 0,
-               progress: Callable[[str], Any] | None = None) -> dict[str, list[Measured] | str]:
+               progress: Callable[[str], Any] | None = None, so_far: Callable[[dict[str, list[Measured] | str]], Any] | None = None) -> dict[str, list[Measured] | str]:
     """Run randomised blocks. An arm given as a string is missing here; the string is the reason.
 
-    A LabError of an arm, or what the system refuses it, is a failed measurement of it, not the end of the bench. `progress` gets a line a measurement
-    (default: stderr)."""
+    Whatever an arm raises is a failed measurement of it, not the end of the bench. `progress` gets a line a measurement
+    (default: stderr), `so_far` all results after each."""
     say = progress or (lambda line: print(line, file=sys.stderr, flush=True))
     order = random.Random(seed)
     results: dict[str, list[Measured] | str] = {name: (arm if isinstance(arm, str) else []) for name, arm in arms.items()}
@@ -52,11 +52,13 @@ def interleave(arms: Mapping[str, Arm | str], blocks: int = 5, seed: int = 0,
         for name in names:
             try:
                 made = arms[name]()  # type: ignore[operator]
-            except (LabError, OSError, MemoryError) as error:
+            except Exception as error:
                 said = refusal(error)
-                made = Measured(float("nan"), failed=said.what if said else str(error))
+                made = Measured(float("nan"), failed=said.what if said else str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}")
             results[name].append(made)  # type: ignore[union-attr]
             say(f"block {block + 1}/{blocks}  {name}: " + (f"FAILED {made.failed}" if made.failed else f"{made.seconds:.3f} s {made.evidence}"))
+            if so_far:
+                so_far(results)
     return results
 
 
@@ -74,6 +76,8 @@ def document(bench: str, results: Mapping[str, list[Measured] | str], ratios: Ma
             continue
         good = [m for m in runs if not m.failed]
         row: dict[str, Any] = {"arm": arm, "n": len(good), "failed": len(runs) - len(good)}
+        if row["failed"]:
+            row["failures"] = [{"block": i, "why": m.failed} for i, m in enumerate(runs) if m.failed]
         if good:
             low, high = stats.interval([m.seconds for m in good])
             row |= {"cache": _one(m.cache for m in good), "link": _one(m.link for m in good),

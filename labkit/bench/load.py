@@ -8,11 +8,13 @@ One fresh process a measurement. Its clock starts when torch is imported, the mo
 initialised, where that is the loader's way) and the bench has laid free memory (`labkit.core.free_memory`: else a trial
 is as fast as what happened to run before it), before the loader's own library is imported, and stops when **all bytes are
 in place**: load() has returned and one byte of every page of every parameter has been read, for views of a mapping as
-for everything else. Then one token. Interpreter exit is not in it. Afterwards every parameter is summed: two loaders of
-one format must agree to the bit.
+for everything else. Then one token. Interpreter exit is not in it. Afterwards every parameter is summed: loaders of
+one format must agree to the bit, and one that does not has failed. On a GPU (`--device cuda`) the context is there before the
+clock starts, the parameters are on the device when it stops, and only the files' pages are cold, not the host's other caches.
 
 Floors: cold, the fastest plain read of the same files (`labkit.bench.roads`), just before and after · warm and tmpfs, one
-copy of the bytes in memory (a loader that maps pages instead of copying comes below it) · s3, the emulated link's own.
+copy of the bytes in memory (a loader that maps pages instead of copying comes below it) · on a GPU the slower of disk and bus
+(cold), the bus from pinned memory (warm) · s3, the emulated link's own.
 
 Goals: labkit-streamer_vs_floor.cold ≤ 1.05, labkit-streamer_vs_best_other.{cold,warm,tmpfs} ≤ 1.0 within noise,
 labkit-streamer_vs_floor.s3 ≤ 1.05, …_faulty_vs_clean.s3 ≤ 1.2. Lesson: notebooks/05_streaming.
@@ -27,6 +29,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import threading
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +42,22 @@ from labkit.cli.arguments import bucket_url, directory, link, names, preset
 from labkit.core import cold, floor, free_memory, stats
 from labkit.core.interpreter import module
 from labkit.core.ledger import Ledger
+from labkit.core.timeline import Span
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, LabError
 from labkit.technique import Seen, Subject
 from labkit.weights.catalog import LOADERS, Loader
 
 OURS = "labkit-streamer"
+REFERENCE = "safetensors"
 STATES = ("cold", "warm", "tmpfs")
 READY = "ready\n"
+#: A loader that hangs is a failed measurement, not the end of the bench.
+PATIENCE_S = 300.0
+#: A load to a GPU needs a shard and its staging buffers of the host's memory, not the model's size.
+DEVICE_LAID_BYTES = 4 << 30
+#: Up to this size a device's parameters are summed by the host, which needs none of the device's arithmetic; above it that takes seconds.
+HOST_SUM_BYTES = 256 << 20
 FROM_S3 = ("safetensors", "sdk-download", "runai-streamer", OURS)
 
 
@@ -66,6 +80,8 @@ def compare_loaders(*names: str, preset: str = "small", states: tuple[str, ...] 
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    """The document. LABKIT_CUMULATIVE=1, or --json on a GPU, prints a line with all that was measured so far after each measurement:
+    a bench that is ended keeps it."""
     if args.store:
         args.origin = "s3"
     states = [s.strip() for s in args.cache.split(",") if s.strip()]
@@ -89,9 +105,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             made = (load_remote.from_store if args.store else load_remote.from_bucket)(args, names, subject, workspace, ledger)
         else:
             made = _from_disk(args, names, states, subject, workspace, ledger)
-    _agree(made["results_raw"])
-    results = made.pop("results_raw")
-    return document("load", results, made.pop("ratios"), preset=args.preset, origin=args.origin, device=args.device, **made)
+    return _document(args, **made)
+
+
+def _document(args: argparse.Namespace, *, results_raw: dict[str, Any], ratios: dict[str, tuple[str, str]], **more: Any) -> dict[str, Any]:
+    return document("load", results_raw, ratios, preset=args.preset, origin=args.origin, device=args.device, **more)
+
+
+def _keeping(args: argparse.Namespace, made: Any) -> Any:
+    """For `interleave`: `made(results)` as a document on a line of its own, where somebody asked for that. None: nobody did."""
+    if not (os.environ.get("LABKIT_CUMULATIVE") or (getattr(args, "json", False) and args.device != "cpu")):
+        return None
+    from labkit.cli.output import last_line
+    from labkit.core.host import card
+
+    here = card()
+    return lambda results: last_line(_document(args, **made(results), host=here, partial=True))
 
 
 # -- one measurement -----------------------------------------------------------------------------------------------------
@@ -100,29 +129,41 @@ def measure(loader: Loader, model: str, config_dir: str, device: str, weights_by
             stores: Any = None, options: dict[str, Any] | None = None) -> dict[str, Any]:
     """Run the child, lay memory when it is ready, ask the kernel about it while it lives, let it go. Raises LabError with its own words."""
     argv = [*module("labkit.bench.load"), loader.name, model, config_dir, device, json.dumps({**loader.options, **(options or {})})]
-    child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **dict(loader.environment), **env}, text=True)
-    try:
-        assert child.stdout and child.stdin and child.stderr
-        line = child.stdout.readline()
-        if line == READY:
-            free_memory.lay(roads.needed_bytes(weights_bytes))
-            child.stdin.write("go\n")
-            child.stdin.flush()
-            line = child.stdout.readline()
-        if not line.startswith("{"):
-            raise LabError(f"{loader.name} did not load: {(child.stderr.read().strip().splitlines() or ['it said nothing'])[-1][:300]}")
-        doc = json.loads(line)
-        from labkit.core.observe import process_facts
-        from labkit.core.plan import LaunchPlan
-        from labkit.weights.techniques import engaged
+    with tempfile.TemporaryFile("w+") as said:
+        child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, env={**os.environ, **dict(loader.environment), **env}, text=True)
+        late = threading.Timer(PATIENCE_S, child.kill)
+        late.start()
+        try:
+            return _measured_in(child, said, loader, device, weights_bytes, about, stores)
+        finally:
+            late.cancel()
+            child.kill()
+            child.wait()
 
-        seen = Seen(plan=LaunchPlan(stack={"weights": loader.name}, state={"weights": {"bytes": weights_bytes, **about}}), proc=process_facts(child.pid),
-                    stores=stores() if stores else {})
-        evidence = engaged(loader, seen)
-        return doc | {"evidence": evidence.how, "engaged": evidence.engaged}
-    finally:
+
+def _measured_in(child: Any, said: Any, loader: Loader, device: str, weights_bytes: int, about: dict[str, Any], stores: Any) -> dict[str, Any]:
+    line = child.stdout.readline()
+    if line == READY:
+        free_memory.lay(roads.needed_bytes(weights_bytes) if device == "cpu" else min(roads.needed_bytes(weights_bytes), DEVICE_LAID_BYTES))
+        child.stdin.write("go\n")
+        child.stdin.flush()
+        line = child.stdout.readline()
+    if not line.startswith("{"):
         child.kill()
-        child.wait()
+        status = child.wait()
+        said.seek(0)
+        words = said.read()[-20_000:].strip()
+        reason = next((w for w in reversed(words.splitlines()) if w and not w.startswith((" ", "For debugging", "Search for", "Compile with"))), f"it said nothing (exit {status})")
+        raise LabError(f"{loader.name} did not load: {reason[:300]}", why=words[-1500:])
+    doc = json.loads(line)
+    from labkit.core.observe import process_facts
+    from labkit.core.plan import LaunchPlan
+    from labkit.weights.techniques import engaged
+
+    seen = Seen(plan=LaunchPlan(stack={"weights": loader.name}, server_args=("--device", device), state={"weights": {"bytes": weights_bytes, **about}}),
+                spans=(Span("load", 0.0, doc["seconds"], "child", doc["placement"]),), proc=process_facts(child.pid), stores=stores() if stores else {})
+    evidence = engaged(loader, seen)
+    return doc | {"evidence": evidence.how, "engaged": evidence.engaged}
 
 
 def child(loader_name: str, model_source: str, config_dir: str, device: str, options: str) -> None:
@@ -155,6 +196,9 @@ def child(loader_name: str, model_source: str, config_dir: str, device: str, opt
     placed = time.monotonic()
     peak_bytes = resident_bytes()[1]
     placement = model.placement()  # before the token: a cache and its workspaces are no loader's
+    if device != "cpu":
+        free, whole = torch.cuda.mem_get_info()
+        placement["device_used_bytes"] = whole - free  # also what torch's allocator knows nothing of: the context, a library's own buffers
     token = next(iter(generate(model.finish(), [1, 2, 3, 4], 1)))[0]
     answered = time.monotonic()
     print(json.dumps({"load_s": loaded - began, "touch_s": placed - loaded, "seconds": placed - began, "first_token_s": answered - began, "token": token,
@@ -184,9 +228,10 @@ def _sum(model: Any) -> int:
     """Of all parameters' bits, each weighted by its place: outside the clock."""
     import torch
 
-    total = 0
-    for i, (_, p) in enumerate(sorted(model.named_parameters()), 1):
-        raw = p.detach().reshape(-1)
+    total, mine = 0, sorted(model.named_parameters())
+    near = sum(p.nbytes for _, p in mine) <= HOST_SUM_BYTES
+    for i, (_, p) in enumerate(mine, 1):
+        raw = (p.detach().cpu() if near else p.detach()).reshape(-1)
         raw = raw.view(torch.int16) if raw.element_size() == 2 else raw.view(torch.uint8)
         total = (total + i * int(raw.sum(dtype=torch.int64))) % (1 << 61)
     return total
@@ -197,55 +242,92 @@ def _sum(model: Any) -> int:
 def _from_disk(args: argparse.Namespace, names: list[str], states: list[str], subject: Subject, workspace: Workspace, ledger: Ledger) -> dict[str, Any]:
     from labkit.weights.prepared import checkpoint_in
 
-    memory_rate = floor.memory(256 << 20)["memcpy_bytes_per_s"]
-    disk = roads.DiskFloor(subject.model_dir, ledger)
+    floors = _Floors(args.device, subject.model_dir, ledger)
     arms: dict[str, Any] = {}
+
+    def made(results: dict[str, Any]) -> dict[str, Any]:
+        results = agreed(results)
+        best = {state: best_other(results, state) for state in states}
+        ratios = {f"{OURS}_vs_floor.{state}": (f"{OURS}.{state}", "floor") for state in states}
+        ratios |= {f"{OURS}_vs_best_other.{state}": (f"{OURS}.{state}", arm) for state, arm in best.items() if arm}
+        return {"results_raw": results, "ratios": ratios, "best_other": best, "floor_by": floors.by(states), "rates": floors.rates}
+
     with _Tmpfs(workspace, ledger) as tmpfs:
         for name in names:
             loader = LOADERS[name]
             missing = loader.missing()
-            prepared = None if missing else checkpoint_in(loader.format, subject, workspace)
+            prepared = None
+            try:
+                prepared = None if missing else checkpoint_in(loader.format, subject, workspace)
+            except (LabError, OSError, ImportError, MemoryError) as error:  # the other formats are there
+                missing = f"the checkpoint could not be made in {loader.format}: {error}"
             for state in states:
-                arms[f"{name}.{state}"] = (f"{missing}: {loader.fix}" if loader.fix else missing) if missing else _disk_arm(args, loader, prepared, state, disk, memory_rate, tmpfs)
-        results = interleave(arms, args.blocks, args.seed, getattr(args, "progress", None))
-    ratios: dict[str, tuple[str, str]] = {}
-    for state in states:
-        ratios[f"{OURS}_vs_floor.{state}"] = (f"{OURS}.{state}", "floor")
-        best = best_other(results, state)
-        if best:
-            ratios[f"{OURS}_vs_best_other.{state}"] = (f"{OURS}.{state}", best)
-    return {"results_raw": results, "ratios": ratios, "best_other": {s: best_other(results, s) for s in states}, "floor_by": disk.road}
+                arms[f"{name}.{state}"] = (f"{missing}: {loader.fix}" if loader.fix else missing) if missing else _disk_arm(args, loader, prepared, state, floors, tmpfs)
+        results = interleave(arms, args.blocks, args.seed, getattr(args, "progress", None), _keeping(args, made))
+    return made(results)
 
 
-def _disk_arm(args: argparse.Namespace, loader: Loader, prepared: Any, state: str, disk: roads.DiskFloor, memory_rate: float, tmpfs: _Tmpfs) -> Any:
+class _Floors:
+    """What bounds a load in each cache state, by the device that it goes to."""
+
+    def __init__(self, device: str, directory: Path, ledger: Ledger):
+        self.on_device = device != "cpu"
+        self.rates: dict[str, Any] = floor.device() if self.on_device else floor.memory(256 << 20)
+        self.disk: Any = (roads.BufferFloor if self.on_device else roads.DiskFloor)(directory, ledger)
+
+    def look(self, again: bool = False) -> None:
+        self.disk.look(again)
+
+    def rate(self, state: str) -> float:
+        """Bytes per second; 0.0 where it is not known."""
+        if not self.on_device:
+            return float(self.disk.rate if state == "cold" else self.rates["memcpy_bytes_per_s"])
+        bus = float(self.rates.get("h2d_pinned_bytes_per_s") or 0)
+        return min(self.disk.rate, bus) if state == "cold" and bus else bus
+
+    def by(self, states: list[str]) -> str:
+        if not self.on_device:
+            return str(self.disk.road)
+        bus = float(self.rates.get("h2d_pinned_bytes_per_s") or 0)
+        if not bus:
+            return f"the bus was not measured: {self.rates.get('h2d_failed', 'no GPU found')}"
+        slower = f"the disk ({self.disk.road})" if self.disk.rate < bus else "the bus from pinned memory"
+        return "; ".join(f"{state}: " + (slower if state == "cold" else "the bus from pinned memory") for state in states)
+
+
+def _disk_arm(args: argparse.Namespace, loader: Loader, prepared: Any, state: str, floors: _Floors, tmpfs: _Tmpfs) -> Any:
     def arm() -> Measured:
         directory = prepared.directory
         ours = state == "cold" and loader.name == OURS
-        if ours or (state == "cold" and not disk.rate):
-            disk.look()
+        if ours or (state == "cold" and not floors.disk.rate):
+            floors.look()
         if state == "tmpfs":
             directory = tmpfs.holding(directory)
-        if state == "warm":
+        if state == "warm" and not floors.on_device:
             # Pages lie in folios as large as whoever read them asked for, and touching 2 GB in small ones takes six times as long: laid anew, alike for all arms.
             cold.evict([directory], caches=False)
         for _ in range(3):  # another process of the host may drop caches meanwhile
-            proof = cold.prove([directory], "warm") if state == "tmpfs" else cold.settle([directory], state, tolerance=0.0 if state == "warm" else cold.TOLERANCE)
+            proof = cold.prove([directory], "warm") if state == "tmpfs" else cold.settle([directory], state, caches=not floors.on_device, tolerance=0.0 if state == "warm" else cold.TOLERANCE)
             if proof.state != "unverified":
                 break
         if proof.state == "unverified":
             return Measured(float("nan"), failed=f"cache not {state}: {proof.note}")
         doc = measure(loader, str(directory), str(directory), args.device, prepared.weights_bytes, {}, {"directory": str(directory)})
         if ours:
-            disk.look(again=True)
-        rate = disk.rate if state == "cold" else memory_rate
-        return measured(doc, state, prepared.weights_bytes, prepared.weights_bytes / rate)
+            floors.look(again=True)
+        rate = floors.rate(state)
+        return measured(doc, state, prepared.weights_bytes, prepared.weights_bytes / rate if rate else None)
 
     return arm
+
+
+DEVICE_FACTS = ("device_bytes", "allocated_bytes", "peak_allocated_bytes", "device_used_bytes")
 
 
 def measured(doc: dict[str, Any], cache: str, size_bytes: int, floor_s: float | None, link: str = "loopback") -> Measured:
     seconds = doc["seconds"]
     extra = {k: doc[k] for k in ("load_s", "touch_s", "first_token_s", "peak_bytes", "peak_extra_bytes", "sum", "token")}
+    extra |= {k: doc["placement"][k] for k in DEVICE_FACTS if k in doc.get("placement", {})}
     extra |= {"gb_per_s": size_bytes / seconds / 1e9, "weights_bytes": size_bytes, **({"share_of_floor": floor_s / seconds} if floor_s else {})}
     return Measured(seconds, cache, link, floor_s, doc["evidence"], "" if doc["engaged"] else f"no evidence: {doc['evidence']}", extra)
 
@@ -286,16 +368,42 @@ def best_other(results: dict[str, Any], state: str) -> str:
     return min(medians, key=lambda a: medians[a]) if medians else ""
 
 
-def _agree(results: dict[str, Any]) -> None:
-    """Same format, same bits. Raises LabError: a fast loader with wrong bytes is not fast."""
-    sums: dict[str, set[int]] = {}
-    for arm, runs in results.items():
-        for m in runs if not isinstance(runs, str) else []:
-            if not m.failed:
-                exact = "exact" if not LOADERS[arm.partition(".")[0].partition("+")[0]].format.startswith("gguf") else "gguf"
-                sums.setdefault(exact, set()).add(m.extra["sum"])
-    if any(len(s) > 1 for s in sums.values()):
-        raise LabError("two loaders of this bench gave different parameters", why="one of them loads wrong bytes", fix="pytest tests/contract/test_loaders.py")
+def agreed(results: dict[str, Any]) -> dict[str, Any]:
+    """The same results; a measurement whose parameters are not those of the others of its format has failed: fast with wrong bytes is not fast.
+
+    What is right is what the plain `safetensors` loader gave, else what most loaders gave; where two stand against each other neither counts."""
+    made = {arm: runs if isinstance(runs, str) else list(runs) for arm, runs in results.items()}
+    for kind in {_kind(arm) for arm in made}:
+        sums: dict[str, Counter[int]] = {}
+        for arm, runs in made.items():
+            if _kind(arm) == kind and not isinstance(runs, str):
+                sums.setdefault(_loader_of(arm), Counter()).update(m.extra["sum"] for m in runs if not m.failed)
+        right, by = _right(sums)
+        for arm, runs in made.items():
+            if _kind(arm) == kind and not isinstance(runs, str):
+                made[arm] = [replace(m, failed=f"wrong bytes: its parameters are not those of {by}") if not m.failed and m.extra["sum"] != right else m for m in runs]
+    return made
+
+
+def _loader_of(arm: str) -> str:
+    return arm.partition(".")[0].partition("+")[0]
+
+
+def _kind(arm: str) -> str:
+    return "gguf" if LOADERS[_loader_of(arm)].format.startswith("gguf") else "exact"
+
+
+def _right(sums: dict[str, Counter[int]]) -> tuple[int | None, str]:
+    """(the sum that counts, whose it is)."""
+    plain = sums.get(REFERENCE)
+    if plain and len(plain) == 1:
+        return next(iter(plain)), REFERENCE
+    votes = Counter(value for of_loader in sums.values() for value in of_loader).most_common(2)
+    if not votes:
+        return None, ""
+    if len(votes) > 1 and votes[0][1] == votes[1][1]:
+        return None, "any other: as many loaders gave one sum as another"
+    return votes[0][0], "most other loaders"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from labkit.bench.engine import Measured, interleave
-from labkit.bench.load import OURS, best_other, measure, measured
+from labkit.bench.load import OURS, agreed, best_other, measure, measured
 from labkit.core import cold, floor, observe
 from labkit.core.beside import scratch
 from labkit.core.ledger import Ledger
@@ -46,7 +46,7 @@ def from_bucket(args: argparse.Namespace, names: list[str], subject: Subject, wo
             arms[f"{name}.s3"] = missing or _bucket_arm(args, LOADERS[name], served, key, size, floor_s, link.label, ())
         if OURS in names:
             arms[f"{OURS}+faults.s3"] = _bucket_arm(args, LOADERS[OURS], served, key, size, floor_s, link.label + ", 1 % faults and a straggler", FAULTS)
-        results = interleave(arms, args.blocks, args.seed, getattr(args, "progress", None))
+        results = agreed(interleave(arms, args.blocks, args.seed, getattr(args, "progress", None)))
     ratios = {f"{OURS}_vs_floor.s3": (f"{OURS}.s3", "floor"), f"{OURS}_faulty_vs_clean.s3": (f"{OURS}+faults.s3", f"{OURS}.s3")}
     best = best_other(results, "s3")
     if best:
@@ -77,7 +77,7 @@ def from_store(args: argparse.Namespace, names: list[str], subject: Subject, wor
     key = f"models/bench-{args.preset}"
     upload_model(store, subject.model_dir, key)
     arms = {f"{name}.store": LOADERS[name].missing() or _store_arm(args, LOADERS[name], store, key, size) for name in names}
-    results = interleave(arms, args.blocks, args.seed, getattr(args, "progress", None))
+    results = agreed(interleave(arms, args.blocks, args.seed, getattr(args, "progress", None)))
     best = best_other(results, "store")
     ratios = {f"{OURS}_vs_best_other.store": (f"{OURS}.store", best)} if best else {}
     return {"results_raw": results, "ratios": ratios, "best_other": {"store": best}, "link": f"{store}, not emulated"}

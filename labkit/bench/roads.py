@@ -60,6 +60,42 @@ def race(paths: Sequence[Path], repeats: int = 3) -> list[dict[str, Any]]:
     return rows
 
 
+#: Enough to know a disk's rate by.
+SAMPLE_BYTES = 4 << 30
+BUFFER_DEPTHS, BUFFER_BYTES = (8, 16), 16 << 20
+
+
+def seconds_into_buffers(paths: Sequence[Path], depth: int) -> float:
+    """To read all of these files, evicted before, past the page cache into `depth` buffers in huge pages, used again and again:
+    as a load to a device may. For `apart`."""
+    cold.settle(paths, "cold", caches=False)
+    return floor.direct_read(paths, depth, block_bytes=BUFFER_BYTES, huge=True)[1]
+
+
+class BufferFloor:
+    """As DiskFloor, of a load to a device: its bytes pass through buffers of the host. Of a large checkpoint the first shards are read."""
+
+    def __init__(self, directory: Path, ledger: Ledger):
+        self.paths: list[Path] = []
+        for path in sorted(directory.glob("*.safetensors")):
+            if sum(p.stat().st_size for p in self.paths) < SAMPLE_BYTES:
+                self.paths.append(path)
+        self.ledger, self.rate, self.road, self._before, self._depth = ledger, 0.0, "", 0.0, 0
+
+    def look(self, again: bool = False) -> None:
+        if not self._depth:
+            rates = {depth: self._rate(depth) for depth in BUFFER_DEPTHS}
+            self._depth = max(rates, key=lambda depth: rates[depth])
+            self.road, seen = f"direct {self._depth} into buffers used again", rates[self._depth]
+        else:
+            seen = self._rate(self._depth)
+        self.rate = (self._before + seen) / 2 if again else seen
+        self._before = seen
+
+    def _rate(self, depth: int) -> float:
+        return sum(path.stat().st_size for path in self.paths) / apart(seconds_into_buffers, self.paths, depth, ledger=self.ledger)
+
+
 class DiskFloor:
     """Of a load from disk, just before and just after a trial, by the road that asks best of this disk.
 

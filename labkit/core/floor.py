@@ -84,12 +84,12 @@ def disk(workspace: Workspace, size_bytes: int = 256 * MIB, at_most_s: float = 1
 
 
 def direct_read(paths: Iterable[str | os.PathLike[str]], depth: int = 4, at_most_s: float = float("inf"),
-                block_bytes: int = MIB, fresh: bool = False) -> tuple[int, float, str]:
+                block_bytes: int = MIB, fresh: bool = False, huge: bool = False) -> tuple[int, float, str]:
     """Read these files past the page cache, `depth` blocks at a time: (bytes, seconds, "O_DIRECT" or "buffered").
 
     The floor of any loader that reads the same bytes. `fresh`: they land in memory that held nothing, as a load's do, at most
     half of what is available; beyond it blocks land on earlier ones; and a byte of every page is looked at, which is when a
-    load's clock stops. Otherwise each reader has one buffer, used again: for a rate of the disk alone. Neither is always the
+    load's clock stops. `huge`: in huge pages where the kernel has them, so that a request is not cut into many. Otherwise each reader has one buffer, used again: for a rate of the disk alone. Neither is always the
     faster (docs/LOG.md, 2026-11-26). Falls back to buffered reads of evicted files where O_DIRECT is refused."""
     tree = cold.walk(paths)
     files, method = _opened(tree)
@@ -109,6 +109,11 @@ def direct_read(paths: Iterable[str | os.PathLike[str]], depth: int = 4, at_most
         places = max(depth, min(len(blocks), _available_bytes() // 2 // block_bytes)) if fresh else depth
         # Page-aligned, as O_DIRECT wants.
         with mmap.mmap(-1, places * block_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as room, memoryview(room) as memory:
+            if huge:
+                with contextlib.suppress(OSError):
+                    room.madvise(mmap.MADV_HUGEPAGE)
+            if not fresh:
+                look_at(memory, write=True)
             until = time.monotonic() + at_most_s
             seconds = _together([lambda i=i: read(i) for i in range(depth)])
             if fresh:
@@ -119,8 +124,11 @@ def direct_read(paths: Iterable[str | os.PathLike[str]], depth: int = 4, at_most
     return sum(got), seconds, method
 
 
-def look_at(memory: memoryview) -> None:
-    """Read one byte of every page: from then on all of it is in memory, whoever promised that before."""
+def look_at(memory: memoryview, write: bool = False) -> None:
+    """Read one byte of every page, or write it: from then on all of it is in memory, whoever promised that before."""
+    if write:
+        memory[::mmap.PAGESIZE] = bytes(-(-len(memory) // mmap.PAGESIZE))
+        return
     with memory[::mmap.PAGESIZE] as pages:
         bytes(pages)
 
@@ -268,7 +276,7 @@ def _rate(size_bytes: int, work: Callable[[], Any], repeats: int = 3) -> float:
 
 
 def device() -> dict[str, Any]:
-    """Host to GPU, pinned and pageable, in a process that ends. Empty without a GPU; a GPU that does not answer says why."""
+    """Host to GPU and back, pinned and pageable, in a process that ends: h2d_…, d2h_…_bytes_per_s. Empty without a GPU; one that does not answer says why."""
     if not host.capability("gpu").ok:
         return {}
     try:
@@ -281,17 +289,18 @@ def device() -> dict[str, Any]:
 def _measure_device(size_bytes: int = 512 * MIB) -> dict[str, float]:
     import torch
 
-    target = torch.empty(size_bytes, dtype=torch.uint8, device="cuda")
+    there = torch.empty(size_bytes, dtype=torch.uint8, device="cuda")
     rates = {}
     for kind in ("pageable", "pinned"):
-        source = torch.ones(size_bytes, dtype=torch.uint8, pin_memory=kind == "pinned")
+        here = torch.ones(size_bytes, dtype=torch.uint8, pin_memory=kind == "pinned")
+        for way, source, target in (("h2d", here, there), ("d2h", there, here)):
 
-        def copy(source: Any = source) -> None:
-            target.copy_(source, non_blocking=True)
-            torch.cuda.synchronize()
+            def copy(source: Any = source, target: Any = target) -> None:
+                target.copy_(source, non_blocking=True)
+                torch.cuda.synchronize()
 
-        copy()  # the first one pays for staging buffers
-        rates[f"h2d_{kind}_bytes_per_s"] = _rate(size_bytes, copy)
+            copy()  # the first one pays for staging buffers
+            rates[f"{way}_{kind}_bytes_per_s"] = _rate(size_bytes, copy)
     return rates
 
 

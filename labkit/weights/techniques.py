@@ -72,7 +72,11 @@ class WeightsTechnique:
         plan = plan.with_server(*arguments, "--model", model, binds=() if remote else ((directory, directory),), **dict(loader.environment))
         if not remote:
             plan = plan.with_cold(directory)
-        return replace(plan, floors_bytes={**plan.floors_bytes, "load": artifact.facts["weights_bytes"]},
+        size_bytes = artifact.facts["weights_bytes"]
+        floors = {"load": size_bytes}
+        if told_device(plan.server_args).startswith("cuda"):  # of disk and bus the slower; what is in memory crosses the bus only
+            floors = {"load@h2d": size_bytes, **({} if plan.scenario == "hot-node" else floors)}
+        return replace(plan, floors_bytes={**plan.floors_bytes, **floors},
                        state={**plan.state, "weights": {"model": model, "bytes": artifact.facts["weights_bytes"], "remote": remote, "store": store if plan.pass_env else "",
                                                         "key": artifact.facts["model_key"], "directory": directory}})
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 
 import pytest
 
-from labkit.bench import roads
-from labkit.bench.engine import Measured, document
-from labkit.bench.load import _agree, best_other
+from labkit.bench import load, roads
+from labkit.bench.engine import Measured, document, interleave
+from labkit.bench.load import agreed, best_other
 from labkit.core.plan import LaunchPlan
+from labkit.core.timeline import Span
 from labkit.errors import LabError
 from labkit.face.loading import loads, sweep, trade
 from labkit.technique import Seen
@@ -28,10 +30,46 @@ def test_the_best_rival_is_the_one_with_the_lowest_median_of_the_same_cache_stat
     assert best_other(results, "cold") == "safetensors.cold"
 
 
-def test_two_loaders_with_different_bits_end_the_bench():
-    _agree({"safetensors.cold": of(1), "pickle.cold": of(1), "gguf.cold": of(1, bits=9)})
-    with pytest.raises(LabError, match="different parameters"):
-        _agree({"safetensors.cold": of(1), "pickle.cold": of(1, bits=2)})
+def failed(results):
+    return {arm for arm, runs in agreed(results).items() for m in runs if m.failed}
+
+
+def test_a_loader_with_other_bytes_than_the_plain_one_fails_and_the_others_stay():
+    assert failed({"safetensors.cold": of(1), "pickle.cold": of(1), "gguf.cold": of(1, bits=9)}) == set()
+    assert failed({"safetensors.cold": of(1), "pickle.cold": of(1, bits=2), "fastsafetensors.cold": of(1, bits=2), "gguf.cold": of(1, bits=9)}) == {"pickle.cold", "fastsafetensors.cold"}
+    doc = document("load", agreed({"safetensors.cold": of(1), "pickle.cold": of(1, bits=2), "tensorizer.cold": "not here"}), {}, host={})
+    wrong = next(row for row in doc["results"] if row["arm"] == "pickle.cold")
+    assert wrong["failed"] == 1 and "wrong bytes" in wrong["missing"] and "wrong bytes" in wrong["failures"][0]["why"]
+
+
+def test_without_the_plain_loader_most_decide_and_two_against_each_other_both_fail():
+    assert failed({"pickle.cold": of(1), "labkit-streamer.cold": of(1), "labkit-streamer.warm": of(1), "fastsafetensors.cold": of(1, bits=2)}) == {"fastsafetensors.cold"}
+    assert failed({"pickle.cold": of(1), "fastsafetensors.cold": of(1, bits=2)}) == {"pickle.cold", "fastsafetensors.cold"}
+    assert failed({"pickle.cold": [Measured(float("nan"), failed="it did not load")], "fastsafetensors.cold": of(1, bits=2)}) == {"pickle.cold"}
+
+
+def test_whatever_an_arm_raises_is_its_own_failure_and_all_that_was_measured_is_told_after_each():
+    def broken():
+        raise ValueError("no such thing")
+
+    told = []
+    results = interleave({"good": lambda: of(1)[0], "bad": broken}, blocks=2, progress=lambda line: None, so_far=lambda r: told.append({k: len(v) for k, v in r.items()}))
+    assert [m.failed for m in results["bad"]] == ["ValueError: no such thing"] * 2 and not any(m.failed for m in results["good"])
+    assert len(told) == 4 and told[-1] == {"good": 2, "bad": 2}
+    assert document("x", results, {}, host={})["results"][1]["failures"][1] == {"block": 1, "why": "ValueError: no such thing"}
+
+
+def test_a_child_that_says_nothing_useful_ends_in_its_own_last_words(monkeypatch):
+    monkeypatch.setattr(load, "module", lambda name: [sys.executable, "-c", "import sys; print('RuntimeError: no driver', file=sys.stderr); print('  see the docs', file=sys.stderr)", name])
+    with pytest.raises(LabError, match="no driver"):
+        load.measure(LOADERS["safetensors"], "/m", "/m", "cuda", 1000, {}, {})
+
+
+def test_a_child_that_hangs_is_ended(monkeypatch):
+    monkeypatch.setattr(load, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(load, "module", lambda name: [sys.executable, "-c", "import time; time.sleep(600)", name])
+    with pytest.raises(LabError, match="did not load"):
+        load.measure(LOADERS["safetensors"], "/m", "/m", "cpu", 1000, {}, {})
 
 
 def test_every_loader_of_the_catalog_names_a_function_that_exists():
@@ -50,6 +88,30 @@ def test_a_mapped_file_is_no_evidence_for_a_loader_that_reads():
     seen = Seen(plan=LaunchPlan(stack={}, state=about), proc={"io": {"rchar": 5000}, "maps": ["/m/model.safetensors"]})
     assert not engaged(LOADERS["safetensors-pread"], seen).engaged
     assert engaged(LOADERS["safetensors"], seen).engaged
+
+
+PLACED = {"parameters": 9, "device_parameters": 9, "device_bytes": 990, "allocated_bytes": 1024}
+
+
+def on_a_gpu(directory, io, placed=PLACED, maps=("/usr/lib/libcuda.so.1",)):
+    plan = LaunchPlan(stack={}, server_args=("--device", "cuda"), state={"weights": {"bytes": 1000, "directory": str(directory)}})
+    return Seen(plan=plan, spans=(Span("load", 0, 1, "server", placed),), proc={"io": io, "maps": [*maps, "/x/libstreamer.so", "/x/fastsafetensors/cpp.so", "/x/instanttensor/_C.so"]})
+
+
+@pytest.mark.parametrize("loader", [loader for loader in LOADERS.values() if loader.name != "sdk-download"], ids=lambda loader: loader.name)
+def test_on_a_gpu_the_evidence_is_parameters_there_and_bytes_that_came(loader, tmp_path):
+    for io in ({"rchar": 1000}, {"read_bytes": 1000}):  # nothing is mapped any more
+        assert engaged(loader, on_a_gpu(tmp_path, io)).engaged
+    assert not engaged(loader, on_a_gpu(tmp_path, {"rchar": 100})).engaged, "nothing was read and no file is in memory"
+    for placed in ({}, {**PLACED, "device_parameters": 8}, {**PLACED, "device_bytes": 0}):
+        assert not engaged(loader, on_a_gpu(tmp_path, {"rchar": 1000}, placed)).engaged
+    assert not engaged(loader, on_a_gpu(tmp_path, {"rchar": 1000}, maps=())).engaged, "a server without a CUDA driver has nothing on a device"
+
+
+def test_on_a_gpu_files_in_memory_are_read_without_a_counter_moving(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(bytes(1000))  # just written: in the page cache
+    assert engaged(LOADERS["safetensors"], on_a_gpu(tmp_path, {"rchar": 5})).engaged
+    assert not engaged(LOADERS["safetensors"], on_a_gpu(tmp_path, {"rchar": 5}, {})).engaged
 
 
 def test_a_bucket_that_sent_less_than_the_weights_is_no_evidence():
