@@ -5,7 +5,7 @@ LABKIT  = $(VENV)/bin/labkit
 STAMP   = $(VENV)/.labkit-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup first report lab test lint host-tools gpu bench site clean
+.PHONY: help setup first report lab test lint host-tools gpu gpu-carry bench site clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
@@ -41,6 +41,9 @@ host-tools: ## install what unlocks more (containers, FUSE, CRIU; Debian 12 or U
 
 gpu: ## the article's table on a GPU: what works here, then an 8B model, in 12 minutes, into runs/gpu (with the PYTHON that has torch and CUDA)
 	$(PYTHON) -m labkit.device.gpu_trials --out $(or $(OUT),runs/gpu)
+
+gpu-carry: ## what a bare GPU machine lacks (wheels, CRIU, runc), gathered in .gpu-carry/ to be carried there; says its size
+	scripts/gpu-carry
 
 bench: setup ## the lab's performance claims, measured here (about an hour; `labkit bench NAME` runs one)
 	@for name in import overhead load pull convert lazy restore forecast; do echo "== $$name"; $(LABKIT) bench $$name || true; done

@@ -35,6 +35,7 @@ class Answer:
     last_token_s: float | None = None
     attempts: int = 0
     tokens: list[int] = field(default_factory=list)
+    times_s: list[float] = field(default_factory=list)  # when each event with a token arrived
     text: str = ""
     error: str = ""
 
@@ -57,7 +58,7 @@ def ask(host: str, port: int, request: dict[str, Any], *, give_up: Callable[[], 
             if _attempt(host, port, head + body, answer, give_up):
                 return answer
         except OSError:
-            answer.tokens, answer.text, answer.first_token_s = [], "", None
+            answer.tokens, answer.times_s, answer.text, answer.first_token_s = [], [], "", None
         time.sleep(poll_s)
     answer.error = answer.error or "gave up before a token came back"
     return answer
@@ -166,6 +167,7 @@ def _event(text: bytes, answer: Answer) -> bool:
     piece = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
     if ids or piece:
         answer.last_token_s = timeline.now_s()
+        answer.times_s.append(answer.last_token_s)
         if answer.first_token_s is None:
             answer.first_token_s = answer.last_token_s
         answer.tokens += ids

@@ -1,9 +1,10 @@
 """What a GPU does before the first token, taken apart: each step timed once, in the order in which a start meets them.
 
-    python -m labkit.device.context --weights-bytes 2200000000      # one JSON line; the process is fresh, as steps happen once
+    python -m labkit.device.context --weights-bytes 2200000000      # JSON lines, the last one counts; the process is fresh, as steps happen once
+    python -m labkit.device.context --without-nvml --without-copies
 
 driver (cuInit) → nvml → import of torch → primary context → first allocation → first kernel (module loading, lazily) →
-cuBLAS handle → cuDNN handle → copy of the weights, pageable and pinned. A step that fails is recorded with its error and the
+cuBLAS handle → cuDNN handle → copy of the weights and back, pageable and pinned. A step that fails is recorded with its error and the
 next one is tried. `CUDA_MODULE_LOADING=EAGER` in the environment shows what lazy loading puts off. Limits: PCIe rate for the
 copy; the rest is the driver's and the library's own work. On a host without a GPU there is nothing to measure, and it says so.
 Lesson: notebooks/06_gpu_init.
@@ -24,9 +25,12 @@ from labkit.core import timeline
 STEPS = ("driver", "nvml", "import", "context", "allocation", "kernel", "cublas", "cudnn", "copy_pageable", "copy_pinned")
 
 
-def measure(weights_bytes: int = 256 << 20) -> dict[str, Any]:
-    """{"steps": [{"name", "seconds", …}], "module_loading", "device"}; must run in a process that has touched no GPU yet."""
+def measure(weights_bytes: int = 256 << 20, *, with_nvml: bool = True, with_copies: bool = True, tell: Callable[[dict[str, Any]], Any] = lambda _: None) -> dict[str, Any]:
+    """{"steps": [{"name", "seconds", …}], "module_loading", "nvml", "device"}; must run in a process that has touched no GPU yet.
+
+    Without NVML it is not known how many bytes the context takes. `tell`: called after each step, as a later one may end the process."""
     steps: list[dict[str, Any]] = []
+    found: dict[str, Any] = {"steps": steps, "module_loading": os.environ.get("CUDA_MODULE_LOADING", "default (lazy)"), "nvml": with_nvml, "device": ""}
     seen: dict[str, Any] = {}
 
     def one(name: str, work: Callable[[], Any]) -> None:
@@ -64,7 +68,7 @@ def measure(weights_bytes: int = 256 << 20) -> dict[str, Any]:
         before = used()
         seen["torch"].cuda.init()
         seen["torch"].cuda.synchronize()
-        return {"context_bytes": used() - before}
+        return {"context_bytes": used() - before} if "nvml" in seen else {}
 
     def allocation() -> None:
         seen["x"] = seen["torch"].empty(1024, 1024, device="cuda", dtype=seen["torch"].bfloat16)
@@ -84,26 +88,40 @@ def measure(weights_bytes: int = 256 << 20) -> dict[str, Any]:
 
     def copy(pinned: bool) -> dict[str, Any]:
         torch = seen["torch"]
-        host = torch.empty(weights_bytes, dtype=torch.uint8, pin_memory=pinned)
+        from labkit.device.standby import Cuda
+
+        kept = Cuda().on_host(weights_bytes) if pinned else None  # as a warm standby's: registered, and no byte more
+        host = kept.bytes if kept else torch.empty(weights_bytes, dtype=torch.uint8)
         target = torch.empty(weights_bytes, dtype=torch.uint8, device="cuda")
         host[::4096] = 1
-        torch.cuda.synchronize()
-        began = timeline.now_s()
-        target.copy_(host, non_blocking=pinned)
-        torch.cuda.synchronize()
-        seconds = timeline.now_s() - began
-        return {"copy_s": seconds, "bytes": weights_bytes, "rate_bytes_per_s": weights_bytes / seconds}
+        made: dict[str, Any] = {"bytes": weights_bytes, "host_memory": kept.how if kept else "pageable"}
+        for way, (to, source) in {"to_device": (target, host), "to_host": (host, target)}.items():
+            to.copy_(source, non_blocking=pinned)  # the first one pays for the driver's own buffers
+            torch.cuda.synchronize()
+            began = timeline.now_s()
+            to.copy_(source, non_blocking=pinned)
+            torch.cuda.synchronize()
+            made[f"{way}_bytes_per_s"] = weights_bytes / (timeline.now_s() - began)
+        if kept:
+            kept.release()
+        return {"copy_s": weights_bytes / made["to_device_bytes_per_s"], "rate_bytes_per_s": made["to_device_bytes_per_s"], **made}
 
-    for name, work in zip(STEPS, (driver, nvml, imported, context, allocation, kernel, cublas, cudnn, lambda: copy(False), lambda: copy(True)), strict=True):
-        one(name, work)
-    device = seen["torch"].cuda.get_device_name(0) if "torch" in seen and seen["torch"].cuda.is_available() else ""
-    return {"steps": steps, "module_loading": os.environ.get("CUDA_MODULE_LOADING", "default (lazy)"), "device": device}
+    works = (driver, nvml, imported, context, allocation, kernel, cublas, cudnn, lambda: copy(False), lambda: copy(True))
+    for name, work in zip(STEPS, works, strict=True):
+        if (name != "nvml" or with_nvml) and (not name.startswith("copy") or with_copies):
+            one(name, work)
+            tell(found)
+    there = "torch" in seen and seen["torch"].cuda.is_available()
+    return {**found, "device": seen["torch"].cuda.get_device_name(0) if there else ""}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m labkit.device.context")
     parser.add_argument("--weights-bytes", type=int, default=256 << 20)
-    found = measure(parser.parse_args().weights_bytes)
+    parser.add_argument("--without-nvml", action="store_true")
+    parser.add_argument("--without-copies", action="store_true")
+    args = parser.parse_args()
+    found = measure(args.weights_bytes, with_nvml=not args.without_nvml, with_copies=not args.without_copies, tell=lambda so_far: print(json.dumps(so_far), flush=True))
     print(json.dumps(found), flush=True)
     return 0 if found["device"] else 1
 

@@ -2,7 +2,7 @@
 
     running --lock--> locked --checkpoint--> checkpointed --restore--> locked --unlock--> running        (failed: the end)
 
-The driver does the work (`cuCheckpointProcess*`, CUDA 12.8 and driver 570 on; from 550 on only through NVIDIA's utility). Alone
+The driver does the work (`cuCheckpointProcess*`, CUDA 12.8 and driver 570 on, called here through ctypes; from 550 on only NVIDIA's utility). Alone
 it empties the GPU for somebody else while the process lives on; with CRIU, which cannot see a GPU, it comes first and goes
 last. Each step is a span. When a step fails, the steps before it are undone: the process ends up `running`, or the error
 says plainly that it did not.
@@ -17,6 +17,7 @@ Lesson: notebooks/07_checkpoints.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -57,43 +58,80 @@ class Driver(Protocol):
     def memory_bytes(self, pid: int) -> int | None: ...
 
 
-class CudaCore:
-    """The real one, through cuda.core.checkpoint. Raises MissingCapability where the driver or the bindings are too old."""
+#: CUprocessState of cuda.h, by number.
+_PROCESS_STATES = ("running", "locked", "checkpointed", "failed")
 
-    def __init__(self) -> None:
-        try:
-            from cuda.core import checkpoint
-        except Exception as error:  # the package imports its native parts here
-            raise MissingCapability("cuda.core.checkpoint is not here", why=f"CUDA checkpoints go through it ({type(error).__name__}: {error})",
-                                    fix="pip install 'labkit[gpu]', and a driver of version 570 or later") from None
-        self._make = checkpoint.Process
 
-    def _call(self, pid: int, name: str, *arguments: Any) -> Any:
+class _LockArguments(ctypes.Structure):
+    """CUcheckpointLockArgs. The arguments of all four steps are 64 bytes (CUDA 12.8 to 13.0), and what is reserved has to be zero."""
+
+    _fields_ = [("timeout_ms", ctypes.c_uint), ("reserved0", ctypes.c_uint), ("reserved1", ctypes.c_uint64 * 7)]
+
+
+class _CheckpointArguments(ctypes.Structure):
+    _fields_ = [("reserved", ctypes.c_uint64 * 8)]
+
+
+class _RestoreArguments(ctypes.Structure):
+    """CUcheckpointRestoreArgs: from 13.0 on with pairs of GPUs, none of which means the same GPU; all zero is 12.8's."""
+
+    _fields_ = [("gpu_pairs", ctypes.c_void_p), ("gpu_pairs_count", ctypes.c_uint), ("reserved", ctypes.c_char * (52 - ctypes.sizeof(ctypes.c_void_p))), ("reserved1", ctypes.c_uint64)]
+
+
+class _UnlockArguments(ctypes.Structure):
+    _fields_ = [("reserved", ctypes.c_uint64 * 8)]
+
+
+class Libcuda:
+    """The real one: six calls of libcuda.so.1 (driver 570 on), no package needed. Raises MissingCapability where they are not there.
+
+    Without `cuInit` in the process that calls, a restore is CUDA_ERROR_NOT_INITIALIZED unless persistence mode is on. A call blocks until its step is done."""
+
+    label = ""
+
+    def __init__(self, library: str = "libcuda.so.1") -> None:
         try:
-            found = getattr(self._make(pid), name)
-            return found(*arguments) if callable(found) else found
-        except (RuntimeError, ValueError, OSError, NotImplementedError) as error:
-            raise DriverRefused(str(error)) from error
-        except Exception as error:  # CUDAError has no public base; anything else here is the driver's too
-            raise DriverRefused(f"{type(error).__name__}: {error}") from error
+            self._lib = ctypes.CDLL(library)
+        except OSError as error:
+            raise MissingCapability("no NVIDIA driver here", why=f"CUDA checkpoints are its work ({error})", fix="a GPU host with driver 570 or later") from None
+        if code := self._lib.cuInit(0):
+            raise MissingCapability(f"the NVIDIA driver does not start: {self._name(code)}", why="cuInit is its first call", fix="nvidia-smi says what is wrong")
+        version = ctypes.c_int()
+        self._lib.cuDriverGetVersion(ctypes.byref(version))
+        self.version = f"{version.value // 1000}.{version.value % 1000 // 10}"
+        if not hasattr(self._lib, "cuCheckpointProcessLock"):
+            raise MissingCapability(f"the driver has no checkpoint calls (it is CUDA {self.version})", why="they came with CUDA 12.8", fix="driver 570 or later")
+
+    def _name(self, code: int) -> str:
+        name = ctypes.c_char_p()
+        known = self._lib.cuGetErrorName(code, ctypes.byref(name)) == 0 and name.value
+        return f"{name.value.decode(errors='replace')} ({code})" if known and name.value else f"CUDA error {code}"
+
+    def _call(self, name: str, pid: int, argument: Any) -> None:
+        if code := getattr(self._lib, f"cuCheckpointProcess{name}")(ctypes.c_int(pid), ctypes.byref(argument)):
+            raise DriverRefused(self._name(code))
 
     def state(self, pid: int) -> str:
-        return str(self._call(pid, "state"))
+        found = ctypes.c_int(-1)
+        self._call("GetState", pid, found)
+        return _PROCESS_STATES[found.value] if 0 <= found.value < len(_PROCESS_STATES) else f"state {found.value}"
 
     def lock(self, pid: int, timeout_ms: int) -> None:
-        self._call(pid, "lock", timeout_ms)
+        self._call("Lock", pid, _LockArguments(timeout_ms=timeout_ms))
 
     def checkpoint(self, pid: int) -> None:
-        self._call(pid, "checkpoint")
+        self._call("Checkpoint", pid, _CheckpointArguments())
 
     def restore(self, pid: int) -> None:
-        self._call(pid, "restore")
+        self._call("Restore", pid, _RestoreArguments())
 
     def unlock(self, pid: int) -> None:
-        self._call(pid, "unlock")
+        self._call("Unlock", pid, _UnlockArguments())
 
     def restore_thread(self, pid: int) -> int:
-        return int(self._call(pid, "restore_thread_id"))
+        found = ctypes.c_int(-1)
+        self._call("GetRestoreThreadId", pid, found)
+        return found.value
 
     def memory_bytes(self, pid: int) -> int | None:
         return process_memory_bytes(pid)
@@ -123,7 +161,7 @@ def open_driver(fake: str = "") -> Driver:
         from labkit.device.fake_driver import FakeDriver
 
         return FakeDriver.at(path)
-    return CudaCore()
+    return Libcuda()
 
 
 @dataclass
@@ -148,7 +186,10 @@ def step(driver: Driver, pid: int, action: str, *, timeout_ms: int = 0, steps: S
         with timeline.span(f"cuda.{action}", pid=pid):
             driver.lock(pid, timeout_ms) if action == "lock" else getattr(driver, action)(pid)
     except DriverRefused as error:
-        raise CudaCheckpointError(f"the driver did not {action} process {pid}: {error}", _reason(action), _way_out(pid, _state(driver, pid)), state=_state(driver, pid)) from None
+        now = _state(driver, pid)
+        if action == "restore" and any(name in str(error) for name in _SPOILED):
+            raise CudaCheckpointError(f"the driver did not restore process {pid}: {error}", _NO_SECOND_TRY, _way_out(pid, "failed"), state=now) from None
+        raise CudaCheckpointError(f"the driver did not {action} process {pid}: {error}", _reason(action), _way_out(pid, now), state=now) from None
     reached = _state(driver, pid)
     if reached != after:
         raise CudaCheckpointError(f"{action} of process {pid} ended in state {reached}, not {after}", "the driver gave no error", _way_out(pid, reached), state=reached)
@@ -166,9 +207,15 @@ def _state(driver: Driver, pid: int) -> str:
                                   "nvidia-smi lists the processes on the GPU", state="unknown") from None
 
 
+#: What a restore says that met too little memory, and what every later one says to the same process (NVIDIA/cuda-checkpoint#44).
+_SPOILED = ("CUDA_ERROR_OUT_OF_MEMORY", "CUDA_ERROR_OPERATING_SYSTEM")
+_NO_SECOND_TRY = ("too little device memory was free for its restore, and after that no restore works any more, also when memory is free again "
+                  "(NVIDIA/cuda-checkpoint#44); look at what is free before")
+
+
 def _reason(action: str) -> str:
     return {"lock": "work that runs on the GPU, or a callback, did not end in time", "checkpoint": "memory shared with other processes (IPC, NCCL, UVM) cannot be parked",
-            "restore": "the GPU is gone, of another model, or has too little memory free now", "unlock": ""}[action]
+            "restore": "the GPU is gone, or of another model", "unlock": ""}[action]
 
 
 def _way_out(pid: int, state: str) -> str:
@@ -220,7 +267,7 @@ def park(driver: Driver, pid: int, *, timeout_ms: int = 10_000) -> Steps:
 
 
 def wake(driver: Driver, pid: int) -> Steps:
-    """checkpointed → running. A restore that fails leaves it checkpointed: it can be tried again when the GPU is free."""
+    """checkpointed → running. A restore that fails leaves it checkpointed, to be tried again – but not one that met too little memory: it cannot be woken any more."""
     steps = Steps(pid, memory_bytes={"before": driver.memory_bytes(pid)})
     for action in ("restore", "unlock"):
         step(driver, pid, action, steps=steps)

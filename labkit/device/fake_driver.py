@@ -51,6 +51,17 @@ class FakeDriver:
             made.processes = {int(k): v for k, v in json.loads(Path(path).read_text()).items()}
         return made
 
+    def knows(self, pid: int, size_bytes: int) -> None:
+        """A process more, running, with so much of the device."""
+        self.processes[pid] = {"state": "running", "bytes": size_bytes}
+        self._keep()
+
+    def comes_back(self, pid: int) -> None:
+        """CRIU restored it: its state is in its own memory, so it is parked again, as it was dumped."""
+        if pid in self.processes:
+            self.processes[pid]["state"] = "checkpointed"
+            self._keep()
+
     def _of(self, pid: int) -> dict[str, Any]:
         if pid not in self.processes:
             raise DriverRefused("CUDA_ERROR_INVALID_VALUE: no CUDA process of that id")
@@ -62,7 +73,10 @@ class FakeDriver:
         if about["state"] != before:
             raise DriverRefused(f"CUDA_ERROR_ILLEGAL_STATE: {about['state']}")
         message = self.fail.pop(action, "")
+        if action == "restore" and about.get("spoiled"):
+            message = "CUDA_ERROR_OPERATING_SYSTEM (304)"  # as the driver does after a restore that met too little memory, for good
         if message:
+            about["spoiled"] = about.get("spoiled", False) or (action == "restore" and "OUT_OF_MEMORY" in message)
             about["state"] = "failed" if action in self.breaks else about["state"]
             self._keep()
             raise DriverRefused(message)
@@ -117,20 +131,23 @@ class FakeMemory:
         self.room_bytes = room_bytes
         self._blocks: list[Any] = []
 
-    def to_host(self, tensor: Any) -> Any:
-        return tensor.detach().clone()
-
-    def to_device(self, host: Any) -> Any:
+    def on_host(self, size_bytes: int) -> Any:
         import torch
 
-        size_bytes = host.numel() * host.element_size()
+        from labkit.device.standby import HostMemory
+
+        return HostMemory(torch.empty(size_bytes, dtype=torch.uint8), self.label)
+
+    def on_device(self, size_bytes: int) -> Any:
+        import torch
+
         if self.room_bytes is not None and self.used_bytes() + size_bytes > self.room_bytes:
             raise DriverRefused("CUDA_ERROR_OUT_OF_MEMORY")
         if not size_bytes:
-            return host.clone()
+            return torch.empty(0, dtype=torch.uint8)
         block = _Block(size_bytes)
         self._blocks.append(weakref.ref(block))
-        return torch.frombuffer(block, dtype=host.dtype).reshape(host.shape).copy_(host)
+        return torch.frombuffer(block, dtype=torch.uint8)
 
     def settle(self) -> None:
         self._blocks = [b for b in self._blocks if b() is not None]

@@ -1,148 +1,278 @@
-"""The single GPU trials, each a fresh process that prints one JSON line. Run by `labkit.device.gpu_trials`; need a GPU.
+"""The single GPU trials: each a fresh process that prints JSON lines, every one with all that was measured so far.
 
-    python -m labkit.device.gpu_parts compile|graphs|wake|model|checkpoint
+    python -m labkit.device.gpu_parts model --preset 1b --formats safetensors,pickle
+    python -m labkit.device.gpu_parts context --times 3            # fresh processes, arms in turn
+    python -m labkit.device.gpu_parts checkpoint --preset 1b --times 5
+    python -m labkit.device.gpu_parts decode --preset 1b --arms eager,fewer-graphs,all-graphs,cudnn --tokens 64
+    python -m labkit.device.gpu_parts wake --preset 1b --times 3
 
-The one with CRIU is labkit.snapshot.cuda. Lesson: notebooks/06_gpu_init, notebooks/07_checkpoints.
+Run by `labkit.device.gpu_trials`; the one with CRIU is labkit.snapshot.cuda. Exit status 0: all of it worked; 1: the JSON says
+under `failed` what did not; 3: something is missing on this host. Figures of LABKIT_FAKE_CUDA mean nothing, and say so.
+Limits: those of what is measured – bytes ÷ the bus's rate for parking and waking, a launch for each kernel of a token.
+Lesson: notebooks/06_gpu_init, notebooks/07_checkpoints.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import signal
+import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from labkit.core import client, timeline
-from labkit.core.interpreter import module
-from labkit.errors import MissingCapability
+from labkit.core import client, cold, interpreter, secrets, timeline
+from labkit.core.ledger import Ledger
+from labkit.core.workspace import Workspace
+from labkit.device import served
+from labkit.device.techniques import BATCHES
+from labkit.errors import LabError, MissingCapability
 
-PROMPT = {"prompt": "The first token of a cold start", "max_tokens": 8}
-
-
-def compile_step() -> dict[str, Any]:
-    """First call of a compiled block: with TORCHINDUCTOR_CACHE_DIR empty or filled. Counters say which it was."""
-    import torch
-    from torch._dynamo.utils import counters
-
-    layer = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(2048, 2048), torch.nn.GELU()) for _ in range(4))).cuda().to(torch.bfloat16)
-    x = torch.randn(1, 2048, device="cuda", dtype=torch.bfloat16)
-    began = timeline.now_s()
-    with torch.no_grad():
-        torch.compile(layer)(x)
-    torch.cuda.synchronize()
-    found = counters["inductor"]
-    return {"first_call_s": timeline.now_s() - began, "fx_graph_cache_hit": found.get("fxgraph_cache_hit", 0), "fx_graph_cache_miss": found.get("fxgraph_cache_miss", 0)}
+Tell = Callable[[], None]
+Work = Callable[[dict[str, Any], Tell], None]
 
 
-def graphs(shapes: int) -> dict[str, Any]:
-    import torch
+def say(work: Work, about: Mapping[str, Any] | None = None) -> int:
+    """Carry out `work(found, tell)`: what it puts into `found` is printed at every `tell()` and at the end. The exit status of the process."""
+    found: dict[str, Any] = dict(about or {})
 
-    layer = torch.nn.Sequential(*(torch.nn.Linear(2048, 2048) for _ in range(24))).cuda().to(torch.bfloat16)
-    took = []
-    for i in range(shapes):
-        x = torch.randn(2**i, 2048, device="cuda", dtype=torch.bfloat16)
-        with torch.no_grad():
-            layer(x)
-            torch.cuda.synchronize()
-            began = timeline.now_s()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                layer(x)
-            torch.cuda.synchronize()
-        took.append(timeline.now_s() - began)
-    return {"capture_s": took, "shapes": shapes, "total_s": sum(took)}
+    def tell() -> None:
+        print(json.dumps(secrets.masked(found), default=str), flush=True)
 
-
-def wake(weights_bytes: int) -> dict[str, Any]:
-    """Weights asleep in pinned memory, the context alive: what a warm standby pays to serve again."""
-    import torch
-
-    asleep = torch.empty(weights_bytes, dtype=torch.uint8, pin_memory=True)
-    asleep[::4096] = 7
-    torch.cuda.synchronize()
-    began = timeline.now_s()
-    awake = torch.empty(weights_bytes, dtype=torch.uint8, device="cuda")
-    awake.copy_(asleep, non_blocking=True)
-    torch.cuda.synchronize()
-    seconds = timeline.now_s() - began
-    return {"wake_s": seconds, "bytes": weights_bytes, "rate_bytes_per_s": weights_bytes / seconds, "equal": bool(awake[4096].item() == 7)}
-
-
-def model(preset: str) -> dict[str, Any]:
-    """The checkpoint that later trials start, made once."""
-    from labkit.core.workspace import Workspace
-    from labkit.subject import checkpoint as checkpoints
-
-    began = timeline.now_s()
-    made = checkpoints.ensure(Workspace.default(), preset)
-    return {"preset": preset, "make_s": timeline.now_s() - began, "bytes": sum(p.stat().st_size for p in made.iterdir() if p.is_file())}
-
-
-@contextmanager
-def server(preset: str) -> Iterator[tuple[subprocess.Popen[bytes], int, client.Answer]]:
-    from labkit.core.trial import free_port
-    from labkit.core.workspace import Workspace
-    from labkit.subject import checkpoint
-
-    port, model = free_port(), checkpoint.ensure(Workspace.default(), preset)
-    process = subprocess.Popen([*module("labkit.subject.server"), "--model", str(model), "--device", "cuda", "--port", str(port)],
-                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        until = timeline.now_s() + 100
-        answer = client.ask("127.0.0.1", port, PROMPT, give_up=lambda: process.poll() is not None or timeline.now_s() > until)
-        if answer.first_token_s is None:
-            raise RuntimeError(f"the server on the GPU served no token: {answer.error}")
-        yield process, port, answer
-    finally:
-        with contextlib.suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def again(port: int) -> client.Answer:
-    until = timeline.now_s() + 30
-    return client.ask("127.0.0.1", port, PROMPT, give_up=lambda: timeline.now_s() > until)
-
-
-def checkpoint(preset: str) -> dict[str, Any]:
-    """Park and wake a serving process; the same tokens before and after."""
-    from labkit.device import cuda_checkpoint as cuda
-
-    driver = cuda.CudaCore()
-    with server(preset) as (process, port, answer):
-        parked = cuda.park(driver, process.pid)
-        woken = cuda.wake(driver, process.pid)
-        after = again(port)
-        return {"preset": preset, "start_s": answer.first_token_s - answer.t0_s, "seconds": {**parked.seconds, **woken.seconds},  # type: ignore[operator]
-                "memory_bytes": {**parked.memory_bytes, **{f"woken_{k}": v for k, v in woken.memory_bytes.items()}}, "equal_tokens": after.tokens == answer.tokens}
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m labkit.device.gpu_parts")
-    parser.add_argument("part", choices=["compile", "graphs", "wake", "model", "checkpoint"])
-    parser.add_argument("--shapes", type=int, default=1)
-    parser.add_argument("--weights-bytes", type=int, default=2_200_000_000)
-    parser.add_argument("--preset", default="1b")
-    args = parser.parse_args()
-    parts: dict[str, Callable[[], dict[str, Any]]] = {"compile": compile_step, "graphs": lambda: graphs(args.shapes), "wake": lambda: wake(args.weights_bytes),
-                                                      "model": lambda: model(args.preset), "checkpoint": lambda: checkpoint(args.preset)}
-    return say(parts[args.part])
-
-
-def say(part: Callable[[], dict[str, Any]]) -> int:
-    """One JSON line, exit status 0; 3 where something is missing on this host, with the reason."""
-    try:
-        print(json.dumps(part()), flush=True)
+        with Ledger.open(Workspace.default()):
+            work(found, tell)
     except MissingCapability as missing:
         print(missing, file=sys.stderr, flush=True)
         return 3
-    return 0
+    except Exception as error:
+        fail(found, type(error).__name__, error)
+    tell()
+    if "failed" in found:
+        print("\n".join(found["failed"]), file=sys.stderr, flush=True)
+    return 1 if "failed" in found else 0
+
+
+def fail(found: dict[str, Any], what: str, error: object) -> None:
+    found.setdefault("failed", []).append(f"{what}: {error}"[:2500])
+
+
+# ---- model --------------------------------------------------------------------------------------------------------------
+
+def model(preset: str, formats: Sequence[str], found: dict[str, Any], tell: Tell) -> None:
+    """The checkpoints that later trials start, made once."""
+    from labkit.subject import checkpoint as checkpoints
+
+    for form in formats:
+        began = timeline.now_s()
+        made = checkpoints.ensure(Workspace.default(), preset, form)
+        found[form] = {"make_s": timeline.now_s() - began, "bytes": sum(p.stat().st_size for p in made.iterdir() if p.is_file())}
+        tell()
+
+
+# ---- context ------------------------------------------------------------------------------------------------------------
+
+CONTEXT_ARMS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
+    "lazy": ({"CUDA_MODULE_LOADING": "LAZY"}, ()),
+    "eager": ({"CUDA_MODULE_LOADING": "EAGER"}, ()),
+    "lazy-no-nvml": ({"CUDA_MODULE_LOADING": "LAZY"}, ("--without-nvml",)),
+    "eager-no-nvml": ({"CUDA_MODULE_LOADING": "EAGER"}, ("--without-nvml",)),
+}
+
+
+def context(arms: Sequence[str], times: int, found: dict[str, Any], tell: Tell) -> None:
+    """The context taken apart, `times` fresh processes an arm, in turn. The first process pays for the cold import and is no sample."""
+    found |= {"persistence_mode": served.persistence_mode(), "cache": "warm: one whole process before the first sample", "arms": {arm: [] for arm in arms}}
+    found["before"] = _context("lazy", 60, copies=True)
+    tell()
+    for _ in range(times):
+        for arm in arms:
+            found["arms"][arm].append(_context(arm, 60))
+            found["median_s"] = {arm: _medians(runs) for arm, runs in found["arms"].items() if runs}
+            tell()
+    bad = [run["failed"] for runs in found["arms"].values() for run in runs if "failed" in run]
+    if bad:
+        fail(found, f"{len(bad)} processes", bad[0])
+
+
+def _context(arm: str, limit_s: float, copies: bool = False) -> dict[str, Any]:
+    environment, options = CONTEXT_ARMS[arm]
+    try:
+        done = subprocess.run([*interpreter.module("labkit.device.context"), *options, *([] if copies else ["--without-copies"])], env={**os.environ, **environment},
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit_s)
+        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        made = json.loads(lines[-1]) if lines else {}
+        return made if made.get("device") else {**made, "failed": f"exit status {done.returncode}: {done.stderr[-600:]}"}
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        return {"failed": f"{type(error).__name__}: {error}"[-600:]}
+
+
+def _medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    steps: dict[str, list[float]] = {}
+    for run in runs:
+        for step in run.get("steps", []):
+            if "failed" not in step:
+                steps.setdefault(step["name"], []).append(step["seconds"])
+    return {name: round(statistics.median(seconds), 6) for name, seconds in steps.items()}
+
+
+# ---- CUDA checkpoint ----------------------------------------------------------------------------------------------------
+
+def checkpoint(preset: str, times: int, found: dict[str, Any], tell: Tell) -> None:
+    """One server, parked and woken again and again; after each the same tokens."""
+    from labkit.device import cuda_checkpoint as cuda
+
+    driver = cuda.open_driver()
+    found |= {"preset": preset, "driver": driver_name(driver), "persistence_mode": served.persistence_mode(), "device_used_before_bytes": served.device_used_bytes(), "times": []}
+    with served.server(preset) as serving:
+        driver = cuda.open_driver()  # again: the simulated one knows the process from now on
+        found |= {"start_s": serving.start_s, "start_phases_s": serving.phases_s, "held_running": served.held(serving.pid)}
+        tell()
+        for _ in range(times):
+            one: dict[str, Any] = {"resident_running_bytes": served.resident_bytes(serving.pid), "device_used_running_bytes": served.device_used_bytes()}
+            found["times"].append(one)
+            parked = cuda.park(driver, serving.pid)
+            one |= {"park": parked.seconds, "device_bytes": parked.memory_bytes["before"], "device_parked_bytes": parked.memory_bytes["checkpoint"],
+                    "device_used_parked_bytes": served.device_used_bytes(), "resident_parked_bytes": served.resident_bytes(serving.pid)}
+            found.setdefault("held_parked", served.held(serving.pid))
+            tell()
+            woken = cuda.wake(driver, serving.pid)
+            began = timeline.now_s()
+            after = served.ask(serving.port, serving.ended)
+            one |= {"wake": woken.seconds, "device_woken_bytes": woken.memory_bytes["unlock"], "device_used_woken_bytes": served.device_used_bytes(),
+                    "first_token_after_wake_s": (after.first_token_s - began) if after.first_token_s else None, "equal_tokens": after.tokens == serving.answer.tokens}
+            moved = _moved(one)
+            one["rates_bytes_per_s"] = {name: moved / seconds for name, seconds in (("park", parked.seconds["checkpoint_s"]), ("wake", woken.seconds["restore_s"])) if moved and seconds}
+            tell()
+            if not one["equal_tokens"]:
+                fail(found, "after waking", served.death(serving.pid, serving.log) or after.error or "other tokens than before")
+                if serving.ended():
+                    return
+
+
+def _moved(one: Mapping[str, Any]) -> int:
+    """Bytes that left the device: by the process's own count, else by what the device had free before and after."""
+    if one.get("device_bytes"):
+        return int(one["device_bytes"]) - int(one.get("device_parked_bytes") or 0)
+    return max(0, int(one.get("device_used_running_bytes") or 0) - int(one.get("device_used_parked_bytes") or 0))
+
+
+def driver_name(driver: Any) -> str:
+    return getattr(driver, "label", "") or f"CUDA {getattr(driver, 'version', 'of an unknown version')}"
+
+
+# ---- decode -------------------------------------------------------------------------------------------------------------
+
+DECODE_ARMS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
+    "eager": ((), {}),
+    "fewer-graphs": (("--graphs", "1"), {}),
+    "all-graphs": (("--graphs", ",".join(map(str, BATCHES))), {}),
+    "cudnn": ((), {"TORCH_CUDNN_SDPA_DEPRIORITIZED": "0"}),
+}
+
+
+def decode(preset: str, arms: Sequence[str], tokens: int, times: int, found: dict[str, Any], tell: Tell) -> None:
+    """A server an arm, warm: its start, its first token, then the time of each further one."""
+    from labkit.subject import checkpoint as checkpoints
+
+    began = timeline.now_s()
+    there = cold.settle([checkpoints.ensure(Workspace.default(), preset), *interpreter.packages()], "warm")
+    found |= {"preset": preset, "tokens": tokens, "cache": {**_state(there), "settle_s": timeline.now_s() - began}, "arms": {arm: [] for arm in arms}}
+    tell()
+    said: dict[str, list[int]] = {}
+    for _ in range(times):
+        for arm in arms:
+            arguments, environment = DECODE_ARMS[arm]
+            try:
+                with served.server(preset, arguments, environment) as serving:
+                    answer = served.ask(serving.port, serving.ended, max_tokens=tokens)
+                    again = served.ask(serving.port, serving.ended, max_tokens=tokens)
+                    found["arms"][arm].append({"start_s": serving.start_s, "start_phases_s": serving.phases_s, "second_request": _pace(answer), "third_request": _pace(again),
+                                               "tokens": len(again.tokens), "device_used_bytes": served.device_used_bytes(), "error": answer.error or again.error})
+                    if answer.error or again.error or serving.ended():
+                        fail(found, arm, answer.error or again.error or served.death(serving.pid, serving.log))
+                    said.setdefault(arm, again.tokens)
+            except LabError as error:  # the other arms are measured all the same
+                fail(found, arm, error)
+            first = said.get(arms[0])
+            found["equal_tokens"] = {a: t == first for a, t in said.items()}
+            tell()
+
+
+def _pace(answer: client.Answer) -> dict[str, Any]:
+    """Seconds to the first token, of the first decoded one, and the median of all that came after."""
+    gaps = [b - a for a, b in zip(answer.times_s, answer.times_s[1:], strict=False)]
+    return {"first_token_s": served.first_token_s(answer), "first_decode_s": gaps[0] if gaps else None,
+            "decode_median_s": statistics.median(gaps[1:]) if len(gaps) > 1 else None, "decode_slowest_s": max(gaps[1:]) if len(gaps) > 1 else None}
+
+
+def _state(seen: cold.CacheState) -> dict[str, Any]:
+    """A cache state with its proof, short."""
+    return {"state": seen.state, "method": seen.method, "resident_share": round(seen.share, 4), "bytes": seen.total_bytes, "note": seen.note}
+
+
+# ---- wake ---------------------------------------------------------------------------------------------------------------
+
+def wake(preset: str, times: int, found: dict[str, Any], tell: Tell) -> None:
+    """The served model asleep in registered host memory, woken `times` times; beside it the bus's own rate from the same memory."""
+    import torch
+
+    from labkit.device import standby
+    from labkit.subject import checkpoint as checkpoints
+    from labkit.subject import server
+
+    memory = standby.memory_here()
+    loader = ["--loader", "labkit.weights.loaders.safe:load_device"] if memory.device.startswith("cuda") else []
+    args = server.parser().parse_args(["--model", str(checkpoints.ensure(Workspace.default(), preset)), "--device", memory.device, "--init", "meta", *loader])
+    server.make_context(args.device, 0)
+    built, words = server.build(args)
+    server.load(built, args)
+    engine = server.make_engine(args, built, words, preset)
+    engine.warm_up(2)
+    engine.shrink()
+    with torch.inference_mode():
+        before = [p.data.sum(dtype=torch.float32).item() for p in built.parameters()]
+    for _ in range(times):
+        began = timeline.now_s()
+        sleeping = standby.sleep(built, memory)
+        slept_s, began = timeline.now_s() - began, timeline.now_s()
+        standby.wake(sleeping, memory)
+        took_s = timeline.now_s() - began
+        bus_s = standby.bus_seconds(sleeping, memory)
+        found.setdefault("times", []).append({"sleep_s": slept_s, "wake_s": took_s, "rate_bytes_per_s": sleeping.size_bytes / took_s, "bus_rate_bytes_per_s": sleeping.arena_bytes / bus_s,
+                                              "share_of_bus": (sleeping.size_bytes / took_s) / (sleeping.arena_bytes / bus_s)})
+        found |= {"preset": preset, "bytes": sleeping.size_bytes, "arena_bytes": sleeping.arena_bytes, "host_memory": sleeping.host_memory, "driver": memory.label or "the GPU's memory"}
+        sleeping.release()
+        tell()
+    with torch.inference_mode():
+        found["equal"] = [p.data.sum(dtype=torch.float32).item() for p in built.parameters()] == before
+    if not found["equal"]:
+        fail(found, "after waking", "the weights are other ones than before")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m labkit.device.gpu_parts")
+    parser.add_argument("part", choices=["model", "context", "checkpoint", "decode", "wake"])
+    parser.add_argument("--preset", default="1b")
+    parser.add_argument("--times", type=int, default=0)
+    parser.add_argument("--formats", default="safetensors")
+    parser.add_argument("--arms", default="")
+    parser.add_argument("--tokens", type=int, default=64)
+    args = parser.parse_args(argv)
+    known = {"context": CONTEXT_ARMS, "decode": DECODE_ARMS}.get(args.part, {})
+    arms = [arm for arm in args.arms.split(",") if arm] or list(known)
+    if strange := set(arms) - set(known):
+        parser.error(f"no arm {', '.join(sorted(strange))}; there are {', '.join(known)}")
+    parts: dict[str, Work] = {
+        "model": lambda found, tell: model(args.preset, args.formats.split(","), found, tell),
+        "context": lambda found, tell: context(arms, args.times or 3, found, tell),
+        "checkpoint": lambda found, tell: checkpoint(args.preset, args.times or 3, found, tell),
+        "decode": lambda found, tell: decode(args.preset, arms, args.tokens, args.times or 1, found, tell),
+        "wake": lambda found, tell: wake(args.preset, args.times or 3, found, tell),
+    }
+    return say(parts[args.part], {"part": args.part})
 
 
 if __name__ == "__main__":

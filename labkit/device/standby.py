@@ -17,18 +17,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from labkit.core import timeline
-from labkit.core.interpreter import module
+from labkit.core import interpreter, timeline
 from labkit.core.plan import StepContext
 from labkit.errors import TrialError
+
+
+#: Where a parameter begins in the arena, as torch's own allocations do.
+ALIGNED_BYTES = 512
 
 
 class Memory(Protocol):
@@ -37,22 +42,44 @@ class Memory(Protocol):
     label: str
     device: str
 
-    def to_host(self, tensor: Any) -> Any: ...  # a pinned copy
-    def to_device(self, host: Any) -> Any: ...  # begins a copy; raises where the device has no room
+    def on_host(self, size_bytes: int) -> HostMemory: ...
+    def on_device(self, size_bytes: int) -> Any: ...  # bytes; raises where the device has no room
     def settle(self) -> None: ...  # wait for copies, give freed memory back to the driver
     def used_bytes(self) -> int: ...
+
+
+@dataclass
+class HostMemory:
+    """`bytes`: a tensor. `how`: what kind of memory that is. `release` ends it; the tensor is not to be used any more."""
+
+    bytes: Any
+    how: str
+    release: Callable[[], Any] = lambda: None
 
 
 class Cuda:
     label, device = "", "cuda"
 
-    def to_host(self, tensor: Any) -> Any:
+    def on_host(self, size_bytes: int) -> HostMemory:
+        """Anonymous memory of exactly this size, registered with the driver. torch's own pinned memory is rounded up to a power of two: 2.2 GB take 4.3."""
         import torch
 
-        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
+        size = max(mmap.PAGESIZE, -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE)
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(OSError, AttributeError, ValueError):
+            pages.madvise(mmap.MADV_HUGEPAGE)
+        made = torch.frombuffer(pages, dtype=torch.uint8)
+        runtime = torch.cuda.cudart()
+        try:
+            torch.cuda.check_error(runtime.cudaHostRegister(made.data_ptr(), size, 0))
+        except Exception as error:  # a limit on locked memory, for one; then the driver copies through a buffer of its own
+            return HostMemory(made[:size_bytes], f"pageable: cudaHostRegister refused it ({type(error).__name__}: {error})"[:300])
+        return HostMemory(made[:size_bytes], REGISTERED, lambda: runtime.cudaHostUnregister(made.data_ptr()))
 
-    def to_device(self, host: Any) -> Any:
-        return host.to(self.device, non_blocking=True)
+    def on_device(self, size_bytes: int) -> Any:
+        import torch
+
+        return torch.empty(size_bytes, dtype=torch.uint8, device=self.device)
 
     def settle(self) -> None:
         import torch
@@ -66,6 +93,9 @@ class Cuda:
         return int(torch.cuda.memory_allocated())
 
 
+REGISTERED = "registered with the driver (pinned)"
+
+
 def memory_here() -> Memory:
     """The GPU's; with LABKIT_FAKE_CUDA the simulated one, for machines and tests without a GPU."""
     if os.environ.get("LABKIT_FAKE_CUDA"):
@@ -77,43 +107,87 @@ def memory_here() -> Memory:
 
 @dataclass
 class Sleeping:
-    """A model whose parameters are empty, and their bytes in host memory. `awake`: woken already."""
+    """A model whose parameters are empty, and their bytes in one arena in host memory. `awake`: woken already."""
 
     parameters: list[Any] = field(default_factory=list)
-    hosts: list[Any] = field(default_factory=list)
+    places: list[tuple[int, int, Any, Any]] = field(default_factory=list)  # offset, bytes, dtype, shape of each
+    host: HostMemory | None = None
     size_bytes: int = 0
     awake: bool = False
 
+    @property
+    def arena_bytes(self) -> int:
+        return self.host.bytes.numel() if self.host else 0
+
+    @property
+    def host_memory(self) -> str:
+        return self.host.how if self.host else ""
+
+    def release(self) -> None:
+        if self.host:
+            self.host.release()
+            self.host = None
+
 
 def sleep(model: Any, memory: Memory) -> Sleeping:
-    """Copy every parameter to pinned memory, then let go of the device's. A copy that fails leaves the model as it was."""
+    """Copy every parameter into one arena in pinned memory, then let go of the device's. A copy that fails leaves the model as it was."""
     import torch
 
     parameters = list(model.parameters())  # a tied head is one parameter with its embedding, and sleeps once
-    hosts = [memory.to_host(p.data) for p in parameters]
-    memory.settle()
+    places, end = [], 0
+    for p in parameters:
+        size = p.numel() * p.element_size()
+        places.append((end, size, p.dtype, p.shape))
+        end += -(-size // ALIGNED_BYTES) * ALIGNED_BYTES
+    host = memory.on_host(end)
+    try:
+        for p, place in zip(parameters, places, strict=True):
+            _view(host.bytes, place).copy_(p.data, non_blocking=True)
+        memory.settle()
+    except BaseException:
+        host.release()
+        raise
     for p in parameters:
         p.data = torch.empty(0, dtype=p.dtype, device=p.device)
     memory.settle()
-    return Sleeping(parameters, hosts, sum(h.numel() * h.element_size() for h in hosts))
+    return Sleeping(parameters, places, host, sum(size for _, size, _, _ in places))
+
+
+def _view(arena: Any, place: tuple[int, int, Any, Any]) -> Any:
+    offset, size, dtype, shape = place
+    return arena[offset:offset + size].view(dtype).view(shape)
 
 
 def wake(sleeping: Sleeping, memory: Memory) -> None:
-    """Copy every parameter back. Where one does not fit, none is awake: a model half of which is empty would serve nonsense."""
-    if sleeping.awake:
+    """One allocation, one copy, and every parameter is a part of it. Where it does not fit, all of it stays asleep."""
+    if sleeping.awake or not sleeping.host:
         return
-    made: list[Any] = []
     try:
-        for host in sleeping.hosts:
-            made.append(memory.to_device(host))
+        arena = memory.on_device(sleeping.arena_bytes)
+        arena.copy_(sleeping.host.bytes, non_blocking=True)
     except BaseException:
-        made.clear()
+        arena = None
         memory.settle()
         raise
     memory.settle()
-    for parameter, tensor in zip(sleeping.parameters, made, strict=True):
-        parameter.data = tensor
+    for parameter, place in zip(sleeping.parameters, sleeping.places, strict=True):
+        parameter.data = _view(arena, place)
     sleeping.awake = True
+
+
+def bus_seconds(sleeping: Sleeping, memory: Memory) -> float:
+    """The bus alone: the same host bytes onto device memory that is there already; the faster of two copies."""
+    assert sleeping.host
+    target, took = memory.on_device(sleeping.arena_bytes), []
+    for _ in range(2):
+        memory.settle()
+        began = timeline.now_s()
+        target.copy_(sleeping.host.bytes, non_blocking=True)
+        memory.settle()
+        took.append(timeline.now_s() - began)
+    del target
+    memory.settle()
+    return min(took)
 
 
 # ---- the step -----------------------------------------------------------------------------------------------------------
@@ -133,12 +207,10 @@ def _before_t0(ctx: StepContext) -> None:
     """Start the server, let it serve nobody, and put it to sleep: what stands on this node while there is no replica."""
     from labkit.device.cuda_checkpoint import process_memory_bytes
 
-    here = str(Path(__file__).resolve().parents[2])
-    keep = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "LABKIT_FAKE_CUDA")}
-    environment = {**keep, "TMPDIR": ctx.temporary(), "PYTHONPATH": here, "PYTHONDONTWRITEBYTECODE": "1", **{k: v for k, v in ctx.server_env.items() if k != timeline.ENV}}
+    environment = {**interpreter.environment("LABKIT_FAKE_CUDA"), "TMPDIR": ctx.temporary(), **{k: v for k, v in ctx.server_env.items() if k != timeline.ENV}}
     read_end, write_end = os.pipe()
     try:
-        process = subprocess.Popen([*module("labkit.device.standby"), str(write_end), *ctx.server_args], stdin=subprocess.PIPE,
+        process = subprocess.Popen([*interpreter.module("labkit.device.standby"), str(write_end), *ctx.server_args], stdin=subprocess.PIPE,
                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, cwd="/", start_new_session=True, pass_fds=(write_end,))
     finally:
         os.close(write_end)
@@ -205,14 +277,14 @@ def main() -> int:
     awake_bytes = memory.used_bytes()
     sleeping = sleep(model, memory)
     os.write(answers, json.dumps({"ready": True, "nonce": state.nonce, "asleep_bytes": sleeping.size_bytes, "driver": memory.label,
-                                  "allocated_bytes": {"awake": awake_bytes, "asleep": memory.used_bytes()}}).encode() + b"\n")
+                                  "host_memory": sleeping.host_memory, "arena_bytes": sleeping.arena_bytes, "allocated_bytes": {"awake": awake_bytes, "asleep": memory.used_bytes()}}).encode() + b"\n")
     line = sys.stdin.buffer.readline()
     if not line:  # the node agent ended
         return 0
     wanted = json.loads(line)
     os.environ.update(wanted["env"])
     os.write(answers, b'{"waking": true}\n')
-    with timeline.span("load", loader="pinned host memory", bytes=sleeping.size_bytes, driver=memory.label):
+    with timeline.span("load", loader="pinned host memory", bytes=sleeping.size_bytes, driver=memory.label, host_memory=sleeping.host_memory):
         wake(sleeping, memory)
     with timeline.span("ready"):
         state.engine = engine

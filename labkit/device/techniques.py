@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from labkit.core import interpreter
 from labkit.core.host import capability, package_version
 from labkit.core.plan import LaunchPlan, Step, StepContext, told_device
 from labkit.core.units import show_bytes
@@ -231,7 +232,8 @@ class WarmStandby(_Gpu):
         if plan.stack.get("image") not in (None, "", "host-env"):
             raise BadInput("a warm standby is the lab's own interpreter, and this stack has an image", why="the image's files would not be used", fix="image=host-env,device=warm-standby")
         # What it has mapped before t0 cannot be cold: left out of the cold set, in the open.
-        kept = tuple(p for p in plan.cold_paths if "/site-packages/" not in p + "/")
+        mapped = set(interpreter.packages())
+        kept = tuple(p for p in plan.cold_paths if p not in mapped and "/site-packages/" not in p + "/")
         asleep = int(plan.state.get("weights", {}).get("bytes", 0))
         floors = {**{k: v for k, v in plan.floors_bytes.items() if k.partition("@")[0] != "load"}, "load@h2d": asleep}
         plan = replace(plan, cold_paths=kept, floors_bytes=floors, replaces=(*plan.replaces, *self.makes_moot),
@@ -246,13 +248,15 @@ class WarmStandby(_Gpu):
         read = seen.proc.get("io", {}).get("rchar", 0) - int(step.get("read_before_t0_bytes") or 0)
         simulated, held = str(step.get("driver") or ""), step.get("device_bytes_asleep")
         facts = {"asleep_bytes": asleep, "wake_s": woken.duration_s if woken else None, "read_since_t0_bytes": read, "device_bytes_asleep": held,
-                 "allocated_bytes": step.get("allocated_bytes"), "driver": simulated, "resident_before_t0": seen.plan.state.get("resident_before_t0", [])}
+                 "allocated_bytes": step.get("allocated_bytes"), "host_memory": step.get("host_memory"), "arena_bytes": step.get("arena_bytes"), "driver": simulated, "resident_before_t0": seen.plan.state.get("resident_before_t0", [])}
         if step.get("runtime") != "standby" or not woken or not asleep or who.get("nonce") != step.get("nonce"):
             return Evidence(self.name, False, "no standby that stood there before t0 answered", facts)
         if started := [s.name for s in seen.spans if s.source == "server" and s.phase in ("import", "context", "build")]:
             return Evidence(self.name, False, f"the server went through {', '.join(started)} after t0", facts)
         if read >= asleep:
             return Evidence(self.name, False, f"{show_bytes(read)} were read after t0: the weights came from a file, not from memory", facts)
+        if not simulated and str(step.get("host_memory")).startswith("pageable"):
+            return Evidence(self.name, False, f"the host memory it slept in is not pinned: {step['host_memory']}", facts)
         allocated = step.get("allocated_bytes") or {}
         if not simulated and allocated.get("awake", 0) - allocated.get("asleep", 0) < 0.9 * asleep:
             return Evidence(self.name, False, "its weights were on the device all the time", facts)

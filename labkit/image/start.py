@@ -27,7 +27,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from labkit.core import exits, secrets
+from labkit.core import exits, interpreter, secrets
 from labkit.core.ledger import marked, start_time
 from labkit.core.plan import StepContext
 from labkit.errors import TrialError
@@ -115,9 +115,7 @@ def process(ctx: StepContext) -> dict[str, Any]:
 
 def host_command(ctx: StepContext) -> tuple[list[str], dict[str, str]]:
     """`host-env`: the interpreter and packages that run the lab."""
-    here = str(Path(__file__).resolve().parents[2])
-    keep = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")}
-    return [sys.executable, *SERVER, *ctx.server_args], {**keep, "TMPDIR": ctx.temporary(), "PYTHONPATH": here, "PYTHONDONTWRITEBYTECODE": "1", **ctx.server_env}
+    return [sys.executable, *SERVER, *ctx.server_args], {**interpreter.environment(), "TMPDIR": ctx.temporary(), **ctx.server_env}
 
 
 def process_command(ctx: StepContext, rootfs: str) -> tuple[list[str], dict[str, str]]:

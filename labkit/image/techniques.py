@@ -8,20 +8,17 @@ Lesson: notebooks/02_image_pull.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from labkit.core import interpreter
 from labkit.core.plan import LaunchPlan, Step
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
 from labkit.image import oci
 from labkit.technique import YES, Artifact, Availability, Claim, Evidence, Seen, Subject, register
-
-#: Packages of the host that only the server maps: what the lab itself has open cannot be made cold.
-_SERVER_PACKAGES = ("torch", "tokenizers", "safetensors", "runai_model_streamer")
 
 
 @register
@@ -35,11 +32,7 @@ class HostEnv:
         return YES
 
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
-        found = {}
-        for name in _SERVER_PACKAGES:
-            spec = importlib.util.find_spec(name)
-            if spec and spec.origin:
-                found[name] = str(Path(spec.origin).parent)
+        found = {path: path for path in interpreter.packages()}
         return Artifact(self.name, paths=found, facts={"prepare_s": 0.0, "size_bytes": 0})
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:

@@ -27,7 +27,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from labkit.core import client, cold, exits, ledger, timeline
+from labkit.core import client, cold, exits, interpreter, ledger, timeline
 from labkit.core.beside import scratch
 from labkit.core.host import cpu_features
 from labkit.core.ledger import start_time
@@ -38,7 +38,6 @@ from labkit.snapshot import criu, images, process, readahead, store
 from labkit.snapshot.explain import SnapshotError, SnapshotRefused
 
 PROMPT = "The first token of a cold start"
-KEEP = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH")  # not TMPDIR: the run's own is gone when the dump comes back
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,7 @@ def server_command(model: Path | str, port: int, loader: str, options: Mapping[s
 
 
 def short_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    here = str(Path(__file__).resolve().parents[2])
-    return {**{k: v for k, v in os.environ.items() if k in KEEP}, "PYTHONPATH": here, "PYTHONDONTWRITEBYTECODE": "1", **(more or {})}
+    return {**interpreter.environment(), **(more or {})}
 
 
 @contextmanager

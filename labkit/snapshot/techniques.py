@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core.beside import becoming
+from labkit.core import interpreter
 from labkit.core.host import capability
 from labkit.core.plan import LaunchPlan, Step
 from labkit.core.units import show_bytes
@@ -345,7 +346,8 @@ class Zygote:
         if plan.stack.get("image") not in (None, "", "host-env"):
             raise BadInput("a zygote forks the lab's own interpreter, and this stack has an image", why="the image's files would not be used", fix="image=host-env,process=zygote")
         # Its libraries are mapped before t0: that is what a zygote is. They are left out of the cold set, in the open.
-        kept = tuple(p for p in plan.cold_paths if "/site-packages/" not in p + "/")
+        mapped = set(interpreter.packages())
+        kept = tuple(p for p in plan.cold_paths if p not in mapped and "/site-packages/" not in p + "/")
         left = [p for p in plan.cold_paths if p not in kept]
         return replace(plan, cold_paths=kept, state={**plan.state, "resident_before_t0": left}).with_steps(Step("start", "labkit.snapshot.zygote:start"))
 

@@ -102,18 +102,28 @@ class Tracee:
 
     def ask(self, number: int, *arguments: int) -> tuple[int, int]:
         """`number(*arguments, &word)` in the process: (errno or 0, the word the kernel wrote)."""
+        with self.holding() as page:
+            result = self.call(number, *arguments, page)
+            with self._gone_is_an_error(), open(f"/proc/{self.pid}/mem", "rb", buffering=0) as memory:
+                memory.seek(page)
+                word = struct.unpack("=Q", memory.read(8))[0]
+        return (-result if result < 0 else 0), word
+
+    @contextlib.contextmanager
+    def holding(self, data: bytes = b"") -> Iterator[int]:
+        """The address of a page in the process that begins with `data`; it is gone after the block."""
         # A page of its own: the pages that are there may be promised only (a lazy restore), and are the program's.
         page = self.call(MMAP, 0, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
         if page < 0:
             raise TraceError(f"process {self.pid} has no room for a page: {os.strerror(-page)}", why="a call that answers writes into memory", fix="raise its limits (ulimit -v)")
         try:
-            result = self.call(number, *arguments, page)
-            with self._gone_is_an_error(), open(f"/proc/{self.pid}/mem", "rb", buffering=0) as memory:
-                memory.seek(page)
-                word = struct.unpack("=Q", memory.read(8))[0]
+            if data:
+                with self._gone_is_an_error(), open(f"/proc/{self.pid}/mem", "r+b", buffering=0) as memory:
+                    memory.seek(page)
+                    memory.write(data)
+            yield page
         finally:
             self.call(MUNMAP, page, mmap.PAGESIZE)
-        return (-result if result < 0 else 0), word
 
     def call(self, number: int, *arguments: int) -> int:
         """The system call in the process; its result, -errno for an error."""

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from labkit.device import cuda_checkpoint as cuda
 from labkit.device.fake_driver import FakeDriver
+from labkit.errors import MissingCapability
 
 PID, BYTES = 4242, 3_000_000_000
 ACTIONS = tuple(cuda.TRANSITIONS)
@@ -86,12 +87,79 @@ def test_a_block_that_fails_while_parked_leaves_the_process_running():
 def test_a_restore_that_fails_leaves_it_checkpointed_and_can_be_tried_again():
     driver = FakeDriver({PID: BYTES})
     cuda.park(driver, PID)
-    driver.fail["restore"] = "CUDA_ERROR_OUT_OF_MEMORY"
+    driver.fail["restore"] = "CUDA_ERROR_NOT_INITIALIZED"
     with pytest.raises(cuda.CudaCheckpointError) as caught:
         cuda.wake(driver, PID)
-    assert caught.value.state == "checkpointed" == driver.state(PID)
+    assert caught.value.state == "checkpointed" == driver.state(PID) and "restore" in caught.value.fix
     cuda.wake(driver, PID)
     assert driver.state(PID) == "running"
+
+
+def test_a_restore_that_met_too_little_memory_cannot_be_tried_again_and_the_error_says_so():
+    driver = FakeDriver({PID: BYTES})
+    cuda.park(driver, PID)
+    driver.fail["restore"] = "CUDA_ERROR_OUT_OF_MEMORY"
+    for _ in range(2):  # and again with memory free
+        with pytest.raises(cuda.CudaCheckpointError) as caught:
+            cuda.wake(driver, PID)
+        assert caught.value.state == "checkpointed" == driver.state(PID)
+        assert "no restore works any more" in caught.value.why and f"kill {PID}" in caught.value.fix
+
+
+STUB = r"""
+#include <string.h>
+static int started, state, refuse;
+int cuInit(unsigned flags) { started = 1; return flags; }
+int cuDriverGetVersion(int *v) { *v = 13000; return 0; }
+int cuGetErrorName(int e, const char **s) { if (e == 3) { *s = "CUDA_ERROR_NOT_INITIALIZED"; return 0; } if (e == 401) { *s = "CUDA_ERROR_ILLEGAL_STATE"; return 0; } return 1; }
+static int zero(const void *p, int from, int to) { for (int i = from; i < to; i++) if (((const char *)p)[i]) return 0; return 1; }
+int cuCheckpointProcessGetState(int pid, int *s) { if (pid != 4242) return 999; *s = state; return 0; }
+int cuCheckpointProcessGetRestoreThreadId(int pid, int *t) { *t = pid + 1; return 0; }
+int cuCheckpointProcessLock(int pid, void *a) { if (!started) return 3; if (*(unsigned *)a != 1234 || !zero(a, 4, 64)) return 1; if (state) return 401; state = 1; return 0; }
+int cuCheckpointProcessCheckpoint(int pid, void *a) { if (state != 1 || !zero(a, 0, 64)) return 401; state = 2; return 0; }
+int cuCheckpointProcessRestore(int pid, void *a) { if (!started) return 3; if (state != 2 || !zero(a, 0, 64)) return 401; state = 1; return 0; }
+int cuCheckpointProcessUnlock(int pid, void *a) { if (state != 1 || !zero(a, 0, 64)) return 401; state = 0; return 0; }
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """A libcuda.so.1 of ten lines that keeps the driver's states and looks at the arguments it is given."""
+    import shutil
+    import subprocess
+
+    if not shutil.which("cc"):
+        pytest.skip("no C compiler")
+    folder = tmp_path_factory.mktemp("stub")
+    (folder / "stub.c").write_text(STUB)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", folder / "libcuda.so.1", folder / "stub.c"], check=True)
+    return str(folder / "libcuda.so.1")
+
+
+def test_the_driver_itself_is_started_and_called_with_its_own_structures(library):
+    driver = cuda.Libcuda(library)
+    assert driver.version == "13.0" and driver.restore_thread(PID) == PID + 1
+    cuda.park(driver, PID, timeout_ms=1234)
+    assert driver.state(PID) == "checkpointed"
+    with pytest.raises(cuda.DriverRefused, match="CUDA_ERROR_ILLEGAL_STATE"):
+        driver.unlock(PID)
+    cuda.wake(driver, PID)
+    assert driver.state(PID) == "running"
+    with pytest.raises(cuda.DriverRefused, match="CUDA error 999"):
+        driver.state(1)
+
+
+def test_a_host_without_the_driver_and_a_driver_without_the_calls_say_what_is_missing(tmp_path):
+    import shutil
+    import subprocess
+
+    with pytest.raises(MissingCapability, match="no NVIDIA driver"):
+        cuda.Libcuda(str(tmp_path / "none.so"))
+    if shutil.which("cc"):
+        (tmp_path / "old.c").write_text("int cuInit(unsigned f) { return 0; } int cuDriverGetVersion(int *v) { *v = 12040; return 0; }")
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "old.so", tmp_path / "old.c"], check=True)
+        with pytest.raises(MissingCapability, match="CUDA 12.4"):
+            cuda.Libcuda(str(tmp_path / "old.so"))
 
 
 def test_a_process_that_somebody_else_parked_is_left_parked():

@@ -1,0 +1,174 @@
+"""A server on the device, outside of a trial: started, asked, looked at from outside; its last words are kept when it ends.
+
+    with server("1b") as serving:
+        serving.answer.tokens, serving.start_s
+        again(serving.port, serving.ended).tokens
+
+What a process holds of the driver's files says whether CRIU can dump it: descriptors and mappings of /dev/nvidia*, none of which it
+knows (`held`). Without a GPU, LABKIT_FAKE_CUDA stands in for the driver: the server computes on the CPU, and says so. Limit: the start.
+Lesson: notebooks/06_gpu_init.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labkit.core import client, exits, interpreter, ledger, secrets, timeline
+from labkit.core.beside import scratch
+from labkit.core.trial import free_port
+from labkit.core.workspace import Workspace
+from labkit.device.techniques import gpu_device
+from labkit.errors import TrialError
+from labkit.subject import checkpoint
+
+PROMPT = {"prompt": "The first token of a cold start", "max_tokens": 8, "ignore_eos": True}
+#: cuDNN's attention plans anew for every shape it meets, which a start would be charged with: torch's other kernels come first in all arms.
+CUDNN_LAST = {"TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}
+
+
+@dataclass
+class Serving:
+    """`start_s`: from before exec to the first token. `log`: its standard output and error."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    answer: client.Answer
+    start_s: float
+    log: Path
+
+    @property
+    def phases_s(self) -> dict[str, float]:
+        """Seconds of each phase of the start, by the server's own spans."""
+        return {s.name: round(s.duration_s, 6) for s in timeline.read(self.log.with_name("timeline.jsonl")) if s.is_phase}
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+
+@contextmanager
+def server(preset: str, arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None, *, limit_s: float = 150, where: Path | None = None) -> Iterator[Serving]:
+    """Started and asked once. Raises TrialError with its last words where no token comes."""
+    space, device = Workspace.default(), gpu_device()
+    model, port = checkpoint.ensure(space, preset), free_port()
+    loader = ["--loader", "labkit.weights.loaders.safe:load_device"] if device.startswith("cuda") else []
+    more = {**interpreter.environment(), **CUDNN_LAST, "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1", **(environment or {})}
+    with scratch("served-", where or space.nodes) as room, open(room / "server.log", "ab") as log:  # O_APPEND: CRIU lets such a file grow
+        began = timeline.now_s()
+        process = subprocess.Popen([*interpreter.module("labkit.subject.server"), "--model", str(model), "--device", device, "--port", str(port), "--init", "meta", *loader, *arguments],
+                                   env={**os.environ, **more, timeline.ENV: str(room / "timeline.jsonl")}, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        entry = ledger.current().note("group", process.pid)
+        try:
+            answer = ask(port, lambda: process.poll() is not None, limit_s=limit_s)
+            if answer.first_token_s is None:
+                raise TrialError(f"the server on {device} served no token within {limit_s:.0f} s: {answer.error}" if process.poll() is None else f"the server {exits.describe(process.returncode)}",
+                                 last_words(room / "server.log"), "labkit doctor")
+            known_to_fake_driver(process.pid)
+            yield Serving(process, port, answer, answer.first_token_s - began, room / "server.log")
+        finally:
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            ledger.current().done(entry)
+
+
+def ask(port: int, ended: Callable[[], bool], *, limit_s: float = 60, **more: Any) -> client.Answer:
+    """`more` goes into the request. Ends early when `ended()` says that nobody will answer."""
+    until = timeline.now_s() + limit_s
+    return client.ask("127.0.0.1", port, {**PROMPT, **more}, give_up=lambda: ended() or timeline.now_s() > until)
+
+
+def first_token_s(answer: client.Answer) -> float | None:
+    return None if answer.first_token_s is None else answer.first_token_s - answer.t0_s
+
+
+def last_words(log: Path, most: int = 1500) -> str:
+    with contextlib.suppress(OSError):
+        return secrets.mask(log.read_text(errors="replace"))[-most:].strip()
+    return ""
+
+
+def gone(pid: int) -> bool:
+    """Whether a child of ours (a restored process, for one) has ended."""
+    return not ledger.start_time(pid)
+
+
+def death(pid: int, log: Path) -> str:
+    """How a child of ours ended, with the kernel's line about it and its last words; "" while it runs."""
+    if not gone(pid):
+        return ""
+    return "; ".join(filter(None, (f"the process {exits.describe(exits.exit_code(pid))}", exits.kernel_line(pid), last_words(log))))
+
+
+# ---- what a process holds -----------------------------------------------------------------------------------------------
+
+DEVICE_FILES = "/dev/nvidia"
+
+
+def held(pid: int, prefix: str = DEVICE_FILES) -> dict[str, Any]:
+    """{"descriptors": {"9": "/dev/nvidiactl"}, "mappings": ["/dev/nvidia0 (3 times)"]}: what CRIU meets and does not know."""
+    found: dict[str, str] = {}
+    for link in sorted(Path(f"/proc/{pid}/fd").iterdir(), key=lambda p: int(p.name)):
+        with contextlib.suppress(OSError):
+            if (target := os.readlink(link)).startswith(prefix):
+                found[link.name] = target
+    counted: dict[str, int] = {}
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        path = line.split(None, 5)[5:]
+        if path and path[0].startswith(prefix):
+            counted[path[0]] = counted.get(path[0], 0) + 1
+    return {"descriptors": found, "mappings": [f"{path} ({count} times)" for path, count in counted.items()]}
+
+
+def resident_bytes(pid: int) -> int | None:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) << 10
+    return None
+
+
+def device_used_bytes() -> int | None:
+    """What is taken of the first device's memory, by whomever; None where NVML cannot be asked."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        try:
+            return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used)
+        finally:
+            pynvml.nvmlShutdown()
+    except Exception:
+        return None
+
+
+def persistence_mode() -> str:
+    """"on", "off", or why it is not known. Off, the driver starts anew for the first process that opens the device."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        try:
+            return "on" if pynvml.nvmlDeviceGetPersistenceMode(pynvml.nvmlDeviceGetHandleByIndex(0)) else "off"
+        finally:
+            pynvml.nvmlShutdown()
+    except Exception as error:
+        return f"not known ({type(error).__name__}: {error})"
+
+
+def known_to_fake_driver(pid: int) -> None:
+    if path := os.environ.get("LABKIT_FAKE_CUDA", ""):
+        from labkit.device.fake_driver import FakeDriver
+
+        FakeDriver.at(path).knows(pid, 1_000_000)
