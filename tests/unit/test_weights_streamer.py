@@ -287,9 +287,9 @@ def test_tensors_of_a_device_lie_in_one_allocation_a_shard_each_where_any_kernel
 
 def test_for_a_gpu_more_threads_read_larger_pieces(monkeypatch):
     monkeypatch.setattr(places.os, "cpu_count", lambda: 16)
-    large = [File("x", Layout("safetensors", 16_000_000_000, 100, (), {}))]
+    large = [File("x", Layout("safetensors", "x", 16_000_000_000, 100, (), {}))]
     assert places.preferred(large, "cuda") == 16 and places.preferred(large) == 8
-    assert places.preferred([File("x", Layout("safetensors", 1000, 100, (), {}))], "cuda:0") == 1
+    assert places.preferred([File("x", Layout("safetensors", "x", 1000, 100, (), {}))], "cuda:0") == 1
 
 
 def test_a_tensor_on_a_numbered_device_is_on_the_device_that_was_asked_for(monkeypatch):
