@@ -5,7 +5,7 @@ LABKIT  = $(VENV)/bin/labkit
 STAMP   = $(VENV)/.labkit-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup first report lab test lint host-tools gpu gpu-carry bench site clean
+.PHONY: help setup first report lab test lint host-tools gpu gpu-carry gpu-rehearsal bench site clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 15
