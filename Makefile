@@ -5,10 +5,10 @@ LABKIT  = $(VENV)/bin/labkit
 STAMP   = $(VENV)/.labkit-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup first report lab test lint host-tools gpu gpu-carry bench site clean
+.PHONY: help setup first report lab test lint host-tools gpu gpu-carry gpu-rehearsal bench site clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 15
 
 setup: $(STAMP) ## a virtual environment with the lab in it (PyTorch's pin is the CPU build where pip has one, CUDA on a GPU host)
 
@@ -44,6 +44,9 @@ gpu: ## the article's table on a GPU: what works here, then an 8B model, in 12 m
 
 gpu-carry: ## what a bare GPU machine lacks (wheels, CRIU, runc), gathered in .gpu-carry/ to be carried there; says its size
 	scripts/gpu-carry
+
+gpu-rehearsal: ## every GPU trial once with the tiny shape over a CUDA runtime that is none (its own environment: 5 GB, or GPU_ENV=DIR)
+	scripts/gpu-rehearsal
 
 bench: setup ## the lab's performance claims, measured here (about an hour; `labkit bench NAME` runs one)
 	@for name in import overhead load pull convert lazy restore forecast; do echo "== $$name"; $(LABKIT) bench $$name || true; done
