@@ -6,13 +6,15 @@ finds them in the page cache. Limit: the longer of the two paths, not their sum;
 
     fresh-node   small files first (the server's build needs them), then the shards in parallel ranges, to the node's disk;
                  while a lazy mount fetches what the start is known to touch, the shards wait: that is needed first
-    warm-node    the shards are read ahead into the page cache
+    warm-node    the shards are read ahead into the page cache until the loader comes: from then on it reads what is missing itself,
+                 as two readers of the same bytes would halve the disk for each other
 
 Lesson: notebooks/08_stacking.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -41,21 +43,31 @@ PARTS_BESIDE = 2  # none would leave the link idle between the mount's requests
 YIELD_S = 20.0  # a mount that is stuck holds nobody up for longer
 
 
+#: The file by which the loader says that it is there (its path; in the environment of the server).
+TAKEN_OVER = "LABKIT_TAKEN_OVER"
+
+
+def expect_loader(ctx: StepContext) -> dict[str, Any]:
+    """warm-node, first: the server is told by which file it takes over; it lies where every runtime lets it write."""
+    ctx.server_env[TAKEN_OVER] = f"{ctx.timeline_path}.taken-over"
+    return {}
+
+
 def read_ahead(ctx: StepContext, directory: str) -> dict[str, Any]:
-    """warm-node, in the background: every weight file through the page cache, two readers, largest first."""
-    began = timeline.now_s()
-    files = sorted((f for f in Path(directory).iterdir() if f.is_file()), key=lambda f: -f.stat().st_size)
+    """warm-node, in the background: weight files through the page cache, two readers, in the loader's order, until it has come."""
+    began, taken = timeline.now_s(), ctx.server_env.get(TAKEN_OVER, "")
+    files = sorted((f for f in Path(directory).iterdir() if f.is_file()), key=lambda f: (f.suffix != ".safetensors", f.name))
     with ThreadPoolExecutor(2) as readers:
-        read = sum(readers.map(_through_cache, files))
-    timeline.write(SPAN, began, timeline.now_s(), source="agent", path=str(ctx.timeline_path), bytes=read)
+        read = sum(readers.map(lambda file: _through_cache(file, taken), files))
+    timeline.write(SPAN, began, timeline.now_s(), source="agent", path=str(ctx.timeline_path), bytes=read, taken_over=bool(taken) and os.path.exists(taken))
     return {"bytes_read": read}
 
 
-def _through_cache(file: Path) -> int:
+def _through_cache(file: Path, taken: str = "") -> int:
     buffer, total = bytearray(READ_BYTES), 0
     with open(file, "rb", buffering=0) as handle:
         os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        while got := handle.readinto(buffer):
+        while not (taken and os.path.exists(taken)) and (got := handle.readinto(buffer)):
             total += got
     return total
 
@@ -154,6 +166,9 @@ def load(model: Any, source: str, device: str = "cpu", **options: Any) -> dict[s
     """The lab's streamer, after the shards have their names. Raises TransferError when the fetch beside it failed."""
     from labkit.weights.streamer import load as stream
 
+    if taken := os.environ.get(TAKEN_OVER):
+        with contextlib.suppress(OSError):  # then both read: slower, and right
+            Path(taken).touch()
     directory = Path(source)
     with timeline.span("load.wait"):
         wait_for(directory, _expected(directory))
@@ -199,7 +214,7 @@ class Overlap(WeightsTechnique):
             arguments = {"model": about["model"], "environment": {"AWS_ENDPOINT_URL": plan.server_env.get("AWS_ENDPOINT_URL", "")}}
             first = (Step("load.small", here + "fetch_small", arguments), Step("load.fetch", here + "fetch_shards", arguments, background=True))
         else:
-            first = (Step("load.fetch", here + "read_ahead", {"directory": about["directory"]}, background=True),)
+            first = (Step("load.expect", here + "expect_loader"), Step("load.fetch", here + "read_ahead", {"directory": about["directory"]}, background=True))
         return replace(plan, steps=first + plan.steps)
 
     def engaged(self, seen: Seen) -> Evidence:
@@ -213,9 +228,10 @@ class Overlap(WeightsTechnique):
         moved = int(ahead.detail.get("bytes", 0))
         want = int(seen.plan.state.get("weights", {}).get("bytes", 0))
         how = f"{show_bytes(moved)} of {show_bytes(want)} moved from {ahead.start_s:.2f} to {ahead.end_s:.2f} s after t0, beside the start"
-        if moved < want:
+        taken_over = bool(ahead.detail.get("taken_over"))
+        if not moved or (moved < want and not taken_over):
             return Evidence(self.name, False, how)
-        if not seen.plan.state["weights"]["remote"]:
+        if moved >= want and not seen.plan.state["weights"]["remote"]:
             return Evidence(self.name, True, how, {"bytes": moved})
         outside = engaged(self.loader, seen)
         return Evidence(self.name, outside.engaged, f"{how}; {outside.how}", outside.facts)

@@ -103,7 +103,7 @@ def test_read_ahead_goes_through_every_file(tmp_path, checkpoint):
     assert facts["bytes_read"] == sum(f.stat().st_size for f in checkpoint.iterdir())
 
 
-@pytest.mark.parametrize("scenario, first", [("fresh-node", ["fetch_small", "fetch_shards"]), ("warm-node", ["read_ahead"])])
+@pytest.mark.parametrize("scenario, first", [("fresh-node", ["fetch_small", "fetch_shards"]), ("warm-node", ["expect_loader", "read_ahead"])])
 def test_the_move_stands_before_every_other_step(scenario, first, tmp_path):
     state = {"bucket": "http://127.0.0.1:1", "store": "s3://lab"} if scenario == "fresh-node" else {}
     plan = LaunchPlan(stack={"weights": "overlap"}, scenario=scenario, state=state)
@@ -123,3 +123,47 @@ def test_a_move_that_began_after_the_start_is_no_overlap():
     assert [asked.engaged(s).engaged for s in (late, early, short)] == [False, True, False]
 
 
+
+
+def test_reading_ahead_ends_where_the_loader_takes_over(tmp_path, checkpoint, monkeypatch):
+    ctx = context(tmp_path)
+    overlap.expect_loader(ctx)
+    taken = ctx.server_env[overlap.TAKEN_OVER]
+    monkeypatch.setattr(overlap, "READ_BYTES", 1 << 20)
+    exists, looks = overlap.os.path.exists, []
+
+    def look(path):
+        if path == taken and len(looks) == 3:
+            overlap.Path(taken).touch()
+        looks.append(path)
+        return exists(path)
+
+    monkeypatch.setattr(overlap.os.path, "exists", look)
+    read_bytes = overlap.read_ahead(ctx, str(checkpoint))["bytes_read"]
+    span = read(ctx.timeline_path)[0]
+    assert 0 < read_bytes < 256 * 40_000 and span.detail["taken_over"] is True
+
+
+def test_without_a_loader_that_says_so_everything_is_read_ahead(tmp_path, checkpoint):
+    assert overlap.read_ahead(context(tmp_path), str(checkpoint))["bytes_read"] == 256 * 40_000 + 2
+
+
+def test_the_loader_says_that_it_has_come(tmp_path, monkeypatch):
+    monkeypatch.setenv(overlap.TAKEN_OVER, str(tmp_path / "taken"))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(Exception):
+        overlap.load(None, str(tmp_path))
+    assert (tmp_path / "taken").exists()
+
+
+def taken_over(read_bytes, rchar):
+    plan = LaunchPlan(stack={"weights": "overlap"}, state={"weights": {"bytes": 1000, "remote": False, "directory": "/m"}})
+    spans = (Span("load.ahead", 0.0, 1.0, "agent", {"bytes": read_bytes, "taken_over": True}), Span("start", 0.1, 0.2, "agent", {}))
+    return Seen(plan=plan, spans=spans, proc={"io": {"rchar": rchar}, "maps": []})
+
+
+def test_a_read_ahead_that_was_taken_over_is_proven_by_what_the_loader_read():
+    technique_ = technique("overlap")
+    assert technique_.engaged(taken_over(400, 2000)).engaged
+    assert not technique_.engaged(taken_over(400, 10)).engaged
+    assert not technique_.engaged(taken_over(0, 2000)).engaged
