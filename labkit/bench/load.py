@@ -52,8 +52,8 @@ OURS = "labkit-streamer"
 REFERENCE = "safetensors"
 STATES = ("cold", "warm", "tmpfs")
 READY = "ready\n"
-#: A loader that hangs is a failed measurement, not the end of the bench.
-PATIENCE_S = 300.0
+#: A loader that hangs is a failed measurement, not the end of the bench. On a GPU time is dear: so long for a start, and this rate for the load.
+PATIENCE_S, DEVICE_PATIENCE_S, SLOWEST_BYTES_PER_S = 300.0, 40.0, 400e6
 #: A load to a GPU needs a shard and its staging buffers of the host's memory, not the model's size.
 DEVICE_LAID_BYTES = 4 << 30
 #: Up to this size a device's parameters are summed by the host, which needs none of the device's arithmetic; above it that takes seconds.
@@ -131,7 +131,7 @@ def measure(loader: Loader, model: str, config_dir: str, device: str, weights_by
     argv = [*module("labkit.bench.load"), loader.name, model, config_dir, device, json.dumps({**loader.options, **(options or {})})]
     with tempfile.TemporaryFile("w+") as said:
         child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, env={**os.environ, **dict(loader.environment), **env}, text=True)
-        late = threading.Timer(PATIENCE_S, child.kill)
+        late = threading.Timer(PATIENCE_S if device == "cpu" else DEVICE_PATIENCE_S + weights_bytes / SLOWEST_BYTES_PER_S, child.kill)
         late.start()
         try:
             return _measured_in(child, said, loader, device, weights_bytes, about, stores)
