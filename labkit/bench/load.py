@@ -26,6 +26,7 @@ import argparse
 import compileall
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,8 @@ OURS = "labkit-streamer"
 REFERENCE = "safetensors"
 STATES = ("cold", "warm", "tmpfs")
 READY = "ready\n"
+#: Of a traceback the line that names the error; libraries say more after it.
+_RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Input|Capability)\b")
 #: A loader that hangs is a failed measurement, not the end of the bench. On a GPU time is dear: so long for a start, and this rate for the load.
 PATIENCE_S, DEVICE_PATIENCE_S, SLOWEST_BYTES_PER_S = 300.0, 40.0, 400e6
 #: A load to a GPU needs a shard and its staging buffers of the host's memory, not the model's size.
@@ -153,8 +156,9 @@ def _measured_in(child: Any, said: Any, loader: Loader, device: str, weights_byt
         status = child.wait()
         said.seek(0)
         words = said.read()[-20_000:].strip()
-        reason = next((w for w in reversed(words.splitlines()) if w and not w.startswith((" ", "For debugging", "Search for", "Compile with"))), f"it said nothing (exit {status})")
-        raise LabError(f"{loader.name} did not load: {reason[:300]}", why=words[-1500:])
+        lines = [w for w in words.splitlines() if w.strip()]
+        reason = next((w for w in reversed(lines) if _RAISED.match(w)), lines[-1] if lines else "it said nothing")
+        raise LabError(f"{loader.name} did not load: {reason[:300]} (exit {status})", why=words[-1500:])
     doc = json.loads(line)
     from labkit.core.observe import process_facts
     from labkit.core.plan import LaunchPlan
