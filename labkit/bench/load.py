@@ -26,6 +26,7 @@ import argparse
 import compileall
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -52,8 +53,10 @@ OURS = "labkit-streamer"
 REFERENCE = "safetensors"
 STATES = ("cold", "warm", "tmpfs")
 READY = "ready\n"
-#: A loader that hangs is a failed measurement, not the end of the bench.
-PATIENCE_S = 300.0
+#: Of a traceback the line that names the error; libraries say more after it.
+_RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Input|Capability)\b")
+#: A loader that hangs is a failed measurement, not the end of the bench. On a GPU time is dear: so long for a start, and this rate for the load.
+PATIENCE_S, DEVICE_PATIENCE_S, SLOWEST_BYTES_PER_S = 300.0, 40.0, 400e6
 #: A load to a GPU needs a shard and its staging buffers of the host's memory, not the model's size.
 DEVICE_LAID_BYTES = 4 << 30
 #: Up to this size a device's parameters are summed by the host, which needs none of the device's arithmetic; above it that takes seconds.
@@ -131,7 +134,7 @@ def measure(loader: Loader, model: str, config_dir: str, device: str, weights_by
     argv = [*module("labkit.bench.load"), loader.name, model, config_dir, device, json.dumps({**loader.options, **(options or {})})]
     with tempfile.TemporaryFile("w+") as said:
         child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, env={**os.environ, **dict(loader.environment), **env}, text=True)
-        late = threading.Timer(PATIENCE_S, child.kill)
+        late = threading.Timer(PATIENCE_S if device == "cpu" else DEVICE_PATIENCE_S + weights_bytes / SLOWEST_BYTES_PER_S, child.kill)
         late.start()
         try:
             return _measured_in(child, said, loader, device, weights_bytes, about, stores)
@@ -153,8 +156,9 @@ def _measured_in(child: Any, said: Any, loader: Loader, device: str, weights_byt
         status = child.wait()
         said.seek(0)
         words = said.read()[-20_000:].strip()
-        reason = next((w for w in reversed(words.splitlines()) if w and not w.startswith((" ", "For debugging", "Search for", "Compile with"))), f"it said nothing (exit {status})")
-        raise LabError(f"{loader.name} did not load: {reason[:300]}", why=words[-1500:])
+        lines = [w for w in words.splitlines() if w.strip()]
+        reason = next((w for w in reversed(lines) if _RAISED.match(w)), lines[-1] if lines else "it said nothing")
+        raise LabError(f"{loader.name} did not load: {reason[:300]} (exit {status})", why=words[-1500:])
     doc = json.loads(line)
     from labkit.core.observe import process_facts
     from labkit.core.plan import LaunchPlan
@@ -199,9 +203,11 @@ def child(loader_name: str, model_source: str, config_dir: str, device: str, opt
     if device != "cpu":
         free, whole = torch.cuda.mem_get_info()
         placement["device_used_bytes"] = whole - free  # also what torch's allocator knows nothing of: the context, a library's own buffers
-    token = next(iter(generate(model.finish(), [1, 2, 3, 4], 1)))[0]
-    answered = time.monotonic()
-    print(json.dumps({"load_s": loaded - began, "touch_s": placed - loaded, "seconds": placed - began, "first_token_s": answered - began, "token": token,
+    try:
+        answer = {"token": next(iter(generate(model.finish(), [1, 2, 3, 4], 1)))[0], "first_token_s": time.monotonic() - began}
+    except RuntimeError as error:  # of the device's kernels: the load was measured all the same
+        answer = {"token_failed": f"no token came: {error}"[:300]}
+    print(json.dumps({"load_s": loaded - began, "touch_s": placed - loaded, "seconds": placed - began, **answer,
                       "peak_bytes": peak_bytes, "peak_extra_bytes": peak_bytes - before_bytes - _parameter_bytes(model, device), "sum": _sum(model), "placement": placement, "facts": facts}, default=str), flush=True)
     sys.stdin.read()
 
@@ -326,7 +332,7 @@ DEVICE_FACTS = ("device_bytes", "allocated_bytes", "peak_allocated_bytes", "devi
 
 def measured(doc: dict[str, Any], cache: str, size_bytes: int, floor_s: float | None, link: str = "loopback") -> Measured:
     seconds = doc["seconds"]
-    extra = {k: doc[k] for k in ("load_s", "touch_s", "first_token_s", "peak_bytes", "peak_extra_bytes", "sum", "token")}
+    extra = {k: doc[k] for k in ("load_s", "touch_s", "first_token_s", "peak_bytes", "peak_extra_bytes", "sum", "token", "token_failed") if k in doc}
     extra |= {k: doc["placement"][k] for k in DEVICE_FACTS if k in doc.get("placement", {})}
     extra |= {"gb_per_s": size_bytes / seconds / 1e9, "weights_bytes": size_bytes, **({"share_of_floor": floor_s / seconds} if floor_s else {})}
     return Measured(seconds, cache, link, floor_s, doc["evidence"], "" if doc["engaged"] else f"no evidence: {doc['evidence']}", extra)

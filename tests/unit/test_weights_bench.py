@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from labkit import technique as techniques
 from labkit.bench import load, roads
 from labkit.bench.engine import Measured, document, interleave
 from labkit.bench.load import agreed, best_other
@@ -17,7 +18,6 @@ from labkit.core.plan import LaunchPlan
 from labkit.core.timeline import Span
 from labkit.errors import LabError
 from labkit.face.loading import loads, sweep, trade
-from labkit import technique as techniques
 from labkit.technique import Artifact, Seen
 from labkit.weights.catalog import LOADERS
 from labkit.weights.techniques import engaged

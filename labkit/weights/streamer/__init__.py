@@ -26,7 +26,16 @@ from labkit.core.timeline import span
 from labkit.errors import BadInput
 from labkit.weights.loaders.placing import Placer
 from labkit.weights.source import Source, open_source
-from labkit.weights.streamer.plan import CHUNK_BYTES, DEVICE_CHUNK_BYTES, PART_BYTES, Chunk, File, cut, open_files, plan_chunks
+from labkit.weights.streamer.plan import (
+    CHUNK_BYTES,
+    DEVICE_CHUNK_BYTES,
+    PART_BYTES,
+    Chunk,
+    File,
+    cut,
+    open_files,
+    plan_chunks,
+)
 
 #: From this share in the page cache on, a file is mapped: pages that are there need not be copied, the rest is read in.
 MAP_FROM = 0.98
