@@ -174,7 +174,7 @@ class Steps:
     memory_bytes: dict[str, int | None] = field(default_factory=dict)
 
 
-def step(driver: Driver, pid: int, action: str, *, timeout_ms: int = 0, steps: Steps | None = None) -> None:
+def step(driver: Driver, pid: int, action: str, *, timeout_ms: int = 0, steps: Steps | None = None, watched: bool = True) -> None:
     """One transition, timed. Raises CudaCheckpointError for a wrong state before, a refusal, or a wrong state after."""
     before, after = TRANSITIONS[action]
     now = _state(driver, pid)
@@ -196,7 +196,8 @@ def step(driver: Driver, pid: int, action: str, *, timeout_ms: int = 0, steps: S
     if steps:
         steps.done.append(action)
         steps.seconds[f"{action}_s"] = timeline.now_s() - began
-        steps.memory_bytes[action] = driver.memory_bytes(pid)
+        if watched:
+            steps.memory_bytes[action] = driver.memory_bytes(pid)
 
 
 def _state(driver: Driver, pid: int) -> str:
@@ -266,11 +267,13 @@ def park(driver: Driver, pid: int, *, timeout_ms: int = 10_000) -> Steps:
     return sequence(driver, pid, ("lock", "checkpoint"), timeout_ms=timeout_ms)
 
 
-def wake(driver: Driver, pid: int) -> Steps:
-    """checkpointed → running. A restore that fails leaves it checkpointed, to be tried again – but not one that met too little memory: it cannot be woken any more."""
-    steps = Steps(pid, memory_bytes={"before": driver.memory_bytes(pid)})
+def wake(driver: Driver, pid: int, *, watched: bool = True) -> Steps:
+    """checkpointed → running. A restore that fails leaves it checkpointed, to be tried again – but not one that met too little memory: it cannot be woken any more.
+
+    watched: ask NVML for the process's memory between the steps; on a clock that runs over them it would be a part of what is measured."""
+    steps = Steps(pid, memory_bytes={"before": driver.memory_bytes(pid)} if watched else {})
     for action in ("restore", "unlock"):
-        step(driver, pid, action, steps=steps)
+        step(driver, pid, action, steps=steps, watched=watched)
     return steps
 
 

@@ -32,6 +32,8 @@ from labkit.subject import checkpoint
 PROMPT = {"prompt": "The first token of a cold start", "max_tokens": 8, "ignore_eos": True}
 #: cuDNN's attention plans anew for every shape it meets, which a start would be charged with: torch's other kernels come first in all arms.
 CUDNN_LAST = {"TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}
+#: An NVML handle stays open while a process is parked, and CRIU does not know its descriptors.
+NO_NVML = {"PYTORCH_NVML_BASED_CUDA_CHECK": "0"}
 
 
 @dataclass
@@ -63,7 +65,7 @@ def server(preset: str, arguments: Sequence[str] = (), environment: Mapping[str,
     space, device = Workspace.default(), gpu_device()
     model, port = checkpoint.ensure(space, preset), free_port()
     loader = ["--loader", "labkit.weights.loaders.safe:load_device"] if device.startswith("cuda") else []
-    more = {**interpreter.environment(), **CUDNN_LAST, "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1", **(environment or {})}
+    more = {**interpreter.environment(), **CUDNN_LAST, **NO_NVML, "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1", **(environment or {})}
     with scratch("served-", where or space.nodes) as room, open(room / "server.log", "ab") as log:  # O_APPEND: CRIU lets such a file grow
         began = timeline.now_s()
         process = subprocess.Popen([*interpreter.module("labkit.subject.server"), "--model", str(model), "--device", device, "--port", str(port), "--init", "meta", *loader, *arguments],

@@ -83,8 +83,7 @@ def restore(driver: cuda.Driver, images: Path, work: Path, permissions: Mapping[
             criu.resume(pid)
         if isinstance(driver, FakeDriver):
             driver.comes_back(pid)
-        woken = cuda.wake(driver, pid)
-        seen |= {"cuda": woken.seconds, "device_woken_bytes": woken.memory_bytes["unlock"], "resident_bytes": served.resident_bytes(pid)}
+        seen["cuda"] = cuda.wake(driver, pid, watched=False).seconds
         return pid
     except BaseException as error:
         seen["ended"] = "it had ended by itself" if served.gone(pid) else "it was ended"
@@ -176,7 +175,7 @@ def _restored(driver: cuda.Driver, serving: served.Serving, images: Path, work: 
         one["woken_s"] = timeline.now_s() - began
         after = served.ask(serving.port, lambda: served.gone(pid))
         one["gone_to_first_token_s"] = after.first_token_s - began if after.first_token_s else None
-        one["equal_tokens"] = after.tokens == serving.answer.tokens
+        one |= {"equal_tokens": after.tokens == serving.answer.tokens, "device_woken_bytes": driver.memory_bytes(pid), "resident_bytes": served.resident_bytes(pid)}
         if death := served.death(pid, serving.log):
             one |= {"outcome": "died", "error": death}
         elif not one["equal_tokens"]:
