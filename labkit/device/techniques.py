@@ -8,13 +8,15 @@
     warm-standby    resident before t0, its weights asleep in pinned host memory, woken by a copy              (needs a GPU)
 
 Keys of a compile cache break on small things: a version, an environment variable, a shape. So evidence is looked for from
-outside: the server has mapped a library of the carried cache, and not one file was compiled anew. Lesson: notebooks/06_gpu_init.
+outside: the server has mapped a library of the carried cache, and not one file was compiled anew. A GPU's code is no mapped library:
+there the compiler's own count stands for it, beside the files. Lesson: notebooks/06_gpu_init.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,16 @@ def compiled_files(folder: str | os.PathLike[str]) -> dict[str, int]:
     """Libraries and kernels in a cache directory: path below it -> modification time in ns."""
     root = Path(folder)
     return {str(p.relative_to(root)): p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file() and p.suffix in (".so", ".cubin", ".main", ".o")}
+
+
+def gpu_code(files: Mapping[str, int]) -> list[str]:
+    return [f for f in files if f.endswith(".cubin")]
+
+
+def compiler_s_count(seen: Seen) -> dict[str, Any]:
+    """What the compiler counted in the server, from its span of the warm-up; {} where it said nothing."""
+    names = ("graphs_from_cache", "graphs_made_anew", "cuda_graphs_given_up")
+    return next(({n: s.detail[n] for n in names if n in s.detail} for s in seen.spans if s.name == "warmup" and s.source == "server"), {})
 
 
 def cache_environment(folder: str) -> dict[str, str]:
@@ -69,10 +81,13 @@ class CompileCold(_Compiled):
 
     def engaged(self, seen: Seen) -> Evidence:
         mapped = [m for m in seen.proc.get("maps", []) if "/inductor-cold/" in m]
-        cache = seen.facts.get("start", {}).get("empty_cache", "")
-        compiled = compiled_files(cache) if cache and on_gpu(seen.plan) else {}  # a GPU's code is no mapped library
-        return Evidence(self.name, bool(mapped or compiled), f"{len(mapped)} libraries compiled in this trial are mapped, {len(compiled)} files of GPU code were compiled",
-                        {"mapped": mapped[:5], "compiled_files": len(compiled)})
+        cache, counted = seen.facts.get("start", {}).get("empty_cache", ""), compiler_s_count(seen)
+        facts = {"mapped": mapped[:5], **counted}
+        if not on_gpu(seen.plan):
+            return Evidence(self.name, bool(mapped), f"{len(mapped)} libraries compiled in this trial are mapped", facts)
+        kernels = gpu_code(compiled_files(cache) if cache else {})  # a GPU's code is no mapped library
+        return Evidence(self.name, bool(kernels) and not counted.get("graphs_from_cache"),
+                        f"{len(kernels)} kernels were compiled for the GPU in this trial, {counted.get('graphs_from_cache', 0)} graphs came from a cache", {**facts, "kernels": len(kernels)})
 
 
 def empty_cache(ctx: StepContext) -> dict[str, Any]:
@@ -124,7 +139,12 @@ class CompileCache(_Compiled):
         facts = {"mapped": [Path(m).name for m in mapped][:5], "compiled_anew": new[:5], "cache_bytes": seen.plan.state.get("compile_cache_bytes")}
         if new:
             return Evidence(self.name, False, f"a cache miss: {len(new)} files were compiled anew", facts)
-        if not mapped and not on_gpu(seen.plan):
+        if on_gpu(seen.plan):  # a GPU's code is no mapped library: the compiler's own count stands beside the files
+            counted, kernels = compiler_s_count(seen), gpu_code(before)
+            good = bool(kernels) and counted.get("graphs_from_cache", 0) > 0 and not counted.get("graphs_made_anew")
+            return Evidence(self.name, good, f"{counted.get('graphs_from_cache', 0)} graphs came from the carried cache ({show_bytes(float(facts['cache_bytes'] or 0))}, {len(kernels)} kernels), "
+                            f"{counted.get('graphs_made_anew', 0)} were made anew", {**facts, **counted, "kernels": len(kernels)})
+        if not mapped:
             return Evidence(self.name, False, "the server mapped no library of the cache", facts)
         return Evidence(self.name, True, f"{len(mapped)} libraries of the carried cache ({show_bytes(float(facts['cache_bytes'] or 0))}) are mapped, none was compiled anew", facts)
 

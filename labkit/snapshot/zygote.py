@@ -19,6 +19,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,20 +93,25 @@ def main() -> int:
 
 
 def _serve(wanted: dict[str, Any], server: Any) -> int:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    devnull = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(devnull, 0)
+    return become(server, wanted["args"], wanted["env"])
+
+
+def become(server: Any, arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Go through a start in a process that has imported everything already; it ends with the server."""
     import random
 
     import torch
 
     from labkit.core import timeline
 
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.environ.update(wanted["env"])
+    os.environ.update(environment)
     server._FIRST_LINE_S = timeline.now_s()  # this start begins here; what was imported before belongs to no trial
     torch.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
     random.seed(os.urandom(16))
-    devnull = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(devnull, 0)
-    code = server.main(list(wanted["args"]))
+    code = server.main(list(arguments))
     sys.stdout.flush()
     return code
 

@@ -4,8 +4,8 @@
     make_checkpoint(DIR, preset="1b", fmt="safetensors")        # 2.2 GB
     ensure(workspace, "small") -> workspace.models/"small-safetensors", made once
 
-Deterministic: the same preset gives the same bytes anywhere. Written one shard at a time (at most SHARD_BYTES in memory,
-16 MiB for safetensors), into a directory beside the target that takes its name only when complete. The limit is the
+Deterministic: the same preset gives the same bytes anywhere. As many shards at once as there are CPUs, a shard of safetensors
+in pieces of 16 MiB, one of pickle whole in memory (at most SHARD_BYTES), into a directory beside the target that takes its name only when complete. The limit is the
 disk's write bandwidth. Lesson: notebooks/04_model_formats.
 """
 
@@ -19,14 +19,16 @@ import math
 import os
 import shutil
 import struct
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 from labkit.core.beside import becoming
+from labkit.core.host import cpu_count, meminfo_bytes
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
 from labkit.subject import tokenizer
@@ -140,25 +142,59 @@ def _write(directory: Path, config: LlamaConfig, preset: str, fmt: str, shards: 
     names = [f"{stem}.{ending}"] if len(groups) == 1 else [f"{stem}-{i + 1:05d}-of-{len(groups):05d}.{ending}" for i in range(len(groups))]
     total, done = 2 * sum(math.prod(s) for s in shapes.values()), 0
     digests: dict[str, dict[str, Any]] = {}
+    lock, over = threading.Lock(), threading.Event()
 
     def count(size_bytes: int) -> None:
         nonlocal done
-        done += size_bytes
-        if progress:
-            progress(done, total)
+        if over.is_set():
+            raise _Over
+        with lock:
+            done += size_bytes
+            if progress:
+                progress(done, total)
 
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1), "values") as pool:
-        for file, group in zip(names, groups, strict=True):
-            made = _Blocks(pool, group, shapes, config, seed, count)
-            (write_safetensors if fmt == "safetensors" else _write_pickle)(directory / file, group, shapes, made)
-            for name in group:
-                digests[name] = {"sha256": made.digests[name], "dtype": "bfloat16", "shape": list(shapes[name]), "file": file}
+    def shard(file: str, group: list[str]) -> dict[str, str]:
+        made = _Blocks(pool, group, shapes, config, seed, count, ahead)
+        (write_safetensors if fmt == "safetensors" else _write_pickle)(directory / file, group, shapes, made)
+        return made.digests
+
+    cpus, ways = cpu_count(), _at_once(len(groups), fmt)
+    ahead = max(6, -(-2 * cpus // ways))
+    with ThreadPoolExecutor(cpus, "values") as pool, ThreadPoolExecutor(ways, "shards") as writers:
+        waiting = [writers.submit(shard, *one) for one in zip(names, groups, strict=True)]
+        try:
+            for made, file, group in zip((future.result() for future in _as_they_fail(waiting)), names, groups, strict=True):
+                for name in group:
+                    digests[name] = {"sha256": made[name], "dtype": "bfloat16", "shape": list(shapes[name]), "file": file}
+        except BaseException:
+            over.set()
+            for future in waiting:
+                future.cancel()
+            raise
     if len(groups) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": {name: d["file"] for name, d in digests.items()}}
         (directory / f"{stem}.{ending}.index.json").write_text(json.dumps(index, indent=2) + "\n")
     doc = {"recipe": RECIPE, "seed": seed, "preset": preset, "format": fmt, "tensors": digests}
     (directory / DIGESTS).write_text(json.dumps(doc, indent=1) + "\n")
     return {"files": names}
+
+
+class _Over(Exception):
+    """Another shard failed, or the maker was interrupted."""
+
+
+def _at_once(shards: int, fmt: str) -> int:
+    """Shards written side by side: one a CPU; of pickle, which needs each whole in memory, at most what half of it holds."""
+    room = max(1, meminfo_bytes("MemAvailable") // (2 * SHARD_BYTES)) if fmt == "pickle" else shards
+    return max(1, min(shards, cpu_count(), room))
+
+
+def _as_they_fail(futures: Sequence[Future[Any]]) -> Iterator[Future[Any]]:
+    """All of them in order, after the first that failed, if one did."""
+    for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+        if error := future.exception():
+            raise error
+    yield from futures
 
 
 def split(shapes: dict[str, tuple[int, ...]], shards: int = 0) -> list[list[str]]:
@@ -190,9 +226,9 @@ def split(shapes: dict[str, tuple[int, ...]], shards: int = 0) -> list[list[str]
 class _Blocks:
     """The values of a shard's tensors, made ahead in threads, handed out in order and hashed on the way."""
 
-    AHEAD = 6
-
-    def __init__(self, pool: ThreadPoolExecutor, names: Sequence[str], shapes: dict[str, tuple[int, ...]], config: LlamaConfig, seed: int, count: Callable[[int], Any]):
+    def __init__(self, pool: ThreadPoolExecutor, names: Sequence[str], shapes: dict[str, tuple[int, ...]], config: LlamaConfig, seed: int, count: Callable[[int], Any],
+                 ahead: int = 6):
+        self.ahead = ahead
         self.pool, self.names, self.shapes, self.config, self.seed, self.count = pool, names, shapes, config, seed, count
         self.digests: dict[str, str] = {}
 
@@ -203,7 +239,7 @@ class _Blocks:
         waiting: deque[tuple[str, Future[Any]]] = deque()
         hashes: dict[str, Any] = {}
         while True:
-            while len(waiting) < self.AHEAD and (next_one := next(todo, None)) is not None:
+            while len(waiting) < self.ahead and (next_one := next(todo, None)) is not None:
                 waiting.append((next_one[0], self.pool.submit(next_one[1])))
             if not waiting:
                 break

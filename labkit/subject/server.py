@@ -168,6 +168,15 @@ def make_engine(args: argparse.Namespace, model: Any, words: Any, name: str) -> 
     return Engine(model, words, max_context=min(args.max_context, model.config.max_position_embeddings), name=name, compiled=args.compile, graphs=sizes)
 
 
+def compiled() -> dict[str, int]:
+    """What torch's compiler counted: graphs found in its cache and made anew, and CUDA graphs that it gave up."""
+    from torch._dynamo.utils import counters
+
+    inductor, whole = counters["inductor"], counters["aot_autograd"]
+    return {"graphs_from_cache": max(inductor["fxgraph_cache_hit"], whole["autograd_cache_hit"]), "graphs_made_anew": inductor["fxgraph_cache_miss"],
+            "cuda_graphs_given_up": inductor["cudagraph_skips"]}
+
+
 def start(args: argparse.Namespace) -> tuple[Any, Any]:
     """Go through the phases. Returns (state, listening server)."""
     import tokenizers  # noqa: F401
@@ -189,6 +198,7 @@ def start(args: argparse.Namespace) -> tuple[Any, Any]:
     with timeline.span("warmup") as facts:
         engine = make_engine(args, model, words, state.name)
         facts["tokens"] = engine.warm_up((5 if args.compile else 2) if args.warmup is None else args.warmup)
+        facts.update(compiled() if args.compile else {})
     with timeline.span("ready"):
         state.engine = engine
         server = server or listen(Server, args, state)

@@ -17,15 +17,15 @@ pytestmark = pytest.mark.needs("root", "criu")
 
 @pytest.fixture
 def trial(lab_home, tmp_path):
-    def run(*options: str, **environment: str):
+    def run(*options: str, module: str = "labkit.snapshot.cuda", **environment: str):
         env = {**os.environ, **interpreter.environment(), "LABKIT_HOME": str(lab_home), "LABKIT_FAKE_CUDA": str(tmp_path / "gpu.json"), **environment}
-        done = subprocess.run([*interpreter.module("labkit.snapshot.cuda"), "--preset", "tiny", *options], env=env, capture_output=True, text=True, timeout=200)
+        done = subprocess.run([*interpreter.module(module), "--preset", "tiny", *options], env=env, capture_output=True, text=True, timeout=200)
         documents = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         assert documents, done.stderr
         return done.returncode, documents, done.stderr
 
     yield run
-    assert not list(Path(lab_home, "artifacts").glob("gpu-criu-*"))
+    assert not [p for name in ("gpu-criu-*", "import-warm-*") for p in Path(lab_home, "artifacts").glob(name)]
 
 
 def test_one_image_is_restored_cold_and_then_warm_and_each_answers_with_the_same_tokens(trial):
@@ -59,3 +59,11 @@ def test_a_dump_that_criu_refuses_leaves_a_server_that_answers_and_the_reason(tr
     found = documents[-1]
     assert status == 1 and found["served_after_refusal"] is True and found["restores"] == []
     assert [d["outcome"] for d in found["dumps"]] == ["refused"] and "chr 195:255" in found["dumps"][0]["criu"][0] and "chr 195:255" in errors
+
+
+def test_a_process_that_has_only_imported_is_restored_again_and_again_and_then_loads_and_serves(trial):
+    status, documents, errors = trial("--cold", "1", "--warm", "1", module="labkit.snapshot.import_warm")
+    found = documents[-1]
+    assert status == 0, errors
+    assert [(r["want"], r["outcome"]) for r in found["restores"]] == [("cold", "ok"), ("warm", "ok")] and found["dump"]["held"] == {"descriptors": {}, "mappings": []}
+    assert {"context", "build", "load", "warmup"} <= set(found["restores"][1]["phases_s"]) and set(found["restores"][0]["cache"]) == {"image", "mapped_files", "model"}

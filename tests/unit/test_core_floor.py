@@ -36,7 +36,7 @@ def test_a_direct_read_reads_every_byte_once(tmp_path):
     for i, size in enumerate(sizes):
         (tmp_path / f"f{i}").write_bytes(os.urandom(size))
     for depth, fresh in ((1, False), (7, False), (1, True), (7, True)):
-        got, seconds, _ = floor.direct_read([tmp_path], depth, fresh=fresh)
+        got, seconds, _ = floor.direct_read([tmp_path], depth, fresh=fresh, huge=depth == 7)
         assert got == sum(sizes) and seconds > 0
 
 
@@ -51,6 +51,17 @@ def test_a_mapped_read_counts_every_byte(tmp_path):
         (tmp_path / f"f{i}").write_bytes(os.urandom(size))
     got, seconds = floor.mapped_read([tmp_path])
     assert got == 3_004_097 and seconds > 0
+
+
+def test_a_gpus_bus_is_measured_both_ways_pinned_and_pageable(monkeypatch):
+    torch = pytest.importorskip("torch")
+    real = {name: getattr(torch, name) for name in ("empty", "ones")}
+    for name in real:
+        monkeypatch.setattr(torch, name, lambda *a, name=name, device=None, pin_memory=False, **k: real[name](*a, **k))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    rates = floor._measure_device(1 << 20)
+    assert set(rates) == {f"{way}_{kind}_bytes_per_s" for way in ("h2d", "d2h") for kind in ("pinned", "pageable")} and min(rates.values()) > 0
+    assert floor.rate_of({"h2d_pinned_bytes_per_s": 5e10, "d2h_pinned_bytes_per_s": 9e10, "h2d_pageable_bytes_per_s": 1e10}, "h2d") == 5e10
 
 
 def test_a_floor_is_bytes_over_the_slowest_resource_on_the_way():

@@ -42,6 +42,35 @@ def test_the_same_preset_gives_the_same_bytes(tiny, tmp_path):
     assert {p.name: p.read_bytes() for p in tiny.iterdir()} == {p.name: p.read_bytes() for p in (tmp_path / "again").iterdir()}
 
 
+@pytest.mark.parametrize("fmt", checkpoint.FORMATS)
+def test_shards_written_side_by_side_are_the_shards_written_one_by_one(tmp_path, monkeypatch, fmt):
+    for name, cpus in (("alone", 1), ("many", 16)):
+        monkeypatch.setattr(checkpoint, "cpu_count", lambda cpus=cpus: cpus)
+        checkpoint.make_checkpoint(tmp_path / name, "tiny", fmt=fmt, shards=5)
+    assert [f.name for f in sorted((tmp_path / "alone").iterdir())] == [f.name for f in sorted((tmp_path / "many").iterdir())]
+    assert all((tmp_path / "many" / f.name).read_bytes() == f.read_bytes() for f in (tmp_path / "alone").iterdir())
+
+
+def test_shards_of_pickle_are_held_as_far_as_memory_goes(monkeypatch):
+    monkeypatch.setattr(checkpoint, "cpu_count", lambda: 16)
+    monkeypatch.setattr(checkpoint, "meminfo_bytes", lambda name: 7 * checkpoint.SHARD_BYTES)
+    assert (checkpoint._at_once(15, "pickle"), checkpoint._at_once(15, "safetensors"), checkpoint._at_once(1, "pickle")) == (3, 15, 1)
+
+
+def test_a_shard_that_cannot_be_written_ends_the_making_and_leaves_nothing(tmp_path, monkeypatch):
+    write = checkpoint.write_safetensors
+
+    def one_is_full(path, *rest):
+        if "00002" in path.name:
+            raise OSError(28, "No space left on device")
+        write(path, *rest)
+
+    monkeypatch.setattr(checkpoint, "write_safetensors", one_is_full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.make_checkpoint(tmp_path / "m", "tiny", shards=4)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_values_do_not_depend_on_this_host(tiny):
     """Digests noted when the recipe was made: another CPU or numpy gives the same ones."""
     noted = json.loads((Path(__file__).parents[2] / "data/fixtures/subject/tiny-digests.json").read_text())

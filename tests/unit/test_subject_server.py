@@ -245,3 +245,42 @@ def test_a_reference_of_a_damaged_model_is_a_bad_input(model, workspace, tmp_pat
     os.truncate(broken / "model.safetensors", 1000)
     with pytest.raises(BadInput, match="model.safetensors"):
         reference.reference_tokens(broken, "x", 1, workspace=workspace)
+
+
+def test_a_reference_says_where_it_was_computed(model, workspace):
+    answer = reference.reference(model, "x", 2, workspace=workspace)
+    assert (answer["device"], answer["dtype"]) == ("cpu", "bfloat16") and answer["torch"] and len(answer["tokens"]) == 2
+
+
+def test_tokens_of_a_gpus_servers_are_compared_with_a_gpus_reference_or_it_says_why_not(model, workspace, monkeypatch):
+    from labkit.stack.experiment import _model_and_answer
+
+    asked = []
+    monkeypatch.setattr(reference, "reference", lambda directory, prompt, n, *, device="cpu", workspace: asked.append(device) or {"tokens": [1], "device": device})
+    assert _model_and_answer(str(model), workspace, "tiny", 1, "cuda")[1] == {"tokens": [1], "device": "cuda"}
+
+    def no_gpu(directory, prompt, n, *, device="cpu", workspace):
+        if device != "cpu":
+            raise BadInput("no driver")
+        return {"tokens": [1], "device": device}
+
+    monkeypatch.setattr(reference, "reference", no_gpu)
+    answer = _model_and_answer(str(model), workspace, "tiny", 1, "cuda")[1]
+    assert asked == ["cuda"] and answer["device"] == "cpu" and "no driver" in answer["note"]
+
+
+def test_on_a_gpu_cudnn_is_asked_last_unless_somebody_says_otherwise(model, monkeypatch):
+    from labkit.subject import llama, server
+
+    def told(*args):
+        monkeypatch.setattr(server.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
+        with pytest.raises(BadInput):
+            server.load(None, server.parser().parse_args(["--model", str(model), *args]))
+        return llama.prefer_flash()
+
+    monkeypatch.delenv(llama.CUDNN_LAST, raising=False)
+    assert "cuDNN last" in told() and os.environ[llama.CUDNN_LAST] == "1"
+    monkeypatch.setenv(llama.CUDNN_LAST, "0")
+    assert "own choice" in told() and os.environ[llama.CUDNN_LAST] == "0", "the environment's word is left alone"
+    assert "cuDNN last" in told("--attention", "flash")
+    assert "own choice" in told("--attention", "default") and os.environ[llama.CUDNN_LAST] == "0"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
+import os
 import sys
 
 import pytest
@@ -15,7 +17,8 @@ from labkit.core.plan import LaunchPlan
 from labkit.core.timeline import Span
 from labkit.errors import LabError
 from labkit.face.loading import loads, sweep, trade
-from labkit.technique import Seen
+from labkit import technique as techniques
+from labkit.technique import Artifact, Seen
 from labkit.weights.catalog import LOADERS
 from labkit.weights.techniques import engaged
 
@@ -119,6 +122,52 @@ def test_a_bucket_that_sent_less_than_the_weights_is_no_evidence():
     for sent, wanted in ((999, False), (1000, True)):
         seen = Seen(plan=LaunchPlan(stack={}, state=about), stores={"bucket": {"by_path": {"/lab/models/x/model.safetensors": {"bytes_sent": sent, "requests": 3}}}})
         assert engaged(LOADERS["labkit-streamer"], seen).engaged is wanted
+
+
+def test_on_a_gpu_the_floor_of_a_load_is_the_slower_of_disk_and_bus():
+    technique = techniques.technique("labkit-streamer")
+    artifact = Artifact("labkit-streamer", paths={"model_dir": "/m"}, facts={"weights_bytes": 1000, "model_key": "k"})
+    for device, scenario, wanted in (("cpu", "warm-node", {"load": 1000}), ("cuda", "warm-node", {"load": 1000, "load@h2d": 1000}), ("cuda:0", "hot-node", {"load@h2d": 1000})):
+        plan = LaunchPlan(stack={}, scenario=scenario, server_args=("--device", device))
+        assert technique.apply(plan, artifact).floors_bytes == wanted
+
+
+def test_the_benchs_floors_on_a_gpu_name_what_bounds_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(load.floor, "device", lambda: {"h2d_pinned_bytes_per_s": 50e9})
+    floors = load._Floors("cuda", tmp_path, None)
+    floors.disk.rate, floors.disk.road = 2e9, "direct 8"
+    assert (floors.rate("cold"), floors.rate("warm")) == (2e9, 50e9) and floors.by(["cold", "warm"]) == "cold: the disk (direct 8); warm: the bus from pinned memory"
+    floors.disk.rate = 90e9
+    assert floors.rate("cold") == 50e9 and "cold: the bus" in floors.by(["cold"])
+    monkeypatch.setattr(load.floor, "device", lambda: {"h2d_failed": "no driver"})
+    assert load._Floors("cuda", tmp_path, None).rate("warm") == 0 and "no driver" in load._Floors("cuda", tmp_path, None).by(["warm"])
+
+
+def test_of_a_large_checkpoint_the_first_shards_tell_the_disks_rate(tmp_path, monkeypatch):
+    for i in range(4):
+        (tmp_path / f"{i}.safetensors").write_bytes(os.urandom(100_000))
+    monkeypatch.setattr(roads, "SAMPLE_BYTES", 150_000)
+    assert [p.name for p in roads.BufferFloor(tmp_path, None).paths] == ["0.safetensors", "1.safetensors"]
+    monkeypatch.setattr(roads, "apart", lambda call, *args, ledger: {8: 2.0, 16: 1.0}[args[-1]])
+    disk = roads.BufferFloor(tmp_path, None)
+    disk.look()
+    assert disk.rate == 200_000 and disk.road == "direct 16 into buffers used again"
+    assert roads.seconds_into_buffers([tmp_path / "0.safetensors"], 2) > 0
+
+
+def test_a_format_that_cannot_be_made_here_is_missing_and_the_others_are_measured(workspace, monkeypatch, capsys):
+    from labkit.weights import prepared
+
+    monkeypatch.setenv("LABKIT_HOME", str(workspace.root))
+    monkeypatch.setenv("LABKIT_CUMULATIVE", "1")
+    real = prepared.checkpoint_in
+    monkeypatch.setattr(prepared, "checkpoint_in", lambda format, *rest: real(format, *rest) if format == "safetensors" else (_ for _ in ()).throw(LabError("a full disk")))
+    monkeypatch.setattr(load, "_disk_arm", lambda *rest: lambda: of(0.5)[0])
+    doc = load.compare_loaders("safetensors", "pickle", preset="tiny", states=("warm",), blocks=2)
+    rows = {row["arm"]: row for row in doc["results"]}
+    assert rows["safetensors.warm"]["n"] == 2 and "a full disk" in rows["pickle.warm"]["missing"]
+    so_far = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["results"][0]["n"] for line in so_far] == [1, 2] and all(line["partial"] for line in so_far), "a bench that is ended keeps what it had"
 
 
 def test_figures_say_in_words_what_they_draw():

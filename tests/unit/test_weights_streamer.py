@@ -273,6 +273,64 @@ def test_a_slot_is_not_read_into_before_its_copy_has_arrived(tmp_path_factory, s
     assert ring.overlapped
 
 
+def test_tensors_of_a_device_lie_in_one_allocation_a_shard_each_where_any_kernel_can_take_it():
+    entries = [Entry("a", "BF16", (3, 5), 104, 30), Entry("b", "F32", (0, 4), 134, 0), Entry("c", "F32", (7,), 134, 28), Entry("d", "U8", (), 162, 1)]
+    made = places._room(entries, "cpu")
+    assert {n: (t.dtype, tuple(t.shape)) for n, t in made.items()} == {"a": (torch.bfloat16, (3, 5)), "b": (torch.float32, (0, 4)), "c": (torch.float32, (7,)), "d": (torch.uint8, ())}
+    full = [t for t in made.values() if t.numel()]
+    assert len({t.untyped_storage().data_ptr() for t in full}) == 1
+    assert all(t.storage_offset() * t.element_size() % places.ALIGNED_BYTES == 0 and t.is_contiguous() for t in full)
+    for i, tensor in enumerate(full):
+        tensor.fill_(i)
+    assert [float(t.float().reshape(-1)[-1]) for t in full] == [0, 1, 2], "none lies in another"
+
+
+def test_for_a_gpu_more_threads_read_larger_pieces(monkeypatch):
+    monkeypatch.setattr(places.os, "cpu_count", lambda: 16)
+    large = [File("x", Layout("safetensors", "x", 16_000_000_000, 100, (), {}))]
+    assert places.preferred(large, "cuda") == 16 and places.preferred(large) == 8
+    assert places.preferred([File("x", Layout("safetensors", "x", 1000, 100, (), {}))], "cuda:0") == 1
+
+
+def test_a_tensor_on_a_numbered_device_is_on_the_device_that_was_asked_for(monkeypatch):
+    from labkit.weights.loaders.placing import Placer, with_index
+
+    assert with_index("cpu") == "cpu" and with_index("cuda:1") == "cuda:1"
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert with_index("cuda") == "cuda:3"
+    with torch.device("meta"):
+        model = nn.ModuleList([nn.Linear(2, 2, bias=False)])
+    tensor = torch.ones(2, 2)
+    Placer(model, "cpu:0").put("0.weight", tensor)
+    assert model[0].weight.data_ptr() == tensor.data_ptr(), "it was not copied"
+
+
+def test_a_runtime_that_only_torch_has_is_shown_to_fastsafetensors(monkeypatch):
+    import builtins
+    import ctypes
+    import io
+    import sys
+    import types
+
+    from labkit.weights.loaders import fast
+
+    told, maps = [], "7f00-7f01 r-xp 00000000 fe:00 1 /env/nvidia/cu13/lib/libcudart.so.13\n"
+    package, cpp, copier, nogds = (types.ModuleType(n) for n in ("fastsafetensors", "fastsafetensors.cpp", "fastsafetensors.copier", "fastsafetensors.copier.nogds"))
+    cpp.load_library_functions, package.cpp, copier.nogds = told.append, cpp, nogds
+    for made in (package, cpp, copier, nogds):
+        monkeypatch.setitem(sys.modules, made.__name__, made)
+    real_open = builtins.open
+    monkeypatch.setattr(builtins, "open", lambda path, *a, **k: io.StringIO(maps) if path == "/proc/self/maps" else real_open(path, *a, **k))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: None)
+    assert fast.runtime_of_torch() == "" and not told, "a toolkit's runtime is found by itself"
+
+    def not_there(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", not_there)
+    assert fast.runtime_of_torch() == "/env/nvidia/cu13/lib/libcudart.so.13" == told[0] and nogds._loaded_library is True
+
+
 def test_the_first_error_ends_all_threads():
     seen = []
 

@@ -1,4 +1,4 @@
-"""Conversion between formats: a checkpoint directory in, the same tensors in another format out, one shard in memory at a time.
+"""Conversion between formats: a checkpoint directory in, the same tensors in another format out, as many shards at once as there are CPUs, each mapped.
 
     convert("/models/small", "/models/small-pickle", "pickle")
     convert("/models/small", "/models/small-gguf", "gguf:Q8_0")
@@ -16,10 +16,12 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from labkit.core.beside import becoming
+from labkit.core.host import cpu_count
 from labkit.errors import BadInput
 from labkit.weights.source import LAYOUT, Source, open_source
 
@@ -99,15 +101,21 @@ def _to_shards(source: Source, target: Path, to: str) -> dict[str, Any]:
     stem, _, suffix = single.rpartition(".")
     weight_map: dict[str, str] = {}
     total_bytes = 0
-    for i, shard in enumerate(shards):
-        tensors = {name: tensor.contiguous() for name, tensor in shard_tensors(source, came, shard).items()}
+
+    def one(i: int) -> tuple[dict[str, str], int]:
+        tensors = {name: tensor.contiguous() for name, tensor in shard_tensors(source, came, shards[i]).items()}
         out = single if len(shards) == 1 else f"{stem}-{i + 1:05d}-of-{len(shards):05d}.{suffix}"
-        weight_map |= dict.fromkeys(tensors, out)
-        total_bytes += sum(t.numel() * t.element_size() for t in tensors.values())
         if to == "pickle":
             torch.save(tensors, target / out)
         else:
             save_file(tensors, target / out, metadata={"format": "pt"})
+        return dict.fromkeys(tensors, out), sum(t.numel() * t.element_size() for t in tensors.values())
+
+    # Mapped, so no shard is in memory beyond what the page cache holds; a checksum a shard takes one core.
+    with ThreadPoolExecutor(min(len(shards), cpu_count())) as many:
+        for names, size_bytes in many.map(one, range(len(shards))):
+            weight_map |= names
+            total_bytes += size_bytes
     if len(shards) > 1:
         (target / index).write_text(json.dumps({"metadata": {"total_size": total_bytes}, "weight_map": weight_map}, indent=2) + "\n")
     return {"shards": len(shards), "tensors": len(weight_map)}

@@ -18,9 +18,32 @@ def load(model: Any, source: str, device: str = "cpu", **_: Any) -> dict[str, An
     with span("load.library"):
         from fastsafetensors import fastsafe_open
 
+        if device.startswith("cuda"):
+            runtime_of_torch()
     with local_shards(source, "safetensors") as here:
         placer = Placer(model, device)
         with span("load.read"), refusing(here.paths[0].parent), fastsafe_open([str(p) for p in here.paths], device=with_index(device), nogds=True) as files:
             for name in files.keys():  # noqa: SIM118 - not a dict
                 placer.put(name, files.get_tensor(name))
         return placer.finish() | here.facts("fastsafetensors")
+
+
+def runtime_of_torch() -> str:
+    """It asks the linker for libcudart.so, which a CUDA toolkit has; a torch with the runtime in a package of its own has libcudart.so.N
+    only, and the load would end with "no GPU". Then it is told where that is, and the path given back; "" where nothing was needed."""
+    import ctypes
+
+    try:
+        ctypes.CDLL("libcudart.so")
+        return ""
+    except OSError:
+        pass
+    with open("/proc/self/maps") as maps:
+        here = next((line.split(None, 5)[5].strip() for line in maps if "libcudart.so" in line), "")
+    if here:
+        from fastsafetensors import cpp
+        from fastsafetensors.copier import nogds
+
+        cpp.load_library_functions(here)
+        nogds._loaded_library = True
+    return here

@@ -1,0 +1,150 @@
+"""A snapshot of a process that has imported everything and touched no device: restored, it makes its context, loads and serves.
+
+CRIU has nothing to refuse here – there is no context yet – and the image is small: imports only. What it saves is exec, dynamic linking and
+imports; the context, the weights and the warm-up are paid as ever, so one image serves every model. Unlike a zygote nothing is resident.
+
+    python -m labkit.snapshot.import_warm --preset 1b --cold 1 --warm 3      # JSON lines, the last one counts; root
+
+The waiting process looks for a file with its arguments every millisecond. Limit: the image ÷ disk rate, CRIU's copy at 1.2–1.6 GB/s, and the rest of the
+start. Lesson: notebooks/07_checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from labkit.core import cold, interpreter, ledger, timeline
+from labkit.core.beside import replacing, scratch
+from labkit.core.trial import free_port
+from labkit.core.workspace import Workspace
+from labkit.device import served
+from labkit.device.gpu_parts import Tell, fail, say
+from labkit.device.techniques import gpu_device
+from labkit.errors import LabError, TrialError
+from labkit.snapshot import criu
+from labkit.snapshot.cuda import _state, mapped_files, said, without_plugins
+
+LOOKS_EVERY_S = 0.001
+READY, GO, SPANS = "ready", "go.json", "timeline.jsonl"
+
+
+def trial(preset: str, times: Mapping[str, int], found: dict[str, Any], tell: Tell) -> None:
+    """One image; each restore is told its model and port, serves a token and is ended."""
+    space = Workspace.default()
+    found |= {"preset": preset, "device": gpu_device(), "criu": criu.version(), "restores": []}
+    with served.server(preset) as plain:  # to compare with, and its tokens: the files are warm for it
+        found |= {"start_s": plain.start_s, "start_phases_s": plain.phases_s}
+        want, command = plain.answer.tokens, _arguments(plain.process.args)
+    tell()
+    with scratch("import-warm-", space.artifacts) as work:
+        pid, mapped, held = _waiting(work)
+        images = work / "images"
+        images.mkdir()
+        try:
+            made = criu.dump(pid, images, work / "dump", options=without_plugins(work))
+        finally:
+            found["dump"] = {"held": held, "criu": said(work / "dump" / "dump.log")}
+            criu.end([pid])
+        found["dump"] |= {"dump_s": made["dump_s"], "pages_bytes": made["pages_bytes"], "image_bytes": sum(p.stat().st_size for p in images.iterdir())}
+        tell()
+        for state in [*["cold"] * times["cold"], *["warm"] * times["warm"]]:
+            one: dict[str, Any] = {"want": state}
+            found["restores"].append(one)
+            try:
+                _restored(work, images, made["permissions"], mapped, command, want, one)
+            except (LabError, OSError) as error:
+                one |= {"outcome": "refused", "error": f"{error}\n{served.last_words(work / 'server.log', 600)}".strip(), "criu": said(work / "restore" / "restore.log")}
+            if one["outcome"] != "ok":
+                fail(found, f"restore, {state}", one["error"])
+            tell()
+
+
+def _arguments(command: Any) -> list[str]:
+    """What stands behind the module's name in a server's command line."""
+    words = [str(word) for word in command]
+    return words[words.index("labkit.subject.server") + 1:]
+
+
+def _waiting(work: Path) -> tuple[int, list[str], dict[str, Any]]:
+    """A process that has imported; its pid, what it has mapped, what it holds of the driver's files. Raises TrialError."""
+    log = work / "server.log"
+    with open(log, "ab") as out:
+        process = subprocess.Popen([*interpreter.module("labkit.snapshot.import_warm"), "--waits-in", str(work)], env={**os.environ, **interpreter.environment(), **served.CUDNN_LAST},
+                                   stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd="/", start_new_session=True)
+    ledger.current().note("group", process.pid)
+    until = timeline.now_s() + 60
+    while not (work / READY).exists():
+        if process.poll() is not None or timeline.now_s() > until:
+            raise TrialError("the process that imports did not get ready", served.last_words(log), "labkit doctor")
+        time.sleep(0.005)
+    process.returncode = 0  # CRIU ends it, and criu.end takes its status
+    return process.pid, mapped_files(process.pid), served.held(process.pid)
+
+
+def _restored(work: Path, images: Path, permissions: Mapping[str, int], mapped: Sequence[str], command: Sequence[str], want: Sequence[int], one: dict[str, Any]) -> None:
+    port, log = free_port(), work / "server.log"
+    arguments = list(command)
+    there = {"image": [images], "mapped_files": mapped, "model": [arguments[arguments.index("--model") + 1]]}
+    one["cache"] = {what: _state(cold.settle(paths, one["want"], caches=what == "image")) for what, paths in there.items()}
+    arguments[arguments.index("--port") + 1] = str(port)
+    (work / SPANS).unlink(missing_ok=True)
+    with replacing(work / GO) as part:
+        part.write_text(json.dumps(arguments))
+    began, pid = timeline.now_s(), 0
+    try:
+        pid, _ = criu.restore(images, work / "restore", permissions=permissions, options=without_plugins(work))
+        one["criu_restore_s"] = timeline.now_s() - began
+        answer = served.ask(port, lambda: served.gone(pid), limit_s=100)
+        one |= {"gone_to_first_token_s": answer.first_token_s - began if answer.first_token_s else None, "equal_tokens": answer.tokens == want,
+                "phases_s": {s.name: round(s.duration_s, 6) for s in timeline.read(work / SPANS) if s.is_phase}}
+        death = served.death(pid, log)
+        one["outcome"] = "ok" if one["equal_tokens"] and not death else "died" if death else "wrong tokens" if answer.tokens else "no token"
+        if one["outcome"] != "ok":
+            one["error"] = death or answer.error or f"{answer.tokens[:8]} in place of {list(want)[:8]}"
+    finally:
+        if pid:
+            criu.end([pid])
+
+
+# ---- the process that waits ---------------------------------------------------------------------------------------------
+
+def wait(folder: Path) -> int:
+    """Import, say so, and become a server when the arguments are there."""
+    import torch  # noqa: F401
+
+    from labkit.snapshot.zygote import become
+    from labkit.subject import engine, http, llama, server, tokenizer  # noqa: F401
+
+    with contextlib.suppress(ImportError):  # what the loader brings
+        from labkit.weights.loaders import safe  # noqa: F401
+    (folder / READY).touch()
+    while not (folder / GO).exists():
+        time.sleep(LOOKS_EVERY_S)
+    return become(server, json.loads((folder / GO).read_text()), {timeline.ENV: str(folder / SPANS)})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m labkit.snapshot.import_warm")
+    parser.add_argument("--preset", default="1b")
+    parser.add_argument("--cold", type=int, default=1)
+    parser.add_argument("--warm", type=int, default=3)
+    parser.add_argument("--waits-in", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.waits_in:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return wait(args.waits_in)
+    return say(lambda found, tell: trial(args.preset, {"cold": args.cold, "warm": args.warm}, found, tell), {"part": "import-warm"})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
