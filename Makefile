@@ -55,4 +55,4 @@ site: setup ## gallery of executed notebooks and recorded figures, as static HTM
 	$(LABKIT) site --out site
 
 clean: ## remove what was generated here (the workspace, LABKIT_HOME or ~/.cache/labkit, is left alone)
-	rm -rf report site build *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf .gpu-carry .gpu-rehearsal report site build *.egg-info .pytest_cache .hypothesis .ruff_cache

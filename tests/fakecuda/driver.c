@@ -6,12 +6,11 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdint.h>
-#include <sys/mman.h>
 
 #include "state.h"
 
 #define API __attribute__((visibility("default")))
-enum { INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, ILLEGAL_STATE = 401, NOT_SUPPORTED = 801 };
+enum { INVALID_VALUE = 1, NOT_INITIALIZED = 3, ILLEGAL_STATE = 401, NOT_SUPPORTED = 801 };
 
 static int initialised;
 
@@ -90,73 +89,6 @@ API int cuDeviceGetAttribute(int *value, int which, int device) {
   }
   return 0;
 }
-
-// ---- memory, streams and events: for libraries that have a CUDA runtime of their own inside, which cannot be preloaded over -----
-
-typedef unsigned long long address;
-
-static void *pages(size_t size) {
-  void *p = mmap(0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  return p == MAP_FAILED ? 0 : p;
-}
-static int allocate(address *p, size_t size) {  // its size is kept in a page before it
-  char *start = pages(size + 4096);
-  if (!start) return OUT_OF_MEMORY;
-  *(size_t *)start = size + 4096;
-  *p = (address)start + 4096;
-  return 0;
-}
-static int release(address p) {
-  if (p) munmap((char *)p - 4096, *(size_t *)((char *)p - 4096));
-  return 0;
-}
-static int copy(address to, address from, size_t size) { memcpy((void *)to, (void *)from, size); return 0; }
-static int handle(void **made) { *made = malloc(64); return 0; }
-
-API int cuMemAlloc_v2(address *p, size_t size) { return allocate(p, size); }
-API int cuMemFree_v2(address p) { return release(p); }
-API int cuMemHostAlloc(void **p, size_t size, unsigned flags) { return allocate((address *)p, size); }
-API int cuMemAllocHost_v2(void **p, size_t size) { return allocate((address *)p, size); }
-API int cuMemFreeHost(void *p) { return release((address)p); }
-API int cuMemHostRegister_v2(void *p, size_t size, unsigned flags) { return 0; }
-API int cuMemHostUnregister(void *p) { return 0; }
-API int cuMemHostGetDevicePointer_v2(address *device, void *host, unsigned flags) { *device = (address)host; return 0; }
-API int cuMemGetInfo_v2(size_t *unused, size_t *total) {
-  *total = 85000000000ull;
-  *unused = *total - every_process(0, 0);
-  return 0;
-}
-API int cuMemcpy(address to, address from, size_t size) { return copy(to, from, size); }
-API int cuMemcpyAsync(address to, address from, size_t size, void *stream) { return copy(to, from, size); }
-API int cuMemcpyHtoD_v2(address to, const void *from, size_t size) { return copy(to, (address)from, size); }
-API int cuMemcpyHtoDAsync_v2(address to, const void *from, size_t size, void *stream) { return copy(to, (address)from, size); }
-API int cuMemcpyDtoH_v2(void *to, address from, size_t size) { return copy((address)to, from, size); }
-API int cuMemcpyDtoHAsync_v2(void *to, address from, size_t size, void *stream) { return copy((address)to, from, size); }
-API int cuMemcpyDtoD_v2(address to, address from, size_t size) { return copy(to, from, size); }
-API int cuMemcpyDtoDAsync_v2(address to, address from, size_t size, void *stream) { return copy(to, from, size); }
-API int cuMemsetD8_v2(address p, unsigned char value, size_t size) { memset((void *)p, value, size); return 0; }
-API int cuMemsetD8Async(address p, unsigned char value, size_t size, void *stream) { memset((void *)p, value, size); return 0; }
-API int cuStreamCreate(void **stream, unsigned flags) { return handle(stream); }
-API int cuStreamCreateWithPriority(void **stream, unsigned flags, int priority) { return handle(stream); }
-API int cuStreamDestroy_v2(void *stream) { free(stream); return 0; }
-API int cuStreamQuery(void *stream) { return 0; }
-API int cuStreamWaitEvent(void *stream, void *event, unsigned flags) { return 0; }
-API int cuStreamIsCapturing(void *stream, int *capturing) { *capturing = 0; return 0; }
-API int cuEventCreate(void **event, unsigned flags) { return handle(event); }
-API int cuEventRecord(void *event, void *stream) { return 0; }
-API int cuEventRecordWithFlags(void *event, void *stream, unsigned flags) { return 0; }
-API int cuEventQuery(void *event) { return 0; }
-API int cuEventSynchronize(void *event) { return 0; }
-API int cuEventDestroy_v2(void *event) { free(event); return 0; }
-API int cuEventElapsedTime_v2(float *milliseconds, void *from, void *to) { *milliseconds = 1; return 0; }
-API int cuLaunchHostFunc(void *stream, void (*function)(void *), void *with) { function(with); return 0; }
-API int cuCtxSynchronize(void) { return 0; }
-API int cuCtxPushCurrent_v2(void *context) { return 0; }
-API int cuCtxPopCurrent_v2(void **context) { *context = (void *)1; return 0; }
-API int cuDevicePrimaryCtxRelease_v2(int device) { return 0; }
-API int cuDevicePrimaryCtxReset_v2(int device) { return 0; }
-API int cuDeviceTotalMem_v2(size_t *size, int device) { *size = 85000000000ull; return 0; }
-API int cuDeviceGetName(char *text, int room, int device) { snprintf(text, room, "FAKE H100 (no GPU)"); return 0; }
 
 #define NOTHING(name) API int name() { return 0; }
 NOTHING(cuCtxGetLimit) NOTHING(cuCtxSetLimit) NOTHING(cuFuncSetAttribute) NOTHING(cuFuncSetCacheConfig)
