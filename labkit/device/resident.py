@@ -91,6 +91,15 @@ class Runtime:
         return int(pointer.value or 0)
 
 
+def _runtime_on(device: str) -> Runtime:
+    """With a context of this device ("cuda", "cuda:1") on the calling thread: torch makes it when something is allocated first."""
+    import torch
+
+    torch.cuda.set_device(torch.device(device).index or 0)
+    torch.zeros(1, device=device)
+    return Runtime()
+
+
 def _runtime_of_torch() -> Any:
     """The one copy of the runtime in this process: torch makes its symbols global; else it is looked for among what is mapped."""
     everything = ctypes.CDLL(None)
@@ -130,9 +139,7 @@ class Arena:
 
         self.size_bytes, self.fd, self.handle, self.label = size_bytes, -1, b"", ""
         if device.startswith("cuda"):
-            torch.cuda.set_device(torch.device(device))
-            torch.zeros(1, device=device)  # from here on the thread has a context
-            runtime = Runtime()
+            runtime = _runtime_on(device)
             pointer = runtime.allocate(size_bytes)
             self.handle, self.bytes = runtime.handle_of(pointer), as_bytes(pointer, size_bytes, device)
         else:
@@ -238,8 +245,8 @@ def main() -> int:
         with _address(folder) as path:
             listening.bind(path)
         listening.listen(16)
-    except LabError as error:
-        os.write(int(answers), json.dumps({"failed": str(error)}).encode() + b"\n")
+    except Exception as error:  # whatever it was, who waits for the answer is told
+        os.write(int(answers), json.dumps({"failed": str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"[:2000]}).encode() + b"\n")
         return 2
     threading.Thread(target=serve, args=(listening, arena, told), daemon=True).start()
     os.write(int(answers), json.dumps({"ready": True, **{k: v for k, v in told.items() if k not in ("handle", "tensors")}, "tensors": len(told["tensors"])}).encode() + b"\n")
@@ -305,9 +312,7 @@ def _open(told: dict[str, Any], fd: int, device: str) -> Any:
     if told["handle"]:
         if not device.startswith("cuda"):
             raise BadInput(f"the daemon's weights are on a GPU, asked for was {device}", fix="--device cuda")
-        torch.cuda.set_device(torch.device(device))
-        torch.zeros(1, device=device)
-        return as_bytes(Runtime().open(bytes.fromhex(told["handle"])), told["size_bytes"], device)
+        return as_bytes(_runtime_on(device).open(bytes.fromhex(told["handle"])), told["size_bytes"], device)
     if fd < 0 or device != "cpu":
         raise BadInput(f"the daemon's weights are in host memory ({told['label']}), asked for was {device}", fix="--device cpu")
     try:
@@ -317,7 +322,7 @@ def _open(told: dict[str, Any], fd: int, device: str) -> Any:
 
 
 def read_bytes(pid: int | str = "self") -> int:
-    """What the kernel has counted as read by the process: files, sockets, pipes."""
+    """What the kernel has counted as read by the process, by read and its like; what is received with recv is not in it."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path(f"/proc/{pid}/io").read_text().splitlines():
             if line.startswith("rchar:"):
