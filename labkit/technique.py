@@ -31,7 +31,7 @@ LAYERS = ("image", "process", "weights", "device", "snapshot")
 #: Modules that register techniques, imported on the first look-up.
 MODULES = ("labkit.image.techniques", "labkit.image.object_techniques", "labkit.image.lazyfs.techniques", "labkit.image.containerd_techniques",
            "labkit.image.runtime",
-           "labkit.weights.techniques", "labkit.weights.overlap", "labkit.device.techniques", "labkit.snapshot.techniques",
+           "labkit.weights.techniques", "labkit.weights.overlap", "labkit.device.techniques", "labkit.device.resident_technique", "labkit.snapshot.techniques",
            "labkit.snapshot.unpacking")
 
 

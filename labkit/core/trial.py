@@ -90,6 +90,7 @@ class _Agent:
                 self.log = message["exited"].get("log") or self.log
         self.gone.set()
         self.up.set()
+        self.ready.set()  # nobody waits for one that ended
 
     def say(self, word: str) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -160,7 +161,8 @@ def _carry_out(plan: LaunchPlan, made: Trial, home: Path, ledger: Ledger, judge:
     watching = observe.nothing()
     outside: subprocess.Popen[bytes] | None = None
     try:
-        if not agent.ready.wait(60) or agent.process.poll() is not None:
+        # What a technique keeps resident is made before t0: a standby or a daemon that loads 16 GB takes its time.
+        if not agent.ready.wait(max(60.0, plan.timeout_s)) or agent.gone.is_set():
             raise TrialError("the node agent did not start", why=secrets.mask((home / "agent.log").read_text(errors="replace"))[-2000:], fix="labkit doctor")
         cache = observe.settle_cache(plan, home / "node")
         if cache["state"] == "unverified" and instrument:

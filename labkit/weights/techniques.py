@@ -134,7 +134,7 @@ def _on_device(loader: Loader, seen: Seen, want: int, directory: str, facts: dic
     there = device_facts(seen)
     facts |= there
     facts["driver"] = next((m for m in seen.proc.get("maps", []) if "libcuda.so" in m), "")
-    facts["resident_share"] = _resident_share(directory)
+    facts["resident_share"] = resident_share(directory)
     moved = max(facts["read_by_calls"], facts["read_from_storage"])
     came = bool(want) and (moved >= NEARLY * want or facts["resident_share"] >= NEARLY)
     parameters, on_device, size_bytes = (int(there.get(k) or 0) for k in ("parameters", "device_parameters", "device_bytes"))
@@ -152,7 +152,7 @@ def device_facts(seen: Seen) -> dict[str, Any]:
     return {k: said[k] for k in ("parameters", "device_parameters", "device_bytes", "allocated_bytes", "peak_allocated_bytes") if k in said}
 
 
-def _resident_share(directory: str) -> float:
+def resident_share(directory: str) -> float:
     try:
         found = cold.residency(f for f in Path(directory).iterdir() if f.suffix in WEIGHT_SUFFIXES)
     except (OSError, LabError):

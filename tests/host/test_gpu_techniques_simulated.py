@@ -30,8 +30,8 @@ def trial(home, subject, tmp_path, monkeypatch):
     """Carries out one hot trial of a stack over the simulated driver."""
     monkeypatch.setenv("LABKIT_FAKE_CUDA", str(tmp_path / "gpu.json"))
 
-    def run(device: str):
-        stack = Stack.parse(f"no-image,weights=safetensors,device={device}")
+    def run(device: str, weights: str = "safetensors"):
+        stack = Stack.parse(f"no-image,weights={weights}" + (f",device={device}" if device else ""))
         plan = compose(stack, prepare(stack, subject, home), scenario="hot-node", link="loopback", subject=subject,
                        request={"prompt": PROMPT, "max_tokens": 8}, expected_tokens=tuple(reference.reference_tokens(subject.model_dir, PROMPT, 8)))
         with Ledger.open(home) as ledger:
@@ -58,3 +58,11 @@ def test_graphs_are_recorded_before_the_server_is_ready(trial, name, count):
     found = evidence[name]
     assert len(found["facts"]["recorded"]) == count and "simulated" in found["how"]
     assert sum(s["name"] == "warmup.graph" for s in made.spans) == count
+
+
+def test_weights_that_a_daemon_holds_are_mapped_and_not_read(trial):
+    made, evidence = trial("", "device-resident")
+    found = evidence["device-resident"]
+    assert "simulated" in found["how"] and found["facts"]["copied_bytes"] == 0 and found["facts"]["mapped_bytes"] > 1_000_000
+    assert any("torch" in path for path in found["facts"]["resident_before_t0"])
+    assert not Path(f"/proc/{found['facts']['daemon_pid']}").exists()

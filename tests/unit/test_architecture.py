@@ -23,6 +23,8 @@ BESIDE = {
     ("snapshot", "subject"),
     ("snapshot", "weights"),  # what is dumped was loaded by a loader, from a checkpoint in its format
     ("device", "subject"),
+    ("device", "weights"),  # what stays on the device was put there by a loader
+    ("device", "image"),  # what a process on the host prints is drained in one place
     ("image", "subject"),
     ("bench", "decide"),
     ("bench", "face"),  # labkit.face.live: progress of a bench that takes minutes
