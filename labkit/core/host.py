@@ -12,17 +12,19 @@ The card holds no host name, no user name and no secret: records are meant to be
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import glob
 import hashlib
+import importlib.util
 import json
 import os
 import platform
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +122,7 @@ def card() -> dict[str, Any]:
     made: dict[str, Any] = {
         "cpu": _cpu(), "memory_bytes": memory_bytes(), "memory": _memory_kept(), "kernel": platform.release(), "machine": platform.machine(),
         "distribution": _distribution(), "virtualisation": _virtualisation(), "disk": _disk(),
-        "python": platform.python_version(), "torch": package_version("torch"), "gpus": gpus(),
+        "python": platform.python_version(), "torch": package_version("torch"), "torch_cuda": torch_cuda(), "gpus": gpus(),
         "rootness": "root" if os.geteuid() == 0 else "user", "in_container": _in_container(),
     }
     made["id"] = _identity(made)
@@ -150,6 +152,32 @@ def package_version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def torch_cuda() -> str:
+    """The CUDA version that the installed torch is built for ("13.0"); "" without one. Read from torch's version file: it is not imported."""
+    with contextlib.suppress(ImportError, ValueError, AttributeError):
+        spec = importlib.util.find_spec("torch")
+        if spec and spec.origin:
+            found = re.search(r"""^cuda\b[^=\n]*=\s*['"]([\d.]+)['"]""", read_text(str(Path(spec.origin).with_name("version.py"))), re.MULTILINE)
+            return found[1] if found else ""
+    return ""
+
+
+#: The oldest driver of each CUDA line (its minor versions need no newer one): https://docs.nvidia.com/deploy/cuda-compatibility/
+OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
+
+
+def driver_too_old(gpu: Mapping[str, Any], cuda: str) -> str:
+    """What is wrong with the driver for a program of this CUDA version, in words; "" where it fits, or nobody knows."""
+    major, needed = driver_major(gpu), OLDEST_DRIVER.get(int(cuda.split(".")[0]) if cuda[:1].isdigit() else 0, 0)
+    return f"driver {gpu['driver']} is older than {needed}, which CUDA {cuda} needs" if major and major < needed else ""
+
+
+def driver_major(gpu: Mapping[str, Any]) -> int:
+    """580 of "580.159.04"; 0 of what is no version."""
+    found = re.match(r"\d{1,5}", str(gpu.get("driver", "")))
+    return int(found[0]) if found else 0
 
 
 def gpus() -> list[dict[str, Any]]:
