@@ -48,7 +48,7 @@ def _trials(args: argparse.Namespace) -> int:
     """A record of GPU trials."""
     from labkit.cli.output import last_line, say
     from labkit.errors import BadInput
-    from labkit.lessons import gpu_figures, gpu_record
+    from labkit.lessons import gpu_figures, gpu_record, gpu_summary
 
     records = (gpu_record.read(Path(args.run)),)
     if args.arm and args.arm not in gpu_figures.FIGURES:
@@ -56,7 +56,7 @@ def _trials(args: argparse.Namespace) -> int:
     if args.figure:
         gpu_figures.FIGURES[args.arm or "rates"](records).save(Path(args.figure), theme=args.theme)
     if not args.json:
-        say(gpu_figures.text(records))
+        say(gpu_summary.text(records))
         return 0
     trials = [{k: t[k] for k in ("name", "outcome", "seconds", "error") if k in t} for t in records[0].trials]
     last_line({"command": "show", "kind": gpu_record.KIND, "plan": records[0].plan, "preset": records[0].preset, "created": records[0].created, "host": dict(records[0].host), "trials": trials})

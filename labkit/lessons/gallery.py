@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 
 from labkit.errors import BadInput, LabError
-from labkit.lessons import canonical, gpu_figures, gpu_record, pages, replay, report
+from labkit.lessons import canonical, gpu_record, gpu_summary, pages, replay, report
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def build(out: Path, executed: Path, own_runs: list[Path] | None = None) -> Buil
         for name in (n for n in gpu_record.names() if n.partition("/")[0] == host):
             try:
                 trials = gpu_record.read(gpu_record.folder() / f"{name}.json", name)
-                pages.write(out / "recorded" / f"{name}.html", pages.page(name, _crumb("../../") + gpu_figures.html((trials,), f"{name}: GPU trials with the {trials.preset} shape")))
+                pages.write(out / "recorded" / f"{name}.html", pages.page(name, _crumb("../../") + gpu_summary.html((trials,), f"{name}: GPU trials with the {trials.preset} shape")))
             except LabError as error:
                 skipped.append(f"{name}: {error.what}")
                 continue

@@ -9,7 +9,6 @@ One host's records in each. What was not measured keeps its place and says why. 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from html import escape
 
 from labkit.core import stats
 from labkit.core.units import show_rate, show_s
@@ -117,21 +116,3 @@ FIGURES: dict[str, Callable[[Records], Picture]] = {"context": context, "rates":
 
 def every(records: Records) -> list[Picture]:
     return [make(records) for make in FIGURES.values()]
-
-
-def html(records: Records, title: str, level: int = 1) -> str:
-    """A page's worth: the host, every trial with its outcome and reason, the figures, then the tables behind them."""
-    parts = [f"<h{level}>{escape(title)}</h{level}>", f"<p><b>{escape(stamp(records))}</b></p>"]
-    for name in ("facts", "tried"):
-        said, make = tables.TABLES[name]
-        parts += [f"<h{level + 1}>{escape(said)}</h{level + 1}>", make(records).html()]
-    parts += [picture.html() for picture in every(records)]
-    for name, (said, make) in tables.TABLES.items():
-        if name not in ("facts", "tried"):
-            parts += [f"<h{level + 1}>{escape(said)}</h{level + 1}>", make(records).html()]
-    return "\n".join(parts)
-
-
-def text(records: Records) -> str:
-    """The same in words."""
-    return "\n\n".join(f"{said}\n{make(records).text}" for said, make in tables.TABLES.values())

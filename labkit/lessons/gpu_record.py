@@ -186,19 +186,19 @@ def model_words(made: Sequence[Record]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Markdown of every table, or of the named ones."""
-    from labkit.lessons import gpu_tables
+    from labkit.lessons import gpu_summary
 
     parser = argparse.ArgumentParser(prog="python -m labkit.lessons.gpu_record", description="Tables of recorded GPU trials, as Markdown.")
-    parser.add_argument("tables", nargs="*", metavar="TABLE", help="only these: " + ", ".join(gpu_tables.TABLES))
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help="only these: " + ", ".join(gpu_summary.TABLES))
     parser.add_argument("--host", default="", help="folder below data/recorded (default: the one with the newest record)")
     args = parser.parse_args(argv)
-    if unknown := [t for t in args.tables if t not in gpu_tables.TABLES]:
+    if unknown := [t for t in args.tables if t not in gpu_summary.TABLES]:
         parser.error(f"no table {', '.join(unknown)}")
     made = recorded(args.host)
     if not made:
         print("no GPU trials are recorded", file=sys.stderr)
         return 1
-    print(gpu_tables.markdown(made, args.tables))
+    print(gpu_summary.markdown(made, args.tables))
     print(json.dumps({"records": [r.name for r in made]}), file=sys.stderr)
     return 0
 

@@ -1,7 +1,7 @@
 """Tables of recorded GPU trials: one function a question, rows from every record of one host, each with n, cache state and floor.
 
     context(records)   started(records)   parked(records)   woken(records)   restored(records)
-    loaded(records)    decoded(records)   stacked(records)  tried(records)   goals(records)
+    loaded(records)    decoded(records)   stacked(records)
 
 A record that has nothing for a table keeps a row with the reason. Each is a `labkit.face.table.Table`: HTML on a page, text elsewhere,
 `markdown` in a document. Medians, with the range where n > 1; a rate stands beside the bus's own, measured in the same minutes.
@@ -25,7 +25,6 @@ from labkit.lessons.gpu_record import (
     model_words,
     number_at,
     numbers,
-    reason,
     stamp,
     words,
 )
@@ -105,6 +104,18 @@ def _sums(runs: Sequence[Mapping[str, Any]]) -> list[list[float]]:
     return [s for s in ([v for vs in _steps([run]).values() for v in vs] for run in runs) if s]
 
 
+def steps(records: Records, measured: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """Seconds of each step from an idle device on: of what `labkit.device.context` said here, else the recorded medians with lazy loading,
+    else the phases of recorded starts of the smallest model; {} of nothing."""
+    if measured:
+        found = _steps([measured])
+        found |= {str(s["name"]): [t] for s in items(measured, "steps") if str(s.get("name", "")).startswith("copy") and (t := number_at(s, "copy_s")) is not None}
+    else:
+        found = next((made for _, told in each(records, "context") if (made := _steps(items(told, "arms", "lazy")))), {})
+        found = found or next(iter(starts(records).values()), {})
+    return {name: stats.median(values) for name, values in found.items() if values and name != "to the first token"}
+
+
 #: Trials that start a server by themselves, and where its start is told.
 PHASES = ("import", "context", "build", "load", "warmup", "ready")
 
@@ -176,6 +187,22 @@ def woken(records: Records) -> Table:
     return table(head, [*rows, *_empty(head, gaps(records, "wake"))], records, "in memory; floor: bytes ÷ the bus's rate from the same memory")
 
 
+def times_faster(records: Records) -> dict[str, float | None]:
+    """How many times as fast: waking from pinned memory as by the driver's checkpoint (bytes a second), a token with a graph as without. None: not measured.
+
+    Of the largest model that has both."""
+    made: dict[str, float | None] = {"woken from pinned memory against by the driver": None, "a further token with a graph against without": None}
+    for record in records:
+        by_driver = _median(numbers(items(record.result("cuda-checkpoint"), "times"), "rates_bytes_per_s", "wake"))
+        by_copy = _median(numbers(items(record.result("wake"), "times"), "rate_bytes_per_s"))
+        if by_driver and by_copy:
+            made["woken from pinned memory against by the driver"] = by_copy / by_driver
+        eager, graph = (_median(numbers(items(record.result("decode"), "arms", arm), "third_request", "decode_median_s")) for arm in ("eager", "fewer-graphs"))
+        if eager and graph:
+            made["a further token with a graph against without"] = eager / graph
+    return made
+
+
 # ---- CRIU ---------------------------------------------------------------------------------------------------------------
 
 def restored(records: Records) -> Table:
@@ -201,6 +228,22 @@ def restored(records: Records) -> Table:
     rows += _empty(head, gaps(records, "cuda-checkpoint-criu"))
     rows += _empty(head, [g for g in gaps(records, "import-warm") if not g[1].startswith("not tried")])
     return table(head, rows, records, "CRIU without its CUDA plugin, parked by the driver's calls; cache state of the image proven by page residency")
+
+
+def checkpoint_shares(records: Records) -> dict[str, float | None]:
+    """Restore from a cold image ÷ start, to the first token, and the driver's slower way ÷ the pinned bus; of the largest model that has it. None: not measured."""
+    made: dict[str, float | None] = {"a restore with the GPU's state, image cold, against a start": None, "the driver's park or wake, the slower one, against the pinned bus": None}
+    rates = bus(records)
+    for record in records:
+        found = record.result("cuda-checkpoint-criu")
+        start, cold = number_at(found, "start_s"), [r for r in items(found, "restores") if r.get("want") == "cold" and r.get("outcome") == "ok"]
+        if start and (took := _median(numbers(cold, "gone_to_first_token_s"))) is not None:
+            made["a restore with the GPU's state, image cold, against a start"] = took / start
+        times = items(record.result("cuda-checkpoint"), "times")
+        ways = [(_median(numbers(times, "rates_bytes_per_s", way)), rates.get(limit)) for way, limit in (("park", "d2h_pinned"), ("wake", "h2d_pinned"))]
+        if shares := [rate / limit for rate, limit in ways if rate and limit]:
+            made["the driver's park or wake, the slower one, against the pinned bus"] = min(shares)
+    return made
 
 
 # ---- loaders ------------------------------------------------------------------------------------------------------------
@@ -244,8 +287,9 @@ def decoded(records: Records) -> Table:
             rows.append([record.preset, arm, middle(numbers(runs, "start_phases_s", "warmup")), middle(numbers(runs, "start_s")), middle(numbers(runs, "third_request", "decode_median_s")),
                          middle(numbers(runs, "third_request", "decode_slowest_s")), middle(numbers(runs, "device_used_bytes"), show_bytes),
                          "yes" if equal is True else "no" if equal is False else NONE, str(len(runs)) if runs else "failed"])
+    states = sorted({str(at(found, "cache", "state") or "unverified") for _, found in each(records, "decode")}) or ["unverified"]
     return table(head, [*rows, *_empty(head, gaps(records, "decode"))], records,
-                 "files in memory; a further token: median within the third request, batch 1; floor of a token: bytes of the weights ÷ the device memory's rate, not measured")
+                 f"cache {'/'.join(states)} before the first server; a further token: median within the third request, batch 1; floor of a token: bytes of the weights ÷ the device memory's rate, not measured")
 
 
 # ---- stacks -------------------------------------------------------------------------------------------------------------
@@ -272,91 +316,3 @@ def stacked(records: Records) -> Table:
     for name in ("stack", "resident", "compile"):
         rows += _empty(head, [(preset, f"{name}: {why}") for preset, why in gaps(records, name) if not why.startswith("not tried")])
     return table(head, rows, records, "no image; floor: of all phases that move bytes; a ratio of n < 5 is never significant")
-
-
-# ---- all of it ----------------------------------------------------------------------------------------------------------
-
-def tried(records: Records) -> Table:
-    """Every trial of every record: outcome, seconds, reason."""
-    rows = [[record.preset, t["name"], t["outcome"], show_s(s) if (s := number_at(t, "seconds")) is not None else "", "" if t["outcome"] == "ok" else words(reason(t).partition(": ")[2])]
-            for record in records for t in record.trials]
-    return table(["model", "trial", "outcome", "took", "reason"], rows, records, "each a process of its own, under its own time limit")
-
-
-def facts(records: Records) -> Table:
-    """The host that it was made on."""
-    rows: list[list[str]] = []
-    for record in records[-1:]:
-        card, told = record.host, next((found for _, found in each(tuple(reversed(records)), "facts")), {})
-        gpu = at(card, "gpus", 0) or {}
-        disk, rates = at(told, "disk") or {}, bus(records)
-        rows = [["GPU", f"{at(gpu, 'name') or NONE}, {show_bytes(number_at(gpu, 'memory_bytes') or 0)}, driver {at(gpu, 'driver') or '?'}, persistence {'on' if at(gpu, 'persistence') else 'off'}"],
-                ["CPU, memory", f"{at(card, 'cpu', 'count')} × {at(card, 'cpu', 'model')}, {show_bytes(number_at(card, 'memory_bytes') or 0)}, {at(card, 'virtualisation') or 'bare metal'}"],
-                ["software", f"{at(card, 'distribution')}, Linux {at(card, 'kernel')}, Python {at(card, 'python')}, torch {at(told, 'torch', 'version') or at(card, 'torch')}"],
-                ["bus, to the device", f"pinned {_rate(rates, 'h2d_pinned')}, pageable {_rate(rates, 'h2d_pageable')}"],
-                ["bus, from the device", f"pinned {_rate(rates, 'd2h_pinned')}, pageable {_rate(rates, 'd2h_pageable')}"],
-                ["disk", f"reads {_rate(disk, 'disk_read')} past the cache, writes {_rate(disk, 'disk_write')}"],
-                ["import of torch, first time", middle(numbers([told], "torch", "import_s"))],
-                ["CRIU", words(at(told, "tools", "criu", "said") or at(told, "tools", "criu", "missing") or NONE)]]
-    return table(["what", "here"], rows, records, "")
-
-
-def _rate(rates: Any, key: str) -> str:
-    value = number_at(rates, key) or number_at(rates, f"{key}_bytes_per_s")
-    return show_rate(value) if value else "not measured"
-
-
-# ---- goals --------------------------------------------------------------------------------------------------------------
-
-def goals(records: Records, preset: str = "8b") -> Table:
-    """What such a host should reach with the 8b shape, against what it did."""
-    rows = []
-    streamed = "no-image,weights=labkit-streamer"
-    of = [r for r in records if r.preset == preset]
-    for record, found, arm in stack_rows(of):
-        if arm.get("arm") != streamed:
-            continue
-        size = number_at(record.result("model"), "safetensors", "bytes")
-        rates = [number_at(found, "floors", n) for n in ("disk_read_bytes_per_s", "h2d_pinned_bytes_per_s")]
-        took, made = number_at(arm, "median_s"), number_at(arm, "phases", "context")
-        slower = min((r for r in rates if r), default=None)
-        if size and slower and took is not None and made is not None:
-            bound = 1.25 * size / slower + made + 1
-            rows.append(["cold disk to the first token ≤ 1.25 × (bytes ÷ the slower of disk and bus) + context + 1 s", show_s(bound), show_s(took), _met(took <= bound)])
-        ratio = number_at(found, "ratios", f"{streamed}_vs_no-image", "median")
-        if ratio is not None:
-            rows.append(["stacked ÷ naive ≤ 0.35 on a warm node", "0.35", f"{ratio:.2f}", _met(ratio <= 0.35)])
-    for _, found in each(of, "wake"):
-        if parts := numbers(items(found, "times"), "share_of_bus"):
-            rows.append(["pinned wake-up ≥ 90 % of the pinned bus rate", "90%", middle(parts, "{:.0%}".format), _met(stats.median(parts) >= 0.9)])
-    for _, found in each(of, "cuda-checkpoint"):
-        same = [t.get("equal_tokens") for t in items(found, "times")]
-        if same:
-            rows.append(["equal tokens after every park and wake", "all", yes(same), _met(all(same))])
-    return table(["goal", "bound", f"measured, {preset}", "met"], rows or [[f"{preset}: nothing of it was measured", "", "", ""]], records, "medians")
-
-
-def _met(reached: bool) -> str:
-    return "yes" if reached else "no"
-
-
-TABLES: dict[str, tuple[str, Callable[[Records], Table]]] = {
-    "facts": ("The host", facts), "tried": ("Every trial", tried), "goals": ("Goals", goals), "stacked": ("Whole starts", stacked), "started": ("A start by phases", started),
-    "context": ("The context taken apart", context), "loaded": ("Weights to the device", loaded), "parked": ("Parked and woken by the driver", parked),
-    "woken": ("Woken from pinned memory", woken), "restored": ("CUDA checkpoint and CRIU", restored), "decoded": ("Graphs against eager", decoded)}
-
-
-def markdown(records: Records, only: Sequence[str] = ()) -> str:
-    """Tables as Markdown, a heading each."""
-    parts = []
-    for name in only or TABLES:
-        title, make = TABLES[name]
-        made = make(records)
-        lines = ["| " + " | ".join(_cell(c) for c in row) + " |" for row in (made.head, *made.rows)]
-        lines.insert(1, "|" + "---|" * len(made.head))
-        parts.append("\n".join([f"### {title}", "", *lines, "", f"*{made.caption}*", *(f"- {n}" for n in made.notes)]))
-    return "\n\n".join(parts)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|") or " "

@@ -160,11 +160,11 @@ def run_html(run: Run, title: str, level: int = 2) -> str:
 def record_html(path: Path, level: int = 2) -> str:
     """A further record on the page; one that cannot be read or drawn says why in its place."""
     from labkit.core import printable, records
-    from labkit.lessons import gpu_figures, gpu_record, replay
+    from labkit.lessons import gpu_record, gpu_summary, replay
 
     try:
         if replay.of_gpu_trials(path):
-            return gpu_figures.html((gpu_record.read(path),), f"{printable.line(path.stem)}: GPU trials", level)
+            return gpu_summary.html((gpu_record.read(path),), f"{printable.line(path.stem)}: GPU trials", level)
         run = printable.every(records.read(path))
         return run_html(run, f"{path.stem}: {', '.join(run.arm_names)}", level)
     except (BadInput, LabError) as error:

@@ -13,7 +13,7 @@ from record_mutations import ROOT, VALUES, places
 from labkit.cli import compare, show
 from labkit.core import printable, records
 from labkit.errors import BadInput
-from labkit.lessons import gallery, gpu_figures, gpu_record, gpu_tables, replay, report
+from labkit.lessons import gallery, gpu_figures, gpu_record, gpu_summary, gpu_tables, replay, report
 from tests.support.gpu_records import record, results, write
 
 REAL = sorted((ROOT / "data" / "recorded").glob("*/gpu-trials*.json"))
@@ -34,7 +34,7 @@ def cells(table):
 def test_both_records_of_a_host_stand_in_one_table_and_every_table_is_stamped(folder):
     found = gpu_record.recorded()
     assert [r.plan for r in found] == ["first", "second"]
-    for _, make in gpu_tables.TABLES.values():
+    for _, make in gpu_summary.TABLES.values():
         table = make(found)
         assert table.rows and table.caption.startswith("replayed from an invented host")
         assert all(len(row) == len(table.head) for row in table.rows)
@@ -61,9 +61,9 @@ def test_medians_stand_with_n_range_and_the_share_of_the_bus(folder):
 
 def test_goals_are_judged_of_the_8b_shape_only(folder):
     found = gpu_record.recorded()
-    judged = {row["goal"][:11]: row["met"] for row in cells(gpu_tables.goals(found))}
+    judged = {row["goal"][:11]: row["met"] for row in cells(gpu_summary.goals(found))}
     assert judged == {"cold disk t": "yes", "stacked ÷ n": "yes", "pinned wake": "yes", "equal token": "yes"}
-    assert "nothing of it was measured" in gpu_tables.goals(found[:1]).text
+    assert "nothing of it was measured" in gpu_summary.goals(found[:1]).text
 
 
 def test_figures_are_stamped_and_their_twins_say_the_same(folder):
@@ -76,7 +76,7 @@ def test_figures_are_stamped_and_their_twins_say_the_same(folder):
 def test_without_a_record_nothing_is_shown_and_it_says_what_makes_one(tmp_path, monkeypatch):
     monkeypatch.setenv(replay.ENV, str(tmp_path))
     assert gpu_record.recorded() == () and "make gpu" in gpu_tables.parked(()).text
-    for _, make in gpu_tables.TABLES.values():
+    for _, make in gpu_summary.TABLES.values():
         make(())
     gpu_figures.every(())
 
@@ -136,7 +136,7 @@ def test_show_prints_every_table_one_json_line_or_a_figure(folder, tmp_path, cap
 def test_markdown_is_made_of_every_table(folder, capsys):
     assert gpu_record.main([]) == 0
     said = capsys.readouterr().out
-    assert said.count("### ") == len(gpu_tables.TABLES) and "| 8b | no-image |" in said
+    assert said.count("### ") == len(gpu_summary.TABLES) and "| 8b | no-image |" in said
     assert gpu_record.main(["parked"]) == 0 and capsys.readouterr().out.count("### ") == 1
 
 
@@ -168,7 +168,7 @@ def test_a_damaged_record_is_refused_or_shown_and_a_terminal_obeys_none_of_it(tm
     except BadInput as error:
         assert error.what
         return
-    for said in [gpu_tables.markdown(found), gpu_figures.text(found), gpu_figures.html(found, "x"), *(p.text for p in gpu_figures.every(found))]:
+    for said in [gpu_summary.markdown(found), gpu_summary.text(found), gpu_summary.html(found, "x"), *(p.text for p in gpu_figures.every(found))]:
         assert "\x1b" not in said and "\u202e" not in said
 
 
@@ -176,7 +176,7 @@ def test_a_damaged_record_is_refused_or_shown_and_a_terminal_obeys_none_of_it(tm
 def test_every_record_of_the_repository_is_sound_and_drawn(path):
     found = (gpu_record.read(path),)
     assert "INVENTED" not in path.read_text()
-    assert printable.text(gpu_figures.text(found)) and len(gpu_figures.every(found)) == len(gpu_figures.FIGURES)
+    assert printable.text(gpu_summary.text(found)) and len(gpu_figures.every(found)) == len(gpu_figures.FIGURES)
 
 
 def test_the_made_up_record_has_every_trial_that_is_read():

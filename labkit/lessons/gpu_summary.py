@@ -1,0 +1,141 @@
+"""GPU trials as a whole: the host, every trial with its outcome, the goals of such a host – and all tables and figures as a page, text or Markdown.
+
+    goals(records)                    # what an H100 should reach with the 8b shape, against what it did
+    html(records, "GPU trials")       # the gallery's page;  text(records): labkit show;  markdown(records): docs/h100.md
+
+Lesson: notebooks/06_gpu_init, notebooks/09_decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any
+
+from labkit.core import stats
+from labkit.core.units import show_bytes, show_rate, show_s
+from labkit.face.table import Table
+from labkit.lessons import gpu_figures
+from labkit.lessons.gpu_record import Record, at, each, items, number_at, numbers, reason, stamp, words
+from labkit.lessons.gpu_tables import (
+    NONE,
+    bus,
+    context,
+    decoded,
+    loaded,
+    middle,
+    parked,
+    restored,
+    stack_rows,
+    stacked,
+    started,
+    table,
+    woken,
+    yes,
+)
+
+Records = Sequence[Record]
+
+
+def tried(records: Records) -> Table:
+    """Every trial of every record: outcome, seconds, reason."""
+    rows = [[record.preset, t["name"], t["outcome"], show_s(s) if (s := number_at(t, "seconds")) is not None else "", "" if t["outcome"] == "ok" else words(reason(t).partition(": ")[2])]
+            for record in records for t in record.trials]
+    return table(["model", "trial", "outcome", "took", "reason"], rows, records, "each a process of its own, under its own time limit")
+
+
+def facts(records: Records) -> Table:
+    """The host that it was made on."""
+    rows: list[list[str]] = []
+    for record in records[-1:]:
+        card, told = record.host, next((found for _, found in each(tuple(reversed(records)), "facts")), {})
+        gpu = at(card, "gpus", 0) or {}
+        disk, rates = at(told, "disk") or {}, bus(records)
+        rows = [["GPU", f"{at(gpu, 'name') or NONE}, {show_bytes(number_at(gpu, 'memory_bytes') or 0)}, driver {at(gpu, 'driver') or '?'}, persistence {'on' if at(gpu, 'persistence') else 'off'}"],
+                ["CPU, memory", f"{at(card, 'cpu', 'count')} × {at(card, 'cpu', 'model')}, {show_bytes(number_at(card, 'memory_bytes') or 0)}, {at(card, 'virtualisation') or 'bare metal'}"],
+                ["software", f"{at(card, 'distribution')}, Linux {at(card, 'kernel')}, Python {at(card, 'python')}, torch {at(told, 'torch', 'version') or at(card, 'torch')}"],
+                ["bus, to the device", f"pinned {_rate(rates, 'h2d_pinned')}, pageable {_rate(rates, 'h2d_pageable')}"],
+                ["bus, from the device", f"pinned {_rate(rates, 'd2h_pinned')}, pageable {_rate(rates, 'd2h_pageable')}"],
+                ["disk", f"reads {_rate(disk, 'disk_read')} past the cache, writes {_rate(disk, 'disk_write')}"],
+                ["import of torch, first time", middle(numbers([told], "torch", "import_s"))],
+                ["CRIU", words(at(told, "tools", "criu", "said") or at(told, "tools", "criu", "missing") or NONE)]]
+    return table(["what", "here"], rows, records, "")
+
+
+def _rate(rates: Any, key: str) -> str:
+    value = number_at(rates, key) or number_at(rates, f"{key}_bytes_per_s")
+    return show_rate(value) if value else "not measured"
+
+
+# ---- goals --------------------------------------------------------------------------------------------------------------
+
+def goals(records: Records, preset: str = "8b") -> Table:
+    """What such a host should reach with the 8b shape, against what it did."""
+    rows = []
+    streamed = "no-image,weights=labkit-streamer"
+    of = [r for r in records if r.preset == preset]
+    for record, found, arm in stack_rows(of):
+        if arm.get("arm") != streamed:
+            continue
+        size = number_at(record.result("model"), "safetensors", "bytes")
+        rates = [number_at(found, "floors", n) for n in ("disk_read_bytes_per_s", "h2d_pinned_bytes_per_s")]
+        took, made = number_at(arm, "median_s"), number_at(arm, "phases", "context")
+        slower = min((r for r in rates if r), default=None)
+        if size and slower and took is not None and made is not None:
+            bound = 1.25 * size / slower + made + 1
+            rows.append(["cold disk to the first token ≤ 1.25 × (bytes ÷ the slower of disk and bus) + context + 1 s", show_s(bound), show_s(took), _met(took <= bound)])
+        ratio = number_at(found, "ratios", f"{streamed}_vs_no-image", "median")
+        if ratio is not None:
+            rows.append(["stacked ÷ naive ≤ 0.35 on a warm node", "0.35", f"{ratio:.2f}", _met(ratio <= 0.35)])
+    for _, found in each(of, "wake"):
+        if parts := numbers(items(found, "times"), "share_of_bus"):
+            rows.append(["pinned wake-up ≥ 90 % of the pinned bus rate", "90%", middle(parts, "{:.0%}".format), _met(stats.median(parts) >= 0.9)])
+    for _, found in each(of, "cuda-checkpoint"):
+        same = [t.get("equal_tokens") for t in items(found, "times")]
+        if same:
+            rows.append(["equal tokens after every park and wake", "all", yes(same), _met(all(same))])
+    return table(["goal", "bound", f"measured, {preset}", "met"], rows or [[f"{preset}: nothing of it was measured", "", "", ""]], records, "medians")
+
+
+def _met(reached: bool) -> str:
+    return "yes" if reached else "no"
+
+
+TABLES: dict[str, tuple[str, Callable[[Records], Table]]] = {
+    "facts": ("The host", facts), "tried": ("Every trial", tried), "goals": ("Goals", goals), "stacked": ("Whole starts", stacked), "started": ("A start by phases", started),
+    "context": ("The context taken apart", context), "loaded": ("Weights to the device", loaded), "parked": ("Parked and woken by the driver", parked),
+    "woken": ("Woken from pinned memory", woken), "restored": ("CUDA checkpoint and CRIU", restored), "decoded": ("Graphs against eager", decoded)}
+
+
+def markdown(records: Records, only: Sequence[str] = ()) -> str:
+    """Tables as Markdown, a heading each."""
+    parts = []
+    for name in only or TABLES:
+        title, make = TABLES[name]
+        made = make(records)
+        lines = ["| " + " | ".join(_cell(c) for c in row) + " |" for row in (made.head, *made.rows)]
+        lines.insert(1, "|" + "---|" * len(made.head))
+        parts.append("\n".join([f"### {title}", "", *lines, "", f"*{made.caption}*", *(f"- {n}" for n in made.notes)]))
+    return "\n\n".join(parts)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|") or " "
+
+
+def html(records: Records, title: str, level: int = 1) -> str:
+    """A page's worth: the host, every trial with its outcome and reason, the figures, then the tables behind them."""
+    parts = [f"<h{level}>{escape(title)}</h{level}>", f"<p><b>{escape(stamp(records))}</b></p>"]
+    for name in ("facts", "tried"):
+        said, make = TABLES[name]
+        parts += [f"<h{level + 1}>{escape(said)}</h{level + 1}>", make(records).html()]
+    parts += [picture.html() for picture in gpu_figures.every(records)]
+    for name, (said, make) in TABLES.items():
+        if name not in ("facts", "tried"):
+            parts += [f"<h{level + 1}>{escape(said)}</h{level + 1}>", make(records).html()]
+    return "\n".join(parts)
+
+
+def text(records: Records) -> str:
+    """The same in words."""
+    return "\n\n".join(f"{said}\n{make(records).text}" for said, make in TABLES.values())
