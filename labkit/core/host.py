@@ -24,7 +24,7 @@ import platform
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -162,22 +162,6 @@ def torch_cuda() -> str:
             found = re.search(r"""^cuda\b[^=\n]*=\s*['"]([\d.]+)['"]""", read_text(str(Path(spec.origin).with_name("version.py"))), re.MULTILINE)
             return found[1] if found else ""
     return ""
-
-
-#: The oldest driver of each CUDA line (its minor versions need no newer one): https://docs.nvidia.com/deploy/cuda-compatibility/
-OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
-
-
-def driver_too_old(gpu: Mapping[str, Any], cuda: str) -> str:
-    """What is wrong with the driver for a program of this CUDA version, in words; "" where it fits, or nobody knows."""
-    major, needed = driver_major(gpu), OLDEST_DRIVER.get(int(cuda.split(".")[0]) if cuda[:1].isdigit() else 0, 0)
-    return f"driver {gpu['driver']} is older than {needed}, which CUDA {cuda} needs" if major and major < needed else ""
-
-
-def driver_major(gpu: Mapping[str, Any]) -> int:
-    """580 of "580.159.04"; 0 of what is no version."""
-    found = re.match(r"\d{1,5}", str(gpu.get("driver", "")))
-    return int(found[0]) if found else 0
 
 
 def gpus() -> list[dict[str, Any]]:

@@ -273,6 +273,18 @@ def loaded(records: Records) -> Table:
     return table(head, rows, records, f"all bytes on the device; the loader's own import is in it; floor: {'; '.join(filter(None, floors)) or 'not told'}")
 
 
+def first_on_device(records: Records, measured: Mapping[str, Any] | None = None) -> dict[str, tuple[str, float]]:
+    """"model, cache state" -> the first loader and its times of the floor; of a bench here, or of what is recorded."""
+    documents = [(str(measured.get("preset", "")), measured)] if measured else load_documents(records)
+    best: dict[str, tuple[float, str, float]] = {}
+    for preset, found in documents:
+        for r in items(found, "results"):
+            took, floor, state = number_at(r, "median_s"), number_at(r, "floor_s"), f"{preset}, {words(r.get('cache', 'unverified'))}"
+            if took is not None and floor and (state not in best or took < best[state][0]):
+                best[state] = (took, str(r.get("arm", "")).rpartition(".")[0], took / floor)
+    return {state: (loader, times) for state, (_, loader, times) in best.items()}
+
+
 # ---- tokens -------------------------------------------------------------------------------------------------------------
 
 def decoded(records: Records) -> Table:

@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from labkit.core import host
+from labkit.core import driver, host
 from labkit.core.plan import told_device
 from labkit.errors import BadInput
 from labkit.stack.compose import Stack
@@ -69,7 +69,7 @@ def place(stacks: Iterable[Stack], told: str = "", server_args: Sequence[str] = 
     built_for = host.torch_cuda()
     if not built_for:
         return Placement("cpu", f"{name} is here, but torch is built without CUDA")
-    if lacking := host.driver_too_old(gpus[0], built_for):
+    if lacking := driver.too_old(str(gpus[0]["driver"]), built_for):
         return Placement("cpu", f"{name} is here, but {lacking}")
     return Placement("cuda", f"a GPU is here, and torch is built for CUDA {built_for}", name=name)
 
