@@ -21,10 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labkit.core import printable, record_schema, records
+from labkit.core import printable, question, record_schema, records
 from labkit.core.record_schema import Wrong, listed, mapped, maybe, number, shaped, text, whole
+from labkit.core.records import Run
 from labkit.core.units import show_bytes
 from labkit.errors import BadInput
+from labkit.lessons import replay
 from labkit.lessons.replay import folder, of_gpu_trials
 
 KIND = "gpu-trials"
@@ -113,6 +115,27 @@ def recorded(host: str = "") -> tuple[Record, ...]:
     found.sort(key=lambda r: (r.created, r.name))
     wanted = host or (found[-1].name.partition("/")[0] if found else "")
     return tuple(r for r in found if r.name.partition("/")[0] == wanted)
+
+
+#: By size, for which of several runs is shown.
+PRESETS = ("tiny", "small", "1b", "8b")
+
+
+def runs(kind: str = "", host: str = "") -> list[Run]:
+    """Recorded runs whose servers were on a GPU, of the host whose GPU trials are newest, marked as replayed, the largest model last.
+
+    `kind`: only files that begin with it ("stack")."""
+    found = recorded(host)
+    where = host or (found[-1].name.partition("/")[0] if found else "")
+    made = []
+    for name in replay.names():
+        if name.partition("/")[0] == where and name.partition("/")[2].startswith(kind):
+            with contextlib.suppress(BadInput):
+                run = replay.replay(name)
+                if str(question.asked(run).get("device", "")).startswith("cuda"):
+                    made.append(run)
+    size = {preset: i for i, preset in enumerate(PRESETS)}
+    return sorted(made, key=lambda r: size.get(str(r.experiment.get("preset")), -1))
 
 
 def stamp(made: Sequence[Record]) -> str:

@@ -1,6 +1,7 @@
 """GPU trials as a whole: the host, every trial with its outcome, the goals of such a host – and all tables and figures as a page, text or Markdown.
 
     goals(records)                    # what an H100 should reach with the 8b shape, against what it did
+    claimed(records)                  # rows for the article's table
     html(records, "GPU trials")       # the gallery's page;  text(records): labkit show;  markdown(records): docs/h100.md
 
 Lesson: notebooks/06_gpu_init, notebooks/09_decide.
@@ -33,6 +34,7 @@ from labkit.lessons.gpu_tables import (
     woken,
     yes,
 )
+from labkit.stack import claims
 
 Records = Sequence[Record]
 
@@ -99,6 +101,27 @@ def goals(records: Records, preset: str = "8b") -> Table:
 
 def _met(reached: bool) -> str:
     return "yes" if reached else "no"
+
+
+# ---- the article's claims ----------------------------------------------------------------------------------------------
+
+def claimed(records: Records) -> list[claims.Row]:
+    """Rows of the article's table that only GPU trials measured: the GPU's state restored by CRIU and the driver against a start, image cold and warm.
+
+    Of few restores the interval is their range, and n < 5 is never significant."""
+    article = next(r for r in claims.ROWS if "cuda-checkpoint" in r.techniques)
+    rows = []
+    for record, found in each(records, "cuda-checkpoint-criu"):
+        start = number_at(found, "start_s")
+        for want in ("cold", "warm"):
+            took = numbers([r for r in items(found, "restores") if r.get("want") == want and r.get("outcome") == "ok"], "gone_to_first_token_s")
+            if not start or not took:
+                continue
+            parts = sorted(t / start for t in took)
+            ratio = {"median": stats.median(parts), "low": parts[0], "high": parts[-1], "n": len(parts), "significant": len(parts) >= 5 and not parts[0] <= 1 <= parts[-1]}
+            setup = f"image {want}, start with an unverified cache, no image of a container, {record.preset}, on {claims.gpu_of(record.host)}, n = {len(parts)}, {stamp([record])}"
+            rows.append(claims.Row(article.claim, article.layer, article.label, "cuda-checkpoint + criu", ratio, ratio, claims.verdict(ratio, article.claim), setup))
+    return rows
 
 
 TABLES: dict[str, tuple[str, Callable[[Records], Table]]] = {

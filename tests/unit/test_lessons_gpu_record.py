@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -64,6 +65,22 @@ def test_goals_are_judged_of_the_8b_shape_only(folder):
     judged = {row["goal"][:11]: row["met"] for row in cells(gpu_summary.goals(found))}
     assert judged == {"cold disk t": "yes", "stacked ÷ n": "yes", "pinned wake": "yes", "equal token": "yes"}
     assert "nothing of it was measured" in gpu_summary.goals(found[:1]).text
+
+
+def test_restores_are_rows_of_the_article_s_table_and_one_look_is_never_significant(folder):
+    rows = gpu_summary.claimed(gpu_record.recorded())
+    assert [(round(r.ratio["median"], 3), r.verdict) for r in rows] == [(1.025, "not significant")] * 2
+    assert all("replayed from an invented host" in r.setup and "on INVENTED GPU" in r.setup and "image cold" in r.setup for r in rows)
+
+
+def test_recorded_runs_on_the_gpu_are_found_by_size_and_marked(folder):
+    run = records.read(ROOT / "data" / "recorded" / "epyc-2" / "naive-small.json")
+    for preset, device in (("8b", "cuda"), ("1b", "cuda"), ("tiny", "cpu")):
+        chosen = {**(run.experiment.get("conditions") or {}), "device": device}
+        records.write(replace(run, experiment={**run.experiment, "preset": preset, "conditions": {**chosen, "preset": preset}}), folder / "invented" / f"stack-{preset}.json")
+    found = gpu_record.runs("stack")
+    assert [r.experiment["preset"] for r in found] == ["1b", "8b"] and all(r.experiment["replayed_from"] for r in found)
+    assert gpu_record.runs("other") == []
 
 
 def test_figures_are_stamped_and_their_twins_say_the_same(folder):
