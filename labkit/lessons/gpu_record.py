@@ -132,7 +132,7 @@ def runs(kind: str = "", host: str = "") -> list[Run]:
         if name.partition("/")[0] == where and name.partition("/")[2].startswith(kind):
             with contextlib.suppress(BadInput):
                 run = replay.replay(name)
-                if str(question.asked(run).get("device", "")).startswith("cuda"):
+                if str(question.asked(run).get("device", "")).startswith("cuda") and any(t.ok for t in run.trials):
                     made.append(run)
     size = {preset: i for i, preset in enumerate(PRESETS)}
     return sorted(made, key=lambda r: size.get(str(r.experiment.get("preset")), -1))
