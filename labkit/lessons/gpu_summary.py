@@ -10,13 +10,15 @@ Lesson: notebooks/06_gpu_init, notebooks/09_decide.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 from labkit.core import stats
+from labkit.core.records import Run
 from labkit.core.units import show_bytes, show_rate, show_s
 from labkit.face.table import Table
-from labkit.lessons import gpu_figures
+from labkit.lessons import gpu_figures, gpu_record
 from labkit.lessons.gpu_record import Record, at, each, items, number_at, numbers, reason, stamp, words
 from labkit.lessons.gpu_tables import (
     NONE,
@@ -103,6 +105,69 @@ def _met(reached: bool) -> str:
     return "yes" if reached else "no"
 
 
+# ---- ways to have a server ----------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Way:
+    """`kept_bytes`: what is held around the clock, by where: device, host, pinned, disk (files that a start needs anyway are left out)."""
+
+    preset: str
+    name: str
+    first_token_s: float
+    n: int
+    cache: str
+    kept_bytes: dict[str, float]
+    on_device: bool = False  # whether a process stays on the device
+
+
+def ways(records: Records, runs: Sequence[Run] = ()) -> list[Way]:
+    """Every recorded way to a first token, with what it keeps, fastest first. `runs`: records of the same host, which say what a standby held of the device."""
+    made = []
+    for record, _, arm in stack_rows(records):
+        if (took := number_at(arm, "median_s")) is not None:
+            name, size = str(arm.get("arm", "")), number_at(record.result("wake"), "bytes") or number_at(record.result("model"), "safetensors", "bytes") or 0.0
+            resident = "warm-standby" in name or "device-resident" in name
+            kept = {"pinned": size, "device": _held_asleep(runs, record.preset, name)} if "warm-standby" in name else {"device": size} if resident else {}
+            made.append(Way(record.preset, name, took, int(number_at(arm, "n") or 0), str(arm.get("cache", "unverified")), kept, resident))
+    for record, found in each(records, "cuda-checkpoint"):
+        times = items(found, "times")
+        woken_s = [a + b + c for a, b, c in zip(numbers(times, "wake", "restore_s"), numbers(times, "wake", "unlock_s"), numbers(times, "first_token_after_wake_s"), strict=False)]
+        held, left = numbers(times, "resident_parked_bytes") or numbers(times, "device_bytes"), numbers(times, "device_parked_bytes")
+        if woken_s:
+            made.append(Way(record.preset, "parked by the driver, woken", stats.median(woken_s), len(woken_s), "in memory", {"host": stats.median(held) if held else 0.0, "device": max(left, default=0.0)}, max(left, default=0.0) > 0))
+    for record, found in each(records, "cuda-checkpoint-criu"):
+        size = next(iter(numbers(list(reversed(items(found, "dumps"))), "image_bytes")), 0.0)
+        for want in ("cold", "warm"):
+            took = numbers([r for r in items(found, "restores") if r.get("want") == want and r.get("outcome") == "ok"], "gone_to_first_token_s")
+            if took:
+                made.append(Way(record.preset, "restored by CRIU and the driver", stats.median(took), len(took), want, {"disk": size}))
+    return sorted(made, key=lambda w: (w.preset, w.first_token_s))
+
+
+def _held_asleep(runs: Sequence[Run], preset: str, arm: str) -> float:
+    """Bytes of the device that a standby's process held while its weights slept, by its evidence; 0 where no record says so."""
+    told = [e.get("facts") for r in runs if r.experiment.get("preset") == preset for t in r.of_arm(arm) for e in t.evidence]
+    return stats.median(found) if (found := numbers(told, "device_bytes_asleep")) else 0.0
+
+
+def kept(records: Records, runs: Sequence[Run] = ()) -> Table:
+    """Seconds against what is held for them."""
+    rows = []
+    for w in ways(records, runs):
+        held = [f"{show_bytes(size)} {WHERE[where]}" for where, size in w.kept_bytes.items() if size]
+        rows.append([w.preset, w.name, show_s(w.first_token_s), w.cache, ", ".join(held) + (", and its process" if w.on_device else "") or "the model's files only", str(w.n)])
+    return table(["model", "way", "first token", "cache", "kept around the clock", "n"], rows, records, "beside the model's files on the disk; cache of what a start reads")
+
+
+WHERE = {"pinned": "of pinned host memory", "host": "of host memory", "device": "on the device", "disk": "of disk"}
+
+
+def first_that_leaves_the_device(records: Records) -> Way | None:
+    """Of the largest model that has any: the fastest way that keeps nothing on the device."""
+    largest = [w for record in reversed(records) for w in ways([record]) if not w.on_device]
+    return min((w for w in largest if w.preset == largest[0].preset), key=lambda w: w.first_token_s) if largest else None
+
+
 # ---- the article's claims ----------------------------------------------------------------------------------------------
 
 def claimed(records: Records) -> list[claims.Row]:
@@ -127,7 +192,12 @@ def claimed(records: Records) -> list[claims.Row]:
 TABLES: dict[str, tuple[str, Callable[[Records], Table]]] = {
     "facts": ("The host", facts), "tried": ("Every trial", tried), "goals": ("Goals", goals), "stacked": ("Whole starts", stacked), "started": ("A start by phases", started),
     "context": ("The context taken apart", context), "loaded": ("Weights to the device", loaded), "parked": ("Parked and woken by the driver", parked),
-    "woken": ("Woken from pinned memory", woken), "restored": ("CUDA checkpoint and CRIU", restored), "decoded": ("Graphs against eager", decoded)}
+    "woken": ("Woken from pinned memory", woken), "restored": ("CUDA checkpoint and CRIU", restored), "decoded": ("Graphs against eager", decoded), "kept": ("Ways to a first token, and what they keep", lambda records: kept(records, runs_of(records)))}
+
+
+def runs_of(records: Records) -> list[Run]:
+    """The recorded runs beside these records."""
+    return gpu_record.runs(host=records[-1].name.partition("/")[0]) if records else []
 
 
 def markdown(records: Records, only: Sequence[str] = ()) -> str:
