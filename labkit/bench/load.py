@@ -76,9 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def compare_loaders(*names: str, preset: str = "small", states: tuple[str, ...] = ("cold",), blocks: int = 3, origin: str = "disk", link: str = "4gbit-bucket",
-                    progress: Any = None) -> dict[str, Any]:
+                    device: str = "cpu", progress: Any = None) -> dict[str, Any]:
     """The same from Python, for the notebooks: the document of the last line. `progress(line)` is called a measurement."""
-    return run(argparse.Namespace(preset=preset, model_dir="", cache=",".join(states), origin=origin, link=link, loaders=",".join(names), device="cpu", store="",
+    return run(argparse.Namespace(preset=preset, model_dir="", cache=",".join(states), origin=origin, link=link, loaders=",".join(names), device=device, store="",
                                   blocks=blocks, seed=0, progress=progress or (lambda line: None)))
 
 

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", type=preset, default="small")
     parser.add_argument("--blocks", type=count("--blocks"), default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="", choices=["", "cpu", "cuda"], help="device of the servers (default: cuda where a GPU is here and torch is built for it, else cpu)")
     parser.add_argument("--out", default="", metavar="FILE", help="the record (default: a new file in the workspace's runs/)")
     parser.add_argument("--resume", action="store_true", help="go on with the record in --out")
     parser.add_argument("--overwrite", action="store_true", help="begin the record in --out anew, where there is one")
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     only = tuple(n.strip() for n in args.only.split(",") if n.strip())
     if args.search:
         return _search(args, only)
-    names, missing = candidates(host.card(), scenario=args.scenario, only=only)
+    names, missing = candidates(host.card(), scenario=args.scenario, only=only, device=args.device)
     for name, why in missing.items():
         print(f"not here: {name}: {why}", file=sys.stderr)
     kinds = [k.strip() for k in args.kinds.split(",")]
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
           "--resume goes on after an interruption", file=sys.stderr)
     from labkit.stack import experiment
 
-    made = experiment(stacks, preset=args.preset, blocks=args.blocks, scenario=args.scenario, link=args.link, seed=args.seed,
+    made = experiment(stacks, preset=args.preset, blocks=args.blocks, scenario=args.scenario, link=args.link, seed=args.seed, device=args.device,
                       out=args.out or None, resume=args.resume, overwrite=args.overwrite, progress=Estimating(progress(), len(stacks), args.blocks))
     return _report(made, args.json)
 
@@ -96,7 +97,7 @@ def _search(args: argparse.Namespace, only: tuple[str, ...]) -> int:
     from labkit.face.live import progress
     from labkit.stack.search import search
 
-    found = search(scenario=args.scenario, link=args.link, preset=args.preset, only=only, progress=progress(), blocks=(2, 2, args.blocks), seed=args.seed)
+    found = search(scenario=args.scenario, link=args.link, preset=args.preset, only=only, progress=progress(), blocks=(2, 2, args.blocks), seed=args.seed, device=args.device)
     layers = ", ".join(f"{k}={v}" for k, v in found.stack.layers.items() if v)
     if not args.json:
         print(f"best here ({args.scenario}, {args.link}, {args.preset}): {layers}")

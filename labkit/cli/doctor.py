@@ -59,6 +59,7 @@ def _change(finding: Any, title: str) -> str:
 
 def _describe(card: dict[str, Any]) -> str:
     from labkit.core.units import show_bytes, show_rate
+    from labkit.stack.placement import place
 
     disk = card["disk"]
     speed = ", ".join(f"{what} {show_rate(disk[key])}" for what, key in (("reads", "read_bytes_per_s"), ("writes", "write_bytes_per_s")) if disk[key])
@@ -66,10 +67,13 @@ def _describe(card: dict[str, Any]) -> str:
              f"       {card['distribution']}, Linux {card['kernel']}" + (f", {card['virtualisation']}" if card["virtualisation"] else "") + f", as {card['rootness']}",
              f"disk   {disk['model'] or '?'}, {disk['fs']}, {show_bytes(disk['free_bytes'])} free" + (f", {speed}" if speed else "")
              + (f", the kernel reads {show_bytes(disk['read_ahead_bytes'])} ahead" if disk["read_ahead_bytes"] else ""),
-             f"python {card['python']}, torch {card['torch'] or 'not installed'}"]
+             f"python {card['python']}, torch {card['torch'] or 'not installed'}" + (f", built for CUDA {card['torch_cuda']}" if card["torch_cuda"] else "")]
     if card["memory"]["free_page_reporting"]:
         lines.append("memory free pages go back to the hypervisor: the next to need them waits for it (labkit bench load takes care of that)")
     if card["memory"]["evicts_idle"]:
         lines.append(f"memory the kernel evicts what lies idle (DAMON {', '.join(card['memory']['evicts_idle'])}): what is warm now may not stay so")
     lines += [f"GPU    {g['name']}, {show_bytes(g['memory_bytes'])}, driver {g['driver']}" for g in card["gpus"]]
+    if card["gpus"]:
+        placed = place(())
+        lines.append(f"runs   their servers are on {placed.device}: {placed.why}")
     return "\n".join(lines)

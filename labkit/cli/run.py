@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="only the JSON line on stdout")
     parser.add_argument("--port", type=port(), default=None, help="port of the server (default: a free one)")
     parser.add_argument("--at-t0", default="", metavar="CMD", help="a shell command started at t0 with LABKIT_URL set: a client outside the lab")
-    parser.add_argument("--device", default="", choices=["", "cpu", "cuda"], help="device of the server (default: its own choice)")
+    parser.add_argument("--device", default="", choices=["", "cpu", "cuda"], help="device of the server (default: cuda where a GPU is here and torch is built for it, else cpu)")
     byo = parser.add_argument_group("bring your own server (measured from outside, nothing in it is changed)")
     byo.add_argument("--command", dest="own_command", default="", metavar="CMD", help="an OpenAI-compatible server's command line")
     byo.add_argument("--url", default="", help="where it will answer")
@@ -89,10 +89,9 @@ def _stacks(args: argparse.Namespace) -> Any:
     stacks = [*args.stacks, *args.stack]
     if not stacks:
         raise BadInput("no stack named", why="a run takes at least one", fix="labkit run naive")
-    server_args = ("--device", args.device) if args.device else ()
     return experiment(stacks, preset=args.preset, blocks=args.blocks, scenario=args.scenario, link=args.link, seed=args.seed,
                       out=args.out or None, resume=args.resume, overwrite=args.overwrite, progress=progress(), timeout_s=args.timeout, model_dir=args.model_dir,
-                      at_t0=args.at_t0, port=args.port, server_args=server_args, store=args.store.rstrip("/"))
+                      at_t0=args.at_t0, port=args.port, device=args.device, store=args.store.rstrip("/"))
 
 
 def summary(run: Any) -> dict[str, Any]:
@@ -122,6 +121,7 @@ def summary(run: Any) -> dict[str, Any]:
         pairs = [(b.total_s, a.total_s) for a in run.of_arm(first) for b in run.of_arm(other["arm"]) if a.block == b.block]
         if pairs and not question.not_from_one_start(run, other["arm"], first):
             ratios[f"{other['arm']}_vs_{first}"] = stats.paired_ratio(pairs)
-    return {"bench": "run", "host": run.host, "blocks": run.experiment.get("blocks", max((t.block + 1 for t in run.trials), default=0)), "failed": len(run.failed), "trials": len(run.trials),
+    placement = run.experiment.get("placement") or {}
+    return {"bench": "run", "host": run.host, "device": question.asked(run).get("device"), "device_why": placement.get("why"), "blocks": run.experiment.get("blocks", max((t.block + 1 for t in run.trials), default=0)), "failed": len(run.failed), "trials": len(run.trials),
             "first_token_s": results[0].get("median_s"), "phases": results[0].get("phases", {}), "unaccounted_share": results[0].get("unaccounted_share"),
             "floors": run.floors, "results": results, "ratios": ratios}

@@ -3,6 +3,7 @@
     labkit show run.json
     labkit show run.json --figure waterfall.png --theme dark
     labkit show run.json --trials            every trial, one line each
+    labkit show gpu-trials-first.json        a record of GPU trials: outcomes, reasons, every table (--figure FILE --arm rates)
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the JSON file that labkit run wrote")
-    parser.add_argument("--arm", default="", help="only this arm")
+    parser.add_argument("--arm", default="", help="only this arm; of GPU trials the figure: context, rates, loads, decode, restore")
     parser.add_argument("--trials", action="store_true", help="every trial, one line each")
     parser.add_argument("--figure", default="", metavar="FILE", help="also draw the waterfall of the arm (.png, .svg)")
     parser.add_argument("--theme", default="light", choices=["light", "dark"], help="of the figure")
@@ -23,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from labkit.cli.output import last_line, say
     from labkit.core import printable, records
+    from labkit.lessons.replay import of_gpu_trials
 
+    if of_gpu_trials(Path(args.run)):
+        return _trials(args)
     made = records.read(args.run)
     if args.figure:
         from labkit.face.waterfall import waterfall
@@ -37,4 +41,23 @@ def run(args: argparse.Namespace) -> int:
     from labkit.face.account import text
 
     say(text(printable.every(made), arm=printable.line(args.arm), trials=args.trials))
+    return 0
+
+
+def _trials(args: argparse.Namespace) -> int:
+    """A record of GPU trials."""
+    from labkit.cli.output import last_line, say
+    from labkit.errors import BadInput
+    from labkit.lessons import gpu_figures, gpu_record, gpu_summary
+
+    records = (gpu_record.read(Path(args.run)),)
+    if args.arm and args.arm not in gpu_figures.FIGURES:
+        raise BadInput(f"no figure {args.arm!r} of GPU trials", fix="one of: " + ", ".join(gpu_figures.FIGURES))
+    if args.figure:
+        gpu_figures.FIGURES[args.arm or "rates"](records).save(Path(args.figure), theme=args.theme)
+    if not args.json:
+        say(gpu_summary.text(records))
+        return 0
+    trials = [{k: t[k] for k in ("name", "outcome", "seconds", "error") if k in t} for t in records[0].trials]
+    last_line({"command": "show", "kind": gpu_record.KIND, "plan": records[0].plan, "preset": records[0].preset, "created": records[0].created, "host": dict(records[0].host), "trials": trials})
     return 0

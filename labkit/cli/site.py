@@ -17,16 +17,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--executed", default="report/notebooks", metavar="DIR", help="folder of executed notebooks (default: report/notebooks)")
     parser.add_argument("--execute", action="store_true", help="execute all notebooks into that folder first; done by itself when it is empty")
     parser.add_argument("--preset", default="ci", help="parameters for --execute (default: ci)")
-    parser.add_argument("--record", action="append", default=[], metavar="FILE", help="a run record of this host to add")
+    parser.add_argument("--record", action="append", default=[], metavar="FILE", help="a run record or one of GPU trials of this host to add")
 
 
 def run(args: argparse.Namespace) -> int:
     from labkit.cli.output import last_line, say
-    from labkit.core import records
-    from labkit.lessons import gallery, pages
+    from labkit.lessons import gallery, gpu_record, pages
 
     for path in args.record:
-        records.read(readable_file(path, "--record", "labkit run naive --out FILE makes one"))
+        gpu_record.refuse_unsound(Path(readable_file(path, "--record", "labkit run naive --out FILE makes one")))
     output_directory(args.out, "--out")
     pages.refuse_strangers([Path(args.out) / "index.html"])
     executed, failed = Path(args.executed), 0

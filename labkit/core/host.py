@@ -12,10 +12,12 @@ The card holds no host name, no user name and no secret: records are meant to be
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import glob
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -120,7 +122,7 @@ def card() -> dict[str, Any]:
     made: dict[str, Any] = {
         "cpu": _cpu(), "memory_bytes": memory_bytes(), "memory": _memory_kept(), "kernel": platform.release(), "machine": platform.machine(),
         "distribution": _distribution(), "virtualisation": _virtualisation(), "disk": _disk(),
-        "python": platform.python_version(), "torch": package_version("torch"), "gpus": gpus(),
+        "python": platform.python_version(), "torch": package_version("torch"), "torch_cuda": torch_cuda(), "gpus": gpus(),
         "rootness": "root" if os.geteuid() == 0 else "user", "in_container": _in_container(),
     }
     made["id"] = _identity(made)
@@ -150,6 +152,16 @@ def package_version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def torch_cuda() -> str:
+    """The CUDA version that the installed torch is built for ("13.0"); "" without one. Read from torch's version file: it is not imported."""
+    with contextlib.suppress(ImportError, ValueError, AttributeError):
+        spec = importlib.util.find_spec("torch")
+        if spec and spec.origin:
+            found = re.search(r"""^cuda\b[^=\n]*=\s*['"]([\d.]+)['"]""", read_text(str(Path(spec.origin).with_name("version.py"))), re.MULTILINE)
+            return found[1] if found else ""
+    return ""
 
 
 def gpus() -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 
-from labkit.core import host
+from labkit.core import driver, host
 from labkit.core.beside import scratch
 from labkit.core.host import Capability, Probe
 
@@ -255,14 +255,29 @@ def _gpu() -> Capability:
     return _no("a GPU is here, but torch is built for CPU only", "make gpu")
 
 
+@probe("gpu-driver", "NVIDIA driver", "what its version can do: CUDA checkpoints by a utility (550), by its API (570), onto another GPU (580), the CUDA that torch is built for")
+def _gpu_driver() -> Capability:
+    found = host.gpus()
+    if not found:
+        return _no("no NVIDIA driver, or no GPU visible", "run on a GPU host; in a container: --gpus all")
+    version, newest = str(found[0]["driver"]), f"install driver {driver.FEATURES[-1][0]} or newer"
+    built_for = host.torch_cuda()
+    if wrong := driver.too_old(version, built_for):
+        return _no(wrong, f"{newest}, or a torch built for an older CUDA")
+    lacking = driver.lacks(version)
+    if lacking:
+        return _yes(f"{version}; it lacks: {'; '.join(lacking)}", limit=True, fix=newest)
+    return _yes(f"{version}: {'; '.join(driver.has(version)) or 'of an unknown version'}")
+
+
 @probe("cuda-checkpoint", "CUDA checkpoint", "a process's GPU state is moved to host memory and back (driver 550 has it, 570 has its API)")
 def _cuda_checkpoint() -> Capability:
     found = host.gpus()
     if not found:
         return _no("no NVIDIA GPU", "run on a GPU host with driver 570 or newer")
-    major = int(found[0]["driver"].split(".")[0])
-    if major < 550:
-        return _no(f"driver {found[0]['driver']} is older than 550", "install driver 570 or newer")
+    version = str(found[0]["driver"])
+    if 0 < driver.major(version) < 550:
+        return _no(f"driver {version} is older than 550", "install driver 570 or newer")
     if found[0]["mig"]:
         return _no("the GPU is partitioned (MIG), which the driver does not checkpoint", "run on a GPU that is not partitioned")
     try:
@@ -270,11 +285,8 @@ def _cuda_checkpoint() -> Capability:
     except OSError as error:
         return _no(f"libcuda does not load: {error}", "in a container: --gpus all with NVIDIA_DRIVER_CAPABILITIES=compute,utility")
     if not exported:
-        return _no(f"driver {found[0]['driver']} has no checkpoint API (only the cuda-checkpoint program)", "install driver 570 or newer")
-    core = host.package_version("cuda-core")
-    if core is None or int(core.split(".")[0]) < 1:
-        return _no("no cuda.core.checkpoint", "pip install 'cuda-core>=1' cuda-bindings")
-    return _yes(f"driver {found[0]['driver']}, cuda-core {core}")
+        return _no(f"driver {version} has no checkpoint API (only the cuda-checkpoint program)", "install driver 570 or newer")
+    return _yes(f"driver {version}, by the calls of its API")
 
 
 @probe("chromium", "Chromium", "reports, widgets and notebooks are looked at in a real browser by the tests")

@@ -74,6 +74,9 @@ def check(doc: Any, name: str | os.PathLike[str], fix: str = FIX) -> None:
     shown = printable.line(name)
     if not isinstance(doc, dict) or "trials" not in doc or "schema" not in doc:
         raise BadInput(f"{shown} is JSON but not a run record", fix=fix)
+    if "kind" in doc:  # a run has none
+        raise BadInput(f"{shown} is a record of {printable.line(doc['kind'])[:60]}, not of a run", why="it has no arms and no cold starts that could be compared",
+                       fix="labkit show FILE; the runs among GPU trials have records of their own beside it")
     try:
         sound(doc)
         RUN(doc, "")

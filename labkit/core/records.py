@@ -110,7 +110,7 @@ def read(path: str | os.PathLike[str]) -> Run:
 
 def of_document(doc: Any, name: str | os.PathLike[str]) -> Run:
     """The run in a parsed document; `name` is what messages call it. Raises BadInput."""
-    schema = doc.get("schema") if isinstance(doc, dict) else None
+    schema = doc.get("schema") if isinstance(doc, dict) and "kind" not in doc else None  # other kinds have schemas of their own
     if isinstance(schema, int) and schema > SCHEMA:
         raise BadInput(f"{printable.line(name)} has schema {schema if schema < 10**9 else 'beyond any'}, this labkit reads up to {SCHEMA}", fix="upgrade labkit")
     record_schema.check(doc, name)

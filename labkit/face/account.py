@@ -16,7 +16,7 @@ from labkit.face import words
 
 def text(made: Run, arm: str = "", trials: bool = False) -> str:
     """What a person reads of a run. Says of every failed trial why it failed."""
-    parts = [f"run {made.id} of {made.created}, {words.host_name(made.host)}"]
+    parts = [f"run {made.id} of {made.created}, {words.host_name(made.host)}", _placed(made)]
     for name in [arm] if arm else made.arm_names:
         good = made.of_arm(name)
         if good:
@@ -32,6 +32,14 @@ def text(made: Run, arm: str = "", trials: bool = False) -> str:
     if len(made.arm_names) > 1 and not arm:
         parts.append(words.strip_text(made, made.arm_names))
     return "\n".join(p for p in parts if p)
+
+
+def _placed(made: Run) -> str:
+    """Which device the servers were on, and who chose it; "" where the record does not tell."""
+    device, placement = words.device(made), made.experiment.get("placement")
+    told = placement if isinstance(placement, dict) else {}
+    name = f" ({told['name']})" if told.get("name") else ""
+    return f"device {device}{name}" + (f": {told['why']}" if told.get("why") else "") + ("; --device cpu measures without it" if told.get("chosen") and device.startswith("cuda") else "") if device else ""
 
 
 def _cache(cache: dict[str, Any]) -> str:

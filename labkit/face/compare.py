@@ -76,7 +76,7 @@ def _arms(run: Run, arms: Sequence[str] | None) -> list[str]:
 def _caption(run: Run, names: Sequence[str]) -> str:
     shown = [words.choose(run, n) for n in names if run.of_arm(n)]
     if not shown:
-        return words.host_name(run.host)
+        return words.host_name(run.host, words.device(run))
     states = sorted({t.cache.get("state", "unverified") for n in names for t in run.of_arm(n)})
     facts = [f"cache {'/'.join(states)}"]
     facts += sorted({str(s.arm["scenario"]) for s in shown if s.arm.get("scenario")})
@@ -84,7 +84,7 @@ def _caption(run: Run, names: Sequence[str]) -> str:
     counts = sorted({s.n for s in shown})
     facts.append(f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]}–{counts[-1]}")
     failed = sum(s.failed for s in shown)
-    facts += [f"{failed} failed"] * bool(failed) + [words.host_name(run.host)]
+    facts += [f"{failed} failed"] * bool(failed) + [words.host_name(run.host, words.device(run))]
     return " · ".join(facts)
 
 

@@ -21,7 +21,7 @@ from labkit.face import theme as look
 from labkit.face.table import Table
 from labkit.face.theme import Picture, Theme
 from labkit.stack import ablate
-from labkit.stack.claims import ROWS, claims
+from labkit.stack.claims import ROWS, Row, claims
 
 
 def _ratio(r: Any) -> str:
@@ -79,18 +79,18 @@ def _draw(run: Run, found: Sequence[ablate.Prediction], theme: Theme) -> Any:
     return figure
 
 
-def claims_table(runs: Iterable[Run]) -> Table:
-    """The article's table: claim, what was measured where, verdict. Replayed runs say so in their setup."""
+def claims_table(runs: Iterable[Run], more: Iterable[Row] = ()) -> Table:
+    """The article's table: claim, what was measured where, verdict. Replayed runs say so in their setup. `more`: of GPU trials (labkit.lessons.gpu_summary)."""
     pool = list(runs)
     stamps = {r.host.get("id"): words.replayed_from(r) for r in pool}
     rows = []
     notes: dict[str, None] = {}
-    for r in claims(pool):
+    for r in claims(pool, more):
         setup = r.setup + "".join(f", replayed from {name}" for host, name in stamps.items() if name and r.setup.endswith(f"host {host}"))
         notes.update((f"{r.label} – {p['what']}: {p['figure']} ({p['setup']}; {p['source']})", None) for p in r.published)
         rows.append((r.label, r.claim.text, r.technique or "–", _ratio(r.ratio), _ratio(r.total), r.verdict if r.technique else _unmeasured(r.label, pool), setup or "–"))
     return Table(("article's row", "claim", "measured as", "its phases ÷ naive", "whole start ÷ naive", "verdict", "setup"), tuple(rows),
-                 "Verdicts compare the interval of the measured ratio with the claimed range.", tuple(notes), "Published by others, with their setup: beside ours, never combined with them")
+                 "Verdicts compare the interval of the measured ratio with the claimed range; a claim about a GPU is not judged on a CPU (other hardware).", tuple(notes), "Published by others, with their setup: beside ours, never combined with them")
 
 
 def _unmeasured(label: str, pool: Sequence[Run]) -> str:

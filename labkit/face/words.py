@@ -47,6 +47,7 @@ class Shown:
     failed: int = 0
     replayed_from: str = ""
     simulated: str = ""
+    device: str = ""  # of the server: cpu, cuda; "" where the record does not tell
 
 
 def choose(run: Run | Trial, arm: str = "") -> Shown:
@@ -65,7 +66,7 @@ def choose(run: Run | Trial, arm: str = "") -> Shown:
         raise BadInput(f"no good trial of {name} in run {run.id}: {outcomes}", why="a failed trial has no total to draw",
                        fix="labkit show RUN prints the outcome and the log of each trial")
     facts = run.arm_named(name) or {"name": name}
-    return Shown(good[(len(good) - 1) // 2], facts, run.host, len(good), failed, replayed_from(run), simulated(run))
+    return Shown(good[(len(good) - 1) // 2], facts, run.host, len(good), failed, replayed_from(run), simulated(run), device(run))
 
 
 def replayed_from(run: Run) -> str:
@@ -78,10 +79,17 @@ def simulated(run: Run) -> str:
     return str(run.experiment.get("simulated", ""))
 
 
-def host_name(host: dict[str, Any]) -> str:
-    """How a caption calls a host: its card's title, which names cores, memory and GPUs, and whether there is none of the latter."""
+def device(run: Run) -> str:
+    """Where the servers of a run computed: "cpu", "cuda"; "" where the record does not tell."""
+    return str((run.experiment.get("conditions") or {}).get("device") or "")
+
+
+def host_name(host: dict[str, Any], device: str = "") -> str:
+    """How a caption calls a host: its card's title, which names cores, memory and GPUs, and whether there is none of the latter; beside a GPU, which of the two was used."""
     name = str(host.get("name") or host.get("title") or host.get("id") or "unnamed host")
-    return name if host.get("gpus") else f"{name}, no GPU"
+    if not host.get("gpus"):
+        return f"{name}, no GPU"
+    return name + (f", servers on the {'GPU' if device.startswith('cuda') else 'CPU'}" if device else "")
 
 
 def rows(trial: Trial) -> list[Row]:
@@ -136,7 +144,7 @@ def caption(shown: Shown) -> str:
     if shown.failed:
         parts.append(f"{shown.failed} failed")
     if shown.host:
-        parts.append(host_name(shown.host))
+        parts.append(host_name(shown.host, shown.device))
     return " · ".join(parts)
 
 

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -188,8 +188,8 @@ def _was_executed(path: Path) -> bool:
     return False
 
 
-def run_one(path: Path, out: Path, values: dict[str, Any], timeout_s: float) -> Result:
-    """Execute one notebook in a session of its own; everything it started is gone when this returns."""
+def run_one(path: Path, out: Path, values: dict[str, Any], timeout_s: float, more: Mapping[str, str] | None = None) -> Result:
+    """Execute one notebook in a session of its own, `more` in its environment; everything it started is gone when this returns."""
     from labkit.core.workspace import Workspace
 
     out.mkdir(parents=True, exist_ok=True)
@@ -203,7 +203,7 @@ def run_one(path: Path, out: Path, values: dict[str, Any], timeout_s: float) -> 
         prepared.write_text(canonical.dumps(with_solutions(canonical.load(path))), encoding="utf-8")
         spec = {"input": str(prepared), "output": str(executed), "parameters": values, "cwd": str(path.resolve().parent), "status": str(status)}
         # CI would be seen by other tools as well; the display of the lab is told directly.
-        environment = {**os.environ, **book.environment, MARK: mark, HEADLESS: "1", "JUPYTER_RUNTIME_DIR": str(folder / "runtime"), "LABKIT_DISPLAY": "plain", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+        environment = {**os.environ, **(more or {}), **book.environment, MARK: mark, HEADLESS: "1", "JUPYTER_RUNTIME_DIR": str(folder / "runtime"), "LABKIT_DISPLAY": "plain", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
         began_s = time.monotonic()
         printed = folder / "printed.txt"
         # Into a file: a child that the notebook left behind would hold a pipe open long after the runner is gone.

@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 
 from labkit.errors import BadInput, LabError
-from labkit.lessons import canonical, pages, replay, report
+from labkit.lessons import canonical, gpu_record, gpu_summary, pages, replay, report
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,17 @@ def build(out: Path, executed: Path, own_runs: list[Path] | None = None) -> Buil
             runs += 1
             items += f'<li><a href="recorded/{escape(name)}.html">{escape(name.split("/", 1)[1])}</a> – {escape(", ".join(run.arm_names)[:160])}</li>'
             title = str(run.host.get("title", host))
+        for name in (n for n in gpu_record.names() if n.partition("/")[0] == host):
+            try:
+                trials = gpu_record.read(gpu_record.folder() / f"{name}.json", name)
+                pages.write(out / "recorded" / f"{name}.html", pages.page(name, _crumb("../../") + gpu_summary.html((trials,), f"{name}: GPU trials with the {trials.preset} shape")))
+            except LabError as error:
+                skipped.append(f"{name}: {error.what}")
+                continue
+            runs += 1
+            worked = sum(t["outcome"] == "ok" for t in trials.trials)
+            items += f'<li><a href="recorded/{escape(name)}.html">{escape(name.split("/", 1)[1])}</a> – GPU trials: {worked} of {len(trials.trials)} came through</li>'
+            title = trials.title
         if items:
             listed += f"<h3>{escape(title)}</h3><ul>{items}</ul>"
     for path in own_runs or []:
@@ -75,4 +86,6 @@ def _by_host() -> dict[str, list[str]]:
     hosts: dict[str, list[str]] = {}
     for name in replay.names():
         hosts.setdefault(name.split("/", 1)[0], []).append(name)
+    for name in gpu_record.names():
+        hosts.setdefault(name.split("/", 1)[0], [])  # a host may have nothing else
     return hosts

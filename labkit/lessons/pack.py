@@ -78,10 +78,10 @@ def pack(out: Path, *, presets: Sequence[str], image: bool = True, wheels: bool 
     lab = root or Path(__file__).resolve().parents[2]
     if not (lab / "pyproject.toml").exists():
         raise BadInput(f"{lab} is not a checkout of the lab", why="the notebooks are packed from it", fix="run labkit workshop pack from an editable install (make setup)")
-    from labkit.core import records as run_records
+    from labkit.lessons import gpu_record
 
     for path in records:
-        run_records.read(path)
+        gpu_record.refuse_unsound(path)
     outputs.refuse_stranger(out, lambda head: head.startswith(f"{TOP}/".encode()), "a pack of the lab")
     out.parent.mkdir(parents=True, exist_ok=True)
     with scratch("labkit-pack-", out.parent) as folder:

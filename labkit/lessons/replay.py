@@ -3,12 +3,13 @@
     run = live_or_recorded(lambda: experiment(["weights=runai-streamer"], …), "device-load")
     waterfall(run)          # live, or boxed "replayed from 16 × …, NVIDIA H100"
 
-Records lie in data/recorded/<host>/<name>.json, with their host card inside. Only a missing capability is replaced: a
+Records lie in data/recorded/<host>/<name>.json, with their host card inside; those of GPU trials are read by labkit.lessons.gpu_record. Only a missing capability is replaced: a
 failed trial, wrong tokens or missing evidence are this host's own result and stay. Lesson: notebooks/06_gpu_init.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,9 +27,18 @@ def folder() -> Path:
     return Path(os.environ.get(ENV) or Path(__file__).resolve().parents[2] / "data" / "recorded")
 
 
+def of_gpu_trials(path: Path) -> bool:
+    """Whether a file says that it is a record of GPU trials (labkit.lessons.gpu_record) and no run, by its head; the rest may be damaged."""
+    with contextlib.suppress(OSError):
+        if path.is_file():
+            with open(path, "rb") as file:
+                return b'"kind": "gpu-trials"' in file.read(400)
+    return False
+
+
 def names() -> list[str]:
     """Every recorded run as "<host>/<name>"."""
-    return sorted(str(p.relative_to(folder()).with_suffix("")) for p in folder().glob("*/*.json"))
+    return sorted(str(p.relative_to(folder()).with_suffix("")) for p in folder().glob("*/*.json") if not of_gpu_trials(p))
 
 
 def replay(name: str) -> Run:

@@ -35,15 +35,16 @@ class Reported:
         from labkit.core import stats
 
         good = [t.total_s for t in self.run.trials if t.ok and t.total_s] if self.run else []
-        return {"report": str(self.page), "failed": list(self.failed), "seconds": round(self.seconds, 1),
+        return {"report": str(self.page), "device": (self.run.experiment.get("placement") or {}).get("device") if self.run else None, "failed": list(self.failed), "seconds": round(self.seconds, 1),
                 "first_token_s": stats.median(good) if good else None, "trials": len(self.run.trials) if self.run else 0,
                 "notebooks": {n.name: {"outcome": n.outcome, "seconds": n.seconds} for n in self.notebooks}}
 
 
 def report(out: Path, notebooks: Sequence[Path], *, preset: str = "small", blocks: int = 5, link: str = "loopback", notebook_preset: str = "ci",
-           records: Sequence[Path] = (), timeout_s: float = 900.0, say: Callable[[str], Any] = print) -> Reported:
-    """Run the lab and write out/index.html. What fails is named in `failed`, never raised (but for Ctrl-C, and BadInput where there is no notebook)."""
+           records: Sequence[Path] = (), timeout_s: float = 900.0, device: str = "", say: Callable[[str], Any] = print) -> Reported:
+    """Run the lab and write out/index.html, on a GPU where there is one that torch can use (`device`: cpu or cuda). What fails is named in `failed`, never raised (but for Ctrl-C, and BadInput where there is no notebook)."""
     from labkit.lessons import execute
+    from labkit.stack import placement
 
     execute.refuse_nothing(notebooks, notebook_preset)
     began_s, failed, parts = time.monotonic(), [], []
@@ -52,7 +53,7 @@ def report(out: Path, notebooks: Sequence[Path], *, preset: str = "small", block
     say(f"the naive stack, {blocks} cold starts of {preset}")
     run = None
     try:
-        run = _naive(out, preset, blocks, link)
+        run = _naive(out, preset, blocks, link, device)
         parts.append(run_html(run, "One naive cold start"))
         failed += [f"naive, block {t.block + 1}: {t.outcome}" for t in run.failed]
     except (LabError, OSError, MemoryError) as error:
@@ -67,7 +68,7 @@ def report(out: Path, notebooks: Sequence[Path], *, preset: str = "small", block
     for path in notebooks:
         say(f"notebook {path.stem}")
         values = execute.parameters_for(path, notebook_preset, {})
-        results.append(execute.run_one(path, out / "notebooks", values, timeout_s))
+        results.append(execute.run_one(path, out / "notebooks", values, timeout_s, {placement.ENV: device} if device else {}))
         if results[-1].outcome != "ok":
             failed.append(f"{path.stem}: {results[-1].outcome}: {results[-1].error.splitlines()[0] if results[-1].error else ''}")
     pages.notebooks_page(results, out / "notebooks")
@@ -88,11 +89,11 @@ def refuse_strangers(out: Path, notebooks: Sequence[Path]) -> None:
     execute.refuse_strangers(notebooks, out / "notebooks")
 
 
-def _naive(out: Path, preset: str, blocks: int, link: str) -> Run:
+def _naive(out: Path, preset: str, blocks: int, link: str, device: str) -> Run:
     from labkit.face.live import progress
     from labkit.stack import experiment
 
-    return experiment(["naive"], preset=preset, blocks=blocks, link=link, out=out / "naive.json", overwrite=True, progress=progress(blocks))
+    return experiment(["naive"], preset=preset, blocks=blocks, link=link, device=device, out=out / "naive.json", overwrite=True, progress=progress(blocks))
 
 
 def _head(failed: Sequence[str], seconds: float) -> str:
@@ -159,8 +160,11 @@ def run_html(run: Run, title: str, level: int = 2) -> str:
 def record_html(path: Path, level: int = 2) -> str:
     """A further record on the page; one that cannot be read or drawn says why in its place."""
     from labkit.core import printable, records
+    from labkit.lessons import gpu_record, gpu_summary, replay
 
     try:
+        if replay.of_gpu_trials(path):
+            return gpu_summary.html((gpu_record.read(path),), f"{printable.line(path.stem)}: GPU trials", level)
         run = printable.every(records.read(path))
         return run_html(run, f"{path.stem}: {', '.join(run.arm_names)}", level)
     except (BadInput, LabError) as error:

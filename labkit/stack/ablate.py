@@ -22,6 +22,7 @@ from labkit.core import question, stats
 from labkit.core.records import Run, Trial
 from labkit.errors import BadInput
 from labkit.stack.compose import Stack
+from labkit.stack.placement import not_on, place
 from labkit.technique import LAYERS, technique, techniques
 
 KINDS = ("add-one", "drop-one", "ladder", "factorial")
@@ -48,13 +49,14 @@ class Effect:
     missing: str = ""
 
 
-def candidates(host: Any, layers: Iterable[str] = LAYERS, scenario: str = "fresh-node", only: Sequence[str] = ()) -> tuple[list[str], dict[str, str]]:
-    """Techniques that can run here and differ from naive, and those that cannot with the reason.
+def candidates(host: Any, layers: Iterable[str] = LAYERS, scenario: str = "fresh-node", only: Sequence[str] = (), device: str = "") -> tuple[list[str], dict[str, str]]:
+    """Techniques that can run here and differ from naive, and those that cannot with the reason. `device`: of the servers, by default what `placement` chooses.
 
     `only` keeps the named ones; an unknown one raises BadInput. `container` alternatives of the process layer are not techniques against cold start."""
     for name in only:
         technique(name)  # a misspelt one would leave nothing to compare
     base = Stack.parse("naive").resolved(host)
+    device = place((), device).device
     here, missing = [], {}
     for t in techniques():
         if t.layer not in layers or t.name in base.layers.values() or t.name in ("host-env", "runc", "userns", "process"):
@@ -66,6 +68,9 @@ def candidates(host: Any, layers: Iterable[str] = LAYERS, scenario: str = "fresh
             continue
         if scenario == "fresh-node" and getattr(t, "brings", {}).get("image") == "host-env":
             missing[t.name] = "uses the host's own interpreter and libraries, and on a fresh node nothing of the stack is there (--scenario warm-node)"
+            continue
+        if away := not_on(device, t.layer):
+            missing[t.name] = away
             continue
         found = t.available(host)
         if found.ok:

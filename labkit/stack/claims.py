@@ -4,7 +4,9 @@
     for r in rows: print(r.claim.text, r.measured, r.verdict)
 
 A verdict compares the measured ratio's interval with the claimed range: `holds` (they overlap), `larger` (more gain than
-claimed), `smaller` (less), `not significant` (the interval contains 1), `not on this host` (no arm could run).
+claimed), `smaller` (less), `not significant` (the interval contains 1), `not on this host` (no arm could run). Rows that speak of
+a GPU are judged of runs whose servers were on one; a run on the CPU keeps its ratio and says `other hardware`. The base is the
+naive arm, or in runs without an image the same stack without it. `more`: rows of what is no run (GPU trials), in their place.
 Published figures stand beside, each with its setup; they are never combined with ours. Lesson: notebooks/08_stacking.
 """
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,8 @@ class ArticleRow:
     techniques: tuple[str, ...]  # any of them, on an otherwise naive stack, measures the row
     phases: tuple[str, ...]  # () = the whole time to first token
     claim: Claim
+    on: str = ""  # the device that the claim speaks of, "" for none
+    hardware: str = ""  # the GPU that it names
 
 
 ROWS = (
@@ -42,10 +46,12 @@ ROWS = (
     ArticleRow("image", "object storage in place of a registry", ("object-pull",), ("pull", "unpack"),
                Claim("2–4 × faster pull throughput", ARTICLE, 0.25, 0.5, "pull")),
     ArticleRow("weights", "safetensors + direct GPU stream", ("safetensors", "runai-streamer", "labkit-streamer"), ("build", "load"),
-               Claim("40–60 % faster load (13B, A100)", ARTICLE, 0.4, 0.6, "load")),
+               Claim("40–60 % faster load (13B, A100)", ARTICLE, 0.4, 0.6, "load"), on="cuda", hardware="A100"),
     ArticleRow("snapshot", "CUDA checkpoint + CRIU", ("cuda-checkpoint", "criu-process", "criu-container"), (),
-               Claim("near-instant restore", ARTICLE, 0.0, 0.1, "total")),
+               Claim("near-instant restore", ARTICLE, 0.0, 0.1, "total"), on="cuda"),
 )
+OTHER = "other hardware"
+BASES = ("naive", "no-image")
 
 
 @dataclass(frozen=True)
@@ -61,29 +67,29 @@ class Row:
     published: tuple[dict[str, str], ...] = ()
 
 
-def claims(runs: Iterable[Run]) -> list[Row]:
+def claims(runs: Iterable[Run], more: Iterable[Row] = ()) -> list[Row]:
     """One row per article row and measured technique, in the article's order; rows nothing measured are kept."""
-    pool, published, made = list(runs), figures(), []
+    pool, others, published, made = list(runs), list(more), figures(), []
     for row in ROWS:
         beside = tuple(f for f in published if f["row"] == row.label)
-        measured = [r for run in pool for r in _measure(row, run, beside)]
+        measured = [r for run in pool for r in _measure(row, run, beside)] + [replace(r, published=beside) for r in others if r.label == row.label]
         made += measured or [Row(row.claim, row.layer, row.label, "", published=beside)]
     return made
 
 
 def _measure(row: ArticleRow, run: Run, beside: tuple[dict[str, str], ...]) -> list[Row]:
-    naive = next((a for a in run.arms if a["name"] == "naive"), None)
+    naive = next((a for name in BASES for a in run.arms if a["name"] == name), None)
     found = []
     for arm in run.arms:
-        if naive is None or arm["name"] == "naive":
+        if naive is None or arm["name"] == naive["name"]:
             continue
         changed = {layer: t for layer, t in arm["stack"].items() if t != naive["stack"].get(layer)}
         technique = changed.get(row.layer)
         if technique not in row.techniques or set(changed) - {row.layer, "process"}:
             continue
-        if question.not_from_one_start(run, arm["name"], "naive"):
+        if question.not_from_one_start(run, arm["name"], naive["name"]):
             continue  # what differs besides the stack would be counted as the technique's
-        base = {t.block: t for t in run.of_arm("naive")}
+        base = {t.block: t for t in run.of_arm(naive["name"])}
         trials = [t for t in run.of_arm(arm["name"]) if t.block in base]
         part = [(_over(t, row.phases), _over(base[t.block], row.phases)) for t in trials]
         part = [(a, b) for a, b in part if b > 0]
@@ -91,9 +97,18 @@ def _measure(row: ArticleRow, run: Run, beside: tuple[dict[str, str], ...]) -> l
             continue
         ratio = stats.paired_ratio(part)
         total = stats.paired_ratio([(t.total_s, base[t.block].total_s) for t in trials])
-        setup = ", ".join([arm["scenario"], arm["link"], *_subject(run), f"n = {len(part)}", f"host {run.host.get('id', '')}"])
-        found.append(Row(row.claim, row.layer, row.label, technique, ratio, total, verdict(ratio, row.claim), setup, beside))
+        device, gpu = str(question.asked(run).get("device", "")), gpu_of(run.host)
+        where = [f"on {gpu}" if device.startswith("cuda") and gpu else f"on {device}" if device else "", f"claimed for {row.hardware}" if row.hardware and row.hardware not in gpu else ""]
+        setup = ", ".join([arm["scenario"], arm["link"], *_subject(run), "no image" if naive["name"] == "no-image" else "", *where, f"n = {len(part)}", f"host {run.host.get('id', '')}"])
+        judged = verdict(ratio, row.claim) if not row.on or device.startswith(row.on) else OTHER
+        found.append(Row(row.claim, row.layer, row.label, technique, ratio, total, judged, ", ".join(filter(None, setup.split(", "))), beside))
     return found
+
+
+def gpu_of(card: Mapping[str, Any]) -> str:
+    """The name of the first GPU of a host card, or ""."""
+    gpus = card.get("gpus")
+    return str(gpus[0].get("name", "")) if isinstance(gpus, list) and gpus and isinstance(gpus[0], dict) else ""
 
 
 def _subject(run: Run) -> list[str]:
@@ -138,5 +153,5 @@ HEAD = ("layer", "row of the article", "claimed", "here: ratio to naive", "time 
 
 def seconds_saved(row: Row, run: Run) -> str:
     """The row's gain on the whole start in seconds, for a sentence beside the table."""
-    base = [t.total_s for t in run.of_arm("naive") if t.total_s]
+    base = [t.total_s for t in run.of_arm(next((n for n in BASES if n in run.arm_names), "naive")) if t.total_s]
     return show_s(stats.median(base) * (1 - row.total["median"])) if base and row.total else "–"

@@ -10,7 +10,7 @@ interruption keeps what it had. Lesson: notebooks/01_anatomy.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -27,6 +27,7 @@ from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, LabError, MissingCapability
 from labkit.net.link import parse as parse_link
 from labkit.stack.compose import Stack, compose, judge, prepare
+from labkit.stack.placement import place
 from labkit.technique import Artifact, Subject
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Experiment:
     at_t0: str = ""
     port: int | None = None
     instrument: bool = True
+    placement: Mapping[str, Any] = field(default_factory=dict)  # how the device was chosen (labkit.stack.placement)
     notes: dict[str, Any] = field(default_factory=dict)
 
     def described(self) -> dict[str, Any]:
@@ -61,7 +63,8 @@ class Experiment:
                          for s in self.stacks],
                 "blocks": self.blocks, "seed": self.seed, "preset": self.preset, "model_dir": self.model_dir, "max_tokens": self.max_tokens,
                 **({"image_extra_bytes": self.image_extra_bytes} if self.image_extra_bytes else {}),
-                **({"store": self.store} if self.store else {}), **({"notes": self.notes} if self.notes else {}), "conditions": self.conditions()}
+                **({"store": self.store} if self.store else {}), **({"placement": dict(self.placement)} if self.placement else {}),
+                **({"notes": self.notes} if self.notes else {}), "conditions": self.conditions()}
 
     def conditions(self) -> dict[str, Any]:
         """Everything that was chosen, for `labkit.core.question`: what of it differs makes another experiment."""
@@ -76,10 +79,11 @@ def _has_image(stack: Stack) -> bool:
 
 def experiment(stacks: Sequence[str | Stack], *, preset: str = "small", blocks: int = 5, scenario: str = "fresh-node",
                link: str = "loopback", out: str | Path | None = None, resume: bool = False, overwrite: bool = False, progress: Any = None,
-               workspace: Workspace | None = None, seed: int = 0, **more: Any) -> records.Run:
+               workspace: Workspace | None = None, seed: int = 0, device: str = "", server_args: tuple[str, ...] = (), **more: Any) -> records.Run:
     """Run an experiment and return its record (also written to `out`, default in the workspace's runs/).
 
     A record that is there is gone on with (`resume`), replaced (`overwrite`), or refused before anything is prepared.
+    `device`: cpu or cuda; by default a GPU where there is one that torch can use (labkit.stack.placement).
 
     progress: an object with `note(text)`, `trial_started(arm, block, blocks)`, `phase(name, seconds)`, `trial_done(trial)`;
     any may be missing. Raises BadInput, MissingCapability (no arm can run here), KeyboardInterrupt (the record is kept)."""
@@ -87,8 +91,11 @@ def experiment(stacks: Sequence[str | Stack], *, preset: str = "small", blocks: 
     if blocks < 1 or not stacks:
         raise BadInput(f"{len(stacks)} stacks in {blocks} blocks", why="an experiment without a trial measures nothing", fix='experiment(["naive"], blocks=5)')
     space = workspace or Workspace.default()
-    what = Experiment([_parsed(s, space, scenario, link, preset) for s in stacks], preset=preset, blocks=blocks,
-                      scenario=scenario, link=link, seed=seed, **more)
+    parsed = [_parsed(s, space, scenario, link, preset) for s in stacks]
+    placed = place(parsed, device, server_args)
+    if "--device" not in server_args:
+        server_args = (*server_args, *placed.server_args)
+    what = Experiment(parsed, preset=preset, blocks=blocks, scenario=scenario, link=link, seed=seed, server_args=server_args, placement=placed.as_json(), **more)
     with Ledger.open(space) as ledger, ExitStack() as ends:
         return _Conduct(what, space, ledger, ends, progress, Path(out) if out else None, resume).run()
 

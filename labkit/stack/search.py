@@ -44,13 +44,13 @@ class Found:
 
 
 def search(*, scenario: str = "fresh-node", link: str = "loopback", preset: str = "small", workspace: Workspace | None = None,
-           progress: Any = None, only: tuple[str, ...] = (), blocks: tuple[int, int, int] = (2, 2, 5), seed: int = 0) -> Found:
+           progress: Any = None, only: tuple[str, ...] = (), blocks: tuple[int, int, int] = (2, 2, 5), seed: int = 0, device: str = "") -> Found:
     """Search and save the result for `best-here`. Raises MissingCapability when nothing but naive can run here."""
     space = workspace or Workspace.default()
-    names, missing = candidates(host.card(), scenario=scenario, only=only)
+    names, missing = candidates(host.card(), scenario=scenario, only=only, device=device)
     if not names:
         raise MissingCapability("nothing but the naive stack can run here", why="; ".join(f"{k}: {v}" for k, v in missing.items()), fix="labkit doctor")
-    options: dict[str, Any] = {"preset": preset, "scenario": scenario, "link": link, "workspace": space, "progress": progress}
+    options: dict[str, Any] = {"preset": preset, "scenario": scenario, "link": link, "workspace": space, "progress": progress, "device": device}
     naive = Stack.parse("naive")
     first = experiment([naive, *(put(naive, n) for n in names)], blocks=blocks[0], seed=seed, out=_file(space, "round-1", options), overwrite=True, **options)
     second_arms = distinct(combined(first, names))

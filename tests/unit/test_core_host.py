@@ -92,6 +92,37 @@ def test_cuda_checkpoint_needs_a_new_driver_and_a_whole_gpu(fresh, monkeypatch, 
     assert said in host.capability("cuda-checkpoint").missing
 
 
+@pytest.mark.parametrize(("version", "state", "said"), [
+    ("580.159.04", host.OK, "another GPU"), ("575.57", host.DEGRADED, "CUDA 13; a restore onto another GPU of the same kind (driver 580)"),
+    ("565.57", host.DEGRADED, "cuCheckpointProcess*"), ("545.1", host.DEGRADED, "utility (driver 550)"), ("?", host.OK, "unknown")])
+def test_the_doctor_says_what_a_driver_can_do_and_what_it_lacks(fresh, monkeypatch, version, state, said):
+    _driver(monkeypatch, driver=version)
+    monkeypatch.setattr(host, "torch_cuda", lambda: "12.8")
+    found = host.capability("gpu-driver")
+    assert found.state == state and said in found.detail and (state == host.OK or "580" in found.fix)
+
+
+def test_a_driver_that_is_too_old_for_torch_s_cuda_is_a_missing_one(fresh, monkeypatch):
+    _driver(monkeypatch, driver="575.57")
+    monkeypatch.setattr(host, "torch_cuda", lambda: "13.0")
+    found = host.capability("gpu-driver")
+    assert not found.ok and "older than 580, which CUDA 13.0 needs" in found.missing
+    monkeypatch.setattr(host, "gpus", list)
+    host.forget()
+    assert "--gpus all" in host.capability("gpu-driver").fix
+
+
+def test_cuda_checkpoints_need_the_driver_s_calls_and_no_package(fresh, monkeypatch):
+    _driver(monkeypatch)
+    monkeypatch.setattr(host, "package_version", lambda name: None)
+    calls = type("Lib", (), {"cuCheckpointProcessLock": None})
+    monkeypatch.setattr(probes.ctypes, "CDLL", lambda name: calls)
+    assert host.capability("cuda-checkpoint").ok
+    host.forget()
+    monkeypatch.setattr(probes.ctypes, "CDLL", lambda name: object())
+    assert "no checkpoint API" in host.capability("cuda-checkpoint").missing
+
+
 def test_a_gpu_under_a_cpu_build_of_torch_is_missing_with_the_command_that_changes_it(fresh, monkeypatch):
     _driver(monkeypatch)
     monkeypatch.setattr(host, "package_version", lambda name: "2.13.0+cpu")

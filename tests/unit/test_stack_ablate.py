@@ -8,7 +8,7 @@ from labkit.core import host
 from labkit.core.records import Run, Trial
 from labkit.errors import BadInput
 from labkit.stack.ablate import arms, candidates, distinct, effects, predict
-from labkit.stack.claims import ROWS, claims, figures, verdict
+from labkit.stack.claims import ROWS, Row, claims, figures, verdict
 from labkit.stack.compose import NAMED, Stack
 from labkit.stack.search import combined
 from labkit.technique import Claim
@@ -128,6 +128,30 @@ def test_claims_are_generated_from_records_and_unmeasured_rows_are_kept():
     assert lazy.ratio["median"] == pytest.approx(0.05)
     assert lazy.verdict == "larger"
     assert next(r for r in rows if r.label.startswith("CUDA")).verdict == "not on this host"
+
+
+def _loaded(device: str) -> Run:
+    """A streamed start against the one without an image, five blocks, on a host with an A100."""
+    arms = [{"name": n, "scenario": "warm-node", "link": "loopback", "stack": {"image": "host-env", "process": "process", "weights": w}} for n, w in (("no-image", "pickle"), ("streamed", "labkit-streamer"))]
+    trials = tuple(Trial(n, b, 0, total_s=2 * s, phases={"load": s}, cache={"state": "cold"}) for b in range(5) for n, s in (("no-image", 4.0), ("streamed", 2.0)))
+    return Run("x", "now", {"id": "h", "gpus": [{"name": "NVIDIA A100"}]}, {"arms": arms, "preset": "1b", "conditions": {"preset": "1b", "device": device}}, trials=trials)
+
+
+def test_a_claim_about_a_gpu_is_judged_of_a_run_on_one_and_on_a_cpu_it_is_other_hardware():
+    on_gpu, = (r for r in claims([_loaded("cuda")]) if r.technique)
+    assert (on_gpu.verdict, on_gpu.ratio["median"]) == ("holds", 0.5) and "on NVIDIA A100" in on_gpu.setup and "no image" in on_gpu.setup and "claimed for" not in on_gpu.setup
+    on_cpu, = (r for r in claims([_loaded("cpu")]) if r.technique)
+    assert (on_cpu.verdict, on_cpu.ratio["median"]) == ("other hardware", 0.5)
+    h100 = _loaded("cuda")
+    h100.host["gpus"] = [{"name": "NVIDIA H100"}]
+    assert "claimed for A100" in next(r for r in claims([h100]) if r.technique).setup
+
+
+def test_rows_of_gpu_trials_stand_in_their_article_s_row():
+    article = ROWS[-1]
+    more = Row(article.claim, article.layer, article.label, "cuda-checkpoint + criu", {"median": 0.5, "low": 0.5, "high": 0.5, "significant": False}, verdict="not significant")
+    rows = claims([RUN], [more])
+    assert [r.technique for r in rows if r.label == article.label] == ["cuda-checkpoint + criu"] and rows[-1].published
 
 
 @pytest.mark.parametrize("ratio, expected", [

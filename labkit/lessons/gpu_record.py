@@ -1,0 +1,230 @@
+"""Records of GPU trials (`make gpu`): read, chosen, and shown – stamped with the host that they were made on.
+
+    records = gpu_record.recorded()              # those of the newest recorded GPU host; () where there is none
+    gpu_tables.parked(records)                   # a table, on any host
+    python -m labkit.lessons.gpu_record          # every table as Markdown, for docs/h100.md
+
+A record holds the last thing that each trial said, also of one that failed, timed out or was skipped, so nothing in a result is sure
+to be there: what is missing is "not measured", with the trial's outcome and reason. Records of two hosts never stand in one table.
+Limit: some trials are one look (n is said). Lesson: notebooks/06_gpu_init.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labkit.core import printable, question, record_schema, records
+from labkit.core.record_schema import Wrong, listed, mapped, maybe, number, shaped, text, whole
+from labkit.core.records import Run
+from labkit.core.units import show_bytes
+from labkit.errors import BadInput
+from labkit.lessons import replay
+from labkit.lessons.replay import folder, of_gpu_trials
+
+KIND = "gpu-trials"
+SCHEMA = 2
+MOST_CHARS = 240
+_TRIAL = shaped({"name": text, "outcome": text, "seconds": maybe(number("a time", 0, 1e9)), "error": text, "result": mapped()}, ("name", "outcome"))
+_RECORD = shaped({"schema": whole("a schema", 1, SCHEMA), "kind": text, "plan": text, "preset": text, "created": text, "host": mapped(), "trials": listed(_TRIAL)},
+                 ("schema", "kind", "host", "trials"))
+
+
+@dataclass(frozen=True)
+class Record:
+    """`name`: "<host>/<file>". `doc`: as in the file, every string fit to be shown."""
+
+    name: str
+    doc: Mapping[str, Any]
+
+    @property
+    def host(self) -> Mapping[str, Any]:
+        return self.doc["host"]
+
+    @property
+    def title(self) -> str:
+        return str(self.host.get("title") or self.host.get("id") or self.name.partition("/")[0])
+
+    @property
+    def preset(self) -> str:
+        return str(self.doc.get("preset", ""))
+
+    @property
+    def plan(self) -> str:
+        return str(self.doc.get("plan", ""))
+
+    @property
+    def created(self) -> str:
+        return str(self.doc.get("created", ""))
+
+    @property
+    def trials(self) -> list[Mapping[str, Any]]:
+        return list(self.doc["trials"])
+
+    def trial(self, name: str) -> Mapping[str, Any]:
+        """The last trial of this name; one that was not in the plan is "not tried"."""
+        return next((t for t in reversed(self.trials) if t["name"] == name), {"name": name, "outcome": "not tried"})
+
+    def result(self, name: str) -> Mapping[str, Any]:
+        found = self.trial(name).get("result")
+        return found if isinstance(found, Mapping) else {}
+
+
+def read(path: Path, name: str = "") -> Record:
+    """Raises BadInput for what is none, is damaged, or of a newer schema."""
+    shown, fix = printable.line(path), "make gpu on a GPU host makes one"
+    doc = record_schema.document(path, fix=fix)
+    if not isinstance(doc, dict) or doc.get("kind") != KIND:
+        raise BadInput(f"{shown} is no record of GPU trials", fix=fix)
+    if isinstance(doc.get("schema"), int) and doc["schema"] > SCHEMA:
+        raise BadInput(f"{shown} is of a newer schema than {SCHEMA}", fix="upgrade labkit")
+    try:
+        record_schema.sound(doc)
+        _RECORD(doc, "")
+    except Wrong as wrong:
+        raise BadInput(f"{shown} is a damaged record of GPU trials: {wrong}", why="nothing is read from a record that is not sound", fix="restore the file, or make gpu again") from None
+    return Record(name or f"{path.parent.name}/{path.stem}", printable.every(doc, many_lines=True))
+
+
+def refuse_unsound(path: Path) -> None:
+    """Raises BadInput unless a file holds a run or GPU trials that can be shown."""
+    if of_gpu_trials(path):
+        read(path)
+    else:
+        records.read(path)
+
+
+def names() -> list[str]:
+    """Every recorded one as "<host>/<name>"."""
+    return sorted(str(p.relative_to(folder()).with_suffix("")) for p in folder().glob("*/*.json") if of_gpu_trials(p))
+
+
+def recorded(host: str = "") -> tuple[Record, ...]:
+    """All sound records of a host's folder – by default the one with the newest – oldest first."""
+    found = []
+    for name in names():
+        with contextlib.suppress(BadInput):  # the gallery names what is damaged
+            found.append(read(folder() / f"{name}.json", name))
+    found.sort(key=lambda r: (r.created, r.name))
+    wanted = host or (found[-1].name.partition("/")[0] if found else "")
+    return tuple(r for r in found if r.name.partition("/")[0] == wanted)
+
+
+#: By size, for which of several runs is shown.
+PRESETS = ("tiny", "small", "1b", "8b")
+
+
+def runs(kind: str = "", host: str = "") -> list[Run]:
+    """Recorded runs whose servers were on a GPU, of the host whose GPU trials are newest, marked as replayed, the largest model last.
+
+    `kind`: only files that begin with it ("stack")."""
+    found = recorded(host)
+    where = host or (found[-1].name.partition("/")[0] if found else "")
+    made = []
+    for name in replay.names():
+        if name.partition("/")[0] == where and name.partition("/")[2].startswith(kind):
+            with contextlib.suppress(BadInput):
+                run = replay.replay(name)
+                if str(question.asked(run).get("device", "")).startswith("cuda") and any(t.ok for t in run.trials):
+                    made.append(run)
+    size = {preset: i for i, preset in enumerate(PRESETS)}
+    return sorted(made, key=lambda r: size.get(str(r.experiment.get("preset")), -1))
+
+
+def stamp(made: Sequence[Record]) -> str:
+    """What stands on everything shown of them; "" without one."""
+    return f"replayed from {made[-1].title}" if made else ""
+
+
+# ---- what may be missing ------------------------------------------------------------------------------------------------
+
+def number_at(doc: Any, *path: Any) -> float | None:
+    """The finite number at a path of keys and indices, or None."""
+    value = at(doc, *path)
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) else None
+
+
+def at(doc: Any, *path: Any) -> Any:
+    for step in path:
+        if isinstance(doc, Mapping):
+            doc = doc.get(step)
+        elif isinstance(doc, list) and isinstance(step, int) and -len(doc) <= step < len(doc):
+            doc = doc[step]
+        else:
+            return None
+    return doc
+
+
+def items(doc: Any, *path: Any) -> list[Mapping[str, Any]]:
+    """The objects in the list at a path."""
+    found = at(doc, *path)
+    return [x for x in found if isinstance(x, Mapping)] if isinstance(found, list) else []
+
+
+def numbers(rows: Sequence[Any], *path: Any) -> list[float]:
+    return [n for n in (number_at(row, *path) for row in rows) if n is not None]
+
+
+def words(value: Any, most: int = MOST_CHARS) -> str:
+    """As one line, short."""
+    said = printable.line(" ".join(str(value).split()))
+    return said if len(said) <= most else said[: most - 1] + "…"
+
+
+def reason(trial: Mapping[str, Any], most: int = MOST_CHARS) -> str:
+    """Why there is no more of a trial: outcome, and what it said at the end."""
+    error = str(trial.get("error") or "")
+    lines = [line for line in error.splitlines() if line.strip()]
+    last = error if len(error) <= most else lines[-1] if lines else ""
+    return words(f"{trial['outcome']}: {last}" if last else trial["outcome"], most)
+
+
+def each(made: Sequence[Record], name: str) -> Iterator[tuple[Record, Mapping[str, Any]]]:
+    """Results of a trial in every record that has any."""
+    for record in made:
+        if found := record.result(name):
+            yield record, found
+
+
+def gaps(made: Sequence[Record], name: str) -> list[tuple[str, str]]:
+    """(model, reason) of every record in which a trial left nothing."""
+    return [(record.preset, reason(record.trial(name))) for record in made if not record.result(name)]
+
+
+def model_bytes(made: Sequence[Record]) -> dict[str, float]:
+    """Bytes of each preset's weights, as its checkpoint was made."""
+    return {record.preset: size for record, found in each(made, "model") if (size := number_at(found, "safetensors", "bytes")) is not None}
+
+
+def model_words(made: Sequence[Record]) -> str:
+    return ", ".join(f"{preset}: {show_bytes(size)}" for preset, size in model_bytes(made).items())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Markdown of every table, or of the named ones."""
+    from labkit.lessons import gpu_summary
+
+    parser = argparse.ArgumentParser(prog="python -m labkit.lessons.gpu_record", description="Tables of recorded GPU trials, as Markdown.")
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help="only these: " + ", ".join(gpu_summary.TABLES))
+    parser.add_argument("--host", default="", help="folder below data/recorded (default: the one with the newest record)")
+    args = parser.parse_args(argv)
+    if unknown := [t for t in args.tables if t not in gpu_summary.TABLES]:
+        parser.error(f"no table {', '.join(unknown)}")
+    made = recorded(args.host)
+    if not made:
+        print("no GPU trials are recorded", file=sys.stderr)
+        return 1
+    print(gpu_summary.markdown(made, args.tables))
+    print(json.dumps({"records": [r.name for r in made]}), file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
