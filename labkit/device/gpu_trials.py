@@ -2,7 +2,7 @@
 
     make gpu                                                       # both, into runs/gpu
     python -m labkit.device.gpu_trials --plan first --out DIR      # under 6 minutes: facts, and every trial with the 1b shape
-    python -m labkit.device.gpu_trials --plan second --out DIR     # under 7 minutes: the 8b shape (16 GB), what is asked for most first
+    python -m labkit.device.gpu_trials --plan second --out DIR     # 8 minutes: the 8b shape (16 GB), what is asked for most first
 
 Each trial is a process of its own, under its own time limit, and is begun only while the time left can hold it: else it is in the
 record as `skipped`, with the reason. A trial prints JSON lines, each with everything measured so far, and the last one is kept,
@@ -59,6 +59,11 @@ def _run(name: str, *stacks: str, blocks: int, scenario: str = "warm-node", time
             "--blocks", str(blocks), "--timeout", str(timeout), "--out", f"{{out}}/{name}-{{preset}}.json", "--overwrite", "--json")
 
 
+def _resumed(command: tuple[str, ...]) -> tuple[str, ...]:
+    """The same, into the record that is there."""
+    return tuple("--resume" if word == "--overwrite" else word for word in command)
+
+
 def _load(cache: str, blocks: int) -> tuple[str, ...]:
     return ("labkit", "bench", "load", "--preset", "{preset}", "--cache", cache, "--device", "cuda", "--blocks", str(blocks), "--loaders", LOADERS, "--json")
 
@@ -80,20 +85,25 @@ FIRST: dict[str, Part] = {
     "resident": Part(60, _run("resident", RESIDENT, blocks=2, timeout=45), 30, "model"),
     "compile": Part(120, _run("compile", f"{STREAMED},device=compile-cold", f"{STREAMED},device=compile-cache", blocks=1, scenario="hot-node", timeout=100), 60, "model"),
 }
-#: The 8b shape (16 GB).
+OVERLAP = "weights=overlap"
+STANDBY = f"{STREAMED},device=warm-standby"
+
+#: The 8b shape (16 GB). The naive arm draws 8 billion random numbers first, on one core: it comes after what it is compared with,
+#: into the same record (`--resume`), and once.
 SECOND: dict[str, Part] = {
-    "model": Part(150, (PARTS, "model", "--preset", "{preset}", "--formats", "safetensors,pickle"), 60),
-    "stack": Part(240, _run("stack", "", STREAMED, "device=warm-standby", blocks=2, timeout=100), 100, "model"),
-    "cuda-checkpoint": Part(120, (PARTS, "checkpoint", "--preset", "{preset}", "--times", "3"), 60, "model"),
-    "wake": Part(75, (PARTS, "wake", "--preset", "{preset}", "--times", "3"), 40, "model"),
-    "load-cold": Part(120, _load("cold", 1), 60, "model"),
-    "load-warm": Part(150, _load("warm", 2), 50, "model"),
-    "cuda-checkpoint-criu": Part(150, (CRIU, "--preset", "{preset}", "--warm", "0"), 90, "model"),
+    "model": Part(110, (PARTS, "model", "--preset", "{preset}", "--formats", "safetensors,pickle"), 60),
+    "stack": Part(130, _run("stack", STREAMED, OVERLAP, blocks=1, timeout=170), 60, "model"),
+    "cuda-checkpoint": Part(70, (PARTS, "checkpoint", "--preset", "{preset}", "--times", "2"), 45, "model"),
+    "naive": Part(190, _resumed(_run("stack", STREAMED, OVERLAP, STANDBY, "", blocks=1, timeout=170)), 120, "stack"),
+    "cuda-checkpoint-criu": Part(100, (CRIU, "--preset", "{preset}", "--warm", "0"), 70, "model"),
+    "wake": Part(45, (PARTS, "wake", "--preset", "{preset}", "--times", "3"), 30, "model"),
+    "context": Part(60, (PARTS, "context", "--times", "3", "--arms", "lazy,eager"), 30),
+    "load-cold": Part(120, _load("cold", 1), 40, "model"),
+    "resident": Part(60, _run("resident", RESIDENT, blocks=1, timeout=50), 40, "model"),
     "decode": Part(90, (PARTS, "decode", "--preset", "{preset}", "--arms", "eager,fewer-graphs,all-graphs,cudnn", "--tokens", "48"), 40, "model"),
-    "resident": Part(90, _run("resident", RESIDENT, blocks=1), 45, "model"),
     "compile": Part(150, _run("compile", f"{STREAMED},device=compile-cold", f"{STREAMED},device=compile-cache", blocks=1, scenario="hot-node", timeout=140), 80, "model"),
 }
-PLANS = {"first": (FIRST, "1b", 330.0), "second": (SECOND, "8b", 390.0)}  # trials, shape, seconds in all
+PLANS = {"first": (FIRST, "1b", 330.0), "second": (SECOND, "8b", 480.0)}  # trials, shape, seconds in all
 
 Execute = Callable[[str, list[str], dict[str, str], float], dict[str, Any]]
 
@@ -204,7 +214,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--plan", choices=[*PLANS, "both"], default="both")
     parser.add_argument("--preset", default="", help="another shape than the plan's: tiny rehearses it")
-    parser.add_argument("--budget", type=float, default=0, metavar="SECONDS", help="in all, for each plan (default: 330 and 390)")
+    parser.add_argument("--budget", type=float, default=0, metavar="SECONDS", help="in all, for each plan (default: 330 and 480)")
     parser.add_argument("--only", default="", help="names, comma-separated: " + ", ".join(dict.fromkeys((*FIRST, *SECOND))))
     parser.add_argument("--without", default="", help="names, comma-separated")
     args = parser.parse_args()
