@@ -78,7 +78,7 @@ def _caption(run: Run, names: Sequence[str]) -> str:
     if not shown:
         return words.host_name(run.host, words.device(run))
     states = sorted({t.cache.get("state", "unverified") for n in names for t in run.of_arm(n)})
-    facts = [f"cache {'/'.join(states)}"]
+    facts = [*([f"model {shown[0].model}"] if shown[0].model else []), f"cache {'/'.join(states)}"]
     facts += sorted({str(s.arm["scenario"]) for s in shown if s.arm.get("scenario")})
     facts += sorted({words.link_words(str(s.arm["link"])) for s in shown if s.arm.get("link")})
     counts = sorted({s.n for s in shown})

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from labkit.core.records import Run, Trial
@@ -48,6 +49,7 @@ class Shown:
     replayed_from: str = ""
     simulated: str = ""
     device: str = ""  # of the server: cpu, cuda; "" where the record does not tell
+    model: str = ""  # the preset, or the model directory's name
 
 
 def choose(run: Run | Trial, arm: str = "") -> Shown:
@@ -66,7 +68,7 @@ def choose(run: Run | Trial, arm: str = "") -> Shown:
         raise BadInput(f"no good trial of {name} in run {run.id}: {outcomes}", why="a failed trial has no total to draw",
                        fix="labkit show RUN prints the outcome and the log of each trial")
     facts = run.arm_named(name) or {"name": name}
-    return Shown(good[(len(good) - 1) // 2], facts, run.host, len(good), failed, replayed_from(run), simulated(run), device(run))
+    return Shown(good[(len(good) - 1) // 2], facts, run.host, len(good), failed, replayed_from(run), simulated(run), device(run), model(run))
 
 
 def replayed_from(run: Run) -> str:
@@ -82,6 +84,12 @@ def simulated(run: Run) -> str:
 def device(run: Run) -> str:
     """Where the servers of a run computed: "cpu", "cuda"; "" where the record does not tell."""
     return str((run.experiment.get("conditions") or {}).get("device") or "")
+
+
+def model(run: Run) -> str:
+    """What was started: the preset, or the model in its place; "" where the record does not tell."""
+    asked = run.experiment.get("conditions") or run.experiment
+    return Path(str(asked["model_dir"])).name if asked.get("model_dir") else str(asked.get("preset") or "")
 
 
 def host_name(host: dict[str, Any], device: str = "") -> str:
@@ -135,7 +143,8 @@ def title(shown: Shown) -> str:
 def caption(shown: Shown) -> str:
     """Cache state, link, scenario, host and n: without them a duration means nothing."""
     t, arm = shown.trial, shown.arm
-    parts = [f"cache {t.cache.get('state', 'unverified')}"]
+    parts = [f"model {shown.model}"] if shown.model else []
+    parts.append(f"cache {t.cache.get('state', 'unverified')}")
     if arm.get("scenario"):
         parts.append(str(arm["scenario"]))
     if arm.get("link"):

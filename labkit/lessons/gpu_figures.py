@@ -103,8 +103,9 @@ def restored(records: Records) -> Picture:
                 groups.append(Group(f"{record.preset}, start", _seconds("to the first token", [start])))
             for want in dict.fromkeys(str(r.get("want")) for r in items(found, "restores")):
                 some = [r for r in items(found, "restores") if str(r.get("want")) == want]
-                made = _seconds("to the first token", numbers(some, "gone_to_first_token_s")) + _seconds("of it CRIU", numbers(some, "criu_restore_s"))
-                groups.append(Group(f"{record.preset}, {title}, {want}", made, "" if made else words(some[-1].get("error") or some[-1].get("outcome") or "")))
+                good = [r for r in some if r.get("outcome") == "ok"]
+                made = _seconds("to the first token", numbers(good, "gone_to_first_token_s")) + _seconds("of it CRIU", numbers(good, "criu_restore_s"))
+                groups.append(Group(f"{record.preset}, {title}, {want}", made, "" if made else words(f"{some[-1].get('outcome', '')}: {some[-1].get('error', '')}".strip(": "))))
             if not items(found, "restores"):
                 groups.append(Group(f"{record.preset}, {title}", missing=words("; ".join(str(d.get("error", "")) for d in items(found, "dumps")) or "no restore")))
     groups = groups or [Group("CUDA + CRIU", missing="; ".join(why for _, why in gaps(records, "cuda-checkpoint-criu")))]

@@ -2,7 +2,7 @@
 
     records = gpu_record.recorded()              # those of the newest recorded GPU host; () where there is none
     gpu_tables.parked(records)                   # a table, on any host
-    python -m labkit.lessons.gpu_record          # every table as Markdown, for docs/h100.md
+    python -m labkit.lessons.gpu_record --into docs/h100.md --figure docs/h100.png      # every table as Markdown, and a waterfall
 
 A record holds the last thing that each trial said, also of one that failed, timed out or was skipped, so nothing in a result is sure
 to be there: what is missing is "not measured", with the trial's outcome and reason. Records of two hosts never stand in one table.
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import printable, question, record_schema, records
+from labkit.core.beside import replacing
 from labkit.core.record_schema import Wrong, listed, mapped, maybe, number, shaped, text, whole
 from labkit.core.records import Run
 from labkit.core.units import show_bytes
@@ -207,13 +208,27 @@ def model_words(made: Sequence[Record]) -> str:
     return ", ".join(f"{preset}: {show_bytes(size)}" for preset, size in model_bytes(made).items())
 
 
+BEGIN, END = "<!-- tables: python -m labkit.lessons.gpu_record --into FILE -->", "<!-- end of tables -->"
+
+
+def with_tables(page: str, tables: str) -> str:
+    """A Markdown page with what stands between its marks replaced. Raises BadInput for a page without them."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise BadInput("the page has no place for tables", why="they are written between two marks", fix=f"{BEGIN} … {END}")
+    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Markdown of every table, or of the named ones."""
-    from labkit.lessons import gpu_summary
+    """Markdown of every table, or of the named ones; the waterfall of the largest run."""
+    from labkit.lessons import gpu_summary, gpu_tables
 
     parser = argparse.ArgumentParser(prog="python -m labkit.lessons.gpu_record", description="Tables of recorded GPU trials, as Markdown.")
     parser.add_argument("tables", nargs="*", metavar="TABLE", help="only these: " + ", ".join(gpu_summary.TABLES))
     parser.add_argument("--host", default="", help="folder below data/recorded (default: the one with the newest record)")
+    parser.add_argument("--into", type=Path, metavar="FILE", help="write the tables between the marks of this page")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="also draw the waterfall of the fastest start from nothing, of the largest model recorded")
     args = parser.parse_args(argv)
     if unknown := [t for t in args.tables if t not in gpu_summary.TABLES]:
         parser.error(f"no table {', '.join(unknown)}")
@@ -221,7 +236,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not made:
         print("no GPU trials are recorded", file=sys.stderr)
         return 1
-    print(gpu_summary.markdown(made, args.tables))
+    tables = gpu_summary.markdown(made, args.tables)
+    try:
+        if args.figure:
+            from labkit.face.waterfall import waterfall
+
+            drawn = [(run, arm) for run in runs("stack", args.host) if (arm := gpu_tables.best_stack(run))]
+            if not drawn:
+                raise BadInput("no run on that GPU is recorded beside its trials", fix="make gpu on a GPU host makes one")
+            waterfall(*drawn[-1]).save(args.figure)
+        if args.into:
+            page = with_tables(args.into.read_text(encoding="utf-8"), tables)
+            with replacing(args.into) as part:
+                part.write_text(page, encoding="utf-8")
+        else:
+            print(tables)
+    except BadInput as error:
+        print(printable.text(error), file=sys.stderr)
+        return 2
     print(json.dumps({"records": [r.name for r in made]}), file=sys.stderr)
     return 0
 

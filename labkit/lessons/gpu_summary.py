@@ -21,7 +21,10 @@ from labkit.face.table import Table
 from labkit.lessons import gpu_figures, gpu_record
 from labkit.lessons.gpu_record import Record, at, each, items, number_at, numbers, reason, stamp, words
 from labkit.lessons.gpu_tables import (
+    KEPT,
+    NAIVE,
     NONE,
+    against_naive,
     bus,
     context,
     decoded,
@@ -76,21 +79,19 @@ def _rate(rates: Any, key: str) -> str:
 def goals(records: Records, preset: str = "8b") -> Table:
     """What such a host should reach with the 8b shape, against what it did."""
     rows = []
-    streamed = "no-image,weights=labkit-streamer"
     of = [r for r in records if r.preset == preset]
-    for record, found, arm in stack_rows(of):
-        if arm.get("arm") != streamed:
-            continue
+    from_nothing = [(record, found, arm) for record, found, arm in stack_rows(of) if arm.get("scenario") == "warm-node" and number_at(arm, "median_s") is not None
+                    and arm.get("arm") != NAIVE and not any(k in str(arm.get("arm")) for k in KEPT)]
+    for record, found, arm in sorted(from_nothing, key=lambda row: number_at(row[2], "median_s") or 0)[:1]:
+        name, took, made = str(arm.get("arm", "")), number_at(arm, "median_s"), number_at(arm, "phases", "context")
         size = number_at(record.result("model"), "safetensors", "bytes")
-        rates = [number_at(found, "floors", n) for n in ("disk_read_bytes_per_s", "h2d_pinned_bytes_per_s")]
-        took, made = number_at(arm, "median_s"), number_at(arm, "phases", "context")
-        slower = min((r for r in rates if r), default=None)
+        slower = min((r for n in ("disk_read_bytes_per_s", "h2d_pinned_bytes_per_s") if (r := number_at(found, "floors", n))), default=None)
         if size and slower and took is not None and made is not None:
             bound = 1.25 * size / slower + made + 1
-            rows.append(["cold disk to the first token ≤ 1.25 × (bytes ÷ the slower of disk and bus) + context + 1 s", show_s(bound), show_s(took), _met(took <= bound)])
-        ratio = number_at(found, "ratios", f"{streamed}_vs_no-image", "median")
+            rows.append([f"{name}: cold disk to the first token ≤ 1.25 × (bytes ÷ the slower of disk and bus, {show_rate(slower)}) + context + 1 s", show_s(bound), show_s(took), _met(took <= bound)])
+        ratio = against_naive(found, arm)
         if ratio is not None:
-            rows.append(["stacked ÷ naive ≤ 0.35 on a warm node", "0.35", f"{ratio:.2f}", _met(ratio <= 0.35)])
+            rows.append([f"{name}: stacked ÷ naive ≤ 0.35 on a warm node", "0.35", f"{ratio:.2f}", _met(ratio <= 0.35)])
     for _, found in each(of, "wake"):
         if parts := numbers(items(found, "times"), "share_of_bus"):
             rows.append(["pinned wake-up ≥ 90 % of the pinned bus rate", "90%", middle(parts, "{:.0%}".format), _met(stats.median(parts) >= 0.9)])
@@ -126,7 +127,7 @@ def ways(records: Records, runs: Sequence[Run] = ()) -> list[Way]:
     for record, _, arm in stack_rows(records):
         if (took := number_at(arm, "median_s")) is not None:
             name, size = str(arm.get("arm", "")), number_at(record.result("wake"), "bytes") or number_at(record.result("model"), "safetensors", "bytes") or 0.0
-            resident = "warm-standby" in name or "device-resident" in name
+            resident = any(k in name for k in KEPT)
             kept = {"pinned": size, "device": _held_asleep(runs, record.preset, name)} if "warm-standby" in name else {"device": size} if resident else {}
             made.append(Way(record.preset, name, took, int(number_at(arm, "n") or 0), str(arm.get("cache", "unverified")), kept, resident))
     for record, found in each(records, "cuda-checkpoint"):

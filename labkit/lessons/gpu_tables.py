@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from labkit.core import stats
+from labkit.core.records import Run
 from labkit.core.units import show_bytes, show_rate, show_s
 from labkit.face.table import Table
 from labkit.lessons.gpu_record import (
@@ -306,25 +307,47 @@ def decoded(records: Records) -> Table:
 
 # ---- stacks -------------------------------------------------------------------------------------------------------------
 
+NAIVE = "no-image"
+#: Techniques that keep something on the device before a start: none of theirs is a start from nothing.
+KEPT = ("warm-standby", "device-resident")
+
+
 def stack_rows(records: Records) -> list[tuple[Record, Mapping[str, Any], Mapping[str, Any]]]:
-    """(record, what `labkit run` said, one arm of it) for every trial that ran stacks."""
-    return [(record, found, arm) for name in ("stack", "resident", "compile") for record, found in each(records, name) for arm in items(found, "results")]
+    """(record, what `labkit run` said, one arm of it) for every trial that ran stacks. Where one trial went on with the record of another, the later one holds both."""
+    made = []
+    for record in records:
+        for names in (("naive", "stack"), ("resident",), ("compile",)):
+            found = next((f for f in map(record.result, names) if items(f, "results")), {})
+            made += [(record, found, arm) for arm in items(found, "results")]
+    return made
+
+
+def against_naive(found: Mapping[str, Any], arm: Mapping[str, Any]) -> float | None:
+    """Median ÷ the naive arm's of the same run, or None."""
+    naive = next((number_at(a, "median_s") for a in items(found, "results") if a.get("arm") == NAIVE), None)
+    took = number_at(arm, "median_s")
+    return took / naive if naive and took is not None else None
 
 
 def stacked(records: Records) -> Table:
     """Whole cold starts on the device: request to first token, by stack."""
-    head = ["model", "stack", "scenario, cache", "first token", "÷ the first arm", "context", "load", "floor", "n"]
+    head = ["model", "stack", "scenario, cache", "first token", "÷ naive", "context", "load", "floor", "n"]
     rows = []
     for record, found, arm in stack_rows(records):
-        name, first = str(arm.get("arm", "")), str(at(found, "results", 0, "arm"))
-        took, ratio = number_at(arm, "median_s"), at(found, "ratios", f"{name}_vs_{first}")
+        name, took, ratio = str(arm.get("arm", "")), number_at(arm, "median_s"), against_naive(found, arm)
         if took is None:
             rows.append([record.preset, name, "", words(arm.get("missing") or "not measured"), "", "", "", "", ""])
             continue
-        said = f"{number_at(ratio, 'median'):.2f}" + ("" if at(ratio, "significant") else " (not significant)") if number_at(ratio, "median") is not None else "1" if name == first else NONE
         phases = [show_s(p) if (p := number_at(arm, "phases", phase)) is not None else NONE for phase in ("context", "load")]
         floor = number_at(arm, "floor_s")
-        rows.append([record.preset, name, f"{arm.get('scenario', '')}, {arm.get('cache', 'unverified')}", show_s(took), said, *phases, show_s(floor) if floor else NONE, words(arm.get("n", ""))])
-    for name in ("stack", "resident", "compile"):
+        rows.append([record.preset, name, f"{arm.get('scenario', '')}, {arm.get('cache', 'unverified')}", show_s(took), f"{ratio:.3f}" if ratio is not None else NONE, *phases,
+                     show_s(floor) if floor else NONE, words(arm.get("n", ""))])
+    for name in ("stack", "naive", "resident", "compile"):
         rows += _empty(head, [(preset, f"{name}: {why}") for preset, why in gaps(records, name) if not why.startswith("not tried")])
-    return table(head, rows, records, "no image; floor: of all phases that move bytes; a ratio of n < 5 is never significant")
+    return table(head, rows, records, "no image; floor: of all phases that move bytes; of n < 5 no ratio is significant")
+
+
+def best_stack(run: Run) -> str:
+    """The fastest arm of a run that starts from nothing, the naive one left out; "" where there is none."""
+    took = {name: stats.median(good) for name in run.arm_names if name != NAIVE and not any(k in name for k in KEPT) and (good := [t.total_s for t in run.of_arm(name) if t.total_s is not None])}
+    return min(took, key=lambda name: took[name]) if took else ""

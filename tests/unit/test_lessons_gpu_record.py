@@ -60,10 +60,22 @@ def test_medians_stand_with_n_range_and_the_share_of_the_bus(folder):
     assert {"driver", "context", "all of it", "copy_pinned (registered)"} <= {s["step"] for s in steps} and "nvml" not in {s["step"] for s in steps}
 
 
+def test_a_record_that_was_gone_on_with_stands_once_and_is_compared_with_its_naive_arm(tmp_path, monkeypatch):
+    monkeypatch.setenv(replay.ENV, str(tmp_path))
+    doc = record()
+    stack = next(t for t in doc["trials"] if t["name"] == "stack")
+    first, both = copy.deepcopy(stack), copy.deepcopy(stack)
+    first["result"]["results"] = first["result"]["results"][1:]
+    doc["trials"] = [first, {**both, "name": "naive"}]
+    (tmp_path / "h").mkdir()
+    (tmp_path / "h" / "gpu-trials-second.json").write_text(json.dumps(doc, indent=1))
+    assert [(row["stack"], row["÷ naive"]) for row in cells(gpu_tables.stacked(gpu_record.recorded()))] == [("no-image", "1.000"), ("no-image,weights=labkit-streamer", "0.300")]
+
+
 def test_goals_are_judged_of_the_8b_shape_only(folder):
     found = gpu_record.recorded()
-    judged = {row["goal"][:11]: row["met"] for row in cells(gpu_summary.goals(found))}
-    assert judged == {"cold disk t": "yes", "stacked ÷ n": "yes", "pinned wake": "yes", "equal token": "yes"}
+    judged = [(row["goal"].rpartition(": ")[2][:11], row["measured, 8b"], row["met"]) for row in cells(gpu_summary.goals(found))]
+    assert judged == [("cold disk t", "6.00 s", "yes"), ("stacked ÷ n", "0.30", "yes"), ("pinned wake", "92%", "yes"), ("equal token", "all", "yes")]
     assert "nothing of it was measured" in gpu_summary.goals(found[:1]).text
 
 
@@ -155,6 +167,24 @@ def test_markdown_is_made_of_every_table(folder, capsys):
     said = capsys.readouterr().out
     assert said.count("### ") == len(gpu_summary.TABLES) and "| 8b | no-image |" in said
     assert gpu_record.main(["parked"]) == 0 and capsys.readouterr().out.count("### ") == 1
+
+
+def test_the_tables_go_between_the_marks_of_a_page_and_nowhere_else(folder, tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{gpu_record.BEGIN}\nold\n{gpu_record.END}\nafter\n")
+    assert gpu_record.main(["parked", "--into", str(page)]) == 0
+    once = page.read_text()
+    assert once.startswith("before\n") and once.endswith("after\n") and "old" not in once and "### Parked" in once
+    assert gpu_record.main(["parked", "--into", str(page)]) == 0 and page.read_text() == once
+    page.write_text("no marks")
+    assert gpu_record.main(["--into", str(page)]) == 2 and "no place" in capsys.readouterr().err and page.read_text() == "no marks"
+    assert gpu_record.main(["--figure", str(tmp_path / "f.png")]) == 2
+
+
+def test_the_page_about_the_recorded_gpu_says_what_its_records_say():
+    """python -m labkit.lessons.gpu_record --into docs/h100.md --figure docs/h100.png"""
+    page = (ROOT / "docs" / "h100.md").read_text(encoding="utf-8")
+    assert page == gpu_record.with_tables(page, gpu_summary.markdown(gpu_record.recorded("h100")))
 
 
 @st.composite
