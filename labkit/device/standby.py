@@ -31,7 +31,6 @@ from labkit.core import interpreter, timeline
 from labkit.core.plan import StepContext
 from labkit.errors import TrialError
 
-
 #: Where a parameter begins in the arena, as torch's own allocations do.
 ALIGNED_BYTES = 512
 

@@ -21,8 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from labkit.core.beside import becoming
 from labkit.core import interpreter
+from labkit.core.beside import becoming
 from labkit.core.host import capability
 from labkit.core.plan import LaunchPlan, Step
 from labkit.core.units import show_bytes

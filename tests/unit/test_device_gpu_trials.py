@@ -10,7 +10,6 @@ from labkit.device import cuda_checkpoint as cuda
 from labkit.device import gpu_trials
 from labkit.device.fake_driver import FakeDriver
 
-
 PLANS = gpu_trials.PLANS
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from labkit.cli.run import summary
@@ -105,6 +107,7 @@ def test_the_cuda_of_torch_is_read_from_its_file(tmp_path, monkeypatch):
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "torch", raising=False)  # an earlier test may have imported the real one
     for said, wanted in (("cuda: Optional[str] = '13.0'", "13.0"), ("cuda = '12.8'", "12.8"), ("cuda: Optional[str] = None", ""), ("", "")):
         (package / "version.py").write_text(f"__version__ = '2.11.0'\n{said}\n")
         assert host.torch_cuda() == wanted

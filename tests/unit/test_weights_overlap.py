@@ -6,7 +6,7 @@ import pytest
 
 from labkit.core.plan import LaunchPlan, StepContext
 from labkit.core.timeline import Span, read
-from labkit.errors import TransferError
+from labkit.errors import LabError, TransferError
 from labkit.net.serving import serving
 from labkit.objects.publish import publish_model
 from labkit.technique import Artifact, Seen, technique
@@ -151,7 +151,7 @@ def test_without_a_loader_that_says_so_everything_is_read_ahead(tmp_path, checkp
 def test_the_loader_says_that_it_has_come(tmp_path, monkeypatch):
     monkeypatch.setenv(overlap.TAKEN_OVER, str(tmp_path / "taken"))
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(Exception):
+    with pytest.raises(LabError):
         overlap.load(None, str(tmp_path))
     assert (tmp_path / "taken").exists()
 
