@@ -180,4 +180,4 @@ def test_modules_of_the_lab_are_started_in_one_way():
 
     root = Path(labkit.__file__).parent
     started = [p.relative_to(root).as_posix() for p in root.rglob("*.py") if 'sys.executable, "-m", "labkit' in p.read_text(encoding="utf-8")]
-    assert sorted(started) == ["device/standalone.py", "snapshot/making.py"]
+    assert sorted(started) == ["core/interpreter.py", "snapshot/making.py"]
