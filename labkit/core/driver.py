@@ -4,7 +4,7 @@
     too_old("575.57.08", "13.0")            # "driver 575.57.08 is older than 580, which CUDA 13.0 needs"
 
 From the version, not tried: a call that the driver exports is looked for beside it (`labkit.core.probes`). Sources: NVIDIA/cuda-checkpoint's README
-(550: the utility; "570 Features"), CUcheckpointRestoreArgs of the CUDA 12.9 and 13 driver API (pairs of GPUs from 13 on),
+(550: the utility; "570 Features": the calls, a lock with a time-out, NVML, process trees with CRIU 4), CUcheckpointRestoreArgs of the CUDA 12.9 and 13 driver API (pairs of GPUs from 13 on),
 https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html (oldest driver of a CUDA line). Lesson: notebooks/07_checkpoints.
 """
 
@@ -17,7 +17,7 @@ OLDEST = {11: 450, 12: 525, 13: 580}
 FEATURES: tuple[tuple[int, str], ...] = (
     (525, "programs built for CUDA 12"),
     (550, "CUDA checkpoints by NVIDIA's cuda-checkpoint utility"),
-    (570, "the checkpoint calls of its API (cuCheckpointProcess*, CUDA 12.8), which the lab uses; a lock with a time-out; NVML in a process that is parked; process trees with CRIU 4"),
+    (570, "CUDA checkpoints by its own calls (cuCheckpointProcess*, CUDA 12.8), also of a process that uses NVML"),
     (580, "programs built for CUDA 13; a restore onto another GPU of the same kind"),
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from pathlib import Path
 
 import pytest
 
@@ -107,7 +107,30 @@ def test_the_cuda_of_torch_is_read_from_its_file(tmp_path, monkeypatch):
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "torch", raising=False)  # an earlier test may have imported the real one
     for said, wanted in (("cuda: Optional[str] = '13.0'", "13.0"), ("cuda = '12.8'", "12.8"), ("cuda: Optional[str] = None", ""), ("", "")):
         (package / "version.py").write_text(f"__version__ = '2.11.0'\n{said}\n")
         assert host.torch_cuda() == wanted
+
+
+def test_a_report_s_device_is_that_of_its_run_and_of_its_notebooks(monkeypatch, tmp_path):
+    from labkit.lessons import execute, report
+
+    told: dict[str, object] = {}
+
+    def naive(out, preset, blocks, link, device):
+        told["run"] = device
+        return _run(device)
+
+    def notebook(path, out, values, timeout_s, more=None):
+        told["notebook"] = more
+        return execute.Result(path.stem, "ok", 0.1)
+
+    monkeypatch.setattr(report, "_naive", naive)
+    monkeypatch.setattr(report, "doctor_html", lambda: "")
+    monkeypatch.setattr(execute, "run_one", notebook)
+    book = Path(__file__).resolve().parents[2] / "notebooks" / "00_start_here.ipynb"
+    made = report.report(tmp_path / "report", [book], device="cpu", say=lambda text: None)
+    assert told == {"run": "cpu", "notebook": {placement.ENV: "cpu"}} and not made.failed
+    assert made.as_json()["device"] == "cpu" and "device cpu" in made.page.read_text()
+    report.report(tmp_path / "report", [book], say=lambda text: None)
+    assert told == {"run": "", "notebook": {}}
