@@ -168,9 +168,14 @@ def parked(records: Records) -> Table:
         rows.append([record.preset, middle(numbers(times, "device_bytes"), show_bytes), middle(park_s), middle(park, show_rate), share(_median(park), rates.get("d2h_pinned")),
                      middle(wake_s), middle(wake, show_rate), share(_median(wake), rates.get("h2d_pinned")), middle(numbers(times, "first_token_after_wake_s")),
                      yes([t.get("equal_tokens") for t in times]), str(len(times))])
-    notes = [f"{record.preset}: parked, it held {len(at(found, 'held_parked', 'descriptors') or {})} descriptors and {len(at(found, 'held_parked', 'mappings') or [])} mappings of the driver's files; "
-             f"running {len(at(found, 'held_running', 'descriptors') or {})} and {len(at(found, 'held_running', 'mappings') or [])}" for record, found in each(records, "cuda-checkpoint")]
+    notes = [f"{record.preset}: parked, it held {_count(at(found, 'held_parked', 'descriptors'))} descriptors and {_count(at(found, 'held_parked', 'mappings'))} mappings of the driver's files; "
+             f"running {_count(at(found, 'held_running', 'descriptors'))} and {_count(at(found, 'held_running', 'mappings'))}" for record, found in each(records, "cuda-checkpoint")]
     return table(head, [*rows, *_empty(head, gaps(records, "cuda-checkpoint"))], records, "in memory, no file involved; floor: bytes ÷ the bus's pinned rate", notes)
+
+
+def _count(things: object) -> int:
+    """How many there are; 0 of what is no collection (a damaged record)."""
+    return len(things) if isinstance(things, (dict, list)) else 0
 
 
 def _median(values: Sequence[float]) -> float | None:
