@@ -184,6 +184,8 @@ def reason(trial: Mapping[str, Any], most: int = MOST_CHARS) -> str:
     error = str(trial.get("error") or "")
     lines = [line for line in error.splitlines() if line.strip()]
     last = error if len(error) <= most else lines[-1] if lines else ""
+    if trial["outcome"] == "timeout" and error.startswith("it did not end within"):  # what stands behind it is where it was interrupted
+        last = error.partition(". ")[0] + ("; what it had measured is kept" if trial.get("result") else "")
     return words(f"{trial['outcome']}: {last}" if last else trial["outcome"], most)
 
 

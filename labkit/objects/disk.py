@@ -59,8 +59,12 @@ class Object:
 
 def encode_part(part: str) -> str:
     """One part of a key as a file name; inverse of `decode_part`. What a file system reads as something else gets a `%`."""
+    try:
+        raw = part.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise Unstorable("a part of the key is no text: half of a pair of surrogates") from None
     if part in ("", ".", "..") or part.startswith("%"):
-        part = "%" + part.encode("utf-8", "surrogateescape").hex()
+        part = "%" + raw.hex()
     if len(part.encode("utf-8", "surrogateescape")) > 255 or "\0" in part:
         raise Unstorable("a part of the key is longer than 255 bytes, or holds NUL")
     return part

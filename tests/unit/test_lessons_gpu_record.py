@@ -53,6 +53,12 @@ def test_what_was_not_measured_keeps_a_row_with_its_outcome_and_reason(folder):
     assert "skipped: context was left out" in gpu_tables.context(alone).text and "skipped" in gpu_figures.context(alone).text
 
 
+def test_a_trial_that_was_ended_says_after_how_long_and_that_its_measurements_are_kept():
+    trial = {"name": "context", "outcome": "timeout", "error": "it did not end within 54 s. Traceback …\n" + "x" * 300 + "\nKeyboardInterrupt"}
+    assert gpu_record.reason(trial) == "timeout: it did not end within 54 s"
+    assert gpu_record.reason({**trial, "result": {"arms": {}}}).endswith("54 s; what it had measured is kept")
+
+
 def test_medians_stand_with_n_range_and_the_share_of_the_bus(folder):
     row = cells(gpu_tables.parked(gpu_record.recorded()))[1]
     assert (row["park"], row["n"], row["equal tokens"], row["÷ pinned bus"]) == ("2.10 s (2.00–2.20 s)", "3", "all", "32%")
