@@ -27,14 +27,13 @@ import mmap
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from labkit.core import timeline
+from labkit.core.observe import read_by_calls
 from labkit.core.plan import StepContext
 from labkit.errors import BadInput, LabError, MissingCapability, TrialError
 
@@ -269,7 +268,7 @@ def load(model: Any, source: str, device: str = "cuda", *, folder: str = "", **_
     folder = folder or os.environ.get(WHERE, "")
     if not folder:
         raise BadInput("no daemon holds these weights", why=f"{WHERE} names the folder of its socket", fix="python -m labkit.device.resident 1 FOLDER MODEL cuda")
-    before = read_bytes()
+    before = read_by_calls()
     with timeline.span("load.ask"):
         told, fd = ask(folder)
     if os.path.realpath(source) != told["source"]:
@@ -286,7 +285,7 @@ def load(model: Any, source: str, device: str = "cuda", *, folder: str = "", **_
             placer.put(name, view(arena, dtype, shape, offset))
     facts = placer.finish()
     shared = sum(p.nbytes for p in placer.placed.values() if begin <= p.data_ptr() < end)
-    return facts | {"loader": "device-resident", "mapped_bytes": shared, "copied_bytes": facts["size_bytes"] - shared, "read_in_load_bytes": read_bytes() - before,
+    return facts | {"loader": "device-resident", "mapped_bytes": shared, "copied_bytes": facts["size_bytes"] - shared, "read_in_load_bytes": read_by_calls() - before,
                     "daemon_pid": told["pid"], "label": told["label"]}
 
 
@@ -321,15 +320,6 @@ def _open(told: dict[str, Any], fd: int, device: str) -> Any:
         os.close(fd)
 
 
-def read_bytes(pid: int | str = "self") -> int:
-    """What the kernel has counted as read by the process, by read and its like; what is received with recv is not in it."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path(f"/proc/{pid}/io").read_text().splitlines():
-            if line.startswith("rchar:"):
-                return int(line.split()[1])
-    return 0
-
-
 # ---- the step ---------------------------------------------------------------------------------------------------------------
 
 def offer(ctx: StepContext, model: str, device: str) -> dict[str, Any]:
@@ -342,31 +332,13 @@ def _before_t0(ctx: StepContext, model: str, device: str) -> None:
     from labkit.core import interpreter
     from labkit.core.ledger import marked
     from labkit.device.cuda_checkpoint import process_memory_bytes
-    from labkit.image.start import drain
+    from labkit.image.start import stand_before_t0
 
     folder = ctx.node / "resident"
     folder.mkdir(mode=0o700)
     environment = {**interpreter.environment("LABKIT_FAKE_CUDA"), "TMPDIR": ctx.temporary()}
-    read_end, write_end = os.pipe()
-    try:
-        process = subprocess.Popen([*interpreter.module("labkit.device.resident"), str(write_end), str(folder), model, device], stdin=subprocess.PIPE,
-                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=marked(environment), cwd="/", start_new_session=True, pass_fds=(write_end,))
-    finally:
-        os.close(write_end)
-    entry = ctx.ledger.note("group", process.pid)
-
-    def end() -> None:
-        with contextlib.suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        ctx.ledger.done(entry)
-
-    ctx.on_stop(end)
-    assert process.stdout
-    drain(ctx, os.dup(process.stdout.fileno()))
-    process.stdout.close()
-    with os.fdopen(read_end, "r", encoding="utf-8") as answers:
-        ready = json.loads(answers.readline() or "{}")
+    process, answers, ready = stand_before_t0(ctx, lambda fd: [*interpreter.module("labkit.device.resident"), str(fd), str(folder), model, device], marked(environment))
+    answers.close()
     if not ready.pop("ready", False):
         raise TrialError("no daemon holds the weights: " + (ready.get("failed") or "it ended before it was ready"), why="".join(ctx.state.get("server_log", []))[-1200:], fix="labkit doctor")
     ready["device_bytes_held"] = process_memory_bytes(process.pid)

@@ -19,15 +19,13 @@ import contextlib
 import json
 import mmap
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 from labkit.core import interpreter, timeline
+from labkit.core.observe import read_by_calls
 from labkit.core.plan import StepContext
 from labkit.errors import TrialError
 
@@ -205,58 +203,17 @@ def start(ctx: StepContext) -> dict[str, Any]:
 def _before_t0(ctx: StepContext) -> None:
     """Start the server, let it serve nobody, and put it to sleep: what stands on this node while there is no replica."""
     from labkit.device.cuda_checkpoint import process_memory_bytes
+    from labkit.image.start import stand_before_t0
 
     environment = {**interpreter.environment("LABKIT_FAKE_CUDA"), "TMPDIR": ctx.temporary(), **{k: v for k, v in ctx.server_env.items() if k != timeline.ENV}}
-    read_end, write_end = os.pipe()
-    try:
-        process = subprocess.Popen([*interpreter.module("labkit.device.standby"), str(write_end), *ctx.server_args], stdin=subprocess.PIPE,
-                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, cwd="/", start_new_session=True, pass_fds=(write_end,))
-    finally:
-        os.close(write_end)
-    entry = ctx.ledger.note("group", process.pid)
-
-    def end() -> None:
-        with contextlib.suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        ctx.ledger.done(entry)
-
-    ctx.on_stop(end)
-    _drain(ctx, process)
-    answers = os.fdopen(read_end, "r", encoding="utf-8")
-    ready = json.loads(answers.readline() or "{}")
+    process, answers, ready = stand_before_t0(ctx, lambda fd: [*interpreter.module("labkit.device.standby"), str(fd), *ctx.server_args], environment)
     if not ready.pop("ready", False):
         raise TrialError("the standby did not start", why="".join(ctx.state.get("server_log", []))[-800:], fix="labkit doctor")
-    seen = {"device_bytes_asleep": process_memory_bytes(process.pid), "read_before_t0_bytes": _read_bytes(process.pid)}
+    seen = {"device_bytes_asleep": process_memory_bytes(process.pid), "read_before_t0_bytes": read_by_calls(process.pid)}
     ctx.state.update(standby_process=process, standby_answers=answers, standby={**ready, **seen})
 
 
 start.before_t0 = _before_t0  # type: ignore[attr-defined]
-
-
-def _drain(ctx: StepContext, process: subprocess.Popen[bytes]) -> None:
-    """Keep the last lines of its output; the pipe never fills."""
-    import threading
-    from collections import deque
-
-    log = ctx.state.setdefault("server_log", deque(maxlen=400))
-    stream = process.stdout
-    assert stream
-
-    def read() -> None:
-        with contextlib.suppress(OSError, ValueError):
-            log.extend(line.decode(errors="replace") for line in stream)
-
-    threading.Thread(target=read, daemon=True, name="server-output").start()
-
-
-def _read_bytes(pid: int) -> int:
-    """What the kernel has counted as read by the process: files, sockets, pipes."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path(f"/proc/{pid}/io").read_text().splitlines():
-            if line.startswith("rchar:"):
-                return int(line.split()[1])
-    return 0
 
 
 # ---- the resident process -------------------------------------------------------------------------------------------------

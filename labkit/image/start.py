@@ -24,8 +24,9 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from labkit.core import exits, interpreter, secrets
 from labkit.core.ledger import marked, start_time
@@ -78,6 +79,33 @@ def drain(ctx: StepContext, fd: int) -> None:
                     log.append(line)
 
     threading.Thread(target=read, daemon=True, name="server-output").start()
+
+
+def stand_before_t0(ctx: StepContext, command: Callable[[int], list[str]], environment: dict[str, str]) -> tuple[subprocess.Popen[bytes], TextIO, dict[str, Any]]:
+    """A process that stands on the node before t0 and is told by its standard input: (process, its answers, the first of them).
+
+    `command(fd)`: its command line, for answers on that descriptor, a JSON line each; {} is the answer of one that ended. It is on the
+    ledger, ends with the trial, and its output is kept as a server's."""
+    read_end, write_end = os.pipe()
+    try:
+        process = subprocess.Popen(command(write_end), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, cwd="/",
+                                   start_new_session=True, pass_fds=(write_end,))
+    finally:
+        os.close(write_end)
+    entry = ctx.ledger.note("group", process.pid)
+
+    def end() -> None:
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        ctx.ledger.done(entry)
+
+    ctx.on_stop(end)
+    assert process.stdout
+    drain(ctx, os.dup(process.stdout.fileno()))
+    process.stdout.close()
+    answers = os.fdopen(read_end, "r", encoding="utf-8")
+    return process, answers, json.loads(answers.readline() or "{}")
 
 
 def _own(ctx: StepContext, process: subprocess.Popen[bytes], pid: int) -> None:

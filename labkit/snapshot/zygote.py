@@ -13,11 +13,9 @@ Lesson: notebooks/07_checkpoints.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,29 +40,10 @@ def start(ctx: StepContext) -> dict[str, Any]:
 
 
 def _before_t0(ctx: StepContext) -> None:
-    from labkit.image.start import drain, host_command
+    from labkit.image.start import host_command, stand_before_t0
 
     argv, environment = host_command(ctx)
-    read_end, write_end = os.pipe()
-    try:
-        process = subprocess.Popen([argv[0], "-m", "labkit.snapshot.zygote", str(write_end)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                   stderr=subprocess.STDOUT, env=environment, cwd="/", start_new_session=True, pass_fds=(write_end,))
-    finally:
-        os.close(write_end)
-    entry = ctx.ledger.note("group", process.pid)
-
-    def end() -> None:
-        with contextlib.suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        ctx.ledger.done(entry)
-
-    ctx.on_stop(end)
-    assert process.stdout
-    drain(ctx, os.dup(process.stdout.fileno()))
-    process.stdout.close()
-    answers = os.fdopen(read_end, "r", encoding="utf-8")
-    ready = json.loads(answers.readline() or "{}")
+    process, answers, ready = stand_before_t0(ctx, lambda fd: [argv[0], "-m", "labkit.snapshot.zygote", str(fd)], environment)
     if not ready.get("ready"):
         raise TrialError("the zygote did not start", why="".join(ctx.state.get("server_log", []))[-800:], fix="labkit doctor")
     ctx.state.update(zygote_process=process, zygote_answers=answers, zygote_rss_bytes=ready["rss_bytes"])

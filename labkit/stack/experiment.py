@@ -308,11 +308,6 @@ class _Conduct:
         return replace(trial, floors=floor.phase_floors(plan.floors_bytes, rates, parse_link(plan.link), plan.scenario))
 
 
-def _model_and_tokens(model_dir: str, space: Workspace, preset: str, max_tokens: int) -> tuple[Path, tuple[int, ...]]:
-    model, answer = _model_and_answer(model_dir, space, preset, max_tokens)
-    return model, tuple(answer["tokens"])
-
-
 def _model_and_answer(model_dir: str, space: Workspace, preset: str, max_tokens: int, device: str = "cpu") -> tuple[Path, dict[str, Any]]:
     """The checkpoint, and what it answers: computed once, by the reference, off the clock, on the kind of device that the servers
     run on – elsewhere sums round differently. A device that cannot compute it (no room, no driver) leaves it to the CPU, and says so."""
