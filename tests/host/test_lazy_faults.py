@@ -24,7 +24,7 @@ from labkit.image import build
 from labkit.net.serving import Served, serving
 from labkit.objects.publish import publish_model
 from labkit.stack.compose import Stack, compose, judge, prepare
-from labkit.stack.experiment import PROMPT, _model_and_tokens
+from labkit.stack.experiment import PROMPT, _model_and_answer
 from labkit.technique import Artifact, Subject, technique
 
 pytestmark = pytest.mark.needs("fuse")
@@ -58,9 +58,9 @@ class Ready:
 def ready(lab_home, tmp_path_factory):
     space = Workspace.at(lab_home)
     stack = Stack.parse("image=estargz-lazy,weights=safetensors").resolved(host.card())
-    model, tokens = apart(_model_and_tokens, "", space, "tiny", 4)
+    model, answer = apart(_model_and_answer, "", space, "tiny", 4)
     layout, name = apart(build.ensure_image, space)
-    made = Ready(space, stack, Subject(model_dir=model, image_layout=layout, image_reference=name, preset="tiny"), {}, tokens)
+    made = Ready(space, stack, Subject(model_dir=model, image_layout=layout, image_reference=name, preset="tiny"), {}, tuple(answer["tokens"]))
     made.artifacts = apart(prepare, stack, made.subject, space)
     base = tmp_path_factory.mktemp("served")
     made.roots = {"registry": base / "registry", "store": base / "store"}
