@@ -1,4 +1,5 @@
-"""The cold-start lab. Names resolve on first use: `import labkit` loads no torch, no matplotlib, no IPython.
+"""The cold-start lab. Names resolve on first use: `import labkit` loads no torch, no matplotlib, no
+IPython.
 
 A cold-start lab is judged by its own cold start; `labkit bench import` measures it.
 """

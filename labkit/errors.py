@@ -11,7 +11,8 @@ from __future__ import annotations
 
 
 class LabError(Exception):
-    """Root of the family. `what` happened, `why` it matters, `fix`: a command or a step. All plain text."""
+    """Root of the family. `what` happened, `why` it matters, `fix`: a command or a step. All plain
+    text."""
 
     def __init__(self, what: str, why: str = "", fix: str = ""):
         super().__init__(what)
@@ -37,11 +38,13 @@ class LabError(Exception):
 
 
 class BadInput(LabError):
-    """A file, argument or combination the lab refuses: truncated shard, hostile layer, unknown name."""
+    """A file, argument or combination the lab refuses: truncated shard, hostile layer, unknown
+    name."""
 
 
 class MissingCapability(LabError):
-    """The host cannot do this (no FUSE, no root, no GPU). Changes the label of a result, never its method."""
+    """The host cannot do this (no FUSE, no root, no GPU). Changes the label of a result, never its
+    method."""
 
 
 class TransferError(LabError):
@@ -49,8 +52,10 @@ class TransferError(LabError):
 
 
 class IncomparableRecords(LabError):
-    """Two records differ in host, cache state, scenario or link: refusing to compare them as if they were the same."""
+    """Two records differ in host, cache state, scenario or link: refusing to compare them as if
+    they were the same."""
 
 
 class TrialError(LabError):
-    """The trial could not be carried out (the stack did not start, a step failed). Recorded as an outcome."""
+    """The trial could not be carried out (the stack did not start, a step failed). Recorded as an
+    outcome."""

@@ -1,17 +1,19 @@
 """Technique: one way to do a layer's work, and the four questions each answers the same way.
 
-    available(host)              yes, or what is missing, why it matters and the command that fixes it
-    prepare(subject, workspace)  the artifact, off the clock, cached by content, its own cost recorded
+    available(host)              yes, or what is missing, why it matters and the command that fixes
+        it
+    prepare(subject, workspace)  the artifact, off the clock, cached by content, its own cost
+        recorded
     apply(plan, artifact)        its part of the launch plan
-    engaged(seen)                evidence, from outside the technique, that its mechanism was at work
+    engaged(seen)                evidence, from outside the technique, that its mechanism was at
+        work
 
     @register
     class FullPull: name, layer = "full-pull", "image"; …
     for t in techniques("image"): print(t.name, t.available(host))
 
-A trial whose evidence is missing is a failed trial, not a fast one. One contract test (tests/contract) runs over every
-registered technique. Lesson: notebooks/08_stacking.
-"""
+A trial whose evidence is missing is a failed trial, not a fast one. One contract test
+(tests/contract) runs over every registered technique. Lesson: notebooks/08_stacking."""
 
 from __future__ import annotations
 
@@ -29,10 +31,19 @@ from labkit.errors import BadInput
 LAYERS = ("image", "process", "weights", "device", "snapshot")
 
 #: Modules that register techniques, imported on the first look-up.
-MODULES = ("labkit.image.techniques", "labkit.image.object_techniques", "labkit.image.lazyfs.techniques", "labkit.image.containerd_techniques",
-           "labkit.image.runtime",
-           "labkit.weights.techniques", "labkit.weights.overlap", "labkit.device.techniques", "labkit.device.resident_technique", "labkit.snapshot.techniques",
-           "labkit.snapshot.unpacking")
+MODULES = (
+    "labkit.image.techniques",
+    "labkit.image.object_techniques",
+    "labkit.image.lazyfs.techniques",
+    "labkit.image.containerd_techniques",
+    "labkit.image.runtime",
+    "labkit.weights.techniques",
+    "labkit.weights.overlap",
+    "labkit.device.techniques",
+    "labkit.device.resident_technique",
+    "labkit.snapshot.techniques",
+    "labkit.snapshot.unpacking",
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was observed, and from where. `engaged=False` fails the trial with `how` as its reason."""
+    """What was observed, and from where. `engaged=False` fails the trial with `how` as its
+    reason."""
 
     technique: str
     engaged: bool
@@ -74,38 +86,45 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Artifact:
-    """What `prepare` made. Content-addressed: the same inputs give the same `digest` and the same paths."""
+    """What `prepare` made. Content-addressed: the same inputs give the same `digest` and the same
+    paths."""
 
     technique: str
     digest: str = ""
     paths: dict[str, str] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)  # at least prepare_s and size_bytes where it made something
+    # at least prepare_s and size_bytes where it made something
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is started: a model directory (HF layout), an OCI image layout, and where a fresh node finds both.
+    """What is started: a model directory (HF layout), an OCI image layout, and where a fresh node
+    finds both.
 
-    `registry`/`bucket`: base URLs of the running stores (http://127.0.0.1:PORT), "" when not served."""
+    `registry`/`bucket`: base URLs of the running stores (http://127.0.0.1:PORT), "" when not
+    served."""
 
     model_dir: Path
     image_layout: Path | None = None
     image_reference: str = ""  # name:tag in registry and bucket, "lab/subject:latest"
     registry: str = ""
     bucket: str = ""
-    store: str = ""  # s3://bucket/prefix or gs://…, outside of the lab: where a fresh node finds the weights instead
+    # s3://bucket/prefix or gs://…, outside of the lab: where a fresh node finds the weights instead
+    store: str = ""
     model_key: str = ""  # key prefix of the checkpoint in the bucket, "models/small"
     preset: str = "small"
-    device: str = "cpu"  # what the server is told; an artifact that holds compiled code is made for it
+    # what the server is told; an artifact that holds compiled code is made for it
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
 class Seen:
     """What the trial observed from outside, handed to `engaged`. All paths and figures are raw.
 
-    facts: step facts by phase · proc: {"io": {...}, "maps": [paths], "mounts": [mountinfo lines], "rss_bytes": n,
-    "environ": {...}} of the server at the first token · stores: per plan.stat_urls, counters after minus before
-    {"requests", "bytes_sent", "by_path": {...}} · log: tail of the server's output."""
+    facts: step facts by phase · proc: {"io": {...}, "maps": [paths], "mounts": [mountinfo lines],
+    "rss_bytes": n, "environ": {...}} of the server at the first token · stores: per plan.stat_urls,
+    counters after minus before {"requests", "bytes_sent", "by_path": {...}} · log: tail of the
+    server's output."""
 
     plan: LaunchPlan
     spans: tuple[Span, ...] = ()
@@ -158,6 +177,9 @@ def technique(name: str) -> Technique:
     """Look one up by name. Raises BadInput that lists the names of the family."""
     known = {t.name: t for t in techniques()}
     if name not in known:
-        raise BadInput(f"no technique called {name!r}", why="a stack is made of registered techniques",
-                       fix="one of: " + ", ".join(sorted(known)))
+        raise BadInput(
+            f"no technique called {name!r}",
+            why="a stack is made of registered techniques",
+            fix="one of: " + ", ".join(sorted(known)),
+        )
     return known[name]

@@ -1,8 +1,8 @@
-"""Capabilities: `@pytest.mark.needs("fuse", "containers")` skips with its reason where the host lacks one.
+"""Capabilities: `@pytest.mark.needs("fuse", "containers")` skips with its reason where the host
+lacks one.
 
-`LABKIT_REQUIRE=fuse,containers,criu` (CI sets it to all it installed) turns such a skip into a failure, so that a check
-is never lost silently.
-"""
+`LABKIT_REQUIRE=fuse,containers,criu` (CI sets it to all it installed) turns such a skip into a
+failure, so that a check is never lost silently."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ try:
 except ImportError:  # host tests run without it
     pass
 else:
-    settings.register_profile("lab", deadline=None)  # no test asserts a time, hypothesis neither: hosts are busy
+    # no test asserts a time, hypothesis neither: hosts are busy
+    settings.register_profile("lab", deadline=None)
     settings.load_profile("lab")
 
-# A CI that runs in the background hands down SIGINT as ignored, and so would every process that a test starts and interrupts.
+# A CI that runs in the background hands down SIGINT as ignored, and so would every process that a
+# test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REQUIRED = {c.strip() for c in os.environ.get("LABKIT_REQUIRE", "").split(",") if c.strip()}
@@ -57,7 +59,8 @@ def workspace(tmp_path):
 
 @pytest.fixture(scope="session")
 def lab_home(tmp_path_factory):
-    """One workspace for all tests that need the subject's image: it is built once a session (LABKIT_HOME where CI set it)."""
+    """One workspace for all tests that need the subject's image: it is built once a session
+    (LABKIT_HOME where CI set it)."""
     from pathlib import Path
 
     return Path(os.environ.get("LABKIT_HOME") or tmp_path_factory.mktemp("lab-home"))
@@ -65,10 +68,20 @@ def lab_home(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def home_with_image(lab_home):
-    """The same with the subject's image and the tiny checkpoint in it, for tests that copy them to a user's home: else that user builds them again, a minute."""
+    """The same with the subject's image and the tiny checkpoint in it, for tests that copy them to
+    a user's home: else that user builds them again, a minute."""
     import subprocess
     import sys
 
-    code = "from labkit.core.workspace import Workspace as W; from labkit.image import build; from labkit.subject import checkpoint as c; build.ensure_image(W.default()); c.ensure(W.default(), 'tiny')"
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, "LABKIT_HOME": str(lab_home)}, check=True, timeout=500)
+    code = (
+        "from labkit.core.workspace import Workspace as W; from labkit.image import build; from"
+        " labkit.subject import checkpoint as c; build.ensure_image(W.default());"
+        " c.ensure(W.default(), 'tiny')"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "LABKIT_HOME": str(lab_home)},
+        check=True,
+        timeout=500,
+    )
     return lab_home

@@ -1,7 +1,8 @@
-"""Benches: the lab's performance claims as commands. One module each, one language (`labkit.bench.engine`).
+"""Benches: the lab's performance claims as commands. One module each, one language
+(`labkit.bench.engine`).
 
-A module gives `add_arguments(parser)` and `run(args) -> dict` (the document of the last line, built by `engine.document`).
-"""
+A module gives `add_arguments(parser)` and `run(args) -> dict` (the document of the last line, built
+by `engine.document`)."""
 
 BENCHES = {
     "overhead": "the same cold start with and without the instrument",

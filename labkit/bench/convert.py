@@ -1,12 +1,13 @@
-"""eStargz of the same image: ours against the reference tool's, the same bytes, caches warm for both.
+"""eStargz of the same image: ours against the reference tool's, the same bytes, caches warm for
+both.
 
     labkit bench convert --blocks 3
     labkit bench convert --image tiny --blocks 1
 
-`ctr-remote images convert --estargz` (level 9, its default) is timed without the trace that `optimize` would add, in a
-private containerd that already holds the image; ours is timed from layout to layout. Goals: `convert_vs_ctr-remote` ≤ 0.1,
-`size_vs_ctr-remote` ≤ 1.05. Limit: the codec on all cores. Lesson: notebooks/03_lazy_pull.
-"""
+`ctr-remote images convert --estargz` (level 9, its default) is timed without the trace that
+`optimize` would add, in a private containerd that already holds the image; ours is timed from
+layout to layout. Goals: `convert_vs_ctr-remote` ≤ 0.1, `size_vs_ctr-remote` ≤ 1.05. Limit: the
+codec on all cores. Lesson: notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
@@ -31,8 +32,15 @@ from labkit.image.estargz.convert import convert
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--image", default="subject", help="subject (built when missing), tiny, or an OCI layout")
-    parser.add_argument("--chunk-size", type=count("--chunk-size", 4096, 1 << 30), default=layout.CHUNK_BYTES, help="bytes of a chunk, for both tools (default 4 MiB)")
+    parser.add_argument(
+        "--image", default="subject", help="subject (built when missing), tiny, or an OCI layout"
+    )
+    parser.add_argument(
+        "--chunk-size",
+        type=count("--chunk-size", 4096, 1 << 30),
+        default=layout.CHUNK_BYTES,
+        help="bytes of a chunk, for both tools (default 4 MiB)",
+    )
 
 
 def image_of(text: str, space: Workspace, scratch: Path) -> tuple[oci.Layout, str]:
@@ -58,29 +66,71 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         def ours() -> Measured:
             with scratch("out-", room) as out:
                 made = convert(source, name, oci.Layout.create(out), chunk_bytes=args.chunk_size)
-                return Measured(made.convert_s, "warm", "local", evidence=f"{made.size_bytes / 1e6:.1f} MB", extra={"size_bytes": made.size_bytes})
+                return Measured(
+                    made.convert_s,
+                    "warm",
+                    "local",
+                    evidence=f"{made.size_bytes / 1e6:.1f} MB",
+                    extra={"size_bytes": made.size_bytes},
+                )
 
-        arms: dict[str, Arm | str] = {"estargz": ours, "ctr-remote": rivals.missing("containerd", "ctr-remote", "skopeo")}
+        arms: dict[str, Arm | str] = {
+            "estargz": ours,
+            "ctr-remote": rivals.missing("containerd", "ctr-remote", "skopeo"),
+        }
         if not arms["ctr-remote"]:
             arms["ctr-remote"] = _reference(ends, ledger, room, source, name, args.chunk_size)
         results = interleave(arms, args.blocks, args.seed)
-        made = document("convert", results, {"convert_vs_ctr-remote": ("estargz", "ctr-remote")}, image=args.image, source_bytes=size_bytes)
-    sizes = [[m.extra["size_bytes"] for m in rows if not m.failed] if isinstance(rows, list) else [] for rows in results.values()]
+        made = document(
+            "convert",
+            results,
+            {"convert_vs_ctr-remote": ("estargz", "ctr-remote")},
+            image=args.image,
+            source_bytes=size_bytes,
+        )
+    sizes = [
+        [m.extra["size_bytes"] for m in rows if not m.failed] if isinstance(rows, list) else []
+        for rows in results.values()
+    ]
     if all(sizes):
         ratio = sizes[0][0] / sizes[1][0]  # both are deterministic: one value, no interval
-        made["ratios"]["size_vs_ctr-remote"] = {"median": ratio, "low": ratio, "high": ratio, "significant": True}
+        made["ratios"]["size_vs_ctr-remote"] = {
+            "median": ratio,
+            "low": ratio,
+            "high": ratio,
+            "significant": True,
+        }
     else:
         made["ratios"]["size_vs_ctr-remote"] = {"missing": "estargz or ctr-remote did not run here"}
     return made
 
 
-def _reference(ends: ExitStack, ledger: Ledger, room: Path, source: oci.Layout, name: str, chunk_bytes: int) -> Arm:
+def _reference(
+    ends: ExitStack, ledger: Ledger, room: Path, source: oci.Layout, name: str, chunk_bytes: int
+) -> Arm:
     """The reference tool on a private containerd that holds the image already."""
     node = ends.enter_context(running(room / "containerd", ledger))
     image = "localhost/" + name
     archive = room / "image.tar"
-    _must(["skopeo", "--insecure-policy", "copy", "--quiet", f"oci:{source.path}:{name}", f"oci-archive:{archive}:{image}"])
-    node.ctr("images", "import", "--no-unpack", "--base-name", "localhost/lab", str(archive), timeout_s=1800)
+    _must(
+        [
+            "skopeo",
+            "--insecure-policy",
+            "copy",
+            "--quiet",
+            f"oci:{source.path}:{name}",
+            f"oci-archive:{archive}:{image}",
+        ]
+    )
+    node.ctr(
+        "images",
+        "import",
+        "--no-unpack",
+        "--base-name",
+        "localhost/lab",
+        str(archive),
+        timeout_s=1800,
+    )
     archive.unlink()
     listed = node.ctr("images", "ls", "-q").split()
     count = 0
@@ -90,7 +140,18 @@ def _reference(ends: ExitStack, ledger: Ledger, room: Path, source: oci.Layout, 
         count += 1
         target = f"localhost/lab/estargz:{count}"
         began_s = time.monotonic()
-        node.ctr("images", "convert", "--estargz", "--estargz-chunk-size", str(chunk_bytes), "--oci", listed[0], target, program="ctr-remote", timeout_s=1800)
+        node.ctr(
+            "images",
+            "convert",
+            "--estargz",
+            "--estargz-chunk-size",
+            str(chunk_bytes),
+            "--oci",
+            listed[0],
+            target,
+            program="ctr-remote",
+            timeout_s=1800,
+        )
         spent_s = time.monotonic() - began_s
         doc = node.ctr("images", "ls", f"name=={target}")
         digest = next((w for w in doc.split() if w.startswith("sha256:")), "")
@@ -99,9 +160,17 @@ def _reference(ends: ExitStack, ledger: Ledger, room: Path, source: oci.Layout, 
             raw = node.ctr("content", "get", oci.choose(oci.parse_index(raw)).digest).encode()
         manifest = oci.parse_manifest(raw)
         if not all(layout.TOC_DIGEST in layer.annotations for layer in manifest.layers):
-            raise LabError("ctr-remote wrote layers without a TOC digest", why="it did not convert them")
+            raise LabError(
+                "ctr-remote wrote layers without a TOC digest", why="it did not convert them"
+            )
         node.ctr("images", "rm", "--sync", target)
-        return Measured(spent_s, "warm", "local", evidence=f"{manifest.layers_bytes / 1e6:.1f} MB", extra={"size_bytes": manifest.layers_bytes})
+        return Measured(
+            spent_s,
+            "warm",
+            "local",
+            evidence=f"{manifest.layers_bytes / 1e6:.1f} MB",
+            extra={"size_bytes": manifest.layers_bytes},
+        )
 
     return theirs
 
@@ -109,4 +178,6 @@ def _reference(ends: ExitStack, ledger: Ledger, room: Path, source: oci.Layout, 
 def _must(argv: list[str]) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, timeout=1800)
     if done.returncode:
-        raise TransferError(f"{' '.join(argv[:4])}: {done.stderr.strip()[-400:]}", why="the rival's own failure")
+        raise TransferError(
+            f"{' '.join(argv[:4])}: {done.stderr.strip()[-400:]}", why="the rival's own failure"
+        )

@@ -1,12 +1,15 @@
-"""Interleaved measurement: every arm once per block, in random order, so that drift of the machine hits all arms alike.
+"""Interleaved measurement: every arm once per block, in random order, so that drift of the machine
+hits all arms alike.
 
-    results = interleave({"ours": ours, "theirs": theirs}, blocks=5, seed=1)   # arm -> list of Measured
+    results = interleave({"ours": ours, "theirs": theirs}, blocks=5, seed=1)   # arm -> list of
+        Measured
     doc = document("pull", results, ratios={"ours_vs_theirs": ("ours", "theirs")})
-    # {"bench": …, "host": …, "blocks": N, "results": [{"arm", "cache", "link", "median_s", "low_s", "high_s", …}],
+    # {"bench": …, "host": …, "blocks": N, "results": [{"arm", "cache", "link", "median_s", "low_s",
+        "high_s", …}],
     #  "ratios": {"ours_vs_theirs": {"median", "low", "high", "significant"}}}
 
-Ratios are paired within a block. An arm that cannot run here is in `results` with "missing": reason. Lesson: 01_anatomy.
-"""
+Ratios are paired within a block. An arm that cannot run here is in `results` with "missing":
+reason. Lesson: 01_anatomy."""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ from labkit.errors import LabError
 
 @dataclass(frozen=True)
 class Measured:
-    """One execution of one arm. `failed` says why its time does not count; the time of a failed one is kept apart."""
+    """One execution of one arm. `failed` says why its time does not count; the time of a failed one
+    is kept apart."""
 
     seconds: float
     cache: str = "unverified"
@@ -37,15 +41,22 @@ class Measured:
 Arm = Callable[[], Measured]
 
 
-def interleave(arms: Mapping[str, Arm | str], blocks: int = 5, seed: int = 0,
-               progress: Callable[[str], Any] | None = None, so_far: Callable[[dict[str, list[Measured] | str]], Any] | None = None) -> dict[str, list[Measured] | str]:
+def interleave(
+    arms: Mapping[str, Arm | str],
+    blocks: int = 5,
+    seed: int = 0,
+    progress: Callable[[str], Any] | None = None,
+    so_far: Callable[[dict[str, list[Measured] | str]], Any] | None = None,
+) -> dict[str, list[Measured] | str]:
     """Run randomised blocks. An arm given as a string is missing here; the string is the reason.
 
-    Whatever an arm raises is a failed measurement of it, not the end of the bench. `progress` gets a line a measurement
-    (default: stderr), `so_far` all results after each."""
+    Whatever an arm raises is a failed measurement of it, not the end of the bench. `progress` gets
+    a line a measurement (default: stderr), `so_far` all results after each."""
     say = progress or (lambda line: print(line, file=sys.stderr, flush=True))
     order = random.Random(seed)
-    results: dict[str, list[Measured] | str] = {name: (arm if isinstance(arm, str) else []) for name, arm in arms.items()}
+    results: dict[str, list[Measured] | str] = {
+        name: arm if isinstance(arm, str) else [] for name, arm in arms.items()
+    }
     for block in range(blocks):
         names = [n for n, arm in arms.items() if not isinstance(arm, str)]
         order.shuffle(names)
@@ -54,17 +65,41 @@ def interleave(arms: Mapping[str, Arm | str], blocks: int = 5, seed: int = 0,
                 made = arms[name]()  # type: ignore[operator]
             except Exception as error:
                 said = refusal(error)
-                made = Measured(float("nan"), failed=said.what if said else str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}")
+                made = Measured(
+                    float("nan"),
+                    failed=(
+                        said.what
+                        if said
+                        else (
+                            str(error)
+                            if isinstance(error, LabError)
+                            else f"{type(error).__name__}: {error}"
+                        )
+                    ),
+                )
             results[name].append(made)  # type: ignore[union-attr]
-            say(f"block {block + 1}/{blocks}  {name}: " + (f"FAILED {made.failed}" if made.failed else f"{made.seconds:.3f} s {made.evidence}"))
+            say(
+                f"block {block + 1}/{blocks}  {name}: "
+                + (
+                    f"FAILED {made.failed}"
+                    if made.failed
+                    else f"{made.seconds:.3f} s {made.evidence}"
+                )
+            )
             if so_far:
                 so_far(results)
     return results
 
 
-def document(bench: str, results: Mapping[str, list[Measured] | str], ratios: Mapping[str, tuple[str, str]],
-             host: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-    """The bench's last line. `ratios`: name -> (arm A, arm B or "floor"); the value is A/B paired within blocks."""
+def document(
+    bench: str,
+    results: Mapping[str, list[Measured] | str],
+    ratios: Mapping[str, tuple[str, str]],
+    host: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """The bench's last line. `ratios`: name -> (arm A, arm B or "floor"); the value is A/B paired
+    within blocks."""
     if host is None:
         from labkit.core.host import card
 
@@ -77,24 +112,47 @@ def document(bench: str, results: Mapping[str, list[Measured] | str], ratios: Ma
         good = [m for m in runs if not m.failed]
         row: dict[str, Any] = {"arm": arm, "n": len(good), "failed": len(runs) - len(good)}
         if row["failed"]:
-            row["failures"] = [{"block": i, "why": m.failed} for i, m in enumerate(runs) if m.failed]
+            row["failures"] = [
+                {"block": i, "why": m.failed} for i, m in enumerate(runs) if m.failed
+            ]
         if good:
             low, high = stats.interval([m.seconds for m in good])
-            row |= {"cache": _one(m.cache for m in good), "link": _one(m.link for m in good),
-                    "median_s": stats.median([m.seconds for m in good]), "low_s": low, "high_s": high,
-                    "floor_s": stats.median([m.floor_s for m in good if m.floor_s is not None]) if any(m.floor_s is not None for m in good) else None,
-                    "evidence": good[-1].evidence}
-            row |= {k: stats.median([m.extra[k] for m in good]) if isinstance(v, (int, float)) else v for k, v in good[-1].extra.items()
-                    if all(k in m.extra for m in good)}
+            row |= {
+                "cache": _one(m.cache for m in good),
+                "link": _one(m.link for m in good),
+                "median_s": stats.median([m.seconds for m in good]),
+                "low_s": low,
+                "high_s": high,
+                "floor_s": (
+                    stats.median([m.floor_s for m in good if m.floor_s is not None])
+                    if any(m.floor_s is not None for m in good)
+                    else None
+                ),
+                "evidence": good[-1].evidence,
+            }
+            row |= {
+                k: stats.median([m.extra[k] for m in good]) if isinstance(v, (int, float)) else v
+                for k, v in good[-1].extra.items()
+                if all(k in m.extra for m in good)
+            }
         else:
             row["missing"] = "every trial failed: " + (runs[-1].failed if runs else "none ran")
         rows.append(row)
     made = {}
     for name, (a, b) in ratios.items():
         pairs = _pairs(results, a, b)
-        made[name] = stats.paired_ratio(pairs) if pairs else {"missing": f"{a} or {b} did not run here"}
+        made[name] = (
+            stats.paired_ratio(pairs) if pairs else {"missing": f"{a} or {b} did not run here"}
+        )
     blocks = max((len(r) for r in results.values() if not isinstance(r, str)), default=0)
-    return {"bench": bench, "host": dict(host), "blocks": blocks, "results": rows, "ratios": made, **more}
+    return {
+        "bench": bench,
+        "host": dict(host),
+        "blocks": blocks,
+        "results": rows,
+        "ratios": made,
+        **more,
+    }
 
 
 def _one(values: Iterable[str]) -> str:
@@ -102,7 +160,9 @@ def _one(values: Iterable[str]) -> str:
     return kinds[0] if len(kinds) == 1 else "mixed: " + ", ".join(kinds)
 
 
-def _pairs(results: Mapping[str, list[Measured] | str], a: str, b: str) -> list[tuple[float, float]]:
+def _pairs(
+    results: Mapping[str, list[Measured] | str], a: str, b: str
+) -> list[tuple[float, float]]:
     of_a, of_b = results.get(a), results.get(b)
     if isinstance(of_a, str) or not of_a:
         return []
@@ -110,7 +170,11 @@ def _pairs(results: Mapping[str, list[Measured] | str], a: str, b: str) -> list[
         return [(m.seconds, m.floor_s) for m in of_a if not m.failed and m.floor_s]
     if isinstance(of_b, str) or not of_b:
         return []
-    return [(x.seconds, y.seconds) for x, y in zip(of_a, of_b, strict=False) if not x.failed and not y.failed]
+    return [
+        (x.seconds, y.seconds)
+        for x, y in zip(of_a, of_b, strict=False)
+        if not x.failed and not y.failed
+    ]
 
 
 def render(doc: Mapping[str, Any]) -> str:
@@ -123,10 +187,23 @@ def render(doc: Mapping[str, Any]) -> str:
         if "missing" in r:
             rows.append([r["arm"], "missing", "", "", "", "", r["missing"]])
         else:
-            rows.append([r["arm"], show_s(r["median_s"]), f"{show_s(r['low_s'])} – {show_s(r['high_s'])}",
-                         show_s(r["floor_s"]) if r["floor_s"] else "", r["cache"], r["link"], r["evidence"]])
+            rows.append(
+                [
+                    r["arm"],
+                    show_s(r["median_s"]),
+                    f"{show_s(r['low_s'])} – {show_s(r['high_s'])}",
+                    show_s(r["floor_s"]) if r["floor_s"] else "",
+                    r["cache"],
+                    r["link"],
+                    r["evidence"],
+                ]
+            )
     text = table(rows, ["arm", "median", "interval", "floor", "cache", "link", "evidence"])
     for name, r in doc["ratios"].items():
-        text += f"\n{name}: " + (r["missing"] if "missing" in r else
-                                 f"{r['median']:.3f} ({r['low']:.3f} – {r['high']:.3f})" + ("" if r.get("significant", True) else "  not significant"))
+        text += f"\n{name}: " + (
+            r["missing"]
+            if "missing" in r
+            else f"{r['median']:.3f} ({r['low']:.3f} – {r['high']:.3f})"
+            + ("" if r.get("significant", True) else "  not significant")
+        )
     return text

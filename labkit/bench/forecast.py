@@ -1,11 +1,14 @@
-"""`labkit bench forecast`: the planner's prediction for sizes left out of its fit, against what was measured.
+"""`labkit bench forecast`: the planner's prediction for sizes left out of its fit, against what was
+measured.
 
 One stack at several sizes of model and image, taking turns; each is predicted from the others
-(`predicted_vs_measured.SIZE`, goal 0.8 to 1.2). Sizes are written MODEL or MODEL+EXTRA, extra bytes in the image. A row says
-which size no other run had, and whether it lies between the others' (interpolated) or beyond them (extrapolated).
+(`predicted_vs_measured.SIZE`, goal 0.8 to 1.2). Sizes are written MODEL or MODEL+EXTRA, extra bytes
+in the image. A row says which size no other run had, and whether it lies between the others'
+(interpolated) or beyond them (extrapolated).
 
     labkit bench forecast --blocks 5
-    labkit bench forecast --blocks 1 --name f; labkit bench forecast --blocks 2 --name f     # in pieces: the second adds one block
+    labkit bench forecast --blocks 1 --name f; labkit bench forecast --blocks 2 --name f     # in
+        pieces: the second adds one block
 
 Lesson: notebooks/09_decide.
 """
@@ -23,10 +26,18 @@ from labkit.core.units import show_s
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stack", default="naive")
-    parser.add_argument("--sizes", default="tiny,80MB,160MB,small,tiny+400MB,tiny+800MB", help="MODEL or MODEL+EXTRA (presets or bytes), at least three")
+    parser.add_argument(
+        "--sizes",
+        default="tiny,80MB,160MB,small,tiny+400MB,tiny+800MB",
+        help="MODEL or MODEL+EXTRA (presets or bytes), at least three",
+    )
     parser.add_argument("--scenario", type=scenario, default="fresh-node")
     parser.add_argument("--link", type=link, default="1gbit")
-    parser.add_argument("--name", default="", help="keep the records under this name, and go on with those that are there")
+    parser.add_argument(
+        "--name",
+        default="",
+        help="keep the records under this name, and go on with those that are there",
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -35,7 +46,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from labkit.face.live import progress
 
     sizes = [s.strip() for s in args.sizes.split(",") if s.strip()]
-    runs = measure(args.stack, sizes, blocks=args.blocks, scenario=args.scenario, link=args.link, progress=progress(), name=args.name)
+    runs = measure(
+        args.stack,
+        sizes,
+        blocks=args.blocks,
+        scenario=args.scenario,
+        link=args.link,
+        progress=progress(),
+        name=args.name,
+    )
     name = runs[0].arm_names[0]
     good = [r for r in runs if r.of_arm(name)]
     rows = {r["run"]: r for r in hold_out(good, name)} if len(good) > 1 else {}
@@ -43,20 +62,55 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     ratios: dict[str, Any] = {}
     for size, made in zip(sizes, runs, strict=True):
         row = rows.get(made.id)
-        results[size] = [Measured(t.total_s or float("nan"), cache=t.cache.get("state", "unverified"), link=args.link, evidence=said(row),
-                                  failed="" if t.ok else f"{t.outcome}: {t.error.get('what', '')}") for t in made.trials]
-        ratios[f"predicted_vs_measured.{size}"] = _ratio(row, [t.total_s for t in made.of_arm(name) if t.total_s])
-    return {**document("forecast", results, {}, stack=name, scenario=args.scenario, hold_out=list(rows.values())), "ratios": ratios}
+        results[size] = [
+            Measured(
+                t.total_s or float("nan"),
+                cache=t.cache.get("state", "unverified"),
+                link=args.link,
+                evidence=said(row),
+                failed="" if t.ok else f"{t.outcome}: {t.error.get('what', '')}",
+            )
+            for t in made.trials
+        ]
+        ratios[f"predicted_vs_measured.{size}"] = _ratio(
+            row, [t.total_s for t in made.of_arm(name) if t.total_s]
+        )
+    return {
+        **document(
+            "forecast",
+            results,
+            {},
+            stack=name,
+            scenario=args.scenario,
+            hold_out=list(rows.values()),
+        ),
+        "ratios": ratios,
+    }
 
 
 def said(row: dict[str, Any] | None) -> str:
     """What was predicted, and how far the fit had to reach for it."""
     if row is None:
         return "not predicted"
-    words = {"image_bytes": "image", "unpacked_bytes": "image", "model_bytes": "model", "snapshot_bytes": "snapshot"}
-    kinds = {kind: sorted({words[d] for d in row["unseen"] if (d in row["beyond"]) == (kind == "EXTRAPOLATED")}) for kind in ("interpolated", "EXTRAPOLATED")}
-    reach = "; ".join(f"{' and '.join(of)} {kind}" for kind, of in kinds.items() if of) or "both sizes known, not together"
-    return f"predicted {show_s(row['predicted_s'])} ({row['error_share']:+.0%}), {reach}" + (" from one size: a guess" if row["from_one_size"] else "")
+    words = {
+        "image_bytes": "image",
+        "unpacked_bytes": "image",
+        "model_bytes": "model",
+        "snapshot_bytes": "snapshot",
+    }
+    kinds = {
+        kind: sorted(
+            {words[d] for d in row["unseen"] if (d in row["beyond"]) == (kind == "EXTRAPOLATED")}
+        )
+        for kind in ("interpolated", "EXTRAPOLATED")
+    }
+    reach = (
+        "; ".join(f"{' and '.join(of)} {kind}" for kind, of in kinds.items() if of)
+        or "both sizes known, not together"
+    )
+    return f"predicted {show_s(row['predicted_s'])} ({row['error_share']:+.0%}), {reach}" + (
+        " from one size: a guess" if row["from_one_size"] else ""
+    )
 
 
 def _ratio(row: dict[str, Any] | None, measured_s: list[float]) -> dict[str, Any]:
@@ -64,5 +118,16 @@ def _ratio(row: dict[str, Any] | None, measured_s: list[float]) -> dict[str, Any
     if row is None or not measured_s:
         return {"missing": "not enough sizes came through"}
     low_s, high_s = stats.interval(measured_s)
-    ratio = {"median": row["predicted_s"] / row["measured_s"], "low": row["predicted_s"] / high_s, "high": row["predicted_s"] / low_s, "n": len(measured_s)}
-    return {**ratio, "extrapolated": row["beyond"], "significant": len(measured_s) >= stats.MIN_PAIRS and not ratio["low"] <= 1 <= ratio["high"]}
+    ratio = {
+        "median": row["predicted_s"] / row["measured_s"],
+        "low": row["predicted_s"] / high_s,
+        "high": row["predicted_s"] / low_s,
+        "n": len(measured_s),
+    }
+    return {
+        **ratio,
+        "extrapolated": row["beyond"],
+        "significant": (
+            len(measured_s) >= stats.MIN_PAIRS and not ratio["low"] <= 1 <= ratio["high"]
+        ),
+    }

@@ -1,12 +1,13 @@
-"""From nothing to the first token: full pull, our lazy mount, the reference lazy mount, on slow and fast links.
+"""From nothing to the first token: full pull, our lazy mount, the reference lazy mount, on slow and
+fast links.
 
     labkit bench lazy --links 200mbit,1gbit,loopback --blocks 5
     labkit bench lazy --links 1gbit --arms full,lazy --blocks 2 --preset tiny
 
-Each measurement is a whole trial of the lab (fresh processes, empty node, tokens checked, evidence from outside); arms
-differ in the image technique only. Goals: `lazy_vs_full.1gbit` ≤ 0.35, `lazy_vs_stargz.*` ≤ 1.0. The links are emulated
-by the server of the layers, and can only slow it down; `loopback` is not shaped. Lesson: notebooks/03_lazy_pull.
-"""
+Each measurement is a whole trial of the lab (fresh processes, empty node, tokens checked, evidence
+from outside); arms differ in the image technique only. Goals: `lazy_vs_full.1gbit` ≤ 0.35,
+`lazy_vs_stargz.*` ≤ 1.0. The links are emulated by the server of the layers, and can only slow it
+down; `loopback` is not shaped. Lesson: notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
@@ -26,14 +27,31 @@ LINKS = ("200mbit", "1gbit", "loopback")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--links", type=links_of, default=",".join(LINKS), help="emulated links (default 200mbit,1gbit,loopback)")
-    parser.add_argument("--arms", type=names("--arms", ARMS), default=",".join(ARMS), help="default: full,lazy,stargz")
-    parser.add_argument("--preset", type=preset, default="tiny", help="checkpoint; small ones leave the image as the cost (default tiny)")
+    parser.add_argument(
+        "--links",
+        type=links_of,
+        default=",".join(LINKS),
+        help="emulated links (default 200mbit,1gbit,loopback)",
+    )
+    parser.add_argument(
+        "--arms",
+        type=names("--arms", ARMS),
+        default=",".join(ARMS),
+        help="default: full,lazy,stargz",
+    )
+    parser.add_argument(
+        "--preset",
+        type=preset,
+        default="tiny",
+        help="checkpoint; small ones leave the image as the cost (default tiny)",
+    )
     parser.add_argument("--stack", default="naive", help="what the arms share (default naive)")
 
 
 def links_of(text: str) -> str:
-    return ",".join(link(one) for one in names("--links", example="1gbit,loopback")(text).split(","))
+    return ",".join(
+        link(one) for one in names("--links", example="1gbit,loopback")(text).split(",")
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -41,11 +59,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     card = host.card()
     with ExitStack() as ends:
         trials = {name: _trial(ends, args, ARMS[name], links[0], card) for name in wanted}
-        arms: dict[str, Arm | str] = {f"{name}.{link}": trial if isinstance(trial, str) else partial(_measure, trial, link)
-                                      for link in links for name, trial in trials.items()}
+        arms: dict[str, Arm | str] = {
+            f"{name}.{link}": trial if isinstance(trial, str) else partial(_measure, trial, link)
+            for link in links
+            for name, trial in trials.items()
+        }
         results = interleave(arms, args.blocks, args.seed)
-    ratios = {f"lazy_vs_{other}.{_short(link)}": (f"lazy.{link}", f"{other}.{link}") for link in links for other in ("full", "stargz")
-              if "lazy" in wanted and other in wanted}
+    ratios = {
+        f"lazy_vs_{other}.{_short(link)}": (f"lazy.{link}", f"{other}.{link}")
+        for link in links
+        for other in ("full", "stargz")
+        if "lazy" in wanted and other in wanted
+    }
     return document("lazy", results, ratios, preset=args.preset, stack=args.stack)
 
 
@@ -56,17 +81,25 @@ def _short(link: str) -> str:
 Trial = Callable[..., records.Trial]
 
 
-def _trial(ends: ExitStack, args: argparse.Namespace, technique_name: str, link: str, card: Any) -> Trial | str:
+def _trial(
+    ends: ExitStack, args: argparse.Namespace, technique_name: str, link: str, card: Any
+) -> Trial | str:
     """A trial a call, prepared once for all links; or the reason why there is none here."""
     from labkit.stack.compose import Stack
     from labkit.stack.experiment import prepared
 
-    stack = Stack.parse(f"{args.stack},image={technique_name}" if args.stack != "naive" else f"image={technique_name}")
+    stack = Stack.parse(
+        f"{args.stack},image={technique_name}"
+        if args.stack != "naive"
+        else f"image={technique_name}"
+    )
     found = stack.available(card)
     if not found:
         return f"{found.missing} ({found.fix})"
     try:
-        return ends.enter_context(prepared(stack, preset=args.preset, scenario="fresh-node", link=link))
+        return ends.enter_context(
+            prepared(stack, preset=args.preset, scenario="fresh-node", link=link)
+        )
     except LabError as error:
         return error.what
 
@@ -76,7 +109,20 @@ def _measure(trial: Trial, link: str) -> Measured:
     image = next((e for e in made.evidence if e["layer"] == "image"), {"how": "", "facts": {}})
     state = made.cache.get("state", "unverified")
     if not made.ok or made.total_s is None:
-        return Measured(made.total_s or float("nan"), state, link, failed=f"{made.outcome}: {made.error.get('what', image['how'])}")
+        return Measured(
+            made.total_s or float("nan"),
+            state,
+            link,
+            failed=f"{made.outcome}: {made.error.get('what', image['how'])}",
+        )
     mount = image["facts"].get("mount") or {}
-    extra = {f"{phase}_s": seconds for phase, seconds in made.phases.items()} | {"registry_bytes": image["facts"].get("registry_bytes", 0)}
-    return Measured(made.total_s, state, link, evidence=image["how"], extra=extra | ({"blocked_s": mount.get("blocked_s", 0.0)} if mount else {}))
+    extra = {f"{phase}_s": seconds for phase, seconds in made.phases.items()} | {
+        "registry_bytes": image["facts"].get("registry_bytes", 0)
+    }
+    return Measured(
+        made.total_s,
+        state,
+        link,
+        evidence=image["how"],
+        extra=extra | ({"blocked_s": mount.get("blocked_s", 0.0)} if mount else {}),
+    )

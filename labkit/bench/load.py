@@ -1,24 +1,29 @@
-"""`labkit bench load`: every loader installed here, from disk in each cache state or from a bucket, against the floor.
+"""`labkit bench load`: every loader installed here, from disk in each cache state or from a bucket,
+against the floor.
 
     labkit bench load --preset 1b --cache cold,warm,tmpfs --blocks 5
     labkit bench load --preset 1b --from s3 --link 4gbit-bucket
-    labkit bench load --preset 1b --store s3://my-bucket/lab         # a real bucket: no link is emulated, no floor is known
+    labkit bench load --preset 1b --store s3://my-bucket/lab         # a real bucket: no link is
+        emulated, no floor is known
 
-One fresh process a measurement. Its clock starts when torch is imported, the model stands on the meta device (or
-initialised, where that is the loader's way) and the bench has laid free memory (`labkit.core.free_memory`: else a trial
-is as fast as what happened to run before it), before the loader's own library is imported, and stops when **all bytes are
-in place**: load() has returned and one byte of every page of every parameter has been read, for views of a mapping as
-for everything else. Then one token. Interpreter exit is not in it. Afterwards every parameter is summed: loaders of
-one format must agree to the bit, and one that does not has failed. On a GPU (`--device cuda`) the context is there before the
-clock starts, the parameters are on the device when it stops, and only the files' pages are cold, not the host's other caches.
+One fresh process a measurement. Its clock starts when torch is imported, the model stands on the
+meta device (or initialised, where that is the loader's way) and the bench has laid free memory
+(`labkit.core.free_memory`: else a trial is as fast as what happened to run before it), before the
+loader's own library is imported, and stops when **all bytes are in place**: load() has returned and
+one byte of every page of every parameter has been read, for views of a mapping as for everything
+else. Then one token. Interpreter exit is not in it. Afterwards every parameter is summed: loaders
+of one format must agree to the bit, and one that does not has failed. On a GPU (`--device cuda`)
+the context is there before the clock starts, the parameters are on the device when it stops, and
+only the files' pages are cold, not the host's other caches.
 
-Floors: cold, the fastest plain read of the same files (`labkit.bench.roads`), just before and after · warm and tmpfs, one
-copy of the bytes in memory (a loader that maps pages instead of copying comes below it) · on a GPU the slower of disk and bus
-(cold), the bus from pinned memory (warm) · s3, the emulated link's own.
+Floors: cold, the fastest plain read of the same files (`labkit.bench.roads`), just before and after
+· warm and tmpfs, one copy of the bytes in memory (a loader that maps pages instead of copying comes
+below it) · on a GPU the slower of disk and bus (cold), the bus from pinned memory (warm) · s3, the
+emulated link's own.
 
-Goals: labkit-streamer_vs_floor.cold ≤ 1.05, labkit-streamer_vs_best_other.{cold,warm,tmpfs} ≤ 1.0 within noise,
-labkit-streamer_vs_floor.s3 ≤ 1.05, …_faulty_vs_clean.s3 ≤ 1.2. Lesson: notebooks/05_streaming.
-"""
+Goals: labkit-streamer_vs_floor.cold ≤ 1.05, labkit-streamer_vs_best_other.{cold,warm,tmpfs} ≤ 1.0
+within noise, labkit-streamer_vs_floor.s3 ≤ 1.05, …_faulty_vs_clean.s3 ≤ 1.2. Lesson:
+notebooks/05_streaming."""
 
 from __future__ import annotations
 
@@ -55,69 +60,150 @@ STATES = ("cold", "warm", "tmpfs")
 READY = "ready\n"
 #: Of a traceback the line that names the error; libraries say more after it.
 _RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Input|Capability)\b")
-#: A loader that hangs is a failed measurement, not the end of the bench. On a GPU time is dear: so long for a start, and this rate for the load.
+#: A loader that hangs is a failed measurement, not the end of the bench. On a GPU time is dear: so
+#: long for a start, and this rate for the load.
 PATIENCE_S, DEVICE_PATIENCE_S, SLOWEST_BYTES_PER_S = 300.0, 40.0, 400e6
 #: A load to a GPU needs a shard and its staging buffers of the host's memory, not the model's size.
 DEVICE_LAID_BYTES = 4 << 30
-#: Up to this size a device's parameters are summed by the host, which needs none of the device's arithmetic; above it that takes seconds.
+#: Up to this size a device's parameters are summed by the host, which needs none of the device's
+#: arithmetic; above it that takes seconds.
 HOST_SUM_BYTES = 256 << 20
 FROM_S3 = ("safetensors", "sdk-download", "runai-streamer", OURS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", type=preset, default="1b", help="checkpoint: tiny, small, 1b (default), 8b")
-    parser.add_argument("--model-dir", default="", help="a public model directory in place of the preset")
-    parser.add_argument("--cache", type=names("--cache", STATES), default="cold,warm,tmpfs", help="cache states, comma-separated (default: all three)")
+    parser.add_argument(
+        "--preset", type=preset, default="1b", help="checkpoint: tiny, small, 1b (default), 8b"
+    )
+    parser.add_argument(
+        "--model-dir", default="", help="a public model directory in place of the preset"
+    )
+    parser.add_argument(
+        "--cache",
+        type=names("--cache", STATES),
+        default="cold,warm,tmpfs",
+        help="cache states, comma-separated (default: all three)",
+    )
     parser.add_argument("--from", dest="origin", choices=("disk", "s3"), default="disk")
-    parser.add_argument("--link", type=link, default="4gbit-bucket", help="emulated link of the bucket (with --from s3)")
-    parser.add_argument("--store", type=bucket_url, default="", metavar="URL", help="s3://BUCKET/PREFIX or gs://…, with this environment's credentials, in place of the embedded store")
-    parser.add_argument("--loaders", type=names("--loaders", LOADERS), default=None, help="only these, comma-separated")
+    parser.add_argument(
+        "--link",
+        type=link,
+        default="4gbit-bucket",
+        help="emulated link of the bucket (with --from s3)",
+    )
+    parser.add_argument(
+        "--store",
+        type=bucket_url,
+        default="",
+        metavar="URL",
+        help=(
+            "s3://BUCKET/PREFIX or gs://…, with this environment's credentials, in place of the"
+            " embedded store"
+        ),
+    )
+    parser.add_argument(
+        "--loaders",
+        type=names("--loaders", LOADERS),
+        default=None,
+        help="only these, comma-separated",
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu or cuda")
 
 
-def compare_loaders(*names: str, preset: str = "small", states: tuple[str, ...] = ("cold",), blocks: int = 3, origin: str = "disk", link: str = "4gbit-bucket",
-                    device: str = "cpu", progress: Any = None) -> dict[str, Any]:
-    """The same from Python, for the notebooks: the document of the last line. `progress(line)` is called a measurement."""
-    return run(argparse.Namespace(preset=preset, model_dir="", cache=",".join(states), origin=origin, link=link, loaders=",".join(names), device=device, store="",
-                                  blocks=blocks, seed=0, progress=progress or (lambda line: None)))
+def compare_loaders(
+    *names: str,
+    preset: str = "small",
+    states: tuple[str, ...] = ("cold",),
+    blocks: int = 3,
+    origin: str = "disk",
+    link: str = "4gbit-bucket",
+    device: str = "cpu",
+    progress: Any = None,
+) -> dict[str, Any]:
+    """The same from Python, for the notebooks: the document of the last line. `progress(line)` is
+    called a measurement."""
+    return run(
+        argparse.Namespace(
+            preset=preset,
+            model_dir="",
+            cache=",".join(states),
+            origin=origin,
+            link=link,
+            loaders=",".join(names),
+            device=device,
+            store="",
+            blocks=blocks,
+            seed=0,
+            progress=progress or (lambda line: None),
+        )
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """The document. LABKIT_CUMULATIVE=1, or --json on a GPU, prints a line with all that was measured so far after each measurement:
-    a bench that is ended keeps it."""
+    """The document. LABKIT_CUMULATIVE=1, or --json on a GPU, prints a line with all that was
+    measured so far after each measurement: a bench that is ended keeps it."""
     if args.store:
         args.origin = "s3"
     states = [s.strip() for s in args.cache.split(",") if s.strip()]
     unknown = [s for s in states if s not in STATES]
-    names = [n.strip() for n in (args.loaders or "").split(",") if n.strip()] or (list(FROM_S3) if args.origin == "s3" else [n for n in LOADERS if n != "sdk-download"])
+    names = [n.strip() for n in (args.loaders or "").split(",") if n.strip()] or (
+        list(FROM_S3) if args.origin == "s3" else [n for n in LOADERS if n != "sdk-download"]
+    )
     unknown += [n for n in names if n not in LOADERS]
     if unknown:
-        raise BadInput(f"neither a cache state nor a loader: {', '.join(unknown)}", fix=f"states {', '.join(STATES)}; loaders {', '.join(LOADERS)}")
+        raise BadInput(
+            f"neither a cache state nor a loader: {', '.join(unknown)}",
+            fix=f"states {', '.join(STATES)}; loaders {', '.join(LOADERS)}",
+        )
     if args.model_dir:
         directory(args.model_dir, "--model-dir", "labkit model make --preset small DIR makes one")
     workspace = Workspace.default()
     from labkit.subject.checkpoint import ensure
 
-    # As pip did for every rival: from a checkout, under PYTHONDONTWRITEBYTECODE, each of our children would compile the lab's own modules anew.
+    # As pip did for every rival: from a checkout, under PYTHONDONTWRITEBYTECODE, each of our
+    # children would compile the lab's own modules anew.
     compileall.compile_dir(Path(__file__).resolve().parents[1], quiet=2)
-    subject = Subject(model_dir=Path(args.model_dir) if args.model_dir else ensure(workspace, args.preset), preset=args.preset)
+    subject = Subject(
+        model_dir=Path(args.model_dir) if args.model_dir else ensure(workspace, args.preset),
+        preset=args.preset,
+    )
     with Ledger.open(workspace) as ledger:
         if args.origin == "s3":
             from labkit.bench import load_remote
 
-            made = (load_remote.from_store if args.store else load_remote.from_bucket)(args, names, subject, workspace, ledger)
+            made = (load_remote.from_store if args.store else load_remote.from_bucket)(
+                args, names, subject, workspace, ledger
+            )
         else:
             made = _from_disk(args, names, states, subject, workspace, ledger)
     return _document(args, **made)
 
 
-def _document(args: argparse.Namespace, *, results_raw: dict[str, Any], ratios: dict[str, tuple[str, str]], **more: Any) -> dict[str, Any]:
-    return document("load", results_raw, ratios, preset=args.preset, origin=args.origin, device=args.device, **more)
+def _document(
+    args: argparse.Namespace,
+    *,
+    results_raw: dict[str, Any],
+    ratios: dict[str, tuple[str, str]],
+    **more: Any,
+) -> dict[str, Any]:
+    return document(
+        "load",
+        results_raw,
+        ratios,
+        preset=args.preset,
+        origin=args.origin,
+        device=args.device,
+        **more,
+    )
 
 
 def _keeping(args: argparse.Namespace, made: Any) -> Any:
-    """For `interleave`: `made(results)` as a document on a line of its own, where somebody asked for that. None: nobody did."""
-    if not (os.environ.get("LABKIT_CUMULATIVE") or (getattr(args, "json", False) and args.device != "cpu")):
+    """For `interleave`: `made(results)` as a document on a line of its own, where somebody asked
+    for that. None: nobody did."""
+    if not (
+        os.environ.get("LABKIT_CUMULATIVE")
+        or (getattr(args, "json", False) and args.device != "cpu")
+    ):
         return None
     from labkit.cli.output import last_line
     from labkit.core.host import card
@@ -126,15 +212,47 @@ def _keeping(args: argparse.Namespace, made: Any) -> Any:
     return lambda results: last_line(_document(args, **made(results), host=here, partial=True))
 
 
-# -- one measurement -----------------------------------------------------------------------------------------------------
+# -- one measurement -------------------------------------------------------------------------------
 
-def measure(loader: Loader, model: str, config_dir: str, device: str, weights_bytes: int, env: dict[str, str], about: dict[str, Any],
-            stores: Any = None, options: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Run the child, lay memory when it is ready, ask the kernel about it while it lives, let it go. Raises LabError with its own words."""
-    argv = [*module("labkit.bench.load"), loader.name, model, config_dir, device, json.dumps({**loader.options, **(options or {})})]
+
+def measure(
+    loader: Loader,
+    model: str,
+    config_dir: str,
+    device: str,
+    weights_bytes: int,
+    env: dict[str, str],
+    about: dict[str, Any],
+    stores: Any = None,
+    options: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Run the child, lay memory when it is ready, ask the kernel about it while it lives, let it
+    go. Raises LabError with its own words."""
+    argv = [
+        *module("labkit.bench.load"),
+        loader.name,
+        model,
+        config_dir,
+        device,
+        json.dumps({**loader.options, **(options or {})}),
+    ]
     with tempfile.TemporaryFile("w+") as said:
-        child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, env={**os.environ, **dict(loader.environment), **env}, text=True)
-        late = threading.Timer(PATIENCE_S if device == "cpu" else DEVICE_PATIENCE_S + weights_bytes / SLOWEST_BYTES_PER_S, child.kill)
+        child = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            env={**os.environ, **dict(loader.environment), **env},
+            text=True,
+        )
+        late = threading.Timer(
+            (
+                PATIENCE_S
+                if device == "cpu"
+                else DEVICE_PATIENCE_S + weights_bytes / SLOWEST_BYTES_PER_S
+            ),
+            child.kill,
+        )
         late.start()
         try:
             return _measured_in(child, said, loader, device, weights_bytes, about, stores)
@@ -144,10 +262,22 @@ def measure(loader: Loader, model: str, config_dir: str, device: str, weights_by
             child.wait()
 
 
-def _measured_in(child: Any, said: Any, loader: Loader, device: str, weights_bytes: int, about: dict[str, Any], stores: Any) -> dict[str, Any]:
+def _measured_in(
+    child: Any,
+    said: Any,
+    loader: Loader,
+    device: str,
+    weights_bytes: int,
+    about: dict[str, Any],
+    stores: Any,
+) -> dict[str, Any]:
     line = child.stdout.readline()
     if line == READY:
-        free_memory.lay(roads.needed_bytes(weights_bytes) if device == "cpu" else min(roads.needed_bytes(weights_bytes), DEVICE_LAID_BYTES))
+        free_memory.lay(
+            roads.needed_bytes(weights_bytes)
+            if device == "cpu"
+            else min(roads.needed_bytes(weights_bytes), DEVICE_LAID_BYTES)
+        )
         child.stdin.write("go\n")
         child.stdin.flush()
         line = child.stdout.readline()
@@ -157,15 +287,28 @@ def _measured_in(child: Any, said: Any, loader: Loader, device: str, weights_byt
         said.seek(0)
         words = said.read()[-20_000:].strip()
         lines = [w for w in words.splitlines() if w.strip()]
-        reason = next((w for w in reversed(lines) if _RAISED.match(w)), lines[-1] if lines else "it said nothing")
-        raise LabError(f"{loader.name} did not load: {reason[:300]} (exit {status})", why=words[-1500:])
+        reason = next(
+            (w for w in reversed(lines) if _RAISED.match(w)),
+            lines[-1] if lines else "it said nothing",
+        )
+        raise LabError(
+            f"{loader.name} did not load: {reason[:300]} (exit {status})", why=words[-1500:]
+        )
     doc = json.loads(line)
     from labkit.core.observe import process_facts
     from labkit.core.plan import LaunchPlan
     from labkit.weights.techniques import engaged
 
-    seen = Seen(plan=LaunchPlan(stack={"weights": loader.name}, server_args=("--device", device), state={"weights": {"bytes": weights_bytes, **about}}),
-                spans=(Span("load", 0.0, doc["seconds"], "child", doc["placement"]),), proc=process_facts(child.pid), stores=stores() if stores else {})
+    seen = Seen(
+        plan=LaunchPlan(
+            stack={"weights": loader.name},
+            server_args=("--device", device),
+            state={"weights": {"bytes": weights_bytes, **about}},
+        ),
+        spans=(Span("load", 0.0, doc["seconds"], "child", doc["placement"]),),
+        proc=process_facts(child.pid),
+        stores=stores() if stores else {},
+    )
     evidence = engaged(loader, seen)
     return doc | {"evidence": evidence.how, "engaged": evidence.engaged}
 
@@ -188,13 +331,17 @@ def child(loader_name: str, model_source: str, config_dir: str, device: str, opt
         model = Llama(config, dtype=getattr(torch, config.dtype))
     if device != "cpu":
         torch.zeros(1, device=device)  # the context is another phase
-    gc.collect()  # over what torch left it takes 0.2 s, and would fall on whichever loader makes the object that brings it on
+    # over what torch left it takes 0.2 s, and would fall on whichever loader makes the object that
+    # brings it on
+    gc.collect()
     print(READY, end="", flush=True)
     sys.stdin.readline()
     before_bytes = resident_bytes()[0]
     began = time.monotonic()
     module, _, function = loader.call.partition(":")
-    facts = getattr(importlib.import_module(module), function)(model, model_source, device, **json.loads(options))
+    facts = getattr(importlib.import_module(module), function)(
+        model, model_source, device, **json.loads(options)
+    )
     loaded = time.monotonic()
     _touch(model, device)
     placed = time.monotonic()
@@ -202,13 +349,32 @@ def child(loader_name: str, model_source: str, config_dir: str, device: str, opt
     placement = model.placement()  # before the token: a cache and its workspaces are no loader's
     if device != "cpu":
         free, whole = torch.cuda.mem_get_info()
-        placement["device_used_bytes"] = whole - free  # also what torch's allocator knows nothing of: the context, a library's own buffers
+        # also what torch's allocator knows nothing of: the context, a library's own buffers
+        placement["device_used_bytes"] = whole - free
     try:
-        answer = {"token": next(iter(generate(model.finish(), [1, 2, 3, 4], 1)))[0], "first_token_s": time.monotonic() - began}
+        answer = {
+            "token": next(iter(generate(model.finish(), [1, 2, 3, 4], 1)))[0],
+            "first_token_s": time.monotonic() - began,
+        }
     except RuntimeError as error:  # of the device's kernels: the load was measured all the same
         answer = {"token_failed": f"no token came: {error}"[:300]}
-    print(json.dumps({"load_s": loaded - began, "touch_s": placed - loaded, "seconds": placed - began, **answer,
-                      "peak_bytes": peak_bytes, "peak_extra_bytes": peak_bytes - before_bytes - _parameter_bytes(model, device), "sum": _sum(model), "placement": placement, "facts": facts}, default=str), flush=True)
+    print(
+        json.dumps(
+            {
+                "load_s": loaded - began,
+                "touch_s": placed - loaded,
+                "seconds": placed - began,
+                **answer,
+                "peak_bytes": peak_bytes,
+                "peak_extra_bytes": peak_bytes - before_bytes - _parameter_bytes(model, device),
+                "sum": _sum(model),
+                "placement": placement,
+                "facts": facts,
+            },
+            default=str,
+        ),
+        flush=True,
+    )
     sys.stdin.read()
 
 
@@ -223,7 +389,11 @@ def _touch(model: Any, device: str) -> None:
         return
     for p in model.parameters():
         if p.numel():
-            floor.look_at(memoryview((ctypes.c_ubyte * (p.numel() * p.element_size())).from_address(p.data_ptr())))
+            floor.look_at(
+                memoryview(
+                    (ctypes.c_ubyte * (p.numel() * p.element_size())).from_address(p.data_ptr())
+                )
+            )
 
 
 def _parameter_bytes(model: Any, device: str) -> int:
@@ -243,9 +413,17 @@ def _sum(model: Any) -> int:
     return total
 
 
-# -- arms ------------------------------------------------------------------------------------------------------------------
+# -- arms ------------------------------------------------------------------------------------------
 
-def _from_disk(args: argparse.Namespace, names: list[str], states: list[str], subject: Subject, workspace: Workspace, ledger: Ledger) -> dict[str, Any]:
+
+def _from_disk(
+    args: argparse.Namespace,
+    names: list[str],
+    states: list[str],
+    subject: Subject,
+    workspace: Workspace,
+    ledger: Ledger,
+) -> dict[str, Any]:
     from labkit.weights.prepared import checkpoint_in
 
     floors = _Floors(args.device, subject.model_dir, ledger)
@@ -255,8 +433,18 @@ def _from_disk(args: argparse.Namespace, names: list[str], states: list[str], su
         results = agreed(results)
         best = {state: best_other(results, state) for state in states}
         ratios = {f"{OURS}_vs_floor.{state}": (f"{OURS}.{state}", "floor") for state in states}
-        ratios |= {f"{OURS}_vs_best_other.{state}": (f"{OURS}.{state}", arm) for state, arm in best.items() if arm}
-        return {"results_raw": results, "ratios": ratios, "best_other": best, "floor_by": floors.by(states), "rates": floors.rates}
+        ratios |= {
+            f"{OURS}_vs_best_other.{state}": (f"{OURS}.{state}", arm)
+            for state, arm in best.items()
+            if arm
+        }
+        return {
+            "results_raw": results,
+            "ratios": ratios,
+            "best_other": best,
+            "floor_by": floors.by(states),
+            "rates": floors.rates,
+        }
 
     with _Tmpfs(workspace, ledger) as tmpfs:
         for name in names:
@@ -265,11 +453,18 @@ def _from_disk(args: argparse.Namespace, names: list[str], states: list[str], su
             prepared = None
             try:
                 prepared = None if missing else checkpoint_in(loader.format, subject, workspace)
-            except (LabError, OSError, ImportError, MemoryError) as error:  # the other formats are there
+            except (LabError, OSError, ImportError, MemoryError) as error:
+                # the other formats are there
                 missing = f"the checkpoint could not be made in {loader.format}: {error}"
             for state in states:
-                arms[f"{name}.{state}"] = (f"{missing}: {loader.fix}" if loader.fix else missing) if missing else _disk_arm(args, loader, prepared, state, floors, tmpfs)
-        results = interleave(arms, args.blocks, args.seed, getattr(args, "progress", None), _keeping(args, made))
+                arms[f"{name}.{state}"] = (
+                    (f"{missing}: {loader.fix}" if loader.fix else missing)
+                    if missing
+                    else _disk_arm(args, loader, prepared, state, floors, tmpfs)
+                )
+        results = interleave(
+            arms, args.blocks, args.seed, getattr(args, "progress", None), _keeping(args, made)
+        )
     return made(results)
 
 
@@ -279,7 +474,9 @@ class _Floors:
     def __init__(self, device: str, directory: Path, ledger: Ledger):
         self.on_device = device != "cpu"
         self.rates: dict[str, Any] = floor.device() if self.on_device else floor.memory(256 << 20)
-        self.disk: Any = (roads.BufferFloor if self.on_device else roads.DiskFloor)(directory, ledger)
+        self.disk: Any = (roads.BufferFloor if self.on_device else roads.DiskFloor)(
+            directory, ledger
+        )
 
     def look(self, again: bool = False) -> None:
         self.disk.look(again)
@@ -297,11 +494,23 @@ class _Floors:
         bus = float(self.rates.get("h2d_pinned_bytes_per_s") or 0)
         if not bus:
             return f"the bus was not measured: {self.rates.get('h2d_failed', 'no GPU found')}"
-        slower = f"the disk ({self.disk.road})" if self.disk.rate < bus else "the bus from pinned memory"
-        return "; ".join(f"{state}: " + (slower if state == "cold" else "the bus from pinned memory") for state in states)
+        slower = (
+            f"the disk ({self.disk.road})" if self.disk.rate < bus else "the bus from pinned memory"
+        )
+        return "; ".join(
+            f"{state}: " + (slower if state == "cold" else "the bus from pinned memory")
+            for state in states
+        )
 
 
-def _disk_arm(args: argparse.Namespace, loader: Loader, prepared: Any, state: str, floors: _Floors, tmpfs: _Tmpfs) -> Any:
+def _disk_arm(
+    args: argparse.Namespace,
+    loader: Loader,
+    prepared: Any,
+    state: str,
+    floors: _Floors,
+    tmpfs: _Tmpfs,
+) -> Any:
     def arm() -> Measured:
         directory = prepared.directory
         ours = state == "cold" and loader.name == OURS
@@ -310,19 +519,39 @@ def _disk_arm(args: argparse.Namespace, loader: Loader, prepared: Any, state: st
         if state == "tmpfs":
             directory = tmpfs.holding(directory)
         if state == "warm" and not floors.on_device:
-            # Pages lie in folios as large as whoever read them asked for, and touching 2 GB in small ones takes six times as long: laid anew, alike for all arms.
+            # Pages lie in folios as large as whoever read them asked for, and touching 2 GB in
+            # small ones takes six times as long: laid anew, alike for all arms.
             cold.evict([directory], caches=False)
         for _ in range(3):  # another process of the host may drop caches meanwhile
-            proof = cold.prove([directory], "warm") if state == "tmpfs" else cold.settle([directory], state, caches=not floors.on_device, tolerance=0.0 if state == "warm" else cold.TOLERANCE)
+            proof = (
+                cold.prove([directory], "warm")
+                if state == "tmpfs"
+                else cold.settle(
+                    [directory],
+                    state,
+                    caches=not floors.on_device,
+                    tolerance=0.0 if state == "warm" else cold.TOLERANCE,
+                )
+            )
             if proof.state != "unverified":
                 break
         if proof.state == "unverified":
             return Measured(float("nan"), failed=f"cache not {state}: {proof.note}")
-        doc = measure(loader, str(directory), str(directory), args.device, prepared.weights_bytes, {}, {"directory": str(directory)})
+        doc = measure(
+            loader,
+            str(directory),
+            str(directory),
+            args.device,
+            prepared.weights_bytes,
+            {},
+            {"directory": str(directory)},
+        )
         if ours:
             floors.look(again=True)
         rate = floors.rate(state)
-        return measured(doc, state, prepared.weights_bytes, prepared.weights_bytes / rate if rate else None)
+        return measured(
+            doc, state, prepared.weights_bytes, prepared.weights_bytes / rate if rate else None
+        )
 
     return arm
 
@@ -330,17 +559,45 @@ def _disk_arm(args: argparse.Namespace, loader: Loader, prepared: Any, state: st
 DEVICE_FACTS = ("device_bytes", "allocated_bytes", "peak_allocated_bytes", "device_used_bytes")
 
 
-def measured(doc: dict[str, Any], cache: str, size_bytes: int, floor_s: float | None, link: str = "loopback") -> Measured:
+def measured(
+    doc: dict[str, Any], cache: str, size_bytes: int, floor_s: float | None, link: str = "loopback"
+) -> Measured:
     seconds = doc["seconds"]
-    extra = {k: doc[k] for k in ("load_s", "touch_s", "first_token_s", "peak_bytes", "peak_extra_bytes", "sum", "token", "token_failed") if k in doc}
+    extra = {
+        k: doc[k]
+        for k in (
+            "load_s",
+            "touch_s",
+            "first_token_s",
+            "peak_bytes",
+            "peak_extra_bytes",
+            "sum",
+            "token",
+            "token_failed",
+        )
+        if k in doc
+    }
     extra |= {k: doc["placement"][k] for k in DEVICE_FACTS if k in doc.get("placement", {})}
-    extra |= {"gb_per_s": size_bytes / seconds / 1e9, "weights_bytes": size_bytes, **({"share_of_floor": floor_s / seconds} if floor_s else {})}
-    return Measured(seconds, cache, link, floor_s, doc["evidence"], "" if doc["engaged"] else f"no evidence: {doc['evidence']}", extra)
+    extra |= {
+        "gb_per_s": size_bytes / seconds / 1e9,
+        "weights_bytes": size_bytes,
+        **({"share_of_floor": floor_s / seconds} if floor_s else {}),
+    }
+    return Measured(
+        seconds,
+        cache,
+        link,
+        floor_s,
+        doc["evidence"],
+        "" if doc["engaged"] else f"no evidence: {doc['evidence']}",
+        extra,
+    )
 
 
 class _Tmpfs:
-    """One checkpoint at a time in memory, beside nothing else that big; laid anew for each trial. Once the host's caches have been
-    dropped (a cold trial does that), pages of a tmpfs stay, but mapping and touching them takes six times as long, for good."""
+    """One checkpoint at a time in memory, beside nothing else that big; laid anew for each trial.
+    Once the host's caches have been dropped (a cold trial does that), pages of a tmpfs stay, but
+    mapping and touching them takes six times as long, for good."""
 
     def __init__(self, workspace: Workspace, ledger: Ledger):
         self.ledger, self.root, self.entry = ledger, None, ""
@@ -375,19 +632,30 @@ def best_other(results: dict[str, Any], state: str) -> str:
 
 
 def agreed(results: dict[str, Any]) -> dict[str, Any]:
-    """The same results; a measurement whose parameters are not those of the others of its format has failed: fast with wrong bytes is not fast.
+    """The same results; a measurement whose parameters are not those of the others of its format
+    has failed: fast with wrong bytes is not fast.
 
-    What is right is what the plain `safetensors` loader gave, else what most loaders gave; where two stand against each other neither counts."""
+    What is right is what the plain `safetensors` loader gave, else what most loaders gave; where
+    two stand against each other neither counts."""
     made = {arm: runs if isinstance(runs, str) else list(runs) for arm, runs in results.items()}
     for kind in {_kind(arm) for arm in made}:
         sums: dict[str, Counter[int]] = {}
         for arm, runs in made.items():
             if _kind(arm) == kind and not isinstance(runs, str):
-                sums.setdefault(_loader_of(arm), Counter()).update(m.extra["sum"] for m in runs if not m.failed)
+                sums.setdefault(_loader_of(arm), Counter()).update(
+                    m.extra["sum"] for m in runs if not m.failed
+                )
         right, by = _right(sums)
         for arm, runs in made.items():
             if _kind(arm) == kind and not isinstance(runs, str):
-                made[arm] = [replace(m, failed=f"wrong bytes: its parameters are not those of {by}") if not m.failed and m.extra["sum"] != right else m for m in runs]
+                made[arm] = [
+                    (
+                        replace(m, failed=f"wrong bytes: its parameters are not those of {by}")
+                        if not m.failed and m.extra["sum"] != right
+                        else m
+                    )
+                    for m in runs
+                ]
     return made
 
 

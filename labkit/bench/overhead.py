@@ -1,8 +1,9 @@
-"""`labkit bench overhead`: the same cold start with and without the instrument, interleaved (`instrumented_vs_bare`).
+"""`labkit bench overhead`: the same cold start with and without the instrument, interleaved
+(`instrumented_vs_bare`).
 
-Bare keeps the client, the node agent and the cache state – without them there is no cold start to time – and leaves out
-spans, sampling, counters and observation. Goal: 1.02 at most. Lesson: notebooks/01_anatomy.
-"""
+Bare keeps the client, the node agent and the cache state – without them there is no cold start to
+time – and leaves out spans, sampling, counters and observation. Goal: 1.02 at most. Lesson:
+notebooks/01_anatomy."""
 
 from __future__ import annotations
 
@@ -25,12 +26,33 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from labkit.stack.experiment import prepared
 
     with ExitStack() as ends:
-        one = ends.enter_context(prepared(args.stack, preset=args.preset, scenario=args.scenario, workspace=Workspace.default()))
+        one = ends.enter_context(
+            prepared(
+                args.stack,
+                preset=args.preset,
+                scenario=args.scenario,
+                workspace=Workspace.default(),
+            )
+        )
 
         def measure(instrument: bool) -> Measured:
             trial = one(instrument=instrument)
-            return Measured(trial.total_s or float("nan"), cache=trial.cache.get("state", "unverified"), failed="" if trial.ok else f"{trial.outcome}: {trial.error.get('what', '')}",
-                            evidence=f"{len(trial.spans)} spans, {len(trial.evidence)} pieces of evidence")
+            return Measured(
+                trial.total_s or float("nan"),
+                cache=trial.cache.get("state", "unverified"),
+                failed="" if trial.ok else f"{trial.outcome}: {trial.error.get('what', '')}",
+                evidence=f"{len(trial.spans)} spans, {len(trial.evidence)} pieces of evidence",
+            )
 
-        results = interleave({"instrumented": lambda: measure(True), "bare": lambda: measure(False)}, blocks=args.blocks, seed=args.seed)
-    return document("overhead", results, {"instrumented_vs_bare": ("instrumented", "bare")}, stack=args.stack, scenario=args.scenario)
+        results = interleave(
+            {"instrumented": lambda: measure(True), "bare": lambda: measure(False)},
+            blocks=args.blocks,
+            seed=args.seed,
+        )
+    return document(
+        "overhead",
+        results,
+        {"instrumented_vs_bare": ("instrumented", "bare")},
+        stack=args.stack,
+        scenario=args.scenario,
+    )

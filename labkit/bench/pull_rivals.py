@@ -1,8 +1,9 @@
-"""The real arms of `labkit bench pull`: containerd, and Docker's registry on its S3 driver, with everything they own in one folder.
+"""The real arms of `labkit bench pull`: containerd, and Docker's registry on its S3 driver, with
+everything they own in one folder.
 
-Each pull gets a fresh containerd (labkit.image.containerd), as its content store keeps what an earlier pull brought. Docker's registry answers blob requests with a redirect to a presigned URL of the bucket, as it
-does in production. Lesson: notebooks/02_image_pull.
-"""
+Each pull gets a fresh containerd (labkit.image.containerd), as its content store keeps what an
+earlier pull brought. Docker's registry answers blob requests with a redirect to a presigned URL of
+the bucket, as it does in production. Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -34,10 +35,18 @@ def missing(*programs: str) -> str:
 
 
 @contextmanager
-def _process(argv: list[str], ledger: Ledger, log: Path, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def _process(
+    argv: list[str], ledger: Ledger, log: Path, env: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     with open(log, "wb") as out:
-        process = subprocess.Popen(argv, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
-                                   env={**os.environ, **(env or {}), "LABKIT_RUN": ledger.mark})
+        process = subprocess.Popen(
+            argv,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**os.environ, **(env or {}), "LABKIT_RUN": ledger.mark},
+        )
     entry = ledger.note("group", process.pid)
     try:
         yield process
@@ -57,22 +66,32 @@ def _until(ready: Any, process: subprocess.Popen[bytes], log: Path, what: str) -
         if ready():
             return
         time.sleep(0.02)
-    raise LabError(f"{what} did not start: {log.read_text(errors='replace')[-1500:]}", why="its arm cannot be measured", fix="make host-tools")
+    raise LabError(
+        f"{what} did not start: {log.read_text(errors='replace')[-1500:]}",
+        why="its arm cannot be measured",
+        fix="make host-tools",
+    )
 
 
 def ctr_pull(image: str, ledger: Ledger, room: Path, timeout_s: float = 300) -> float:
-    """Seconds of `ctr images pull` (fetch and unpack), defaults of the tool, into a containerd that is empty. Raises TransferError with its words."""
+    """Seconds of `ctr images pull` (fetch and unpack), defaults of the tool, into a containerd that
+    is empty. Raises TransferError with its words."""
     with running(room / f"containerd-{time.monotonic_ns()}", ledger) as node:
         began_s = time.monotonic()
         node.ctr("images", "pull", "--plain-http", image, timeout_s=timeout_s)
         spent_s = time.monotonic() - began_s
         if not node.holds_all():
-            raise TransferError(f"ctr images check: {image} is not complete", why="pulled and not unpacked is not a pull")
+            raise TransferError(
+                f"ctr images check: {image} is not complete",
+                why="pulled and not unpacked is not a pull",
+            )
     return spent_s
 
 
 @contextmanager
-def docker_registry(bucket_url: str, env: dict[str, str], ledger: Ledger, room: Path) -> Iterator[str]:
+def docker_registry(
+    bucket_url: str, env: dict[str, str], ledger: Ledger, room: Path
+) -> Iterator[str]:
     """Docker's registry keeping everything in our bucket; yields HOST:PORT."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -80,14 +99,23 @@ def docker_registry(bucket_url: str, env: dict[str, str], ledger: Ledger, room: 
     entry = ledger.note("dir", home)
     home.mkdir(mode=0o700)
     (home / "config.yml").write_text(
-        f"version: 0.1\nlog: {{level: warn}}\nhttp: {{addr: '{address}'}}\nstorage:\n  s3:\n    accesskey: {env['AWS_ACCESS_KEY_ID']}\n"
-        f"    secretkey: {env['AWS_SECRET_ACCESS_KEY']}\n    region: {env['AWS_REGION']}\n    regionendpoint: {bucket_url}\n    bucket: lab\n"
-        "    rootdirectory: /docker\n    secure: false\n    v4auth: true\n")
+        f"version: 0.1\nlog: {{level: warn}}\nhttp: {{addr: '{address}'}}\nstorage:\n  s3:\n   "
+        f" accesskey: {env['AWS_ACCESS_KEY_ID']}\n    secretkey: {env['AWS_SECRET_ACCESS_KEY']}\n  "
+        f"  region: {env['AWS_REGION']}\n    regionendpoint: {bucket_url}\n    bucket: lab\n   "
+        " rootdirectory: /docker\n    secure: false\n    v4auth: true\n"
+    )
     # The SDK's variables must not override the file; a CA bundle is none of plain HTTP's business.
     clean = {k: "" for k in os.environ if k.startswith("AWS_")}
     try:
-        with _process([shutil.which("docker-registry") or "registry", "serve", str(home / "config.yml")], ledger, home / "log", clean) as process:
-            _until(lambda: _answers(f"http://{address}/v2/"), process, home / "log", "docker-registry")
+        with _process(
+            [shutil.which("docker-registry") or "registry", "serve", str(home / "config.yml")],
+            ledger,
+            home / "log",
+            clean,
+        ) as process:
+            _until(
+                lambda: _answers(f"http://{address}/v2/"), process, home / "log", "docker-registry"
+            )
             yield address
     finally:
         remove_tree(home)
@@ -103,7 +131,19 @@ def _answers(url: str) -> bool:
 
 
 def skopeo_push(layout: Path, name: str, target: str) -> None:
-    done = subprocess.run(["skopeo", "--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false", f"oci:{layout}:{name}", f"docker://{target}"],
-                          capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [
+            "skopeo",
+            "--insecure-policy",
+            "copy",
+            "--quiet",
+            "--dest-tls-verify=false",
+            f"oci:{layout}:{name}",
+            f"docker://{target}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     if done.returncode:
         raise TransferError(f"skopeo copy to {target}: {done.stderr.strip()[-500:]}")

@@ -1,11 +1,12 @@
-"""What a quantised file costs in answers: the same prompts through the same server model, logits against full precision.
+"""What a quantised file costs in answers: the same prompts through the same server model, logits
+against full precision.
 
     formats_against_quality(preset="small", kinds=("F16", "Q8_0", "Q4_0"))
     # [{"format", "size_bytes", "convert_s", "load_s", "distance", "agree"}, …]
 
-`distance`: largest absolute difference of a logit, in float32 · `agree`: share of positions with the same greedy choice.
-With the random weights of a synthetic checkpoint greedy choices are near-ties: judge by the distance, and measure your own model.
-Lesson: notebooks/04_model_formats.
+`distance`: largest absolute difference of a logit, in float32 · `agree`: share of positions with
+the same greedy choice. With the random weights of a synthetic checkpoint greedy choices are
+near-ties: judge by the distance, and measure your own model. Lesson: notebooks/04_model_formats.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from typing import Any
 from labkit.core.beside import scratch
 
 
-def formats_against_quality(preset: str = "small", kinds: Sequence[str] = ("F16", "Q8_0", "Q4_0"), prompt: str = "The first token of a cold start") -> list[dict[str, Any]]:
+def formats_against_quality(
+    preset: str = "small",
+    kinds: Sequence[str] = ("F16", "Q8_0", "Q4_0"),
+    prompt: str = "The first token of a cold start",
+) -> list[dict[str, Any]]:
     """Full precision first. Converted files are removed again."""
     from labkit.core.workspace import Workspace
     from labkit.subject.checkpoint import ensure
@@ -30,13 +35,30 @@ def formats_against_quality(preset: str = "small", kinds: Sequence[str] = ("F16"
     source = ensure(workspace, preset)
     ids = Tokenizer.from_dir(source).encode(prompt)
     reference, load_s = _logits(safe.load_pread, source, ids)
-    rows = [{"format": "BF16", "size_bytes": _size(source, ".safetensors"), "convert_s": 0.0, "load_s": load_s, "distance": 0.0, "agree": 1.0}]
+    rows = [
+        {
+            "format": "BF16",
+            "size_bytes": _size(source, ".safetensors"),
+            "convert_s": 0.0,
+            "load_s": load_s,
+            "distance": 0.0,
+            "agree": 1.0,
+        }
+    ]
     for kind in kinds:
         with scratch("quality-", workspace.artifacts) as home:
             facts = convert(source, home / "model", f"gguf:{kind}")
             logits, load_s = _logits(ggufs.load, home / "model", ids, source)
-            rows.append({"format": kind, "size_bytes": facts["size_bytes"], "convert_s": facts["convert_s"], "load_s": load_s,
-                         "distance": float((logits - reference).abs().max()), "agree": float((logits.argmax(-1) == reference.argmax(-1)).float().mean())})
+            rows.append(
+                {
+                    "format": kind,
+                    "size_bytes": facts["size_bytes"],
+                    "convert_s": facts["convert_s"],
+                    "load_s": load_s,
+                    "distance": float((logits - reference).abs().max()),
+                    "agree": float((logits.argmax(-1) == reference.argmax(-1)).float().mean()),
+                }
+            )
     return rows
 
 
@@ -44,7 +66,9 @@ def _size(directory: Path, suffix: str) -> int:
     return sum(f.stat().st_size for f in directory.iterdir() if f.suffix == suffix)
 
 
-def _logits(load: Any, directory: Path, ids: Sequence[int], config_dir: Path | None = None) -> tuple[Any, float]:
+def _logits(
+    load: Any, directory: Path, ids: Sequence[int], config_dir: Path | None = None
+) -> tuple[Any, float]:
     import torch
 
     from labkit.subject.config import LlamaConfig

@@ -1,13 +1,16 @@
-"""Plain reads of files from a disk into memory: the floor of a loader, and a race between the roads.
+"""Plain reads of files from a disk into memory: the floor of a loader, and a race between the
+roads.
 
-    race(paths, repeats=3)                    # [{"road": "direct 1", "seconds": […]}, {"road": "direct 8", …}, {"road": "mapped", …}]
+    race(paths, repeats=3)                    # [{"road": "direct 1", "seconds": […]}, {"road":
+        "direct 8", …}, {"road": "mapped", …}]
     floor = DiskFloor(directory, ledger)
-    floor.look(); …; floor.look(again=True)   # floor.rate: bytes per second around what was measured between
+    floor.look(); …; floor.look(again=True)   # floor.rate: bytes per second around what was
+        measured between
 
-Each read begins cold, with free memory laid (`labkit.core.free_memory`), and ends when a byte of every page has been looked
-at: "direct N" reads past the page cache into fresh memory from N threads, "mapped" touches the pages of a mapping in order
-while the kernel reads ahead. Limit: the disk. Lesson: notebooks/05_streaming.
-"""
+Each read begins cold, with free memory laid (`labkit.core.free_memory`), and ends when a byte of
+every page has been looked at: "direct N" reads past the page cache into fresh memory from N
+threads, "mapped" touches the pages of a mapping in order while the kernel reads ahead. Limit: the
+disk. Lesson: notebooks/05_streaming."""
 
 from __future__ import annotations
 
@@ -26,10 +29,15 @@ BLOCK_BYTES = 4 << 20
 
 
 def seconds(paths: Sequence[Path], road: str) -> float:
-    """To read all of these files, evicted before, by one of ROADS. Raises LabError where they did not leave the page cache and the road leads through it."""
+    """To read all of these files, evicted before, by one of ROADS. Raises LabError where they did
+    not leave the page cache and the road leads through it."""
     proof = cold.settle(paths, "cold", caches=False)
     if road == "mapped" and proof.state != "cold":
-        raise LabError(f"a mapped read of {paths[0].parent} would not be cold", why=proof.note, fix="end what has these files mapped, then again")
+        raise LabError(
+            f"a mapped read of {paths[0].parent} would not be cold",
+            why=proof.note,
+            fix="end what has these files mapped, then again",
+        )
     free_memory.lay(needed_bytes(sum(path.stat().st_size for path in paths)))
     if road == "mapped":
         return floor.mapped_read(paths)[1]
@@ -49,7 +57,8 @@ def needed_bytes(weights_bytes: int) -> int:
 
 
 def race(paths: Sequence[Path], repeats: int = 3) -> list[dict[str, Any]]:
-    """Rounds of all roads, interleaved. A road that cannot be driven cold here has `failed`, the reason, and no seconds."""
+    """Rounds of all roads, interleaved. A road that cannot be driven cold here has `failed`, the
+    reason, and no seconds."""
     rows: list[dict[str, Any]] = [{"road": road, "seconds": []} for road in ROADS]
     for _ in range(repeats):
         for row in rows:
@@ -66,14 +75,15 @@ BUFFER_DEPTHS, BUFFER_BYTES = (8, 16), 16 << 20
 
 
 def seconds_into_buffers(paths: Sequence[Path], depth: int) -> float:
-    """To read all of these files, evicted before, past the page cache into `depth` buffers in huge pages, used again and again:
-    as a load to a device may. For `apart`."""
+    """To read all of these files, evicted before, past the page cache into `depth` buffers in huge
+    pages, used again and again: as a load to a device may. For `apart`."""
     cold.settle(paths, "cold", caches=False)
     return floor.direct_read(paths, depth, block_bytes=BUFFER_BYTES, huge=True)[1]
 
 
 class BufferFloor:
-    """As DiskFloor, of a load to a device: its bytes pass through buffers of the host. Of a large checkpoint the first shards are read."""
+    """As DiskFloor, of a load to a device: its bytes pass through buffers of the host. Of a large
+    checkpoint the first shards are read."""
 
     def __init__(self, directory: Path, ledger: Ledger):
         self.paths: list[Path] = []
@@ -93,15 +103,19 @@ class BufferFloor:
         self._before = seen
 
     def _rate(self, depth: int) -> float:
-        return sum(path.stat().st_size for path in self.paths) / apart(seconds_into_buffers, self.paths, depth, ledger=self.ledger)
+        return sum(path.stat().st_size for path in self.paths) / apart(
+            seconds_into_buffers, self.paths, depth, ledger=self.ledger
+        )
 
 
 class DiskFloor:
-    """Of a load from disk, just before and just after a trial, by the road that asks best of this disk.
+    """Of a load from disk, just before and just after a trial, by the road that asks best of this
+    disk.
 
-    A virtual disk is shared: its rate moves by half within a minute, so what another block saw bounds nothing in this one,
-    and the lucky one of two looks bounds no trial between them: their mean does. Each look is a process that has imported
-    torch and finds memory laid, as a trial does."""
+    A virtual disk is shared: its rate moves by half within a minute, so what another block saw
+    bounds nothing in this one, and the lucky one of two looks bounds no trial between them: their
+    mean does. Each look is a process that has imported torch and finds memory laid, as a trial
+    does."""
 
     def __init__(self, directory: Path, ledger: Ledger):
         self.paths, self.ledger = sorted(directory.glob("*.safetensors")), ledger
@@ -120,4 +134,6 @@ class DiskFloor:
         self._before = seen
 
     def _rate(self, road: str) -> float:
-        return sum(path.stat().st_size for path in self.paths) / apart(seconds_beside_torch, self.paths, road, ledger=self.ledger)
+        return sum(path.stat().st_size for path in self.paths) / apart(
+            seconds_beside_torch, self.paths, road, ledger=self.ledger
+        )

@@ -1,10 +1,12 @@
-"""How many at once? Direct reads of a disk, ranges of a bucket: time against requests in flight, beside the floor.
+"""How many at once? Direct reads of a disk, ranges of a bucket: time against requests in flight,
+beside the floor.
 
     disk([path], depths=(1, 4, 16), repeats=3)           # [{"readers": 1, "seconds": […]}, …]
-    bucket(directory, "4gbit-bucket", (1, 4, 16))        # ([{"connections": 1, "seconds": […]}, …], floor_s, link label)
+    bucket(directory, "4gbit-bucket", (1, 4, 16))        # ([{"connections": 1, "seconds": […]}, …],
+        floor_s, link label)
 
-Limit: latency × requests ÷ in flight, until bandwidth takes over. Rounds are interleaved. Lesson: notebooks/05_streaming.
-"""
+Limit: latency × requests ÷ in flight, until bandwidth takes over. Rounds are interleaved. Lesson:
+notebooks/05_streaming."""
 
 from __future__ import annotations
 
@@ -20,19 +22,32 @@ from labkit.core.beside import scratch
 PART_BYTES = 1 << 20
 
 
-def disk(paths: Sequence[str | os.PathLike[str]], depths: Sequence[int] = (1, 2, 4, 8, 16), repeats: int = 3, block_bytes: int = 1 << 20) -> list[dict[str, Any]]:
+def disk(
+    paths: Sequence[str | os.PathLike[str]],
+    depths: Sequence[int] = (1, 2, 4, 8, 16),
+    repeats: int = 3,
+    block_bytes: int = 1 << 20,
+) -> list[dict[str, Any]]:
     """Seconds to read all files past the page cache with so many readers."""
     rows: list[dict[str, Any]] = [{"readers": d, "seconds": []} for d in depths]
     for _ in range(repeats):
         for row in rows:
             cold.evict(paths, caches=False)
-            row["seconds"].append(floor.direct_read(paths, row["readers"], block_bytes=block_bytes)[1])
+            row["seconds"].append(
+                floor.direct_read(paths, row["readers"], block_bytes=block_bytes)[1]
+            )
     return rows
 
 
-def bucket(directory: str | os.PathLike[str], link: str, connections: Sequence[int] = (1, 2, 4, 8, 16), repeats: int = 1,
-           part_bytes: int = PART_BYTES) -> tuple[list[dict[str, Any]], float, str]:
-    """Seconds to fetch a model's largest shard into memory over so many connections of an emulated link; floor; label."""
+def bucket(
+    directory: str | os.PathLike[str],
+    link: str,
+    connections: Sequence[int] = (1, 2, 4, 8, 16),
+    repeats: int = 1,
+    part_bytes: int = PART_BYTES,
+) -> tuple[list[dict[str, Any]], float, str]:
+    """Seconds to fetch a model's largest shard into memory over so many connections of an emulated
+    link; floor; label."""
     from labkit.net.fetch import Client
     from labkit.net.link import parse
     from labkit.net.ranges import Into, fetch_parts, plan
@@ -50,6 +65,11 @@ def bucket(directory: str | os.PathLike[str], link: str, connections: Sequence[i
                 for row in rows:
                     with Client() as client:
                         began = time.monotonic()
-                        fetch_parts(client, plan(f"{store.url}/lab/models/sweep/{shard.name}", size, part_bytes), Into.buffer(memory), connections=row["connections"])
+                        fetch_parts(
+                            client,
+                            plan(f"{store.url}/lab/models/sweep/{shard.name}", size, part_bytes),
+                            Into.buffer(memory),
+                            connections=row["connections"],
+                        )
                         row["seconds"].append(time.monotonic() - began)
     return rows, made.floor_s(size, 10**6) if made.shaped else 0.0, made.label

@@ -1,11 +1,14 @@
-"""Watching a start from outside: what the kernel tells about processes, files, ports and devices, without touching the server.
+"""Watching a start from outside: what the kernel tells about processes, files, ports and devices,
+without touching the server.
 
-    exec → libraries mapped → config opened → device touched → weights opened → weights in → port open → health → first token
+    exec → libraries mapped → config opened → device touched → weights opened → weights in → port
+        open → health → first token
 
-Opened files come from inotify on the weights directory (every open, whoever makes it; no root), bytes and memory from
-/proc of the process and its children every 10 ms, the port from /proc/net/tcp, devices from /proc/PID/fd, health from the
-server itself. Resolution is therefore about 10 ms; the cost about 2 % of one core, in the harness's own process.
-What this cannot see: processes that are not children (a container daemon's), which leaves files, port, health and log.
+Opened files come from inotify on the weights directory (every open, whoever makes it; no root),
+bytes and memory from /proc of the process and its children every 10 ms, the port from
+/proc/net/tcp, devices from /proc/PID/fd, health from the server itself. Resolution is therefore
+about 10 ms; the cost about 2 % of one core, in the harness's own process. What this cannot see:
+processes that are not children (a container daemon's), which leaves files, port, health and log.
 
     with Watching(files, host, port, kind) as seen:
         ...start the server...; seen.root(pid)
@@ -33,7 +36,23 @@ from labkit.core.takedown import descendants
 
 POLL_S = 0.01
 #: In every process before its own work begins; the dynamic linker and what it always brings.
-BASE_LIBRARIES = ("ld-linux", "ld-musl", "libc.so", "libc-", "libm.so", "libm-", "libdl", "libpthread", "librt", "libutil", "libz.so", "libstdc++", "libgcc_s", "libpython", "libexpat")
+BASE_LIBRARIES = (
+    "ld-linux",
+    "ld-musl",
+    "libc.so",
+    "libc-",
+    "libm.so",
+    "libm-",
+    "libdl",
+    "libpthread",
+    "librt",
+    "libutil",
+    "libz.so",
+    "libstdc++",
+    "libgcc_s",
+    "libpython",
+    "libexpat",
+)
 DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri/render", "/dev/accel")
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 
@@ -59,10 +78,13 @@ class Look:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files that hold weights: by suffix, links followed (the Hugging Face cache is made of them)."""
+    """The files that hold weights: by suffix, links followed (the Hugging Face cache is made of
+    them)."""
     if path.is_file():
         return [path.resolve()]
-    return sorted({p.resolve() for p in path.rglob("*") if p.name.endswith(WEIGHT_SUFFIXES) and p.is_file()})
+    return sorted(
+        {p.resolve() for p in path.rglob("*") if p.name.endswith(WEIGHT_SUFFIXES) and p.is_file()}
+    )
 
 
 class Opens:
@@ -75,7 +97,9 @@ class Opens:
         small = [p.resolve() for p in path.rglob("*.json")] if path.is_dir() else []
         for kind, paths in (("weights", files), ("config", small)):
             for file in paths:
-                watch = self.libc.inotify_add_watch(self.fd, os.fsencode(file), _IN_OPEN | _IN_ACCESS | _IN_CLOSE_NOWRITE)
+                watch = self.libc.inotify_add_watch(
+                    self.fd, os.fsencode(file), _IN_OPEN | _IN_ACCESS | _IN_CLOSE_NOWRITE
+                )
                 if watch >= 0:
                     self.kinds[watch] = kind
 
@@ -90,7 +114,11 @@ class Opens:
             while at + 16 <= len(data):
                 watch, mask, _, length = struct.unpack_from("iIII", data, at)
                 at += 16 + length
-                for bit, word in ((_IN_OPEN, "opened"), (_IN_ACCESS, "read"), (_IN_CLOSE_NOWRITE, "closed")):
+                for bit, word in (
+                    (_IN_OPEN, "opened"),
+                    (_IN_ACCESS, "read"),
+                    (_IN_CLOSE_NOWRITE, "closed"),
+                ):
                     if mask & bit and watch in self.kinds:
                         found.append((self.kinds[watch], word))
         return found
@@ -124,7 +152,10 @@ class Watching:
 
     def __enter__(self) -> Watching:
         self._opens = Opens(self.weights, self.files)
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._follow_files, self._follow_processes, self._follow_health)]
+        self._threads = [
+            threading.Thread(target=work, daemon=True)
+            for work in (self._follow_files, self._follow_processes, self._follow_health)
+        ]
         for thread in self._threads:
             thread.start()
         return self
@@ -151,7 +182,14 @@ class Watching:
             for kind, word in self._opens.wait(0.1):
                 now = timeline.now_s()
                 if word == "opened":
-                    self.note(kind, "inotify: first of the weights opened" if kind == "weights" else "inotify: a config or tokenizer file opened")
+                    self.note(
+                        kind,
+                        (
+                            "inotify: first of the weights opened"
+                            if kind == "weights"
+                            else "inotify: a config or tokenizer file opened"
+                        ),
+                    )
                 elif kind == "weights" and word == "closed":
                     self.weights_closed_s = now
                 elif kind == "weights":
@@ -169,7 +207,11 @@ class Watching:
             self.looks.append(look)
             if "libraries" not in self.moments and (library := first_library(self.family)):
                 self.note("libraries", f"/proc/PID/maps: {library} mapped")
-            if "device" not in self.moments and ticks % 3 == 0 and (device := first_device(self.family)):
+            if (
+                "device" not in self.moments
+                and ticks % 3 == 0
+                and (device := first_device(self.family))
+            ):
                 self.note("device", f"/proc/PID/fd: {device} opened")
             if "listening" not in self.moments and listening(self.port):
                 self.note("listening", f"/proc/net/tcp: port {self.port} listens")
@@ -208,7 +250,7 @@ def look_at(pids: Sequence[int]) -> Look:
             for key, name in (("VmRSS:", "rss_bytes"), ("VmLib:", "library_bytes")):
                 at = status.find(key)
                 if at >= 0:
-                    sums[name] += int(status[at + len(key):at + len(key) + 20].split()[0]) * 1024
+                    sums[name] += int(status[at + len(key) : at + len(key) + 20].split()[0]) * 1024
             with contextlib.suppress(OSError):
                 for line in Path(f"/proc/{pid}/io").read_text().splitlines():
                     key, _, value = line.partition(": ")

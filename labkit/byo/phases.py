@@ -1,4 +1,5 @@
-"""From moments to phases: every stretch between exec and the first token is given to what was going on in it.
+"""From moments to phases: every stretch between exec and the first token is given to what was going
+on in it.
 
     start        exec → the first library of its own is mapped
     import       → the config is opened (and no more libraries come), or a device is touched
@@ -8,8 +9,9 @@
     warmup       weights in → port open;  ready: port open → health 200
     first_token  health (or, where that is not asked, port open) → token at the client
 
-A server may do these in another order (load on the first request, listen before it loads): a stretch is named by what is
-under way in it, not by its place. A stretch that nothing explains stays without a phase and shows up as unaccounted.
+A server may do these in another order (load on the first request, listen before it loads): a
+stretch is named by what is under way in it, not by its place. A stretch that nothing explains stays
+without a phase and shows up as unaccounted.
 
     spans = attribute(moments, looks, t0_s, first_token_s, weights_bytes, marks)
 
@@ -27,23 +29,39 @@ ENOUGH = 0.97  # of the weights' bytes: the last pages of a mapping are often ne
 SMALLEST_BYTES = 32 << 20  # below this, memory and read counters are mostly something else
 
 
-def weights_in(moments: Mapping[str, Moment], looks: Sequence[Look], weights_bytes: int, first_token_s: float,
-               marks: Sequence[tuple[str, float, float, str]] = (), closed_s: float | None = None) -> Moment | None:
-    """When the weights were in: the latest of "read" (from disk or cache) and "in memory", as far as the counters show it;
-    else what the log says; else when the files were closed."""
+def weights_in(
+    moments: Mapping[str, Moment],
+    looks: Sequence[Look],
+    weights_bytes: int,
+    first_token_s: float,
+    marks: Sequence[tuple[str, float, float, str]] = (),
+    closed_s: float | None = None,
+) -> Moment | None:
+    """When the weights were in: the latest of "read" (from disk or cache) and "in memory", as far
+    as the counters show it; else what the log says; else when the files were closed."""
     opened = moments.get("weights")
     if opened is None:
         return None
     until = [x for x in looks if opened.at_s - 0.05 <= x.at_s <= first_token_s]
     found: list[Moment] = []
     if weights_bytes >= SMALLEST_BYTES and len(until) > 1:
-        for name, word in (("read_bytes", "read from disk"), ("rchar", "read"), ("rss_bytes", "in the process's memory")):
+        for name, word in (
+            ("read_bytes", "read from disk"),
+            ("rchar", "read"),
+            ("rss_bytes", "in the process's memory"),
+        ):
             base = getattr(until[0], name)
             growth = max(getattr(x, name) for x in until) - base
             if growth >= 0.5 * weights_bytes:
                 target = base + ENOUGH * min(growth, weights_bytes)
                 at = next(x.at_s for x in until if getattr(x, name) >= target)
-                found.append(Moment(at, f"/proc/PID: {min(growth, weights_bytes) / 1e6:.0f} of {weights_bytes / 1e6:.0f} MB {word}"))
+                found.append(
+                    Moment(
+                        at,
+                        f"/proc/PID: {min(growth, weights_bytes) / 1e6:.0f} of"
+                        f" {weights_bytes / 1e6:.0f} MB {word}",
+                    )
+                )
     if found:
         return max(found, key=lambda m: m.at_s)
     said = [m for m in marks if m[0].startswith("load") and opened.at_s <= m[2] <= first_token_s]
@@ -54,14 +72,25 @@ def weights_in(moments: Mapping[str, Moment], looks: Sequence[Look], weights_byt
     return None
 
 
-def attribute(moments: Mapping[str, Moment], looks: Sequence[Look], t0_s: float, first_token_s: float) -> list[Span]:
-    """Spans that cover [t0, first token], each with how its beginning was noticed. `moments` may hold any subset."""
+def attribute(
+    moments: Mapping[str, Moment], looks: Sequence[Look], t0_s: float, first_token_s: float
+) -> list[Span]:
+    """Spans that cover [t0, first token], each with how its beginning was noticed. `moments` may
+    hold any subset."""
     at = {name: m.at_s for name, m in moments.items() if m.at_s <= first_token_s}
-    if "health" not in at and "listening" in at:  # not asked, or busy with our request: what listens is at work on it
+    # not asked, or busy with our request: what listens is at work on it
+    if "health" not in at and "listening" in at:
         at["health"] = at["listening"]
     settled = _libraries_settled(looks, at.get("weights", at.get("listening", first_token_s)))
     build = max(at["config"], min(settled, at.get("weights", settled))) if "config" in at else None
-    cuts = sorted({t0_s, first_token_s, *(t for t in at.values() if t0_s < t < first_token_s), *([build] if build and t0_s < build < first_token_s else [])})
+    cuts = sorted(
+        {
+            t0_s,
+            first_token_s,
+            *(t for t in at.values() if t0_s < t < first_token_s),
+            *([build] if build and t0_s < build < first_token_s else []),
+        }
+    )
     spans: list[Span] = []
     for start, end in zip(cuts, cuts[1:], strict=False):
         name = _phase((start + end) / 2, at, build)
@@ -75,13 +104,33 @@ def attribute(moments: Mapping[str, Moment], looks: Sequence[Look], t0_s: float,
 
 def _phase(t: float, at: Mapping[str, float], build: float | None) -> str:
     never = float("inf")
-    after = {name: at.get(name, never) <= t for name in ("libraries", "config", "device", "weights", "weights_in", "listening", "health")}
+    after = {
+        name: at.get(name, never) <= t
+        for name in (
+            "libraries",
+            "config",
+            "device",
+            "weights",
+            "weights_in",
+            "listening",
+            "health",
+        )
+    }
     if after["weights_in"] or (after["weights"] and "weights_in" not in at and after["listening"]):
         return "first_token" if after["health"] else "ready" if after["listening"] else "warmup"
     if after["weights"]:
         return "load"
-    if "weights" not in at:  # nothing was seen of the weights: what came before the port is not known
-        return "first_token" if after["health"] else "ready" if after["listening"] else "" if after["libraries"] else "start"
+    # nothing was seen of the weights: what came before the port is not known
+    if "weights" not in at:
+        return (
+            "first_token"
+            if after["health"]
+            else "ready"
+            if after["listening"]
+            else ""
+            if after["libraries"]
+            else "start"
+        )
     if not after["libraries"] and not after["config"] and not after["listening"]:
         return "start"
     if build is not None and t >= build or after["health"]:
@@ -90,7 +139,8 @@ def _phase(t: float, at: Mapping[str, float], build: float | None) -> str:
 
 
 def _libraries_settled(looks: Sequence[Look], before_s: float) -> float:
-    """The last time before `before_s` that more library code was mapped: imports go on until then, whatever was opened meanwhile."""
+    """The last time before `before_s` that more library code was mapped: imports go on until then,
+    whatever was opened meanwhile."""
     last, high = 0.0, 0
     for x in looks:
         if x.at_s > before_s:

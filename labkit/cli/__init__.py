@@ -1,9 +1,11 @@
-"""The command line: one module a command, imported only when it is called. A module gives `add_arguments(parser)` and `run(args) -> int`.
+"""The command line: one module a command, imported only when it is called. A module gives
+`add_arguments(parser)` and `run(args) -> int`.
 
 Exit codes, of every command:
     0    done
     1    measured, and something failed: the record or the last line says what
-    2    a mistake in the call, or the environment refuses (a full disk, no right, a limit): what, why and the fix are on stderr
+    2    a mistake in the call, or the environment refuses (a full disk, no right, a limit): what,
+        why and the fix are on stderr
     3    a capability is missing here; labkit doctor says which
     4    image mount: the registry did not deliver
     70   a mistake of the lab itself: the message says where its traceback is
@@ -66,13 +68,22 @@ def _module(command: str) -> str:
 
 def parser(command: str | None = None) -> Parser:
     """All commands, each filled by its module when it is parsed; `command` is filled at once."""
-    top = Parser(prog="labkit", description="The cold-start lab: measure every technique on your own machine.", epilog=EPILOG,
-                 formatter_class=argparse.RawDescriptionHelpFormatter)
+    top = Parser(
+        prog="labkit",
+        description="The cold-start lab: measure every technique on your own machine.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     top.add_argument("--version", action="version", version=f"labkit {_version()}")
     subs = top.add_subparsers(dest="command", metavar="COMMAND")
     for name, help_text in COMMANDS.items():
-        sub = subs.add_parser(name, help=help_text, description=help_text.capitalize() + ".", formatter_class=argparse.RawDescriptionHelpFormatter,
-                              fill=partial(_fill, name))
+        sub = subs.add_parser(
+            name,
+            help=help_text,
+            description=help_text.capitalize() + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            fill=partial(_fill, name),
+        )
         if name == command:
             sub.filled()
     return top
@@ -90,7 +101,8 @@ def _version() -> str:
 
 @secrets.screened()
 def main(argv: Sequence[str]) -> int:
-    """Run one command. Returns its exit code; whatever goes wrong is said on stderr in three lines, never as a bare traceback."""
+    """Run one command. Returns its exit code; whatever goes wrong is said on stderr in three lines,
+    never as a bare traceback."""
     from labkit.core import ledger
 
     secrets.learn_argv(argv)
@@ -125,12 +137,17 @@ def failed(error: BaseException, command: str) -> int:
     if error in streams.failures:
         return streams.undone(streams.failures[0])
     said = refusal(error)
-    print(f"{' '.join(['labkit', command]).strip()}: {printable.text(said or _own_mistake(error, command))}", file=sys.stderr)
+    print(
+        f"{' '.join(['labkit', command]).strip()}:"
+        f" {printable.text(said or _own_mistake(error, command))}",
+        file=sys.stderr,
+    )
     return _BUG if said is None else 3 if isinstance(said, MissingCapability) else 2
 
 
 def _own_mistake(error: BaseException, command: str) -> LabError:
-    """An exception nobody expected: its traceback goes into a file of this user alone, as it may hold arguments."""
+    """An exception nobody expected: its traceback goes into a file of this user alone, as it may
+    hold arguments."""
     text = "".join(traceback.format_exception(error))
     kept = "LABKIT_TRACEBACK=1 shows the traceback"
     with contextlib.suppress(OSError):
@@ -138,7 +155,11 @@ def _own_mistake(error: BaseException, command: str) -> LabError:
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(secrets.mask(text))
         kept = f"report it with {path}, which holds the traceback"
-    return BadInput(f"a mistake of the lab, not yours: {type(error).__name__}: {error}", why=f"labkit {command} did not expect it; everything started was taken down", fix=kept)
+    return BadInput(
+        f"a mistake of the lab, not yours: {type(error).__name__}: {error}",
+        why=f"labkit {command} did not expect it; everything started was taken down",
+        fix=kept,
+    )
 
 
 def _terminate(_signal: int, _frame: object) -> None:

@@ -1,7 +1,8 @@
-"""`labkit ablate`: each technique alone, taken out, or one more each rung, against the naive stack, in randomised blocks.
+"""`labkit ablate`: each technique alone, taken out, or one more each rung, against the naive stack,
+in randomised blocks.
 
-    labkit ablate --preset small --scenario fresh-node --link 1gbit --kinds add-one,ladder --blocks 3
-    labkit ablate --search --scenario warm-node        # find best-here, and say how sure
+labkit ablate --preset small --scenario fresh-node --link 1gbit --kinds add-one,ladder --blocks 3
+labkit ablate --search --scenario warm-node        # find best-here, and say how sure
 """
 
 from __future__ import annotations
@@ -15,19 +16,52 @@ from labkit.cli.arguments import count, link, names, new_file, preset, scenario
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--kinds", type=names("--kinds", ("add-one", "drop-one", "ladder", "factorial")), default="add-one,ladder", help="add-one, drop-one, ladder, factorial (default add-one,ladder)")
-    parser.add_argument("--only", default="", help="techniques to use, comma-separated (default: all that can run here)")
-    parser.add_argument("--best", default="", metavar="STACK", help="the stack drop-one takes apart (default best-here)")
-    parser.add_argument("--search", action="store_true", help="search for best-here on measured trials, and save it")
+    parser.add_argument(
+        "--kinds",
+        type=names("--kinds", ("add-one", "drop-one", "ladder", "factorial")),
+        default="add-one,ladder",
+        help="add-one, drop-one, ladder, factorial (default add-one,ladder)",
+    )
+    parser.add_argument(
+        "--only",
+        default="",
+        help="techniques to use, comma-separated (default: all that can run here)",
+    )
+    parser.add_argument(
+        "--best",
+        default="",
+        metavar="STACK",
+        help="the stack drop-one takes apart (default best-here)",
+    )
+    parser.add_argument(
+        "--search", action="store_true", help="search for best-here on measured trials, and save it"
+    )
     parser.add_argument("--scenario", type=scenario, default="fresh-node")
     parser.add_argument("--link", type=link, default="1gbit", help="emulated link (default 1gbit)")
     parser.add_argument("--preset", type=preset, default="small")
     parser.add_argument("--blocks", type=count("--blocks"), default=5)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="", choices=["", "cpu", "cuda"], help="device of the servers (default: cuda where a GPU is here and torch is built for it, else cpu)")
-    parser.add_argument("--out", default="", metavar="FILE", help="the record (default: a new file in the workspace's runs/)")
+    parser.add_argument(
+        "--device",
+        default="",
+        choices=["", "cpu", "cuda"],
+        help=(
+            "device of the servers (default: cuda where a GPU is here and torch is built for it,"
+            " else cpu)"
+        ),
+    )
+    parser.add_argument(
+        "--out",
+        default="",
+        metavar="FILE",
+        help="the record (default: a new file in the workspace's runs/)",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the record in --out")
-    parser.add_argument("--overwrite", action="store_true", help="begin the record in --out anew, where there is one")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="begin the record in --out anew, where there is one",
+    )
     parser.add_argument("--json", action="store_true", help="only the JSON line")
 
 
@@ -53,19 +87,38 @@ def run(args: argparse.Namespace) -> int:
     kinds = [k.strip() for k in args.kinds.split(",")]
     stacks = arms(kinds, names, best=_best(args) if "drop-one" in kinds else None)
     if len(stacks) == 1:
-        raise MissingCapability("nothing but the naive stack can run here", why="an ablation compares techniques with it; " + ("; ".join(f"{k}: {v}" for k, v in missing.items()) or "none was asked for"),
-                                fix="labkit doctor, or another --scenario or --only")
-    print(f"{len(stacks)} arms × {args.blocks} blocks on {args.scenario}, link {args.link}; the first block tells how long the rest takes; "
-          "--resume goes on after an interruption", file=sys.stderr)
+        raise MissingCapability(
+            "nothing but the naive stack can run here",
+            why="an ablation compares techniques with it; "
+            + ("; ".join(f"{k}: {v}" for k, v in missing.items()) or "none was asked for"),
+            fix="labkit doctor, or another --scenario or --only",
+        )
+    print(
+        f"{len(stacks)} arms × {args.blocks} blocks on {args.scenario}, link {args.link}; the first"
+        " block tells how long the rest takes; --resume goes on after an interruption",
+        file=sys.stderr,
+    )
     from labkit.stack import experiment
 
-    made = experiment(stacks, preset=args.preset, blocks=args.blocks, scenario=args.scenario, link=args.link, seed=args.seed, device=args.device,
-                      out=args.out or None, resume=args.resume, overwrite=args.overwrite, progress=Estimating(progress(), len(stacks), args.blocks))
+    made = experiment(
+        stacks,
+        preset=args.preset,
+        blocks=args.blocks,
+        scenario=args.scenario,
+        link=args.link,
+        seed=args.seed,
+        device=args.device,
+        out=args.out or None,
+        resume=args.resume,
+        overwrite=args.overwrite,
+        progress=Estimating(progress(), len(stacks), args.blocks),
+    )
     return _report(made, args.json)
 
 
 class Estimating:
-    """Passes progress on, and after each trial says how long the rest will take, from the trials so far."""
+    """Passes progress on, and after each trial says how long the rest will take, from the trials so
+    far."""
 
     def __init__(self, inner: Any, arms: int, blocks: int):
         self.inner, self.total, self.done = inner, arms * blocks, 0
@@ -79,7 +132,11 @@ class Estimating:
         if hasattr(self.inner, "trial_done"):
             self.inner.trial_done(trial)
         left_s = (time.monotonic() - self.began) / self.done * (self.total - self.done)
-        if left_s > 1 and (self.done in (1, 3) or self.done % 10 == 0) and hasattr(self.inner, "note"):
+        if (
+            left_s > 1
+            and (self.done in (1, 3) or self.done % 10 == 0)
+            and hasattr(self.inner, "note")
+        ):
             self.inner.note(f"{self.done} of {self.total} trials; about {left_s / 60:.0f} min left")
 
 
@@ -88,7 +145,11 @@ def _best(args: argparse.Namespace) -> Any:
     from labkit.stack.compose import Stack
     from labkit.stack.search import best_here
 
-    return Stack.parse(args.best) if args.best else best_here(Workspace.default(), args.scenario, args.link, args.preset)
+    return (
+        Stack.parse(args.best)
+        if args.best
+        else best_here(Workspace.default(), args.scenario, args.link, args.preset)
+    )
 
 
 def _search(args: argparse.Namespace, only: tuple[str, ...]) -> int:
@@ -97,17 +158,40 @@ def _search(args: argparse.Namespace, only: tuple[str, ...]) -> int:
     from labkit.face.live import progress
     from labkit.stack.search import search
 
-    found = search(scenario=args.scenario, link=args.link, preset=args.preset, only=only, progress=progress(), blocks=(2, 2, args.blocks), seed=args.seed, device=args.device)
+    found = search(
+        scenario=args.scenario,
+        link=args.link,
+        preset=args.preset,
+        only=only,
+        progress=progress(),
+        blocks=(2, 2, args.blocks),
+        seed=args.seed,
+        device=args.device,
+    )
     layers = ", ".join(f"{k}={v}" for k, v in found.stack.layers.items() if v)
     if not args.json:
         print(f"best here ({args.scenario}, {args.link}, {args.preset}): {layers}")
-        print(f"  {found.ratio['median']:.3f} of naive ({found.ratio['low']:.3f} – {found.ratio['high']:.3f}); "
-              f"the fastest of the last round in {found.confidence:.0%} of resamples" + (f", against {found.runner_up}" if found.runner_up else ""))
+        print(
+            f"  {found.ratio['median']:.3f} of naive ({found.ratio['low']:.3f} –"
+            f" {found.ratio['high']:.3f}); the fastest of the last round in {found.confidence:.0%}"
+            " of resamples" + (f", against {found.runner_up}" if found.runner_up else "")
+        )
         for name, why in found.missing.items():
             print(f"  not tried: {name}: {why}")
-    last_line({"bench": "search", "host": card(), "blocks": args.blocks, "best": dict(found.stack.layers), "confidence": found.confidence,
-               "tried": found.tried, "missing": found.missing, "records": found.runs, "results": [],
-               "ratios": {f"best-here_vs_naive.{args.scenario}": found.ratio}})
+    last_line(
+        {
+            "bench": "search",
+            "host": card(),
+            "blocks": args.blocks,
+            "best": dict(found.stack.layers),
+            "confidence": found.confidence,
+            "tried": found.tried,
+            "missing": found.missing,
+            "records": found.runs,
+            "results": [],
+            "ratios": {f"best-here_vs_naive.{args.scenario}": found.ratio},
+        }
+    )
     return 0
 
 
@@ -122,20 +206,71 @@ def _report(run: Any, only_json: bool) -> int:
     predictions = [p for p in (predict(run, e.arm) for e in found) if p]
     rows = claims([run])
     if not only_json:
-        say(table([[e.arm, show_s(sum(e.phases.values())) if e.phases else "", f"{e.ratio['median']:.3f}" if e.ratio else "missing",
-                      ("" if not e.ratio else f"{e.ratio['low']:.3f} – {e.ratio['high']:.3f}" + ("" if e.ratio["significant"] else "  not significant")),
-                      show_s(e.saved_s) if e.ratio else e.missing[:90]] for e in found], ["arm", "phases' sum", "to naive", "interval", "saved"]))
+        say(
+            table(
+                [
+                    [
+                        e.arm,
+                        show_s(sum(e.phases.values())) if e.phases else "",
+                        f"{e.ratio['median']:.3f}" if e.ratio else "missing",
+                        (
+                            ""
+                            if not e.ratio
+                            else f"{e.ratio['low']:.3f} – {e.ratio['high']:.3f}"
+                            + ("" if e.ratio["significant"] else "  not significant")
+                        ),
+                        show_s(e.saved_s) if e.ratio else e.missing[:90],
+                    ]
+                    for e in found
+                ],
+                ["arm", "phases' sum", "to naive", "interval", "saved"],
+            )
+        )
         if predictions:
             print("\npredicted against measured (what adding up separate gains gets wrong)")
-            say(table([[p.arm, show_s(p.measured_s), show_s(p.sum_s), f"{p.sum_error:+.0%}", show_s(p.path_s), f"{p.path_error:+.0%}"] for p in predictions],
-                        ["arm", "measured", "sum of gains", "error", "critical path", "error"]))
+            say(
+                table(
+                    [
+                        [
+                            p.arm,
+                            show_s(p.measured_s),
+                            show_s(p.sum_s),
+                            f"{p.sum_error:+.0%}",
+                            show_s(p.path_s),
+                            f"{p.path_error:+.0%}",
+                        ]
+                        for p in predictions
+                    ],
+                    ["arm", "measured", "sum of gains", "error", "critical path", "error"],
+                )
+            )
         print("\nclaimed against measured")
         say(table(as_rows(rows), HEAD))
     doc = summary(run)
-    last_line({**doc, "bench": "ablate",
-               "predictions": [{"arm": p.arm, "measured_s": p.measured_s, "sum_s": p.sum_s, "path_s": p.path_s} for p in predictions],
-               "claims": [{"row": r.label, "technique": r.technique, "claimed": r.claim.text, "ratio": dict(r.ratio), "verdict": r.verdict} for r in rows]})
+    last_line(
+        {
+            **doc,
+            "bench": "ablate",
+            "predictions": [
+                {"arm": p.arm, "measured_s": p.measured_s, "sum_s": p.sum_s, "path_s": p.path_s}
+                for p in predictions
+            ],
+            "claims": [
+                {
+                    "row": r.label,
+                    "technique": r.technique,
+                    "claimed": r.claim.text,
+                    "ratio": dict(r.ratio),
+                    "verdict": r.verdict,
+                }
+                for r in rows
+            ],
+        }
+    )
     if not any(e.ratio and e.arm != "naive" for e in found):
-        print("no technique was measured beside the naive stack: nothing was compared", file=sys.stderr)
+        print(
+            "no technique was measured beside the naive stack: nothing was compared",
+            file=sys.stderr,
+        )
         return 1
     return 1 if any(t.outcome not in ("ok", "unavailable") for t in run.trials) else 0

@@ -1,14 +1,15 @@
-"""Arguments are judged before anything is prepared: a number out of range or a place that cannot be written is said in the
-first second, not after ten minutes of measuring.
+"""Arguments are judged before anything is prepared: a number out of range or a place that cannot be
+written is said in the first second, not after ten minutes of measuring.
 
-Types for argparse, which see the text alone (`count`, `port`, `seconds`, …), and checks of the file system for the first
-line of a command's `run` (`readable_file`, `directory`, `new_file`, `output_directory`). All raise BadInput: what, why, fix.
+Types for argparse, which see the text alone (`count`, `port`, `seconds`, …), and checks of the file
+system for the first line of a command's `run` (`readable_file`, `directory`, `new_file`,
+`output_directory`). All raise BadInput: what, why, fix.
 
     parser.add_argument("--blocks", type=count("--blocks"), default=5)
     output_directory(args.out, "--out")
 
-Limit: a place that can be written now may be full later; `labkit.core.refusals` says that. Lesson: none.
-"""
+Limit: a place that can be written now may be full later; `labkit.core.refusals` says that. Lesson:
+none."""
 
 from __future__ import annotations
 
@@ -31,11 +32,18 @@ MOST_SECONDS = 7 * 86_400.0
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose refusals are of the lab's error family, and whose arguments are added when they are asked for.
+    """A parser whose refusals are of the lab's error family, and whose arguments are added when
+    they are asked for.
 
-    `fill(parser)` runs at the first parse, so a command's module is imported only when the command is called."""
+    `fill(parser)` runs at the first parse, so a command's module is imported only when the command
+    is called."""
 
-    def __init__(self, *args: Any, fill: Callable[[argparse.ArgumentParser], None] | None = None, **options: Any):
+    def __init__(
+        self,
+        *args: Any,
+        fill: Callable[[argparse.ArgumentParser], None] | None = None,
+        **options: Any,
+    ):
         super().__init__(*args, **options)
         self._fill = fill
 
@@ -45,24 +53,35 @@ class Parser(argparse.ArgumentParser):
             fill(self)
         return self
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # what a subparser is called by, too
+    # what a subparser is called by, too
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.filled()
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> Any:
-        raise BadInput(message, why="the call is not understood; nothing was started", fix=f"{self.prog} --help")
+        raise BadInput(
+            message,
+            why="the call is not understood; nothing was started",
+            fix=f"{self.prog} --help",
+        )
 
 
 def count(option: str, least: int = 1, most: int = MOST_BLOCKS) -> Callable[[str], int]:
     """A whole number from `least` to `most`."""
+
     def read(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = least - 1
         if not least <= value <= most:
-            raise BadInput(f"{option} {text}", why=f"it is a whole number from {least} to {most}", fix=f"{option} {max(least, min(5, most))}")
+            raise BadInput(
+                f"{option} {text}",
+                why=f"it is a whole number from {least} to {most}",
+                fix=f"{option} {max(least, min(5, most))}",
+            )
         return value
+
     return read
 
 
@@ -75,16 +94,23 @@ def seconds(option: str) -> Callable[[str], float]:
     return number(option, above=0.0, most=MOST_SECONDS, example="300")
 
 
-def number(option: str, above: float = 0.0, most: float = math.inf, example: str = "1", zero: bool = False) -> Callable[[str], float]:
+def number(
+    option: str, above: float = 0.0, most: float = math.inf, example: str = "1", zero: bool = False
+) -> Callable[[str], float]:
     def read(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
         if not (above < value <= most or (zero and value == 0)) or math.isinf(value):
-            raise BadInput(f"{option} {text}", why=f"it is a number {'from' if zero else 'above'} {above:g}" + (f" to {most:g}" if math.isfinite(most) else ""),
-                           fix=f"{option} {example}")
+            raise BadInput(
+                f"{option} {text}",
+                why=f"it is a number {'from' if zero else 'above'} {above:g}"
+                + (f" to {most:g}" if math.isfinite(most) else ""),
+                fix=f"{option} {example}",
+            )
         return value
+
     return read
 
 
@@ -96,9 +122,14 @@ def names(option: str, known: Iterable[str] = (), example: str = "") -> Callable
         given = [part.strip() for part in text.split(",") if part.strip()]
         wrong = [part for part in given if choices and part not in choices]
         if not given or wrong:
-            raise BadInput(f"{option} {text!r}" + (f": no {wrong[0]!r}" if wrong else " names nothing"), why="what is named is all that is measured",
-                           fix=f"{option} {example or ','.join(choices[:2])}" + (f"  (of: {', '.join(choices)})" if choices else ""))
+            raise BadInput(
+                f"{option} {text!r}" + (f": no {wrong[0]!r}" if wrong else " names nothing"),
+                why="what is named is all that is measured",
+                fix=f"{option} {example or ','.join(choices[:2])}"
+                + (f"  (of: {', '.join(choices)})" if choices else ""),
+            )
         return ",".join(given)
+
     return read
 
 
@@ -114,7 +145,11 @@ def scenario(text: str) -> str:
     from labkit.core.plan import SCENARIOS
 
     if text not in SCENARIOS:
-        raise BadInput(f"no scenario {text!r}", why="it says what the host has at t0", fix="one of: " + ", ".join(SCENARIOS))
+        raise BadInput(
+            f"no scenario {text!r}",
+            why="it says what the host has at t0",
+            fix="one of: " + ", ".join(SCENARIOS),
+        )
     return text
 
 
@@ -123,7 +158,11 @@ def preset(text: str) -> str:
     from labkit.subject.checkpoint import PRESETS
 
     if text not in PRESETS:
-        raise BadInput(f"no preset {text!r}", why="it names the checkpoint that is started", fix="one of: " + ", ".join(PRESETS))
+        raise BadInput(
+            f"no preset {text!r}",
+            why="it names the checkpoint that is started",
+            fix="one of: " + ", ".join(PRESETS),
+        )
     return text
 
 
@@ -131,7 +170,11 @@ def bucket_url(text: str) -> str:
     """s3://BUCKET/PREFIX or gs://BUCKET/PREFIX; "" is none."""
     parts = text.partition("://")
     if text and (parts[0] not in ("s3", "gs") or not parts[2].strip("/").split("/")[0]):
-        raise BadInput(f"not a bucket: {text!r}", why="an object store is asked for", fix="write it like s3://BUCKET/PREFIX or gs://BUCKET/PREFIX")
+        raise BadInput(
+            f"not a bucket: {text!r}",
+            why="an object store is asked for",
+            fix="write it like s3://BUCKET/PREFIX or gs://BUCKET/PREFIX",
+        )
     return text
 
 
@@ -139,41 +182,68 @@ def web_url(text: str) -> str:
     """http:// or https://, with a host and a port that can be."""
     try:
         parts = urlsplit(text)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        good = (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and (parts.port is None or parts.port > 0)
+        )
     except ValueError:
         good = False
     if not good:
-        raise BadInput(f"not an address of a server: {text!r}", why="nothing could be asked there", fix="write it like http://127.0.0.1:5000/lab/subject:latest")
+        raise BadInput(
+            f"not an address of a server: {text!r}",
+            why="nothing could be asked there",
+            fix="write it like http://127.0.0.1:5000/lab/subject:latest",
+        )
     return text
 
 
 def free_port(number: int | None, option: str = "--port") -> None:
-    """Raises BadInput where a server listens on that port of this host already; None and 0 ask for any."""
+    """Raises BadInput where a server listens on that port of this host already; None and 0 ask for
+    any."""
     if not number:
         return
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that is only cooling down is free
+        # a port that is only cooling down is free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", number))
         except OSError as error:
-            raise BadInput(f"{option} {number}: {error.strerror}", why="another server holds the port, or it is below 1024", fix=f"another {option}, or leave it out for a free one") from None
+            raise BadInput(
+                f"{option} {number}: {error.strerror}",
+                why="another server holds the port, or it is below 1024",
+                fix=f"another {option}, or leave it out for a free one",
+            ) from None
 
 
-# -- the file system ------------------------------------------------------------------------------------------------------
+# -- the file system -------------------------------------------------------------------------------
+
 
 def readable_file(path: str | os.PathLike[str], option: str, fix: str = "") -> Path:
     found = Path(path)
     if not found.is_file() and not found.is_fifo():
-        raise BadInput(f"{option} {path}: " + ("that is a directory" if found.is_dir() else "no such file"), why="it is read before anything else", fix=fix or "look for a misspelt path")
+        raise BadInput(
+            f"{option} {path}: " + ("that is a directory" if found.is_dir() else "no such file"),
+            why="it is read before anything else",
+            fix=fix or "look for a misspelt path",
+        )
     if not os.access(found, os.R_OK):
-        raise BadInput(f"{option} {path}: not permitted", why="you have no right to read it", fix=f"chmod u+r {path}, or give another file")
+        raise BadInput(
+            f"{option} {path}: not permitted",
+            why="you have no right to read it",
+            fix=f"chmod u+r {path}, or give another file",
+        )
     return found
 
 
 def directory(path: str | os.PathLike[str], option: str, fix: str = "") -> Path:
     found = Path(path)
     if not found.is_dir():
-        raise BadInput(f"{option} {path}: " + ("that is a file" if found.exists() else "no such directory"), why="what is in it is needed", fix=fix or "look for a misspelt path")
+        raise BadInput(
+            f"{option} {path}: " + ("that is a file" if found.exists() else "no such directory"),
+            why="what is in it is needed",
+            fix=fix or "look for a misspelt path",
+        )
     return found
 
 
@@ -181,7 +251,11 @@ def new_file(path: str | os.PathLike[str], option: str) -> Path:
     """Where a file may be made: its directory exists or can be made, and takes a file now."""
     target = Path(path)
     if target.is_dir() or str(path).endswith("/"):
-        raise BadInput(f"{option} {path}: that is a directory", why="one file is written", fix=f"{option} {target / 'run.json'}")
+        raise BadInput(
+            f"{option} {path}: that is a directory",
+            why="one file is written",
+            fix=f"{option} {target / 'run.json'}",
+        )
     _takes_a_file(target.absolute().parent, f"{option} {path}")
     return target
 
@@ -190,19 +264,29 @@ def output_directory(path: str | os.PathLike[str], option: str) -> Path:
     """A directory that takes files, or can be made where it does not exist."""
     target = Path(path)
     if target.exists() and not target.is_dir():
-        raise BadInput(f"{option} {path}: that is a file", why="several files are written below it", fix=f"{option} DIR, a new or an empty directory")
+        raise BadInput(
+            f"{option} {path}: that is a file",
+            why="several files are written below it",
+            fix=f"{option} DIR, a new or an empty directory",
+        )
     _takes_a_file(target.absolute(), f"{option} {path}")
     return target
 
 
 def _takes_a_file(where: Path, what: str) -> None:
-    """Asked by making one: rights, read-only mounts and a full disk all answer. What does not exist yet is asked of the nearest that does."""
+    """Asked by making one: rights, read-only mounts and a full disk all answer. What does not exist
+    yet is asked of the nearest that does."""
     while not where.exists() and where != where.parent:
         where = where.parent
     if not where.is_dir():
-        raise BadInput(f"{what}: {where} is a file", why="nothing can be made below it", fix="give another path")
+        raise BadInput(
+            f"{what}: {where} is a file",
+            why="nothing can be made below it",
+            fix="give another path",
+        )
     try:
-        with tempfile.TemporaryFile(dir=where) as probe:  # without a name, where the file system can: a kill leaves none
+        # without a name, where the file system can: a kill leaves none
+        with tempfile.TemporaryFile(dir=where) as probe:
             probe.write(b"\0" * 4096)
             probe.flush()
     except OSError as error:
@@ -210,4 +294,8 @@ def _takes_a_file(where: Path, what: str) -> None:
 
         said = refusal(error)
         assert said is not None
-        raise BadInput(f"{what}: nothing can be written in {where}: {error.strerror}", said.why, "give a path that you may write") from None
+        raise BadInput(
+            f"{what}: nothing can be written in {where}: {error.strerror}",
+            said.why,
+            "give a path that you may write",
+        ) from None

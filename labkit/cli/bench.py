@@ -15,8 +15,15 @@ from labkit.cli.arguments import count
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = parser.add_subparsers(dest="bench", metavar="NAME", required=True)
     for name, help_text in BENCHES.items():
-        sub = names.add_parser(name, help=help_text, description=help_text, fill=partial(_fill, name))
-        sub.add_argument("--blocks", type=count("--blocks"), default=5, help="each arm once per block (default 5)")
+        sub = names.add_parser(
+            name, help=help_text, description=help_text, fill=partial(_fill, name)
+        )
+        sub.add_argument(
+            "--blocks",
+            type=count("--blocks"),
+            default=5,
+            help="each arm once per block (default 5)",
+        )
         sub.add_argument("--seed", type=int, default=0, help="order of arms within the blocks")
         sub.add_argument("--json", action="store_true", help="only the JSON line")
 
@@ -37,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def outcome(doc: dict[str, Any]) -> int:
-    """The exit code: 3 where no arm can run here, 1 where a trial failed or none came through. What is left out is said on stderr."""
+    """The exit code: 3 where no arm can run here, 1 where a trial failed or none came through. What
+    is left out is said on stderr."""
     left_out = [r for r in doc["results"] if "missing" in r]
     for row in left_out:
         print(f"not measured: {row['arm']}: {row['missing']}", file=sys.stderr)
@@ -45,5 +53,9 @@ def outcome(doc: dict[str, Any]) -> int:
         return 1
     if len(left_out) < len(doc["results"]):
         return 0
-    print("labkit bench: no arm can run here, so nothing was measured\n  why: a bench without a number shows nothing\n  fix: see above; labkit doctor", file=sys.stderr)
+    print(
+        "labkit bench: no arm can run here, so nothing was measured\n  why: a bench without a"
+        " number shows nothing\n  fix: see above; labkit doctor",
+        file=sys.stderr,
+    )
     return 3

@@ -1,13 +1,15 @@
 """`labkit compare`: runs against each other, or why they cannot be.
 
-    labkit compare run.json                       arms of one run, paired block by block, against its first arm
-    labkit compare before.json after.json         the same arms on the same host, scenario, link: after ÷ before, unpaired
-    labkit compare --rank *.json                  participants' records by host: one ranking a question, ties named
+    labkit compare run.json                       arms of one run, paired block by block, against
+        its first arm
+    labkit compare before.json after.json         the same arms on the same host, scenario, link:
+        after ÷ before, unpaired
+    labkit compare --rank *.json                  participants' records by host: one ranking a
+        question, ties named
 
-Two runs share no blocks, so drift of the machine between them counts; arms in one run are the better experiment. Runs that
-do not measure the same thing (labkit.core.question) are refused with every difference named (exit 2); what a record does not
-tell is said on stderr.
-"""
+Two runs share no blocks, so drift of the machine between them counts; arms in one run are the
+better experiment. Runs that do not measure the same thing (labkit.core.question) are refused with
+every difference named (exit 2); what a record does not tell is said on stderr."""
 
 from __future__ import annotations
 
@@ -19,9 +21,15 @@ from labkit.core.records import Run
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="files that labkit run --out wrote")
-    parser.add_argument("--against", metavar="ARM", help="the arm the others are divided by (one run; default its first)")
+    parser.add_argument(
+        "--against",
+        metavar="ARM",
+        help="the arm the others are divided by (one run; default its first)",
+    )
     parser.add_argument("--phase", default="", help="compare one phase instead of the total")
-    parser.add_argument("--rank", action="store_true", help="rank hosts that ran the same arm in the same scenario")
+    parser.add_argument(
+        "--rank", action="store_true", help="rank hosts that ran the same arm in the same scenario"
+    )
     parser.add_argument("--json", action="store_true", help="only the JSON line")
 
 
@@ -39,15 +47,37 @@ def run(args: argparse.Namespace) -> int:
         if unknown := [name for r in doc["rankings"] for name in r["unknown"]]:
             print(f"note: {question.said_unknown(unknown)}", file=sys.stderr)
     elif len(runs) == 1:
-        doc = {"command": "compare", "kind": "paired", "run": runs[0].id, "rows": within(runs[0], args.against, args.phase)}
-        text = _show_rows(doc["rows"], printable.line(f"run {runs[0].id} on {runs[0].host.get('title', '?')}, paired by block"))
+        doc = {
+            "command": "compare",
+            "kind": "paired",
+            "run": runs[0].id,
+            "rows": within(runs[0], args.against, args.phase),
+        }
+        text = _show_rows(
+            doc["rows"],
+            printable.line(
+                f"run {runs[0].id} on {runs[0].host.get('title', '?')}, paired by block"
+            ),
+        )
     elif len(runs) == 2:
-        doc = {"command": "compare", "kind": "unpaired", "runs": [r.id for r in runs], "rows": between(*runs, args.phase), "unknown": list(question.comparable(*runs))}
-        text = _show_rows(doc["rows"], printable.line(f"{runs[1].id} against {runs[0].id}, unpaired"))
+        doc = {
+            "command": "compare",
+            "kind": "unpaired",
+            "runs": [r.id for r in runs],
+            "rows": between(*runs, args.phase),
+            "unknown": list(question.comparable(*runs)),
+        }
+        text = _show_rows(
+            doc["rows"], printable.line(f"{runs[1].id} against {runs[0].id}, unpaired")
+        )
         if doc["unknown"]:
             print(f"note: {question.said_unknown(doc['unknown'])}", file=sys.stderr)
     else:
-        raise BadInput(f"{len(runs)} runs to compare", why="a difference has two sides", fix="give one or two runs, or --rank")
+        raise BadInput(
+            f"{len(runs)} runs to compare",
+            why="a difference has two sides",
+            fix="give one or two runs, or --rank",
+        )
     if not args.json:
         say(text)
     last_line(doc)
@@ -64,7 +94,11 @@ def _summary(run: Run, arm: str, phase: str) -> dict[str, Any]:
     from labkit.core import stats
 
     values = times(run, arm, phase)
-    made: dict[str, Any] = {"arm": arm, "n": len(values), "failed": len(run.of_arm(arm, only_ok=False)) - len(run.of_arm(arm))}
+    made: dict[str, Any] = {
+        "arm": arm,
+        "n": len(values),
+        "failed": len(run.of_arm(arm, only_ok=False)) - len(run.of_arm(arm)),
+    }
     if values:
         low, high = stats.interval(values)
         made |= {"median_s": stats.median(values), "low_s": low, "high_s": high}
@@ -72,22 +106,29 @@ def _summary(run: Run, arm: str, phase: str) -> dict[str, Any]:
 
 
 def within(run: Run, against: str | None, phase: str = "") -> list[dict[str, Any]]:
-    """Arms of one run: each with its own summary, and its time ÷ the reference's, paired within blocks."""
+    """Arms of one run: each with its own summary, and its time ÷ the reference's, paired within
+    blocks."""
     from labkit.core import printable, stats
     from labkit.errors import BadInput, LabError
 
     names = run.arm_names
     if not names:
-        raise BadInput(f"run {printable.line(run.id)} holds no trial", fix="labkit run naive --out FILE")
+        raise BadInput(
+            f"run {printable.line(run.id)} holds no trial", fix="labkit run naive --out FILE"
+        )
     base = against or names[0]
     if base not in names:
-        raise BadInput(f"no arm {base!r} in run {printable.line(run.id)}", fix=printable.line("one of: " + ", ".join(names)))
+        raise BadInput(
+            f"no arm {base!r} in run {printable.line(run.id)}",
+            fix=printable.line("one of: " + ", ".join(names)),
+        )
     rows = []
     for name in names:
         row = _summary(run, name, phase)
         if name != base:
             try:
-                row["ratio"] = stats.speedup(run, base, name, phase)  # time of `name` ÷ time of the reference
+                # time of `name` ÷ time of the reference
+                row["ratio"] = stats.speedup(run, base, name, phase)
             except LabError as error:
                 row["refused"] = str(error)
         rows.append(row)
@@ -95,15 +136,22 @@ def within(run: Run, against: str | None, phase: str = "") -> list[dict[str, Any
 
 
 def between(before: Run, after: Run, phase: str = "") -> list[dict[str, Any]]:
-    """Arms that both runs hold: after ÷ before. Raises IncomparableRecords with every difference, BadInput without a common arm."""
+    """Arms that both runs hold: after ÷ before. Raises IncomparableRecords with every difference,
+    BadInput without a common arm."""
     from labkit.core import printable, question, stats
     from labkit.errors import BadInput
 
     question.comparable(before, after)
     common = [a for a in before.arm_names if a in after.arm_names]
     if not common:
-        raise BadInput(printable.line(f"these runs share no arm: {', '.join(before.arm_names)} against {', '.join(after.arm_names)}"),
-                       why="two runs are compared arm by arm", fix="run both arms in one experiment: labkit run A B --blocks 5")
+        raise BadInput(
+            printable.line(
+                f"these runs share no arm: {', '.join(before.arm_names)} against"
+                f" {', '.join(after.arm_names)}"
+            ),
+            why="two runs are compared arm by arm",
+            fix="run both arms in one experiment: labkit run A B --blocks 5",
+        )
     rows = []
     for arm in common:
         old, new = times(before, arm, phase), times(after, arm, phase)
@@ -132,16 +180,20 @@ def moved(before: Run, after: Run, arm: str) -> dict[str, Any]:
 
 
 def rank(runs: list[Run], phase: str = "") -> list[dict[str, Any]]:
-    """One ranking for each question – all that was chosen but the host: hosts by median, with ties where the next is not significantly slower.
+    """One ranking for each question – all that was chosen but the host: hosts by median, with ties
+    where the next is not significantly slower.
 
-    Records of one host are pooled where they ask the same. It ranks hosts, not techniques. `apart`: by what rankings differ that look alike."""
+    Records of one host are pooled where they ask the same. It ranks hosts, not techniques. `apart`:
+    by what rankings differ that look alike."""
     from labkit.core import question, stats
 
     asked: dict[tuple[Any, ...], dict[str, Any]] = {}
     groups: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
-    counted: dict[tuple[Any, ...], int] = {}  # records: one alone is taken to be the same as no other
+    # records: one alone is taken to be the same as no other
+    counted: dict[tuple[Any, ...], int] = {}
     for i, one in enumerate(runs):
-        here = one.host.get("id") or f"unknown {i}"  # two records that do not tell their host are not of one host
+        # two records that do not tell their host are not of one host
+        here = one.host.get("id") or f"unknown {i}"
         for name in one.arm_names:
             values = times(one, name, phase)
             if not values:
@@ -149,7 +201,14 @@ def rank(runs: list[Run], phase: str = "") -> list[dict[str, Any]]:
             what = question.asked(one, name)
             key = (name, question.key(what, but=("host",)))
             asked.setdefault(key, what)
-            host = groups.setdefault(key, {}).setdefault(here, {"host": one.host.get("id", "?"), "title": one.host.get("title", "?"), "values": []})
+            host = groups.setdefault(key, {}).setdefault(
+                here,
+                {
+                    "host": one.host.get("id", "?"),
+                    "title": one.host.get("title", "?"),
+                    "values": [],
+                },
+            )
             host["values"] += values
             counted[key] = counted.get(key, 0) + 1
     made: list[dict[str, Any]] = []
@@ -160,13 +219,40 @@ def rank(runs: list[Run], phase: str = "") -> list[dict[str, Any]]:
         for place, host in enumerate(ordered, 1):
             low, high = stats.interval(host["values"])
             tie = bool(rows) and _tied(host["values"], ordered[place - 2]["values"])
-            rows.append({"place": rows[-1]["place"] if tie else place, "tie": tie, "host": host["host"], "title": host["title"],
-                         "n": len(host["values"]), "median_s": stats.median(host["values"]), "low_s": low, "high_s": high})
-        head = {"arm": key[0], "scenario": what.get("scenario", ""), "link": what.get("link", ""), "preset": str(what.get("preset", "")), "cache": what.get(question.CACHE, "").replace(", ", "+")}
+            rows.append(
+                {
+                    "place": rows[-1]["place"] if tie else place,
+                    "tie": tie,
+                    "host": host["host"],
+                    "title": host["title"],
+                    "n": len(host["values"]),
+                    "median_s": stats.median(host["values"]),
+                    "low_s": low,
+                    "high_s": high,
+                }
+            )
+        head = {
+            "arm": key[0],
+            "scenario": what.get("scenario", ""),
+            "link": what.get("link", ""),
+            "preset": str(what.get("preset", "")),
+            "cache": what.get(question.CACHE, "").replace(", ", "+"),
+        }
         alike = [asked[k] for k in groups if k[0] == key[0] and k != key]
         apart = dict.fromkeys(name for other in alike for name in _apart(what, other))
-        made.append(head | {"phase": phase or "total", "hosts": rows, "apart": {name: what.get(name, "unknown") for name in apart},
-                             "unknown": list(question.differences(what, what, but=("host",)).unknown) if counted[key] > 1 else []})
+        made.append(
+            head
+            | {
+                "phase": phase or "total",
+                "hosts": rows,
+                "apart": {name: what.get(name, "unknown") for name in apart},
+                "unknown": (
+                    list(question.differences(what, what, but=("host",)).unknown)
+                    if counted[key] > 1
+                    else []
+                ),
+            }
+        )
     return made
 
 
@@ -187,11 +273,15 @@ def _apart(what: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
     if any(what.get(n) != other.get(n) for n in ("scenario", "link", "preset", question.CACHE)):
         return []
-    return [n for n in dict.fromkeys((*what, *other)) if n != "host" and what.get(n) != other.get(n)]
+    return [
+        n for n in dict.fromkeys((*what, *other)) if n != "host" and what.get(n) != other.get(n)
+    ]
 
 
 def _ratio_text(ratio: dict[str, Any]) -> str:
-    return f"{ratio['median']:.3f} ({ratio['low']:.3f} – {ratio['high']:.3f})" + ("" if ratio["significant"] else "  not significant")
+    return f"{ratio['median']:.3f} ({ratio['low']:.3f} – {ratio['high']:.3f})" + (
+        "" if ratio["significant"] else "  not significant"
+    )
 
 
 def _show_rows(rows: list[dict[str, Any]], title: str) -> str:
@@ -203,10 +293,27 @@ def _show_rows(rows: list[dict[str, Any]], title: str) -> str:
     for r in rows:
         known = "median_s" in r
         moved = r.get("moved") or {}
-        cells.append([r["arm"], r["n"], r["failed"], show_s(r["median_s"]) if known else "", f"{show_s(r['low_s'])} – {show_s(r['high_s'])}" if known else "no good trial",
-                      _ratio_text(r["ratio"]) if "ratio" in r else ("refused" if "refused" in r else ""), f"{moved['phase']} {moved['by_s']:+.3f} s" if moved else ""])
-    text = title + "\n" + table(cells, ["arm", "n", "failed", "median", "95 % interval", "ratio of times", "most moved"])
-    return "\n".join([text, *(f"{printable.line(r['arm'])}: {r['refused']}" for r in rows if "refused" in r)])
+        cells.append(
+            [
+                r["arm"],
+                r["n"],
+                r["failed"],
+                show_s(r["median_s"]) if known else "",
+                f"{show_s(r['low_s'])} – {show_s(r['high_s'])}" if known else "no good trial",
+                _ratio_text(r["ratio"]) if "ratio" in r else ("refused" if "refused" in r else ""),
+                f"{moved['phase']} {moved['by_s']:+.3f} s" if moved else "",
+            ]
+        )
+    text = (
+        title
+        + "\n"
+        + table(
+            cells, ["arm", "n", "failed", "median", "95 % interval", "ratio of times", "most moved"]
+        )
+    )
+    return "\n".join(
+        [text, *(f"{printable.line(r['arm'])}: {r['refused']}" for r in rows if "refused" in r)]
+    )
 
 
 def _show_rank(rankings: list[dict[str, Any]]) -> str:
@@ -216,8 +323,30 @@ def _show_rank(rankings: list[dict[str, Any]]) -> str:
 
     blocks = []
     for r in rankings:
-        rows = [[f"={h['place']}" if h["tie"] else h["place"], h["title"], h["host"], h["n"], show_s(h["median_s"]), f"{show_s(h['low_s'])} – {show_s(h['high_s'])}"] for h in r["hosts"]]
+        rows = [
+            [
+                f"={h['place']}" if h["tie"] else h["place"],
+                h["title"],
+                h["host"],
+                h["n"],
+                show_s(h["median_s"]),
+                f"{show_s(h['low_s'])} – {show_s(h['high_s'])}",
+            ]
+            for h in r["hosts"]
+        ]
         apart = "".join(f", {name} {question.shown(value)}" for name, value in r["apart"].items())
-        blocks.append(printable.line(f"{r['arm']}, {r['scenario']}, {r['link']}, preset {r['preset']}, cache {r['cache']} ({r['phase']}){apart}") + "\n"
-                      + table(rows, ["place", "host", "kind", "n", "median", "95 % interval"]))
-    return "\n\n".join(blocks + ["Hosts are ranked, not techniques; = is a tie: not significantly slower than the one above."])
+        blocks.append(
+            printable.line(
+                f"{r['arm']}, {r['scenario']}, {r['link']}, preset {r['preset']}, cache"
+                f" {r['cache']} ({r['phase']}){apart}"
+            )
+            + "\n"
+            + table(rows, ["place", "host", "kind", "n", "median", "95 % interval"])
+        )
+    return "\n\n".join(
+        blocks
+        + [
+            "Hosts are ranked, not techniques; = is a tie: not significantly slower than the one"
+            " above."
+        ]
+    )

@@ -1,4 +1,5 @@
-"""`labkit cuda-checkpoint`: the arguments of NVIDIA's utility, so that CRIU's CUDA plugin and scripts can call it in its place.
+"""`labkit cuda-checkpoint`: the arguments of NVIDIA's utility, so that CRIU's CUDA plugin and
+scripts can call it in its place.
 
 Exit status 0: done; 1: the driver refused (the message says in which state the process is now)."""
 
@@ -13,12 +14,26 @@ from labkit.cli.arguments import count
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--toggle", action="store_true", help="running → checkpointed, or back")
-    what.add_argument("--action", choices=["lock", "checkpoint", "restore", "unlock"], help="one step")
-    what.add_argument("--get-state", action="store_true", help="print running, locked, checkpointed or failed")
-    what.add_argument("--get-restore-tid", action="store_true", help="print the id of the thread that restores")
+    what.add_argument(
+        "--action", choices=["lock", "checkpoint", "restore", "unlock"], help="one step"
+    )
+    what.add_argument(
+        "--get-state", action="store_true", help="print running, locked, checkpointed or failed"
+    )
+    what.add_argument(
+        "--get-restore-tid", action="store_true", help="print the id of the thread that restores"
+    )
     parser.add_argument("--pid", type=count("--pid", 1, 1 << 22), required=True)
-    parser.add_argument("--timeout", type=count("--timeout", 0, 86_400_000), default=0, metavar="MS", help="of lock, in milliseconds; 0: none")
-    parser.add_argument("--verbose", "-v", action="store_true", help="seconds and GPU memory of each step")
+    parser.add_argument(
+        "--timeout",
+        type=count("--timeout", 0, 86_400_000),
+        default=0,
+        metavar="MS",
+        help="of lock, in milliseconds; 0: none",
+    )
+    parser.add_argument(
+        "--verbose", "-v", action="store_true", help="seconds and GPU memory of each step"
+    )
     parser.epilog = "LABKIT_FAKE_CUDA=FILE takes the simulated driver, whose state is in FILE."
 
 
@@ -44,5 +59,8 @@ def run(args: argparse.Namespace) -> int:
     if args.verbose:
         label = getattr(driver, "label", "")
         for action in steps.done:
-            print(f"{action}: {steps.seconds[action + '_s'] * 1e3:.1f} ms, GPU memory after it: {steps.memory_bytes[action]} bytes" + (f" ({label})" if label else ""))
+            print(
+                f"{action}: {steps.seconds[action + '_s'] * 1e3:.1f} ms, GPU memory after it:"
+                f" {steps.memory_bytes[action]} bytes" + (f" ({label})" if label else "")
+            )
     return 0

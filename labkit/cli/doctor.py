@@ -1,8 +1,8 @@
-"""`labkit doctor`: what this host can show, and what would unlock more. Nothing is changed; nothing secret is read.
+"""`labkit doctor`: what this host can show, and what would unlock more. Nothing is changed; nothing
+secret is read.
 
-    labkit doctor            a table, and the fixes below it
-    labkit doctor --json     only the JSON line: {"host": {…}, "findings": [{"name", "state", "why", "fix", …}], "floors": {…}}
-"""
+labkit doctor            a table, and the fixes below it labkit doctor --json     only the JSON
+line: {"host": {…}, "findings": [{"name", "state", "why", "fix", …}], "floors": {…}}"""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from labkit.errors import LabError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="only the JSON line")
-    parser.add_argument("--no-disk", action="store_true", help="leave out the two seconds that measure the disk")
+    parser.add_argument(
+        "--no-disk", action="store_true", help="leave out the two seconds that measure the disk"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,13 +27,31 @@ def run(args: argparse.Namespace) -> int:
     card = dict(host.card())
     rates, trouble = ({}, None) if args.no_disk else _disk()
     if rates:
-        card["disk"] = {**card["disk"], "read_bytes_per_s": rates.get("disk_read_bytes_per_s"), "write_bytes_per_s": rates.get("disk_write_bytes_per_s")}
+        card["disk"] = {
+            **card["disk"],
+            "read_bytes_per_s": rates.get("disk_read_bytes_per_s"),
+            "write_bytes_per_s": rates.get("disk_write_bytes_per_s"),
+        }
     if not args.json:
         print(_describe(card))
         print()
-        print(table([[f.state, probes.PROBES[f.name].title, f.detail or f.missing] for f in findings], ["", "capability", "here"]))
-        print("".join(_change(f, probes.PROBES[f.name].title) for f in findings if f.state != host.OK))
-    last_line({"command": "doctor", "host": card, "findings": [f.as_json() for f in findings], "floors": rates})
+        print(
+            table(
+                [[f.state, probes.PROBES[f.name].title, f.detail or f.missing] for f in findings],
+                ["", "capability", "here"],
+            )
+        )
+        print(
+            "".join(_change(f, probes.PROBES[f.name].title) for f in findings if f.state != host.OK)
+        )
+    last_line(
+        {
+            "command": "doctor",
+            "host": card,
+            "findings": [f.as_json() for f in findings],
+            "floors": rates,
+        }
+    )
     if trouble:  # after the table: it is what helps to find the cause
         raise trouble
     return 0
@@ -54,7 +74,10 @@ def _disk() -> tuple[dict[str, Any], LabError | None]:
 
 def _change(finding: Any, title: str) -> str:
     """What a missing or limited capability would unlock, and the command that changes it."""
-    return f"\n{title} – {finding.state.lower()}: {finding.missing or finding.detail}\n  why: {finding.why}\n  fix: {finding.fix}\n"
+    return (
+        f"\n{title} – {finding.state.lower()}: {finding.missing or finding.detail}\n  why:"
+        f" {finding.why}\n  fix: {finding.fix}\n"
+    )
 
 
 def _describe(card: dict[str, Any]) -> str:
@@ -62,17 +85,40 @@ def _describe(card: dict[str, Any]) -> str:
     from labkit.stack.placement import place
 
     disk = card["disk"]
-    speed = ", ".join(f"{what} {show_rate(disk[key])}" for what, key in (("reads", "read_bytes_per_s"), ("writes", "write_bytes_per_s")) if disk[key])
-    lines = [f"host   {card['title']}  (kind {card['id']})",
-             f"       {card['distribution']}, Linux {card['kernel']}" + (f", {card['virtualisation']}" if card["virtualisation"] else "") + f", as {card['rootness']}",
-             f"disk   {disk['model'] or '?'}, {disk['fs']}, {show_bytes(disk['free_bytes'])} free" + (f", {speed}" if speed else "")
-             + (f", the kernel reads {show_bytes(disk['read_ahead_bytes'])} ahead" if disk["read_ahead_bytes"] else ""),
-             f"python {card['python']}, torch {card['torch'] or 'not installed'}" + (f", built for CUDA {card['torch_cuda']}" if card["torch_cuda"] else "")]
+    speed = ", ".join(
+        f"{what} {show_rate(disk[key])}"
+        for what, key in (("reads", "read_bytes_per_s"), ("writes", "write_bytes_per_s"))
+        if disk[key]
+    )
+    lines = [
+        f"host   {card['title']}  (kind {card['id']})",
+        f"       {card['distribution']}, Linux {card['kernel']}"
+        + (f", {card['virtualisation']}" if card["virtualisation"] else "")
+        + f", as {card['rootness']}",
+        f"disk   {disk['model'] or '?'}, {disk['fs']}, {show_bytes(disk['free_bytes'])} free"
+        + (f", {speed}" if speed else "")
+        + (
+            f", the kernel reads {show_bytes(disk['read_ahead_bytes'])} ahead"
+            if disk["read_ahead_bytes"]
+            else ""
+        ),
+        f"python {card['python']}, torch {card['torch'] or 'not installed'}"
+        + (f", built for CUDA {card['torch_cuda']}" if card["torch_cuda"] else ""),
+    ]
     if card["memory"]["free_page_reporting"]:
-        lines.append("memory free pages go back to the hypervisor: the next to need them waits for it (labkit bench load takes care of that)")
+        lines.append(
+            "memory free pages go back to the hypervisor: the next to need them waits for it"
+            " (labkit bench load takes care of that)"
+        )
     if card["memory"]["evicts_idle"]:
-        lines.append(f"memory the kernel evicts what lies idle (DAMON {', '.join(card['memory']['evicts_idle'])}): what is warm now may not stay so")
-    lines += [f"GPU    {g['name']}, {show_bytes(g['memory_bytes'])}, driver {g['driver']}" for g in card["gpus"]]
+        lines.append(
+            "memory the kernel evicts what lies idle (DAMON"
+            f" {', '.join(card['memory']['evicts_idle'])}): what is warm now may not stay so"
+        )
+    lines += [
+        f"GPU    {g['name']}, {show_bytes(g['memory_bytes'])}, driver {g['driver']}"
+        for g in card["gpus"]
+    ]
     if card["gpus"]:
         placed = place(())
         lines.append(f"runs   their servers are on {placed.device}: {placed.why}")

@@ -1,7 +1,8 @@
-"""`labkit image …`: one module a subcommand, imported only when it is called; each gives `add_arguments(parser)` and `run(args)`.
+"""`labkit image …`: one module a subcommand, imported only when it is called; each gives
+`add_arguments(parser)` and `run(args)`.
 
-A subcommand's hooks may carry its name where a module serves several (`add_push_arguments`, `run_push`).
-"""
+A subcommand's hooks may carry its name where a module serves several (`add_push_arguments`,
+`run_push`)."""
 
 from __future__ import annotations
 
@@ -14,7 +15,10 @@ from functools import partial
 SUBCOMMANDS = {
     "build": ("labkit.cli.image_build", "the subject's image from this host, as an OCI layout"),
     "inspect": ("labkit.cli.image_build", "what an image is made of: layers, sizes, files"),
-    "pull": ("labkit.cli.image_build", "fetch an image from a registry into a layout (stock full pull)"),
+    "pull": (
+        "labkit.cli.image_build",
+        "fetch an image from a registry into a layout (stock full pull)",
+    ),
     "unpack": ("labkit.cli.image_build", "layers to a root directory; hostile ones are refused"),
     "push": ("labkit.cli.image_push", "to an object store, content-addressed"),
     "recompress": ("labkit.cli.image_push", "the same image with gzip, zstd or plain layers"),
@@ -25,7 +29,11 @@ SUBCOMMANDS = {
 
 def _hook(command: str, kind: str):  # type: ignore[no-untyped-def]
     module = importlib.import_module(SUBCOMMANDS[command][0])
-    names = (f"add_{command}_arguments", "add_arguments") if kind == "arguments" else (f"run_{command}", "run")
+    names = (
+        (f"add_{command}_arguments", "add_arguments")
+        if kind == "arguments"
+        else (f"run_{command}", "run")
+    )
     return next(getattr(module, name) for name in names if hasattr(module, name))
 
 
@@ -34,7 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, (module, help_text) in SUBCOMMANDS.items():
         if importlib.util.find_spec(module) is None:
             continue
-        subs.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".", fill=partial(_fill, name))
+        subs.add_parser(
+            name,
+            help=help_text,
+            description=help_text[0].upper() + help_text[1:] + ".",
+            fill=partial(_fill, name),
+        )
 
 
 def _fill(name: str, sub: argparse.ArgumentParser) -> None:

@@ -1,4 +1,5 @@
-"""`labkit image build | inspect | pull | unpack`: an image made, looked at, fetched and unpacked by hand."""
+"""`labkit image build | inspect | pull | unpack`: an image made, looked at, fetched and unpacked by
+hand."""
 
 from __future__ import annotations
 
@@ -11,11 +12,30 @@ from labkit.cli.arguments import count, directory, output_directory, web_url
 
 
 def add_build_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", metavar="LAYOUT", help="where the OCI layout goes (default: the workspace, cached)")
-    parser.add_argument("--with-weights", type=Path, metavar="DIR", help="put this model directory into the image, too")
-    parser.add_argument("--level", type=int, default=6, choices=range(1, 10), help="gzip level (default 6, the stock builders')")
-    parser.add_argument("--tiny", action="store_true", help="a 3 MB image with links, whiteouts and odd names instead, in a second")
-    parser.add_argument("--name", default="", help="name in the layout (default lab/subject:latest)")
+    parser.add_argument(
+        "--out", metavar="LAYOUT", help="where the OCI layout goes (default: the workspace, cached)"
+    )
+    parser.add_argument(
+        "--with-weights",
+        type=Path,
+        metavar="DIR",
+        help="put this model directory into the image, too",
+    )
+    parser.add_argument(
+        "--level",
+        type=int,
+        default=6,
+        choices=range(1, 10),
+        help="gzip level (default 6, the stock builders')",
+    )
+    parser.add_argument(
+        "--tiny",
+        action="store_true",
+        help="a 3 MB image with links, whiteouts and odd names instead, in a second",
+    )
+    parser.add_argument(
+        "--name", default="", help="name in the layout (default lab/subject:latest)"
+    )
 
 
 def run_build(args: argparse.Namespace) -> int:
@@ -26,7 +46,9 @@ def run_build(args: argparse.Namespace) -> int:
 
     began = time.monotonic()
     if args.with_weights:
-        directory(args.with_weights, "--with-weights", "labkit model make --preset small DIR makes one")
+        directory(
+            args.with_weights, "--with-weights", "labkit model make --preset small DIR makes one"
+        )
     if args.out:
         output_directory(args.out, "--out")
     if args.tiny:
@@ -37,14 +59,28 @@ def run_build(args: argparse.Namespace) -> int:
         name, path = args.name or build.REFERENCE, Path(args.out)
         build.build(path, with_weights=args.with_weights, level=args.level, name=name, say=_say)
     else:
-        path, name = build.ensure_image(Workspace.default(), with_weights=args.with_weights, say=_say)
+        path, name = build.ensure_image(
+            Workspace.default(), with_weights=args.with_weights, say=_say
+        )
     layout = oci.Layout(path)
     manifest, digest = layout.manifest(name), layout.manifest_descriptor(name).digest
     seconds = time.monotonic() - began
-    print(f"{name}  {digest[:19]}…  {len(manifest.layers)} layers, {show_bytes(manifest.layers_bytes)} to pull, "
-          f"{show_bytes(manifest.unpacked_bytes)} unpacked, in {show_s(seconds)}\n{path}")
-    last_line({"layout": str(path), "name": name, "digest": digest, "layers": len(manifest.layers), "layers_bytes": manifest.layers_bytes,
-               "unpacked_bytes": manifest.unpacked_bytes, "seconds": round(seconds, 3)})
+    print(
+        f"{name}  {digest[:19]}…  {len(manifest.layers)} layers,"
+        f" {show_bytes(manifest.layers_bytes)} to pull, {show_bytes(manifest.unpacked_bytes)}"
+        f" unpacked, in {show_s(seconds)}\n{path}"
+    )
+    last_line(
+        {
+            "layout": str(path),
+            "name": name,
+            "digest": digest,
+            "layers": len(manifest.layers),
+            "layers_bytes": manifest.layers_bytes,
+            "unpacked_bytes": manifest.unpacked_bytes,
+            "seconds": round(seconds, 3),
+        }
+    )
     return 0
 
 
@@ -55,7 +91,13 @@ def _say(text: str) -> None:
 def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("layout", type=Path)
     parser.add_argument("--name", default="", help="which image of the layout (default: the first)")
-    parser.add_argument("--files", type=count("--files", 0, 1_000_000), default=0, metavar="N", help="list the N largest files of each layer (reads the layers)")
+    parser.add_argument(
+        "--files",
+        type=count("--files", 0, 1_000_000),
+        default=0,
+        metavar="N",
+        help="list the N largest files of each layer (reads the layers)",
+    )
 
 
 def run_inspect(args: argparse.Namespace) -> int:
@@ -72,23 +114,49 @@ def run_inspect(args: argparse.Namespace) -> int:
     for i, layer in enumerate(manifest.layers):
         title = layer.annotations.get("org.coldstartlab.layer", "")
         plain = layer.annotations.get(oci.UNPACKED_BYTES, "")
-        rows.append([i, title, codec_of(layer.media_type), show_bytes(layer.size_bytes), show_bytes(int(plain)) if plain.isdigit() else "", layer.digest[:19]])
+        rows.append(
+            [
+                i,
+                title,
+                codec_of(layer.media_type),
+                show_bytes(layer.size_bytes),
+                show_bytes(int(plain)) if plain.isdigit() else "",
+                layer.digest[:19],
+            ]
+        )
         if args.files:
-            members = TarReader(decompress(file_chunks(layout.blob_path(layer.digest)), codec_of(layer.media_type), fast=True))
+            members = TarReader(
+                decompress(
+                    file_chunks(layout.blob_path(layer.digest)),
+                    codec_of(layer.media_type),
+                    fast=True,
+                )
+            )
             found = sorted(((m.size_bytes, m.name) for m in members), reverse=True)
-            largest += [[i, show_bytes(size), name] for size, name in found[:args.files]]
+            largest += [[i, show_bytes(size), name] for size, name in found[: args.files]]
     print(table(rows, ["layer", "part", "codec", "to pull", "unpacked", "digest"]))
     if largest:
         print("\n" + table(largest, ["layer", "size", "file"]))
-    last_line({"digest": layout.manifest_descriptor(args.name).digest, "layers": [layer.as_json() for layer in manifest.layers],
-               "layers_bytes": manifest.layers_bytes, "config": config.get("config", {})})
+    last_line(
+        {
+            "digest": layout.manifest_descriptor(args.name).digest,
+            "layers": [layer.as_json() for layer in manifest.layers],
+            "layers_bytes": manifest.layers_bytes,
+            "config": config.get("config", {}),
+        }
+    )
     return 0
 
 
 def add_pull_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reference", type=web_url, help="http://HOST:PORT/NAME:TAG")
     parser.add_argument("layout", type=Path, help="layout to fetch into (made if missing)")
-    parser.add_argument("--streams", type=count("--streams", 1, 256), default=3, help="layers at a time (default 3, as stock clients do)")
+    parser.add_argument(
+        "--streams",
+        type=count("--streams", 1, 256),
+        default=3,
+        help="layers at a time (default 3, as stock clients do)",
+    )
 
 
 def run_pull(args: argparse.Namespace) -> int:
@@ -107,8 +175,14 @@ def add_unpack_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("layout", type=Path)
     parser.add_argument("rootfs", type=Path, help="directory to make")
     parser.add_argument("--name", default="", help="which image of the layout (default: the first)")
-    parser.add_argument("--fast", action="store_true", help="decompress with ISA-L in place of zlib")
-    parser.add_argument("--absolute-links", action="store_true", help="keep absolute symlinks (they lead to the host's files outside a container)")
+    parser.add_argument(
+        "--fast", action="store_true", help="decompress with ISA-L in place of zlib"
+    )
+    parser.add_argument(
+        "--absolute-links",
+        action="store_true",
+        help="keep absolute symlinks (they lead to the host's files outside a container)",
+    )
 
 
 def run_unpack(args: argparse.Namespace) -> int:
@@ -118,6 +192,12 @@ def run_unpack(args: argparse.Namespace) -> int:
     from labkit.image.unpack import unpack_image
 
     layout, began = oci.Layout(args.layout), time.monotonic()
-    facts = unpack_image(layout, layout.manifest(args.name), args.rootfs, fast=args.fast, limits=Limits(absolute_links=args.absolute_links))
+    facts = unpack_image(
+        layout,
+        layout.manifest(args.name),
+        args.rootfs,
+        fast=args.fast,
+        limits=Limits(absolute_links=args.absolute_links),
+    )
     last_line({"rootfs": str(args.rootfs), "seconds": round(time.monotonic() - began, 3), **facts})
     return 0

@@ -1,4 +1,5 @@
-"""`labkit image convert LAYOUT OUT` and `labkit image mount REF DIR`; `labkit.cli.image` dispatches to them."""
+"""`labkit image convert LAYOUT OUT` and `labkit image mount REF DIR`; `labkit.cli.image` dispatches
+to them."""
 
 from __future__ import annotations
 
@@ -12,10 +13,27 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("layout", help="OCI image layout; layers gzip, zstd or plain")
     parser.add_argument("out", help="layout to write (made if missing)")
-    parser.add_argument("--name", default="", help="which image of the layout (default: the only one)")
-    parser.add_argument("--access-record", metavar="FILE", help="order of first touches: of `labkit image mount --record`, or of ctr-remote")
-    parser.add_argument("--chunk-size", type=parse_bytes, default=1 << 20, metavar="SIZE", help="bytes of a chunk (default 1 MiB)")
-    parser.add_argument("--level", type=count("--level", 1, 12), default=6, help="of libdeflate, 1 to 12 (default 6: zlib 9's size)")
+    parser.add_argument(
+        "--name", default="", help="which image of the layout (default: the only one)"
+    )
+    parser.add_argument(
+        "--access-record",
+        metavar="FILE",
+        help="order of first touches: of `labkit image mount --record`, or of ctr-remote",
+    )
+    parser.add_argument(
+        "--chunk-size",
+        type=parse_bytes,
+        default=1 << 20,
+        metavar="SIZE",
+        help="bytes of a chunk (default 1 MiB)",
+    )
+    parser.add_argument(
+        "--level",
+        type=count("--level", 1, 12),
+        default=6,
+        help="of libdeflate, 1 to 12 (default 6: zlib 9's size)",
+    )
     parser.add_argument("--threads", type=count("--threads", 1, 1024), default=None)
 
 
@@ -27,18 +45,51 @@ def run_convert(args: argparse.Namespace) -> int:
     from labkit.image.estargz.convert import convert
 
     if args.access_record:
-        readable_file(args.access_record, "--access-record", "labkit image mount --record FILE writes one")
+        readable_file(
+            args.access_record, "--access-record", "labkit image mount --record FILE writes one"
+        )
     output_directory(args.out, "OUT")
     source = oci.Layout(args.layout)
     name = _name(source, args.name)
     record = access_record.read(args.access_record) if args.access_record else []
-    made = convert(source, name, oci.Layout.create(args.out), record=record, chunk_bytes=args.chunk_size, level=args.level, threads=args.threads)
+    made = convert(
+        source,
+        name,
+        oci.Layout.create(args.out),
+        record=record,
+        chunk_bytes=args.chunk_size,
+        level=args.level,
+        threads=args.threads,
+    )
     for number, layer in enumerate(made.layers):
-        print(f"layer {number}: {show_bytes(layer.size_bytes)} in {layer.chunk_count} chunks, {show_bytes(layer.prefetch_bytes)} of it before the landmark")
-    print(f"{name}: {show_bytes(made.source_bytes)} → {show_bytes(made.size_bytes)} in {show_s(made.convert_s)}")
-    last_line({"name": name, "digest": made.manifest.digest, "source_bytes": made.source_bytes, "size_bytes": made.size_bytes,
-               "convert_s": round(made.convert_s, 3), "layers": [{"digest": w.digest, "diff_id": w.diff_id, "toc_digest": w.toc_digest,
-                                                                 "prefetch_bytes": w.prefetch_bytes, "chunks": w.chunk_count} for w in made.layers], **made.facts})
+        print(
+            f"layer {number}: {show_bytes(layer.size_bytes)} in {layer.chunk_count} chunks,"
+            f" {show_bytes(layer.prefetch_bytes)} of it before the landmark"
+        )
+    print(
+        f"{name}: {show_bytes(made.source_bytes)} → {show_bytes(made.size_bytes)} in"
+        f" {show_s(made.convert_s)}"
+    )
+    last_line(
+        {
+            "name": name,
+            "digest": made.manifest.digest,
+            "source_bytes": made.source_bytes,
+            "size_bytes": made.size_bytes,
+            "convert_s": round(made.convert_s, 3),
+            "layers": [
+                {
+                    "digest": w.digest,
+                    "diff_id": w.diff_id,
+                    "toc_digest": w.toc_digest,
+                    "prefetch_bytes": w.prefetch_bytes,
+                    "chunks": w.chunk_count,
+                }
+                for w in made.layers
+            ],
+            **made.facts,
+        }
+    )
     return 0
 
 

@@ -1,4 +1,5 @@
-"""`labkit image push LAYOUT --to s3://…` and `labkit image recompress LAYOUT --codec … --out …`; `labkit.cli.image` dispatches to them."""
+"""`labkit image push LAYOUT --to s3://…` and `labkit image recompress LAYOUT --codec … --out …`;
+`labkit.cli.image` dispatches to them."""
 
 from __future__ import annotations
 
@@ -9,16 +10,27 @@ from labkit.cli.arguments import bucket_url, count, output_directory
 
 def add_push_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("layout", help="OCI image layout")
-    parser.add_argument("--to", required=True, type=bucket_url, help="s3://BUCKET/PREFIX or gs://… (AWS_ENDPOINT_URL and keys from the environment)")
-    parser.add_argument("--name", default="", help="which image of the layout (default: the only one)")
+    parser.add_argument(
+        "--to",
+        required=True,
+        type=bucket_url,
+        help="s3://BUCKET/PREFIX or gs://… (AWS_ENDPOINT_URL and keys from the environment)",
+    )
+    parser.add_argument(
+        "--name", default="", help="which image of the layout (default: the only one)"
+    )
 
 
 def add_recompress_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("layout", help="OCI image layout")
     parser.add_argument("--codec", required=True, choices=("gzip", "zstd", "none"))
-    parser.add_argument("--level", type=count("--level", 1, 22), default=None, help="default: gzip 6, zstd 3")
+    parser.add_argument(
+        "--level", type=count("--level", 1, 22), default=None, help="default: gzip 6, zstd 3"
+    )
     parser.add_argument("--out", required=True, help="layout to write (made if missing)")
-    parser.add_argument("--name", default="", help="which image of the layout (default: the only one)")
+    parser.add_argument(
+        "--name", default="", help="which image of the layout (default: the only one)"
+    )
 
 
 def _name(layout, wanted: str) -> str:  # type: ignore[no-untyped-def]
@@ -27,10 +39,16 @@ def _name(layout, wanted: str) -> str:  # type: ignore[no-untyped-def]
 
     listed = [d.annotations.get(REF_NAME, "") for d in layout.index()]
     if not listed:
-        raise BadInput(f"{layout.path} holds no image", why="there is nothing to take from it", fix=f"labkit image build --out {layout.path}")
+        raise BadInput(
+            f"{layout.path} holds no image",
+            why="there is nothing to take from it",
+            fix=f"labkit image build --out {layout.path}",
+        )
     if wanted or len(listed) == 1:
         return wanted or listed[0]
-    raise BadInput(f"{layout.path} holds {len(listed)} images", fix="--name " + " or --name ".join(listed))
+    raise BadInput(
+        f"{layout.path} holds {len(listed)} images", fix="--name " + " or --name ".join(listed)
+    )
 
 
 def run_push(args: argparse.Namespace) -> int:
@@ -60,6 +78,14 @@ def run_recompress(args: argparse.Namespace) -> int:
     before = source.manifest(name).layers_bytes
     made = push.recompress(source, name, target, args.codec, level=args.level)
     print(f"{name}: {show_bytes(before)} → {show_bytes(made.layers_bytes)} as {args.codec}")
-    last_line({"codec": args.codec, "name": name, "size_bytes": made.layers_bytes, "before_bytes": before, "digest": oci.digest_of(made.as_bytes()),
-               "seconds": round(time.monotonic() - began_s, 3)})
+    last_line(
+        {
+            "codec": args.codec,
+            "name": name,
+            "size_bytes": made.layers_bytes,
+            "before_bytes": before,
+            "digest": oci.digest_of(made.as_bytes()),
+            "seconds": round(time.monotonic() - began_s, 3),
+        }
+    )
     return 0

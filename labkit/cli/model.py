@@ -1,8 +1,8 @@
 """`labkit model make|verify|convert|inspect`: checkpoints to start, and what is in them.
 
-    labkit model make --preset tiny DIR
-    labkit model make --bytes 500MB --format pickle --shards 4 DIR
-    labkit model verify DIR
+labkit model make --preset tiny DIR
+labkit model make --bytes 500MB --format pickle --shards 4 DIR
+labkit model verify DIR
 """
 
 from __future__ import annotations
@@ -31,18 +31,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     make = subs.add_parser("make", help="make a checkpoint, deterministic, of any size")
     make.add_argument("directory", metavar="DIR", help="made whole under this name, or not at all")
     size = make.add_mutually_exclusive_group(required=True)
-    size.add_argument("--preset", choices=["tiny", "small", "1b", "8b"], help="5 MB, 250 MB, 2.2 GB, 16 GB")
+    size.add_argument(
+        "--preset", choices=["tiny", "small", "1b", "8b"], help="5 MB, 250 MB, 2.2 GB, 16 GB"
+    )
     size.add_argument("--bytes", metavar="N", help="any size of tensors: 500MB, 3GiB")
     make.add_argument("--family", choices=["llama", "qwen2"], default="llama")
     make.add_argument("--format", choices=["safetensors", "pickle"], default="safetensors")
-    make.add_argument("--shards", type=count("--shards", 0, 10_000), default=0, help="number of files (default: as few as 1.1 GB each allow)")
+    make.add_argument(
+        "--shards",
+        type=count("--shards", 0, 10_000),
+        default=0,
+        help="number of files (default: as few as 1.1 GB each allow)",
+    )
     make.add_argument("--seed", type=int, default=None, help="other values, same shape")
     make.add_argument("--json", action="store_true", help="only the JSON line")
     verify = subs.add_parser("verify", help="check every tensor's digest")
     verify.add_argument("directory", metavar="DIR")
     verify.add_argument("--json", action="store_true", help="only the JSON line")
-    for name, text in (("convert", "the same tensors in another format"), ("inspect", "what is in a file, from its header alone")):
-        subs.add_parser(name, help=text, description=text.capitalize() + ".", fill=partial(_fill, name))
+    for name, text in (
+        ("convert", "the same tensors in another format"),
+        ("inspect", "what is in a file, from its header alone"),
+    ):
+        subs.add_parser(
+            name, help=text, description=text.capitalize() + ".", fill=partial(_fill, name)
+        )
 
 
 def _fill(name: str, sub: argparse.ArgumentParser) -> None:
@@ -57,7 +69,11 @@ def run(args: argparse.Namespace) -> int:
     if commands is None:
         from labkit.errors import MissingCapability
 
-        raise MissingCapability(f"labkit model {args.action} is not in this installation", why="labkit.weights.commands is missing", fix="reinstall labkit")
+        raise MissingCapability(
+            f"labkit model {args.action} is not in this installation",
+            why="labkit.weights.commands is missing",
+            fix="reinstall labkit",
+        )
     return int(getattr(commands, args.action)(args) or 0)
 
 
@@ -72,13 +88,30 @@ def _make(args: argparse.Namespace) -> int:
         nonlocal last_s
         if live and (time.monotonic() - last_s > 0.1 or done == total):
             last_s = time.monotonic()
-            print(f"\r{show_bytes(done)} of {show_bytes(total)}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+            print(
+                f"\r{show_bytes(done)} of {show_bytes(total)}",
+                end="\n" if done == total else "",
+                file=sys.stderr,
+                flush=True,
+            )
 
-    made = make_checkpoint(args.directory, args.preset or "", size_bytes=parse_bytes(args.bytes) if args.bytes else 0, family=args.family,
-                           fmt=args.format, shards=args.shards, seed=args.seed, progress=progress)
+    made = make_checkpoint(
+        args.directory,
+        args.preset or "",
+        size_bytes=parse_bytes(args.bytes) if args.bytes else 0,
+        family=args.family,
+        fmt=args.format,
+        shards=args.shards,
+        seed=args.seed,
+        progress=progress,
+    )
     if not args.json:
-        print(f"{made['path']}: {made['parameters'] / 1e6:.1f} M parameters, {show_bytes(made['size_bytes'])} in {len(made['files'])} {made['format']} file(s), "
-              f"{show_s(made['seconds'])} ({show_rate(made['size_bytes'] / max(made['seconds'], 1e-3))})")
+        print(
+            f"{made['path']}: {made['parameters'] / 1e6:.1f} M parameters,"
+            f" {show_bytes(made['size_bytes'])} in {len(made['files'])} {made['format']} file(s),"
+            f" {show_s(made['seconds'])}"
+            f" ({show_rate(made['size_bytes'] / max(made['seconds'], 1e-3))})"
+        )
     last_line(made)
     return 0
 
@@ -90,9 +123,17 @@ def _verify(args: argparse.Namespace) -> int:
     report = verify(args.directory)
     if not args.json:
         if report["wrong"]:
-            print(table([[w["tensor"], w["file"], w["what"]] for w in report["wrong"]], ["tensor", "file", "what"]))
+            print(
+                table(
+                    [[w["tensor"], w["file"], w["what"]] for w in report["wrong"]],
+                    ["tensor", "file", "what"],
+                )
+            )
             print("fix: fetch or make these files again; the others are in order")
         else:
-            print(f"{report['path']}: {report['tensors']} tensors, {show_bytes(report['bytes'])}, every digest as it was made")
+            print(
+                f"{report['path']}: {report['tensors']} tensors, {show_bytes(report['bytes'])},"
+                " every digest as it was made"
+            )
     last_line(report)
     return 1 if report["wrong"] else 0

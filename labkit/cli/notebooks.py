@@ -1,10 +1,10 @@
-"""`labkit notebooks`: run them headless and say what happened, or check that they are in canonical form.
+"""`labkit notebooks`: run them headless and say what happened, or check that they are in canonical
+form.
 
-    labkit notebooks run                              all of them, report in report/notebooks/
-    labkit notebooks run 01_anatomy --preset ci -p blocks=3 --timeout 600
-    labkit notebooks run --baseline baseline.json     fail when a stack got slower than its baseline, and name the phase
-    labkit notebooks check [--fix]
-"""
+labkit notebooks run                              all of them, report in report/notebooks/ labkit
+notebooks run 01_anatomy --preset ci -p blocks=3 --timeout 600 labkit notebooks run --baseline
+baseline.json     fail when a stack got slower than its baseline, and name the phase labkit
+notebooks check [--fix]"""
 
 from __future__ import annotations
 
@@ -18,16 +18,55 @@ from labkit.errors import BadInput
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="notebooks", metavar="COMMAND", required=True)
     run_parser = commands.add_parser("run", help="execute headless; the outcome is the exit status")
-    run_parser.add_argument("names", nargs="*", metavar="NAME", help="01_anatomy, a prefix such as 01, or a path (default: all)")
-    run_parser.add_argument("--preset", default="", help="parameters from the notebook's own presets: ci")
-    run_parser.add_argument("-p", "--parameter", action="append", default=[], metavar="K=V", help="one parameter; unknown names are an error")
-    run_parser.add_argument("--timeout", type=seconds("--timeout"), default=900.0, help="seconds for one notebook (default 900); its children are ended too")
-    run_parser.add_argument("--out", default="report/notebooks", metavar="DIR", help="executed notebooks and the report page")
-    run_parser.add_argument("--baseline", default="", metavar="FILE", help="fail when a stack got slower than in this record, beyond the noise")
-    run_parser.add_argument("--save-baseline", default="", metavar="FILE", help="write what was measured as a baseline")
-    run_parser.add_argument("--save-seconds", default="", metavar="FILE", help="keep the machine's seconds a notebook, for the syllabi; adds to what the file has")
+    run_parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="01_anatomy, a prefix such as 01, or a path (default: all)",
+    )
+    run_parser.add_argument(
+        "--preset", default="", help="parameters from the notebook's own presets: ci"
+    )
+    run_parser.add_argument(
+        "-p",
+        "--parameter",
+        action="append",
+        default=[],
+        metavar="K=V",
+        help="one parameter; unknown names are an error",
+    )
+    run_parser.add_argument(
+        "--timeout",
+        type=seconds("--timeout"),
+        default=900.0,
+        help="seconds for one notebook (default 900); its children are ended too",
+    )
+    run_parser.add_argument(
+        "--out",
+        default="report/notebooks",
+        metavar="DIR",
+        help="executed notebooks and the report page",
+    )
+    run_parser.add_argument(
+        "--baseline",
+        default="",
+        metavar="FILE",
+        help="fail when a stack got slower than in this record, beyond the noise",
+    )
+    run_parser.add_argument(
+        "--save-baseline", default="", metavar="FILE", help="write what was measured as a baseline"
+    )
+    run_parser.add_argument(
+        "--save-seconds",
+        default="",
+        metavar="FILE",
+        help="keep the machine's seconds a notebook, for the syllabi; adds to what the file has",
+    )
     run_parser.add_argument("--json", action="store_true", help="only the JSON line on stdout")
-    check_parser = commands.add_parser("check", help="canonical form: no outputs, sorted metadata, one parameters cell, short cells")
+    check_parser = commands.add_parser(
+        "check",
+        help="canonical form: no outputs, sorted metadata, one parameters cell, short cells",
+    )
     check_parser.add_argument("names", nargs="*", metavar="NAME", help="as for run (default: all)")
     check_parser.add_argument("--fix", action="store_true", help="rewrite what has one right form")
 
@@ -44,17 +83,31 @@ def folder() -> Path:
 
 def find(names: list[str], syllabi: bool = False) -> list[Path]:
     """Paths of notebooks by name, prefix or path. Raises BadInput with what there is."""
-    every = sorted(folder().glob("*.ipynb")) + (sorted(folder().glob("syllabi/*.ipynb")) if syllabi else [])
+    every = sorted(folder().glob("*.ipynb")) + (
+        sorted(folder().glob("syllabi/*.ipynb")) if syllabi else []
+    )
     if not every and not all(Path(n).suffix == ".ipynb" for n in names or [""]):
-        raise BadInput(f"no notebook in {folder()}", why="with nothing to run or check, nothing would be shown", fix="call it from a checkout of the lab, or give paths of notebooks")
+        raise BadInput(
+            f"no notebook in {folder()}",
+            why="with nothing to run or check, nothing would be shown",
+            fix="call it from a checkout of the lab, or give paths of notebooks",
+        )
     if not names:
         return every
     found = []
     for name in names:
         path = Path(name)
-        hits = [path] if path.suffix == ".ipynb" and path.exists() else [p for p in every if p.stem == name or p.stem.startswith(name + "_")]
+        hits = (
+            [path]
+            if path.suffix == ".ipynb" and path.exists()
+            else [p for p in every if p.stem == name or p.stem.startswith(name + "_")]
+        )
         if not hits:
-            raise BadInput(f"no notebook {name!r}", why="nothing else is run in its place", fix="one of: " + ", ".join(p.stem for p in every))
+            raise BadInput(
+                f"no notebook {name!r}",
+                why="nothing else is run in its place",
+                fix="one of: " + ", ".join(p.stem for p in every),
+            )
         found += hits
     return list(dict.fromkeys(found))
 
@@ -69,7 +122,11 @@ def _check(args: argparse.Namespace) -> int:
         problems += canonical.look(path)
     for problem in problems:
         print(problem)
-    print(f"{len(problems)} problem{'' if len(problems) == 1 else 's'}" if problems else f"{len(looked)} notebook{'' if len(looked) == 1 else 's'} in canonical form")
+    print(
+        f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
+        if problems
+        else f"{len(looked)} notebook{'' if len(looked) == 1 else 's'} in canonical form"
+    )
     return 1 if problems else 0
 
 
@@ -83,23 +140,40 @@ def _run(args: argparse.Namespace) -> int:
 
         syllabus.refuse_overwriting(args.save_seconds)
     if args.baseline:
-        readable_file(args.baseline, "--baseline", "labkit notebooks run --save-baseline FILE makes one")
+        readable_file(
+            args.baseline, "--baseline", "labkit notebooks run --save-baseline FILE makes one"
+        )
     for option in ("--save-baseline", "--save-seconds"):
         if path := getattr(args, option[2:].replace("-", "_")):
             new_file(path, option)
     output_directory(args.out, "--out")
     given = dict(execute.parse_parameter(text) for text in args.parameter)
-    made = execute.run_all(find(args.names), Path(args.out), preset=args.preset, given=given, timeout_s=args.timeout,
-                           baseline=args.baseline, save_baseline=args.save_baseline, say=None if args.json else print)
+    made = execute.run_all(
+        find(args.names),
+        Path(args.out),
+        preset=args.preset,
+        given=given,
+        timeout_s=args.timeout,
+        baseline=args.baseline,
+        save_baseline=args.save_baseline,
+        say=None if args.json else print,
+    )
     if args.save_seconds:
         from labkit.lessons import syllabus
 
         syllabus.save_measured(args.save_seconds, made.results, args.preset)
     if not args.json:
-        rows = [[r.name, r.outcome, show_s(r.seconds), r.slowest, r.error.split("\n")[0][:100]] for r in made.results]
+        rows = [
+            [r.name, r.outcome, show_s(r.seconds), r.slowest, r.error.split("\n")[0][:100]]
+            for r in made.results
+        ]
         say(table(rows, ["notebook", "outcome", "took", "slowest cell", "error"]))
         if made.compared:
-            print("slower than the baseline:" if made.slower else "no stack got slower than the baseline, as far as these trials can show")
+            print(
+                "slower than the baseline:"
+                if made.slower
+                else "no stack got slower than the baseline, as far as these trials can show"
+            )
             for line in (*made.slower, *made.compared.visible):
                 say(f"  {line}")
             for line in made.compared.left_out:

@@ -1,4 +1,5 @@
-"""`labkit registry serve|add`: the embedded registry as a command, for `skopeo`, `ctr` and the lab's own pulls."""
+"""`labkit registry serve|add`: the embedded registry as a command, for `skopeo`, `ctr` and the
+lab's own pulls."""
 
 from __future__ import annotations
 
@@ -14,8 +15,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve = actions.add_parser("serve", help="serve a folder as a registry (plain HTTP)")
     add_serve_arguments(serve)
     serve.add_argument("--read-only", action="store_true", help="refuse pushes")
-    serve.add_argument("--open-writes", action="store_true", help="with a --host that others reach: they may push and delete")
-    add = actions.add_parser("add", help="put an OCI image layout into a registry's folder, by hard link where possible")
+    serve.add_argument(
+        "--open-writes",
+        action="store_true",
+        help="with a --host that others reach: they may push and delete",
+    )
+    add = actions.add_parser(
+        "add", help="put an OCI image layout into a registry's folder, by hard link where possible"
+    )
     add.add_argument("layout")
     add.add_argument("reference", help="name:tag, like lab/subject:latest")
     add.add_argument("--root", required=True)
@@ -33,10 +40,21 @@ def run(args: argparse.Namespace) -> int:
         from labkit.net.guard import is_loopback
 
         if not is_loopback(args.host) and not (args.read_only or args.open_writes):
-            raise BadInput(f"--host {args.host}: whoever reaches it could push and delete images", why="this registry has no login",
-                           fix="--read-only; or --open-writes if that is meant; or keep --host 127.0.0.1 and use ssh -L")
+            raise BadInput(
+                f"--host {args.host}: whoever reaches it could push and delete images",
+                why="this registry has no login",
+                fix=(
+                    "--read-only; or --open-writes if that is meant; or keep --host 127.0.0.1 and"
+                    " use ssh -L"
+                ),
+            )
         what = "its images can be read" + ("" if args.read_only else ", pushed and deleted")
-        return serve(Registry(args.root, read_only=args.read_only), args, name="labkit-registry", exposes=(what, "" if args.read_only else "--read-only"))
+        return serve(
+            Registry(args.root, read_only=args.read_only),
+            args,
+            name="labkit-registry",
+            exposes=(what, "" if args.read_only else "--read-only"),
+        )
     directory(args.layout, "LAYOUT", "labkit image build --out LAYOUT makes one")
     last_line(publish_image(args.root, args.layout, args.reference))
     return 0

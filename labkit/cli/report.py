@@ -1,8 +1,8 @@
 """`labkit report`: the whole lab, headless, as one HTML page.
 
-    labkit report --out report
-    labkit report --preset tiny --blocks 2 --notebook 01_anatomy        a quick one
-    labkit report --record ablate.json                                  with a further record's figures
+labkit report --out report
+labkit report --preset tiny --blocks 2 --notebook 01_anatomy        a quick one
+labkit report --record ablate.json                                  with a further record's figures
 """
 
 from __future__ import annotations
@@ -14,15 +14,58 @@ from labkit.cli.arguments import count, link, output_directory, preset, readable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", default="report", metavar="DIR", help="where the page goes (default: report)")
-    parser.add_argument("--preset", type=preset, default="small", help="checkpoint of the naive run: tiny, small (default), 1b")
-    parser.add_argument("--blocks", type=count("--blocks"), default=5, help="cold starts of the naive stack (default 5)")
-    parser.add_argument("--link", type=link, default="loopback", help="emulated link of the naive run")
-    parser.add_argument("--device", default="", choices=["", "cpu", "cuda"], help="device of the servers, the notebooks' too (default: cuda where a GPU is here and torch is built for it, else cpu)")
-    parser.add_argument("--notebook", action="append", default=[], metavar="NAME", help="only these notebooks (default: all)")
-    parser.add_argument("--notebook-preset", default="ci", help="parameters of the notebooks: ci (default, short) or \"\" for their own defaults")
-    parser.add_argument("--record", action="append", default=[], metavar="FILE", help="a run record or one of GPU trials to show as well; may be given several times")
-    parser.add_argument("--timeout", type=seconds("--timeout"), default=900.0, help="seconds for one notebook (default 900)")
+    parser.add_argument(
+        "--out", default="report", metavar="DIR", help="where the page goes (default: report)"
+    )
+    parser.add_argument(
+        "--preset",
+        type=preset,
+        default="small",
+        help="checkpoint of the naive run: tiny, small (default), 1b",
+    )
+    parser.add_argument(
+        "--blocks",
+        type=count("--blocks"),
+        default=5,
+        help="cold starts of the naive stack (default 5)",
+    )
+    parser.add_argument(
+        "--link", type=link, default="loopback", help="emulated link of the naive run"
+    )
+    parser.add_argument(
+        "--device",
+        default="",
+        choices=["", "cpu", "cuda"],
+        help=(
+            "device of the servers, the notebooks' too (default: cuda where a GPU is here and torch"
+            " is built for it, else cpu)"
+        ),
+    )
+    parser.add_argument(
+        "--notebook",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only these notebooks (default: all)",
+    )
+    parser.add_argument(
+        "--notebook-preset",
+        default="ci",
+        help='parameters of the notebooks: ci (default, short) or "" for their own defaults',
+    )
+    parser.add_argument(
+        "--record",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a run record or one of GPU trials to show as well; may be given several times",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=seconds("--timeout"),
+        default=900.0,
+        help="seconds for one notebook (default 900)",
+    )
     parser.add_argument("--json", action="store_true", help="only the JSON line on stdout")
 
 
@@ -33,10 +76,22 @@ def run(args: argparse.Namespace) -> int:
     from labkit.lessons.report import report
 
     for path in args.record:
-        gpu_record.refuse_unsound(Path(readable_file(path, "--record", "labkit run naive --out FILE makes one")))
+        gpu_record.refuse_unsound(
+            Path(readable_file(path, "--record", "labkit run naive --out FILE makes one"))
+        )
     output_directory(args.out, "--out")
-    made = report(Path(args.out), find(args.notebook), preset=args.preset, blocks=args.blocks, link=args.link, notebook_preset=args.notebook_preset,
-                  records=[Path(p) for p in args.record], timeout_s=args.timeout, device=args.device, say=(lambda _: None) if args.json else say)
+    made = report(
+        Path(args.out),
+        find(args.notebook),
+        preset=args.preset,
+        blocks=args.blocks,
+        link=args.link,
+        notebook_preset=args.notebook_preset,
+        records=[Path(p) for p in args.record],
+        timeout_s=args.timeout,
+        device=args.device,
+        say=(lambda _: None) if args.json else say,
+    )
     if not args.json:
         for line in made.failed:
             say(f"FAILED {line}")

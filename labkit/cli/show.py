@@ -1,10 +1,9 @@
-"""`labkit show RUN`: a recorded run – the waterfall of each arm in words, its cache proof, evidence, failures.
+"""`labkit show RUN`: a recorded run – the waterfall of each arm in words, its cache proof,
+evidence, failures.
 
-    labkit show run.json
-    labkit show run.json --figure waterfall.png --theme dark
-    labkit show run.json --trials            every trial, one line each
-    labkit show gpu-trials-first.json        a record of GPU trials: outcomes, reasons, every table (--figure FILE --arm rates)
-"""
+labkit show run.json labkit show run.json --figure waterfall.png --theme dark labkit show run.json
+--trials            every trial, one line each labkit show gpu-trials-first.json        a record of
+GPU trials: outcomes, reasons, every table (--figure FILE --arm rates)"""
 
 from __future__ import annotations
 
@@ -14,9 +13,18 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the JSON file that labkit run wrote")
-    parser.add_argument("--arm", default="", help="only this arm; of GPU trials the figure: context, rates, loads, decode, restore")
+    parser.add_argument(
+        "--arm",
+        default="",
+        help="only this arm; of GPU trials the figure: context, rates, loads, decode, restore",
+    )
     parser.add_argument("--trials", action="store_true", help="every trial, one line each")
-    parser.add_argument("--figure", default="", metavar="FILE", help="also draw the waterfall of the arm (.png, .svg)")
+    parser.add_argument(
+        "--figure",
+        default="",
+        metavar="FILE",
+        help="also draw the waterfall of the arm (.png, .svg)",
+    )
     parser.add_argument("--theme", default="light", choices=["light", "dark"], help="of the figure")
     parser.add_argument("--json", action="store_true", help="the record's summary as one JSON line")
 
@@ -52,12 +60,27 @@ def _trials(args: argparse.Namespace) -> int:
 
     records = (gpu_record.read(Path(args.run)),)
     if args.arm and args.arm not in gpu_figures.FIGURES:
-        raise BadInput(f"no figure {args.arm!r} of GPU trials", fix="one of: " + ", ".join(gpu_figures.FIGURES))
+        raise BadInput(
+            f"no figure {args.arm!r} of GPU trials", fix="one of: " + ", ".join(gpu_figures.FIGURES)
+        )
     if args.figure:
         gpu_figures.FIGURES[args.arm or "rates"](records).save(Path(args.figure), theme=args.theme)
     if not args.json:
         say(gpu_summary.text(records))
         return 0
-    trials = [{k: t[k] for k in ("name", "outcome", "seconds", "error") if k in t} for t in records[0].trials]
-    last_line({"command": "show", "kind": gpu_record.KIND, "plan": records[0].plan, "preset": records[0].preset, "created": records[0].created, "host": dict(records[0].host), "trials": trials})
+    trials = [
+        {k: t[k] for k in ("name", "outcome", "seconds", "error") if k in t}
+        for t in records[0].trials
+    ]
+    last_line(
+        {
+            "command": "show",
+            "kind": gpu_record.KIND,
+            "plan": records[0].plan,
+            "preset": records[0].preset,
+            "created": records[0].created,
+            "host": dict(records[0].host),
+            "trials": trials,
+        }
+    )
     return 0

@@ -1,8 +1,7 @@
 """`labkit site`: the gallery of executed notebooks and figures, as static HTML.
 
-    labkit site --out site                       from report/notebooks (run `labkit report` or `labkit notebooks run` first)
-    labkit site --execute --preset ci            execute the notebooks first
-"""
+labkit site --out site                       from report/notebooks (run `labkit report` or `labkit
+notebooks run` first) labkit site --execute --preset ci            execute the notebooks first"""
 
 from __future__ import annotations
 
@@ -13,11 +12,28 @@ from labkit.cli.arguments import output_directory, readable_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", default="site", metavar="DIR", help="where the gallery goes (default: site)")
-    parser.add_argument("--executed", default="report/notebooks", metavar="DIR", help="folder of executed notebooks (default: report/notebooks)")
-    parser.add_argument("--execute", action="store_true", help="execute all notebooks into that folder first; done by itself when it is empty")
+    parser.add_argument(
+        "--out", default="site", metavar="DIR", help="where the gallery goes (default: site)"
+    )
+    parser.add_argument(
+        "--executed",
+        default="report/notebooks",
+        metavar="DIR",
+        help="folder of executed notebooks (default: report/notebooks)",
+    )
+    parser.add_argument(
+        "--execute",
+        action="store_true",
+        help="execute all notebooks into that folder first; done by itself when it is empty",
+    )
     parser.add_argument("--preset", default="ci", help="parameters for --execute (default: ci)")
-    parser.add_argument("--record", action="append", default=[], metavar="FILE", help="a run record or one of GPU trials of this host to add")
+    parser.add_argument(
+        "--record",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a run record or one of GPU trials of this host to add",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,7 +41,9 @@ def run(args: argparse.Namespace) -> int:
     from labkit.lessons import gallery, gpu_record, pages
 
     for path in args.record:
-        gpu_record.refuse_unsound(Path(readable_file(path, "--record", "labkit run naive --out FILE makes one")))
+        gpu_record.refuse_unsound(
+            Path(readable_file(path, "--record", "labkit run naive --out FILE makes one"))
+        )
     output_directory(args.out, "--out")
     pages.refuse_strangers([Path(args.out) / "index.html"])
     executed, failed = Path(args.executed), 0
@@ -41,5 +59,13 @@ def run(args: argparse.Namespace) -> int:
     for line in built.skipped:
         say(f"not drawn: {line}")
     print(f"gallery: {built.page.resolve()}")
-    last_line({"site": str(built.page), "notebooks": built.notebooks, "runs": built.runs, "skipped": len(built.skipped), "failed": failed})
+    last_line(
+        {
+            "site": str(built.page),
+            "notebooks": built.notebooks,
+            "runs": built.runs,
+            "skipped": len(built.skipped),
+            "failed": failed,
+        }
+    )
     return 1 if failed else 0

@@ -14,23 +14,56 @@ from labkit.errors import BadInput
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    dump = actions.add_parser("dump", help="start the subject, let it serve a token, shrink it, dump it, prove it")
-    dump.add_argument("name", help="what to call it (a directory below LABKIT_HOME/artifacts), or a path")
+    dump = actions.add_parser(
+        "dump", help="start the subject, let it serve a token, shrink it, dump it, prove it"
+    )
+    dump.add_argument(
+        "name", help="what to call it (a directory below LABKIT_HOME/artifacts), or a path"
+    )
     dump.add_argument("--preset", type=preset, default="small")
     dump.add_argument("--model", default="", help="a model directory in place of the preset")
-    dump.add_argument("--pid", type=count("--pid", 1, 1 << 22), default=0, help="dump this process as it stands instead (it goes on running)")
-    dump.add_argument("--whole", action="store_true", help="weights inside the image in place of mapped from the model's file")
-    dump.add_argument("--scrub", action="store_true", help="start the subject without the secrets of this environment")
-    dump.add_argument("--keep-environment", action="store_true", help="give the subject this shell's whole environment (default: a short one)")
-    dump.add_argument("--tcp-established", action="store_true", help="with --pid: keep open connections")
-    restore = actions.add_parser("restore", help="bring it back, on any port, and say how long its first token took")
+    dump.add_argument(
+        "--pid",
+        type=count("--pid", 1, 1 << 22),
+        default=0,
+        help="dump this process as it stands instead (it goes on running)",
+    )
+    dump.add_argument(
+        "--whole",
+        action="store_true",
+        help="weights inside the image in place of mapped from the model's file",
+    )
+    dump.add_argument(
+        "--scrub",
+        action="store_true",
+        help="start the subject without the secrets of this environment",
+    )
+    dump.add_argument(
+        "--keep-environment",
+        action="store_true",
+        help="give the subject this shell's whole environment (default: a short one)",
+    )
+    dump.add_argument(
+        "--tcp-established", action="store_true", help="with --pid: keep open connections"
+    )
+    restore = actions.add_parser(
+        "restore", help="bring it back, on any port, and say how long its first token took"
+    )
     restore.add_argument("name")
     restore.add_argument("--port", type=port(least=0), default=0, help="default: a free one")
-    restore.add_argument("--lazy-pages", action="store_true", help="let it run at once, pages come when they are touched")
-    restore.add_argument("--cold", action="store_true", help="evict its files from the page cache first")
+    restore.add_argument(
+        "--lazy-pages",
+        action="store_true",
+        help="let it run at once, pages come when they are touched",
+    )
+    restore.add_argument(
+        "--cold", action="store_true", help="evict its files from the page cache first"
+    )
     restore.add_argument("--stay", action="store_true", help="leave it serving until Ctrl-C")
     listing = actions.add_parser("list", help="snapshots here: size, place, whole or not")
-    listing.add_argument("--verify", action="store_true", help="read every byte; exit 1 when one is damaged")
+    listing.add_argument(
+        "--verify", action="store_true", help="read every byte; exit 1 when one is damaged"
+    )
     explain = actions.add_parser("explain", help="a CRIU log in words; or what is in a snapshot")
     explain.add_argument("what", help="a dump.log or restore.log, or a snapshot's name")
     push = actions.add_parser("push", help="publish it to a bucket")
@@ -40,10 +73,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pull = actions.add_parser("pull", help="fetch a published one, ranges in parallel")
     pull.add_argument("url", type=bucket_url)
     pull.add_argument("name")
-    soak = actions.add_parser("soak", help="dump and restore again and again while a client keeps asking")
+    soak = actions.add_parser(
+        "soak", help="dump and restore again and again while a client keeps asking"
+    )
     soak.add_argument("--cycles", type=count("--cycles", 1, 100_000), default=50)
     soak.add_argument("--preset", type=preset, default="tiny")
-    parser.epilog = "A snapshot holds the process's memory: its files are 0600, and `list` names the secrets inside."
+    parser.epilog = (
+        "A snapshot holds the process's memory: its files are 0600, and `list` names the secrets"
+        " inside."
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,23 +105,45 @@ def _dump(args: argparse.Namespace) -> int:
     target = _place(args.name)
     store.refuse_stranger(target)
     if args.pid:
-        made = making.dump_running(args.pid, target, options=["--tcp-established"] if args.tcp_established else [])
+        made = making.dump_running(
+            args.pid, target, options=["--tcp-established"] if args.tcp_established else []
+        )
     else:
         if args.model:
             directory(args.model, "--model", "labkit model make --preset small DIR makes one")
-        model = Path(args.model).resolve() if args.model else checkpoint.ensure(Workspace.default(), args.preset)
+        model = (
+            Path(args.model).resolve()
+            if args.model
+            else checkpoint.ensure(Workspace.default(), args.preset)
+        )
         environment = making.short_environment(dict(os.environ) if args.keep_environment else None)
         inside = store.secrets_in(environment)
         if inside and not args.scrub:
-            print(f"inside the snapshot will be: {', '.join(inside)} (--scrub starts the subject without them)")
-        made = making.make_process(Path(model), target, loader=COPIED if args.whole else MAPPED, environment=store.scrubbed(environment) if args.scrub else environment)
+            print(
+                f"inside the snapshot will be: {', '.join(inside)} (--scrub starts the subject"
+                " without them)"
+            )
+        made = making.make_process(
+            Path(model),
+            target,
+            loader=COPIED if args.whole else MAPPED,
+            environment=store.scrubbed(environment) if args.scrub else environment,
+        )
     about = made.manifest
     print(f"{made.path}: {show_bytes(about.size_bytes)}, dumped in {show_s(about.facts['dump_s'])}")
     for kind, size in list(about.facts.get("contents", {}).items())[:6]:
         print(f"  {show_bytes(size):>10}  {kind}")
     for path, size in about.mapped.items():
         print(f"  {show_bytes(size):>10}  stays outside: {path}")
-    last_line({"snapshot": str(made.path), "size_bytes": about.size_bytes, "dump_s": about.facts["dump_s"], "secrets": list(about.secrets), "tokens": list(about.tokens)})
+    last_line(
+        {
+            "snapshot": str(made.path),
+            "size_bytes": about.size_bytes,
+            "dump_s": about.facts["dump_s"],
+            "secrets": list(about.secrets),
+            "tokens": list(about.tokens),
+        }
+    )
     return 0
 
 
@@ -102,15 +162,27 @@ def _restore(args: argparse.Namespace) -> int:
     with restored(snapshot, Workspace.default(), port=args.port, lazy=args.lazy_pages) as back:
         same = tuple(back.answer.tokens) == snapshot.manifest.tokens
         who = making.get(back.port, "/_labkit/identity") if snapshot.manifest.nonce else {}
-        print(f"restored on port {back.port} as pid {back.pid} ({who.get('pid', '?')} inside): first token after {show_s(back.first_token_s)}; "
-              f"{'the dumped process itself' if who.get('nonce') == snapshot.manifest.nonce else 'ANOTHER PROCESS'}, {'equal' if same else 'OTHER'} tokens")
+        print(
+            f"restored on port {back.port} as pid {back.pid} ({who.get('pid', '?')} inside): first"
+            f" token after {show_s(back.first_token_s)};"
+            f" {'the dumped process itself' if who.get('nonce') == snapshot.manifest.nonce else 'ANOTHER PROCESS'},"
+            f" {'equal' if same else 'OTHER'} tokens"
+        )
         if args.stay:
             try:
                 while True:
                     time.sleep(3600)
             except KeyboardInterrupt:
                 print("taken down")
-        last_line({"port": back.port, "first_token_s": back.first_token_s, "equal_tokens": same, "same_process": who.get("nonce") == snapshot.manifest.nonce, "facts": back.facts})
+        last_line(
+            {
+                "port": back.port,
+                "first_token_s": back.first_token_s,
+                "equal_tokens": same,
+                "same_process": who.get("nonce") == snapshot.manifest.nonce,
+                "facts": back.facts,
+            }
+        )
     return 0 if same else 1
 
 
@@ -134,14 +206,31 @@ def _list(args: argparse.Namespace) -> int:
             elif args.verify:
                 snapshot.verify()
             about: Any = snapshot.manifest
-            rows.append([path.parent.name, about.technique, show_bytes(about.size_bytes), about.created, ", ".join(about.secrets) or "none", state])
+            rows.append(
+                [
+                    path.parent.name,
+                    about.technique,
+                    show_bytes(about.size_bytes),
+                    about.created,
+                    ", ".join(about.secrets) or "none",
+                    state,
+                ]
+            )
         except SnapshotError as error:
             state = error.what
             rows.append([path.parent.name, "", "", "", "", state])
         docs.append({"name": path.parent.name, "state": state})
     if args.verify and not rows:
-        raise BadInput("no snapshot to verify", why="of nothing, nothing was read", fix="labkit snapshot dump NAME")
-    print(table(rows, ["snapshot", "technique", "size", "made", "secrets inside", "state"]) if rows else "no snapshots here: labkit snapshot dump NAME")
+        raise BadInput(
+            "no snapshot to verify",
+            why="of nothing, nothing was read",
+            fix="labkit snapshot dump NAME",
+        )
+    print(
+        table(rows, ["snapshot", "technique", "size", "made", "secrets inside", "state"])
+        if rows
+        else "no snapshots here: labkit snapshot dump NAME"
+    )
     last_line({"snapshots": docs})
     return 1 if args.verify and any(d["state"] != "whole" for d in docs) else 0
 
@@ -182,7 +271,10 @@ def _push(args: argparse.Namespace) -> int:
                 bucket.put_file(path.relative_to(packed).as_posix(), path)
     print(f"{args.url}: {facts['stored_bytes']} bytes stored for {facts['raw_bytes']}")
     inside = list(snapshot.manifest.secrets)
-    print(f"whoever may read the bucket can read the process's memory in it{', with the values of ' + ', '.join(inside) if inside else ''}")
+    print(
+        "whoever may read the bucket can read the process's memory in"
+        f" it{', with the values of ' + ', '.join(inside) if inside else ''}"
+    )
     last_line({"url": args.url, **facts, "secrets": inside})
     return 0
 

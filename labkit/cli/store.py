@@ -1,4 +1,5 @@
-"""`labkit store serve|add`: the embedded object store as a command, for any S3 client and the lab's own."""
+"""`labkit store serve|add`: the embedded object store as a command, for any S3 client and the lab's
+own."""
 
 from __future__ import annotations
 
@@ -16,12 +17,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from labkit.net.serving import add_serve_arguments
 
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    serve = actions.add_parser("serve", help="serve a folder as a bucket store: S3's API, GCS's read paths (plain HTTP)")
+    serve = actions.add_parser(
+        "serve", help="serve a folder as a bucket store: S3's API, GCS's read paths (plain HTTP)"
+    )
     add_serve_arguments(serve)
-    serve.add_argument("--bucket", action="append", default=[], help="make this bucket at start (default: lab)")
-    serve.add_argument("--with-registry", default="", metavar="DIR", help="serve this folder as a registry too, over the same link: a node has one")
+    serve.add_argument(
+        "--bucket", action="append", default=[], help="make this bucket at start (default: lab)"
+    )
+    serve.add_argument(
+        "--with-registry",
+        default="",
+        metavar="DIR",
+        help="serve this folder as a registry too, over the same link: a node has one",
+    )
     serve.add_argument("--open-writes", action="store_true", help="accept unsigned writes")
-    add = actions.add_parser("add", help="put a folder into the store under a key prefix, by hard link where possible")
+    add = actions.add_parser(
+        "add", help="put a folder into the store under a key prefix, by hard link where possible"
+    )
     add.add_argument("folder")
     add.add_argument("url", type=bucket_url, help="s3://BUCKET/PREFIX")
     add.add_argument("--root", required=True)
@@ -39,24 +51,44 @@ def run(args: argparse.Namespace) -> int:
 
         # The usual keys stand in the source: they keep nobody out who can reach the port.
         keys = KEYS if is_loopback(args.host) else {"labkit": secrets.token_urlsafe(24)}
-        app = store = Store(args.root, buckets=tuple(args.bucket or ["lab"]), open_writes=args.open_writes, keys=keys)
+        app = store = Store(
+            args.root,
+            buckets=tuple(args.bucket or ["lab"]),
+            open_writes=args.open_writes,
+            keys=keys,
+        )
         if args.with_registry:
             from labkit.image.registry import Registry
 
-            registry = Registry(args.with_registry, read_only=not (is_loopback(args.host) or args.open_writes))
+            registry = Registry(
+                args.with_registry, read_only=not (is_loopback(args.host) or args.open_writes)
+            )
 
             def app(request: Request) -> Response:
-                return registry(request) if request.path.startswith("/v2/") or request.path == "/v2" else store(request)
+                return (
+                    registry(request)
+                    if request.path.startswith("/v2/") or request.path == "/v2"
+                    else store(request)
+                )
 
-        what = "its objects can be read" + (", written and deleted" if args.open_writes else "; writes want the keys printed here")
-        return serve(app, args, name="labkit-store", exposes=(what, "leave out --open-writes" if args.open_writes else ""),
-                     env=lambda server: environment(server.url, keys))
+        what = "its objects can be read" + (
+            ", written and deleted" if args.open_writes else "; writes want the keys printed here"
+        )
+        return serve(
+            app,
+            args,
+            name="labkit-store",
+            exposes=(what, "leave out --open-writes" if args.open_writes else ""),
+            env=lambda server: environment(server.url, keys),
+        )
     from labkit.objects.publish import publish_model
 
     directory(args.folder, "FOLDER", "labkit model make --preset small DIR makes a checkpoint")
     scheme, _, rest = args.url.partition("://")
     bucket, _, key = rest.partition("/")
     if scheme != "s3" or not bucket or not key:
-        raise BadInput(f"not an object prefix: {args.url}", fix="write it like s3://lab/models/small")
+        raise BadInput(
+            f"not an object prefix: {args.url}", fix="write it like s3://lab/models/small"
+        )
     last_line(publish_model(args.root, args.folder, key, bucket=bucket))
     return 0

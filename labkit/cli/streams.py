@@ -1,12 +1,15 @@
-"""The process's own streams, made safe once: whatever the caller closed, filled or encoded, a command says its words and ends by its code.
+"""The process's own streams, made safe once: whatever the caller closed, filled or encoded, a
+command says its words and ends by its code.
 
-A closed stream becomes /dev/null, so that no file the lab opens takes its number. What an encoding cannot hold is written
-plainly (`–` as `-`), else as an escape: the table reads on, and the last line is ASCII in any case. A stderr that nobody
-reads, or a full one, never ends a measurement. And as programs and files are UTF-8, a process under another locale starts
-itself again in Python's UTF-8 mode; its terminal keeps its encoding.
+A closed stream becomes /dev/null, so that no file the lab opens takes its number. What an encoding
+cannot hold is written plainly (`–` as `-`), else as an escape: the table reads on, and the last
+line is ASCII in any case. A stderr that nobody reads, or a full one, never ends a measurement. And
+as programs and files are UTF-8, a process under another locale starts itself again in Python's
+UTF-8 mode; its terminal keeps its encoding.
 
     settle()                     # first thing in a process; not in a notebook or a test
-    sys.exit(finish(code))       # last thing: what could not be written is an error, not a note of the interpreter
+    sys.exit(finish(code))       # last thing: what could not be written is an error, not a note of
+        the interpreter
 
 Lesson: none.
 """
@@ -22,7 +25,23 @@ import sys
 
 CLOSED_PIPE = 141
 _ENCODING = "LABKIT_STDIO_ENCODING"
-_PLAIN = {"–": "-", "—": "-", "…": "...", "×": "x", "÷": "/", "→": "->", "·": "-", "≤": "<=", "≥": ">=", "µ": "u", "’": "'", "“": '"', "”": '"', "█": "#", "─": "-"}
+_PLAIN = {
+    "–": "-",
+    "—": "-",
+    "…": "...",
+    "×": "x",
+    "÷": "/",
+    "→": "->",
+    "·": "-",
+    "≤": "<=",
+    "≥": ">=",
+    "µ": "u",
+    "’": "'",
+    "“": '"',
+    "”": '"',
+    "█": "#",
+    "─": "-",
+}
 
 
 class Forgiving(io.TextIOWrapper):
@@ -38,7 +57,8 @@ class Forgiving(io.TextIOWrapper):
             super().flush()
 
 
-#: Why stdout failed, once it has: a print that fails names no file, and a second try may succeed with half the text.
+#: Why stdout failed, once it has: a print that fails names no file, and a second try may succeed
+#: with half the text.
 failures: list[OSError] = []
 
 
@@ -61,24 +81,47 @@ class Noting(io.TextIOWrapper):
 
 
 def settle() -> None:
-    if sys.getfilesystemencoding().lower() != "utf-8" and not sys.flags.utf8_mode and sys.executable:
+    if (
+        sys.getfilesystemencoding().lower() != "utf-8"
+        and not sys.flags.utf8_mode
+        and sys.executable
+    ):
         os.environ["PYTHONUTF8"] = "1"  # for what this process starts, too
         if sys.stdout is not None:
             os.environ[_ENCODING] = sys.stdout.encoding
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     encoding = os.environ.pop(_ENCODING, "")
-    os.environ.pop("PYTHONIOENCODING", None)  # of this process's terminal: what its own children say is read as UTF-8
+    # of this process's terminal: what its own children say is read as UTF-8
+    os.environ.pop("PYTHONIOENCODING", None)
     for number, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         _open_if_closed(number, flags)
     codecs.register_error("plain", plain)
     if sys.stdin is None:
         sys.stdin = open(0, closefd=False, encoding="utf-8")  # noqa: SIM115 - the process's own
-    out, err = ((stream.encoding, stream.line_buffering, stream.write_through) if isinstance(stream, io.TextIOWrapper) else ("utf-8", True, True) for stream in (sys.stdout, sys.stderr))
+    out, err = (
+        (
+            (stream.encoding, stream.line_buffering, stream.write_through)
+            if isinstance(stream, io.TextIOWrapper)
+            else ("utf-8", True, True)
+        )
+        for stream in (sys.stdout, sys.stderr)
+    )
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.flush()
-    sys.stdout = sys.__stdout__ = Noting(open(1, "wb", 0 if out[2] else -1, closefd=False), encoding=encoding or out[0], errors="plain", line_buffering=out[1], write_through=out[2])  # type: ignore[misc]  # noqa: SIM115
-    sys.stderr = sys.__stderr__ = Forgiving(io.FileIO(2, "w", closefd=False), encoding=encoding or err[0], errors="plain",  # type: ignore[type-var, misc]
-                                            line_buffering=True, write_through=True)
+    sys.stdout = sys.__stdout__ = Noting(
+        open(1, "wb", 0 if out[2] else -1, closefd=False),
+        encoding=encoding or out[0],
+        errors="plain",
+        line_buffering=out[1],
+        write_through=out[2],
+    )  # type: ignore[misc]  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = Forgiving(
+        io.FileIO(2, "w", closefd=False),
+        encoding=encoding or err[0],
+        errors="plain",  # type: ignore[type-var, misc]
+        line_buffering=True,
+        write_through=True,
+    )
 
 
 def finish(code: int) -> int:
@@ -91,7 +134,8 @@ def finish(code: int) -> int:
 
 
 def undone(error: OSError) -> int:
-    """The exit code for a stdout that cannot be written. What it still holds is dropped, else the interpreter tries again at its end."""
+    """The exit code for a stdout that cannot be written. What it still holds is dropped, else the
+    interpreter tries again at its end."""
     gone = error.errno == errno.EPIPE
     with contextlib.suppress(OSError):
         null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
@@ -101,16 +145,26 @@ def undone(error: OSError) -> int:
         sys.stdout.flush()
     if gone:
         return CLOSED_PIPE
-    print(f"labkit: standard output: {error.strerror}\n  why: what was to be said is not all there\n  fix: write it to a place with room", file=sys.stderr)
+    print(
+        f"labkit: standard output: {error.strerror}\n  why: what was to be said is not all there\n "
+        " fix: write it to a place with room",
+        file=sys.stderr,
+    )
     return 2
 
 
 def plain(error: UnicodeError) -> tuple[str, int]:
-    """An error handler of codecs: the signs the lab uses in their ASCII form, all others as an escape."""
+    """An error handler of codecs: the signs the lab uses in their ASCII form, all others as an
+    escape."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    piece = error.object[error.start:error.end]
-    return "".join(_PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode("ascii") for c in piece), error.end
+    piece = error.object[error.start : error.end]
+    return (
+        "".join(
+            _PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode("ascii") for c in piece
+        ),
+        error.end,
+    )
 
 
 def _open_if_closed(number: int, flags: int) -> None:

@@ -1,1 +1,2 @@
-"""The instrument: timeline, trials, cache state, records, statistics, floors. It knows nothing of images, weights or GPUs."""
+"""The instrument: timeline, trials, cache state, records, statistics, floors. It knows nothing of
+images, weights or GPUs."""

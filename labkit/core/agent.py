@@ -1,11 +1,14 @@
-"""The node agent: the resident process of a node (as kubelet and containerd are) that carries out a launch plan.
+"""The node agent: the resident process of a node (as kubelet and containerd are) that carries out a
+launch plan.
 
-A fresh one is started for each trial, before t0; it imports the modules of the plan's steps, says `ready`, and waits.
-At t0 it is told `go`, runs the steps in order, each under a span of its phase, and reports. It stays the parent of what
-it started and takes it all down when told `stop`, when its standard input ends (the harness is gone) or on SIGTERM.
+A fresh one is started for each trial, before t0; it imports the modules of the plan's steps, says
+`ready`, and waits. At t0 it is told `go`, runs the steps in order, each under a span of its phase,
+and reports. It stays the parent of what it started and takes it all down when told `stop`, when its
+standard input ends (the harness is gone) or on SIGTERM.
 
     harness → agent   go | stop                             (lines on stdin)
-    agent → harness   {"ready":1} {"step":{…}} {"up":{…}} {"failed":{…}} {"exited":{…}} {"stopped":1}
+    agent → harness   {"ready":1} {"step":{…}} {"up":{…}} {"failed":{…}} {"exited":{…}}
+        {"stopped":1}
 
 Lesson: notebooks/01_anatomy.
 """
@@ -36,7 +39,7 @@ def say(**message: Any) -> None:
 
 
 def resolve(call: str) -> Callable[..., Any]:
-    """"module:function" → the function."""
+    """ "module:function" → the function."""
     module, _, name = call.partition(":")
     return getattr(importlib.import_module(module), name)
 
@@ -47,11 +50,22 @@ class Agent:
         self.ledger = Ledger.join(spec["ledger"], spec["mark"])
         secrets.learn_environment(self.plan.server_env)
         secrets.learn_argv(self.plan.server_args)
-        self.ctx = StepContext(node=Path(spec["node"]), port=spec["port"], timeline_path=Path(spec["timeline"]),
-                               ledger=self.ledger, server_args=[a.replace("{port}", str(spec["port"])) for a in self.plan.server_args],
-                               server_env={**{k: os.environ[k] for k in self.plan.pass_env if k in os.environ}, **self.plan.server_env, "LABKIT_SOURCE": "server", "LABKIT_RUN": spec["mark"],
-                                           **({"LABKIT_TIMELINE": spec["timeline"]} if spec["timeline"] != os.devnull else {})},
-                               server_binds=[tuple(b) for b in self.plan.server_binds], state=dict(self.plan.state))
+        self.ctx = StepContext(
+            node=Path(spec["node"]),
+            port=spec["port"],
+            timeline_path=Path(spec["timeline"]),
+            ledger=self.ledger,
+            server_args=[a.replace("{port}", str(spec["port"])) for a in self.plan.server_args],
+            server_env={
+                **{k: os.environ[k] for k in self.plan.pass_env if k in os.environ},
+                **self.plan.server_env,
+                "LABKIT_SOURCE": "server",
+                "LABKIT_RUN": spec["mark"],
+                **({"LABKIT_TIMELINE": spec["timeline"]} if spec["timeline"] != os.devnull else {}),
+            },
+            server_binds=[tuple(b) for b in self.plan.server_binds],
+            state=dict(self.plan.state),
+        )
         self.go, self.stop = threading.Event(), threading.Event()
         self.background: list[threading.Thread] = []
         self.trouble: list[BaseException] = []
@@ -71,7 +85,9 @@ class Agent:
     def one(self, step: Any, function: Callable[..., Any]) -> None:
         with self.ctx.span(step.phase, call=step.call) as detail:
             facts = secrets.masked(function(self.ctx, **step.args) or {})
-            detail.update({k: v for k, v in facts.items() if isinstance(v, (int, float, str, bool))})
+            detail.update(
+                {k: v for k, v in facts.items() if isinstance(v, (int, float, str, bool))}
+            )
         say(step={"phase": step.phase, "call": step.call, "facts": facts})
 
     def in_background(self, step: Any, function: Callable[..., Any]) -> None:
@@ -83,12 +99,23 @@ class Agent:
     def carry_out(self, functions: list[Callable[..., Any]]) -> None:
         for step, function in zip(self.plan.steps, functions, strict=True):
             if step.background:
-                thread = threading.Thread(target=self.in_background, args=(step, function), daemon=True)
+                thread = threading.Thread(
+                    target=self.in_background, args=(step, function), daemon=True
+                )
                 self.background.append(thread)
                 thread.start()
             else:
                 self.one(step, function)
-        say(up={"server_pid": self.ctx.state.get("server_pid"), "state": {k: v for k, v in self.ctx.state.items() if isinstance(v, (str, int, float, bool))}})
+        say(
+            up={
+                "server_pid": self.ctx.state.get("server_pid"),
+                "state": {
+                    k: v
+                    for k, v in self.ctx.state.items()
+                    if isinstance(v, (str, int, float, bool))
+                },
+            }
+        )
 
     def watch(self) -> None:
         """Until told to stop: report a server that ended, or a background step that failed."""
@@ -102,7 +129,14 @@ class Agent:
                 reported = True
                 process = self.ctx.state.get("server_process")
                 code = process.poll() if process is not None else exits.exit_code(int(pid))
-                say(exited={"server_pid": pid, "code": code, "kernel": exits.kernel_line(int(pid)), "log": self.log()})
+                say(
+                    exited={
+                        "server_pid": pid,
+                        "code": code,
+                        "kernel": exits.kernel_line(int(pid)),
+                        "log": self.log(),
+                    }
+                )
 
     def log(self) -> str:
         lines = self.ctx.state.get("server_log", [])
@@ -122,7 +156,8 @@ class Agent:
     def main(self) -> int:
         functions = [resolve(step.call) for step in self.plan.steps]
         for step, function in zip(self.plan.steps, functions, strict=True):
-            # What a technique keeps resident on a node without replicas (a zygote) is there before t0, and its evidence says so.
+            # What a technique keeps resident on a node without replicas (a zygote) is there before
+            # t0, and its evidence says so.
             if hasattr(function, "before_t0"):
                 function.before_t0(self.ctx, **step.args)
         threading.Thread(target=self.listen, daemon=True).start()
@@ -144,9 +179,15 @@ class Agent:
             import traceback
 
             code = 1
-            say(failed={"kind": type(error).__name__, "what": secrets.mask(f"{type(error).__name__}: {error}"),
-                        "why": secrets.mask(traceback.format_exc())[-1500:], "fix": ""},
-                log=self.log())
+            say(
+                failed={
+                    "kind": type(error).__name__,
+                    "what": secrets.mask(f"{type(error).__name__}: {error}"),
+                    "why": secrets.mask(traceback.format_exc())[-1500:],
+                    "fix": "",
+                },
+                log=self.log(),
+            )
         finally:
             self.steps_running = False
             self.end()

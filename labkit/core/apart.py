@@ -1,12 +1,14 @@
 """Work in a process of its own, which ends with it: for preparations off the clock.
 
-What a preparation imports (torch, for a conversion) stays mapped while a process lives, and mapped pages cannot be made
-cold: done in the harness, it would spoil every cold trial after it. Costs one interpreter start, 0.1 s.
+What a preparation imports (torch, for a conversion) stays mapped while a process lives, and mapped
+pages cannot be made cold: done in the harness, it would spoil every cold trial after it. Costs one
+interpreter start, 0.1 s.
 
-    apart(checkpoint.ensure, workspace, "small")      # any importable function, picklable arguments and result
+    apart(checkpoint.ensure, workspace, "small")      # any importable function, picklable arguments
+        and result
 
-Raises what the function raised if it is a LabError, else a LabError with its last words. Lesson: notebooks/01_anatomy.
-"""
+Raises what the function raised if it is a LabError, else a LabError with its last words. Lesson:
+notebooks/01_anatomy."""
 
 from __future__ import annotations
 
@@ -29,13 +31,26 @@ from labkit.errors import LabError
 
 
 def apart(call: Callable[..., Any], *args: Any, ledger: Ledger | None = None) -> Any:
-    """`call(*args)` in a fresh interpreter. Its part of the ledger ends with it: also what it started, however it ended."""
-    with beside.scratch("lk-") as temporary, contextlib.closing((ledger or current()).below()) as part, tempfile.TemporaryFile() as question, tempfile.TemporaryFile() as answer:
+    """`call(*args)` in a fresh interpreter. Its part of the ledger ends with it: also what it
+    started, however it ended."""
+    with (
+        beside.scratch("lk-") as temporary,
+        contextlib.closing((ledger or current()).below()) as part,
+        tempfile.TemporaryFile() as question,
+        tempfile.TemporaryFile() as answer,
+    ):
         pickle.dump((call.__module__, call.__qualname__, args), question)
         question.seek(0)
         os.set_inheritable(answer.fileno(), True)
-        process = subprocess.Popen([*module("labkit.core.apart"), str(answer.fileno())], stdin=question, pass_fds=(answer.fileno(),),
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, **part.environment, "TMPDIR": str(temporary)})
+        process = subprocess.Popen(
+            [*module("labkit.core.apart"), str(answer.fileno())],
+            stdin=question,
+            pass_fds=(answer.fileno(),),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **part.environment, "TMPDIR": str(temporary)},
+        )
         part.note("process", process.pid)
         try:
             _, errors = process.communicate()
@@ -47,8 +62,11 @@ def apart(call: Callable[..., Any], *args: Any, ledger: Ledger | None = None) ->
         try:
             good, result = pickle.load(answer)
         except EOFError:
-            raise LabError(f"{call.__qualname__} ended without an answer (exit {process.returncode})", why=secrets.mask(errors).strip()[-1500:],
-                           fix="killed or out of memory? a smaller --preset, or more memory") from None
+            raise LabError(
+                f"{call.__qualname__} ended without an answer (exit {process.returncode})",
+                why=secrets.mask(errors).strip()[-1500:],
+                fix="killed or out of memory? a smaller --preset, or more memory",
+            ) from None
     if not good:
         raise result
     return result
@@ -64,7 +82,14 @@ def _main() -> None:
     except LabError as error:
         message = (False, error)
     except Exception as error:
-        message = (False, refusal(error) or LabError(f"{name}: {type(error).__name__}: {error}", why=secrets.mask(traceback.format_exc())[-2000:]))
+        message = (
+            False,
+            refusal(error)
+            or LabError(
+                f"{name}: {type(error).__name__}: {error}",
+                why=secrets.mask(traceback.format_exc())[-2000:],
+            ),
+        )
     with open(int(sys.argv[1]), "wb") as answer:
         pickle.dump(message, answer)
 

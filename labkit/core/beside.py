@@ -1,13 +1,16 @@
-"""What is being made gets its name when it is whole; until then it stands beside it under a name that is on the ledger.
+"""What is being made gets its name when it is whole; until then it stands beside it under a name
+that is on the ledger.
 
-    with becoming(target) as part: ...            # a directory; renamed to `target` at the end, removed on any other way out
+    with becoming(target) as part: ...            # a directory; renamed to `target` at the end,
+        removed on any other way out
     with replacing(path) as part: ...             # a file; it takes `path`'s place in one step
-    with file_in(folder) as part: ...             # a file whose name is known only when it is written; rename it inside
+    with file_in(folder) as part: ...             # a file whose name is known only when it is
+        written; rename it inside
     with scratch("nodes-", where) as folder: ...  # a directory that is only needed for a while
 
-The name is noted before it exists, and carries the run's token, by which alone the take-down may remove it outside of the
-workspace. So a killed maker leaves nothing, wherever it wrote. Limit: on one file system, as a rename is. Lesson: none.
-"""
+The name is noted before it exists, and carries the run's token, by which alone the take-down may
+remove it outside of the workspace. So a killed maker leaves nothing, wherever it wrote. Limit: on
+one file system, as a rename is. Lesson: none."""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ from labkit.errors import LabError
 
 
 def _name(stem: str, book: ledger.Ledger | ledger.Unnoted, ending: str) -> str:
-    """Hidden, and with the token: `.model-small.4f0c….17-1.part`. A long stem is cut: a name has 255 bytes."""
+    """Hidden, and with the token: `.model-small.4f0c….17-1.part`. A long stem is cut: a name has
+    255 bytes."""
     return f".{os.fsdecode(os.fsencode(stem)[:150])}.{book.token or 'x'}.{os.getpid()}-{next(ledger._parts)}{ending}"
 
 
@@ -42,7 +46,8 @@ def _noted(kind: str, path: Path, book: ledger.Ledger | ledger.Unnoted) -> Itera
 
 @contextlib.contextmanager
 def becoming(target: str | os.PathLike[str], *, mode: int = 0o777) -> Iterator[Path]:
-    """An empty directory beside `target` that takes its name when the block ends well. Raises OSError if there is one that is not empty by then."""
+    """An empty directory beside `target` that takes its name when the block ends well. Raises
+    OSError if there is one that is not empty by then."""
     final, book = Path(os.path.abspath(target)), ledger.current()
     final.parent.mkdir(parents=True, exist_ok=True)
     with _noted("dir", final.with_name(_name(final.name, book, ".part")), book) as part:
@@ -53,7 +58,8 @@ def becoming(target: str | os.PathLike[str], *, mode: int = 0o777) -> Iterator[P
 
 @contextlib.contextmanager
 def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path beside the file `target` to write to; it takes the file's place when the block ends well, in one step."""
+    """A path beside the file `target` to write to; it takes the file's place when the block ends
+    well, in one step."""
     final, book = Path(os.path.abspath(target)), ledger.current()
     with _noted("file", final.with_name(_name(final.name, book, ".part")), book) as part:
         yield part
@@ -62,23 +68,33 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def file_in(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path in this directory to write to, and to rename inside the block; removed if it is not."""
+    """A path in this directory to write to, and to rename inside the block; removed if it is
+    not."""
     book = ledger.current()
     with _noted("file", Path(os.path.abspath(folder)) / _name("new", book, ".part"), book) as part:
         yield part
 
 
 @contextlib.contextmanager
-def scratch(prefix: str, where: str | os.PathLike[str] | None = None, *, needed: bool = True) -> Iterator[Path]:
-    """An empty directory of this user's alone, removed at the end. `where`: the system's temporary directory if it is not given.
+def scratch(
+    prefix: str, where: str | os.PathLike[str] | None = None, *, needed: bool = True
+) -> Iterator[Path]:
+    """An empty directory of this user's alone, removed at the end. `where`: the system's temporary
+    directory if it is not given.
 
-    needed: without a workspace there is no ledger, and a LabError; False goes on without (`labkit doctor` says what is wrong with it)."""
+    needed: without a workspace there is no ledger, and a LabError; False goes on without (`labkit
+    doctor` says what is wrong with it)."""
     try:
         book: ledger.Ledger | ledger.Unnoted = ledger.current()
     except LabError:
         if needed:
             raise
         book = ledger.Unnoted()
-    with _noted("dir", Path(where or tempfile.gettempdir()).resolve() / f"{prefix}{book.token or 'x'}-{os.getpid()}-{next(ledger._parts)}", book) as made:
+    with _noted(
+        "dir",
+        Path(where or tempfile.gettempdir()).resolve()
+        / f"{prefix}{book.token or 'x'}-{os.getpid()}-{next(ledger._parts)}",
+        book,
+    ) as made:
         made.mkdir(mode=0o700)
         yield made

@@ -1,15 +1,16 @@
-"""The client: one real HTTP request that is sent at t0 and asked again until the first token comes back.
+"""The client: one real HTTP request that is sent at t0 and asked again until the first token comes
+back.
 
-t0 is the moment of the first attempt, when nothing listens yet. A refused connection, a reset, or a 503 ("not ready")
-is asked again after `poll_s`; a 4xx is the end (asking again would not help). The first token is the arrival of the first
-SSE chunk that carries a token, at this end of the socket – not health, not headers.
+t0 is the moment of the first attempt, when nothing listens yet. A refused connection, a reset, or a
+503 ("not ready") is asked again after `poll_s`; a 4xx is the end (asking again would not help). The
+first token is the arrival of the first SSE chunk that carries a token, at this end of the socket –
+not health, not headers.
 
     answer = ask("127.0.0.1", 8000, {"prompt": "Hello", "max_tokens": 8}, give_up=lambda: False)
     answer.first_token_s - answer.t0_s
 
-What it costs: with `poll_s` = 2 ms the client adds at most 2 ms to a start and about 1 % of one core while it waits.
-Lesson: notebooks/01_anatomy.
-"""
+What it costs: with `poll_s` = 2 ms the client adds at most 2 ms to a start and about 1 % of one
+core while it waits. Lesson: notebooks/01_anatomy."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ HEAD_MAX = 64 << 10
 
 @dataclass
 class Answer:
-    """Times are CLOCK_MONOTONIC seconds; `None` where it never happened. `error`: why the asking ended without a token."""
+    """Times are CLOCK_MONOTONIC seconds; `None` where it never happened. `error`: why the asking
+    ended without a token."""
 
     t0_s: float
     first_token_s: float | None = None
@@ -40,15 +42,27 @@ class Answer:
     error: str = ""
 
 
-def ask(host: str, port: int, request: dict[str, Any], *, give_up: Callable[[], bool], poll_s: float = 0.002,
-        on_t0: Callable[[], Any] | None = None, path: str = "/v1/completions") -> Answer:
-    """Send `request` (streaming) at once, and again until a token arrives or `give_up()` is true. Never raises for the server's faults.
+def ask(
+    host: str,
+    port: int,
+    request: dict[str, Any],
+    *,
+    give_up: Callable[[], bool],
+    poll_s: float = 0.002,
+    on_t0: Callable[[], Any] | None = None,
+    path: str = "/v1/completions",
+) -> Answer:
+    """Send `request` (streaming) at once, and again until a token arrives or `give_up()` is true.
+    Never raises for the server's faults.
 
-    `on_t0` is called right after the first refused attempt began: the harness tells the node agent "go" there."""
+    `on_t0` is called right after the first refused attempt began: the harness tells the node agent
+    "go" there."""
     body = json.dumps({**request, "stream": True, "temperature": 0}).encode()
     netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    head = (f"POST {path} HTTP/1.1\r\nHost: {netloc}\r\nContent-Type: application/json\r\n"
-            f"Accept: text/event-stream\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n").encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: {netloc}\r\nContent-Type: application/json\r\n"
+        f"Accept: text/event-stream\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode()
     answer = Answer(t0_s=timeline.now_s())
     if on_t0:
         on_t0()
@@ -64,7 +78,9 @@ def ask(host: str, port: int, request: dict[str, Any], *, give_up: Callable[[], 
     return answer
 
 
-def _attempt(host: str, port: int, message: bytes, answer: Answer, give_up: Callable[[], bool]) -> bool:
+def _attempt(
+    host: str, port: int, message: bytes, answer: Answer, give_up: Callable[[], bool]
+) -> bool:
     """One request. True when the asking is over (answered, or refused for good)."""
     with socket.create_connection((host, port), timeout=1.0) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -111,12 +127,13 @@ def _receive(connection: socket.socket, give_up: Callable[[], bool]) -> bytes:
 
 
 def _dechunk(data: bytes, left: int) -> tuple[bytes, bytes, int]:
-    """HTTP/1.1 chunked framing, incrementally: (payload, unread rest, bytes left of the current chunk; -1 = last chunk seen)."""
+    """HTTP/1.1 chunked framing, incrementally: (payload, unread rest, bytes left of the current
+    chunk; -1 = last chunk seen)."""
     payload = b""
     while data and left >= 0:
         if left:
             taken = data[:left]
-            payload, data, left = payload + taken, data[len(taken):], left - len(taken)
+            payload, data, left = payload + taken, data[len(taken) :], left - len(taken)
         else:
             line, newline, rest = data.lstrip(b"\r\n").partition(b"\n")
             if not newline:
@@ -128,7 +145,13 @@ def _dechunk(data: bytes, left: int) -> tuple[bytes, bytes, int]:
     return payload, data, left
 
 
-def _stream(connection: socket.socket, data: bytes, chunked: bool, answer: Answer, give_up: Callable[[], bool]) -> bool:
+def _stream(
+    connection: socket.socket,
+    data: bytes,
+    chunked: bool,
+    answer: Answer,
+    give_up: Callable[[], bool],
+) -> bool:
     """Read SSE events until [DONE], an error event, or the end."""
     text, left = b"", 0
     while True:
@@ -176,7 +199,8 @@ def _event(text: bytes, answer: Answer) -> bool:
 
 
 def _shown(text: str) -> str:
-    """The beginning of what a server says of its own fault; masked before it is cut, as half a secret would pass for none."""
+    """The beginning of what a server says of its own fault; masked before it is cut, as half a
+    secret would pass for none."""
     from labkit.core import secrets
 
     return secrets.mask(text)[:300]

@@ -1,11 +1,14 @@
-"""What the control groups of this process leave it: memory and CPUs, of version 1, version 2 and both mounted together.
+"""What the control groups of this process leave it: memory and CPUs, of version 1, version 2 and
+both mounted together.
 
-A limit holds for everything below the group that has it, so each level counts from the process's own group up to the root
-of the mount; what is above a container's mount cannot be seen from inside, and is not known. A group that is named but not
-mounted here (another namespace's path) leaves the mount's own root.
+A limit holds for everything below the group that has it, so each level counts from the process's
+own group up to the root of the mount; what is above a container's mount cannot be seen from inside,
+and is not known. A group that is named but not mounted here (another namespace's path) leaves the
+mount's own root.
 
     memory_limit_bytes()     # the smallest limit on the way up, None without one
-    memory_left_bytes()      # the least that any of them has left; page cache counts as used, as the kernel counts it
+    memory_left_bytes()      # the least that any of them has left; page cache counts as used, as
+        the kernel counts it
     cpu_quota()              # CPUs, 1.5 where a period of 100 ms may use 150 ms
 
 All take a `root` below which /proc and /sys are looked for. Lesson: notebooks/00_start_here.
@@ -20,19 +23,29 @@ from labkit.core import host
 
 
 def levels(controller: str, root: str = "") -> Iterator[tuple[int, str]]:
-    """(version, directory) of every group that limits this process by a controller ("memory", "cpu"), its own first."""
+    """(version, directory) of every group that limits this process by a controller ("memory",
+    "cpu"), its own first."""
     own = _own_groups(controller, root)
     for version, shown, point in _mounts(controller, root):
         path = own.get(version)
         if path is None:
             continue
-        inside = os.path.relpath(path, shown) if path == shown or path.startswith(shown.rstrip("/") + "/") else path.lstrip("/")
+        inside = (
+            os.path.relpath(path, shown)
+            if path == shown or path.startswith(shown.rstrip("/") + "/")
+            else path.lstrip("/")
+        )
         where = os.path.normpath(f"{root}{point}/{inside}")
         if not (where + "/").startswith(f"{root}{point}/") or not os.path.isdir(where):
             where = f"{root}{point}"
         while True:
             yield version, where
-            if where == f"{root}{point}" or version == 1 and controller == "memory" and host.read_text(f"{os.path.dirname(where)}/memory.use_hierarchy") == "0":
+            if (
+                where == f"{root}{point}"
+                or version == 1
+                and controller == "memory"
+                and host.read_text(f"{os.path.dirname(where)}/memory.use_hierarchy") == "0"
+            ):
                 break
             where = os.path.dirname(where)
 
@@ -52,20 +65,30 @@ def cpu_quota(root: str = "") -> float | None:
         if version == 2:
             quota, _, period = host.read_text(f"{where}/cpu.max").partition(" ")
         else:
-            quota, period = host.read_text(f"{where}/cpu.cfs_quota_us"), host.read_text(f"{where}/cpu.cfs_period_us")
-        if quota.isdigit() and period.isdigit() and int(quota) and int(period):  # "max" and -1: none
+            quota, period = (
+                host.read_text(f"{where}/cpu.cfs_quota_us"),
+                host.read_text(f"{where}/cpu.cfs_period_us"),
+            )
+        # "max" and -1: none
+        if quota.isdigit() and period.isdigit() and int(quota) and int(period):
             found.append(int(quota) / int(period))
     return min(found, default=None)
 
 
 def _memory(root: str) -> Iterator[tuple[int, int | None]]:
-    """(limit, used) of each level that has one. Above `memory.high` the kernel takes pages back at once, so it is a limit as well."""
+    """(limit, used) of each level that has one. Above `memory.high` the kernel takes pages back at
+    once, so it is a limit as well."""
     for version, where in levels("memory", root):
-        names, use = (("memory.max", "memory.high"), "memory.current") if version == 2 else (("memory.limit_in_bytes",), "memory.usage_in_bytes")
+        names, use = (
+            (("memory.max", "memory.high"), "memory.current")
+            if version == 2
+            else (("memory.limit_in_bytes",), "memory.usage_in_bytes")
+        )
         used = host.read_text(f"{where}/{use}")
         for name in names:
             limit = host.read_text(f"{where}/{name}")
-            if limit.isdigit() and int(limit) < 1 << 62:  # version 1 writes "none" as the largest number of pages
+            # version 1 writes "none" as the largest number of pages
+            if limit.isdigit() and int(limit) < 1 << 62:
                 yield int(limit), int(used) if used.isdigit() else None
 
 
@@ -83,12 +106,19 @@ def _own_groups(controller: str, root: str) -> dict[int, str]:
 
 
 def _mounts(controller: str, root: str) -> list[tuple[int, str, str]]:
-    """(version, group that is mounted, mount point), as mountinfo has them; without it, where every distribution mounts them."""
+    """(version, group that is mounted, mount point), as mountinfo has them; without it, where every
+    distribution mounts them."""
     found = []
     for line in host.read_text(f"{root}/proc/self/mountinfo").split("\n"):
         left, _, right = line.partition(" - ")
         fields, about = left.split(" "), right.split(" ")
-        if len(fields) < 5 or len(about) < 3 or not (about[0] == "cgroup2" or about[0] == "cgroup" and controller in about[2].split(",")):
+        if (
+            len(fields) < 5
+            or len(about) < 3
+            or not (
+                about[0] == "cgroup2" or about[0] == "cgroup" and controller in about[2].split(",")
+            )
+        ):
             continue
         shown, point = (field.encode().decode("unicode_escape") for field in fields[3:5])
         found.append((2 if about[0] == "cgroup2" else 1, shown, point))

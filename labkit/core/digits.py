@@ -1,12 +1,13 @@
 """Numbers as protocols write them: ASCII digits and nothing else.
 
-`int()` takes "+5", "1_0", " 5", "0x5" (base 16) and the digits of every script; two parties who read such a number
-differently disagree about where a message ends, which is how requests are smuggled.
+`int()` takes "+5", "1_0", " 5", "0x5" (base 16) and the digits of every script; two parties who
+read such a number differently disagree about where a message ends, which is how requests are
+smuggled.
 
     decimal("42") == 42; hexadecimal(b"1f") == 31          # anything else: ValueError
 
-Limit: 18 digits (16 hexadecimal ones), more than any size of bytes here. Lesson: notebooks/02_image_pull.
-"""
+Limit: 18 digits (16 hexadecimal ones), more than any size of bytes here. Lesson:
+notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def hexadecimal(text: str | bytes) -> int:
 
 
 def fraction(text: str | bytes) -> float:
-    """A number of seconds or a rate: digits, perhaps a point and digits; no sign, no exponent, no infinity. Raises ValueError."""
+    """A number of seconds or a rate: digits, perhaps a point and digits; no sign, no exponent, no
+    infinity. Raises ValueError."""
     text = _text(text)
     if not _FRACTION.fullmatch(text):
         raise ValueError(f"not a number: {text[:40]!r}")

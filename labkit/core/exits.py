@@ -1,13 +1,14 @@
-"""How a process ended, also one that was not started by us: its signal by name, the kernel's line about it, and what to do.
+"""How a process ended, also one that was not started by us: its signal by name, the kernel's line
+about it, and what to do.
 
-    with adopting():                        # who is left without a parent meanwhile becomes our child
+    with adopting():                        # who is left without a parent meanwhile becomes our
+        child
         subprocess.run(["runc", "restore", "--detach", …])
     exit_code(pid)                          # None while it runs; -4 after SIGILL
     describe(-4)                            # "ended by SIGILL (illegal instruction)"
 
-A detached container belongs to nobody once its launcher is gone, so its exit status would be lost with it: the kernel gives it
-to the parent only. Lesson: notebooks/07_checkpoints.
-"""
+A detached container belongs to nobody once its launcher is gone, so its exit status would be lost
+with it: the kernel gives it to the parent only. Lesson: notebooks/07_checkpoints."""
 
 from __future__ import annotations
 
@@ -22,22 +23,47 @@ from contextlib import contextmanager
 
 from labkit.core.ledger import start_time
 
-#: How long the other threads of a process that a signal ended may take to end as well (they give back memory).
+#: How long the other threads of a process that a signal ended may take to end as well (they give
+#: back memory).
 LAST_THREADS_S = 5.0
 
 PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37
 
 #: What a signal that nobody sent on purpose says about a server, and the step that follows.
 MEANINGS = {
-    signal.SIGILL: ("illegal instruction", "an instruction that this CPU lacks, or that the kernel did not permit to this process (AMX needs a permission)",
-                    "restore on the CPU model of the dump; to go without AMX, start the server with MKL_ENABLE_INSTRUCTIONS=AVX512 "
-                    "ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 and dump again"),
-    signal.SIGSEGV: ("segmentation fault", "memory that is not there: a mapped file that changed, or a fault of the program", "dump again with the files as they are now"),
-    signal.SIGBUS: ("bus error", "a mapped file is shorter than its mapping, or a page could not be read", "check the disk and the file, then dump again"),
+    signal.SIGILL: (
+        "illegal instruction",
+        (
+            "an instruction that this CPU lacks, or that the kernel did not permit to this process"
+            " (AMX needs a permission)"
+        ),
+        (
+            "restore on the CPU model of the dump; to go without AMX, start the server with"
+            " MKL_ENABLE_INSTRUCTIONS=AVX512 ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 and dump again"
+        ),
+    ),
+    signal.SIGSEGV: (
+        "segmentation fault",
+        "memory that is not there: a mapped file that changed, or a fault of the program",
+        "dump again with the files as they are now",
+    ),
+    signal.SIGBUS: (
+        "bus error",
+        "a mapped file is shorter than its mapping, or a page could not be read",
+        "check the disk and the file, then dump again",
+    ),
     signal.SIGFPE: ("arithmetic fault", "", ""),
     signal.SIGABRT: ("abort", "the program ended itself; its last lines say why", ""),
-    signal.SIGSYS: ("bad system call", "a seccomp filter refused a system call", "run without that filter, or allow the call"),
-    signal.SIGKILL: ("kill", "somebody, or the kernel for want of memory, ended it", "dmesg | tail says whether it was for memory"),
+    signal.SIGSYS: (
+        "bad system call",
+        "a seccomp filter refused a system call",
+        "run without that filter, or allow the call",
+    ),
+    signal.SIGKILL: (
+        "kill",
+        "somebody, or the kernel for want of memory, ended it",
+        "dmesg | tail says whether it was for memory",
+    ),
 }
 
 
@@ -62,7 +88,8 @@ def advice(code: int | None) -> tuple[str, str]:
 
 
 def exit_code(pid: int) -> int | None:
-    """The code of a child of ours that has ended; None while it runs, or if it is no child of ours. It is not reaped: its id stays taken."""
+    """The code of a child of ours that has ended; None while it runs, or if it is no child of ours.
+    It is not reaped: its id stays taken."""
     until = time.monotonic() + LAST_THREADS_S
     with contextlib.suppress(OSError):
         while True:
@@ -77,14 +104,16 @@ def exit_code(pid: int) -> int | None:
 
 
 def reap(pid: int) -> None:
-    """Take the exit status of a child that has ended, so that no zombie stays; nothing happens for anybody else."""
+    """Take the exit status of a child that has ended, so that no zombie stays; nothing happens for
+    anybody else."""
     with contextlib.suppress(OSError):
         os.waitpid(pid, os.WNOHANG)
 
 
 @contextmanager
 def adopting() -> Iterator[None]:
-    """Processes below this one that lose their parent meanwhile become its children, and their exit status is ours to read."""
+    """Processes below this one that lose their parent meanwhile become its children, and their exit
+    status is ours to read."""
     libc, before = ctypes.CDLL(None, use_errno=True), ctypes.c_int()
     libc.prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -95,7 +124,8 @@ def adopting() -> Iterator[None]:
 
 
 def kernel_line(pid: int, log: str | os.PathLike[str] = "/dev/kmsg") -> str:
-    """The kernel's own line about a process's fault ("trap invalid opcode ip:… in libdnnl.so.3[…]"); "" without one, or without root."""
+    """The kernel's own line about a process's fault ("trap invalid opcode ip:… in
+    libdnnl.so.3[…]"); "" without one, or without root."""
     needle, found = re.compile(rf"\[{pid}\] (?:trap|segfault|general protection|bad frame)"), ""
     with contextlib.suppress(OSError):
         descriptor = os.open(log, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -109,7 +139,8 @@ def kernel_line(pid: int, log: str | os.PathLike[str] = "/dev/kmsg") -> str:
 
 
 def _records(descriptor: int) -> Iterator[str]:
-    """One record a read, as /dev/kmsg gives them; one that was overwritten meanwhile is left out."""
+    """One record a read, as /dev/kmsg gives them; one that was overwritten meanwhile is left
+    out."""
     while True:
         try:
             record = os.read(descriptor, 8192)

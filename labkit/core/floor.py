@@ -1,16 +1,18 @@
 """Floors: the physical lower bound of a phase, from rates measured on this host in the same run.
 
-A phase that must move n bytes through a resource of r bytes/s cannot take less than n ÷ r. Printed beside what was
-measured, it says whether a technique is near the wall or the wall is elsewhere.
+A phase that must move n bytes through a resource of r bytes/s cannot take less than n ÷ r. Printed
+beside what was measured, it says whether a technique is near the wall or the wall is elsewhere.
 
-    rates = measure(Workspace.default())         # a few seconds: disk, loopback, decompression, digest, memory
-    phase_floors({"pull": 353_000_000, "load": 2_200_000_000}, rates, link="1gbit")     # {"pull": 2.82, "load": …} seconds
+    rates = measure(Workspace.default())         # a few seconds: disk, loopback, decompression,
+        digest, memory
+    phase_floors({"pull": 353_000_000, "load": 2_200_000_000}, rates, link="1gbit")     # {"pull":
+        2.82, "load": …} seconds
 
-Every rate is the best of several ways of asking (queue depths, streams): a floor that is too slow would flatter. Reads go
-past the page cache (O_DIRECT); below it a hypervisor or drive may still cache what was just written, and then the floor is
-lower than a cold disk allows – it stays a bound. GPU transfers are measured in a process of their own, which ends and
-takes its CUDA context with it. Lesson: notebooks/01_anatomy.
-"""
+Every rate is the best of several ways of asking (queue depths, streams): a floor that is too slow
+would flatter. Reads go past the page cache (O_DIRECT); below it a hypervisor or drive may still
+cache what was just written, and then the floor is lower than a cold disk allows – it stays a bound.
+GPU transfers are measured in a process of their own, which ends and takes its CUDA context with it.
+Lesson: notebooks/01_anatomy."""
 
 from __future__ import annotations
 
@@ -40,19 +42,47 @@ from labkit.errors import BadInput
 MIB = 1 << 20
 DEPTHS = (1, 4, 16)
 
-#: Which measured rate bounds a phase. Names ending in `*` are taken as the best of all that start so.
-PHASE_RATE = {"pull": "link", "unpack": "decompress_*", "mount": "link", "restore": "disk_read", "start": "disk_read", "import": "disk_read",
-              "build": "memcpy", "load": "disk_read"}
+#: Which measured rate bounds a phase. Names ending in `*` are taken as the best of all that start
+#: so.
+PHASE_RATE = {
+    "pull": "link",
+    "unpack": "decompress_*",
+    "mount": "link",
+    "restore": "disk_read",
+    "start": "disk_read",
+    "import": "disk_read",
+    "build": "memcpy",
+    "load": "disk_read",
+}
 #: Resources a technique can name itself: floors_bytes = {"load@link": n, "load@h2d": n}.
-RESOURCES = {"link", "disk_read", "disk_write", "memcpy", "h2d", "digest", "decompress_*", "loopback"}
+RESOURCES = {
+    "link",
+    "disk_read",
+    "disk_write",
+    "memcpy",
+    "h2d",
+    "digest",
+    "decompress_*",
+    "loopback",
+}
 
 
-def measure(workspace: Workspace | str | os.PathLike[str] | None = None, quick: bool = True) -> dict[str, Any]:
-    """Rates of this host in bytes per second, and how they were taken. A few seconds; `quick=False` reads and writes four times as much.
+def measure(
+    workspace: Workspace | str | os.PathLike[str] | None = None, quick: bool = True
+) -> dict[str, Any]:
+    """Rates of this host in bytes per second, and how they were taken. A few seconds; `quick=False`
+    reads and writes four times as much.
 
-    Keys: disk_read, disk_write, loopback, decompress_gzip (stock zlib), decompress_isal, decompress_zstd, digest (sha256), memcpy, and on a GPU host
-    h2d_pinned, h2d_pageable – each `…_bytes_per_s`. Decompression counts bytes that come out. What is not installed is absent."""
-    space = workspace if isinstance(workspace, Workspace) else Workspace.at(workspace) if workspace else Workspace.default()
+    Keys: disk_read, disk_write, loopback, decompress_gzip (stock zlib), decompress_isal,
+    decompress_zstd, digest (sha256), memcpy, and on a GPU host h2d_pinned, h2d_pageable – each
+    `…_bytes_per_s`. Decompression counts bytes that come out. What is not installed is absent."""
+    space = (
+        workspace
+        if isinstance(workspace, Workspace)
+        else Workspace.at(workspace)
+        if workspace
+        else Workspace.default()
+    )
     began = time.monotonic()
     rates: dict[str, Any] = {}
     rates |= disk(space, size_bytes=(256 if quick else 1024) * MIB)
@@ -65,8 +95,11 @@ def measure(workspace: Workspace | str | os.PathLike[str] | None = None, quick: 
     return rates
 
 
-def disk(workspace: Workspace, size_bytes: int = 256 * MIB, at_most_s: float = 1.5) -> dict[str, Any]:
-    """Sequential write to stable storage, then direct read at several queue depths. Its file is removed."""
+def disk(
+    workspace: Workspace, size_bytes: int = 256 * MIB, at_most_s: float = 1.5
+) -> dict[str, Any]:
+    """Sequential write to stable storage, then direct read at several queue depths. Its file is
+    removed."""
     with file_in(workspace.root) as path, open(path, "wb") as file:
         block = memoryview(os.urandom(MIB))
         began, written = time.monotonic(), 0
@@ -80,17 +113,32 @@ def disk(workspace: Workspace, size_bytes: int = 256 * MIB, at_most_s: float = 1
             got, seconds, method = direct_read([file.name], depth, at_most_s / 2)
             if got / seconds > best:
                 best, depth_of_best = got / seconds, depth
-    return {**made, "disk_read_bytes_per_s": best, "disk_read_depth": depth_of_best, "disk_read_method": method}
+    return {
+        **made,
+        "disk_read_bytes_per_s": best,
+        "disk_read_depth": depth_of_best,
+        "disk_read_method": method,
+    }
 
 
-def direct_read(paths: Iterable[str | os.PathLike[str]], depth: int = 4, at_most_s: float = float("inf"),
-                block_bytes: int = MIB, fresh: bool = False, huge: bool = False) -> tuple[int, float, str]:
-    """Read these files past the page cache, `depth` blocks at a time: (bytes, seconds, "O_DIRECT" or "buffered").
+def direct_read(
+    paths: Iterable[str | os.PathLike[str]],
+    depth: int = 4,
+    at_most_s: float = float("inf"),
+    block_bytes: int = MIB,
+    fresh: bool = False,
+    huge: bool = False,
+) -> tuple[int, float, str]:
+    """Read these files past the page cache, `depth` blocks at a time: (bytes, seconds, "O_DIRECT"
+    or "buffered").
 
-    The floor of any loader that reads the same bytes. `fresh`: they land in memory that held nothing, as a load's do, at most
-    half of what is available; beyond it blocks land on earlier ones; and a byte of every page is looked at, which is when a
-    load's clock stops. `huge`: in huge pages where the kernel has them, so that a request is not cut into many. Otherwise each reader has one buffer, used again: for a rate of the disk alone. Neither is always the
-    faster (docs/LOG.md, 2026-11-26). Falls back to buffered reads of evicted files where O_DIRECT is refused."""
+    The floor of any loader that reads the same bytes. `fresh`: they land in memory that held
+    nothing, as a load's do, at most half of what is available; beyond it blocks land on earlier
+    ones; and a byte of every page is looked at, which is when a load's clock stops. `huge`: in huge
+    pages where the kernel has them, so that a request is not cut into many. Otherwise each reader
+    has one buffer, used again: for a rate of the disk alone. Neither is always the faster
+    (docs/LOG.md, 2026-11-26). Falls back to buffered reads of evicted files where O_DIRECT is
+    refused."""
     tree = cold.walk(paths)
     files, method = _opened(tree)
     blocks = [(fd, offset) for fd, size in files for offset in range(0, size, block_bytes)]
@@ -103,12 +151,19 @@ def direct_read(paths: Iterable[str | os.PathLike[str]], depth: int = 4, at_most
             if block is None:
                 return
             at = (number % places if fresh else slot) * block_bytes
-            got[slot] += os.preadv(block[0], [memory[at:at + block_bytes]], block[1])
+            got[slot] += os.preadv(block[0], [memory[at : at + block_bytes]], block[1])
 
     try:
-        places = max(depth, min(len(blocks), _available_bytes() // 2 // block_bytes)) if fresh else depth
+        places = (
+            max(depth, min(len(blocks), _available_bytes() // 2 // block_bytes)) if fresh else depth
+        )
         # Page-aligned, as O_DIRECT wants.
-        with mmap.mmap(-1, places * block_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as room, memoryview(room) as memory:
+        with (
+            mmap.mmap(
+                -1, places * block_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            ) as room,
+            memoryview(room) as memory,
+        ):
             if huge:
                 with contextlib.suppress(OSError):
                     room.madvise(mmap.MADV_HUGEPAGE)
@@ -125,22 +180,27 @@ def direct_read(paths: Iterable[str | os.PathLike[str]], depth: int = 4, at_most
 
 
 def look_at(memory: memoryview, write: bool = False) -> None:
-    """Read one byte of every page, or write it: from then on all of it is in memory, whoever promised that before."""
+    """Read one byte of every page, or write it: from then on all of it is in memory, whoever
+    promised that before."""
     if write:
-        memory[::mmap.PAGESIZE] = bytes(-(-len(memory) // mmap.PAGESIZE))
+        memory[:: mmap.PAGESIZE] = bytes(-(-len(memory) // mmap.PAGESIZE))
         return
-    with memory[::mmap.PAGESIZE] as pages:
+    with memory[:: mmap.PAGESIZE] as pages:
         bytes(pages)
 
 
 def mapped_read(paths: Iterable[str | os.PathLike[str]]) -> tuple[int, float]:
-    """Map these files and look at a byte of every page, in order; the kernel reads ahead: (bytes, seconds). They should be evicted before."""
+    """Map these files and look at a byte of every page, in order; the kernel reads ahead: (bytes,
+    seconds). They should be evicted before."""
     files, _ = _opened(cold.walk(paths), direct=False)
     try:
         began = time.monotonic()
         for fd, size in files:
             if size:
-                with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as room, memoryview(room) as memory:
+                with (
+                    mmap.mmap(fd, size, access=mmap.ACCESS_READ) as room,
+                    memoryview(room) as memory,
+                ):
                     look_at(memory)
         return sum(size for _, size in files), time.monotonic() - began
     finally:
@@ -155,7 +215,7 @@ def _available_bytes() -> int:
 
 
 def _opened(tree: cold.Tree, direct: bool = True) -> tuple[list[tuple[int, int]], str]:
-    for flag, method in ((os.O_DIRECT, "O_DIRECT"), (0, "buffered"))[not direct:]:
+    for flag, method in ((os.O_DIRECT, "O_DIRECT"), (0, "buffered"))[not direct :]:
         made: list[tuple[int, int]] = []
         try:
             for path, size, *_ in tree.files:
@@ -165,12 +225,15 @@ def _opened(tree: cold.Tree, direct: bool = True) -> tuple[list[tuple[int, int]]
             for fd, _ in made:
                 os.close(fd)
             if not flag:
-                raise BadInput(f"cannot read the files of the floor: {error}", fix="prepare the artifact again") from None
+                raise BadInput(
+                    f"cannot read the files of the floor: {error}", fix="prepare the artifact again"
+                ) from None
     raise AssertionError("unreachable")
 
 
 def _together(jobs: list[Callable[[], None]]) -> float:
-    """Run in threads; seconds from the start of the first to the end of the last. The first error is raised."""
+    """Run in threads; seconds from the start of the first to the end of the last. The first error
+    is raised."""
     trouble: list[BaseException] = []
 
     def guarded(job: Callable[[], None]) -> None:
@@ -184,7 +247,9 @@ def _together(jobs: list[Callable[[], None]]) -> float:
     for thread in threads:
         try:
             thread.start()
-        except RuntimeError as error:  # a limit of threads or memory; those that run still use what the caller is about to close
+        except RuntimeError as error:
+            # a limit of threads or memory; those that run still use what the caller is about to
+            # close
             trouble.append(error)
             break
     for thread in threads:
@@ -196,7 +261,8 @@ def _together(jobs: list[Callable[[], None]]) -> float:
 
 
 def loopback(seconds: float = 0.25) -> dict[str, float]:
-    """One process to itself over 127.0.0.1: sendfile from the page cache into recv, one stream and four; the best counts."""
+    """One process to itself over 127.0.0.1: sendfile from the page cache into recv, one stream and
+    four; the best counts."""
     return {"loopback_bytes_per_s": max(_stream(ways, seconds) for ways in (1, 4))}
 
 
@@ -227,10 +293,18 @@ def _stream(ways: int, seconds: float) -> float:
 
 
 def real_bytes(size_bytes: int) -> bytes:
-    """Bytes like those of an image: this interpreter's own shared libraries and standard library, not zeros or noise."""
+    """Bytes like those of an image: this interpreter's own shared libraries and standard library,
+    not zeros or noise."""
     made, size = [], 0
     for folder in (Path(sys.base_prefix) / "lib", Path(os.__file__).parent):
-        for path in sorted((*folder.glob("*.so*"), *folder.glob("*.py"), *folder.glob("lib-dynload/*.so"), *folder.glob("encodings/*.py"))):
+        for path in sorted(
+            (
+                *folder.glob("*.so*"),
+                *folder.glob("*.py"),
+                *folder.glob("lib-dynload/*.so"),
+                *folder.glob("encodings/*.py"),
+            )
+        ):
             with contextlib.suppress(OSError):
                 made.append(path.read_bytes()[: size_bytes - size])
                 size += len(made[-1])
@@ -240,18 +314,23 @@ def real_bytes(size_bytes: int) -> bytes:
 
 
 def decompression(sample: bytes) -> dict[str, float]:
-    """Bytes out per second of one thread: stock gzip (zlib), ISA-L and zstd, each from its own compression of the sample."""
+    """Bytes out per second of one thread: stock gzip (zlib), ISA-L and zstd, each from its own
+    compression of the sample."""
     packed = zlib.compress(sample, 6)
     rates = {"decompress_gzip_bytes_per_s": _rate(len(sample), lambda: zlib.decompress(packed))}
     with contextlib.suppress(ImportError):
         from isal import isal_zlib
 
-        rates["decompress_isal_bytes_per_s"] = _rate(len(sample), lambda: isal_zlib.decompress(packed))
+        rates["decompress_isal_bytes_per_s"] = _rate(
+            len(sample), lambda: isal_zlib.decompress(packed)
+        )
     with contextlib.suppress(ImportError):
         import zstandard
 
         frame = zstandard.compress(sample, 3)
-        rates["decompress_zstd_bytes_per_s"] = _rate(len(sample), lambda: zstandard.decompress(frame))
+        rates["decompress_zstd_bytes_per_s"] = _rate(
+            len(sample), lambda: zstandard.decompress(frame)
+        )
     rates["digest_bytes_per_s"] = _rate(len(sample), lambda: hashlib.sha256(sample).digest())
     return rates
 
@@ -276,14 +355,19 @@ def _rate(size_bytes: int, work: Callable[[], Any], repeats: int = 3) -> float:
 
 
 def device() -> dict[str, Any]:
-    """Host to GPU and back, pinned and pageable, in a process that ends: h2d_…, d2h_…_bytes_per_s. Empty without a GPU; one that does not answer says why."""
+    """Host to GPU and back, pinned and pageable, in a process that ends: h2d_…, d2h_…_bytes_per_s.
+    Empty without a GPU; one that does not answer says why."""
     if not host.capability("gpu").ok:
         return {}
     try:
-        done = subprocess.run(module("labkit.core.floor"), capture_output=True, timeout=120, check=True)
+        done = subprocess.run(
+            module("labkit.core.floor"), capture_output=True, timeout=120, check=True
+        )
         return json.loads(done.stdout.decode().strip().split("\n")[-1])
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        return {"h2d_failed": f"{type(error).__name__}: {getattr(error, 'stderr', b'') or error}"[-300:]}
+        return {
+            "h2d_failed": f"{type(error).__name__}: {getattr(error, 'stderr', b'') or error}"[-300:]
+        }
 
 
 def _measure_device(size_bytes: int = 512 * MIB) -> dict[str, float]:
@@ -304,32 +388,51 @@ def _measure_device(size_bytes: int = 512 * MIB) -> dict[str, float]:
     return rates
 
 
-def phase_floors(floors_bytes: Mapping[str, int], rates: Mapping[str, Any], link: Any = "loopback", scenario: str = "") -> dict[str, float]:
-    """Seconds below which each phase cannot come: bytes ÷ rate, plus the link's time to first byte where bytes cross it.
+def phase_floors(
+    floors_bytes: Mapping[str, int],
+    rates: Mapping[str, Any],
+    link: Any = "loopback",
+    scenario: str = "",
+) -> dict[str, float]:
+    """Seconds below which each phase cannot come: bytes ÷ rate, plus the link's time to first byte
+    where bytes cross it.
 
-    A key is a phase ("pull"), or names its resource ("load@link", "load@h2d"); of several for one phase the slowest counts,
-    as they may overlap. Weights of a fresh node cross the link. `link`: a name like "1gbit" or "rate=1gbit,first_byte=30ms", or an object with `rate_bytes_per_s` and `first_byte_s`.
-    A phase whose rate was not measured is left out rather than guessed."""
+    A key is a phase ("pull"), or names its resource ("load@link", "load@h2d"); of several for one
+    phase the slowest counts, as they may overlap. Weights of a fresh node cross the link. `link`: a
+    name like "1gbit" or "rate=1gbit,first_byte=30ms", or an object with `rate_bytes_per_s` and
+    `first_byte_s`. A phase whose rate was not measured is left out rather than guessed."""
     link_rate, first_byte_s = _link(link, rates)
     floors: dict[str, float] = {}
     for key, size_bytes in floors_bytes.items():
         phase, _, resource = key.partition("@")
         resource = resource or PHASE_RATE.get(phase, "")
-        if key == "load" and scenario == "fresh-node":  # nothing is on this host: weights cross the link too
+        # nothing is on this host: weights cross the link too
+        if key == "load" and scenario == "fresh-node":
             resource = "link"
         elif resource == "disk_read" and scenario == "hot-node":
             resource = "memcpy"
         rate = link_rate if resource == "link" else rate_of(rates, resource)
         if rate:
-            seconds = size_bytes / rate + (first_byte_s if resource == "link" and size_bytes else 0.0)
+            seconds = size_bytes / rate + (
+                first_byte_s if resource == "link" and size_bytes else 0.0
+            )
             floors[phase] = max(floors.get(phase, 0.0), round(seconds, 6))
     return floors
 
 
 def rate_of(rates: Mapping[str, Any], resource: str) -> float | None:
-    """The rate of a resource; of a family (`decompress_*`, `h2d`) the fastest member, on all CPUs where work divides."""
+    """The rate of a resource; of a family (`decompress_*`, `h2d`) the fastest member, on all CPUs
+    where work divides."""
     family = resource.rstrip("*")
-    found = [v for k, v in rates.items() if k.startswith(family) and k.endswith("_bytes_per_s") and isinstance(v, (int, float))] if family else []
+    found = (
+        [
+            v
+            for k, v in rates.items()
+            if k.startswith(family) and k.endswith("_bytes_per_s") and isinstance(v, (int, float))
+        ]
+        if family
+        else []
+    )
     if not found:
         return None
     return max(found) * (rates.get("cpus", 1) if resource.endswith("*") else 1)
@@ -348,7 +451,10 @@ def _link(link: Any, rates: Mapping[str, Any]) -> tuple[float | None, float]:
         limit = parse_rate(rate_text[1]) if rate_text else None
         first_byte_s = float(first[1]) / 1e3 if first else 0.0
     else:
-        limit, first_byte_s = getattr(link, "rate_bytes_per_s", None), getattr(link, "first_byte_s", 0.0)
+        limit, first_byte_s = (
+            getattr(link, "rate_bytes_per_s", None),
+            getattr(link, "first_byte_s", 0.0),
+        )
     known = [r for r in (limit, own) if r]
     return (min(known) if known else None), first_byte_s
 

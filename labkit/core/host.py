@@ -1,14 +1,16 @@
-"""What this host can do, and what it is: capabilities, each proven by a probe, and the host card of every record.
+"""What this host can do, and what it is: capabilities, each proven by a probe, and the host card of
+every record.
 
-A capability is asked of the machine, not guessed from its name: user namespaces are unshared, FUSE is mounted, a page's
-residency is read back. A host that lacks one loses mechanisms, never the meaning of a number.
+A capability is asked of the machine, not guessed from its name: user namespaces are unshared, FUSE
+is mounted, a page's residency is read back. A host that lacks one loses mechanisms, never the
+meaning of a number.
 
     capability("fuse").ok                      # probed once a process
     for finding in doctor(): print(finding.state, finding.name, finding.why, finding.fix)
     card()["id"]                               # names the kind of host: equal machines share it
 
-The card holds no host name, no user name and no secret: records are meant to be shown around. Lesson: notebooks/00_start_here.
-"""
+The card holds no host name, no user name and no secret: records are meant to be shown around.
+Lesson: notebooks/00_start_here."""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ OK, DEGRADED, MISSING = "OK", "DEGRADED", "MISSING"
 
 @dataclass(frozen=True)
 class Capability:
-    """`ok`, or what is `missing`, `why` it matters and the `fix`: a command. `state` DEGRADED means ok, with a limit named in `detail`."""
+    """`ok`, or what is `missing`, `why` it matters and the `fix`: a command. `state` DEGRADED means
+    ok, with a limit named in `detail`."""
 
     name: str
     ok: bool
@@ -72,9 +75,11 @@ class Probe:
 
 @functools.cache
 def capability(name: str) -> Capability:
-    """Probe one capability, once a process. `package:NAME` and `command:NAME` ask for a Python package and a program.
+    """Probe one capability, once a process. `package:NAME` and `command:NAME` ask for a Python
+    package and a program.
 
-    Raises BadInput for a name no probe knows: a misspelt requirement must not read as a missing one."""
+    Raises BadInput for a name no probe knows: a misspelt requirement must not read as a missing
+    one."""
     from labkit.core import probes
 
     kind, _, target = name.partition(":")
@@ -84,8 +89,11 @@ def capability(name: str) -> Capability:
         return probes.command(target)
     probe = probes.PROBES.get(name)
     if probe is None:
-        raise BadInput(f"no capability called {name!r}", why="a requirement nobody probes would never be checked",
-                       fix="one of: " + ", ".join(sorted(probes.PROBES)) + ", package:NAME, command:NAME")
+        raise BadInput(
+            f"no capability called {name!r}",
+            why="a requirement nobody probes would never be checked",
+            fix="one of: " + ", ".join(sorted(probes.PROBES)) + ", package:NAME, command:NAME",
+        )
     return probe.look()
 
 
@@ -100,11 +108,14 @@ def require(*names: str) -> None:
     for name in names:
         found = capability(name)
         if not found.ok:
-            raise MissingCapability(f"this host lacks {name}: {found.missing}", why=found.why, fix=found.fix)
+            raise MissingCapability(
+                f"this host lacks {name}: {found.missing}", why=found.why, fix=found.fix
+            )
 
 
 def doctor() -> list[Capability]:
-    """Every probe, in the order of the doctor's table. A probe that crashes is a finding, not a crash."""
+    """Every probe, in the order of the doctor's table. A probe that crashes is a finding, not a
+    crash."""
     from labkit.core import probes
 
     findings = []
@@ -112,18 +123,37 @@ def doctor() -> list[Capability]:
         try:
             findings.append(capability(name))
         except Exception as error:  # a doctor that dies of one symptom helps nobody
-            findings.append(Capability(name, False, f"the probe failed: {type(error).__name__}: {error}", probe.why, "labkit doctor --json"))
+            findings.append(
+                Capability(
+                    name,
+                    False,
+                    f"the probe failed: {type(error).__name__}: {error}",
+                    probe.why,
+                    "labkit doctor --json",
+                )
+            )
     return findings
 
 
 @functools.cache
 def card() -> dict[str, Any]:
-    """The host card: JSON-able, no secrets, no names of people or machines. `disk.read_bytes_per_s` is None until measured (`floor.measure`)."""
+    """The host card: JSON-able, no secrets, no names of people or machines. `disk.read_bytes_per_s`
+    is None until measured (`floor.measure`)."""
     made: dict[str, Any] = {
-        "cpu": _cpu(), "memory_bytes": memory_bytes(), "memory": _memory_kept(), "kernel": platform.release(), "machine": platform.machine(),
-        "distribution": _distribution(), "virtualisation": _virtualisation(), "disk": _disk(),
-        "python": platform.python_version(), "torch": package_version("torch"), "torch_cuda": torch_cuda(), "gpus": gpus(),
-        "rootness": "root" if os.geteuid() == 0 else "user", "in_container": _in_container(),
+        "cpu": _cpu(),
+        "memory_bytes": memory_bytes(),
+        "memory": _memory_kept(),
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "distribution": _distribution(),
+        "virtualisation": _virtualisation(),
+        "disk": _disk(),
+        "python": platform.python_version(),
+        "torch": package_version("torch"),
+        "torch_cuda": torch_cuda(),
+        "gpus": gpus(),
+        "rootness": "root" if os.geteuid() == 0 else "user",
+        "in_container": _in_container(),
     }
     made["id"] = _identity(made)
     made["title"] = _title(made)
@@ -131,15 +161,25 @@ def card() -> dict[str, Any]:
 
 
 def _identity(made: dict[str, Any]) -> str:
-    """Hash of what decides speed. Kernel, Python and rootness may change on one host; two equal machines are one kind of host."""
-    shape = {"cpu": made["cpu"], "memory_gib": round(made["memory_bytes"] / 2**30), "machine": made["machine"],
-             "virtualisation": made["virtualisation"], "fs": made["disk"]["fs"], "disk": made["disk"]["model"],
-             "gpus": [(g["name"], g["memory_bytes"]) for g in made["gpus"]]}
+    """Hash of what decides speed. Kernel, Python and rootness may change on one host; two equal
+    machines are one kind of host."""
+    shape = {
+        "cpu": made["cpu"],
+        "memory_gib": round(made["memory_bytes"] / 2**30),
+        "machine": made["machine"],
+        "virtualisation": made["virtualisation"],
+        "fs": made["disk"]["fs"],
+        "disk": made["disk"]["model"],
+        "gpus": [(g["name"], g["memory_bytes"]) for g in made["gpus"]],
+    }
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _title(made: dict[str, Any]) -> str:
-    parts = [f"{made['cpu']['count']} × {made['cpu']['model']}", f"{made['memory_bytes'] / 2**30:.0f} GiB"]
+    parts = [
+        f"{made['cpu']['count']} × {made['cpu']['model']}",
+        f"{made['memory_bytes'] / 2**30:.0f} GiB",
+    ]
     parts += [g["name"] for g in made["gpus"]]
     return ", ".join(parts)
 
@@ -155,17 +195,23 @@ def package_version(name: str) -> str | None:
 
 
 def torch_cuda() -> str:
-    """The CUDA version that the installed torch is built for ("13.0"); "" without one. Read from torch's version file: it is not imported."""
+    """The CUDA version that the installed torch is built for ("13.0"); "" without one. Read from
+    torch's version file: it is not imported."""
     with contextlib.suppress(ImportError, ValueError, AttributeError):
         spec = importlib.util.find_spec("torch")
         if spec and spec.origin:
-            found = re.search(r"""^cuda\b[^=\n]*=\s*['"]([\d.]+)['"]""", read_text(str(Path(spec.origin).with_name("version.py"))), re.MULTILINE)
+            found = re.search(
+                r"""^cuda\b[^=\n]*=\s*['"]([\d.]+)['"]""",
+                read_text(str(Path(spec.origin).with_name("version.py"))),
+                re.MULTILINE,
+            )
             return found[1] if found else ""
     return ""
 
 
 def gpus() -> list[dict[str, Any]]:
-    """GPUs through NVML, which makes no CUDA context: name, memory_bytes, driver, compute capability, MIG mode, UUID left out."""
+    """GPUs through NVML, which makes no CUDA context: name, memory_bytes, driver, compute
+    capability, MIG mode, UUID left out."""
     try:
         import pynvml
 
@@ -174,7 +220,10 @@ def gpus() -> list[dict[str, Any]]:
         return []
     try:
         driver = _text(pynvml.nvmlSystemGetDriverVersion())
-        return [_gpu(pynvml, pynvml.nvmlDeviceGetHandleByIndex(i), driver) for i in range(pynvml.nvmlDeviceGetCount())]
+        return [
+            _gpu(pynvml, pynvml.nvmlDeviceGetHandleByIndex(i), driver)
+            for i in range(pynvml.nvmlDeviceGetCount())
+        ]
     except pynvml.NVMLError:
         return []
     finally:
@@ -188,10 +237,18 @@ def _gpu(nvml: Any, handle: Any, driver: str) -> dict[str, Any]:
         except nvml.NVMLError:
             return otherwise
 
-    return {"name": _text(nvml.nvmlDeviceGetName(handle)), "memory_bytes": int(nvml.nvmlDeviceGetMemoryInfo(handle).total), "driver": driver,
-            "compute_capability": ".".join(map(str, ask(nvml.nvmlDeviceGetCudaComputeCapability, ("?",)))),
-            "pcie_generation": ask(nvml.nvmlDeviceGetMaxPcieLinkGeneration), "pcie_width": ask(nvml.nvmlDeviceGetMaxPcieLinkWidth),
-            "mig": bool((ask(nvml.nvmlDeviceGetMigMode) or (0, 0))[0]), "persistence": bool(ask(nvml.nvmlDeviceGetPersistenceMode, 0))}
+    return {
+        "name": _text(nvml.nvmlDeviceGetName(handle)),
+        "memory_bytes": int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+        "driver": driver,
+        "compute_capability": ".".join(
+            map(str, ask(nvml.nvmlDeviceGetCudaComputeCapability, ("?",)))
+        ),
+        "pcie_generation": ask(nvml.nvmlDeviceGetMaxPcieLinkGeneration),
+        "pcie_width": ask(nvml.nvmlDeviceGetMaxPcieLinkWidth),
+        "mig": bool((ask(nvml.nvmlDeviceGetMigMode) or (0, 0))[0]),
+        "persistence": bool(ask(nvml.nvmlDeviceGetPersistenceMode, 0)),
+    }
 
 
 def _text(value: Any) -> str:
@@ -211,16 +268,33 @@ VECTOR_FEATURES = {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "sve", "bf16"}
 
 def _cpu() -> dict[str, Any]:
     info = read_text("/proc/cpuinfo")
-    fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in info.split("\n")[:40])}
-    model = fields.get("model name") or fields.get("Model") or platform.processor() or platform.machine()
+    fields = {
+        k.strip(): v.strip() for k, _, v in (line.partition(":") for line in info.split("\n")[:40])
+    }
+    model = (
+        fields.get("model name")
+        or fields.get("Model")
+        or platform.processor()
+        or platform.machine()
+    )
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
-    return {"model": " ".join(model.split()), "count": cpu_count(), "features": sorted(flags & VECTOR_FEATURES)}
+    return {
+        "model": " ".join(model.split()),
+        "count": cpu_count(),
+        "features": sorted(flags & VECTOR_FEATURES),
+    }
 
 
 def grantable_cpu_state() -> int:
-    """Mask of the parts of CPU state that this kernel grants to a process that asks (arch_prctl(ARCH_GET_XCOMP_SUPP), asm/prctl.h); 0 where it knows none."""
+    """Mask of the parts of CPU state that this kernel grants to a process that asks
+    (arch_prctl(ARCH_GET_XCOMP_SUPP), asm/prctl.h); 0 where it knows none."""
     arch_prctl, supported, mask = 158, 0x1021, ctypes.c_uint64()
-    return mask.value if platform.machine() == "x86_64" and ctypes.CDLL(None).syscall(arch_prctl, supported, ctypes.byref(mask)) == 0 else 0
+    return (
+        mask.value
+        if platform.machine() == "x86_64"
+        and ctypes.CDLL(None).syscall(arch_prctl, supported, ctypes.byref(mask)) == 0
+        else 0
+    )
 
 
 def cpu_features() -> list[str]:
@@ -230,7 +304,9 @@ def cpu_features() -> list[str]:
 
 def cpu_count(root: str = "") -> int:
     """CPUs this process may use: affinity, and the smallest quota of its control groups."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     quota = control_groups.cpu_quota(root)
     return min(count, max(1, int(quota))) if quota is not None else count
 
@@ -248,32 +324,50 @@ def meminfo_bytes(name: str, root: str = "") -> int:
 
 
 def _distribution() -> str:
-    fields = dict(line.split("=", 1) for line in read_text("/etc/os-release").split("\n") if "=" in line)
+    fields = dict(
+        line.split("=", 1) for line in read_text("/etc/os-release").split("\n") if "=" in line
+    )
     return fields.get("PRETTY_NAME", sys.platform).strip('"')
 
 
 def _virtualisation() -> str:
-    """What the firmware says this is ("KVM", "Amazon EC2", "Google Compute Engine"); "" on bare metal."""
+    """What the firmware says this is ("KVM", "Amazon EC2", "Google Compute Engine"); "" on bare
+    metal."""
     if "hypervisor" not in read_text("/proc/cpuinfo").partition("\n\n")[0]:
         return ""
-    product, vendor = read_text("/sys/class/dmi/id/product_name"), read_text("/sys/class/dmi/id/sys_vendor")
+    product, vendor = (
+        read_text("/sys/class/dmi/id/product_name"),
+        read_text("/sys/class/dmi/id/sys_vendor"),
+    )
     return " ".join(dict.fromkeys(f"{vendor} {product}".split())) or "virtual machine"
 
 
 def _in_container() -> bool:
-    return os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv") or bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
+    return (
+        os.path.exists("/.dockerenv")
+        or os.path.exists("/run/.containerenv")
+        or bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
+    )
 
 
 def _memory_kept() -> dict[str, Any]:
-    """Who takes memory away behind a trial's back: `free_page_reporting` gives free pages to the hypervisor, which has to find them again;
-    `evicts_idle`: DAMON schemes that page out what nobody touches, caches included."""
+    """Who takes memory away behind a trial's back: `free_page_reporting` gives free pages to the
+    hypervisor, which has to find them again; `evicts_idle`: DAMON schemes that page out what nobody
+    touches, caches included."""
     balloons = glob.glob("/sys/bus/virtio/drivers/virtio_balloon/virtio*/features")
-    schemes = {read_text(path) for path in glob.glob("/sys/kernel/mm/damon/admin/kdamonds/*/contexts/*/schemes/*/action")}
-    return {"free_page_reporting": any(read_text(path)[5:6] == "1" for path in balloons), "evicts_idle": sorted(schemes & {"pageout", "cold"})}
+    schemes = {
+        read_text(path)
+        for path in glob.glob("/sys/kernel/mm/damon/admin/kdamonds/*/contexts/*/schemes/*/action")
+    }
+    return {
+        "free_page_reporting": any(read_text(path)[5:6] == "1" for path in balloons),
+        "evicts_idle": sorted(schemes & {"pageout", "cold"}),
+    }
 
 
 def _disk() -> dict[str, Any]:
-    """The disk under the workspace: fs, model, size, free. Rates are measured elsewhere and stay None here."""
+    """The disk under the workspace: fs, model, size, free. Rates are measured elsewhere and stay
+    None here."""
     where = workspace_parent()
     fs = filesystem_of(where)
     stat = os.statvfs(where)
@@ -281,13 +375,23 @@ def _disk() -> dict[str, Any]:
     block = os.path.realpath(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
     if os.path.exists(block + "/partition"):
         block = os.path.dirname(block)
-    model = read_text(block + "/device/model") or (os.path.basename(block).rstrip("0123456789") if os.path.exists(block) else "")
-    return {"fs": fs["fs"], "model": model, "total_bytes": stat.f_blocks * stat.f_frsize, "free_bytes": stat.f_bavail * stat.f_frsize,
-            "read_ahead_bytes": read_ahead_bytes(device), "read_bytes_per_s": None, "write_bytes_per_s": None}
+    model = read_text(block + "/device/model") or (
+        os.path.basename(block).rstrip("0123456789") if os.path.exists(block) else ""
+    )
+    return {
+        "fs": fs["fs"],
+        "model": model,
+        "total_bytes": stat.f_blocks * stat.f_frsize,
+        "free_bytes": stat.f_bavail * stat.f_frsize,
+        "read_ahead_bytes": read_ahead_bytes(device),
+        "read_bytes_per_s": None,
+        "write_bytes_per_s": None,
+    }
 
 
 def workspace_parent() -> Path:
-    """The nearest directory on the way to the workspace that we may write: what is probed there holds for the workspace."""
+    """The nearest directory on the way to the workspace that we may write: what is probed there
+    holds for the workspace."""
     try:
         where = place()
     except RuntimeError:  # neither HOME nor an entry in the user database
@@ -306,6 +410,8 @@ def filesystem_of(path: str | os.PathLike[str]) -> dict[str, str]:
         if not right:
             continue
         mount = left.split(" ")[4].encode().decode("unicode_escape")
-        if (real == mount or real.startswith(mount.rstrip("/") + "/")) and len(mount) >= len(best["mount"]):
+        if (real == mount or real.startswith(mount.rstrip("/") + "/")) and len(mount) >= len(
+            best["mount"]
+        ):
             best = {"fs": right.split(" ")[0], "source": right.split(" ")[1], "mount": mount}
     return best

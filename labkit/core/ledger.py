@@ -1,19 +1,21 @@
-"""The ledger: what the lab has running, written down before it is started, so that anything can take it down later.
+"""The ledger: what the lab has running, written down before it is started, so that anything can
+take it down later.
 
-One JSON-lines file a run in `workspace/ledger/`. It opens with who wrote it: boot, PID namespace, user, pid and start time.
-Three things read it: the harness's own exit, a watchdog process that notices the harness's death (also SIGKILL) by the end
-of a pipe, and the next start of the lab. Harness and watchdog hold a lock on the file: while either lives – in whatever PID
-namespace – nobody else ends its entries. What is believed of them is labkit.core.takedown's business.
+One JSON-lines file a run in `workspace/ledger/`. It opens with who wrote it: boot, PID namespace,
+user, pid and start time. Three things read it: the harness's own exit, a watchdog process that
+notices the harness's death (also SIGKILL) by the end of a pipe, and the next start of the lab.
+Harness and watchdog hold a lock on the file: while either lives – in whatever PID namespace –
+nobody else ends its entries. What is believed of them is labkit.core.takedown's business.
 
     with Ledger.open(workspace) as ledger:
         entry = ledger.note("mount", path)      # before mounting
         ...
         ledger.done(entry)                      # after unmounting
 
-A process has one ledger for a workspace. Opened again inside, or by a process that a run started, it is a part of the same
-file with a mark below the first one's (`labkit-…/812-1`), and its end is the end of that part. While one is open its mark is
-in os.environ, so every child carries it however it is started. `current()` is for code that was handed no ledger.
-"""
+A process has one ledger for a workspace. Opened again inside, or by a process that a run started,
+it is a part of the same file with a mark below the first one's (`labkit-…/812-1`), and its end is
+the end of that part. While one is open its mark is in os.environ, so every child carries it however
+it is started. `current()` is for code that was handed no ledger."""
 
 from __future__ import annotations
 
@@ -32,13 +34,37 @@ from typing import Any
 
 from labkit.core import takedown
 from labkit.core.interpreter import module
-from labkit.core.ledger_file import CLOSED, boot_id, locked, open_entries, pid_namespace, scope_of, sweep, within
+from labkit.core.ledger_file import (
+    CLOSED,
+    boot_id,
+    locked,
+    open_entries,
+    pid_namespace,
+    scope_of,
+    sweep,
+    within,
+)
 from labkit.core.takedown import MARK, is_mounted, marked_pids, remove_tree, start_time, unmount
 from labkit.core.workspace import Workspace
 
-__all__ = ["MARK", "Ledger", "boot_id", "current", "is_mounted", "marked", "marked_pids", "open_entries", "pid_namespace", "remove_tree", "start_time", "sweep", "unmount"]
+__all__ = [
+    "MARK",
+    "Ledger",
+    "boot_id",
+    "current",
+    "is_mounted",
+    "marked",
+    "marked_pids",
+    "open_entries",
+    "pid_namespace",
+    "remove_tree",
+    "start_time",
+    "sweep",
+    "unmount",
+]
 
-WHERE = "LABKIT_LEDGER"  # beside the mark: the file, for a child of the run that has to note something itself
+# beside the mark: the file, for a child of the run that has to note something itself
+WHERE = "LABKIT_LEDGER"
 _open: list[Ledger] = []
 _parts = itertools.count(1)
 _commanded = False
@@ -50,21 +76,29 @@ class Ledger:
     KINDS = ("process", "group", "mount", "container", "dir", "file", "action")
 
     def __init__(self, path: Path, mark: str, lock: int = -1):
-        self.path, self.mark, self.token = path, mark, mark.removeprefix("labkit-").partition("/")[0]
+        self.path, self.mark, self.token = (
+            path,
+            mark,
+            mark.removeprefix("labkit-").partition("/")[0],
+        )
         self._lock, self._pid, self._count = lock, os.getpid(), itertools.count(1)
-        self._out = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)  # kept: entries are written, and read by the watchdog, even after the workspace was deleted
+        # kept: entries are written, and read by the watchdog, even after the workspace was deleted
+        self._out = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         self._watch: subprocess.Popen[bytes] | None = None
         self._environment: dict[str, str | None] = {}
         self._scope: takedown.Scope | None = None
 
     @classmethod
     def open(cls, workspace: Workspace, *, watch: bool = True) -> Ledger:
-        """A part of the ledger that is open here already; else sweep what dead harnesses left, and start one for this process (and its watchdog)."""
+        """A part of the ledger that is open here already; else sweep what dead harnesses left, and
+        start one for this process (and its watchdog)."""
         return cls._opened(workspace, watch)._enter()
 
     @classmethod
     def _opened(cls, workspace: Workspace, watch: bool = True) -> Ledger:
-        around = next((o for o in reversed(_open) if o.path.parent == workspace.ledger), None) or _inherited(workspace)
+        around = next(
+            (o for o in reversed(_open) if o.path.parent == workspace.ledger), None
+        ) or _inherited(workspace)
         if around:
             return around.below()
         sweep(workspace)
@@ -75,7 +109,17 @@ class Ledger:
             with contextlib.suppress(OSError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             made = cls(path, f"labkit-{token}", lock)
-            made._append({"ledger": 2, "token": token, "boot": boot_id(), "pid_namespace": pid_namespace(), "uid": os.geteuid(), "pid": pid, "started": start_time(pid)})
+            made._append(
+                {
+                    "ledger": 2,
+                    "token": token,
+                    "boot": boot_id(),
+                    "pid_namespace": pid_namespace(),
+                    "uid": os.geteuid(),
+                    "pid": pid,
+                    "started": start_time(pid),
+                }
+            )
         # A forked child must not hold the lock: it may outlive the run.
         os.register_at_fork(after_in_child=lambda: made._forked())
         if watch:
@@ -88,7 +132,8 @@ class Ledger:
         return cls(Path(path), mark)
 
     def below(self) -> Ledger:
-        """A part of this ledger: what is noted or started under its mark ends with it. For a child process, or a block."""
+        """A part of this ledger: what is noted or started under its mark ends with it. For a child
+        process, or a block."""
         return Ledger(self.path, f"{self.mark}/{os.getpid()}-{next(_parts)}")
 
     @property
@@ -98,7 +143,9 @@ class Ledger:
 
     @property
     def scope(self) -> takedown.Scope:
-        self._scope = self._scope or scope_of(Workspace(self.path.parent.parent), self.mark, self.token)
+        self._scope = self._scope or scope_of(
+            Workspace(self.path.parent.parent), self.mark, self.token
+        )
         return self._scope
 
     def _enter(self, exported: bool = True) -> Ledger:
@@ -109,7 +156,8 @@ class Ledger:
         return self
 
     def _temporary(self) -> dict[str, str]:
-        """A command's own TMPDIR: compilers and daemons leave files there when they are killed, under names that nobody else knows."""
+        """A command's own TMPDIR: compilers and daemons leave files there when they are killed,
+        under names that nobody else knows."""
         if not _commanded or self._lock < 0:
             return {}
         where = Path(tempfile.gettempdir()).resolve() / f"lk-{self.token}"
@@ -121,10 +169,11 @@ class Ledger:
 
     def _leave(self) -> None:
         if self in _open:
-            later = _open[_open.index(self) + 1:]
+            later = _open[_open.index(self) + 1 :]
             _open.remove(self)
             for name, before in self._environment.items():
-                if any(o._environment for o in later):  # not the innermost: what was before it is now before the next
+                # not the innermost: what was before it is now before the next
+                if any(o._environment for o in later):
                     next(o for o in later if o._environment)._environment[name] = before
                 elif before is None:
                     os.environ.pop(name, None)
@@ -141,11 +190,13 @@ class Ledger:
         os.write(self._out, (json.dumps(doc) + "\n").encode())
 
     def note(self, kind: str, target: str | int | Path, **detail: Any) -> str:
-        """kind: process|group (a pid) · mount, dir, file (a path) · container (id; bundle state in `root`) · action (one of
-        takedown.ACTIONS by name, its arguments in detail). Returns the entry's id for `done`.
+        """kind: process|group (a pid) · mount, dir, file (a path) · container (id; bundle state in
+        `root`) · action (one of takedown.ACTIONS by name, its arguments in detail). Returns the
+        entry's id for `done`.
 
-        A path must be one that the ledger may touch: below the workspace, or named with the ledger's token (labkit.core.beside
-        makes such names). Raises ValueError for another, before it is made."""
+        A path must be one that the ledger may touch: below the workspace, or named with the
+        ledger's token (labkit.core.beside makes such names). Raises ValueError for another, before
+        it is made."""
         if kind not in self.KINDS:
             raise ValueError(f"ledger kind {kind!r}")
         entry = f"{os.getpid()}.{next(self._count)}.{secrets.token_hex(3)}"
@@ -169,16 +220,24 @@ class Ledger:
         path = os.path.join(os.path.realpath(above), name)
         if self.scope.owns(path):
             return path
-        raise ValueError(f"{path} cannot be noted: it is outside of the workspace, and its name is without the ledger's token (labkit.core.beside gives it one)")
+        raise ValueError(
+            f"{path} cannot be noted: it is outside of the workspace, and its name is without the"
+            " ledger's token (labkit.core.beside gives it one)"
+        )
 
     def done(self, entry: str) -> None:
         self._append({"done": entry})
 
     def close(self) -> None:
-        """End everything still noted under this mark, and every process that carries it; the whole ledger's end is also its file's and its watchdog's."""
+        """End everything still noted under this mark, and every process that carries it; the whole
+        ledger's end is also its file's and its watchdog's."""
         if os.getpid() != self._pid or self._out < 0:  # a forked child has the object, not the run
             return
-        part = [e for e in open_entries(self._lock if self._lock >= 0 else self.path) if within(e, self.mark)]
+        part = [
+            e
+            for e in open_entries(self._lock if self._lock >= 0 else self.path)
+            if within(e, self.mark)
+        ]
         takedown.end(part, self.scope, settle=self._lock >= 0)
         for entry in part:
             self.done(entry["id"])
@@ -239,22 +298,27 @@ class Unnoted:
 
 
 def current() -> Ledger | Unnoted:
-    """The ledger of this process: the innermost open one, else a part of that of the run which started it, else one in the
-    default workspace for as long as this process lives. Raises LabError where there can be no workspace."""
+    """The ledger of this process: the innermost open one, else a part of that of the run which
+    started it, else one in the default workspace for as long as this process lives. Raises LabError
+    where there can be no workspace."""
     if _open:
         return _open[-1]
     around = _inherited()
     if around is None and os.environ.get(MARK):
         return Unnoted()
-    # What a program that merely uses the lab starts beside it is its own: only a command of the lab marks every child.
-    made = (around.below() if around else Ledger._opened(Workspace.default()))._enter(exported=_commanded or around is not None)
+    # What a program that merely uses the lab starts beside it is its own: only a command of the lab
+    # marks every child.
+    made = (around.below() if around else Ledger._opened(Workspace.default()))._enter(
+        exported=_commanded or around is not None
+    )
     atexit.register(made.close)
     return made
 
 
 @contextlib.contextmanager
 def command() -> Iterator[None]:
-    """While it lasts this process is a command of the lab: whatever it starts, from its first need of a ledger on, is part of the run."""
+    """While it lasts this process is a command of the lab: whatever it starts, from its first need
+    of a ledger on, is part of the run."""
     global _commanded
     before, _commanded = _commanded, True
     try:
@@ -270,16 +334,27 @@ def close_current() -> None:
 
 
 def marked(environment: dict[str, str]) -> dict[str, str]:
-    """An environment that does not come from os.environ, with the mark of whoever starts the process."""
+    """An environment that does not come from os.environ, with the mark of whoever starts the
+    process."""
     return {**environment, **current().environment}
 
 
 def _start_watchdog(made: Ledger, workspace: Workspace) -> subprocess.Popen[bytes]:
     # Without the mark, or it would end itself; at home nowhere, or it would keep a directory busy.
     environment = {k: v for k, v in os.environ.items() if k not in (MARK, WHERE)}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), environment.get("PYTHONPATH", "")]))
-    return subprocess.Popen([*module("labkit.core.watchdog"), str(made._lock), str(workspace.root), made.mark], stdin=subprocess.PIPE,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, pass_fds=(made._lock,), env=environment, cwd="/")
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(Path(__file__).resolve().parents[2]), environment.get("PYTHONPATH", "")])
+    )
+    return subprocess.Popen(
+        [*module("labkit.core.watchdog"), str(made._lock), str(workspace.root), made.mark],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        pass_fds=(made._lock,),
+        env=environment,
+        cwd="/",
+    )
 
 
 def _stop_watchdog(process: subprocess.Popen[bytes]) -> None:

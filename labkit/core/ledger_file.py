@@ -1,13 +1,14 @@
-"""A ledger's file: who wrote it, what is still open in it, and whether it may be ended by somebody else.
+"""A ledger's file: who wrote it, what is still open in it, and whether it may be ended by somebody
+else.
 
     open_entries(path)          # last first
     sweep(workspace)            # the names of the ledgers that were cleared
 
-A lock that neither harness nor watchdog holds any more is the proof of their death, in whatever PID namespace they were; the
-file's first line says whether the numbers in it mean anything here and now (boot, PID namespace, user). Limit: on a file
-system without locks it is judged by pid and start time alone, and one of another PID namespace is left until the next boot.
-Lesson: none; STYLE.md, Code 6.
-"""
+A lock that neither harness nor watchdog holds any more is the proof of their death, in whatever PID
+namespace they were; the file's first line says whether the numbers in it mean anything here and now
+(boot, PID namespace, user). Limit: on a file system without locks it is judged by pid and start
+time alone, and one of another PID namespace is left until the next boot. Lesson: none; STYLE.md,
+Code 6."""
 
 from __future__ import annotations
 
@@ -47,12 +48,17 @@ def pid_namespace() -> int:
 def scope_of(workspace: Workspace, mark: str, token: str, processes: bool = True) -> takedown.Scope:
     root = os.path.realpath(workspace.root)
     rooms = [os.path.realpath(os.path.join(root, name)) for name in ROOMS]
-    ours = [r for r in rooms if r.startswith(root + "/") or (os.path.isdir(r) and os.stat(r).st_uid == os.geteuid())]
+    ours = [
+        r
+        for r in rooms
+        if r.startswith(root + "/") or (os.path.isdir(r) and os.stat(r).st_uid == os.geteuid())
+    ]
     return takedown.Scope(mark, token if TOKEN.fullmatch(token) else "", (root, *ours), processes)
 
 
 def within(entry: dict[str, Any], mark: str) -> bool:
-    """Whether an entry was noted under this mark, or under one below it. One that does not say belongs to the whole."""
+    """Whether an entry was noted under this mark, or under one below it. One that does not say
+    belongs to the whole."""
     noted = entry.get("mark")
     return noted == mark or str(noted).startswith(mark + "/") or ("/" not in mark and noted is None)
 
@@ -72,7 +78,9 @@ def _lines(path: Path | int) -> Iterator[dict[str, Any]]:
     text = ""
     with contextlib.suppress(OSError):
         # A descriptor by its number in /proc: it may be shared, and so may its position.
-        text = Path(f"/proc/self/fd/{path}" if isinstance(path, int) else path).read_text(errors="replace")
+        text = Path(f"/proc/self/fd/{path}" if isinstance(path, int) else path).read_text(
+            errors="replace"
+        )
     for line in text.split("\n"):
         with contextlib.suppress(ValueError, RecursionError):
             doc = json.loads(line)
@@ -106,7 +114,8 @@ def sweep(workspace: Workspace) -> list[str]:
 
 @contextlib.contextmanager
 def _abandoned(path: Path, workspace: Workspace) -> Iterator[int | None]:
-    """The file, locked, if neither its harness nor its watchdog lives; None if one may, or if it is another user's."""
+    """The file, locked, if neither its harness nor its watchdog lives; None if one may, or if it is
+    another user's."""
     fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         about = os.fstat(fd)
@@ -136,12 +145,20 @@ def _lock(fd: int, room: Path) -> bool:
 
 
 def _clear(fd: int, name: str, workspace: Workspace) -> None:
-    """Of another boot, no process is left; of another PID namespace, no number means anything: then only marks and files count."""
+    """Of another boot, no process is left; of another PID namespace, no number means anything: then
+    only marks and files count."""
     head = next(_lines(fd), {})
     token = str(head.get("token"))
     token = token if TOKEN.fullmatch(token) and name.endswith(token) else ""
-    here = (head.get("boot"), head.get("pid_namespace"), head.get("uid")) == (boot_id(), pid_namespace(), os.geteuid())
+    here = (head.get("boot"), head.get("pid_namespace"), head.get("uid")) == (
+        boot_id(),
+        pid_namespace(),
+        os.geteuid(),
+    )
     entries = open_entries(fd)
     if any(e["kind"] == "command" for e in entries):
-        print(f"labkit: ledger {name} was written by an older version; its commands are not run", file=sys.stderr)
+        print(
+            f"labkit: ledger {name} was written by an older version; its commands are not run",
+            file=sys.stderr,
+        )
     takedown.end(entries, scope_of(workspace, f"labkit-{token or name}", token, here), settle=True)

@@ -1,8 +1,9 @@
-"""What a trial looks at from outside: page residency, /proc of the server, the byte servers' own counters, samples.
+"""What a trial looks at from outside: page residency, /proc of the server, the byte servers' own
+counters, samples.
 
-Nothing here asks the technique under test. /proc/PID/io and maps are kept by the kernel; store counters by the process
-at the other end of the wire; residency by cachestat or mincore. Lesson: notebooks/01_anatomy.
-"""
+Nothing here asks the technique under test. /proc/PID/io and maps are kept by the kernel; store
+counters by the process at the other end of the wire; residency by cachestat or mincore. Lesson:
+notebooks/01_anatomy."""
 
 from __future__ import annotations
 
@@ -25,18 +26,25 @@ INTERFACES = "interfaces"
 
 
 def settle_cache(plan: LaunchPlan, node: Path) -> dict[str, Any]:
-    """Bring the page cache into the scenario's state and prove it. `state` is cold, warm or unverified."""
+    """Bring the page cache into the scenario's state and prove it. `state` is cold, warm or
+    unverified."""
     if not plan.cold_paths:
         left = sum(len(files) for _, _, files in os.walk(node))
-        return {"state": "cold" if not left else "unverified", "method": "the node's disk is an empty directory", "files": left,
-                "total_bytes": 0, "resident_bytes": 0}
+        return {
+            "state": "cold" if not left else "unverified",
+            "method": "the node's disk is an empty directory",
+            "files": left,
+            "total_bytes": 0,
+            "resident_bytes": 0,
+        }
     want = "warm" if plan.scenario == "hot-node" else "cold"
     # Dropping the host's caches would also cool the stores, which stand for other machines.
     return cold.settle(plan.cold_paths, want, caches=not plan.stat_urls).as_json()
 
 
 def residency_after(plan: LaunchPlan) -> dict[str, Any]:
-    """How much of the cold paths is in the page cache now: what the start really read (plus read-ahead)."""
+    """How much of the cold paths is in the page cache now: what the start really read (plus
+    read-ahead)."""
     return cold.residency(plan.cold_paths).as_json() if plan.cold_paths else {}
 
 
@@ -46,9 +54,10 @@ def _get(url: str, timeout_s: float = 5.0) -> Any:
 
 
 def store_counters(plan: LaunchPlan) -> dict[str, dict[str, Any]]:
-    """Counters of each store. A fragment of the URL keeps the paths below a prefix (`#/v2/`), or those that are not (`#!/v2/`):
-    registry and bucket are one server where the node's one link carries both. A store outside of the lab counts nothing for us:
-    for `INTERFACES` it is what this host's network interfaces have received."""
+    """Counters of each store. A fragment of the URL keeps the paths below a prefix (`#/v2/`), or
+    those that are not (`#!/v2/`): registry and bucket are one server where the node's one link
+    carries both. A store outside of the lab counts nothing for us: for `INTERFACES` it is what this
+    host's network interfaces have received."""
     found, read = {}, {}
     for name, url in plan.stat_urls.items():
         address, _, prefix = url.partition("#")
@@ -62,24 +71,37 @@ def store_counters(plan: LaunchPlan) -> dict[str, dict[str, Any]]:
 
 
 def received_bytes() -> int:
-    """What all interfaces of this network namespace have received since they came up (loopback too: a store may be there)."""
+    """What all interfaces of this network namespace have received since they came up (loopback too:
+    a store may be there)."""
     lines = Path("/proc/self/net/dev").read_text().splitlines()[2:]
     return sum(int(line.partition(":")[2].split()[0]) for line in lines)
 
 
 def _of_paths(counters: dict[str, Any], prefix: str) -> dict[str, Any]:
     wanted, below = not prefix.startswith("!"), prefix.lstrip("!")
-    kept = {path: c for path, c in counters.get("by_path", {}).items() if path.startswith(below) == wanted}
-    return {**counters, "by_path": kept, **{key: sum(c.get(key, 0) for c in kept.values()) for key in ("requests", "bytes_sent")}}
+    kept = {
+        path: c
+        for path, c in counters.get("by_path", {}).items()
+        if path.startswith(below) == wanted
+    }
+    return {
+        **counters,
+        "by_path": kept,
+        **{key: sum(c.get(key, 0) for c in kept.values()) for key in ("requests", "bytes_sent")},
+    }
 
 
 def store_difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """after − before, counter by counter; `by_path` too."""
+
     def minus(a: Any, b: Any) -> Any:
         if isinstance(a, dict):
             made = {k: minus(v, (b or {}).get(k)) for k, v in a.items()}
-            return {k: v for k, v in made.items() if v not in (0, {}, None)} if b is not None else made
+            return (
+                {k: v for k, v in made.items() if v not in (0, {}, None)} if b is not None else made
+            )
         return a - (b or 0) if isinstance(a, (int, float)) and not isinstance(a, bool) else a
+
     made = {name: minus(counters, before.get(name, {})) for name, counters in after.items()}
     for counters in made.values():
         counters.setdefault("bytes_sent", 0)
@@ -88,14 +110,16 @@ def store_difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str,
 
 
 def identity(port: int) -> dict[str, Any]:
-    """Which process answered: its own pid, boot nonce and start (`/_labkit/identity`); empty for a server that is not ours."""
+    """Which process answered: its own pid, boot nonce and start (`/_labkit/identity`); empty for a
+    server that is not ours."""
     with contextlib.suppress(OSError, ValueError):
         return _get(f"http://127.0.0.1:{port}/_labkit/identity", 2.0)
     return {}
 
 
 def resident_bytes(pid: int | str = "self") -> tuple[int, int]:
-    """Resident memory of a process, now and at its peak since it was exec'd. Not getrusage: that peak is inherited from whoever started it."""
+    """Resident memory of a process, now and at its peak since it was exec'd. Not getrusage: that
+    peak is inherited from whoever started it."""
     found = {"VmRSS": 0, "VmHWM": 0}
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         key, _, value = line.partition(":")
@@ -105,7 +129,8 @@ def resident_bytes(pid: int | str = "self") -> tuple[int, int]:
 
 
 def read_by_calls(pid: int | str = "self") -> int:
-    """Bytes that the kernel has counted as read by one process, by read and its like: files, pipes; not what recv brings. 0 of one that is gone."""
+    """Bytes that the kernel has counted as read by one process, by read and its like: files, pipes;
+    not what recv brings. 0 of one that is gone."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path(f"/proc/{pid}/io").read_text().splitlines():
             if line.startswith("rchar:"):
@@ -114,9 +139,18 @@ def read_by_calls(pid: int | str = "self") -> int:
 
 
 def process_facts(pid: int) -> dict[str, Any]:
-    """/proc/PID of the server and of its children: io (summed), mapped files, mounts, peak memory."""
+    """/proc/PID of the server and of its children: io (summed), mapped files, mounts, peak
+    memory."""
     family = [pid, *descendants(pid)]
-    facts: dict[str, Any] = {"pid": pid, "family": family, "io": {}, "maps": [], "mounts": [], "rss_bytes": 0, "peak_rss_bytes": 0}
+    facts: dict[str, Any] = {
+        "pid": pid,
+        "family": family,
+        "io": {},
+        "maps": [],
+        "mounts": [],
+        "rss_bytes": 0,
+        "peak_rss_bytes": 0,
+    }
     maps: set[str] = set()
     for member in family:
         root = Path(f"/proc/{member}")
@@ -142,14 +176,20 @@ def process_facts(pid: int) -> dict[str, Any]:
         with contextlib.suppress(OSError):
             facts["ns"][kind] = os.readlink(f"/proc/{pid}/ns/{kind}")
     with contextlib.suppress(OSError):
-        facts["mounts"] = Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape").splitlines()
+        facts["mounts"] = (
+            Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape").splitlines()
+        )
     with contextlib.suppress(OSError):
         raw = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         environment = dict(e.decode(errors="replace").split("=", 1) for e in raw if b"=" in e)
         secrets.learn_environment(environment)  # its log may name what it was started with
         facts["environ"] = secrets.masked(environment)
     with contextlib.suppress(OSError):
-        argv = [a.decode(errors="replace") for a in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") if a]
+        argv = [
+            a.decode(errors="replace")
+            for a in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if a
+        ]
         secrets.learn_argv(argv)
         facts["cmdline"] = secrets.mask_argv(argv)
     return facts
@@ -190,7 +230,8 @@ def start(directory: Path, ledger: Ledger) -> _Watching:
 
 
 class PhaseFollower:
-    """Follows the timeline file while the client waits, and calls back as phases end. Ten looks a second, off the measured processes."""
+    """Follows the timeline file while the client waits, and calls back as phases end. Ten looks a
+    second, off the measured processes."""
 
     def __init__(self, path: Path, t0_s: float, on_phase: Callable[[str, float], Any] | None):
         self.path, self.t0_s, self.on_phase = path, t0_s, on_phase

@@ -20,8 +20,11 @@ def anonymous(length: int) -> mmap.mmap:
     return mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
-def populate(memory: mmap.mmap, pieces: Sequence[tuple[int, int]], advice: int, threads: int) -> bool:
-    """Fault (offset, length) pieces of a mapping in from several threads at once. False where the kernel (before 5.14) or the disk cannot."""
+def populate(
+    memory: mmap.mmap, pieces: Sequence[tuple[int, int]], advice: int, threads: int
+) -> bool:
+    """Fault (offset, length) pieces of a mapping in from several threads at once. False where the
+    kernel (before 5.14) or the disk cannot."""
     if not pieces:
         return True
     libc = ctypes.CDLL(None, use_errno=True)

@@ -1,12 +1,15 @@
 """A launch plan: what the node does between "zero replicas" and "a server is running", as data.
 
-A plan is a list of steps that the **node agent** (`labkit.core.agent`, resident like a kubelet: started and its modules
-imported before t0) executes in order once the request has found nothing. A step names a function, so that the plan is
-JSON, and the function is the mechanism itself, without a harness around it:
+A plan is a list of steps that the **node agent** (`labkit.core.agent`, resident like a kubelet:
+started and its modules imported before t0) executes in order once the request has found nothing. A
+step names a function, so that the plan is JSON, and the function is the mechanism itself, without a
+harness around it:
 
-    Step("pull", "labkit.image.pull:full_pull", {"reference": "http://127.0.0.1:5000/lab/subject:latest"})
+    Step("pull", "labkit.image.pull:full_pull", {"reference":
+        "http://127.0.0.1:5000/lab/subject:latest"})
 
-    def full_pull(ctx: StepContext, reference: str) -> dict:     # what it returns is the step's facts in the record
+    def full_pull(ctx: StepContext, reference: str) -> dict:     # what it returns is the step's
+        facts in the record
         ctx.state["layers"] = fetch(reference, into=ctx.node)
         return {"bytes_fetched": ...}
 
@@ -32,9 +35,11 @@ SCENARIOS = {
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the node agent. `phase`: a word of `timeline.PHASES`; `call`: "module:function"; `args`: JSON.
+    """One step of the node agent. `phase`: a word of `timeline.PHASES`; `call`: "module:function";
+    `args`: JSON.
 
-    `background=True` starts the step in a thread and goes on (overlap); the agent waits for it after the last step."""
+    `background=True` starts the step in a thread and goes on (overlap); the agent waits for it
+    after the last step."""
 
     phase: str
     call: str
@@ -44,37 +49,57 @@ class Step:
 
 def told_device(server_args: Sequence[str]) -> str:
     """The device of a server with these arguments: the last --device counts, none means cpu."""
-    told = [value for flag, value in zip(server_args, server_args[1:], strict=False) if flag == "--device"]
+    told = [
+        value
+        for flag, value in zip(server_args, server_args[1:], strict=False)
+        if flag == "--device"
+    ]
     return told[-1] if told else "cpu"
 
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """Everything the trial needs to know. Built by `Stack.plan`, widened by each technique's `apply`, stored in the record."""
+    """Everything the trial needs to know. Built by `Stack.plan`, widened by each technique's
+    `apply`, stored in the record."""
 
     stack: dict[str, str]  # layer -> technique name
     scenario: str = "fresh-node"
     link: str = "loopback"
     steps: tuple[Step, ...] = ()
-    server_args: tuple[str, ...] = ()  # arguments of `python -m labkit.subject.server` (loader, weights, port …)
+    # arguments of `python -m labkit.subject.server` (loader, weights, port …)
+    server_args: tuple[str, ...] = ()
     server_env: dict[str, str] = field(default_factory=dict)
-    pass_env: tuple[str, ...] = ()  # names that the server gets from the harness's own environment; their values are never written down
+    # names that the server gets from the harness's own environment; their values are never written
+    # down
+    pass_env: tuple[str, ...] = ()
     server_binds: tuple[tuple[str, str], ...] = ()  # host path -> path in the rootfs, read-only
-    state: dict[str, Any] = field(default_factory=dict)  # initial StepContext.state (warm-node: {"rootfs": "/…"})
-    cold_paths: tuple[str, ...] = ()  # files and trees the stack will read here: evicted and proven (hot-node: warmed)
-    stat_urls: dict[str, str] = field(default_factory=dict)  # servers of bytes -> their /_labkit/stats
-    floors_bytes: dict[str, int] = field(default_factory=dict)  # phase -> bytes that must move in it (for its floor)
+    # initial StepContext.state (warm-node: {"rootfs": "/…"})
+    state: dict[str, Any] = field(default_factory=dict)
+    # files and trees the stack will read here: evicted and proven (hot-node: warmed)
+    cold_paths: tuple[str, ...] = ()
+    # servers of bytes -> their /_labkit/stats
+    stat_urls: dict[str, str] = field(default_factory=dict)
+    # phase -> bytes that must move in it (for its floor)
+    floors_bytes: dict[str, int] = field(default_factory=dict)
     replaces: tuple[str, ...] = ()  # layers made moot (a snapshot makes the loader moot)
-    request: dict[str, Any] = field(default_factory=lambda: {"prompt": "The first token", "max_tokens": 8})
+    request: dict[str, Any] = field(
+        default_factory=lambda: {"prompt": "The first token", "max_tokens": 8}
+    )
     expected_tokens: tuple[int, ...] | None = None
     timeout_s: float = 300.0
 
     def with_steps(self, *steps: Step) -> LaunchPlan:
         return replace(self, steps=self.steps + steps)
 
-    def with_server(self, *args: str, binds: tuple[tuple[str, str], ...] = (), **env: str) -> LaunchPlan:
-        return replace(self, server_args=self.server_args + args, server_binds=self.server_binds + binds,
-                       server_env={**self.server_env, **env})
+    def with_server(
+        self, *args: str, binds: tuple[tuple[str, str], ...] = (), **env: str
+    ) -> LaunchPlan:
+        return replace(
+            self,
+            server_args=self.server_args + args,
+            server_binds=self.server_binds + binds,
+            server_env={**self.server_env, **env},
+        )
 
     def with_cold(self, *paths: str | Path) -> LaunchPlan:
         return replace(self, cold_paths=self.cold_paths + tuple(str(p) for p in paths))
@@ -96,17 +121,20 @@ class LaunchPlan:
 
 @dataclass
 class StepContext:
-    """What a step is given. `node`: a directory that was empty at t0 (the node's disk); `state`: what earlier steps left.
+    """What a step is given. `node`: a directory that was empty at t0 (the node's disk); `state`:
+    what earlier steps left.
 
-    Well-known state keys: `rootfs` (path of the unpacked or mounted image), `image_config` (OCI config dict),
-    `server_pid` (host pid of the server, set by the step that starts or restores it), `server_process` (its Popen, when the
-    agent is its parent), `server_log` (a bounded deque of output lines, filled by whoever drains the server's pipe),
-    `link_free_when` (a file that appears when what the start needs first has come: what can wait leaves it the link)."""
+    Well-known state keys: `rootfs` (path of the unpacked or mounted image), `image_config` (OCI
+    config dict), `server_pid` (host pid of the server, set by the step that starts or restores it),
+    `server_process` (its Popen, when the agent is its parent), `server_log` (a bounded deque of
+    output lines, filled by whoever drains the server's pipe), `link_free_when` (a file that appears
+    when what the start needs first has come: what can wait leaves it the link)."""
 
     node: Path
     port: int
     timeline_path: Path
-    ledger: Any  # labkit.core.ledger.Ledger: everything with an end is noted there before it is started
+    # labkit.core.ledger.Ledger: everything with an end is noted there before it is started
+    ledger: Any
     server_args: list[str]
     server_env: dict[str, str]
     server_binds: list[tuple[str, str]]
@@ -118,7 +146,8 @@ class StepContext:
         self._ends.append(end)
 
     def temporary(self) -> str:
-        """TMPDIR of a server outside of a container: the node's own, so that what it leaves goes with the node."""
+        """TMPDIR of a server outside of a container: the node's own, so that what it leaves goes
+        with the node."""
         (self.node / "tmp").mkdir(exist_ok=True)
         return str(self.node / "tmp")
 

@@ -1,15 +1,17 @@
 """What a run record looks like: checked once, where it is read, so that nobody who uses one has to.
 
-Types, and ranges: a duration is finite, not negative and no longer than thirty years; an outcome is one that is known; a
-good trial has a total. Keys that are not named here are kept and never looked at, but for three things that hold anywhere
-in a document: numbers are finite, none is beyond 10³⁰, and nothing is nested deeper than a record ever is. The first thing
-that is wrong is named by its place.
+Types, and ranges: a duration is finite, not negative and no longer than thirty years; an outcome is
+one that is known; a good trial has a total. Keys that are not named here are kept and never looked
+at, but for three things that hold anywhere in a document: numbers are finite, none is beyond 10³⁰,
+and nothing is nested deeper than a record ever is. The first thing that is wrong is named by its
+place.
 
     document("run.json")               # the parsed JSON of a regular file, or BadInput
-    check(doc, "run.json")             # BadInput: run.json: trials[3].phases.load: -1.2 is not a time
+    check(doc, "run.json")             # BadInput: run.json: trials[3].phases.load: -1.2 is not a
+        time
 
-It checks shapes, not truth: a record that was edited by hand into another valid one is not found out. Lesson: notebooks/01_anatomy.
-"""
+It checks shapes, not truth: a record that was edited by hand into another valid one is not found
+out. Lesson: notebooks/01_anatomy."""
 
 from __future__ import annotations
 
@@ -23,12 +25,23 @@ from typing import Any
 from labkit.core import printable
 from labkit.errors import BadInput
 
-OUTCOMES = ("ok", "timeout", "oom", "killed", "crashed", "wrong_tokens", "no_evidence", "cache_unproven", "interrupted",
-            "unavailable")
+OUTCOMES = (
+    "ok",
+    "timeout",
+    "oom",
+    "killed",
+    "crashed",
+    "wrong_tokens",
+    "no_evidence",
+    "cache_unproven",
+    "interrupted",
+    "unavailable",
+)
 STATES = ("cold", "warm", "unverified")
 FIX = "give the JSON file that labkit run --out wrote"
 
-MOST_S, LEAST_S = 1e9, 1e-9  # shorter than a nanosecond is no measurement; ratios of what is between stay finite
+# shorter than a nanosecond is no measurement; ratios of what is between stay finite
+MOST_S, LEAST_S = 1e9, 1e-9
 MOST_BYTES = 1e18
 MOST = 1e30
 MOST_COUNT = 1_000_000
@@ -46,7 +59,8 @@ class Wrong(Exception):
 
 
 def document(path: str | os.PathLike[str], fix: str = FIX) -> Any:
-    """The JSON document in a regular file. Raises BadInput for anything else: never waits at a pipe, never fills memory."""
+    """The JSON document in a regular file. Raises BadInput for anything else: never waits at a
+    pipe, never fills memory."""
     name = printable.line(path)
     try:
         # O_NONBLOCK: opening a pipe that nobody writes to would wait for ever.
@@ -65,7 +79,8 @@ def document(path: str | os.PathLike[str], fix: str = FIX) -> Any:
         raise BadInput(f"{name} cannot be read: {error.strerror}", fix=fix) from None
     except RecursionError:
         raise BadInput(f"{name} is nested too deep for a record", fix=fix) from None
-    except ValueError as error:  # not JSON, not UTF-8, a path with a null byte, a number of thousands of digits
+    except ValueError as error:
+        # not JSON, not UTF-8, a path with a null byte, a number of thousands of digits
         raise BadInput(f"{name} is not a run record: {printable.line(error)}", fix=fix) from None
 
 
@@ -75,17 +90,25 @@ def check(doc: Any, name: str | os.PathLike[str], fix: str = FIX) -> None:
     if not isinstance(doc, dict) or "trials" not in doc or "schema" not in doc:
         raise BadInput(f"{shown} is JSON but not a run record", fix=fix)
     if "kind" in doc:  # a run has none
-        raise BadInput(f"{shown} is a record of {printable.line(doc['kind'])[:60]}, not of a run", why="it has no arms and no cold starts that could be compared",
-                       fix="labkit show FILE; the runs among GPU trials have records of their own beside it")
+        raise BadInput(
+            f"{shown} is a record of {printable.line(doc['kind'])[:60]}, not of a run",
+            why="it has no arms and no cold starts that could be compared",
+            fix="labkit show FILE; the runs among GPU trials have records of their own beside it",
+        )
     try:
         sound(doc)
         RUN(doc, "")
     except Wrong as wrong:
-        raise BadInput(f"{shown} is a damaged run record: {wrong}", why="nothing is read from a record that is not sound", fix="run it again, or restore the file") from None
+        raise BadInput(
+            f"{shown} is a damaged run record: {wrong}",
+            why="nothing is read from a record that is not sound",
+            fix="run it again, or restore the file",
+        ) from None
 
 
 def sound(doc: Any) -> None:
-    """What holds anywhere in a document. Without recursion: this is what stands between a deep document and code that has it."""
+    """What holds anywhere in a document. Without recursion: this is what stands between a deep
+    document and code that has it."""
     left: list[tuple[Any, str, int]] = [(doc, "", 0)]
     while left:
         value, at, depth = left.pop()
@@ -118,6 +141,7 @@ def number(what: str, low: float, high: float) -> Check:
     def checked(value: Any, at: str) -> None:
         if not _is_number(value) or not (low <= value <= high):
             raise Wrong(at, f"{_said(value)} is not {what}")
+
     return checked
 
 
@@ -125,6 +149,7 @@ def whole(what: str, low: int, high: int) -> Check:
     def checked(value: Any, at: str) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise Wrong(at, f"{_said(value)} is not {what}")
+
     return checked
 
 
@@ -147,6 +172,7 @@ def one_of(*words: str) -> Check:
     def checked(value: Any, at: str) -> None:
         if not isinstance(value, str) or value not in words:
             raise Wrong(at, f"{_said(value)} is none of {', '.join(words)}")
+
     return checked
 
 
@@ -161,22 +187,26 @@ def listed(check: Check) -> Check:
             raise Wrong(at, f"{_said(value)} is not a list")
         for i, item in enumerate(value):
             check(item, f"{at}[{i}]")
+
     return checked
 
 
 def mapped(check: Check | None = None) -> Check:
     """An object of any keys, each value checked."""
+
     def checked(value: Any, at: str) -> None:
         if not isinstance(value, dict):
             raise Wrong(at, f"{_said(value)} is not an object")
         for key, item in value.items():
             if check:
                 check(item, _inside(at, key))
+
     return checked
 
 
 def shaped(known: dict[str, Check], needed: tuple[str, ...] = ()) -> Check:
     """An object of named fields; others are let pass."""
+
     def checked(value: Any, at: str) -> None:
         mapped()(value, at)
         for name in needed:
@@ -185,6 +215,7 @@ def shaped(known: dict[str, Check], needed: tuple[str, ...] = ()) -> Check:
         for name, check in known.items():
             if name in value:
                 check(value[name], _inside(at, name))
+
     return checked
 
 
@@ -194,52 +225,146 @@ count = whole("a count", 0, MOST_COUNT)
 
 
 def _span(value: Any, at: str) -> None:
-    shaped({"name": text, "start_s": moment_s, "end_s": moment_s, "source": text, "detail": mapped()}, ("name", "start_s", "end_s"))(value, at)
+    shaped(
+        {"name": text, "start_s": moment_s, "end_s": moment_s, "source": text, "detail": mapped()},
+        ("name", "start_s", "end_s"),
+    )(value, at)
     if value["end_s"] < value["start_s"]:
-        raise Wrong(at, f"ends at {_said(value['end_s'])}, before it starts at {_said(value['start_s'])}")
+        raise Wrong(
+            at, f"ends at {_said(value['end_s'])}, before it starts at {_said(value['start_s'])}"
+        )
 
 
 def _trial(value: Any, at: str) -> None:
     _TRIAL(value, at)
     if value.get("outcome", "ok") == "ok" and not value.get("total_s"):
-        raise Wrong(_inside(at, "total_s"), f"{_said(value.get('total_s'))} is not the time of a trial that came through")
+        raise Wrong(
+            _inside(at, "total_s"),
+            f"{_said(value.get('total_s'))} is not the time of a trial that came through",
+        )
 
 
 def _arms(value: Any, at: str) -> None:
-    listed(shaped({"name": text, "stack": mapped(text), "scenario": text, "link": text}, ("name",)))(value, at)
+    listed(
+        shaped({"name": text, "stack": mapped(text), "scenario": text, "link": text}, ("name",))
+    )(value, at)
     names = [arm["name"] for arm in value]
     for i, name in enumerate(names):
         if not name or name in names[:i]:
-            raise Wrong(f"{at}[{i}].name", f"{_said(name)} " + ("names no arm" if not name else "is another arm's name too"))
+            raise Wrong(
+                f"{at}[{i}].name",
+                f"{_said(name)} " + ("names no arm" if not name else "is another arm's name too"),
+            )
 
 
 def _floors(value: Any, at: str) -> None:
     """Rates, and words that say how they were measured."""
     mapped()(value, at)
     for name, rate in value.items():
-        if rate is not None and (_is_number(rate) or name.endswith("_s") or name in ("cpus", "disk_read_depth")):
-            number("a rate", LEAST_S if rate else 0, MOST_BYTES)(rate, _inside(at, name))  # bytes ÷ a rate stay finite
+        if rate is not None and (
+            _is_number(rate) or name.endswith("_s") or name in ("cpus", "disk_read_depth")
+        ):
+            # bytes ÷ a rate stay finite
+            number("a rate", LEAST_S if rate else 0, MOST_BYTES)(rate, _inside(at, name))
 
 
-_TRIAL = shaped({
-    "arm": text, "block": count, "order": count, "outcome": one_of(*OUTCOMES), "total_s": maybe(time_s), "phases": mapped(time_s),
-    "unaccounted_s": maybe(time_s), "spans": listed(_span), "floors": mapped(time_s), "tokens": listed(whole("a token", 0, 1 << 63)),
-    "cache": shaped({"state": one_of(*STATES), "method": text, "note": text, "files": maybe(whole("a count", 0, 1 << 53)),
-                     "total_bytes": size_bytes, "resident_bytes": size_bytes}),
-    "evidence": listed(shaped({"technique": text, "layer": text, "engaged": flag, "how": text, "facts": mapped()}, ("technique", "engaged", "how"))),
-    "facts": shaped({"steps": mapped(mapped())}), "samples": mapped(), "error": mapped(text), "log_tail": text,
-}, ("arm", "block", "order"))
+_TRIAL = shaped(
+    {
+        "arm": text,
+        "block": count,
+        "order": count,
+        "outcome": one_of(*OUTCOMES),
+        "total_s": maybe(time_s),
+        "phases": mapped(time_s),
+        "unaccounted_s": maybe(time_s),
+        "spans": listed(_span),
+        "floors": mapped(time_s),
+        "tokens": listed(whole("a token", 0, 1 << 63)),
+        "cache": shaped(
+            {
+                "state": one_of(*STATES),
+                "method": text,
+                "note": text,
+                "files": maybe(whole("a count", 0, 1 << 53)),
+                "total_bytes": size_bytes,
+                "resident_bytes": size_bytes,
+            }
+        ),
+        "evidence": listed(
+            shaped(
+                {"technique": text, "layer": text, "engaged": flag, "how": text, "facts": mapped()},
+                ("technique", "engaged", "how"),
+            )
+        ),
+        "facts": shaped({"steps": mapped(mapped())}),
+        "samples": mapped(),
+        "error": mapped(text),
+        "log_tail": text,
+    },
+    ("arm", "block", "order"),
+)
 
-RUN = shaped({
-    "id": text, "created": text, "lab_version": text, "schema": whole("a schema", 1, MOST_COUNT), "trials": listed(_trial),
-    "host": shaped({"id": text, "title": text, "name": text, "gpus": listed(mapped()), "kernel": text, "python": text, "torch": maybe(text)}),
-    "experiment": shaped({
-        "arms": _arms, "blocks": count, "seed": whole("a seed", -(1 << 63), 1 << 64), "preset": text, "model_dir": text, "store": text,
-        "max_tokens": count, "image_extra_bytes": whole("a number of bytes", 0, int(MOST_BYTES)), "simulated": text, "replayed_from": text,
-        "notes": mapped(),
-        "conditions": shaped({
-            **dict.fromkeys(("preset", "model_dir", "model_identity", "image", "image_digest", "store", "command", "url", "device", "prompt", "model_name", "at_t0"), text),
-            "image_extra_bytes": whole("a number of bytes", 0, int(MOST_BYTES)), "server_args": listed(text), "timeout_s": time_s, "max_tokens": count,
-            "instrument": flag, "environment": mapped(text)})}),
-    "floors": _floors,
-}, ("id", "created"))
+RUN = shaped(
+    {
+        "id": text,
+        "created": text,
+        "lab_version": text,
+        "schema": whole("a schema", 1, MOST_COUNT),
+        "trials": listed(_trial),
+        "host": shaped(
+            {
+                "id": text,
+                "title": text,
+                "name": text,
+                "gpus": listed(mapped()),
+                "kernel": text,
+                "python": text,
+                "torch": maybe(text),
+            }
+        ),
+        "experiment": shaped(
+            {
+                "arms": _arms,
+                "blocks": count,
+                "seed": whole("a seed", -(1 << 63), 1 << 64),
+                "preset": text,
+                "model_dir": text,
+                "store": text,
+                "max_tokens": count,
+                "image_extra_bytes": whole("a number of bytes", 0, int(MOST_BYTES)),
+                "simulated": text,
+                "replayed_from": text,
+                "notes": mapped(),
+                "conditions": shaped(
+                    {
+                        **dict.fromkeys(
+                            (
+                                "preset",
+                                "model_dir",
+                                "model_identity",
+                                "image",
+                                "image_digest",
+                                "store",
+                                "command",
+                                "url",
+                                "device",
+                                "prompt",
+                                "model_name",
+                                "at_t0",
+                            ),
+                            text,
+                        ),
+                        "image_extra_bytes": whole("a number of bytes", 0, int(MOST_BYTES)),
+                        "server_args": listed(text),
+                        "timeout_s": time_s,
+                        "max_tokens": count,
+                        "instrument": flag,
+                        "environment": mapped(text),
+                    }
+                ),
+            }
+        ),
+        "floors": _floors,
+    },
+    ("id", "created"),
+)

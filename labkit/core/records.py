@@ -1,13 +1,15 @@
-"""Records: measurement as data. One run = one JSON file, written after every trial, raw points only.
+"""Records: measurement as data. One run = one JSON file, written after every trial, raw points
+only.
 
 File format history
   1  first: run{schema, id, created, lab_version, host, experiment, floors, trials[]}
-     since 2026-11-27 also experiment.conditions: everything that was chosen for the run (labkit.core.question)
+     since 2026-11-27 also experiment.conditions: everything that was chosen for the run
+         (labkit.core.question)
 
-A record is immutable once written but for trials appended to it (`--resume`), and none is written over another unasked
-(`refuse_overwriting`). What is read is sound (labkit.core.record_schema), or refused with the place of what is not. Readers
-refuse a newer schema. Records that ask different questions refuse comparison (labkit.core.question). Lesson: notebooks/01_anatomy.
-"""
+A record is immutable once written but for trials appended to it (`--resume`), and none is written
+over another unasked (`refuse_overwriting`). What is read is sound (labkit.core.record_schema), or
+refused with the place of what is not. Readers refuse a newer schema. Records that ask different
+questions refuse comparison (labkit.core.question). Lesson: notebooks/01_anatomy."""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Trial:
-    """One cold start. Seconds on CLOCK_MONOTONIC relative to t0 (the request that found zero replicas)."""
+    """One cold start. Seconds on CLOCK_MONOTONIC relative to t0 (the request that found zero
+    replicas)."""
 
     arm: str
     block: int
@@ -36,8 +39,10 @@ class Trial:
     total_s: float | None = None  # t0 to first token at the client
     phases: dict[str, float] = field(default_factory=dict)
     unaccounted_s: float | None = None
-    spans: list[dict[str, Any]] = field(default_factory=list)  # name, start_s, end_s, source, detail; relative to t0
-    cache: dict[str, Any] = field(default_factory=dict)  # state, method, files, total_bytes, resident_bytes
+    # name, start_s, end_s, source, detail; relative to t0
+    spans: list[dict[str, Any]] = field(default_factory=list)
+    # state, method, files, total_bytes, resident_bytes
+    cache: dict[str, Any] = field(default_factory=dict)
     evidence: list[dict[str, Any]] = field(default_factory=list)
     floors: dict[str, float] = field(default_factory=dict)  # phase -> seconds
     tokens: list[int] = field(default_factory=list)
@@ -53,12 +58,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Run:
-    """arms: [{"name", "stack": {layer: technique}, "scenario", "link"}]; floors: {"disk_read_bytes_per_s": …}."""
+    """arms: [{"name", "stack": {layer: technique}, "scenario", "link"}]; floors:
+    {"disk_read_bytes_per_s": …}."""
 
     id: str
     created: str  # ISO 8601, UTC
     host: dict[str, Any] = field(default_factory=dict)
-    experiment: dict[str, Any] = field(default_factory=dict)  # arms, blocks, seed, preset, conditions (labkit.core.question)
+    # arms, blocks, seed, preset, conditions (labkit.core.question)
+    experiment: dict[str, Any] = field(default_factory=dict)
     floors: dict[str, Any] = field(default_factory=dict)
     trials: tuple[Trial, ...] = ()
     lab_version: str = "0.1.0"
@@ -69,8 +76,11 @@ class Run:
 
     @property
     def arms(self) -> list[dict[str, Any]]:
-        """Each with name, stack, scenario and link; what an arm does not tell is empty. A record without arms has those of its trials."""
-        said = self.experiment.get("arms") or [{"name": name} for name in sorted({t.arm for t in self.trials})]
+        """Each with name, stack, scenario and link; what an arm does not tell is empty. A record
+        without arms has those of its trials."""
+        said = self.experiment.get("arms") or [
+            {"name": name} for name in sorted({t.arm for t in self.trials})
+        ]
         return [{"stack": {}, "scenario": "", "link": "", **arm} for arm in said]
 
     @property
@@ -87,15 +97,21 @@ class Run:
 
 
 def write(run: Run, path: str | os.PathLike[str]) -> Path:
-    """Replace the file in one step: a kill leaves the old record or the new one, never half of either.
+    """Replace the file in one step: a kill leaves the old record or the new one, never half of
+    either.
 
-    Secrets are masked (`labkit.core.secrets`); where one was, or where a command of the user's was measured, the file is its owner's only."""
+    Secrets are masked (`labkit.core.secrets`); where one was, or where a command of the user's was
+    measured, the file is its owner's only."""
     target = Path(path)
     text = json.dumps(secrets.masked(asdict(run)), indent=1)
-    private = secrets.MASK in text or any("server" in (arm.get("stack") or {}) for arm in run.experiment.get("arms", []))
+    private = secrets.MASK in text or any(
+        "server" in (arm.get("stack") or {}) for arm in run.experiment.get("arms", [])
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as temporary:
-        with open(temporary, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)) as out:
+        with open(
+            temporary, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)
+        ) as out:
             out.write(text)
             out.flush()
             os.fsync(out.fileno())
@@ -110,35 +126,65 @@ def read(path: str | os.PathLike[str]) -> Run:
 
 def of_document(doc: Any, name: str | os.PathLike[str]) -> Run:
     """The run in a parsed document; `name` is what messages call it. Raises BadInput."""
-    schema = doc.get("schema") if isinstance(doc, dict) and "kind" not in doc else None  # other kinds have schemas of their own
+    # other kinds have schemas of their own
+    schema = doc.get("schema") if isinstance(doc, dict) and "kind" not in doc else None
     if isinstance(schema, int) and schema > SCHEMA:
-        raise BadInput(f"{printable.line(name)} has schema {schema if schema < 10**9 else 'beyond any'}, this labkit reads up to {SCHEMA}", fix="upgrade labkit")
+        raise BadInput(
+            f"{printable.line(name)} has schema {schema if schema < 10**9 else 'beyond any'}, this"
+            f" labkit reads up to {SCHEMA}",
+            fix="upgrade labkit",
+        )
     record_schema.check(doc, name)
     known_trial, known_run = set(Trial.__dataclass_fields__), set(Run.__dataclass_fields__)
     trials = tuple(Trial(**{k: v for k, v in t.items() if k in known_trial}) for t in doc["trials"])
     return Run(**{**{k: v for k, v in doc.items() if k in known_run}, "trials": trials})
 
 
-def refuse_overwriting(path: str | os.PathLike[str] | None, resume: bool = False, overwrite: bool = False) -> None:
-    """Raises BadInput unless a run may be written here: to a new file, to a record that is gone on with, or over a record when asked to.
-    Without a path it goes to a new file, and neither option has anything to speak of.
+def refuse_overwriting(
+    path: str | os.PathLike[str] | None, resume: bool = False, overwrite: bool = False
+) -> None:
+    """Raises BadInput unless a run may be written here: to a new file, to a record that is gone on
+    with, or over a record when asked to. Without a path it goes to a new file, and neither option
+    has anything to speak of.
 
-    What is not a run record is never replaced: a record is made for hours, and so may be whatever this is. Asked before anything is prepared."""
+    What is not a run record is never replaced: a record is made for hours, and so may be whatever
+    this is. Asked before anything is prepared."""
     if not path:
         if resume or overwrite:
-            raise BadInput(f"--{'resume' if resume else 'overwrite'} without --out", why="it names no record", fix="--out FILE")
+            raise BadInput(
+                f"--{'resume' if resume else 'overwrite'} without --out",
+                why="it names no record",
+                fix="--out FILE",
+            )
         return
     name = printable.line(path)
     if resume and overwrite:
-        raise BadInput("--resume and --overwrite", why="one goes on with the record, the other begins it anew", fix="give one of them")
+        raise BadInput(
+            "--resume and --overwrite",
+            why="one goes on with the record, the other begins it anew",
+            fix="give one of them",
+        )
     if not os.path.lexists(path):
         parent = next(p for p in Path(path).absolute().parents if os.path.lexists(p))
         if not parent.is_dir() or not os.access(parent, os.W_OK):
-            raise BadInput(f"{name} cannot be written", why=f"{printable.line(parent)} is no directory that you may write to", fix="give another --out")
+            raise BadInput(
+                f"{name} cannot be written",
+                why=f"{printable.line(parent)} is no directory that you may write to",
+                fix="give another --out",
+            )
         return
     try:
         read(path)
     except BadInput as error:
-        raise BadInput(f"{name} exists, and it is not a run record that can be {'gone on with' if resume else 'replaced'}", why=error.what, fix="give another --out, or move it away") from None
+        raise BadInput(
+            f"{name} exists, and it is not a run record that can be"
+            f" {'gone on with' if resume else 'replaced'}",
+            why=error.what,
+            fix="give another --out, or move it away",
+        ) from None
     if not resume and not overwrite:
-        raise BadInput(f"{name} exists: a run is recorded there", why="its trials would be lost", fix="--resume to go on with it, another --out, or --overwrite")
+        raise BadInput(
+            f"{name} exists: a run is recorded there",
+            why="its trials would be lost",
+            fix="--resume to go on with it, another --out, or --overwrite",
+        )

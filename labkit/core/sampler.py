@@ -1,15 +1,19 @@
-"""A process of its own that looks at the machine ten times a second beside a trial, and writes what it saw as JSON lines.
+"""A process of its own that looks at the machine ten times a second beside a trial, and writes what
+it saw as JSON lines.
 
-CPU, disk, loopback network, memory, pressure (PSI), compaction and transparent-huge-page counters (a start that waits for
-compaction looks like a slow loader), and the GPU through NVML, which makes no CUDA context. Everything is a counter or a
-gauge of the kernel, written raw; rates are made when read. Cost: about 0.3 ms a look, 0.3 % of one CPU.
+CPU, disk, loopback network, memory, pressure (PSI), compaction and transparent-huge-page counters
+(a start that waits for compaction looks like a slow loader), and the GPU through NVML, which makes
+no CUDA context. Everything is a counter or a gauge of the kernel, written raw; rates are made when
+read. Cost: about 0.3 ms a look, 0.3 % of one CPU.
 
-    with sampling(run_dir / "samples.jsonl", ledger=ledger):      # started before t0, ended after the first token
+    with sampling(run_dir / "samples.jsonl", ledger=ledger):      # started before t0, ended after
+        the first token
         ...
-    summary(run_dir / "samples.jsonl")      # {"cpu_share": …, "disk_read_bytes": …, "peak_memory_bytes": …, "series": {…}}
+    summary(run_dir / "samples.jsonl")      # {"cpu_share": …, "disk_read_bytes": …,
+        "peak_memory_bytes": …, "series": {…}}
 
-It ends when its standard input does, so no death of the harness leaves it behind. Lesson: notebooks/01_anatomy.
-"""
+It ends when its standard input does, so no death of the harness leaves it behind. Lesson:
+notebooks/01_anatomy."""
 
 from __future__ import annotations
 
@@ -27,16 +31,35 @@ from labkit.core.interpreter import module
 
 HERTZ = 10.0
 #: Counters only grow; a summary takes last minus first. Everything else is a gauge.
-GAUGES = frozenset({"t_s", "memory_available_bytes", "dirty_bytes", "gpu_memory_bytes", "gpu_busy_share"})
-_VMSTAT = ("compact_stall", "compact_success", "thp_fault_alloc", "thp_fault_fallback", "pgmajfault", "pgfault", "allocstall_normal", "oom_kill")
+GAUGES = frozenset(
+    {"t_s", "memory_available_bytes", "dirty_bytes", "gpu_memory_bytes", "gpu_busy_share"}
+)
+_VMSTAT = (
+    "compact_stall",
+    "compact_success",
+    "thp_fault_alloc",
+    "thp_fault_fallback",
+    "pgmajfault",
+    "pgfault",
+    "allocstall_normal",
+    "oom_kill",
+)
 _SECTOR_BYTES = 512
 
 
 @contextlib.contextmanager
-def sampling(path: str | os.PathLike[str], *, hertz: float = HERTZ, ledger: Any = None) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the sampler while the block runs. It has written its first line before the block starts."""
-    process = subprocess.Popen([*module("labkit.core.sampler"), os.fspath(path), str(hertz)], stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+def sampling(
+    path: str | os.PathLike[str], *, hertz: float = HERTZ, ledger: Any = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the sampler while the block runs. It has written its first line before the block
+    starts."""
+    process = subprocess.Popen(
+        [*module("labkit.core.sampler"), os.fspath(path), str(hertz)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     entry = ledger.note("process", process.pid) if ledger else None
     try:
         assert process.stdin and process.stdout
@@ -70,30 +93,45 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, float]]:
 
 
 def summary(path: str | os.PathLike[str], points: int = 120) -> dict[str, Any]:
-    """Differences of counters over the trial, extremes of gauges, and series of rates thinned to `points` for a figure.
+    """Differences of counters over the trial, extremes of gauges, and series of rates thinned to
+    `points` for a figure.
 
-    {"seconds", "samples", "cpu_share" (of all CPUs), "disk_read_bytes", …, "peak_memory_bytes", "series": {"t_s": […], "cpu_share": […], …}};
-    `t_s` is CLOCK_MONOTONIC, as in the timeline (`relative` counts from t0). {} for fewer than two samples."""
+    {"seconds", "samples", "cpu_share" (of all CPUs), "disk_read_bytes", …, "peak_memory_bytes",
+    "series": {"t_s": […], "cpu_share": […], …}}; `t_s` is CLOCK_MONOTONIC, as in the timeline
+    (`relative` counts from t0). {} for fewer than two samples."""
     samples = read(path)
     if len(samples) < 2:
         return {}
     first, last = samples[0], samples[-1]
-    made: dict[str, Any] = {"seconds": round(last["t_s"] - first["t_s"], 3), "samples": len(samples)}
+    made: dict[str, Any] = {
+        "seconds": round(last["t_s"] - first["t_s"], 3),
+        "samples": len(samples),
+    }
     for key in first:
         if key not in GAUGES and key in last and not key.startswith("cpu_"):
             made[key] = round(last[key] - first[key], 6)
     made["cpu_share"] = _cpu_share(first, last)
-    made["peak_memory_bytes"] = first["memory_available_bytes"] - min(s["memory_available_bytes"] for s in samples)
+    made["peak_memory_bytes"] = first["memory_available_bytes"] - min(
+        s["memory_available_bytes"] for s in samples
+    )
     for key in ("gpu_memory_bytes", "gpu_busy_share"):
         if key in first:
             made["peak_" + key] = max(s.get(key, 0) for s in samples)
     step = max(1, -(-(len(samples) - 1) // points))
     thin = samples[::step]
-    made["series"] = {"t_s": [round(b["t_s"], 3) for b in thin[1:]], "cpu_share": [_cpu_share(a, b) for a, b in zip(thin, thin[1:], strict=False)],
-                      **{name: [_per_second(a, b, key) for a, b in zip(thin, thin[1:], strict=False)]
-                         for name, key in (("disk_read_bytes_per_s", "disk_read_bytes"), ("disk_write_bytes_per_s", "disk_write_bytes"),
-                                           ("loopback_bytes_per_s", "loopback_bytes"))},
-                      "memory_available_bytes": [b["memory_available_bytes"] for b in thin[1:]]}
+    made["series"] = {
+        "t_s": [round(b["t_s"], 3) for b in thin[1:]],
+        "cpu_share": [_cpu_share(a, b) for a, b in zip(thin, thin[1:], strict=False)],
+        **{
+            name: [_per_second(a, b, key) for a, b in zip(thin, thin[1:], strict=False)]
+            for name, key in (
+                ("disk_read_bytes_per_s", "disk_read_bytes"),
+                ("disk_write_bytes_per_s", "disk_write_bytes"),
+                ("loopback_bytes_per_s", "loopback_bytes"),
+            )
+        },
+        "memory_available_bytes": [b["memory_available_bytes"] for b in thin[1:]],
+    }
     return made
 
 
@@ -101,7 +139,10 @@ def relative(found: dict[str, Any], t0_s: float) -> dict[str, Any]:
     """The same summary with its series' times counted from t0, as a record's spans are."""
     if "series" not in found:
         return found
-    return {**found, "series": {**found["series"], "t_s": [round(t - t0_s, 3) for t in found["series"]["t_s"]]}}
+    return {
+        **found,
+        "series": {**found["series"], "t_s": [round(t - t0_s, 3) for t in found["series"]["t_s"]]},
+    }
 
 
 def _cpu_share(a: dict[str, float], b: dict[str, float]) -> float:
@@ -114,14 +155,25 @@ def _per_second(a: dict[str, float], b: dict[str, float], key: str) -> float:
 
 
 class Look:
-    """Open files of /proc, read again from their start each time: no path look-up, no allocation worth naming."""
+    """Open files of /proc, read again from their start each time: no path look-up, no allocation
+    worth naming."""
 
     def __init__(self) -> None:
-        self._fds = {name: os.open(path, os.O_RDONLY | os.O_CLOEXEC) for name, path in
-                     (("stat", "/proc/stat"), ("disk", "/proc/diskstats"), ("net", "/proc/net/dev"), ("mem", "/proc/meminfo"), ("vm", "/proc/vmstat"))}
+        self._fds = {
+            name: os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            for name, path in (
+                ("stat", "/proc/stat"),
+                ("disk", "/proc/diskstats"),
+                ("net", "/proc/net/dev"),
+                ("mem", "/proc/meminfo"),
+                ("vm", "/proc/vmstat"),
+            )
+        }
         for resource in ("cpu", "io", "memory"):
             with contextlib.suppress(OSError):  # a kernel without PSI
-                self._fds["psi_" + resource] = os.open(f"/proc/pressure/{resource}", os.O_RDONLY | os.O_CLOEXEC)
+                self._fds["psi_" + resource] = os.open(
+                    f"/proc/pressure/{resource}", os.O_RDONLY | os.O_CLOEXEC
+                )
         self._disks = whole_disks()
         self._gpu = _gpu_look()
 
@@ -134,16 +186,26 @@ class Look:
     def __call__(self) -> dict[str, float]:
         made: dict[str, float] = {"t_s": round(time.clock_gettime(time.CLOCK_MONOTONIC), 4)}
         ticks = [int(x) for x in self._text("stat").split("\n", 1)[0].split()[1:9]]
-        made |= {"cpu_all_ticks": sum(ticks), "cpu_busy_ticks": sum(ticks) - ticks[3] - ticks[4], "cpu_iowait_ticks": ticks[4]}
+        made |= {
+            "cpu_all_ticks": sum(ticks),
+            "cpu_busy_ticks": sum(ticks) - ticks[3] - ticks[4],
+            "cpu_iowait_ticks": ticks[4],
+        }
         made |= disk_counters(self._text("disk"), self._disks)
         made["loopback_bytes"] = loopback_bytes(self._text("net"))
         memory = fields(self._text("mem"))
-        made |= {"memory_available_bytes": memory.get("MemAvailable", 0) * 1024, "dirty_bytes": memory.get("Dirty", 0) * 1024}
+        made |= {
+            "memory_available_bytes": memory.get("MemAvailable", 0) * 1024,
+            "dirty_bytes": memory.get("Dirty", 0) * 1024,
+        }
         vm = fields(self._text("vm"))
         made |= {key: vm[key] for key in _VMSTAT if key in vm}
         for name in self._fds:
             if name.startswith("psi_"):
-                made |= {f"{name}_{kind}_s": total_us / 1e6 for kind, total_us in pressure(self._text(name)).items()}
+                made |= {
+                    f"{name}_{kind}_s": total_us / 1e6
+                    for kind, total_us in pressure(self._text(name)).items()
+                }
         if self._gpu:
             made |= self._gpu()
         return made
@@ -160,19 +222,35 @@ def fields(text: str) -> dict[str, int]:
 
 
 def disk_counters(text: str, disks: set[str]) -> dict[str, float]:
-    """Sum over whole disks of /proc/diskstats: bytes read and written, requests, milliseconds busy. Partitions would count twice."""
+    """Sum over whole disks of /proc/diskstats: bytes read and written, requests, milliseconds busy.
+    Partitions would count twice."""
     read = written = reads = busy_ms = 0
     for line in text.split("\n"):
         parts = line.split()
         if len(parts) >= 13 and parts[2] in disks:
-            reads, read, written, busy_ms = reads + int(parts[3]), read + int(parts[5]), written + int(parts[9]), busy_ms + int(parts[12])
-    return {"disk_reads": reads, "disk_read_bytes": read * _SECTOR_BYTES, "disk_write_bytes": written * _SECTOR_BYTES, "disk_busy_s": busy_ms / 1e3}
+            reads, read, written, busy_ms = (
+                reads + int(parts[3]),
+                read + int(parts[5]),
+                written + int(parts[9]),
+                busy_ms + int(parts[12]),
+            )
+    return {
+        "disk_reads": reads,
+        "disk_read_bytes": read * _SECTOR_BYTES,
+        "disk_write_bytes": written * _SECTOR_BYTES,
+        "disk_busy_s": busy_ms / 1e3,
+    }
 
 
 def whole_disks() -> set[str]:
-    """Physical and virtual disks; loop, RAM and device-mapper devices lie on top of others and would count twice."""
+    """Physical and virtual disks; loop, RAM and device-mapper devices lie on top of others and
+    would count twice."""
     with contextlib.suppress(OSError):
-        return {name for name in os.listdir("/sys/block") if not name.startswith(("loop", "ram", "zram", "dm-", "md", "sr", "nbd"))}
+        return {
+            name
+            for name in os.listdir("/sys/block")
+            if not name.startswith(("loop", "ram", "zram", "dm-", "md", "sr", "nbd"))
+        }
     return set()
 
 
@@ -204,14 +282,23 @@ def _gpu_look() -> Callable[[], dict[str, float]] | None:
 
         pynvml.nvmlInit()
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-    except Exception:  # no driver that answers: sampled without a GPU, and the record has no such series
+    except Exception:
+        # no driver that answers: sampled without a GPU, and the record has no such series
         return None
 
     def look() -> dict[str, float]:
         with contextlib.suppress(pynvml.NVMLError):
-            return {"gpu_memory_bytes": sum(int(pynvml.nvmlDeviceGetMemoryInfo(h).used) for h in handles),
-                    "gpu_busy_share": max((pynvml.nvmlDeviceGetUtilizationRates(h).gpu for h in handles), default=0) / 100}
+            return {
+                "gpu_memory_bytes": sum(
+                    int(pynvml.nvmlDeviceGetMemoryInfo(h).used) for h in handles
+                ),
+                "gpu_busy_share": (
+                    max((pynvml.nvmlDeviceGetUtilizationRates(h).gpu for h in handles), default=0)
+                    / 100
+                ),
+            }
         return {}
+
     return look if handles else None
 
 
@@ -219,7 +306,8 @@ def _main(path: str, hertz: float) -> None:
     import select
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the harness's to handle; our end is the end of stdin
+    # Ctrl-C is the harness's to handle; our end is the end of stdin
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     look = Look()
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     due = time.monotonic()
@@ -233,7 +321,8 @@ def _main(path: str, hertz: float) -> None:
         due = max(due + 1 / hertz, time.monotonic())
         ready, _, _ = select.select([0], [], [], max(0.0, due - time.monotonic()))
         if ready and not os.read(0, 4096):
-            os.write(fd, (json.dumps(look(), separators=(",", ":")) + "\n").encode())  # the last moment counts too
+            # the last moment counts too
+            os.write(fd, (json.dumps(look(), separators=(",", ":")) + "\n").encode())
             return
 
 

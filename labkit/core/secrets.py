@@ -1,17 +1,20 @@
-"""Secrets stay where they were given: no record, log, page or screen of the lab shows one, and the program started gets it whole.
+"""Secrets stay where they were given: no record, log, page or screen of the lab shows one, and the
+program started gets it whole.
 
-    secrets.learn_command("serve --api-key abc-12345")    # its secret values are known to this process from now on
+    secrets.learn_command("serve --api-key abc-12345")    # its secret values are known to this
+        process from now on
     secrets.mask("the key abc-12345 is wrong")             # "the key *** is wrong"
-    secrets.masked({"environ": {"HF_TOKEN": "x"}, "n": 1}) # {"environ": {"HF_TOKEN": "***"}, "n": 1}
+    secrets.masked({"environ": {"HF_TOKEN": "x"}, "n": 1}) # {"environ": {"HF_TOKEN": "***"}, "n":
+        1}
 
-By name first (`labkit.core.secret_names`), then by value: what was learned from a command, a URL, a credentials file or this
-process's environment is masked wherever it turns up again – also percent-encoded, in base64 at any offset (`Basic` logins),
-escaped for JSON, Python, HTML or a shell, and cut off at the end of a text. Masking twice changes nothing.
+By name first (`labkit.core.secret_names`), then by value: what was learned from a command, a URL, a
+credentials file or this process's environment is masked wherever it turns up again – also
+percent-encoded, in base64 at any offset (`Basic` logins), escaped for JSON, Python, HTML or a
+shell, and cut off at the end of a text. Masking twice changes nothing.
 
-Limits: a value of less than 6 characters (8, where all are letters of one case) is masked by name only – by value it would
-hide half of the text; numbers are never masked; a plain lower-case word as a JSON key is left, as it is the record's own.
-Lesson: notebooks/09_decide.
-"""
+Limits: a value of less than 6 characters (8, where all are letters of one case) is masked by name
+only – by value it would hide half of the text; numbers are never masked; a plain lower-case word as
+a JSON key is left, as it is the record's own. Lesson: notebooks/09_decide."""
 
 from __future__ import annotations
 
@@ -41,7 +44,8 @@ _lock = threading.Lock()
 
 
 def learn(*values: str) -> None:
-    """Remember secret values of this process. Too short ones, placeholders and paths of files that are here are passed over."""
+    """Remember secret values of this process. Too short ones, placeholders and paths of files that
+    are here are passed over."""
     global _known
     new = {part for value in values if value for part in _worth(value)}
     if not new <= _known:
@@ -50,7 +54,11 @@ def learn(*values: str) -> None:
 
 
 def _worth(value: str) -> Iterator[str]:
-    for one in {value, unquote(value), *(line for line in value.splitlines() if len(line) > 16 and "-----" not in line)}:
+    for one in {
+        value,
+        unquote(value),
+        *(line for line in value.splitlines() if len(line) > 16 and "-----" not in line),
+    }:
         one = one.strip()
         letters = one.isalpha() and (one.islower() or one.isupper())
         if len(one) >= (8 if letters else 6) and not opens_nothing(one):
@@ -65,7 +73,8 @@ def learn_command(text: str) -> None:
 
 
 def learn_argv(argv: Sequence[str]) -> None:
-    """Every secret of an argument list; an argument that is a command itself (`sh -c '…'`) is read as one."""
+    """Every secret of an argument list; an argument that is a command itself (`sh -c '…'`) is read
+    as one."""
     learn(*(argv[i][at:] for i, at in arguments(argv)))
     for argument in argv:
         if re.search(r"\s", argument) and argument != " ".join(argv):
@@ -80,7 +89,11 @@ def learn_environment(environment: Mapping[str, str]) -> None:
 
 def names_in(environment: Mapping[str, str]) -> list[str]:
     """Names of variables that hold a secret, also one inside of a URL. Never their values."""
-    return sorted(k for k, v in environment.items() if v and (is_secret_name(k) or ("://" in v and _in_text(v))))
+    return sorted(
+        k
+        for k, v in environment.items()
+        if v and (is_secret_name(k) or ("://" in v and _in_text(v)))
+    )
 
 
 def _in_text(text: str) -> list[str]:
@@ -107,7 +120,7 @@ class Masker:
         made, at = [], 0
         for start, end, _ in sorted(spans(text)):
             if end > at:
-                made += [text[at:max(start, at)], MASK if start >= at else ""]
+                made += [text[at : max(start, at)], MASK if start >= at else ""]
                 at = end
         return "".join([*made, text[at:]]) if made else text
 
@@ -126,14 +139,17 @@ class Masker:
         return [self.text(a) for a in made]
 
     def doc(self, value: Any, name: str = "") -> Any:
-        """The same document, masked. What is no JSON becomes text, as a record's writer would make it."""
+        """The same document, masked. What is no JSON becomes text, as a record's writer would make
+        it."""
         if value is None or isinstance(value, (bool, int, float)):
             return value
         if isinstance(value, Mapping):
             return {self._key(k): self.doc(v, str(k)) for k, v in value.items()}
         if isinstance(value, (list, tuple)):
             if all(isinstance(v, str) for v in value):
-                return [self._string(v, name) for v in (self.argv(value) if len(value) > 1 else value)]
+                return [
+                    self._string(v, name) for v in (self.argv(value) if len(value) > 1 else value)
+                ]
             return [self.doc(v, name) for v in value]
         return self._string(str(value), name)
 
@@ -149,7 +165,9 @@ class Masker:
         return key if not isinstance(key, str) or _SCHEMA_WORD.match(key) else self.text(key)
 
     def _string(self, text: str, name: str) -> str:
-        return MASK if name and is_secret_name(name) and not opens_nothing(text) else self.text(text)
+        return (
+            MASK if name and is_secret_name(name) and not opens_nothing(text) else self.text(text)
+        )
 
 
 def mask(text: str) -> str:
@@ -183,8 +201,9 @@ _RUN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789
 
 
 def _without_runs(text: str, coded: re.Pattern[str]) -> str:
-    """In base64 the neighbours of a value share characters with it: the whole run of them goes. (A pattern that began with such
-    a run would try it from each of its characters: a minute for a picture.)"""
+    """In base64 the neighbours of a value share characters with it: the whole run of them goes. (A
+    pattern that began with such a run would try it from each of its characters: a minute for a
+    picture.)"""
     made, at = [], 0
     for found in coded.finditer(text):
         start, end = found.span()
@@ -201,7 +220,16 @@ def _without_runs(text: str, coded: re.Pattern[str]) -> str:
 
 def _forms(value: str) -> set[str]:
     """As it stands, and as URLs, JSON (also JSON in JSON), Python, HTML and shells write it."""
-    made = {value, quote(value), quote(value, safe=""), quote_plus(value), quote(value, safe="").lower(), html.escape(value), html.escape(value, quote=False), repr(value)[1:-1]}
+    made = {
+        value,
+        quote(value),
+        quote(value, safe=""),
+        quote_plus(value),
+        quote(value, safe="").lower(),
+        html.escape(value),
+        html.escape(value, quote=False),
+        repr(value)[1:-1],
+    }
     for ascii_only in (True, False):
         once = json.dumps(value, ensure_ascii=ascii_only)[1:-1]
         made |= {once, json.dumps(once, ensure_ascii=ascii_only)[1:-1]}
@@ -210,12 +238,13 @@ def _forms(value: str) -> set[str]:
 
 
 def _base64_forms(value: str) -> set[str]:
-    """The characters that the value alone decides, at each of the three offsets it can have in a longer base64 text."""
+    """The characters that the value alone decides, at each of the three offsets it can have in a
+    longer base64 text."""
     raw, made = value.encode("utf-8", "surrogateescape"), set()
     for before in range(3):
         coded = base64.b64encode(bytes(before) + raw).decode()
         bits = 8 * (before + len(raw))
-        sure = coded[-(-8 * before // 6):bits // 6]
+        sure = coded[-(-8 * before // 6) : bits // 6]
         if len(sure) >= 6:
             made |= {sure, sure.replace("+", "-").replace("/", "_")}
     return made
@@ -267,7 +296,8 @@ def screened() -> Iterator[None]:
 
 
 def own_words() -> Any:
-    """Stdout as it was before `screened`: for what is masked already, and for keys that a server of the lab hands to whoever started it."""
+    """Stdout as it was before `screened`: for what is masked already, and for keys that a server of
+    the lab hands to whoever started it."""
     return getattr(sys.stdout, "unmasked", sys.stdout)
 
 
@@ -284,9 +314,8 @@ def private_opener(path: str, flags: int) -> int:
 
 
 def write_private(path: str | os.PathLike[str], text: str) -> None:
-    """A file that may hold argv or environment as the program gets them: 0600, also where it was there before."""
+    """A file that may hold argv or environment as the program gets them: 0600, also where it was
+    there before."""
     with open(path, "w", encoding="utf-8", errors="surrogateescape", opener=private_opener) as out:
         os.fchmod(out.fileno(), 0o600)
         out.write(text)
-
-

@@ -1,16 +1,19 @@
-"""Statistics of few, costly, skewed measurements: medians, bootstrap intervals, paired ratios – and when to say nothing.
+"""Statistics of few, costly, skewed measurements: medians, bootstrap intervals, paired ratios – and
+when to say nothing.
 
-A cold start takes seconds to minutes, so n is 5 to 20, and its distribution has a long right tail: medians, not means.
-The interval is the percentile bootstrap of the median. With n this small it needs no resampling: the law of a resampled
-median is known in closed form from binomials, so the interval is exact, has no seed, and imports nothing. For n = 5 it is
-the range of the data (its true coverage is 94 %); below 5 pairs nothing is ever called significant.
+A cold start takes seconds to minutes, so n is 5 to 20, and its distribution has a long right tail:
+medians, not means. The interval is the percentile bootstrap of the median. With n this small it
+needs no resampling: the law of a resampled median is known in closed form from binomials, so the
+interval is exact, has no seed, and imports nothing. For n = 5 it is the range of the data (its true
+coverage is 94 %); below 5 pairs nothing is ever called significant.
 
     low, high = interval([3.1, 3.2, 3.0, 3.4, 3.1])
-    paired_ratio([(ours, theirs), …])   # {"median", "low", "high", "n", "significant"} of ours ÷ theirs, block by block
+    paired_ratio([(ours, theirs), …])   # {"median", "low", "high", "n", "significant"} of ours ÷
+        theirs, block by block
     speedup(run, "estargz-lazy", "naive")["median"]   # how many times faster, paired within blocks
 
-Medians of ratios survive drift of the machine: both arms of a block saw the same drift. Lesson: notebooks/01_anatomy.
-"""
+Medians of ratios survive drift of the machine: both arms of a block saw the same drift. Lesson:
+notebooks/01_anatomy."""
 
 from __future__ import annotations
 
@@ -20,16 +23,19 @@ from typing import Any
 
 from labkit.errors import BadInput
 
-#: With fewer pairs the interval of a median cannot reach 90 % coverage: 1 - 2 · ½ⁿ is 0.875 for n = 4.
+#: With fewer pairs the interval of a median cannot reach 90 % coverage: 1 - 2 · ½ⁿ is 0.875 for n =
+#: 4.
 MIN_PAIRS = 5
-#: From here on the interval's ends are taken from the normal law of order statistics; the difference is below one rank.
+#: From here on the interval's ends are taken from the normal law of order statistics; the
+#: difference is below one rank.
 _EXACT_UP_TO = 200
 #: The law of a ratio has one entry for each pair of entries of two laws: n⁴ of them for even n.
 _EXACT_PRODUCT_UP_TO = 25
 
 
 def median(xs: Iterable[float]) -> float:
-    """Middle value; mean of the two middle values of an even number. Raises BadInput without values."""
+    """Middle value; mean of the two middle values of an even number. Raises BadInput without
+    values."""
     ordered = _ordered(xs)
     middle, odd = divmod(len(ordered), 2)
     return ordered[middle] if odd else (ordered[middle - 1] + ordered[middle]) / 2
@@ -47,7 +53,8 @@ def quantile(xs: Iterable[float], q: float) -> float:
 
 
 def interval(xs: Iterable[float], level: float = 0.95) -> tuple[float, float]:
-    """Percentile-bootstrap interval of the median: (low, high). One value gives (x, x): no interval, and no claim."""
+    """Percentile-bootstrap interval of the median: (low, high). One value gives (x, x): no
+    interval, and no claim."""
     ordered = _ordered(xs)
     if len(ordered) > _EXACT_UP_TO:
         return _normal_ranks(ordered, level)
@@ -55,7 +62,8 @@ def interval(xs: Iterable[float], level: float = 0.95) -> tuple[float, float]:
 
 
 def noise(xs: Iterable[float]) -> float:
-    """Relative spread that outliers do not move: 1.4826 · median(|x - median|) ÷ median. 0 for one value."""
+    """Relative spread that outliers do not move: 1.4826 · median(|x - median|) ÷ median. 0 for one
+    value."""
     values = _ordered(xs)
     centre = median(values)
     return 1.4826 * median(abs(x - centre) for x in values) / abs(centre) if centre else math.inf
@@ -67,15 +75,24 @@ def paired_ratio(pairs: Iterable[Sequence[float]], level: float = 0.95) -> dict[
     `significant`: the interval excludes 1 and there are at least five pairs."""
     ratios = [_ratio(a, b) for a, b in pairs]
     if not ratios:
-        raise BadInput("no pairs to compare", why="no block holds a good trial of both arms",
-                       fix="run more blocks: labkit run A B --blocks 5")
+        raise BadInput(
+            "no pairs to compare",
+            why="no block holds a good trial of both arms",
+            fix="run more blocks: labkit run A B --blocks 5",
+        )
     low, high = interval(ratios, level)
-    return {"median": median(ratios), "low": low, "high": high, "n": len(ratios),
-            "significant": len(ratios) >= MIN_PAIRS and not low <= 1 <= high}
+    return {
+        "median": median(ratios),
+        "low": low,
+        "high": high,
+        "n": len(ratios),
+        "significant": len(ratios) >= MIN_PAIRS and not low <= 1 <= high,
+    }
 
 
 def unpaired_ratio(xs: Iterable[float], ys: Iterable[float], level: float = 0.95) -> dict[str, Any]:
-    """Median(xs) ÷ median(ys) of two runs that share no blocks: both medians are resampled, so drift between them counts."""
+    """Median(xs) ÷ median(ys) of two runs that share no blocks: both medians are resampled, so
+    drift between them counts."""
     ordered_x, ordered_y = _ordered(xs), _ordered(ys)
     centre = _ratio(median(ordered_x), median(ordered_y))
     if max(len(ordered_x), len(ordered_y)) > _EXACT_PRODUCT_UP_TO:
@@ -83,21 +100,35 @@ def unpaired_ratio(xs: Iterable[float], ys: Iterable[float], level: float = 0.95
         low, high = low_x / high_y, high_x / low_y  # conservative: both ends at once
     else:
         law_y = _merged(_median_law(ordered_y))
-        low, high = _ends([(_ratio(x, y), p * q) for x, p in _merged(_median_law(ordered_x)) for y, q in law_y], level)
+        low, high = _ends(
+            [(_ratio(x, y), p * q) for x, p in _merged(_median_law(ordered_x)) for y, q in law_y],
+            level,
+        )
     n = min(len(ordered_x), len(ordered_y))
-    return {"median": centre, "low": low, "high": high, "n": n, "significant": n >= MIN_PAIRS and not low <= 1 <= high}
+    return {
+        "median": centre,
+        "low": low,
+        "high": high,
+        "n": n,
+        "significant": n >= MIN_PAIRS and not low <= 1 <= high,
+    }
 
 
 def speedup(run: Any, arm: str, against: str, phase: str = "") -> dict[str, Any]:
-    """How many times faster `arm` is than `against` in a `records.Run`: time of `against` ÷ time of `arm`, paired by block.
+    """How many times faster `arm` is than `against` in a `records.Run`: time of `against` ÷ time of
+    `arm`, paired by block.
 
-    `phase`: of one phase instead of the total. Adds "arm", "against", "blocks". Raises BadInput without a common block,
-    IncomparableRecords when the two arms differ in anything but their stack: scenario, link, proven cache state."""
+    `phase`: of one phase instead of the total. Adds "arm", "against", "blocks". Raises BadInput
+    without a common block, IncomparableRecords when the two arms differ in anything but their
+    stack: scenario, link, proven cache state."""
     from labkit.core import printable, question
 
     for name in (arm, against):
         if name not in run.arm_names:
-            raise BadInput(printable.line(f"no arm {name!r} in run {run.id}"), fix=printable.line("one of: " + ", ".join(run.arm_names)))
+            raise BadInput(
+                printable.line(f"no arm {name!r} in run {run.id}"),
+                fix=printable.line("one of: " + ", ".join(run.arm_names)),
+            )
     question.same_start(run, arm, against)
     pairs, blocks = [], []
     for block in sorted({t.block for t in run.trials}):
@@ -106,12 +137,23 @@ def speedup(run: Any, arm: str, against: str, phase: str = "") -> dict[str, Any]
             pairs.append(times)
             blocks.append(block)
     if not pairs:
-        raise BadInput(printable.line(f"{arm} and {against}") + " share no block in which both succeeded", fix="labkit run A B --blocks 5 runs both in one experiment")
-    return {"arm": arm, "against": against, "phase": phase or "total", "blocks": blocks, **paired_ratio(pairs)}
+        raise BadInput(
+            printable.line(f"{arm} and {against}") + " share no block in which both succeeded",
+            fix="labkit run A B --blocks 5 runs both in one experiment",
+        )
+    return {
+        "arm": arm,
+        "against": against,
+        "phase": phase or "total",
+        "blocks": blocks,
+        **paired_ratio(pairs),
+    }
 
 
 def _time_of(run: Any, arm: str, block: int, phase: str) -> float | None:
-    found = [t.phases.get(phase) if phase else t.total_s for t in run.of_arm(arm) if t.block == block]
+    found = [
+        t.phases.get(phase) if phase else t.total_s for t in run.of_arm(arm) if t.block == block
+    ]
     found = [t for t in found if t is not None]
     return median(found) if found else None
 
@@ -121,22 +163,30 @@ def _ordered(xs: Iterable[float]) -> list[float]:
     if not ordered:
         raise BadInput("no values to summarise", fix="run at least one good trial")
     if any(math.isnan(x) for x in ordered):
-        raise BadInput("a value is not a number", why="a failed trial has no time; leave it out", fix="use only trials with outcome ok")
+        raise BadInput(
+            "a value is not a number",
+            why="a failed trial has no time; leave it out",
+            fix="use only trials with outcome ok",
+        )
     return ordered
 
 
 def _ratio(a: float, b: float) -> float:
     if not b > 0 or not a >= 0:
-        raise BadInput(f"no ratio of {a} to {b}", why="durations are positive", fix="use only trials with outcome ok")
+        raise BadInput(
+            f"no ratio of {a} to {b}",
+            why="durations are positive",
+            fix="use only trials with outcome ok",
+        )
     return a / b
 
 
 def _median_law(ordered: Sequence[float]) -> list[tuple[float, float]]:
     """(value, probability) of the median of n draws with replacement, for sorted values.
 
-    Odd n = 2m+1: P(median ≤ x_i) = P(Bin(n, i/n) ≥ m+1). Even n = 2m: the two middle order statistics are x_i and x_j,
-    i < j, when exactly m draws are ≤ x_i with one of them x_i, and m are ≥ x_j with one of them x_j; they are both x_i
-    with what is left of P(m-th = x_i)."""
+    Odd n = 2m+1: P(median ≤ x_i) = P(Bin(n, i/n) ≥ m+1). Even n = 2m: the two middle order
+    statistics are x_i and x_j, i < j, when exactly m draws are ≤ x_i with one of them x_i, and m
+    are ≥ x_j with one of them x_j; they are both x_i with what is left of P(m-th = x_i)."""
     n = len(ordered)
     half, odd = divmod(n, 2)
     rank = half + 1 if odd else half
@@ -162,7 +212,8 @@ def _binomial_tail(n: int, p: float, least: int) -> float:
 
 
 def _merged(law: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """One entry a value; entries that cannot move a percentile are dropped, so that products of two laws stay small."""
+    """One entry a value; entries that cannot move a percentile are dropped, so that products of two
+    laws stay small."""
     total: dict[float, float] = {}
     for value, p in law:
         total[value] = total.get(value, 0.0) + p

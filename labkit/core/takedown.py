@@ -1,15 +1,17 @@
 """Ending what a run left: processes, containers, mounts, files – and nothing else.
 
-What a ledger holds is judged before it is believed: it may be torn, forged, of another boot or of another PID namespace. A
-process is ended only when its start time fits or its environment carries the run's mark; a path is removed only below the
-workspace, or when its own name carries the run's token, and never through a link; what has to be *done* is one of the named
-ACTIONS with checked arguments, never a command line. An entry that fits nothing is left alone, silently: ending must not fail.
+What a ledger holds is judged before it is believed: it may be torn, forged, of another boot or of
+another PID namespace. A process is ended only when its start time fits or its environment carries
+the run's mark; a path is removed only below the workspace, or when its own name carries the run's
+token, and never through a link; what has to be *done* is one of the named ACTIONS with checked
+arguments, never a command line. An entry that fits nothing is left alone, silently: ending must not
+fail.
 
     remove_tree(node); unmount(point)
     end(entries, Scope(mark, token, roots, processes=True))
 
-Limit: what another user owns, and what lives in another PID namespace, stays. Lesson: none; STYLE.md, Code 6.
-"""
+Limit: what another user owns, and what lives in another PID namespace, stays. Lesson: none;
+STYLE.md, Code 6."""
 
 from __future__ import annotations
 
@@ -25,8 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-MARK = "LABKIT_RUN"  # in the environment of every process of a run: what re-parents itself is still found
-SNAPSHOT_MARK = "LABKIT_SNAPSHOT"  # in that of every process that was dumped: its clones are found by it
+# in the environment of every process of a run: what re-parents itself is still found
+MARK = "LABKIT_RUN"
+# in that of every process that was dumped: its clones are found by it
+SNAPSHOT_MARK = "LABKIT_SNAPSHOT"
 LAZY_FSTYPE = "fuse.labkit"
 MAX_PID = 1 << 22
 SETTLE_S = 0.1
@@ -37,7 +41,8 @@ FIRST = ("container", "process", "group")  # they hold mounts and files
 
 @dataclass(frozen=True)
 class Scope:
-    """What a ledger may touch. `roots`: the workspace and its rooms, real paths. `processes`: its pids mean something here and now."""
+    """What a ledger may touch. `roots`: the workspace and its rooms, real paths. `processes`: its
+    pids mean something here and now."""
 
     mark: str
     token: str
@@ -45,18 +50,28 @@ class Scope:
     processes: bool = True
 
     def owns(self, path: object) -> bool:
-        """Below the workspace (not one of its rooms itself), or named with the run's token, or below what is; and no link on the way."""
-        if not isinstance(path, str) or not os.path.isabs(path) or "\0" in path or os.path.normpath(path) != path:
+        """Below the workspace (not one of its rooms itself), or named with the run's token, or
+        below what is; and no link on the way."""
+        if (
+            not isinstance(path, str)
+            or not os.path.isabs(path)
+            or "\0" in path
+            or os.path.normpath(path) != path
+        ):
             return False
         above, name = os.path.split(path)
         if not name or os.path.realpath(above) != above:
             return False
-        inside = any(above == root or above.startswith(root + "/") for root in self.roots) and path not in self.roots
+        inside = (
+            any(above == root or above.startswith(root + "/") for root in self.roots)
+            and path not in self.roots
+        )
         return inside or (len(self.token) >= 16 and self.token in path)
 
 
 def start_time(pid: int) -> int:
-    """Kernel start time of a process in clock ticks since boot (field 22 of /proc/PID/stat); 0 if it is gone."""
+    """Kernel start time of a process in clock ticks since boot (field 22 of /proc/PID/stat); 0 if
+    it is gone."""
     fields = _stat(pid)
     return 0 if not fields or fields[0] in ("Z", "X") else int(fields[19])
 
@@ -70,7 +85,8 @@ def _stat(pid: int) -> list[str]:
 
 
 def children(pid: int | None = None) -> list[int]:
-    """Child processes (of this one, without a pid), from every thread of the process, by the kernel's own list."""
+    """Child processes (of this one, without a pid), from every thread of the process, by the
+    kernel's own list."""
     found: list[int] = []
     for task in Path(f"/proc/{pid or os.getpid()}/task").glob("*/children"):
         with contextlib.suppress(OSError):
@@ -93,7 +109,11 @@ def carries(pid: int, mark: str, variable: str = MARK) -> bool:
     """Whether the process was started with this mark, or with one below it."""
     needle = f"{variable}={mark}".encode()
     try:
-        found = [v for v in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") if v.startswith(variable.encode() + b"=")]
+        found = [
+            v
+            for v in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if v.startswith(variable.encode() + b"=")
+        ]
     except OSError:
         return False
     return any(v == needle or v.startswith(needle + b"/") for v in found)
@@ -123,10 +143,11 @@ def kill(pids: Iterable[int], patience_s: float = 5.0) -> None:
 
 
 def kill_marked(mark: str, settle: bool = False) -> None:
-    """Everything that carries the mark; looked for until nothing is found, as a process may be starting another.
+    """Everything that carries the mark; looked for until nothing is found, as a process may be
+    starting another.
 
-    settle: between fork and exec a process has its parent's environment, or none. Where a parent was killed in mid-start, the
-    whole is looked for once more after SETTLE_S."""
+    settle: between fork and exec a process has its parent's environment, or none. Where a parent
+    was killed in mid-start, the whole is looked for once more after SETTLE_S."""
     quiet = 0
     for _ in range(20):
         if found := marked_pids(mark):
@@ -140,9 +161,14 @@ def kill_marked(mark: str, settle: bool = False) -> None:
 
 
 def unmount(path: str | Path) -> None:
-    """Unmount, whatever it takes: fusermount3 for a user's own mount, then lazily. No error when nothing is mounted."""
-    for argv in (["umount", str(path)], ["fusermount3", "-u", "-q", str(path)], ["umount", "-l", str(path)],
-                 ["fusermount3", "-u", "-z", "-q", str(path)]):
+    """Unmount, whatever it takes: fusermount3 for a user's own mount, then lazily. No error when
+    nothing is mounted."""
+    for argv in (
+        ["umount", str(path)],
+        ["fusermount3", "-u", "-q", str(path)],
+        ["umount", "-l", str(path)],
+        ["fusermount3", "-u", "-z", "-q", str(path)],
+    ):
         if not is_mounted(path):
             return
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
@@ -152,22 +178,31 @@ def unmount(path: str | Path) -> None:
 def is_mounted(path: str | Path) -> bool:
     text = os.path.realpath(os.path.dirname(str(path))) + "/" + os.path.basename(str(path))
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        return any(line.split(" ")[4].encode().decode("unicode_escape", "replace") == text for line in lines)
+        return any(
+            line.split(" ")[4].encode().decode("unicode_escape", "replace") == text
+            for line in lines
+        )
 
 
 def remove_tree(path: str | Path) -> None:
-    """Remove a tree that may hold directories without write permission; never follows links, never crosses mounts below it."""
+    """Remove a tree that may hold directories without write permission; never follows links, never
+    crosses mounts below it."""
     top = os.path.normpath(os.path.abspath(path))
     with contextlib.suppress(OSError):
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-            below = [p for p in (line.split(" ")[4] for line in lines) if p == top or p.startswith(top + "/")]
+            below = [
+                p
+                for p in (line.split(" ")[4] for line in lines)
+                if p == top or p.startswith(top + "/")
+            ]
         for mounted in reversed(below):
             unmount(mounted)
 
     def open_up(function: Any, name: str, _info: Any) -> None:
         with contextlib.suppress(OSError):
             above = os.path.dirname(name)
-            if above == top or above.startswith(top + "/"):  # never the directory that holds the tree: it may be /tmp
+            # never the directory that holds the tree: it may be /tmp
+            if above == top or above.startswith(top + "/"):
                 os.chmod(above, 0o700)
             if not os.path.islink(name):
                 os.chmod(name, 0o700)
@@ -179,7 +214,8 @@ def remove_tree(path: str | Path) -> None:
 
 
 def end(entries: Iterable[Mapping[str, Any]], scope: Scope, settle: bool = False) -> None:
-    """Processes first, by entry and by mark, then everything else, last first. Raises nothing, whatever the entries hold."""
+    """Processes first, by entry and by mark, then everything else, last first. Raises nothing,
+    whatever the entries hold."""
     known = [e for e in entries if e.get("kind") in _END]
     for entry in known:
         if entry["kind"] in FIRST:
@@ -191,13 +227,20 @@ def end(entries: Iterable[Mapping[str, Any]], scope: Scope, settle: bool = False
 
 
 def _one(entry: Mapping[str, Any], scope: Scope) -> None:
-    with contextlib.suppress(OSError, ValueError, TypeError, OverflowError, subprocess.SubprocessError):
+    with contextlib.suppress(
+        OSError, ValueError, TypeError, OverflowError, subprocess.SubprocessError
+    ):
         _END[entry["kind"]](entry, scope)
 
 
 def _pid(value: object) -> int:
     """A process id that may be meant. Raises ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 < value <= MAX_PID or value == os.getpid():
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or not 1 < value <= MAX_PID
+        or value == os.getpid()
+    ):
         raise ValueError(f"no process id: {value!r}")
     return value
 
@@ -209,19 +252,36 @@ def _process(entry: Mapping[str, Any], scope: Scope) -> None:
 
 
 def _group(entry: Mapping[str, Any], scope: Scope) -> None:
-    """Its leader as noted: the group is ours. Without it the number may be a stranger's by now: only members with the mark."""
+    """Its leader as noted: the group is ours. Without it the number may be a stranger's by now:
+    only members with the mark."""
     group = _pid(entry.get("target"))
     if not scope.processes or group == os.getpgid(0):
         return
-    if entry.get("started") and start_time(group) == entry["started"] and os.getpgid(group) == group:
+    if (
+        entry.get("started")
+        and start_time(group) == entry["started"]
+        and os.getpgid(group) == group
+    ):
         os.killpg(group, signal.SIGKILL)
-    kill([pid for pid in all_pids() if _stat(pid)[2:3] == [str(group)] and carries(pid, scope.mark)])
+    kill(
+        [pid for pid in all_pids() if _stat(pid)[2:3] == [str(group)] and carries(pid, scope.mark)]
+    )
 
 
 def _container(entry: Mapping[str, Any], scope: Scope) -> None:
     name, root = entry.get("target"), entry.get("root")
-    if scope.owns(root) and isinstance(name, str) and CONTAINER.fullmatch(name) and os.path.isdir(str(root)):
-        subprocess.run(["runc", "--root", str(root), "delete", "--force", name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=20)
+    if (
+        scope.owns(root)
+        and isinstance(name, str)
+        and CONTAINER.fullmatch(name)
+        and os.path.isdir(str(root))
+    ):
+        subprocess.run(
+            ["runc", "--root", str(root), "delete", "--force", name],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=20,
+        )
 
 
 def _mount(entry: Mapping[str, Any], scope: Scope) -> None:
@@ -251,21 +311,25 @@ def _end_snapshot_orphans(entry: Mapping[str, Any]) -> None:
 
 
 def end_snapshot_orphans(mark: str) -> list[int]:
-    """Clones of one snapshot whose restorer is gone: whoever took them over (init, a service manager) runs no Python and no CRIU."""
+    """Clones of one snapshot whose restorer is gone: whoever took them over (init, a service
+    manager) runs no Python and no CRIU."""
     found = [pid for pid in marked_pids(mark, SNAPSHOT_MARK) if not _restorer_lives(pid)]
     kill(found)
     return found
 
 
 def _restorer_lives(pid: int) -> bool:
-    """Up the line of parents that are clones themselves, to the one that restored the first of them."""
+    """Up the line of parents that are clones themselves, to the one that restored the first of
+    them."""
     for _ in range(100):
         parent = int((_stat(pid)[1:2] or ["0"])[0])
         if parent <= 1:
             return False
         if not carries(parent, _of(pid), SNAPSHOT_MARK):
             with contextlib.suppress(OSError):
-                return os.path.basename(os.readlink(f"/proc/{parent}/exe")).startswith(("python", "criu", "runc"))
+                return os.path.basename(os.readlink(f"/proc/{parent}/exe")).startswith(
+                    ("python", "criu", "runc")
+                )
             return False
         pid = parent
     return True
@@ -295,17 +359,35 @@ def _wake(entry: Mapping[str, Any]) -> None:
 
 
 def _unmount_lazy(entry: Mapping[str, Any]) -> None:
-    """A mount of the lab's own file system, wherever the user asked for it; nothing else that is mounted there."""
+    """A mount of the lab's own file system, wherever the user asked for it; nothing else that is
+    mounted there."""
     path = entry.get("path")
-    if not isinstance(path, str) or os.path.realpath(os.path.dirname(path)) != os.path.dirname(path):
+    if not isinstance(path, str) or os.path.realpath(os.path.dirname(path)) != os.path.dirname(
+        path
+    ):
         return
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         rows = [line.partition(" - ") for line in lines]
-    kinds = [after.split(" ")[0] for before, _, after in rows if before.split(" ")[4].encode().decode("unicode_escape", "replace") == path]
+    kinds = [
+        after.split(" ")[0]
+        for before, _, after in rows
+        if before.split(" ")[4].encode().decode("unicode_escape", "replace") == path
+    ]
     if kinds and kinds[-1] == LAZY_FSTYPE:
         unmount(path)
 
 
-ACTIONS: dict[str, Callable[[Mapping[str, Any]], None]] = {"end-snapshot-orphans": _end_snapshot_orphans, "wake": _wake, "unmount-lazy": _unmount_lazy}
+ACTIONS: dict[str, Callable[[Mapping[str, Any]], None]] = {
+    "end-snapshot-orphans": _end_snapshot_orphans,
+    "wake": _wake,
+    "unmount-lazy": _unmount_lazy,
+}
 _END: dict[str, Callable[[Mapping[str, Any], Scope], None]] = {
-    "process": _process, "group": _group, "container": _container, "mount": _mount, "dir": _dir, "file": _file, "action": _action}
+    "process": _process,
+    "group": _group,
+    "container": _container,
+    "mount": _mount,
+    "dir": _dir,
+    "file": _file,
+    "action": _action,
+}

@@ -1,9 +1,10 @@
 """Spans: who did what from when to when, on one clock, across processes.
 
-Every process of a trial (node agent, server, client) appends spans as JSON lines to the file named by
-`LABKIT_TIMELINE`; times are CLOCK_MONOTONIC seconds, which all processes of one host share. The file is opened,
-appended and closed for each span: a held descriptor would break a CRIU dump, and one `write` of a short line to an
-O_APPEND file is atomic. Cost: about 20 µs a span. Standard library only – this is imported on the measured path.
+Every process of a trial (node agent, server, client) appends spans as JSON lines to the file named
+by `LABKIT_TIMELINE`; times are CLOCK_MONOTONIC seconds, which all processes of one host share. The
+file is opened, appended and closed for each span: a held descriptor would break a CRIU dump, and
+one `write` of a short line to an O_APPEND file is atomic. Cost: about 20 µs a span. Standard
+library only – this is imported on the measured path.
 
     with span("load", loader="pickle"):
         ...
@@ -22,16 +23,30 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-#: In the order in which a start goes through them. `restore` replaces some of them in a snapshot stack.
-PHASES = ("pull", "unpack", "mount", "restore", "start", "import", "context", "build", "load", "warmup", "ready",
-          "first_token")
+#: In the order in which a start goes through them. `restore` replaces some of them in a snapshot
+#: stack.
+PHASES = (
+    "pull",
+    "unpack",
+    "mount",
+    "restore",
+    "start",
+    "import",
+    "context",
+    "build",
+    "load",
+    "warmup",
+    "ready",
+    "first_token",
+)
 
 ENV = "LABKIT_TIMELINE"
 
 
 @dataclass(frozen=True)
 class Span:
-    """One stretch of time. `name` is a phase, or `phase.detail` (`load.download`) for a part of one."""
+    """One stretch of time. `name` is a phase, or `phase.detail` (`load.download`) for a part of
+    one."""
 
     name: str
     start_s: float
@@ -56,9 +71,17 @@ def now_s() -> float:
     return time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
-def write(name: str, start_s: float, end_s: float, *, source: str | None = None, path: str | None = None,
-          **detail: Any) -> Span:
-    """Append one span. Without a path (argument or `LABKIT_TIMELINE`) it is only returned: the lab's code runs outside trials too."""
+def write(
+    name: str,
+    start_s: float,
+    end_s: float,
+    *,
+    source: str | None = None,
+    path: str | None = None,
+    **detail: Any,
+) -> Span:
+    """Append one span. Without a path (argument or `LABKIT_TIMELINE`) it is only returned: the
+    lab's code runs outside trials too."""
     made = Span(name, start_s, end_s, source or os.environ.get("LABKIT_SOURCE", ""), detail)
     target = path or os.environ.get(ENV)
     if target:
@@ -72,8 +95,11 @@ def write(name: str, start_s: float, end_s: float, *, source: str | None = None,
 
 
 @contextmanager
-def span(name: str, *, source: str | None = None, path: str | None = None, **detail: Any) -> Iterator[dict[str, Any]]:
-    """Time a block. What the block puts into the yielded dict becomes the span's detail; a failure is noted, not lost."""
+def span(
+    name: str, *, source: str | None = None, path: str | None = None, **detail: Any
+) -> Iterator[dict[str, Any]]:
+    """Time a block. What the block puts into the yielded dict becomes the span's detail; a failure
+    is noted, not lost."""
     facts = dict(detail)
     start_s = now_s()
     try:
@@ -86,7 +112,8 @@ def span(name: str, *, source: str | None = None, path: str | None = None, **det
 
 
 def read(path: str | os.PathLike[str]) -> list[Span]:
-    """All spans of a file, by start. A torn last line (a killed writer) is left out; a missing file is an empty timeline."""
+    """All spans of a file, by start. A torn last line (a killed writer) is left out; a missing file
+    is an empty timeline."""
     try:
         with open(path, encoding="utf-8", errors="replace") as lines:
             raw = lines.read().split("\n")
@@ -102,7 +129,8 @@ def read(path: str | os.PathLike[str]) -> list[Span]:
 
 
 def union_s(spans: Iterable[Span], from_s: float, to_s: float) -> float:
-    """Seconds of [from_s, to_s] covered by at least one span: phases may overlap, time is counted once."""
+    """Seconds of [from_s, to_s] covered by at least one span: phases may overlap, time is counted
+    once."""
     covered, reached = 0.0, from_s
     for s in sorted(spans, key=lambda s: s.start_s):
         start, end = max(s.start_s, reached), min(s.end_s, to_s)

@@ -1,6 +1,7 @@
-"""Bytes, rates and seconds, in and out of text. Decimal units (1 MB = 1e6 B) unless the text says KiB/MiB/GiB; links in bit/s.
+"""Bytes, rates and seconds, in and out of text. Decimal units (1 MB = 1e6 B) unless the text says
+KiB/MiB/GiB; links in bit/s.
 
-    parse_bytes("250MB") == 250_000_000 ; parse_rate("1gbit") == 125e6 ; show_bytes(2.2e9) == "2.20 GB"
+parse_bytes("250MB") == 250_000_000 ; parse_rate("1gbit") == 125e6 ; show_bytes(2.2e9) == "2.20 GB"
 """
 
 from __future__ import annotations
@@ -9,8 +10,22 @@ import re
 
 from labkit.errors import BadInput
 
-_BYTES = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12,
-          "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_BYTES = {
+    "": 1,
+    "b": 1,
+    "kb": 1e3,
+    "mb": 1e6,
+    "gb": 1e9,
+    "tb": 1e12,
+    "k": 1e3,
+    "m": 1e6,
+    "g": 1e9,
+    "t": 1e12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
 _BITS = {"bit": 1, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 _NUMBER = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)(/s|ps)?\s*$")
 
@@ -41,7 +56,11 @@ def parse_rate(text: str | float) -> float:
 def show_bytes(size_bytes: float) -> str:
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if abs(size_bytes) >= scale:
-            return f"{size_bytes / scale:.0f} {unit}" if abs(size_bytes) / scale >= 100 else f"{size_bytes / scale:.2f} {unit}"
+            return (
+                f"{size_bytes / scale:.0f} {unit}"
+                if abs(size_bytes) / scale >= 100
+                else f"{size_bytes / scale:.2f} {unit}"
+            )
     return f"{int(size_bytes)} B"
 
 
@@ -50,7 +69,8 @@ def show_rate(rate_bytes_per_s: float) -> str:
 
 
 def show_s(seconds: float) -> str:
-    """Three significant figures: 0.043 s → `43 ms`, 3.217 → `3.22 s`, 75 → `75.0 s`, 400 → `6 min 40 s`."""
+    """Three significant figures: 0.043 s → `43 ms`, 3.217 → `3.22 s`, 75 → `75.0 s`, 400 → `6 min
+    40 s`."""
     if seconds < 0:
         return "-" + show_s(-seconds)
     if seconds < 1e-3:

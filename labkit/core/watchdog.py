@@ -1,10 +1,12 @@
-"""The watchdog of a ledger: a process that outlives its harness by as long as it takes to end what that left.
+"""The watchdog of a ledger: a process that outlives its harness by as long as it takes to end what
+that left.
 
-    python -m labkit.core.watchdog LOCK_FD WORKSPACE MARK      # started by labkit.core.ledger, never by hand
+    python -m labkit.core.watchdog LOCK_FD WORKSPACE MARK      # started by labkit.core.ledger,
+        never by hand
 
-It waits for the end of its standard input, which the kernel brings about however the harness dies, and holds the ledger's
-lock meanwhile. Limit: killed together with the harness it ends nothing; the next start of the lab does. Lesson: none.
-"""
+It waits for the end of its standard input, which the kernel brings about however the harness dies,
+and holds the ledger's lock meanwhile. Limit: killed together with the harness it ends nothing; the
+next start of the lab does. Lesson: none."""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
-"""Left out, then predicted: the error of the planner on sizes it has not seen, the only error worth quoting.
+"""Left out, then predicted: the error of the planner on sizes it has not seen, the only error worth
+quoting.
 
     for row in hold_out([tiny, small, big, larger_image], "naive"):
-        row["preset"], row["predicted_s"], row["measured_s"], row["beyond"]     # what had to be extrapolated
+        row["preset"], row["predicted_s"], row["measured_s"], row["beyond"]     # what had to be
+            extrapolated
 
-A line through two sizes has no error on them. Between measured sizes a prediction interpolates; beyond them it extrapolates, and
-caches, memory and disks may bend the line there. Lesson: notebooks/09_decide.
-"""
+A line through two sizes has no error on them. Between measured sizes a prediction interpolates;
+beyond them it extrapolates, and caches, memory and disks may bend the line there. Lesson:
+notebooks/09_decide."""
 
 from __future__ import annotations
 
@@ -19,16 +21,23 @@ from labkit.errors import BadInput
 
 
 def hold_out(runs: Sequence[Run], arm: str) -> list[dict[str, Any]]:
-    """Fit without one run (a size of model and image), predict it, set it beside what was measured; once for each run.
-    Raises BadInput for fewer than two sizes.
+    """Fit without one run (a size of model and image), predict it, set it beside what was measured;
+    once for each run. Raises BadInput for fewer than two sizes.
 
-    Rows: {"run", "preset", "sizes", "predicted_s", "measured_s", "error_share" (signed), "inside" (measured within the
-    forecast), "unseen" (sizes that no other run had), "beyond" (those of them outside what the others span: an
-    extrapolation), "from_one_size" (the others had one size where this one differs: the error is that of a guess), "phases"}."""
+    Rows: {"run", "preset", "sizes", "predicted_s", "measured_s", "error_share" (signed), "inside"
+    (measured within the forecast), "unseen" (sizes that no other run had), "beyond" (those of them
+    outside what the others span: an extrapolation), "from_one_size" (the others had one size where
+    this one differs: the error is that of a guess), "phases"}."""
     good = [r for r in runs if r.of_arm(arm)]
     if len(good) < 2:
-        raise BadInput("a hold-out check needs records of two sizes at least", why="an error on the data of the fit says nothing about other sizes",
-                       fix=f"labkit run {arm} --preset tiny --blocks 3; labkit run {arm} --preset small --blocks 3")
+        raise BadInput(
+            "a hold-out check needs records of two sizes at least",
+            why="an error on the data of the fit says nothing about other sizes",
+            fix=(
+                f"labkit run {arm} --preset tiny --blocks 3; labkit run {arm} --preset small"
+                " --blocks 3"
+            ),
+        )
     sizes = {r.id: _median_sizes(r, arm) for r in good}
     rows = []
     for left in good:
@@ -36,15 +45,34 @@ def hold_out(runs: Sequence[Run], arm: str) -> list[dict[str, Any]]:
         mine, others = sizes[left.id], [sizes[r.id] for r in good if r is not left]
         forecast = model.predict(mine, far=True)
         measured = stats.median([t.total_s for t in left.of_arm(arm) if t.total_s is not None])
-        phases = {p: {"predicted_s": f.seconds, "measured_s": stats.median([t.phases[p] for t in left.of_arm(arm) if p in t.phases])}
-                  for p, f in forecast.phases.items() if any(p in t.phases for t in left.of_arm(arm))}
+        phases = {
+            p: {
+                "predicted_s": f.seconds,
+                "measured_s": stats.median(
+                    [t.phases[p] for t in left.of_arm(arm) if p in t.phases]
+                ),
+            }
+            for p, f in forecast.phases.items()
+            if any(p in t.phases for t in left.of_arm(arm))
+        }
         drivers = sorted({f.driver for f in model.fits.values() if f.s_per_byte > 0} & set(mine))
         spans = {d: [o[d] for o in others if d in o] for d in drivers}
         unseen = [d for d in drivers if not any(_same(mine[d], x) for x in spans[d])]
-        rows.append({"run": left.id, "preset": size_name(left), "sizes": mine, "predicted_s": forecast.total_s, "measured_s": measured,
-                     "error_share": forecast.total_s / measured - 1, "inside": forecast.low_s <= measured <= forecast.high_s, "phases": phases,
-                     "unseen": unseen, "beyond": [d for d in unseen if not min(spans[d]) < mine[d] < max(spans[d])],
-                     "from_one_size": any(f.guessed and f.driver in unseen for f in model.fits.values())})
+        rows.append(
+            {
+                "run": left.id,
+                "preset": size_name(left),
+                "sizes": mine,
+                "predicted_s": forecast.total_s,
+                "measured_s": measured,
+                "error_share": forecast.total_s / measured - 1,
+                "inside": forecast.low_s <= measured <= forecast.high_s,
+                "phases": phases,
+                "unseen": unseen,
+                "beyond": [d for d in unseen if not min(spans[d]) < mine[d] < max(spans[d])],
+                "from_one_size": any(f.guessed and f.driver in unseen for f in model.fits.values()),
+            }
+        )
     return rows
 
 
@@ -53,12 +81,17 @@ def size_name(run: Run) -> str:
     from labkit.core.units import show_bytes
 
     extra_bytes = run.experiment.get("image_extra_bytes", 0)
-    return str(run.experiment.get("preset", "")) + (f"+{show_bytes(extra_bytes)}" if extra_bytes else "")
+    return str(run.experiment.get("preset", "")) + (
+        f"+{show_bytes(extra_bytes)}" if extra_bytes else ""
+    )
 
 
 def _median_sizes(run: Run, arm: str) -> dict[str, float]:
     found = [sizes_of(t) for t in run.of_arm(arm)]
-    return {k: stats.median([s[k] for s in found if k in s]) for k in sorted({k for s in found for k in s})}
+    return {
+        k: stats.median([s[k] for s in found if k in s])
+        for k in sorted({k for s in found for k in s})
+    }
 
 
 def _same(one: float, other: float) -> bool:

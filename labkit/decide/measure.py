@@ -1,11 +1,12 @@
-"""The starts that a forecast is fitted from: one stack at several sizes of model and image. Two make a line, a third its error.
+"""The starts that a forecast is fitted from: one stack at several sizes of model and image. Two
+make a line, a third its error.
 
-    runs = measure("naive", sizes=("tiny", "80MB", "small", "tiny+400MB", "tiny+800MB"), blocks=3, link="1gbit")
+    runs = measure("naive", sizes=("tiny", "80MB", "small", "tiny+400MB", "tiny+800MB"), blocks=3,
+        link="1gbit")
     runs = gather("naive")            # or what this host has recorded already
 
-A size names the model (a preset, or bytes) and, after a plus, what is added to the subject's image: unpacked bytes of packages
-that nobody imports. Lesson: notebooks/09_decide.
-"""
+A size names the model (a preset, or bytes) and, after a plus, what is added to the subject's image:
+unpacked bytes of packages that nobody imports. Lesson: notebooks/09_decide."""
 
 from __future__ import annotations
 
@@ -31,12 +32,23 @@ def sizes_for(arm: str) -> tuple[str, ...]:
     return SIZES if _has_image(arm) else MODEL_SIZES
 
 
-def measure(arm: str = "naive", sizes: Sequence[str] = (), *, blocks: int = 3, scenario: str = "fresh-node", link: str = "loopback", progress: Any = None,
-            workspace: Workspace | None = None, name: str = "") -> list[Run]:
-    """One record a size. Raises BadInput for a size that means nothing, MissingCapability where the arm cannot run here.
+def measure(
+    arm: str = "naive",
+    sizes: Sequence[str] = (),
+    *,
+    blocks: int = 3,
+    scenario: str = "fresh-node",
+    link: str = "loopback",
+    progress: Any = None,
+    workspace: Workspace | None = None,
+    name: str = "",
+) -> list[Run]:
+    """One record a size. Raises BadInput for a size that means nothing, MissingCapability where the
+    arm cannot run here.
 
-    Sizes take turns, a block each: a machine that slows down over minutes would otherwise bend the line between them.
-    `name`: records are kept under it and gone on with, so that the same call with more blocks adds to what is there."""
+    Sizes take turns, a block each: a machine that slows down over minutes would otherwise bend the
+    line between them. `name`: records are kept under it and gone on with, so that the same call
+    with more blocks adds to what is there."""
     from labkit.stack import experiment
     from labkit.subject.checkpoint import PRESETS
 
@@ -45,8 +57,14 @@ def measure(arm: str = "naive", sizes: Sequence[str] = (), *, blocks: int = 3, s
     parsed = {size: parse_size(size) for size in wanted}
     for size, (_, extra_bytes) in parsed.items():
         if extra_bytes and not _has_image(arm):
-            raise BadInput(f"{size}: {arm} has no image to enlarge", fix="sizes of the model alone: " + ", ".join(MODEL_SIZES))
-    model_dirs = {model: "" if model in PRESETS else str(_checkpoint(space, parse_bytes(model))) for model, _ in parsed.values()}
+            raise BadInput(
+                f"{size}: {arm} has no image to enlarge",
+                fix="sizes of the model alone: " + ", ".join(MODEL_SIZES),
+            )
+    model_dirs = {
+        model: "" if model in PRESETS else str(_checkpoint(space, parse_bytes(model)))
+        for model, _ in parsed.values()
+    }
     stamp = name or time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     made: dict[str, Run] = {}
     for block in range(blocks):
@@ -54,36 +72,76 @@ def measure(arm: str = "naive", sizes: Sequence[str] = (), *, blocks: int = 3, s
             model, extra_bytes = parsed[size]
             out = space.runs / f"{stamp}-{size}.json"
             if name and _blocks_of(out) > block:
-                made[size] = _same_as_asked(records.read(out), arm, out, {"scenario": scenario, "link": link, "preset": model, "image_extra_bytes": extra_bytes,
-                                                                     "model_identity": question.identity(model_dirs[model])})
+                made[size] = _same_as_asked(
+                    records.read(out),
+                    arm,
+                    out,
+                    {
+                        "scenario": scenario,
+                        "link": link,
+                        "preset": model,
+                        "image_extra_bytes": extra_bytes,
+                        "model_identity": question.identity(model_dirs[model]),
+                    },
+                )
                 continue
-            made[size] = experiment([arm], preset=model, model_dir=model_dirs[model], image_extra_bytes=extra_bytes, blocks=block + 1, scenario=scenario, link=link,
-                                    progress=progress, workspace=space, out=out, resume=True)
+            made[size] = experiment(
+                [arm],
+                preset=model,
+                model_dir=model_dirs[model],
+                image_extra_bytes=extra_bytes,
+                blocks=block + 1,
+                scenario=scenario,
+                link=link,
+                progress=progress,
+                workspace=space,
+                out=out,
+                resume=True,
+            )
     return [made[size] for size in wanted]
 
 
 def _same_as_asked(run: Run, arm: str, out: Path, wanted: dict[str, Any]) -> Run:
-    """The run. Raises BadInput where a record under this name is of another stack, link, scenario or size: it would stand for what was asked now."""
+    """The run. Raises BadInput where a record under this name is of another stack, link, scenario
+    or size: it would stand for what was asked now."""
     said = question.asked(run, arm)
-    different = [] if arm in run.arm_names else [f"arm: {question.shown(', '.join(run.arm_names))} against {arm}"]
-    different += [f"{k}: {question.shown(said[k])} against {question.shown(v)}" for k, v in wanted.items() if k in said and said[k] != v]
+    different = (
+        []
+        if arm in run.arm_names
+        else [f"arm: {question.shown(', '.join(run.arm_names))} against {arm}"]
+    )
+    different += [
+        f"{k}: {question.shown(said[k])} against {question.shown(v)}"
+        for k, v in wanted.items()
+        if k in said and said[k] != v
+    ]
     if different:
-        raise BadInput(f"{out} holds another experiment: " + "; ".join(different), why="its trials would be taken for these", fix="give another --name")
+        raise BadInput(
+            f"{out} holds another experiment: " + "; ".join(different),
+            why="its trials would be taken for these",
+            fix="give another --name",
+        )
     return run
 
 
 def came_through(runs: Sequence[Run], arm: str) -> list[Run]:
-    """The same runs. Raises LabError with a failed trial's own words when a size has no good trial: a line would miss that point."""
+    """The same runs. Raises LabError with a failed trial's own words when a size has no good trial:
+    a line would miss that point."""
     for run in runs:
         if not run.of_arm(arm) and (failed := run.of_arm(arm, only_ok=False)):
             said = failed[-1]
-            raise LabError(f"no start at size {run.experiment.get('preset', '')} came through: {said.outcome}: {said.error.get('what', '')}",
-                           why=said.error.get("why", ""), fix=said.error.get("fix", "labkit doctor"))
+            raise LabError(
+                f"no start at size {run.experiment.get('preset', '')} came through: {said.outcome}:"
+                f" {said.error.get('what', '')}",
+                why=said.error.get("why", ""),
+                fix=said.error.get("fix", "labkit doctor"),
+            )
     return list(runs)
 
 
 def parse_size(text: str) -> tuple[str, int]:
-    """`"80MB"` → ("80MB", 0); `"tiny+400MB"` → ("tiny", 400_000_000): model, and bytes added to the image. Raises BadInput."""
+    """`"80MB"` → ("80MB", 0); `"tiny+400MB"` → ("tiny", 400_000_000): model, and bytes added to the
+    image. Raises BadInput."""
     from labkit.subject.checkpoint import PRESETS
 
     model, plus, extra = text.strip().partition("+")
@@ -99,20 +157,37 @@ def _has_image(arm: str) -> bool:
 
 
 def _blocks_of(path: Path) -> int:
-    return max((t.block + 1 for t in records.read(path).trials if t.outcome != "interrupted"), default=0) if path.exists() else 0
+    return (
+        max(
+            (t.block + 1 for t in records.read(path).trials if t.outcome != "interrupted"),
+            default=0,
+        )
+        if path.exists()
+        else 0
+    )
 
 
 def _checkpoint(space: Workspace, size_bytes: int) -> Path:
     target = space.models / f"bytes-{size_bytes}"
-    if not (target / "config.json").exists():  # in a process of its own: torch mapped here would keep its pages warm
-        done = subprocess.run([*module("labkit"), "model", "make", "--bytes", str(size_bytes), str(target)], capture_output=True, text=True)
+    # in a process of its own: torch mapped here would keep its pages warm
+    if not (target / "config.json").exists():
+        done = subprocess.run(
+            [*module("labkit"), "model", "make", "--bytes", str(size_bytes), str(target)],
+            capture_output=True,
+            text=True,
+        )
         if done.returncode:
-            raise BadInput(f"no checkpoint of {size_bytes} bytes", why=done.stderr.strip()[-400:], fix="labkit model make --bytes 80MB DIR")
+            raise BadInput(
+                f"no checkpoint of {size_bytes} bytes",
+                why=done.stderr.strip()[-400:],
+                fix="labkit model make --bytes 80MB DIR",
+            )
     return target
 
 
 def gather(arm: str = "", scenario: str = "", *, workspace: Workspace | None = None) -> list[Run]:
-    """This host's records of an arm: the newest of each size, of the question (scenario, link and all else that was chosen) with most sizes. Raises BadInput for none."""
+    """This host's records of an arm: the newest of each size, of the question (scenario, link and
+    all else that was chosen) with most sizes. Raises BadInput for none."""
     space = workspace or Workspace.default()
     groups: dict[Any, dict[Any, Run]] = {}
     here, wanted = host.card()["id"], arm or "naive"
@@ -122,11 +197,19 @@ def gather(arm: str = "", scenario: str = "", *, workspace: Workspace | None = N
         except LabError:
             continue
         said = run.arm_named(wanted)
-        if said and run.host.get("id") == here and run.of_arm(wanted) and scenario in ("", said.get("scenario")):
+        if (
+            said
+            and run.host.get("id") == here
+            and run.of_arm(wanted)
+            and scenario in ("", said.get("scenario"))
+        ):
             asked = question.asked(run, wanted)
             size = question.key({name: asked.get(name) for name in question.SIZES})
             groups.setdefault(question.key(asked, but=question.SIZES), {})[size] = run
     if not groups:
-        raise BadInput(f"no record of {wanted} on this host in {space.root / 'runs'}", why="a forecast is fitted from starts measured here",
-                       fix="labkit plan --measure   (or: --records FILE …)")
+        raise BadInput(
+            f"no record of {wanted} on this host in {space.root / 'runs'}",
+            why="a forecast is fitted from starts measured here",
+            fix="labkit plan --measure   (or: --records FILE …)",
+        )
     return list(max(groups.values(), key=len).values())

@@ -1,18 +1,20 @@
-"""A model of the phases: seconds = fixed + bytes ÷ rate, fitted from records at two or more sizes, with its error.
+"""A model of the phases: seconds = fixed + bytes ÷ rate, fitted from records at two or more sizes,
+with its error.
 
-Each phase has one size that drives it (image bytes for `pull`, model bytes for `load`) or none (`import`). The fit is least
-squares on relative errors, as a start of 3 s and one of 300 s should count alike; a negative fixed part or rate is refitted
-without it. A rate that came close to what the link or the disk allowed in that run moves with the reader's own; one that did not
-is the software's own limit and does not get faster.
+Each phase has one size that drives it (image bytes for `pull`, model bytes for `load`) or none
+(`import`). The fit is least squares on relative errors, as a start of 3 s and one of 300 s should
+count alike; a negative fixed part or rate is refitted without it. A rate that came close to what
+the link or the disk allowed in that run moves with the reader's own; one that did not is the
+software's own limit and does not get faster.
 
     model = fit(points([tiny, small], "naive"))
-    forecast = model.predict({"image_bytes": 5e9, "unpacked_bytes": 12e9, "model_bytes": 16e9}, link_bytes_per_s=1.25e9)
+    forecast = model.predict({"image_bytes": 5e9, "unpacked_bytes": 12e9, "model_bytes": 16e9},
+        link_bytes_per_s=1.25e9)
     forecast.total_s, forecast.low_s, forecast.high_s, forecast.phases["load"].seconds
 
-The error worth quoting is that on a size left out of the fit: `labkit.decide.holdout`.
-It extrapolates a straight line: caches that fill, memory that runs out and links that other tenants share are not in it.
-Lesson: notebooks/09_decide.
-"""
+The error worth quoting is that on a size left out of the fit: `labkit.decide.holdout`. It
+extrapolates a straight line: caches that fill, memory that runs out and links that other tenants
+share are not in it. Lesson: notebooks/09_decide."""
 
 from __future__ import annotations
 
@@ -28,13 +30,22 @@ from labkit.core.timeline import PHASES
 from labkit.errors import BadInput, IncomparableRecords
 
 #: Which size drives a phase. A phase that is not here has a fixed cost.
-DRIVER = {"pull": "image_bytes", "unpack": "unpacked_bytes", "build": "model_bytes", "load": "model_bytes", "warmup": "model_bytes",
-          "first_token": "model_bytes", "restore": "snapshot_bytes"}
-#: t0-to-first-token minus the sum of phases: time nobody accounts for, or (negative) phases that overlap.
+DRIVER = {
+    "pull": "image_bytes",
+    "unpack": "unpacked_bytes",
+    "build": "model_bytes",
+    "load": "model_bytes",
+    "warmup": "model_bytes",
+    "first_token": "model_bytes",
+    "restore": "snapshot_bytes",
+}
+#: t0-to-first-token minus the sum of phases: time nobody accounts for, or (negative) phases that
+#: overlap.
 REST = "rest"
 #: From this share of the resource's rate on, the resource was the limit.
 BOUND_SHARE = 0.7
-#: From one size alone nothing separates fixed part and rate: a guess may go this far from it, and no further.
+#: From one size alone nothing separates fixed part and rate: a guess may go this far from it, and
+#: no further.
 FURTHEST_GUESS = 20.0
 #: … but five times as far from a size at which bytes outweigh any fixed cost.
 LARGE_BYTES = 100e6
@@ -46,7 +57,8 @@ SAME_SIZE = 1.2
 
 @dataclass(frozen=True)
 class Point:
-    """One phase of one trial. `resource_bytes_per_s`: what link or disk allowed it in that run, if one of them feeds it."""
+    """One phase of one trial. `resource_bytes_per_s`: what link or disk allowed it in that run, if
+    one of them feeds it."""
 
     phase: str
     size_bytes: float
@@ -57,7 +69,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Fit:
-    """seconds = fixed_s + size ÷ rate. `error_share`: spread of measured ÷ fitted, as a share; `sizes` fitted from."""
+    """seconds = fixed_s + size ÷ rate. `error_share`: spread of measured ÷ fitted, as a share;
+    `sizes` fitted from."""
 
     phase: str
     driver: str
@@ -83,7 +96,9 @@ class Fit:
     def bound(self) -> bool:
         """The resource was the limit when this was measured."""
         rate = self.rate_bytes_per_s
-        return bool(rate and self.resource_bytes_per_s and rate >= BOUND_SHARE * self.resource_bytes_per_s)
+        return bool(
+            rate and self.resource_bytes_per_s and rate >= BOUND_SHARE * self.resource_bytes_per_s
+        )
 
     def at(self, size_bytes: float, resource_bytes_per_s: float | None = None) -> float:
         """Seconds for a size; on another link or disk where one is given and feeds this phase."""
@@ -91,7 +106,11 @@ class Fit:
         if rate is None:
             return self.fixed_s
         if resource_bytes_per_s and self.resource_bytes_per_s:
-            rate = rate * resource_bytes_per_s / self.resource_bytes_per_s if self.bound else min(rate, resource_bytes_per_s)
+            rate = (
+                rate * resource_bytes_per_s / self.resource_bytes_per_s
+                if self.bound
+                else min(rate, resource_bytes_per_s)
+            )
         return self.fixed_s + size_bytes / rate
 
 
@@ -126,27 +145,49 @@ class Model:
     host: str
     fits: dict[str, Fit] = field(default_factory=dict)
 
-    def predict(self, sizes: Mapping[str, float], *, link_bytes_per_s: float | None = None, disk_bytes_per_s: float | None = None,
-                far: bool = False) -> Forecast:
-        """`far`: also guess far from the one size measured (to show how wrong that is). `sizes` by driver (image_bytes, unpacked_bytes, model_bytes, snapshot_bytes). Raises BadInput for one that is needed and missing."""
+    def predict(
+        self,
+        sizes: Mapping[str, float],
+        *,
+        link_bytes_per_s: float | None = None,
+        disk_bytes_per_s: float | None = None,
+        far: bool = False,
+    ) -> Forecast:
+        """`far`: also guess far from the one size measured (to show how wrong that is). `sizes` by
+        driver (image_bytes, unpacked_bytes, model_bytes, snapshot_bytes). Raises BadInput for one
+        that is needed and missing."""
         rates = {"link": link_bytes_per_s, "disk": disk_bytes_per_s}
         phases: dict[str, PhaseForecast] = {}
         notes: list[str] = []
         for phase, one in self.fits.items():
             size = float(sizes.get(one.driver, math.nan)) if one.s_per_byte > 0 else 0.0
             if math.isnan(size) or size < 0:
-                raise BadInput(f"{phase} depends on {one.driver}, which is not given", fix=f"give {one.driver} in bytes")
+                raise BadInput(
+                    f"{phase} depends on {one.driver}, which is not given",
+                    fix=f"give {one.driver} in bytes",
+                )
             reach = FURTHEST_GUESS * (5 if one.sizes[-1] >= LARGE_BYTES else 1)
             if one.guessed and not far and not 1 / reach <= size / one.sizes[-1] <= reach:
-                raise BadInput(f"{phase} was measured at one size only ({max(one.sizes):.3g} bytes), and {size:.3g} bytes are asked for",
-                               why="one size cannot tell a fixed cost from a rate; so far away the forecast would mean nothing", fix="labkit plan --measure")
+                raise BadInput(
+                    f"{phase} was measured at one size only ({max(one.sizes):.3g} bytes), and"
+                    f" {size:.3g} bytes are asked for",
+                    why=(
+                        "one size cannot tell a fixed cost from a rate; so far away the forecast"
+                        " would mean nothing"
+                    ),
+                    fix="labkit plan --measure",
+                )
             seconds = one.at(size, rates.get(one.resource))
             low, high = sorted((seconds / (1 + one.error_share), seconds * (1 + one.error_share)))
             phases[phase] = PhaseForecast(seconds, low, high, self._how(one))
             notes += [f"{phase}: {note}" for note in _notes(one, size, rates.get(one.resource))]
         total = math.fsum(p.seconds for p in phases.values())
-        # Phases are measured in one start and drift together: their errors are added, not averaged away.
-        low, high = math.fsum(p.low_s for p in phases.values()), math.fsum(p.high_s for p in phases.values())
+        # Phases are measured in one start and drift together: their errors are added, not averaged
+        # away.
+        low, high = (
+            math.fsum(p.low_s for p in phases.values()),
+            math.fsum(p.high_s for p in phases.values()),
+        )
         ordered = {p: phases[p] for p in (*PHASES, REST) if p in phases}
         return Forecast(ordered, total, min(low, total), max(high, total), tuple(notes))
 
@@ -167,10 +208,21 @@ def _notes(one: Fit, size: float, rate_bytes_per_s: float | None) -> Iterable[st
     if one.why:
         yield one.why
     if one.s_per_byte > 0 and one.sizes and size > 2 * max(one.sizes):
-        yield f"{show_bytes(size)} is {size / max(one.sizes):.0f} times the largest size measured ({show_bytes(max(one.sizes))})"
-    if one.bound and rate_bytes_per_s and one.resource_bytes_per_s and rate_bytes_per_s > 1.5 * one.resource_bytes_per_s:
-        yield (f"the {one.resource} was the limit at {show_rate(one.resource_bytes_per_s)}; whether the software keeps up with "
-               f"{show_rate(rate_bytes_per_s)} was not measured, so this is the least it can take")
+        yield (
+            f"{show_bytes(size)} is {size / max(one.sizes):.0f} times the largest size measured"
+            f" ({show_bytes(max(one.sizes))})"
+        )
+    if (
+        one.bound
+        and rate_bytes_per_s
+        and one.resource_bytes_per_s
+        and rate_bytes_per_s > 1.5 * one.resource_bytes_per_s
+    ):
+        yield (
+            f"the {one.resource} was the limit at {show_rate(one.resource_bytes_per_s)}; whether"
+            f" the software keeps up with {show_rate(rate_bytes_per_s)} was not measured, so this"
+            " is the least it can take"
+        )
 
 
 def sizes_of(trial: Trial) -> dict[str, float]:
@@ -180,12 +232,24 @@ def sizes_of(trial: Trial) -> dict[str, float]:
 
     def take(name: str, facts: Mapping[str, Any], *keys: str) -> None:
         for key in keys:
-            if isinstance(facts.get(key), (int, float)) and 1 <= facts[key] <= MOST_BYTES and name not in found:
+            if (
+                isinstance(facts.get(key), (int, float))
+                and 1 <= facts[key] <= MOST_BYTES
+                and name not in found
+            ):
                 found[name] = float(facts[key])
 
     detail = {s["name"]: s.get("detail", {}) for s in trial.spans}
     for source in (steps.get("pull", {}), detail.get("pull", {})):
-        take("image_bytes", source, "bytes_fetched", "fetched_bytes", "registry_bytes", "bytes", "size_bytes")
+        take(
+            "image_bytes",
+            source,
+            "bytes_fetched",
+            "fetched_bytes",
+            "registry_bytes",
+            "bytes",
+            "size_bytes",
+        )
     for source in (steps.get("unpack", {}), detail.get("unpack", {}), steps.get("pull", {})):
         take("unpacked_bytes", source, "written_bytes", "plain_bytes", "unpacked_bytes")
     take("model_bytes", detail.get("load", {}), "size_bytes", "bytes")
@@ -195,10 +259,17 @@ def sizes_of(trial: Trial) -> dict[str, float]:
 
 
 def points(runs: Iterable[Run], arm: str) -> list[Point]:
-    """Every phase of every good trial of an arm. Raises IncomparableRecords where they differ in more than their sizes, BadInput for no trial."""
+    """Every phase of every good trial of an arm. Raises IncomparableRecords where they differ in
+    more than their sizes, BadInput for no trial."""
     runs = [r for r in runs if r.of_arm(arm)]
     if not runs:
-        raise BadInput(f"no good trial of {printable.line(arm)!r} in these records", fix=f"labkit run {arm} --preset tiny --blocks 3; labkit run {arm} --preset small --blocks 3")
+        raise BadInput(
+            f"no good trial of {printable.line(arm)!r} in these records",
+            fix=(
+                f"labkit run {arm} --preset tiny --blocks 3; labkit run {arm} --preset small"
+                " --blocks 3"
+            ),
+        )
     _one_question(runs, arm)
     made = []
     for run in runs:
@@ -206,7 +277,9 @@ def points(runs: Iterable[Run], arm: str) -> list[Point]:
             sizes = sizes_of(trial)
             for phase, seconds in trial.phases.items():
                 resource, rate = _resource(run, arm, phase)
-                made.append(Point(phase, sizes.get(DRIVER.get(phase, ""), 0.0), seconds, resource, rate))
+                made.append(
+                    Point(phase, sizes.get(DRIVER.get(phase, ""), 0.0), seconds, resource, rate)
+                )
             made.append(Point(REST, 0.0, (trial.total_s or 0.0) - math.fsum(trial.phases.values())))
     return made
 
@@ -218,10 +291,20 @@ def _arm(run: Run, arm: str) -> dict[str, Any]:
 def _one_question(runs: Sequence[Run], arm: str) -> None:
     """But for the sizes, which the line is drawn through, all of them ask the same."""
     first = question.asked(runs[0], arm)
-    different = dict.fromkeys(said for r in runs[1:] for said in question.differences(first, question.asked(r, arm), but=question.SIZES).different)
+    different = dict.fromkeys(
+        said
+        for r in runs[1:]
+        for said in question.differences(
+            first, question.asked(r, arm), but=question.SIZES
+        ).different
+    )
     if different:
-        raise IncomparableRecords(f"these records of {printable.line(arm)} do not measure the same thing: " + "; ".join(different),
-                                  why="a line through them would not be one machine's", fix="give records of one host, one --scenario and one --link")
+        raise IncomparableRecords(
+            f"these records of {printable.line(arm)} do not measure the same thing: "
+            + "; ".join(different),
+            why="a line through them would not be one machine's",
+            fix="give records of one host, one --scenario and one --link",
+        )
 
 
 def _resource(run: Run, arm: str, phase: str) -> tuple[str, float | None]:
@@ -231,7 +314,14 @@ def _resource(run: Run, arm: str, phase: str) -> tuple[str, float | None]:
     said = _arm(run, arm)
     scenario = said.get("scenario", "")
     if phase == "pull" or (phase == "load" and scenario == "fresh-node"):
-        rates = [r for r in (parse(said.get("link", "")).rate_bytes_per_s, run.floors.get("loopback_bytes_per_s")) if r]
+        rates = [
+            r
+            for r in (
+                parse(said.get("link", "")).rate_bytes_per_s,
+                run.floors.get("loopback_bytes_per_s"),
+            )
+            if r
+        ]
         return "link", min(rates) if rates else None
     if phase in ("load", "restore") and scenario == "warm-node":
         return "disk", run.floors.get("disk_read_bytes_per_s")
@@ -243,14 +333,21 @@ def fit(given: Sequence[Point], arm: str = "", scenario: str = "", host: str = "
     if not given:
         raise BadInput("nothing to fit", fix="labkit run naive --preset tiny --blocks 3")
     phases = [p for p in (*PHASES, REST) if any(g.phase == p for g in given)]
-    return Model(arm, scenario, host, {p: _fit_phase(p, [g for g in given if g.phase == p]) for p in phases})
+    return Model(
+        arm, scenario, host, {p: _fit_phase(p, [g for g in given if g.phase == p]) for p in phases}
+    )
 
 
 def model_of(runs: Sequence[Run], arm: str) -> Model:
     first = next((r for r in runs if r.of_arm(arm)), None)
     made = points(runs, arm)
     assert first is not None
-    return fit(made, arm, _arm(first, arm).get("scenario", ""), str(first.host.get("title", first.host.get("id", ""))))
+    return fit(
+        made,
+        arm,
+        _arm(first, arm).get("scenario", ""),
+        str(first.host.get("title", first.host.get("id", ""))),
+    )
 
 
 def _fit_phase(phase: str, given: Sequence[Point]) -> Fit:
@@ -263,10 +360,20 @@ def _fit_phase(phase: str, given: Sequence[Point]) -> Fit:
     if driver and all(s > 0 for s in sizes):
         if sizes[-1] >= SAME_SIZE * sizes[0]:
             fixed, slope = _line(_medians(given))
-            why = "" if slope else "did not grow with bytes at the sizes measured: noise hides its rate, and a larger size will take longer than this"
+            why = (
+                ""
+                if slope
+                else (
+                    "did not grow with bytes at the sizes measured: noise hides its rate, and a"
+                    " larger size will take longer than this"
+                )
+            )
         else:
             fixed, slope = 0.0, stats.median(seconds) / stats.median([g.size_bytes for g in given])
-            why = f"measured at one size only: taken as proportional to bytes, ±{ONE_SIZE_ERROR:.0%} assumed"
+            why = (
+                f"measured at one size only: taken as proportional to bytes, ±{ONE_SIZE_ERROR:.0%}"
+                " assumed"
+            )
     else:
         fixed, slope = stats.median(seconds), 0.0
         why = f"no {driver.replace('_', ' ')} in the records: taken as fixed" if driver else ""
@@ -280,11 +387,15 @@ def _fit_phase(phase: str, given: Sequence[Point]) -> Fit:
 
 
 def _medians(given: Sequence[Point]) -> list[tuple[float, float]]:
-    """One point a size: weights of 1 ÷ y² on raw trials would favour the lucky ones. Sizes within 5 % are one."""
+    """One point a size: weights of 1 ÷ y² on raw trials would favour the lucky ones. Sizes within 5
+    % are one."""
     groups: dict[int, list[Point]] = {}
     for g in given:
         groups.setdefault(round(math.log(g.size_bytes) / math.log(1.05)), []).append(g)
-    return [(stats.median([g.size_bytes for g in group]), stats.median([g.seconds for g in group])) for group in groups.values()]
+    return [
+        (stats.median([g.size_bytes for g in group]), stats.median([g.seconds for g in group]))
+        for group in groups.values()
+    ]
 
 
 def _line(points_xy: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -303,6 +414,7 @@ def _line(points_xy: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _spread(measured: Sequence[float], fitted: Sequence[float]) -> float:
-    """95 % of points lie within a factor 1 ± this of the fit (half the range for few points); 0 for phases of no length."""
+    """95 % of points lie within a factor 1 ± this of the fit (half the range for few points); 0 for
+    phases of no length."""
     off = [abs(m - f) / f for m, f in zip(measured, fitted, strict=True) if f > 1e-6]
     return stats.quantile(off, 0.95) if off else 0.0

@@ -1,11 +1,13 @@
-"""The first call of a compiled block, with an empty cache and with one that was carried along. Real on a CPU as on a GPU.
+"""The first call of a compiled block, with an empty cache and with one that was carried along. Real
+on a CPU as on a GPU.
 
-    first_call(Path("/…/cache"))        # a fresh process: {"first_call_s", "hits", "misses", "compiled_files", …}
+    first_call(Path("/…/cache"))        # a fresh process: {"first_call_s", "hits", "misses",
+        "compiled_files", …}
 
-`torch.compile` traces, lowers, writes C++ (or Triton), compiles it and loads the result, once a process; inductor's FX graph cache
-keeps the last three on disk, under a key made of the graph, the shapes, the versions and the settings. Tracing is never
-saved. Evidence: the cache's own counters, and that no file was compiled anew. Limit: tracing and loading, ~1 s.
-Lesson: notebooks/06_gpu_init.
+`torch.compile` traces, lowers, writes C++ (or Triton), compiles it and loads the result, once a
+process; inductor's FX graph cache keeps the last three on disk, under a key made of the graph, the
+shapes, the versions and the settings. Tracing is never saved. Evidence: the cache's own counters,
+and that no file was compiled anew. Limit: tracing and loading, ~1 s. Lesson: notebooks/06_gpu_init.
 """
 
 from __future__ import annotations
@@ -25,15 +27,37 @@ from labkit.device.techniques import cache_environment, compiled_files
 from labkit.errors import TrialError
 
 
-def first_call(cache: Path, *, hidden: int = 256, environment: Mapping[str, str] | None = None, compiled: bool = True, limit_s: float = 240) -> dict[str, Any]:
+def first_call(
+    cache: Path,
+    *,
+    hidden: int = 256,
+    environment: Mapping[str, str] | None = None,
+    compiled: bool = True,
+    limit_s: float = 240,
+) -> dict[str, Any]:
     """In a fresh process. Raises TrialError with its last words."""
     cache.mkdir(parents=True, exist_ok=True)
     before = compiled_files(cache)
     env = {**os.environ, **cache_environment(str(cache)), **(environment or {})}
-    done = subprocess.run([*module("labkit.device.compile_cache"), "--hidden", str(hidden), *([] if compiled else ["--eager"])], env=env,
-                          stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit_s)
+    done = subprocess.run(
+        [
+            *module("labkit.device.compile_cache"),
+            "--hidden",
+            str(hidden),
+            *([] if compiled else ["--eager"]),
+        ],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=limit_s,
+    )
     if done.returncode:
-        raise TrialError("the compiled block did not run", done.stderr[-800:], "labkit doctor; inductor needs g++ on a CPU")
+        raise TrialError(
+            "the compiled block did not run",
+            done.stderr[-800:],
+            "labkit doctor; inductor needs g++ on a CPU",
+        )
     made = json.loads(done.stdout.splitlines()[-1])
     after = compiled_files(cache)
     return {**made, "compiled_files": len(set(after) - set(before)), "cache_files": len(after)}
@@ -43,7 +67,12 @@ def _block(hidden: int, device: str) -> tuple[Any, Any]:
     import torch
 
     torch.manual_seed(0)
-    layers = [torch.nn.Sequential(torch.nn.RMSNorm(hidden), torch.nn.Linear(hidden, hidden), torch.nn.SiLU()) for _ in range(1)]
+    layers = [
+        torch.nn.Sequential(
+            torch.nn.RMSNorm(hidden), torch.nn.Linear(hidden, hidden), torch.nn.SiLU()
+        )
+        for _ in range(1)
+    ]
     return torch.nn.Sequential(*layers).to(device), torch.randn(4, hidden, device=device)
 
 
@@ -74,9 +103,23 @@ def main() -> int:
     if not args.eager:
         from torch._dynamo.utils import counters
 
-        hits, misses = counters["inductor"].get("fxgraph_cache_hit", 0), counters["inductor"].get("fxgraph_cache_miss", 0)
+        hits, misses = (
+            counters["inductor"].get("fxgraph_cache_hit", 0),
+            counters["inductor"].get("fxgraph_cache_miss", 0),
+        )
         hits += counters["aot_autograd"].get("autograd_cache_hit", 0)
-    print(json.dumps({"import_s": imported_s, "first_call_s": first_s, "second_call_s": second_s, "hits": hits, "misses": misses, "same_result": same}))
+    print(
+        json.dumps(
+            {
+                "import_s": imported_s,
+                "first_call_s": first_s,
+                "second_call_s": second_s,
+                "hits": hits,
+                "misses": misses,
+                "same_result": same,
+            }
+        )
+    )
     return 0
 
 

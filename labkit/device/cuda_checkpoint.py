@@ -1,19 +1,21 @@
-"""CUDA checkpoints as a state machine: the GPU's memory parked in host memory, and back, without the program's help.
+"""CUDA checkpoints as a state machine: the GPU's memory parked in host memory, and back, without
+the program's help.
 
-    running --lock--> locked --checkpoint--> checkpointed --restore--> locked --unlock--> running        (failed: the end)
+    running --lock--> locked --checkpoint--> checkpointed --restore--> locked --unlock--> running
+        (failed: the end)
 
-The driver does the work (`cuCheckpointProcess*`, CUDA 12.8 and driver 570 on, called here through ctypes; from 550 on only NVIDIA's utility). Alone
-it empties the GPU for somebody else while the process lives on; with CRIU, which cannot see a GPU, it comes first and goes
-last. Each step is a span. When a step fails, the steps before it are undone: the process ends up `running`, or the error
+The driver does the work (`cuCheckpointProcess*`, CUDA 12.8 and driver 570 on, called here through
+ctypes; from 550 on only NVIDIA's utility). Alone it empties the GPU for somebody else while the
+process lives on; with CRIU, which cannot see a GPU, it comes first and goes last. Each step is a
+span. When a step fails, the steps before it are undone: the process ends up `running`, or the error
 says plainly that it did not.
 
     park(driver, pid)                                   # running → checkpointed
     wake(driver, pid)                                   # checkpointed → running
     with parked(driver, pid): criu.dump(pid, …)         # and back, also when the dump is refused
 
-Limits: GPU memory in use ÷ PCIe rate each way (a copy to pageable host memory: 2–12 GB/s), and that much host memory free.
-Lesson: notebooks/07_checkpoints.
-"""
+Limits: GPU memory in use ÷ PCIe rate each way (a copy to pageable host memory: 2–12 GB/s), and that
+much host memory free. Lesson: notebooks/07_checkpoints."""
 
 from __future__ import annotations
 
@@ -28,11 +30,17 @@ from labkit.errors import LabError, MissingCapability
 
 STATES = ("running", "locked", "checkpointed", "failed")
 #: action -> (state before, state after)
-TRANSITIONS = {"lock": ("running", "locked"), "checkpoint": ("locked", "checkpointed"), "restore": ("checkpointed", "locked"), "unlock": ("locked", "running")}
+TRANSITIONS = {
+    "lock": ("running", "locked"),
+    "checkpoint": ("locked", "checkpointed"),
+    "restore": ("checkpointed", "locked"),
+    "unlock": ("locked", "running"),
+}
 
 
 class CudaCheckpointError(LabError):
-    """A step failed. `state`: what the process is in now – `running` after a roll-back that worked."""
+    """A step failed. `state`: what the process is in now – `running` after a roll-back that
+    worked."""
 
     def __init__(self, what: str, why: str = "", fix: str = "", state: str = "unknown"):
         super().__init__(what, why, fix)
@@ -47,7 +55,8 @@ class DriverRefused(Exception):
 
 
 class Driver(Protocol):
-    """The five calls of the driver. Each raises DriverRefused; `memory_bytes` is what the process holds of the GPU."""
+    """The five calls of the driver. Each raises DriverRefused; `memory_bytes` is what the process
+    holds of the GPU."""
 
     def state(self, pid: int) -> str: ...
     def lock(self, pid: int, timeout_ms: int) -> None: ...
@@ -63,9 +72,14 @@ _PROCESS_STATES = ("running", "locked", "checkpointed", "failed")
 
 
 class _LockArguments(ctypes.Structure):
-    """CUcheckpointLockArgs. The arguments of all four steps are 64 bytes (CUDA 12.8 to 13.0), and what is reserved has to be zero."""
+    """CUcheckpointLockArgs. The arguments of all four steps are 64 bytes (CUDA 12.8 to 13.0), and
+    what is reserved has to be zero."""
 
-    _fields_ = [("timeout_ms", ctypes.c_uint), ("reserved0", ctypes.c_uint), ("reserved1", ctypes.c_uint64 * 7)]
+    _fields_ = [
+        ("timeout_ms", ctypes.c_uint),
+        ("reserved0", ctypes.c_uint),
+        ("reserved1", ctypes.c_uint64 * 7),
+    ]
 
 
 class _CheckpointArguments(ctypes.Structure):
@@ -73,9 +87,15 @@ class _CheckpointArguments(ctypes.Structure):
 
 
 class _RestoreArguments(ctypes.Structure):
-    """CUcheckpointRestoreArgs: from 13.0 on with pairs of GPUs, none of which means the same GPU; all zero is 12.8's."""
+    """CUcheckpointRestoreArgs: from 13.0 on with pairs of GPUs, none of which means the same GPU;
+    all zero is 12.8's."""
 
-    _fields_ = [("gpu_pairs", ctypes.c_void_p), ("gpu_pairs_count", ctypes.c_uint), ("reserved", ctypes.c_char * (52 - ctypes.sizeof(ctypes.c_void_p))), ("reserved1", ctypes.c_uint64)]
+    _fields_ = [
+        ("gpu_pairs", ctypes.c_void_p),
+        ("gpu_pairs_count", ctypes.c_uint),
+        ("reserved", ctypes.c_char * (52 - ctypes.sizeof(ctypes.c_void_p))),
+        ("reserved1", ctypes.c_uint64),
+    ]
 
 
 class _UnlockArguments(ctypes.Structure):
@@ -83,9 +103,11 @@ class _UnlockArguments(ctypes.Structure):
 
 
 class Libcuda:
-    """The real one: six calls of libcuda.so.1 (driver 570 on), no package needed. Raises MissingCapability where they are not there.
+    """The real one: six calls of libcuda.so.1 (driver 570 on), no package needed. Raises
+    MissingCapability where they are not there.
 
-    Without `cuInit` in the process that calls, a restore is CUDA_ERROR_NOT_INITIALIZED unless persistence mode is on. A call blocks until its step is done."""
+    Without `cuInit` in the process that calls, a restore is CUDA_ERROR_NOT_INITIALIZED unless
+    persistence mode is on. A call blocks until its step is done."""
 
     label = ""
 
@@ -93,28 +115,50 @@ class Libcuda:
         try:
             self._lib = ctypes.CDLL(library)
         except OSError as error:
-            raise MissingCapability("no NVIDIA driver here", why=f"CUDA checkpoints are its work ({error})", fix="a GPU host with driver 570 or later") from None
+            raise MissingCapability(
+                "no NVIDIA driver here",
+                why=f"CUDA checkpoints are its work ({error})",
+                fix="a GPU host with driver 570 or later",
+            ) from None
         if code := self._lib.cuInit(0):
-            raise MissingCapability(f"the NVIDIA driver does not start: {self._name(code)}", why="cuInit is its first call", fix="nvidia-smi says what is wrong")
+            raise MissingCapability(
+                f"the NVIDIA driver does not start: {self._name(code)}",
+                why="cuInit is its first call",
+                fix="nvidia-smi says what is wrong",
+            )
         version = ctypes.c_int()
         self._lib.cuDriverGetVersion(ctypes.byref(version))
         self.version = f"{version.value // 1000}.{version.value % 1000 // 10}"
         if not hasattr(self._lib, "cuCheckpointProcessLock"):
-            raise MissingCapability(f"the driver has no checkpoint calls (it is CUDA {self.version})", why="they came with CUDA 12.8", fix="driver 570 or later")
+            raise MissingCapability(
+                f"the driver has no checkpoint calls (it is CUDA {self.version})",
+                why="they came with CUDA 12.8",
+                fix="driver 570 or later",
+            )
 
     def _name(self, code: int) -> str:
         name = ctypes.c_char_p()
         known = self._lib.cuGetErrorName(code, ctypes.byref(name)) == 0 and name.value
-        return f"{name.value.decode(errors='replace')} ({code})" if known and name.value else f"CUDA error {code}"
+        return (
+            f"{name.value.decode(errors='replace')} ({code})"
+            if known and name.value
+            else f"CUDA error {code}"
+        )
 
     def _call(self, name: str, pid: int, argument: Any) -> None:
-        if code := getattr(self._lib, f"cuCheckpointProcess{name}")(ctypes.c_int(pid), ctypes.byref(argument)):
+        if code := getattr(self._lib, f"cuCheckpointProcess{name}")(
+            ctypes.c_int(pid), ctypes.byref(argument)
+        ):
             raise DriverRefused(self._name(code))
 
     def state(self, pid: int) -> str:
         found = ctypes.c_int(-1)
         self._call("GetState", pid, found)
-        return _PROCESS_STATES[found.value] if 0 <= found.value < len(_PROCESS_STATES) else f"state {found.value}"
+        return (
+            _PROCESS_STATES[found.value]
+            if 0 <= found.value < len(_PROCESS_STATES)
+            else f"state {found.value}"
+        )
 
     def lock(self, pid: int, timeout_ms: int) -> None:
         self._call("Lock", pid, _LockArguments(timeout_ms=timeout_ms))
@@ -138,14 +182,21 @@ class Libcuda:
 
 
 def process_memory_bytes(pid: int) -> int | None:
-    """Device memory of a process by NVML's process list; None where it cannot be asked (no GPU; containers often hide pids)."""
+    """Device memory of a process by NVML's process list; None where it cannot be asked (no GPU;
+    containers often hide pids)."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
         try:
-            return sum(p.usedGpuMemory or 0 for i in range(pynvml.nvmlDeviceGetCount())
-                       for p in pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(i)) if p.pid == pid)
+            return sum(
+                p.usedGpuMemory or 0
+                for i in range(pynvml.nvmlDeviceGetCount())
+                for p in pynvml.nvmlDeviceGetComputeRunningProcesses(
+                    pynvml.nvmlDeviceGetHandleByIndex(i)
+                )
+                if p.pid == pid
+            )
         finally:
             pynvml.nvmlShutdown()
     except Exception:
@@ -153,7 +204,8 @@ def process_memory_bytes(pid: int) -> int | None:
 
 
 def open_driver(fake: str = "") -> Driver:
-    """The real driver; with LABKIT_FAKE_CUDA (a state file) the fake one, for machines and tests without a GPU."""
+    """The real driver; with LABKIT_FAKE_CUDA (a state file) the fake one, for machines and tests
+    without a GPU."""
     import os
 
     path = fake or os.environ.get("LABKIT_FAKE_CUDA", "")
@@ -174,13 +226,26 @@ class Steps:
     memory_bytes: dict[str, int | None] = field(default_factory=dict)
 
 
-def step(driver: Driver, pid: int, action: str, *, timeout_ms: int = 0, steps: Steps | None = None, watched: bool = True) -> None:
-    """One transition, timed. Raises CudaCheckpointError for a wrong state before, a refusal, or a wrong state after."""
+def step(
+    driver: Driver,
+    pid: int,
+    action: str,
+    *,
+    timeout_ms: int = 0,
+    steps: Steps | None = None,
+    watched: bool = True,
+) -> None:
+    """One transition, timed. Raises CudaCheckpointError for a wrong state before, a refusal, or a
+    wrong state after."""
     before, after = TRANSITIONS[action]
     now = _state(driver, pid)
     if now != before:
-        raise CudaCheckpointError(f"cannot {action} process {pid}: it is {now}", f"{action} goes from {before} to {after}",
-                                  _way_out(pid, now), state=now)
+        raise CudaCheckpointError(
+            f"cannot {action} process {pid}: it is {now}",
+            f"{action} goes from {before} to {after}",
+            _way_out(pid, now),
+            state=now,
+        )
     began = timeline.now_s()
     try:
         with timeline.span(f"cuda.{action}", pid=pid):
@@ -188,11 +253,26 @@ def step(driver: Driver, pid: int, action: str, *, timeout_ms: int = 0, steps: S
     except DriverRefused as error:
         now = _state(driver, pid)
         if action == "restore" and any(name in str(error) for name in _SPOILED):
-            raise CudaCheckpointError(f"the driver did not restore process {pid}: {error}", _NO_SECOND_TRY, _way_out(pid, "failed"), state=now) from None
-        raise CudaCheckpointError(f"the driver did not {action} process {pid}: {error}", _reason(action), _way_out(pid, now), state=now) from None
+            raise CudaCheckpointError(
+                f"the driver did not restore process {pid}: {error}",
+                _NO_SECOND_TRY,
+                _way_out(pid, "failed"),
+                state=now,
+            ) from None
+        raise CudaCheckpointError(
+            f"the driver did not {action} process {pid}: {error}",
+            _reason(action),
+            _way_out(pid, now),
+            state=now,
+        ) from None
     reached = _state(driver, pid)
     if reached != after:
-        raise CudaCheckpointError(f"{action} of process {pid} ended in state {reached}, not {after}", "the driver gave no error", _way_out(pid, reached), state=reached)
+        raise CudaCheckpointError(
+            f"{action} of process {pid} ended in state {reached}, not {after}",
+            "the driver gave no error",
+            _way_out(pid, reached),
+            state=reached,
+        )
     if steps:
         steps.done.append(action)
         steps.seconds[f"{action}_s"] = timeline.now_s() - began
@@ -204,30 +284,54 @@ def _state(driver: Driver, pid: int) -> str:
     try:
         return driver.state(pid)
     except DriverRefused as error:
-        raise CudaCheckpointError(f"the driver knows nothing of process {pid}: {error}", "it has no CUDA context, has ended, or belongs to another user",
-                                  "nvidia-smi lists the processes on the GPU", state="unknown") from None
+        raise CudaCheckpointError(
+            f"the driver knows nothing of process {pid}: {error}",
+            "it has no CUDA context, has ended, or belongs to another user",
+            "nvidia-smi lists the processes on the GPU",
+            state="unknown",
+        ) from None
 
 
-#: What a restore says that met too little memory, and what every later one says to the same process (NVIDIA/cuda-checkpoint#44).
+#: What a restore says that met too little memory, and what every later one says to the same process
+#: (NVIDIA/cuda-checkpoint#44).
 _SPOILED = ("CUDA_ERROR_OUT_OF_MEMORY", "CUDA_ERROR_OPERATING_SYSTEM")
-_NO_SECOND_TRY = ("too little device memory was free for its restore, and after that no restore works any more, also when memory is free again "
-                  "(NVIDIA/cuda-checkpoint#44); look at what is free before")
+_NO_SECOND_TRY = (
+    "too little device memory was free for its restore, and after that no restore works any more,"
+    " also when memory is free again (NVIDIA/cuda-checkpoint#44); look at what is free before"
+)
 
 
 def _reason(action: str) -> str:
-    return {"lock": "work that runs on the GPU, or a callback, did not end in time", "checkpoint": "memory shared with other processes (IPC, NCCL, UVM) cannot be parked",
-            "restore": "the GPU is gone, or of another model", "unlock": ""}[action]
+    return {
+        "lock": "work that runs on the GPU, or a callback, did not end in time",
+        "checkpoint": "memory shared with other processes (IPC, NCCL, UVM) cannot be parked",
+        "restore": "the GPU is gone, or of another model",
+        "unlock": "",
+    }[action]
 
 
 def _way_out(pid: int, state: str) -> str:
-    return {"locked": f"labkit cuda-checkpoint --action unlock --pid {pid}", "checkpointed": f"labkit cuda-checkpoint --action restore --pid {pid}, then unlock",
-            "failed": f"the process cannot go on: end it (kill {pid}) and start it again", "running": "it goes on running"}.get(state, "nvidia-smi")
+    return {
+        "locked": f"labkit cuda-checkpoint --action unlock --pid {pid}",
+        "checkpointed": f"labkit cuda-checkpoint --action restore --pid {pid}, then unlock",
+        "failed": f"the process cannot go on: end it (kill {pid}) and start it again",
+        "running": "it goes on running",
+    }.get(state, "nvidia-smi")
 
 
-def sequence(driver: Driver, pid: int, actions: tuple[str, ...], *, timeout_ms: int = 0, between: Callable[[str], Any] | None = None) -> Steps:
-    """Steps in order; a failure undoes those that were taken. `between(action)` is called after each and may fail as well."""
+def sequence(
+    driver: Driver,
+    pid: int,
+    actions: tuple[str, ...],
+    *,
+    timeout_ms: int = 0,
+    between: Callable[[str], Any] | None = None,
+) -> Steps:
+    """Steps in order; a failure undoes those that were taken. `between(action)` is called after
+    each and may fail as well."""
     steps = Steps(pid, memory_bytes={"before": driver.memory_bytes(pid)})
-    ours = _state(driver, pid) == TRANSITIONS[actions[0]][0]  # whatever state it reaches from here, this sequence brought it there
+    # whatever state it reaches from here, this sequence brought it there
+    ours = _state(driver, pid) == TRANSITIONS[actions[0]][0]
     try:
         for action in actions:
             step(driver, pid, action, timeout_ms=timeout_ms, steps=steps)
@@ -236,14 +340,21 @@ def sequence(driver: Driver, pid: int, actions: tuple[str, ...], *, timeout_ms: 
     except BaseException as error:
         state = roll_back(driver, pid) if ours else _state(driver, pid)
         if isinstance(error, CudaCheckpointError):
-            undone = f"; {', '.join(reversed(steps.done))} was undone" if steps.done and state == "running" else ""
-            raise CudaCheckpointError(error.what, (error.why + undone).lstrip("; "), _way_out(pid, state), state=state) from None
+            undone = (
+                f"; {', '.join(reversed(steps.done))} was undone"
+                if steps.done and state == "running"
+                else ""
+            )
+            raise CudaCheckpointError(
+                error.what, (error.why + undone).lstrip("; "), _way_out(pid, state), state=state
+            ) from None
         raise
     return steps
 
 
 def roll_back(driver: Driver, pid: int) -> str:
-    """Back towards `running` from wherever the process stands now. Returns the state reached; raises nothing."""
+    """Back towards `running` from wherever the process stands now. Returns the state reached;
+    raises nothing."""
     for _ in range(len(TRANSITIONS)):
         try:
             state = driver.state(pid)
@@ -268,9 +379,11 @@ def park(driver: Driver, pid: int, *, timeout_ms: int = 10_000) -> Steps:
 
 
 def wake(driver: Driver, pid: int, *, watched: bool = True) -> Steps:
-    """checkpointed → running. A restore that fails leaves it checkpointed, to be tried again – but not one that met too little memory: it cannot be woken any more.
+    """checkpointed → running. A restore that fails leaves it checkpointed, to be tried again – but
+    not one that met too little memory: it cannot be woken any more.
 
-    watched: ask NVML for the process's memory between the steps; on a clock that runs over them it would be a part of what is measured."""
+    watched: ask NVML for the process's memory between the steps; on a clock that runs over them it
+    would be a part of what is measured."""
     steps = Steps(pid, memory_bytes={"before": driver.memory_bytes(pid)} if watched else {})
     for action in ("restore", "unlock"):
         step(driver, pid, action, steps=steps, watched=watched)
@@ -283,12 +396,18 @@ def toggle(driver: Driver, pid: int, *, timeout_ms: int = 10_000) -> Steps:
         return park(driver, pid, timeout_ms=timeout_ms)
     if state == "checkpointed":
         return wake(driver, pid)
-    raise CudaCheckpointError(f"process {pid} is {state}: toggling goes between running and checkpointed", "", _way_out(pid, state), state=state)
+    raise CudaCheckpointError(
+        f"process {pid} is {state}: toggling goes between running and checkpointed",
+        "",
+        _way_out(pid, state),
+        state=state,
+    )
 
 
 @contextmanager
 def parked(driver: Driver, pid: int, *, timeout_ms: int = 10_000) -> Iterator[Steps]:
-    """Parked within the block, running after it: also when the block fails (a dump that CRIU refuses)."""
+    """Parked within the block, running after it: also when the block fails (a dump that CRIU
+    refuses)."""
     steps = park(driver, pid, timeout_ms=timeout_ms)
     try:
         yield steps
@@ -301,7 +420,8 @@ def parked(driver: Driver, pid: int, *, timeout_ms: int = 10_000) -> Iterator[St
 
 @contextmanager
 def parked_for_dump(driver: Driver, pid: int, *, timeout_ms: int = 10_000) -> Iterator[Steps]:
-    """Parked for a dump that ends the process. When the block fails, the process is brought back to running."""
+    """Parked for a dump that ends the process. When the block fails, the process is brought back to
+    running."""
     steps = park(driver, pid, timeout_ms=timeout_ms)
     try:
         yield steps

@@ -1,12 +1,14 @@
-"""A CUDA driver that is none: the states and failures of checkpoints, for machines without a GPU. SIMULATED, and says so.
+"""A CUDA driver that is none: the states and failures of checkpoints, for machines without a GPU.
+SIMULATED, and says so.
 
-It keeps the states that NVIDIA documents, one record a process, in memory or in a file (so that separate calls of
-`labkit cuda-checkpoint` see one another). Its latencies are ASSUMED – bytes ÷ a PCIe 4 copy to pageable memory plus a few
-milliseconds – until a run with `make gpu` is in data/recorded; nothing it says is a measurement, and it never sleeps unless
-asked (`pace=1.0`).
+It keeps the states that NVIDIA documents, one record a process, in memory or in a file (so that
+separate calls of `labkit cuda-checkpoint` see one another). Its latencies are ASSUMED – bytes ÷ a
+PCIe 4 copy to pageable memory plus a few milliseconds – until a run with `make gpu` is in
+data/recorded; nothing it says is a measurement, and it never sleeps unless asked (`pace=1.0`).
 
     driver = FakeDriver({4242: 3_000_000_000}); driver.fail["checkpoint"] = "out of host memory"
-    memory = FakeMemory(room_bytes=1_000_000)          # a device's memory, for labkit.device.standby
+    memory = FakeMemory(room_bytes=1_000_000)          # a device's memory, for
+        labkit.device.standby
 
 Lesson: notebooks/07_checkpoints.
 """
@@ -23,18 +25,28 @@ from typing import Any
 from labkit.device.cuda_checkpoint import TRANSITIONS, DriverRefused
 
 LABEL = "simulated driver, assumed latencies"
-ASSUMED = {"lock": (0.005, None), "checkpoint": (0.05, 6e9), "restore": (0.08, 8e9), "unlock": (0.002, None)}  # (seconds, bytes per second)
+# (seconds, bytes per second)
+ASSUMED = {
+    "lock": (0.005, None),
+    "checkpoint": (0.05, 6e9),
+    "restore": (0.08, 8e9),
+    "unlock": (0.002, None),
+}
 
 
 class FakeDriver:
-    """`processes`: pid -> GPU bytes. `fail[action]`: message, once; `fail_after[action]`: the step is taken, then fails.
+    """`processes`: pid -> GPU bytes. `fail[action]`: message, once; `fail_after[action]`: the step
+    is taken, then fails.
 
-    `breaks`: actions whose failure leaves the process in `failed`, as an uncorrectable error does."""
+    `breaks`: actions whose failure leaves the process in `failed`, as an uncorrectable error does.
+    """
 
     label = LABEL
 
     def __init__(self, processes: dict[int, int] | None = None, *, pace: float = 0.0):
-        self.processes: dict[int, dict[str, Any]] = {p: {"state": "running", "bytes": b} for p, b in (processes or {}).items()}
+        self.processes: dict[int, dict[str, Any]] = {
+            p: {"state": "running", "bytes": b} for p, b in (processes or {}).items()
+        }
         self.fail: dict[str, str] = {}
         self.fail_after: dict[str, str] = {}
         self.breaks: set[str] = set()
@@ -57,7 +69,8 @@ class FakeDriver:
         self._keep()
 
     def comes_back(self, pid: int) -> None:
-        """CRIU restored it: its state is in its own memory, so it is parked again, as it was dumped."""
+        """CRIU restored it: its state is in its own memory, so it is parked again, as it was
+        dumped."""
         if pid in self.processes:
             self.processes[pid]["state"] = "checkpointed"
             self._keep()
@@ -74,9 +87,12 @@ class FakeDriver:
             raise DriverRefused(f"CUDA_ERROR_ILLEGAL_STATE: {about['state']}")
         message = self.fail.pop(action, "")
         if action == "restore" and about.get("spoiled"):
-            message = "CUDA_ERROR_OPERATING_SYSTEM (304)"  # as the driver does after a restore that met too little memory, for good
+            # as the driver does after a restore that met too little memory, for good
+            message = "CUDA_ERROR_OPERATING_SYSTEM (304)"
         if message:
-            about["spoiled"] = about.get("spoiled", False) or (action == "restore" and "OUT_OF_MEMORY" in message)
+            about["spoiled"] = about.get("spoiled", False) or (
+                action == "restore" and "OUT_OF_MEMORY" in message
+            )
             about["state"] = "failed" if action in self.breaks else about["state"]
             self._keep()
             raise DriverRefused(message)
@@ -123,7 +139,8 @@ class _Block(bytearray):
 
 
 class FakeMemory:
-    """Device memory that is none: ordinary memory, counted while tensors live in it. `room_bytes`: a copy beyond it fails as the driver's would."""
+    """Device memory that is none: ordinary memory, counted while tensors live in it. `room_bytes`:
+    a copy beyond it fails as the driver's would."""
 
     label, device = "simulated device memory", "cpu"
 

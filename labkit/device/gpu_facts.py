@@ -1,11 +1,12 @@
-"""What a GPU host is, before anything is measured on it: driver, packages, tools, disk, memory, buses.
+"""What a GPU host is, before anything is measured on it: driver, packages, tools, disk, memory,
+buses.
 
-    python -m labkit.device.gpu_facts          # JSON lines, each with everything found so far; the last one counts
+    python -m labkit.device.gpu_facts          # JSON lines, each with everything found so far; the
+        last one counts
 
-Nothing is assumed: every question has a time limit of its own, and one that fails leaves its reason in the place of its answer.
-Serial numbers and UUIDs of the card are left out. Limits: none of its own; rates are measured by `labkit.core.floor`.
-Lesson: notebooks/06_gpu_init.
-"""
+Nothing is assumed: every question has a time limit of its own, and one that fails leaves its reason
+in the place of its answer. Serial numbers and UUIDs of the card are left out. Limits: none of its
+own; rates are measured by `labkit.core.floor`. Lesson: notebooks/06_gpu_init."""
 
 from __future__ import annotations
 
@@ -23,12 +24,56 @@ from typing import Any
 from labkit.core import floor, host, secrets, timeline
 from labkit.core.workspace import Workspace
 
-ASKED = ("driver_version", "persistence_mode", "compute_mode", "pstate", "memory.total", "memory.used", "pcie.link.gen.current", "pcie.link.gen.max",
-         "pcie.link.width.current", "pcie.link.width.max", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "mig.mode.current", "ecc.mode.current", "vbios_version")
-PACKAGES = ("torch", "triton", "safetensors", "tokenizers", "numpy", "transformers", "huggingface-hub", "nvidia-ml-py", "cuda-bindings", "cuda-core", "cuda-toolkit",
-            "nvidia-cudnn-cu13", "nvidia-cublas", "nvidia-nccl-cu13", "psutil", "gguf", "isal", "deflate", "zstandard", "fastsafetensors", "runai-model-streamer",
-            "instanttensor", "matplotlib", "nbformat", "papermill")
-_PRIVATE = re.compile(r"^\s*(GPU UUID|Serial Number|Board ID|Platform Info.*|Chassis Serial Number|Slot Number|Tray Index|Host ID|Peer Type|Module Id|Bus Id|Bus|Process ID|GPU [0-9A-Fa-f:.]+)\s*(:|$)")
+ASKED = (
+    "driver_version",
+    "persistence_mode",
+    "compute_mode",
+    "pstate",
+    "memory.total",
+    "memory.used",
+    "pcie.link.gen.current",
+    "pcie.link.gen.max",
+    "pcie.link.width.current",
+    "pcie.link.width.max",
+    "clocks.sm",
+    "clocks.max.sm",
+    "clocks.mem",
+    "power.limit",
+    "mig.mode.current",
+    "ecc.mode.current",
+    "vbios_version",
+)
+PACKAGES = (
+    "torch",
+    "triton",
+    "safetensors",
+    "tokenizers",
+    "numpy",
+    "transformers",
+    "huggingface-hub",
+    "nvidia-ml-py",
+    "cuda-bindings",
+    "cuda-core",
+    "cuda-toolkit",
+    "nvidia-cudnn-cu13",
+    "nvidia-cublas",
+    "nvidia-nccl-cu13",
+    "psutil",
+    "gguf",
+    "isal",
+    "deflate",
+    "zstandard",
+    "fastsafetensors",
+    "runai-model-streamer",
+    "instanttensor",
+    "matplotlib",
+    "nbformat",
+    "papermill",
+)
+_PRIVATE = re.compile(
+    r"^\s*(GPU UUID|Serial Number|Board ID|Platform Info.*|Chassis Serial Number|Slot Number|Tray"
+    r" Index|Host ID|Peer Type|Module Id|Bus Id|Bus|Process ID|GPU [0-9A-Fa-f:.]+)\s*(:|$)"
+)
 
 
 def facts() -> dict[str, Callable[[], Any]]:
@@ -40,7 +85,10 @@ def facts() -> dict[str, Callable[[], Any]]:
         "packages": lambda: {name: host.package_version(name) for name in PACKAGES},
         "torch": _torch,
         "nvidia_smi": _smi,
-        "doctor": lambda: [{k: f.as_json()[k] for k in ("name", "state", "missing", "detail")} for f in host.doctor()],
+        "doctor": lambda: [
+            {k: f.as_json()[k] for k in ("name", "state", "missing", "detail")}
+            for f in host.doctor()
+        ],
         "tools": _tools,
         "criu_check": lambda: _said(["criu", "check"], 20),
         "criu_check_all": lambda: _said(["criu", "check", "--all"], 20),
@@ -70,16 +118,34 @@ def main() -> int:
 def _said(command: list[str], limit_s: float = 10, most: int = 1500) -> dict[str, Any]:
     if not shutil.which(command[0]):
         return {"missing": command[0]}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=limit_s, stdin=subprocess.DEVNULL
+    )
     return {"status": done.returncode, "said": (done.stdout + done.stderr).strip()[-most:]}
 
 
 def _system() -> dict[str, Any]:
-    return {"uname": " ".join(platform.uname()[i] for i in (0, 2, 4)), "distribution": host.read_text("/etc/os-release")[:400], "python": sys.version.split()[0],
-            "cpu_flags": [f for f in ("amx_tile", "avx512f", "avx512_bf16", "avx2") if f in host.read_text("/proc/cpuinfo")[:8000].split()],
-            "cpus": os.cpu_count(), "meminfo": {k: host.meminfo_bytes(k) for k in ("MemTotal", "MemAvailable", "SwapTotal", "HugePages_Total")},
-            "memlock": _limit(), "overcommit": host.read_text("/proc/sys/vm/overcommit_memory"), "ptrace_scope": host.read_text("/proc/sys/kernel/yama/ptrace_scope"),
-            "module": host.read_text("/proc/driver/nvidia/version"), "uid": os.geteuid(), "capabilities": re.findall(r"CapEff:\s+(\w+)", host.read_text("/proc/self/status"))}
+    return {
+        "uname": " ".join(platform.uname()[i] for i in (0, 2, 4)),
+        "distribution": host.read_text("/etc/os-release")[:400],
+        "python": sys.version.split()[0],
+        "cpu_flags": [
+            f
+            for f in ("amx_tile", "avx512f", "avx512_bf16", "avx2")
+            if f in host.read_text("/proc/cpuinfo")[:8000].split()
+        ],
+        "cpus": os.cpu_count(),
+        "meminfo": {
+            k: host.meminfo_bytes(k)
+            for k in ("MemTotal", "MemAvailable", "SwapTotal", "HugePages_Total")
+        },
+        "memlock": _limit(),
+        "overcommit": host.read_text("/proc/sys/vm/overcommit_memory"),
+        "ptrace_scope": host.read_text("/proc/sys/kernel/yama/ptrace_scope"),
+        "module": host.read_text("/proc/driver/nvidia/version"),
+        "uid": os.geteuid(),
+        "capabilities": re.findall(r"CapEff:\s+(\w+)", host.read_text("/proc/self/status")),
+    }
 
 
 def _limit() -> list[int]:
@@ -89,12 +155,26 @@ def _limit() -> list[int]:
 
 
 def _torch() -> dict[str, Any]:
-    code = ("import time,json;t=time.monotonic();import torch;i=time.monotonic()-t;t=time.monotonic();ok=torch.cuda.is_available();"
-            "p=torch.cuda.get_device_properties(0) if ok else None;"
-            "print(json.dumps({'import_s':i,'available_s':time.monotonic()-t,'version':torch.__version__,'cuda':torch.version.cuda,'cudnn':torch.backends.cudnn.version(),"
-            "'available':ok,'device':p.name if p else '','multiprocessors':p.multi_processor_count if p else 0,'file':torch.__file__}))")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90, stdin=subprocess.DEVNULL)
-    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"failed": done.stderr[-600:]}
+    code = (
+        "import time,json;t=time.monotonic();import"
+        " torch;i=time.monotonic()-t;t=time.monotonic();ok=torch.cuda.is_available();p=torch.cuda.get_device_properties(0)"
+        " if ok else"
+        " None;print(json.dumps({'import_s':i,'available_s':time.monotonic()-t,'version':torch.__version__,'cuda':torch.version.cuda,'cudnn':torch.backends.cudnn.version(),'available':ok,'device':p.name"
+        " if p else '','multiprocessors':p.multi_processor_count if p else"
+        " 0,'file':torch.__file__}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        stdin=subprocess.DEVNULL,
+    )
+    return (
+        json.loads(done.stdout.splitlines()[-1])
+        if done.returncode == 0
+        else {"failed": done.stderr[-600:]}
+    )
 
 
 def _smi() -> dict[str, Any]:
@@ -110,20 +190,43 @@ def _smi() -> dict[str, Any]:
 def _smi_q() -> dict[str, Any]:
     said = _said(["nvidia-smi", "-q"], most=60_000)
     if "said" in said:
-        said["said"] = "\n".join(line.rstrip() for line in said["said"].split("\n") if not _PRIVATE.match(line))[:16_000]
+        said["said"] = "\n".join(
+            line.rstrip() for line in said["said"].split("\n") if not _PRIVATE.match(line)
+        )[:16_000]
     return said
 
 
 def _tools() -> dict[str, Any]:
-    return {"criu": _said(["criu", "--version"]), "runc": _said(["runc", "--version"]), "fusermount3": _said(["fusermount3", "--version"]), "fuse_device": os.path.exists("/dev/fuse"),
-            "g++": _said(["g++", "--version"], most=200), "ip": _said(["ip", "-V"]), "tc": _said(["tc", "-V"]), "cuda-checkpoint": _said(["cuda-checkpoint", "--help"], most=200),
-            "user_namespaces": _said(["unshare", "-Ur", "true"]), "filesystems": [f for f in ("overlay", "fuse", "tmpfs", "ext4") if f in host.read_text("/proc/filesystems").split()],
-            "ldconfig": [line.strip() for line in _said(["ldconfig", "-p"], most=200_000).get("said", "").split("\n") if "libcuda.so" in line or "libnvidia-ml" in line]}
+    return {
+        "criu": _said(["criu", "--version"]),
+        "runc": _said(["runc", "--version"]),
+        "fusermount3": _said(["fusermount3", "--version"]),
+        "fuse_device": os.path.exists("/dev/fuse"),
+        "g++": _said(["g++", "--version"], most=200),
+        "ip": _said(["ip", "-V"]),
+        "tc": _said(["tc", "-V"]),
+        "cuda-checkpoint": _said(["cuda-checkpoint", "--help"], most=200),
+        "user_namespaces": _said(["unshare", "-Ur", "true"]),
+        "filesystems": [
+            f
+            for f in ("overlay", "fuse", "tmpfs", "ext4")
+            if f in host.read_text("/proc/filesystems").split()
+        ],
+        "ldconfig": [
+            line.strip()
+            for line in _said(["ldconfig", "-p"], most=200_000).get("said", "").split("\n")
+            if "libcuda.so" in line or "libnvidia-ml" in line
+        ],
+    }
 
 
 def _where(path: Path) -> dict[str, Any]:
     stat = os.statvfs(path)
-    return {"fs": host.filesystem_of(path)["fs"], "total_bytes": stat.f_blocks * stat.f_frsize, "free_bytes": stat.f_bavail * stat.f_frsize}
+    return {
+        "fs": host.filesystem_of(path)["fs"],
+        "total_bytes": stat.f_blocks * stat.f_frsize,
+        "free_bytes": stat.f_bavail * stat.f_frsize,
+    }
 
 
 if __name__ == "__main__":

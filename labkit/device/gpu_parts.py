@@ -1,16 +1,18 @@
-"""The single GPU trials: each a fresh process that prints JSON lines, every one with all that was measured so far.
+"""The single GPU trials: each a fresh process that prints JSON lines, every one with all that was
+measured so far.
 
     python -m labkit.device.gpu_parts model --preset 1b --formats safetensors,pickle
     python -m labkit.device.gpu_parts context --times 3            # fresh processes, arms in turn
     python -m labkit.device.gpu_parts checkpoint --preset 1b --times 5
-    python -m labkit.device.gpu_parts decode --preset 1b --arms eager,fewer-graphs,all-graphs,cudnn --tokens 64
+    python -m labkit.device.gpu_parts decode --preset 1b --arms eager,fewer-graphs,all-graphs,cudnn
+        --tokens 64
     python -m labkit.device.gpu_parts wake --preset 1b --times 3
 
-Run by `labkit.device.gpu_trials`; the one with CRIU is labkit.snapshot.cuda. Exit status 0: all of it worked; 1: the JSON says
-under `failed` what did not; 3: something is missing on this host. Figures of LABKIT_FAKE_CUDA mean nothing, and say so.
-Limits: those of what is measured – bytes ÷ the bus's rate for parking and waking, a launch for each kernel of a token.
-Lesson: notebooks/06_gpu_init, notebooks/07_checkpoints.
-"""
+Run by `labkit.device.gpu_trials`; the one with CRIU is labkit.snapshot.cuda. Exit status 0: all of
+it worked; 1: the JSON says under `failed` what did not; 3: something is missing on this host.
+Figures of LABKIT_FAKE_CUDA mean nothing, and say so. Limits: those of what is measured – bytes ÷
+the bus's rate for parking and waking, a launch for each kernel of a token. Lesson:
+notebooks/06_gpu_init, notebooks/07_checkpoints."""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ Work = Callable[[dict[str, Any], Tell], None]
 
 
 def say(work: Work, about: Mapping[str, Any] | None = None) -> int:
-    """Carry out `work(found, tell)`: what it puts into `found` is printed at every `tell()` and at the end. The exit status of the process."""
+    """Carry out `work(found, tell)`: what it puts into `found` is printed at every `tell()` and at
+    the end. The exit status of the process."""
     found: dict[str, Any] = dict(about or {})
 
     def tell() -> None:
@@ -59,7 +62,8 @@ def fail(found: dict[str, Any], what: str, error: object) -> None:
     found.setdefault("failed", []).append(f"{what}: {error}"[:2500])
 
 
-# ---- model --------------------------------------------------------------------------------------------------------------
+# ---- model ---------------------------------------------------------------------------------------
+
 
 def model(preset: str, formats: Sequence[str], found: dict[str, Any], tell: Tell) -> None:
     """The checkpoints that later trials start, made once."""
@@ -68,11 +72,14 @@ def model(preset: str, formats: Sequence[str], found: dict[str, Any], tell: Tell
     for form in formats:
         began = timeline.now_s()
         made = checkpoints.ensure(Workspace.default(), preset, form)
-        found[form] = {"make_s": timeline.now_s() - began, "bytes": sum(p.stat().st_size for p in made.iterdir() if p.is_file())}
+        found[form] = {
+            "make_s": timeline.now_s() - began,
+            "bytes": sum(p.stat().st_size for p in made.iterdir() if p.is_file()),
+        }
         tell()
 
 
-# ---- context ------------------------------------------------------------------------------------------------------------
+# ---- context -------------------------------------------------------------------------------------
 
 CONTEXT_ARMS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "lazy": ({"CUDA_MODULE_LOADING": "LAZY"}, ()),
@@ -83,8 +90,13 @@ CONTEXT_ARMS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
 
 
 def context(arms: Sequence[str], times: int, found: dict[str, Any], tell: Tell) -> None:
-    """The context taken apart, `times` fresh processes an arm, in turn. The first process pays for the cold import and is no sample."""
-    found |= {"persistence_mode": served.persistence_mode(), "cache": "warm: one whole process before the first sample", "arms": {arm: [] for arm in arms}}
+    """The context taken apart, `times` fresh processes an arm, in turn. The first process pays for
+    the cold import and is no sample."""
+    found |= {
+        "persistence_mode": served.persistence_mode(),
+        "cache": "warm: one whole process before the first sample",
+        "arms": {arm: [] for arm in arms},
+    }
     found["before"] = _context("lazy", 60, copies=True)
     tell()
     for _ in range(times):
@@ -100,11 +112,25 @@ def context(arms: Sequence[str], times: int, found: dict[str, Any], tell: Tell) 
 def _context(arm: str, limit_s: float, copies: bool = False) -> dict[str, Any]:
     environment, options = CONTEXT_ARMS[arm]
     try:
-        done = subprocess.run([*interpreter.module("labkit.device.context"), *options, *([] if copies else ["--without-copies"])], env={**os.environ, **environment},
-                              stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit_s)
+        done = subprocess.run(
+            [
+                *interpreter.module("labkit.device.context"),
+                *options,
+                *([] if copies else ["--without-copies"]),
+            ],
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
+        )
         lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
         made = json.loads(lines[-1]) if lines else {}
-        return made if made.get("device") else {**made, "failed": f"exit status {done.returncode}: {done.stderr[-600:]}"}
+        return (
+            made
+            if made.get("device")
+            else {**made, "failed": f"exit status {done.returncode}: {done.stderr[-600:]}"}
+        )
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         return {"failed": f"{type(error).__name__}: {error}"[-600:]}
 
@@ -118,52 +144,99 @@ def _medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {name: round(statistics.median(seconds), 6) for name, seconds in steps.items()}
 
 
-# ---- CUDA checkpoint ----------------------------------------------------------------------------------------------------
+# ---- CUDA checkpoint -----------------------------------------------------------------------------
+
 
 def checkpoint(preset: str, times: int, found: dict[str, Any], tell: Tell) -> None:
     """One server, parked and woken again and again; after each the same tokens."""
     from labkit.device import cuda_checkpoint as cuda
 
     driver = cuda.open_driver()
-    found |= {"preset": preset, "driver": driver_name(driver), "persistence_mode": served.persistence_mode(), "device_used_before_bytes": served.device_used_bytes(), "times": []}
+    found |= {
+        "preset": preset,
+        "driver": driver_name(driver),
+        "persistence_mode": served.persistence_mode(),
+        "device_used_before_bytes": served.device_used_bytes(),
+        "times": [],
+    }
     with served.server(preset) as serving:
         driver = cuda.open_driver()  # again: the simulated one knows the process from now on
-        found |= {"start_s": serving.start_s, "start_phases_s": serving.phases_s, "held_running": served.held(serving.pid)}
+        found |= {
+            "start_s": serving.start_s,
+            "start_phases_s": serving.phases_s,
+            "held_running": served.held(serving.pid),
+        }
         tell()
         for _ in range(times):
-            one: dict[str, Any] = {"resident_running_bytes": served.resident_bytes(serving.pid), "device_used_running_bytes": served.device_used_bytes()}
+            one: dict[str, Any] = {
+                "resident_running_bytes": served.resident_bytes(serving.pid),
+                "device_used_running_bytes": served.device_used_bytes(),
+            }
             found["times"].append(one)
             parked = cuda.park(driver, serving.pid)
-            one |= {"park": parked.seconds, "device_bytes": parked.memory_bytes["before"], "device_parked_bytes": parked.memory_bytes["checkpoint"],
-                    "device_used_parked_bytes": served.device_used_bytes(), "resident_parked_bytes": served.resident_bytes(serving.pid)}
+            one |= {
+                "park": parked.seconds,
+                "device_bytes": parked.memory_bytes["before"],
+                "device_parked_bytes": parked.memory_bytes["checkpoint"],
+                "device_used_parked_bytes": served.device_used_bytes(),
+                "resident_parked_bytes": served.resident_bytes(serving.pid),
+            }
             found.setdefault("held_parked", served.held(serving.pid))
             tell()
             woken = cuda.wake(driver, serving.pid)
             began = timeline.now_s()
             after = served.ask(serving.port, serving.ended)
-            one |= {"wake": woken.seconds, "device_woken_bytes": woken.memory_bytes["unlock"], "device_used_woken_bytes": served.device_used_bytes(),
-                    "first_token_after_wake_s": (after.first_token_s - began) if after.first_token_s else None, "equal_tokens": after.tokens == serving.answer.tokens}
+            one |= {
+                "wake": woken.seconds,
+                "device_woken_bytes": woken.memory_bytes["unlock"],
+                "device_used_woken_bytes": served.device_used_bytes(),
+                "first_token_after_wake_s": (
+                    (after.first_token_s - began) if after.first_token_s else None
+                ),
+                "equal_tokens": after.tokens == serving.answer.tokens,
+            }
             moved = _moved(one)
-            one["rates_bytes_per_s"] = {name: moved / seconds for name, seconds in (("park", parked.seconds["checkpoint_s"]), ("wake", woken.seconds["restore_s"])) if moved and seconds}
+            one["rates_bytes_per_s"] = {
+                name: moved / seconds
+                for name, seconds in (
+                    ("park", parked.seconds["checkpoint_s"]),
+                    ("wake", woken.seconds["restore_s"]),
+                )
+                if moved and seconds
+            }
             tell()
             if not one["equal_tokens"]:
-                fail(found, "after waking", served.death(serving.pid, serving.log) or after.error or "other tokens than before")
+                fail(
+                    found,
+                    "after waking",
+                    served.death(serving.pid, serving.log)
+                    or after.error
+                    or "other tokens than before",
+                )
                 if serving.ended():
                     return
 
 
 def _moved(one: Mapping[str, Any]) -> int:
-    """Bytes that left the device: by the process's own count, else by what the device had free before and after."""
+    """Bytes that left the device: by the process's own count, else by what the device had free
+    before and after."""
     if one.get("device_bytes"):
         return int(one["device_bytes"]) - int(one.get("device_parked_bytes") or 0)
-    return max(0, int(one.get("device_used_running_bytes") or 0) - int(one.get("device_used_parked_bytes") or 0))
+    return max(
+        0,
+        int(one.get("device_used_running_bytes") or 0)
+        - int(one.get("device_used_parked_bytes") or 0),
+    )
 
 
 def driver_name(driver: Any) -> str:
-    return getattr(driver, "label", "") or f"CUDA {getattr(driver, 'version', 'of an unknown version')}"
+    return (
+        getattr(driver, "label", "")
+        or f"CUDA {getattr(driver, 'version', 'of an unknown version')}"
+    )
 
 
-# ---- decode -------------------------------------------------------------------------------------------------------------
+# ---- decode --------------------------------------------------------------------------------------
 
 DECODE_ARMS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "eager": ((), {}),
@@ -173,13 +246,22 @@ DECODE_ARMS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
 }
 
 
-def decode(preset: str, arms: Sequence[str], tokens: int, times: int, found: dict[str, Any], tell: Tell) -> None:
+def decode(
+    preset: str, arms: Sequence[str], tokens: int, times: int, found: dict[str, Any], tell: Tell
+) -> None:
     """A server an arm, warm: its start, its first token, then the time of each further one."""
     from labkit.subject import checkpoint as checkpoints
 
     began = timeline.now_s()
-    there = cold.settle([checkpoints.ensure(Workspace.default(), preset), *interpreter.packages()], "warm")
-    found |= {"preset": preset, "tokens": tokens, "cache": {**_state(there), "settle_s": timeline.now_s() - began}, "arms": {arm: [] for arm in arms}}
+    there = cold.settle(
+        [checkpoints.ensure(Workspace.default(), preset), *interpreter.packages()], "warm"
+    )
+    found |= {
+        "preset": preset,
+        "tokens": tokens,
+        "cache": {**_state(there), "settle_s": timeline.now_s() - began},
+        "arms": {arm: [] for arm in arms},
+    }
     tell()
     said: dict[str, list[int]] = {}
     for _ in range(times):
@@ -189,10 +271,23 @@ def decode(preset: str, arms: Sequence[str], tokens: int, times: int, found: dic
                 with served.server(preset, arguments, environment) as serving:
                     answer = served.ask(serving.port, serving.ended, max_tokens=tokens)
                     again = served.ask(serving.port, serving.ended, max_tokens=tokens)
-                    found["arms"][arm].append({"start_s": serving.start_s, "start_phases_s": serving.phases_s, "second_request": _pace(answer), "third_request": _pace(again),
-                                               "tokens": len(again.tokens), "device_used_bytes": served.device_used_bytes(), "error": answer.error or again.error})
+                    found["arms"][arm].append(
+                        {
+                            "start_s": serving.start_s,
+                            "start_phases_s": serving.phases_s,
+                            "second_request": _pace(answer),
+                            "third_request": _pace(again),
+                            "tokens": len(again.tokens),
+                            "device_used_bytes": served.device_used_bytes(),
+                            "error": answer.error or again.error,
+                        }
+                    )
                     if answer.error or again.error or serving.ended():
-                        fail(found, arm, answer.error or again.error or served.death(serving.pid, serving.log))
+                        fail(
+                            found,
+                            arm,
+                            answer.error or again.error or served.death(serving.pid, serving.log),
+                        )
                     said.setdefault(arm, again.tokens)
             except LabError as error:  # the other arms are measured all the same
                 fail(found, arm, error)
@@ -202,21 +297,34 @@ def decode(preset: str, arms: Sequence[str], tokens: int, times: int, found: dic
 
 
 def _pace(answer: client.Answer) -> dict[str, Any]:
-    """Seconds to the first token, of the first decoded one, and the median of all that came after."""
+    """Seconds to the first token, of the first decoded one, and the median of all that came
+    after."""
     gaps = [b - a for a, b in zip(answer.times_s, answer.times_s[1:], strict=False)]
-    return {"first_token_s": served.first_token_s(answer), "first_decode_s": gaps[0] if gaps else None,
-            "decode_median_s": statistics.median(gaps[1:]) if len(gaps) > 1 else None, "decode_slowest_s": max(gaps[1:]) if len(gaps) > 1 else None}
+    return {
+        "first_token_s": served.first_token_s(answer),
+        "first_decode_s": gaps[0] if gaps else None,
+        "decode_median_s": statistics.median(gaps[1:]) if len(gaps) > 1 else None,
+        "decode_slowest_s": max(gaps[1:]) if len(gaps) > 1 else None,
+    }
 
 
 def _state(seen: cold.CacheState) -> dict[str, Any]:
     """A cache state with its proof, short."""
-    return {"state": seen.state, "method": seen.method, "resident_share": round(seen.share, 4), "bytes": seen.total_bytes, "note": seen.note}
+    return {
+        "state": seen.state,
+        "method": seen.method,
+        "resident_share": round(seen.share, 4),
+        "bytes": seen.total_bytes,
+        "note": seen.note,
+    }
 
 
-# ---- wake ---------------------------------------------------------------------------------------------------------------
+# ---- wake ----------------------------------------------------------------------------------------
+
 
 def wake(preset: str, times: int, found: dict[str, Any], tell: Tell) -> None:
-    """The served model asleep in registered host memory, woken `times` times; beside it the bus's own rate from the same memory."""
+    """The served model asleep in registered host memory, woken `times` times; beside it the bus's
+    own rate from the same memory."""
     import torch
 
     from labkit.device import standby
@@ -224,8 +332,22 @@ def wake(preset: str, times: int, found: dict[str, Any], tell: Tell) -> None:
     from labkit.subject import server
 
     memory = standby.memory_here()
-    loader = ["--loader", "labkit.weights.loaders.safe:load_device"] if memory.device.startswith("cuda") else []
-    args = server.parser().parse_args(["--model", str(checkpoints.ensure(Workspace.default(), preset)), "--device", memory.device, "--init", "meta", *loader])
+    loader = (
+        ["--loader", "labkit.weights.loaders.safe:load_device"]
+        if memory.device.startswith("cuda")
+        else []
+    )
+    args = server.parser().parse_args(
+        [
+            "--model",
+            str(checkpoints.ensure(Workspace.default(), preset)),
+            "--device",
+            memory.device,
+            "--init",
+            "meta",
+            *loader,
+        ]
+    )
     server.make_context(args.device, 0)
     built, words = server.build(args)
     server.load(built, args)
@@ -241,13 +363,28 @@ def wake(preset: str, times: int, found: dict[str, Any], tell: Tell) -> None:
         standby.wake(sleeping, memory)
         took_s = timeline.now_s() - began
         bus_s = standby.bus_seconds(sleeping, memory)
-        found.setdefault("times", []).append({"sleep_s": slept_s, "wake_s": took_s, "rate_bytes_per_s": sleeping.size_bytes / took_s, "bus_rate_bytes_per_s": sleeping.arena_bytes / bus_s,
-                                              "share_of_bus": (sleeping.size_bytes / took_s) / (sleeping.arena_bytes / bus_s)})
-        found |= {"preset": preset, "bytes": sleeping.size_bytes, "arena_bytes": sleeping.arena_bytes, "host_memory": sleeping.host_memory, "driver": memory.label or "the GPU's memory"}
+        found.setdefault("times", []).append(
+            {
+                "sleep_s": slept_s,
+                "wake_s": took_s,
+                "rate_bytes_per_s": sleeping.size_bytes / took_s,
+                "bus_rate_bytes_per_s": sleeping.arena_bytes / bus_s,
+                "share_of_bus": (sleeping.size_bytes / took_s) / (sleeping.arena_bytes / bus_s),
+            }
+        )
+        found |= {
+            "preset": preset,
+            "bytes": sleeping.size_bytes,
+            "arena_bytes": sleeping.arena_bytes,
+            "host_memory": sleeping.host_memory,
+            "driver": memory.label or "the GPU's memory",
+        }
         sleeping.release()
         tell()
     with torch.inference_mode():
-        found["equal"] = [p.data.sum(dtype=torch.float32).item() for p in built.parameters()] == before
+        found["equal"] = [
+            p.data.sum(dtype=torch.float32).item() for p in built.parameters()
+        ] == before
     if not found["equal"]:
         fail(found, "after waking", "the weights are other ones than before")
 
@@ -269,7 +406,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "model": lambda found, tell: model(args.preset, args.formats.split(","), found, tell),
         "context": lambda found, tell: context(arms, args.times or 3, found, tell),
         "checkpoint": lambda found, tell: checkpoint(args.preset, args.times or 3, found, tell),
-        "decode": lambda found, tell: decode(args.preset, arms, args.tokens, args.times or 1, found, tell),
+        "decode": lambda found, tell: decode(
+            args.preset, arms, args.tokens, args.times or 1, found, tell
+        ),
         "wake": lambda found, tell: wake(args.preset, args.times or 3, found, tell),
     }
     return say(parts[args.part], {"part": args.part})

@@ -1,18 +1,21 @@
-"""The article's table on a GPU, as two commands: what works on this host, then what it is worth for an 8B model.
+"""The article's table on a GPU, as two commands: what works on this host, then what it is worth for
+an 8B model.
 
     make gpu                                                       # both, into runs/gpu
-    python -m labkit.device.gpu_trials --plan first --out DIR      # under 6 minutes: facts, and every trial with the 1b shape
-    python -m labkit.device.gpu_trials --plan second --out DIR     # 8 minutes: the 8b shape (16 GB), what is asked for most first
+    python -m labkit.device.gpu_trials --plan first --out DIR      # under 6 minutes: facts, and
+        every trial with the 1b shape
+    python -m labkit.device.gpu_trials --plan second --out DIR     # 8 minutes: the 8b shape (16
+        GB), what is asked for most first
 
-Each trial is a process of its own, under its own time limit, and is begun only while the time left can hold it: else it is in the
-record as `skipped`, with the reason. A trial prints JSON lines, each with everything measured so far, and the last one is kept,
-also when the process then fails, dies or is ended: its outcome says which. The record is written after every trial, with the
-host card. A host without a GPU gets a record in which every trial says `unavailable`, and exit status 3.
+Each trial is a process of its own, under its own time limit, and is begun only while the time left
+can hold it: else it is in the record as `skipped`, with the reason. A trial prints JSON lines, each
+with everything measured so far, and the last one is kept, also when the process then fails, dies or
+is ended: its outcome says which. The record is written after every trial, with the host card. A
+host without a GPU gets a record in which every trial says `unavailable`, and exit status 3.
 
-Files in DIR: gpu-trials-PLAN.json, the run records that the trials made, log-PLAN.txt. Everything else is in LABKIT_HOME.
-Outcomes: ok · failed (it measured, and says itself what did not work) · timeout · crashed · unavailable · skipped.
-Lesson: notebooks/06_gpu_init.
-"""
+Files in DIR: gpu-trials-PLAN.json, the run records that the trials made, log-PLAN.txt. Everything
+else is in LABKIT_HOME. Outcomes: ok · failed (it measured, and says itself what did not work) ·
+timeout · crashed · unavailable · skipped. Lesson: notebooks/06_gpu_init."""
 
 from __future__ import annotations
 
@@ -36,13 +39,16 @@ from labkit.errors import LabError
 
 SCHEMA = 2
 PARTS, CRIU = "labkit.device.gpu_parts", "labkit.snapshot.cuda"
-LOADERS = "safetensors,safetensors-device,runai-streamer,fastsafetensors,instanttensor,labkit-streamer"
+LOADERS = (
+    "safetensors,safetensors-device,runai-streamer,fastsafetensors,instanttensor,labkit-streamer"
+)
 DONE = ("ok", "failed")  # it was there and it measured: what comes after it can be tried
 
 
 @dataclass(frozen=True)
 class Part:
-    """One trial: `python -m command…`, ended after `limit_s`, not begun with less than `least_s` left or without `after` (another trial).
+    """One trial: `python -m command…`, ended after `limit_s`, not begun with less than `least_s`
+    left or without `after` (another trial).
 
     In the command, "{out}" is the directory of the record, "{preset}" the plan's shape."""
 
@@ -53,10 +59,30 @@ class Part:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def _run(name: str, *stacks: str, blocks: int, scenario: str = "warm-node", timeout: int = 90) -> tuple[str, ...]:
-    """`labkit run` of these stacks over the no-image one ("" is that one itself), into {out}/NAME-{preset}.json."""
-    return ("labkit", "run", *(",".join(("no-image", *filter(None, (stack,)))) for stack in stacks), "--device", "cuda", "--preset", "{preset}", "--scenario", scenario,
-            "--blocks", str(blocks), "--timeout", str(timeout), "--out", f"{{out}}/{name}-{{preset}}.json", "--overwrite", "--json")
+def _run(
+    name: str, *stacks: str, blocks: int, scenario: str = "warm-node", timeout: int = 90
+) -> tuple[str, ...]:
+    """`labkit run` of these stacks over the no-image one ("" is that one itself), into
+    {out}/NAME-{preset}.json."""
+    return (
+        "labkit",
+        "run",
+        *(",".join(("no-image", *filter(None, (stack,)))) for stack in stacks),
+        "--device",
+        "cuda",
+        "--preset",
+        "{preset}",
+        "--scenario",
+        scenario,
+        "--blocks",
+        str(blocks),
+        "--timeout",
+        str(timeout),
+        "--out",
+        f"{{out}}/{name}-{{preset}}.json",
+        "--overwrite",
+        "--json",
+    )
 
 
 def _resumed(command: tuple[str, ...]) -> tuple[str, ...]:
@@ -65,7 +91,22 @@ def _resumed(command: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _load(cache: str, blocks: int) -> tuple[str, ...]:
-    return ("labkit", "bench", "load", "--preset", "{preset}", "--cache", cache, "--device", "cuda", "--blocks", str(blocks), "--loaders", LOADERS, "--json")
+    return (
+        "labkit",
+        "bench",
+        "load",
+        "--preset",
+        "{preset}",
+        "--cache",
+        cache,
+        "--device",
+        "cuda",
+        "--blocks",
+        str(blocks),
+        "--loaders",
+        LOADERS,
+        "--json",
+    )
 
 
 STREAMED = "weights=labkit-streamer"
@@ -74,69 +115,186 @@ RESIDENT = "weights=device-resident"
 #: What works on this host, and the article's rows with the 1b shape (2.2 GB).
 FIRST: dict[str, Part] = {
     "facts": Part(75, ("labkit.device.gpu_facts",)),
-    "model": Part(60, (PARTS, "model", "--preset", "{preset}", "--formats", "safetensors,pickle"), 15, "facts"),
-    "cuda-checkpoint": Part(70, (PARTS, "checkpoint", "--preset", "{preset}", "--times", "5"), 25, "model"),
+    "model": Part(
+        60, (PARTS, "model", "--preset", "{preset}", "--formats", "safetensors,pickle"), 15, "facts"
+    ),
+    "cuda-checkpoint": Part(
+        70, (PARTS, "checkpoint", "--preset", "{preset}", "--times", "5"), 25, "model"
+    ),
     "cuda-checkpoint-criu": Part(100, (CRIU, "--preset", "{preset}"), 40, "model"),
-    "stack": Part(150, _run("stack", "", STREAMED, f"{STREAMED},device=fewer-graphs", "device=warm-standby", blocks=1, timeout=60), 50, "model"),
-    "decode": Part(70, (PARTS, "decode", "--preset", "{preset}", "--arms", "eager,fewer-graphs,all-graphs,cudnn", "--tokens", "48"), 30, "model"),
+    "stack": Part(
+        150,
+        _run(
+            "stack",
+            "",
+            STREAMED,
+            f"{STREAMED},device=fewer-graphs",
+            "device=warm-standby",
+            blocks=1,
+            timeout=60,
+        ),
+        50,
+        "model",
+    ),
+    "decode": Part(
+        70,
+        (
+            PARTS,
+            "decode",
+            "--preset",
+            "{preset}",
+            "--arms",
+            "eager,fewer-graphs,all-graphs,cudnn",
+            "--tokens",
+            "48",
+        ),
+        30,
+        "model",
+    ),
     "wake": Part(45, (PARTS, "wake", "--preset", "{preset}", "--times", "3"), 20, "model"),
     "load-warm": Part(90, _load("warm", 1), 40, "model"),
     "context": Part(90, (PARTS, "context", "--times", "3"), 40),
     "resident": Part(60, _run("resident", RESIDENT, blocks=2, timeout=45), 30, "model"),
-    "compile": Part(120, _run("compile", f"{STREAMED},device=compile-cold", f"{STREAMED},device=compile-cache", blocks=1, scenario="hot-node", timeout=100), 60, "model"),
+    "compile": Part(
+        120,
+        _run(
+            "compile",
+            f"{STREAMED},device=compile-cold",
+            f"{STREAMED},device=compile-cache",
+            blocks=1,
+            scenario="hot-node",
+            timeout=100,
+        ),
+        60,
+        "model",
+    ),
 }
 OVERLAP = "weights=overlap"
 STANDBY = f"{STREAMED},device=warm-standby"
 
-#: The 8b shape (16 GB). The naive arm draws 8 billion random numbers first, on one core: it comes after what it is compared with,
-#: into the same record (`--resume`), and once.
+#: The 8b shape (16 GB). The naive arm draws 8 billion random numbers first, on one core: it comes
+#: after what it is compared with, into the same record (`--resume`), and once.
 SECOND: dict[str, Part] = {
-    "model": Part(110, (PARTS, "model", "--preset", "{preset}", "--formats", "safetensors,pickle"), 60),
+    "model": Part(
+        110, (PARTS, "model", "--preset", "{preset}", "--formats", "safetensors,pickle"), 60
+    ),
     "stack": Part(130, _run("stack", STREAMED, OVERLAP, blocks=1, timeout=170), 60, "model"),
-    "cuda-checkpoint": Part(70, (PARTS, "checkpoint", "--preset", "{preset}", "--times", "2"), 45, "model"),
-    "naive": Part(190, _resumed(_run("stack", STREAMED, OVERLAP, STANDBY, "", blocks=1, timeout=170)), 120, "stack"),
+    "cuda-checkpoint": Part(
+        70, (PARTS, "checkpoint", "--preset", "{preset}", "--times", "2"), 45, "model"
+    ),
+    "naive": Part(
+        190,
+        _resumed(_run("stack", STREAMED, OVERLAP, STANDBY, "", blocks=1, timeout=170)),
+        120,
+        "stack",
+    ),
     "cuda-checkpoint-criu": Part(100, (CRIU, "--preset", "{preset}", "--warm", "0"), 70, "model"),
     "wake": Part(45, (PARTS, "wake", "--preset", "{preset}", "--times", "3"), 30, "model"),
     "context": Part(60, (PARTS, "context", "--times", "3", "--arms", "lazy,eager"), 30),
     "load-cold": Part(120, _load("cold", 1), 40, "model"),
     "resident": Part(60, _run("resident", RESIDENT, blocks=1, timeout=50), 40, "model"),
-    "decode": Part(90, (PARTS, "decode", "--preset", "{preset}", "--arms", "eager,fewer-graphs,all-graphs,cudnn", "--tokens", "48"), 40, "model"),
-    "compile": Part(150, _run("compile", f"{STREAMED},device=compile-cold", f"{STREAMED},device=compile-cache", blocks=1, scenario="hot-node", timeout=140), 80, "model"),
+    "decode": Part(
+        90,
+        (
+            PARTS,
+            "decode",
+            "--preset",
+            "{preset}",
+            "--arms",
+            "eager,fewer-graphs,all-graphs,cudnn",
+            "--tokens",
+            "48",
+        ),
+        40,
+        "model",
+    ),
+    "compile": Part(
+        150,
+        _run(
+            "compile",
+            f"{STREAMED},device=compile-cold",
+            f"{STREAMED},device=compile-cache",
+            blocks=1,
+            scenario="hot-node",
+            timeout=140,
+        ),
+        80,
+        "model",
+    ),
 }
-PLANS = {"first": (FIRST, "1b", 330.0), "second": (SECOND, "8b", 480.0)}  # trials, shape, seconds in all
+# trials, shape, seconds in all
+PLANS = {"first": (FIRST, "1b", 330.0), "second": (SECOND, "8b", 480.0)}
 
 Execute = Callable[[str, list[str], dict[str, str], float], dict[str, Any]]
 
 
-def run(out: Path, plan: str = "first", *, preset: str = "", budget_s: float = 0, only: tuple[str, ...] = (), without: tuple[str, ...] = (),
-        execute: Execute | None = None, has_gpu: bool | None = None, now: Callable[[], float] = timeline.now_s) -> dict[str, Any]:
-    """The record, also at out/gpu-trials-PLAN.json. `execute(name, module and arguments, environment, seconds)` and `now` are exchanged in tests."""
+def run(
+    out: Path,
+    plan: str = "first",
+    *,
+    preset: str = "",
+    budget_s: float = 0,
+    only: tuple[str, ...] = (),
+    without: tuple[str, ...] = (),
+    execute: Execute | None = None,
+    has_gpu: bool | None = None,
+    now: Callable[[], float] = timeline.now_s,
+) -> dict[str, Any]:
+    """The record, also at out/gpu-trials-PLAN.json. `execute(name, module and arguments,
+    environment, seconds)` and `now` are exchanged in tests."""
     out.mkdir(parents=True, exist_ok=True)
     parts, shape, seconds = PLANS[plan]
     shape, seconds = preset or shape, budget_s or seconds
     there = bool(host.gpus()) if has_gpu is None else has_gpu
-    record: dict[str, Any] = {"schema": SCHEMA, "kind": "gpu-trials", "plan": plan, "preset": shape, "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                              "host": host.card(), "trials": []}
+    record: dict[str, Any] = {
+        "schema": SCHEMA,
+        "kind": "gpu-trials",
+        "plan": plan,
+        "preset": shape,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "host": host.card(),
+        "trials": [],
+    }
     began, outcomes = now(), {}
     log = out / f"log-{plan}.txt"
     log.write_text("")
     for name, part in parts.items():
-        if (only and name not in only and name not in {parts[n].after for n in only if n in parts}) or name in without:
+        if (
+            only and name not in only and name not in {parts[n].after for n in only if n in parts}
+        ) or name in without:
             continue
         left_s = seconds - (now() - began)
         if not there:
             done: dict[str, Any] = {"outcome": "unavailable", "error": "no GPU"}
         elif outcomes.get(part.after, "ok") not in DONE:
-            done = {"outcome": "skipped", "error": f"it needs {part.after}, which was not done ({outcomes[part.after]})"}
+            done = {
+                "outcome": "skipped",
+                "error": f"it needs {part.after}, which was not done ({outcomes[part.after]})",
+            }
         elif left_s < part.least_s:
-            done = {"outcome": "skipped", "error": f"{max(left_s, 0):.0f} s of the {seconds:.0f} s for all trials were left, it needs {part.least_s}"}
+            done = {
+                "outcome": "skipped",
+                "error": (
+                    f"{max(left_s, 0):.0f} s of the {seconds:.0f} s for all trials were left, it"
+                    f" needs {part.least_s}"
+                ),
+            }
         else:
-            command = [a.replace("{out}", str(out.resolve())).replace("{preset}", shape) for a in part.command]
+            command = [
+                a.replace("{out}", str(out.resolve())).replace("{preset}", shape)
+                for a in part.command
+            ]
             try:
-                done = (execute or in_process)(name, command, dict(part.environment), min(part.limit_s, left_s))
+                done = (execute or in_process)(
+                    name, command, dict(part.environment), min(part.limit_s, left_s)
+                )
             except Exception as error:
                 done = {"outcome": "crashed", "error": f"{type(error).__name__}: {error}"}
-            _note(log, f"== {name}: {done['outcome']} {done.get('seconds', 0):.1f} s\n{done.pop('log', '')}\n")
+            _note(
+                log,
+                f"== {name}: {done['outcome']} {done.get('seconds', 0):.1f}"
+                f" s\n{done.pop('log', '')}\n",
+            )
         outcomes[name] = done["outcome"]
         record["trials"].append({"name": name, **done})
         record["seconds"] = now() - began
@@ -148,15 +306,29 @@ def run(out: Path, plan: str = "first", *, preset: str = "", budget_s: float = 0
 GRACE_S = 6.0
 
 
-def in_process(name: str, command: list[str], environment: dict[str, str], limit_s: float) -> dict[str, Any]:
-    """`python -m module …` in a session of its own: the last JSON line that it printed, whatever became of it, and what it wrote beside.
+def in_process(
+    name: str, command: list[str], environment: dict[str, str], limit_s: float
+) -> dict[str, Any]:
+    """`python -m module …` in a session of its own: the last JSON line that it printed, whatever
+    became of it, and what it wrote beside.
 
-    Exit status 3 says that something is missing there. At its limit it is interrupted, so that it can put away what it started;
-    what is left of it `GRACE_S` later is killed, with everything below it."""
+    Exit status 3 says that something is missing there. At its limit it is interrupted, so that it
+    can put away what it started; what is left of it `GRACE_S` later is killed, with everything
+    below it."""
     began = timeline.now_s()
-    with scratch(f"labkit-trial-{name}-") as room, open(room / "out", "w+b") as said, open(room / "err", "w+b") as errors:
-        process = subprocess.Popen([*module(command[0]), *command[1:]], env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
-                                   stdin=subprocess.DEVNULL, stdout=said, stderr=errors, start_new_session=True)
+    with (
+        scratch(f"labkit-trial-{name}-") as room,
+        open(room / "out", "w+b") as said,
+        open(room / "err", "w+b") as errors,
+    ):
+        process = subprocess.Popen(
+            [*module(command[0]), *command[1:]],
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=errors,
+            start_new_session=True,
+        )
         late = False
         try:
             process.wait(limit_s)
@@ -175,9 +347,31 @@ def in_process(name: str, command: list[str], environment: dict[str, str], limit
     words = (texts[1].strip() or texts[0].strip())[-1200:]
     if document is not None:
         done["result"] = document
-    outcome = "timeout" if late else "unavailable" if process.returncode == 3 else \
-        "ok" if process.returncode == 0 and document is not None else "failed" if process.returncode == 1 and document is not None else "crashed"
-    return {"outcome": outcome, **done, **({} if outcome == "ok" else {"error": (f"it did not end within {limit_s:.0f} s. " if late else "") + words}), "log": texts[1][-20_000:]}
+    outcome = (
+        "timeout"
+        if late
+        else (
+            "unavailable"
+            if process.returncode == 3
+            else (
+                "ok"
+                if process.returncode == 0 and document is not None
+                else "failed"
+                if process.returncode == 1 and document is not None
+                else "crashed"
+            )
+        )
+    )
+    return {
+        "outcome": outcome,
+        **done,
+        **(
+            {}
+            if outcome == "ok"
+            else {"error": (f"it did not end within {limit_s:.0f} s. " if late else "") + words}
+        ),
+        "log": texts[1][-20_000:],
+    }
 
 
 def _tail(file: Any, most: int = 4 << 20) -> str:
@@ -206,31 +400,76 @@ def _write(path: Path, record: dict[str, Any]) -> None:
 
 
 def line_of(trial: Mapping[str, Any]) -> str:
-    return f"{trial['name']:22} {trial['outcome']:12} {trial.get('seconds', 0):7.1f} s  {printable.line(trial.get('error', '')[-160:])}"
+    return (
+        f"{trial['name']:22} {trial['outcome']:12} {trial.get('seconds', 0):7.1f} s "
+        f" {printable.line(trial.get('error', '')[-160:])}"
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m labkit.device.gpu_trials", description="The article's table on a GPU: what works here, then what it is worth for an 8B model.")
+    parser = argparse.ArgumentParser(
+        prog="python -m labkit.device.gpu_trials",
+        description=(
+            "The article's table on a GPU: what works here, then what it is worth for an 8B model."
+        ),
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--plan", choices=[*PLANS, "both"], default="both")
-    parser.add_argument("--preset", default="", help="another shape than the plan's: tiny rehearses it")
-    parser.add_argument("--budget", type=float, default=0, metavar="SECONDS", help="in all, for each plan (default: 330 and 480)")
-    parser.add_argument("--only", default="", help="names, comma-separated: " + ", ".join(dict.fromkeys((*FIRST, *SECOND))))
+    parser.add_argument(
+        "--preset", default="", help="another shape than the plan's: tiny rehearses it"
+    )
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=0,
+        metavar="SECONDS",
+        help="in all, for each plan (default: 330 and 480)",
+    )
+    parser.add_argument(
+        "--only",
+        default="",
+        help="names, comma-separated: " + ", ".join(dict.fromkeys((*FIRST, *SECOND))),
+    )
     parser.add_argument("--without", default="", help="names, comma-separated")
     args = parser.parse_args()
     plans = list(PLANS) if args.plan == "both" else [args.plan]
     try:
         for plan in plans:
-            outputs.refuse_stranger(args.out / f"gpu-trials-{plan}.json", lambda head: b'"kind": "gpu-trials"' in head, "a record of GPU trials")
+            outputs.refuse_stranger(
+                args.out / f"gpu-trials-{plan}.json",
+                lambda head: b'"kind": "gpu-trials"' in head,
+                "a record of GPU trials",
+            )
     except LabError as error:
         print(printable.text(error), file=sys.stderr)
         return 2
     outcomes: list[str] = []
     for plan in plans:
-        record = run(args.out, plan, preset=args.preset, budget_s=args.budget, only=_names(args.only), without=_names(args.without))
+        record = run(
+            args.out,
+            plan,
+            preset=args.preset,
+            budget_s=args.budget,
+            only=_names(args.only),
+            without=_names(args.without),
+        )
         outcomes += [t["outcome"] for t in record["trials"]]
-    print(json.dumps({"records": [str(args.out / f"gpu-trials-{plan}.json") for plan in plans], "ok": outcomes.count("ok"), "trials": len(outcomes)}))
-    return 3 if outcomes and all(o == "unavailable" for o in outcomes) else 0 if "ok" in outcomes else 1
+    print(
+        json.dumps(
+            {
+                "records": [str(args.out / f"gpu-trials-{plan}.json") for plan in plans],
+                "ok": outcomes.count("ok"),
+                "trials": len(outcomes),
+            }
+        )
+    )
+    return (
+        3
+        if outcomes and all(o == "unavailable" for o in outcomes)
+        else 0
+        if "ok" in outcomes
+        else 1
+    )
 
 
 def _names(text: str) -> tuple[str, ...]:

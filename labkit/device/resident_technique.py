@@ -1,9 +1,10 @@
-"""`weights=device-resident`: importing this module registers it. The mechanism is `labkit.device.resident`.
+"""`weights=device-resident`: importing this module registers it. The mechanism is
+`labkit.device.resident`.
 
-The price is in no phase of a start: as many bytes of the device as the model has, held by a daemon around the clock, and not to be
-parked. So it stands beside a warm standby, which gives the device's memory up and pays for that with a copy, and a zygote; on a
-fresh node there is no daemon and no such technique. Limit: one exchange and one mapping. Lesson: notebooks/06_gpu_init.
-"""
+The price is in no phase of a start: as many bytes of the device as the model has, held by a daemon
+around the clock, and not to be parked. So it stands beside a warm standby, which gives the device's
+memory up and pays for that with a copy, and a zygote; on a fresh node there is no daemon and no
+such technique. Limit: one exchange and one mapping. Lesson: notebooks/06_gpu_init."""
 
 from __future__ import annotations
 
@@ -22,9 +23,18 @@ from labkit.weights.catalog import Loader
 from labkit.weights.formats.convert import WEIGHT_SUFFIXES
 from labkit.weights.techniques import WeightsTechnique, device_facts, resident_share
 
-LOADER = Loader("device-resident", "on the device already, in a daemon's memory, mapped over CUDA IPC", "labkit.device.resident:load", "safetensors", "none",
-                "notebooks/06_gpu_init", needs_gpu=True, fix="run it on a GPU host; `make gpu` there makes a record that notebooks replay elsewhere")
-#: Of the weights' bytes, what a server may read after t0 and still be one that did not load them; what its own imports read is 30 MB and more.
+LOADER = Loader(
+    "device-resident",
+    "on the device already, in a daemon's memory, mapped over CUDA IPC",
+    "labkit.device.resident:load",
+    "safetensors",
+    "none",
+    "notebooks/06_gpu_init",
+    needs_gpu=True,
+    fix="run it on a GPU host; `make gpu` there makes a record that notebooks replay elsewhere",
+)
+#: Of the weights' bytes, what a server may read after t0 and still be one that did not load them;
+#: what its own imports read is 30 MB and more.
 LITTLE, IMPORTS_BYTES = 0.05, 128 << 20
 
 
@@ -40,55 +50,158 @@ class DeviceResident(WeightsTechnique):
 
     def available(self, host: Any) -> Availability:
         found = capability("gpu")
-        return YES if found.ok else Availability(False, f"gpu: {found.missing}", "a daemon holds the weights in a GPU's memory", LOADER.fix)
+        return (
+            YES
+            if found.ok
+            else Availability(
+                False,
+                f"gpu: {found.missing}",
+                "a daemon holds the weights in a GPU's memory",
+                LOADER.fix,
+            )
+        )
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
         if plan.scenario in self.not_in:
-            raise BadInput("a daemon that holds the weights is resident before t0, and on a fresh node nothing of the stack is",
-                           why="it would be compared with arms that bring everything over the link", fix="--scenario warm-node or hot-node")
+            raise BadInput(
+                "a daemon that holds the weights is resident before t0, and on a fresh node nothing"
+                " of the stack is",
+                why="it would be compared with arms that bring everything over the link",
+                fix="--scenario warm-node or hot-node",
+            )
         if plan.stack.get("image") not in (None, "", "host-env"):
-            raise BadInput("the daemon is the lab's own interpreter, and this stack has an image", why="CUDA IPC wants both processes to see one device and each other", fix="image=host-env")
+            raise BadInput(
+                "the daemon is the lab's own interpreter, and this stack has an image",
+                why="CUDA IPC wants both processes to see one device and each other",
+                fix="image=host-env",
+            )
         device = told_device(plan.server_args)
         if not device.startswith("cuda") and not os.environ.get("LABKIT_FAKE_CUDA"):
-            raise BadInput("weights that stay on the device, and a server that is told to run on a CPU", fix="--device cuda")
+            raise BadInput(
+                "weights that stay on the device, and a server that is told to run on a CPU",
+                fix="--device cuda",
+            )
         directory = artifact.paths["model_dir"]
         plan = super().apply(plan, artifact)
-        # What the daemon has mapped before t0 (torch and CUDA's libraries) cannot be cold: left out of the cold set, in the open.
+        # What the daemon has mapped before t0 (torch and CUDA's libraries) cannot be cold: left out
+        # of the cold set, in the open.
         mapped = set(interpreter.packages())
-        kept = tuple(p for p in plan.cold_paths if p not in mapped and "/site-packages/" not in p + "/")
-        floors = {k: v for k, v in plan.floors_bytes.items() if k.partition("@")[0] != "load"}  # no byte has to move
-        plan = replace(plan, cold_paths=kept, floors_bytes=floors, state={**plan.state, "resident_before_t0": [p for p in plan.cold_paths if p not in kept]})
-        return plan.with_steps(Step("start", "labkit.device.resident:offer", {"model": directory, "device": device}))
+        kept = tuple(
+            p for p in plan.cold_paths if p not in mapped and "/site-packages/" not in p + "/"
+        )
+        # no byte has to move
+        floors = {k: v for k, v in plan.floors_bytes.items() if k.partition("@")[0] != "load"}
+        plan = replace(
+            plan,
+            cold_paths=kept,
+            floors_bytes=floors,
+            state={
+                **plan.state,
+                "resident_before_t0": [p for p in plan.cold_paths if p not in kept],
+            },
+        )
+        return plan.with_steps(
+            Step("start", "labkit.device.resident:offer", {"model": directory, "device": device})
+        )
 
     def engaged(self, seen: Seen) -> Evidence:
-        """The daemon held the bytes before t0; the server read none of them, maps no weight file, and allocated no room for them."""
-        about, held = seen.plan.state.get("weights", {}), seen.facts.get("start", {}).get("resident", {})
+        """The daemon held the bytes before t0; the server read none of them, maps no weight file,
+        and allocated no room for them."""
+        about, held = (
+            seen.plan.state.get("weights", {}),
+            seen.facts.get("start", {}).get("resident", {}),
+        )
         want, directory = int(about.get("bytes", 0)), str(about.get("directory", ""))
-        said = next((s.detail for s in seen.spans if s.name == "load" and s.source == "server" and "mapped_bytes" in s.detail), {})
+        said = next(
+            (
+                s.detail
+                for s in seen.spans
+                if s.name == "load" and s.source == "server" and "mapped_bytes" in s.detail
+            ),
+            {},
+        )
         there, read = device_facts(seen), int(seen.proc.get("io", {}).get("rchar", 0))
-        files = [Path(m).name for m in seen.proc.get("maps", []) if directory and m.startswith(directory + "/") and Path(m).suffix in WEIGHT_SUFFIXES]
+        files = [
+            Path(m).name
+            for m in seen.proc.get("maps", [])
+            if directory and m.startswith(directory + "/") and Path(m).suffix in WEIGHT_SUFFIXES
+        ]
         label = str(said.get("label") or held.get("label") or "")
-        read_share = resident_share(directory) if directory and seen.plan.scenario == "warm-node" else None
-        facts = {"daemon_pid": held.get("pid"), "daemon_load_s": held.get("load_s"), "daemon_device_bytes": held.get("device_bytes_held"), "mapped_bytes": said.get("mapped_bytes"),
-                 "copied_bytes": said.get("copied_bytes"), "read_in_load_bytes": said.get("read_in_load_bytes"), "read_since_t0_bytes": read, "files_in_page_cache": read_share,
-                 "driver": label, "resident_before_t0": seen.plan.state.get("resident_before_t0", []), **there}
+        read_share = (
+            resident_share(directory) if directory and seen.plan.scenario == "warm-node" else None
+        )
+        facts = {
+            "daemon_pid": held.get("pid"),
+            "daemon_load_s": held.get("load_s"),
+            "daemon_device_bytes": held.get("device_bytes_held"),
+            "mapped_bytes": said.get("mapped_bytes"),
+            "copied_bytes": said.get("copied_bytes"),
+            "read_in_load_bytes": said.get("read_in_load_bytes"),
+            "read_since_t0_bytes": read,
+            "files_in_page_cache": read_share,
+            "driver": label,
+            "resident_before_t0": seen.plan.state.get("resident_before_t0", []),
+            **there,
+        }
 
         def no(how: str) -> Evidence:
             return Evidence(self.name, False, how, facts)
 
         if not want or not held.get("pid") or held.get("pid") != said.get("daemon_pid"):
             return no("no daemon that stood there before t0 gave the server its weights")
-        if int(held.get("weights_bytes", 0)) < (1 - LITTLE) * want or int(said.get("mapped_bytes", 0)) < (1 - LITTLE) * want or said.get("copied_bytes"):
-            return no(f"{show_bytes(int(said.get('mapped_bytes', 0)))} of {show_bytes(want)} were mapped, {show_bytes(int(said.get('copied_bytes', 0)))} copied")
-        if files or int(said.get("read_in_load_bytes", 0)) >= LITTLE * want or read >= max(LITTLE * want, IMPORTS_BYTES):
-            return no(f"{show_bytes(read)} were read after t0, {show_bytes(int(said.get('read_in_load_bytes', 0)))} of them in the load, and {len(files)} weight files are mapped: they came from a file")
+        if (
+            int(held.get("weights_bytes", 0)) < (1 - LITTLE) * want
+            or int(said.get("mapped_bytes", 0)) < (1 - LITTLE) * want
+            or said.get("copied_bytes")
+        ):
+            return no(
+                f"{show_bytes(int(said.get('mapped_bytes', 0)))} of {show_bytes(want)} were mapped,"
+                f" {show_bytes(int(said.get('copied_bytes', 0)))} copied"
+            )
+        if (
+            files
+            or int(said.get("read_in_load_bytes", 0)) >= LITTLE * want
+            or read >= max(LITTLE * want, IMPORTS_BYTES)
+        ):
+            return no(
+                f"{show_bytes(read)} were read after t0,"
+                f" {show_bytes(int(said.get('read_in_load_bytes', 0)))} of them in the load, and"
+                f" {len(files)} weight files are mapped: they came from a file"
+            )
         if read_share is not None and read_share >= LITTLE:
-            return no(f"{read_share:.0%} of the weight files came into the page cache after t0: somebody read them")
+            return no(
+                f"{read_share:.0%} of the weight files came into the page cache after t0: somebody"
+                " read them"
+            )
         if not label:
             own, device_bytes = int(there.get("allocated_bytes", 0)), held.get("device_bytes_held")
-            if own >= LITTLE * want + IMPORTS_BYTES or not there or there.get("device_parameters") != there.get("parameters"):
-                return no(f"the server allocated {show_bytes(own)} of the device itself: {there.get('device_parameters', 0)} of {there.get('parameters', 0)} parameters are there")
+            if (
+                own >= LITTLE * want + IMPORTS_BYTES
+                or not there
+                or there.get("device_parameters") != there.get("parameters")
+            ):
+                return no(
+                    f"the server allocated {show_bytes(own)} of the device itself:"
+                    f" {there.get('device_parameters', 0)} of {there.get('parameters', 0)}"
+                    " parameters are there"
+                )
             if device_bytes and device_bytes < (1 - LITTLE) * want:
-                return no(f"the daemon held {show_bytes(device_bytes)} of the device, the weights are {show_bytes(want)}")
-        return Evidence(self.name, True, f"{show_bytes(int(said['mapped_bytes']))} of weights, on the device before t0 in a daemon (pid {held['pid']}), were mapped; the server read {show_bytes(read)} after t0"
-                        + (f" – {label}: its seconds mean nothing" if label else f" and allocated {show_bytes(int(there.get('allocated_bytes', 0)))} of the device itself"), facts)
+                return no(
+                    f"the daemon held {show_bytes(device_bytes)} of the device, the weights are"
+                    f" {show_bytes(want)}"
+                )
+        return Evidence(
+            self.name,
+            True,
+            f"{show_bytes(int(said['mapped_bytes']))} of weights, on the device before t0 in a"
+            f" daemon (pid {held['pid']}), were mapped; the server read {show_bytes(read)} after t0"
+            + (
+                f" – {label}: its seconds mean nothing"
+                if label
+                else (
+                    f" and allocated {show_bytes(int(there.get('allocated_bytes', 0)))} of the"
+                    " device itself"
+                )
+            ),
+            facts,
+        )

@@ -1,13 +1,14 @@
-"""A server on the device, outside of a trial: started, asked, looked at from outside; its last words are kept when it ends.
+"""A server on the device, outside of a trial: started, asked, looked at from outside; its last
+words are kept when it ends.
 
     with server("1b") as serving:
         serving.answer.tokens, serving.start_s
         again(serving.port, serving.ended).tokens
 
-What a process holds of the driver's files says whether CRIU can dump it: descriptors and mappings of /dev/nvidia*, none of which it
-knows (`held`). Without a GPU, LABKIT_FAKE_CUDA stands in for the driver: the server computes on the CPU, and says so. Limit: the start.
-Lesson: notebooks/06_gpu_init.
-"""
+What a process holds of the driver's files says whether CRIU can dump it: descriptors and mappings
+of /dev/nvidia*, none of which it knows (`held`). Without a GPU, LABKIT_FAKE_CUDA stands in for the
+driver: the server computes on the CPU, and says so. Limit: the start. Lesson:
+notebooks/06_gpu_init."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ from labkit.errors import TrialError
 from labkit.subject import checkpoint
 
 PROMPT = {"prompt": "The first token of a cold start", "max_tokens": 8, "ignore_eos": True}
-#: cuDNN's attention plans anew for every shape it meets, which a start would be charged with: torch's other kernels come first in all arms.
+#: cuDNN's attention plans anew for every shape it meets, which a start would be charged with:
+#: torch's other kernels come first in all arms.
 CUDNN_LAST = {"TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}
 #: An NVML handle stays open while a process is parked, and CRIU does not know its descriptors.
 NO_NVML = {"PYTORCH_NVML_BASED_CUDA_CHECK": "0"}
@@ -49,7 +51,11 @@ class Serving:
     @property
     def phases_s(self) -> dict[str, float]:
         """Seconds of each phase of the start, by the server's own spans."""
-        return {s.name: round(s.duration_s, 6) for s in timeline.read(self.log.with_name("timeline.jsonl")) if s.is_phase}
+        return {
+            s.name: round(s.duration_s, 6)
+            for s in timeline.read(self.log.with_name("timeline.jsonl"))
+            if s.is_phase
+        }
 
     @property
     def pid(self) -> int:
@@ -60,22 +66,66 @@ class Serving:
 
 
 @contextmanager
-def server(preset: str, arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None, *, limit_s: float = 150, where: Path | None = None) -> Iterator[Serving]:
+def server(
+    preset: str,
+    arguments: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    *,
+    limit_s: float = 150,
+    where: Path | None = None,
+) -> Iterator[Serving]:
     """Started and asked once. Raises TrialError with its last words where no token comes."""
     space, device = Workspace.default(), gpu_device()
     model, port = checkpoint.ensure(space, preset), free_port()
-    loader = ["--loader", "labkit.weights.loaders.safe:load_device"] if device.startswith("cuda") else []
-    more = {**interpreter.environment(), **CUDNN_LAST, **NO_NVML, "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1", **(environment or {})}
-    with scratch("served-", where or space.nodes) as room, open(room / "server.log", "ab") as log:  # O_APPEND: CRIU lets such a file grow
+    loader = (
+        ["--loader", "labkit.weights.loaders.safe:load_device"] if device.startswith("cuda") else []
+    )
+    more = {
+        **interpreter.environment(),
+        **CUDNN_LAST,
+        **NO_NVML,
+        "PYTHONFAULTHANDLER": "1",
+        "PYTHONUNBUFFERED": "1",
+        **(environment or {}),
+    }
+    # O_APPEND: CRIU lets such a file grow
+    with scratch("served-", where or space.nodes) as room, open(room / "server.log", "ab") as log:
         began = timeline.now_s()
-        process = subprocess.Popen([*interpreter.module("labkit.subject.server"), "--model", str(model), "--device", device, "--port", str(port), "--init", "meta", *loader, *arguments],
-                                   env={**os.environ, **more, timeline.ENV: str(room / "timeline.jsonl")}, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            [
+                *interpreter.module("labkit.subject.server"),
+                "--model",
+                str(model),
+                "--device",
+                device,
+                "--port",
+                str(port),
+                "--init",
+                "meta",
+                *loader,
+                *arguments,
+            ],
+            env={**os.environ, **more, timeline.ENV: str(room / "timeline.jsonl")},
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
         entry = ledger.current().note("group", process.pid)
         try:
             answer = ask(port, lambda: process.poll() is not None, limit_s=limit_s)
             if answer.first_token_s is None:
-                raise TrialError(f"the server on {device} served no token within {limit_s:.0f} s: {answer.error}" if process.poll() is None else f"the server {exits.describe(process.returncode)}",
-                                 last_words(room / "server.log"), "labkit doctor")
+                raise TrialError(
+                    (
+                        f"the server on {device} served no token within {limit_s:.0f} s:"
+                        f" {answer.error}"
+                        if process.poll() is None
+                        else f"the server {exits.describe(process.returncode)}"
+                    ),
+                    last_words(room / "server.log"),
+                    "labkit doctor",
+                )
             known_to_fake_driver(process.pid)
             yield Serving(process, port, answer, answer.first_token_s - began, room / "server.log")
         finally:
@@ -88,7 +138,9 @@ def server(preset: str, arguments: Sequence[str] = (), environment: Mapping[str,
 def ask(port: int, ended: Callable[[], bool], *, limit_s: float = 60, **more: Any) -> client.Answer:
     """`more` goes into the request. Ends early when `ended()` says that nobody will answer."""
     until = timeline.now_s() + limit_s
-    return client.ask("127.0.0.1", port, {**PROMPT, **more}, give_up=lambda: ended() or timeline.now_s() > until)
+    return client.ask(
+        "127.0.0.1", port, {**PROMPT, **more}, give_up=lambda: ended() or timeline.now_s() > until
+    )
 
 
 def first_token_s(answer: client.Answer) -> float | None:
@@ -107,19 +159,30 @@ def gone(pid: int) -> bool:
 
 
 def death(pid: int, log: Path) -> str:
-    """How a child of ours ended, with the kernel's line about it and its last words; "" while it runs."""
+    """How a child of ours ended, with the kernel's line about it and its last words; "" while it
+    runs."""
     if not gone(pid):
         return ""
-    return "; ".join(filter(None, (f"the process {exits.describe(exits.exit_code(pid))}", exits.kernel_line(pid), last_words(log))))
+    return "; ".join(
+        filter(
+            None,
+            (
+                f"the process {exits.describe(exits.exit_code(pid))}",
+                exits.kernel_line(pid),
+                last_words(log),
+            ),
+        )
+    )
 
 
-# ---- what a process holds -----------------------------------------------------------------------------------------------
+# ---- what a process holds ------------------------------------------------------------------------
 
 DEVICE_FILES = "/dev/nvidia"
 
 
 def held(pid: int, prefix: str = DEVICE_FILES) -> dict[str, Any]:
-    """{"descriptors": {"9": "/dev/nvidiactl"}, "mappings": ["/dev/nvidia0 (3 times)"]}: what CRIU meets and does not know."""
+    """{"descriptors": {"9": "/dev/nvidiactl"}, "mappings": ["/dev/nvidia0 (3 times)"]}: what CRIU
+    meets and does not know."""
     found: dict[str, str] = {}
     for link in sorted(Path(f"/proc/{pid}/fd").iterdir(), key=lambda p: int(p.name)):
         with contextlib.suppress(OSError):
@@ -130,7 +193,10 @@ def held(pid: int, prefix: str = DEVICE_FILES) -> dict[str, Any]:
         path = line.split(None, 5)[5:]
         if path and path[0].startswith(prefix):
             counted[path[0]] = counted.get(path[0], 0) + 1
-    return {"descriptors": found, "mappings": [f"{path} ({count} times)" for path, count in counted.items()]}
+    return {
+        "descriptors": found,
+        "mappings": [f"{path} ({count} times)" for path, count in counted.items()],
+    }
 
 
 def resident_bytes(pid: int) -> int | None:
@@ -156,13 +222,18 @@ def device_used_bytes() -> int | None:
 
 
 def persistence_mode() -> str:
-    """"on", "off", or why it is not known. Off, the driver starts anew for the first process that opens the device."""
+    """ "on", "off", or why it is not known. Off, the driver starts anew for the first process that
+    opens the device."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
         try:
-            return "on" if pynvml.nvmlDeviceGetPersistenceMode(pynvml.nvmlDeviceGetHandleByIndex(0)) else "off"
+            return (
+                "on"
+                if pynvml.nvmlDeviceGetPersistenceMode(pynvml.nvmlDeviceGetHandleByIndex(0))
+                else "off"
+            )
         finally:
             pynvml.nvmlShutdown()
     except Exception as error:

@@ -1,17 +1,20 @@
-"""A warm standby: a server that is resident before t0, its weights asleep in pinned host memory; waking it is one copy.
+"""A warm standby: a server that is resident before t0, its weights asleep in pinned host memory;
+waking it is one copy.
 
-What stays is what a start would make again: the process, its imports, the GPU's context, modules and handles, the built model.
-What it gives up while it sleeps is the device memory of weights and KV cache, for somebody else to use. It costs as much
-pinned host memory as the model has bytes, around the clock, and the context's own few hundred MB of the device. Limit: bytes
-÷ the bus's rate from pinned memory.
+What stays is what a start would make again: the process, its imports, the GPU's context, modules
+and handles, the built model. What it gives up while it sleeps is the device memory of weights and
+KV cache, for somebody else to use. It costs as much pinned host memory as the model has bytes,
+around the clock, and the context's own few hundred MB of the device. Limit: bytes ÷ the bus's rate
+from pinned memory.
 
     sleeping = sleep(model, memory); wake(sleeping, memory)         # all of it, or asleep as before
-    device=warm-standby                                             # in a stack: image=host-env,device=warm-standby
+    device=warm-standby                                             # in a stack:
+        image=host-env,device=warm-standby
 
-Without a GPU there is no device memory to give up. `LABKIT_FAKE_CUDA` takes a simulated one for tests, and every record says so.
-Protocol of the process: arguments ANSWERS_FD and the server's own; one JSON line {"env", "host", "port"} on standard input wakes
-it; on the descriptor {"ready", …}, then {"waking"}. Lesson: notebooks/06_gpu_init.
-"""
+Without a GPU there is no device memory to give up. `LABKIT_FAKE_CUDA` takes a simulated one for
+tests, and every record says so. Protocol of the process: arguments ANSWERS_FD and the server's own;
+one JSON line {"env", "host", "port"} on standard input wakes it; on the descriptor {"ready", …},
+then {"waking"}. Lesson: notebooks/06_gpu_init."""
 
 from __future__ import annotations
 
@@ -34,7 +37,8 @@ ALIGNED_BYTES = 512
 
 
 class Memory(Protocol):
-    """The device's memory as the standby needs it. `device`: what the server is told; `label`: "" or how it is simulated."""
+    """The device's memory as the standby needs it. `device`: what the server is told; `label`: ""
+    or how it is simulated."""
 
     label: str
     device: str
@@ -47,7 +51,8 @@ class Memory(Protocol):
 
 @dataclass
 class HostMemory:
-    """`bytes`: a tensor. `how`: what kind of memory that is. `release` ends it; the tensor is not to be used any more."""
+    """`bytes`: a tensor. `how`: what kind of memory that is. `release` ends it; the tensor is not
+    to be used any more."""
 
     bytes: Any
     how: str
@@ -58,7 +63,8 @@ class Cuda:
     label, device = "", "cuda"
 
     def on_host(self, size_bytes: int) -> HostMemory:
-        """Anonymous memory of exactly this size, registered with the driver. torch's own pinned memory is rounded up to a power of two: 2.2 GB take 4.3."""
+        """Anonymous memory of exactly this size, registered with the driver. torch's own pinned
+        memory is rounded up to a power of two: 2.2 GB take 4.3."""
         import torch
 
         size = max(mmap.PAGESIZE, -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE)
@@ -69,9 +75,15 @@ class Cuda:
         runtime = torch.cuda.cudart()
         try:
             torch.cuda.check_error(runtime.cudaHostRegister(made.data_ptr(), size, 0))
-        except Exception as error:  # a limit on locked memory, for one; then the driver copies through a buffer of its own
-            return HostMemory(made[:size_bytes], f"pageable: cudaHostRegister refused it ({type(error).__name__}: {error})"[:300])
-        return HostMemory(made[:size_bytes], REGISTERED, lambda: runtime.cudaHostUnregister(made.data_ptr()))
+        except Exception as error:
+            # a limit on locked memory, for one; then the driver copies through a buffer of its own
+            return HostMemory(
+                made[:size_bytes],
+                f"pageable: cudaHostRegister refused it ({type(error).__name__}: {error})"[:300],
+            )
+        return HostMemory(
+            made[:size_bytes], REGISTERED, lambda: runtime.cudaHostUnregister(made.data_ptr())
+        )
 
     def on_device(self, size_bytes: int) -> Any:
         import torch
@@ -104,10 +116,12 @@ def memory_here() -> Memory:
 
 @dataclass
 class Sleeping:
-    """A model whose parameters are empty, and their bytes in one arena in host memory. `awake`: woken already."""
+    """A model whose parameters are empty, and their bytes in one arena in host memory. `awake`:
+    woken already."""
 
     parameters: list[Any] = field(default_factory=list)
-    places: list[tuple[int, int, Any, Any]] = field(default_factory=list)  # offset, bytes, dtype, shape of each
+    # offset, bytes, dtype, shape of each
+    places: list[tuple[int, int, Any, Any]] = field(default_factory=list)
     host: HostMemory | None = None
     size_bytes: int = 0
     awake: bool = False
@@ -127,10 +141,12 @@ class Sleeping:
 
 
 def sleep(model: Any, memory: Memory) -> Sleeping:
-    """Copy every parameter into one arena in pinned memory, then let go of the device's. A copy that fails leaves the model as it was."""
+    """Copy every parameter into one arena in pinned memory, then let go of the device's. A copy
+    that fails leaves the model as it was."""
     import torch
 
-    parameters = list(model.parameters())  # a tied head is one parameter with its embedding, and sleeps once
+    # a tied head is one parameter with its embedding, and sleeps once
+    parameters = list(model.parameters())
     places, end = [], 0
     for p in parameters:
         size = p.numel() * p.element_size()
@@ -152,11 +168,12 @@ def sleep(model: Any, memory: Memory) -> Sleeping:
 
 def _view(arena: Any, place: tuple[int, int, Any, Any]) -> Any:
     offset, size, dtype, shape = place
-    return arena[offset:offset + size].view(dtype).view(shape)
+    return arena[offset : offset + size].view(dtype).view(shape)
 
 
 def wake(sleeping: Sleeping, memory: Memory) -> None:
-    """One allocation, one copy, and every parameter is a part of it. Where it does not fit, all of it stays asleep."""
+    """One allocation, one copy, and every parameter is a part of it. Where it does not fit, all of
+    it stays asleep."""
     if sleeping.awake or not sleeping.host:
         return
     try:
@@ -173,7 +190,8 @@ def wake(sleeping: Sleeping, memory: Memory) -> None:
 
 
 def bus_seconds(sleeping: Sleeping, memory: Memory) -> float:
-    """The bus alone: the same host bytes onto device memory that is there already; the faster of two copies."""
+    """The bus alone: the same host bytes onto device memory that is there already; the faster of
+    two copies."""
     assert sleeping.host
     target, took = memory.on_device(sleeping.arena_bytes), []
     for _ in range(2):
@@ -187,39 +205,69 @@ def bus_seconds(sleeping: Sleeping, memory: Memory) -> float:
     return min(took)
 
 
-# ---- the step -----------------------------------------------------------------------------------------------------------
+# ---- the step ------------------------------------------------------------------------------------
+
 
 def start(ctx: StepContext) -> dict[str, Any]:
     """The step: tell the resident server to wake and to listen on the trial's port."""
-    process, answers, ready = ctx.state["standby_process"], ctx.state["standby_answers"], ctx.state["standby"]
-    process.stdin.write(json.dumps({"env": dict(ctx.server_env), "host": "127.0.0.1", "port": ctx.port}).encode() + b"\n")
+    process, answers, ready = (
+        ctx.state["standby_process"],
+        ctx.state["standby_answers"],
+        ctx.state["standby"],
+    )
+    process.stdin.write(
+        json.dumps({"env": dict(ctx.server_env), "host": "127.0.0.1", "port": ctx.port}).encode()
+        + b"\n"
+    )
     process.stdin.flush()
     if not json.loads(answers.readline() or "{}").get("waking"):
-        raise TrialError("the standby did not wake", why="".join(ctx.state.get("server_log", []))[-800:], fix="device= (none), or labkit doctor")
+        raise TrialError(
+            "the standby did not wake",
+            why="".join(ctx.state.get("server_log", []))[-800:],
+            fix="device= (none), or labkit doctor",
+        )
     ctx.state["server_pid"] = process.pid
     return {"runtime": "standby", "server_pid": process.pid, "rootfs": "", **ready}
 
 
 def _before_t0(ctx: StepContext) -> None:
-    """Start the server, let it serve nobody, and put it to sleep: what stands on this node while there is no replica."""
+    """Start the server, let it serve nobody, and put it to sleep: what stands on this node while
+    there is no replica."""
     from labkit.device.cuda_checkpoint import process_memory_bytes
     from labkit.image.start import stand_before_t0
 
-    environment = {**interpreter.environment("LABKIT_FAKE_CUDA"), "TMPDIR": ctx.temporary(), **{k: v for k, v in ctx.server_env.items() if k != timeline.ENV}}
-    process, answers, ready = stand_before_t0(ctx, lambda fd: [*interpreter.module("labkit.device.standby"), str(fd), *ctx.server_args], environment)
+    environment = {
+        **interpreter.environment("LABKIT_FAKE_CUDA"),
+        "TMPDIR": ctx.temporary(),
+        **{k: v for k, v in ctx.server_env.items() if k != timeline.ENV},
+    }
+    process, answers, ready = stand_before_t0(
+        ctx,
+        lambda fd: [*interpreter.module("labkit.device.standby"), str(fd), *ctx.server_args],
+        environment,
+    )
     if not ready.pop("ready", False):
-        raise TrialError("the standby did not start", why="".join(ctx.state.get("server_log", []))[-800:], fix="labkit doctor")
-    seen = {"device_bytes_asleep": process_memory_bytes(process.pid), "read_before_t0_bytes": read_by_calls(process.pid)}
+        raise TrialError(
+            "the standby did not start",
+            why="".join(ctx.state.get("server_log", []))[-800:],
+            fix="labkit doctor",
+        )
+    seen = {
+        "device_bytes_asleep": process_memory_bytes(process.pid),
+        "read_before_t0_bytes": read_by_calls(process.pid),
+    }
     ctx.state.update(standby_process=process, standby_answers=answers, standby={**ready, **seen})
 
 
 start.before_t0 = _before_t0  # type: ignore[attr-defined]
 
 
-# ---- the resident process -------------------------------------------------------------------------------------------------
+# ---- the resident process ------------------------------------------------------------------------
+
 
 def main() -> int:
-    from labkit.subject import http, server  # http now: what is imported after t0 would be paid for then
+    # http now: what is imported after t0 would be paid for then
+    from labkit.subject import http, server
 
     answers, memory = int(sys.argv[1]), memory_here()
     args = server.parser().parse_args(sys.argv[2:])
@@ -232,15 +280,34 @@ def main() -> int:
     engine.shrink()
     awake_bytes = memory.used_bytes()
     sleeping = sleep(model, memory)
-    os.write(answers, json.dumps({"ready": True, "nonce": state.nonce, "asleep_bytes": sleeping.size_bytes, "driver": memory.label,
-                                  "host_memory": sleeping.host_memory, "arena_bytes": sleeping.arena_bytes, "allocated_bytes": {"awake": awake_bytes, "asleep": memory.used_bytes()}}).encode() + b"\n")
+    os.write(
+        answers,
+        json.dumps(
+            {
+                "ready": True,
+                "nonce": state.nonce,
+                "asleep_bytes": sleeping.size_bytes,
+                "driver": memory.label,
+                "host_memory": sleeping.host_memory,
+                "arena_bytes": sleeping.arena_bytes,
+                "allocated_bytes": {"awake": awake_bytes, "asleep": memory.used_bytes()},
+            }
+        ).encode()
+        + b"\n",
+    )
     line = sys.stdin.buffer.readline()
     if not line:  # the node agent ended
         return 0
     wanted = json.loads(line)
     os.environ.update(wanted["env"])
     os.write(answers, b'{"waking": true}\n')
-    with timeline.span("load", loader="pinned host memory", bytes=sleeping.size_bytes, driver=memory.label, host_memory=sleeping.host_memory):
+    with timeline.span(
+        "load",
+        loader="pinned host memory",
+        bytes=sleeping.size_bytes,
+        driver=memory.label,
+        host_memory=sleeping.host_memory,
+    ):
         wake(sleeping, memory)
     with timeline.span("ready"):
         state.engine = engine

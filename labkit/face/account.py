@@ -1,4 +1,5 @@
-"""A record in words: the waterfall of each arm, its cache proof, evidence, failures. What `labkit show` and the report print.
+"""A record in words: the waterfall of each arm, its cache proof, evidence, failures. What `labkit
+show` and the report print.
 
     print(text(read_run("run.json")))
 
@@ -21,14 +22,21 @@ def text(made: Run, arm: str = "", trials: bool = False) -> str:
         good = made.of_arm(name)
         if good:
             shown = words.choose(made, name)
-            parts += [words.waterfall_text(shown), _cache(shown.trial.cache), *_evidence(shown.trial.evidence)]
+            parts += [
+                words.waterfall_text(shown),
+                _cache(shown.trial.cache),
+                *_evidence(shown.trial.evidence),
+            ]
         else:
             parts.append(f"{name}: no good trial")
     if trials:
         parts.append(_every(made, arm))
     for t in made.failed:
         if not arm or t.arm == arm:
-            parts.append(f"FAILED {t.arm}, block {t.block + 1}: {t.outcome}" + (f" – {t.error['what']}" if t.error.get("what") else ""))
+            parts.append(
+                f"FAILED {t.arm}, block {t.block + 1}: {t.outcome}"
+                + (f" – {t.error['what']}" if t.error.get("what") else "")
+            )
     if len(made.arm_names) > 1 and not arm:
         parts.append(words.strip_text(made, made.arm_names))
     return "\n".join(p for p in parts if p)
@@ -39,7 +47,17 @@ def _placed(made: Run) -> str:
     device, placement = words.device(made), made.experiment.get("placement")
     told = placement if isinstance(placement, dict) else {}
     name = f" ({told['name']})" if told.get("name") else ""
-    return f"device {device}{name}" + (f": {told['why']}" if told.get("why") else "") + ("; --device cpu measures without it" if told.get("chosen") and device.startswith("cuda") else "") if device else ""
+    return (
+        f"device {device}{name}"
+        + (f": {told['why']}" if told.get("why") else "")
+        + (
+            "; --device cpu measures without it"
+            if told.get("chosen") and device.startswith("cuda")
+            else ""
+        )
+        if device
+        else ""
+    )
 
 
 def _cache(cache: dict[str, Any]) -> str:
@@ -47,17 +65,34 @@ def _cache(cache: dict[str, Any]) -> str:
         return ""
     proof = f"cache {cache.get('state', 'unverified')}"
     if cache.get("files") is not None:
-        proof += f": {show_bytes(cache.get('resident_bytes', 0))} of {show_bytes(cache.get('total_bytes', 0))} in {cache['files']} files resident at t0"
+        proof += (
+            f": {show_bytes(cache.get('resident_bytes', 0))} of"
+            f" {show_bytes(cache.get('total_bytes', 0))} in {cache['files']} files resident at t0"
+        )
     return proof + (f", by {cache['method']}" if cache.get("method") else "")
 
 
 def _evidence(found: list[dict[str, Any]]) -> list[str]:
-    return [f"  {'engaged' if e.get('engaged') else 'NOT ENGAGED'}: {e.get('technique', '')} – {e.get('how', '')}" for e in found]
+    return [
+        f"  {'engaged' if e.get('engaged') else 'NOT ENGAGED'}: {e.get('technique', '')} –"
+        f" {e.get('how', '')}"
+        for e in found
+    ]
 
 
 def _every(made: Run, arm: str) -> str:
     from labkit.cli.output import table
 
-    rows = [[t.block + 1, t.arm, t.outcome, show_s(t.total_s) if t.total_s is not None else "", t.cache.get("state", ""),
-             ", ".join(f"{p} {show_s(s)}" for p, s in t.phases.items())] for t in made.trials if not arm or t.arm == arm]
+    rows = [
+        [
+            t.block + 1,
+            t.arm,
+            t.outcome,
+            show_s(t.total_s) if t.total_s is not None else "",
+            t.cache.get("state", ""),
+            ", ".join(f"{p} {show_s(s)}" for p, s in t.phases.items()),
+        ]
+        for t in made.trials
+        if not arm or t.arm == arm
+    ]
     return table(rows, ["block", "arm", "outcome", "total", "cache", "phases"])

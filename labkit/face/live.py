@@ -1,7 +1,10 @@
-"""Progress of a run, shown in the way that suits where it runs; the measurement never waits for a display.
+"""Progress of a run, shown in the way that suits where it runs; the measurement never waits for a
+display.
 
-    terminal   one live line, redrawn at most five times a second: `block 2/5  naive  pull 1.9 s › unpack 4.8 s ›`
-    widget     a table in JupyterLab whose rows arrive as trials end, with the same line in words beside it (the text twin)
+    terminal   one live line, redrawn at most five times a second: `block 2/5  naive  pull 1.9 s ›
+        unpack 4.8 s ›`
+    widget     a table in JupyterLab whose rows arrive as trials end, with the same line in words
+        beside it (the text twin)
     plain      one line a trial, for papermill, CI and logs: a redrawn line would flood them
     silent     nothing
 
@@ -10,8 +13,8 @@
         progress.phase("load", 7.1)
         progress.trial_done(trial)
 
-`where()` chooses; `LABKIT_DISPLAY=terminal|widget|plain|silent` overrides it. Nothing here raises into a measurement: a
-display that breaks is given up for `plain`. Lesson: notebooks/00_start_here.
+`where()` chooses; `LABKIT_DISPLAY=terminal|widget|plain|silent` overrides it. Nothing here raises
+into a measurement: a display that breaks is given up for `plain`. Lesson: notebooks/00_start_here.
 """
 
 from __future__ import annotations
@@ -28,12 +31,14 @@ from labkit.core.units import show_s
 
 ENV = "LABKIT_DISPLAY"
 KINDS = ("terminal", "widget", "plain", "silent")
-#: A redraw costs about 1 ms of one core; five a second are seen as live and stay far below the noise of a trial.
+#: A redraw costs about 1 ms of one core; five a second are seen as live and stay far below the
+#: noise of a trial.
 _REDRAW_S = 0.2
 
 
 def where(stream: TextIO | None = None) -> str:
-    """The display that suits this process: a kernel gets a widget, a terminal a live line, anything else plain lines."""
+    """The display that suits this process: a kernel gets a widget, a terminal a live line, anything
+    else plain lines."""
     chosen = os.environ.get(ENV, "")
     if chosen in KINDS:
         return chosen
@@ -43,7 +48,11 @@ def where(stream: TextIO | None = None) -> str:
     shell = ipython.get_ipython() if ipython else None
     if shell is not None and hasattr(shell, "kernel"):
         return "widget" if _widgets_here() else "plain"
-    return "terminal" if (stream or sys.stderr).isatty() and os.environ.get("TERM") != "dumb" else "plain"
+    return (
+        "terminal"
+        if (stream or sys.stderr).isatty() and os.environ.get("TERM") != "dumb"
+        else "plain"
+    )
 
 
 def _widgets_here() -> bool:
@@ -81,7 +90,8 @@ class Progress:
         self._say("live", self.line())
 
     def phase(self, name: str, at_s: float = 0.0, *_more: Any) -> None:
-        """A phase ended, `at_s` seconds after t0. Called as often as one likes; redraws are limited by the view."""
+        """A phase ended, `at_s` seconds after t0. Called as often as one likes; redraws are limited
+        by the view."""
         self._phases.append(f"{name} {show_s(at_s)}")
         self._say("live", self.line())
 
@@ -94,30 +104,41 @@ class Progress:
         self._say("close", "")
 
     def line(self) -> str:
-        """`block 2/5  naive  pull 1.9 s › unpack 4.8 s ›`: phases that are over, with their end since t0."""
-        count = f"{self.done + 1}/{self.trials}  " if self.trials and not self._block else self._block
+        """`block 2/5  naive  pull 1.9 s › unpack 4.8 s ›`: phases that are over, with their end
+        since t0."""
+        count = (
+            f"{self.done + 1}/{self.trials}  " if self.trials and not self._block else self._block
+        )
         return f"{count}{self._arm}  " + ("".join(f"{p} › " for p in self._phases) or "preparing")
 
     def result_line(self, trial: Trial) -> str:
-        """`naive  8.31 s  cold  (load 3.1 s, import 2.2 s, unpack 1.9 s)` or `naive  FAILED timeout: …`."""
+        """`naive  8.31 s  cold  (load 3.1 s, import 2.2 s, unpack 1.9 s)` or `naive  FAILED
+        timeout: …`."""
         head = f"{self._block}{trial.arm}  "
         if not trial.ok:
             reason = trial.error.get("what", "")
             return f"{head}FAILED {trial.outcome}" + (f": {reason}" if reason else "")
         longest = sorted(trial.phases.items(), key=lambda kv: -kv[1])[:3]
         parts = ", ".join(f"{name} {show_s(s)}" for name, s in longest)
-        return f"{head}{show_s(trial.total_s or 0)}  {trial.cache.get('state', 'unverified')}  ({parts})"
+        return (
+            f"{head}{show_s(trial.total_s or 0)}  {trial.cache.get('state', 'unverified')} "
+            f" ({parts})"
+        )
 
     def _say(self, kind: str, *what: Any) -> None:
         try:
-            getattr(self._view, kind)(*(printable.line(w) if isinstance(w, str) else w for w in what))
+            getattr(self._view, kind)(
+                *(printable.line(w) if isinstance(w, str) else w for w in what)
+            )
         except Exception:
-            # A closed pipe or a lost kernel connection must not end a measurement that is otherwise good.
+            # A closed pipe or a lost kernel connection must not end a measurement that is otherwise
+            # good.
             self._view = _Silent()
 
 
 def progress(trials: int = 0) -> Progress:
-    """The progress that suits this process; what `labkit run` and the notebooks hand to an experiment."""
+    """The progress that suits this process; what `labkit run` and the notebooks hand to an
+    experiment."""
     return Progress(trials)
 
 
@@ -185,7 +206,8 @@ class _Terminal(_Silent):
 
 
 class _Widget(_Silent):
-    """A bar and a live line as widgets; below them the finished lines as plain HTML – the text twin, which an exported page keeps."""
+    """A bar and a live line as widgets; below them the finished lines as plain HTML – the text
+    twin, which an exported page keeps."""
 
     def __init__(self) -> None:
         super().__init__()

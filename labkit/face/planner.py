@@ -1,13 +1,15 @@
-"""The planner by hand: change a size, a link or the traffic, write a guess, and see the forecast – with widgets, or by plain calls.
+"""The planner by hand: change a size, a link or the traffic, write a guess, and see the forecast –
+with widgets, or by plain calls.
 
-    bench = PlanBench(runs, arm="naive", image_gb=5.0, model_gb=16.0, link_gbit=10.0)     # shows itself at the end of a cell
+    bench = PlanBench(runs, arm="naive", image_gb=5.0, model_gb=16.0, link_gbit=10.0)     # shows
+        itself at the end of a cell
     bench.set(model_gb=140).guess(300).run()       # the same without a mouse, or headless
     bench.text                                     # everything it shows, in words
 
-A forecast takes milliseconds, so nothing is measured here and nothing disturbs a measurement. A field left empty means "as
-measured", or for traffic and price "left out". Every control is a native number field or button, reachable by Tab; what was forecast stays on an exported page as
-figure and text. Lesson: notebooks/09_decide.
-"""
+A forecast takes milliseconds, so nothing is measured here and nothing disturbs a measurement. A
+field left empty means "as measured", or for traffic and price "left out". Every control is a native
+number field or button, reachable by Tab; what was forecast stays on an exported page as figure and
+text. Lesson: notebooks/09_decide."""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ from labkit.errors import BadInput, LabError
 
 @dataclass(frozen=True)
 class Field:
-    """One number of the reader's: its name in a plan, what one unit of it is there, and what an empty field means."""
+    """One number of the reader's: its name in a plan, what one unit of it is there, and what an
+    empty field means."""
 
     label: str
     unit: str
@@ -54,9 +57,12 @@ class Try:
 
 
 class PlanBench:
-    """A plan to play with. `mine=False`: the first values are a lesson's example, and are called so until one is changed."""
+    """A plan to play with. `mine=False`: the first values are a lesson's example, and are called so
+    until one is changed."""
 
-    def __init__(self, runs: Sequence[Run], arm: str = "", *, mine: bool = True, **values: float | None):
+    def __init__(
+        self, runs: Sequence[Run], arm: str = "", *, mine: bool = True, **values: float | None
+    ):
         self.runs, self.arm, self.mine = list(runs), arm, mine
         self.values: dict[str, float | None] = dict.fromkeys(FIELDS)
         self.guess_s: float | None = None
@@ -65,7 +71,8 @@ class PlanBench:
         self._put(values)
 
     def set(self, **values: float | None) -> PlanBench:
-        """New values by field; None is "as measured". Raises BadInput for another name, or a number that makes no sense."""
+        """New values by field; None is "as measured". Raises BadInput for another name, or a number
+        that makes no sense."""
         self._put(values)
         self.mine = True
         if self._view:
@@ -77,7 +84,10 @@ class PlanBench:
             if name not in FIELDS:
                 raise BadInput(f"no field {name!r}", fix="one of: " + ", ".join(FIELDS))
             if value is not None and not 0 < value < math.inf:
-                raise BadInput(f"{FIELDS[name].label} must be more than 0, not {value}", fix=f"{name}=None for what was measured")
+                raise BadInput(
+                    f"{FIELDS[name].label} must be more than 0, not {value}",
+                    fix=f"{name}=None for what was measured",
+                )
         self.values |= values
 
     def guess(self, seconds: float | None) -> PlanBench:
@@ -87,7 +97,11 @@ class PlanBench:
 
     def run(self) -> Plan:
         """Forecast with the values as they stand. Raises LabError where records cannot answer."""
-        given = {FIELDS[name].given: value * FIELDS[name].scale for name, value in self.values.items() if value is not None}
+        given = {
+            FIELDS[name].given: value * FIELDS[name].scale
+            for name, value in self.values.items()
+            if value is not None
+        }
         made = make(self.runs, given, arm=self.arm, example=not self.mine)
         self.tries.append(Try(dict(self.values), self.guess_s, made))
         self.guess_s = None
@@ -98,22 +112,44 @@ class PlanBench:
     def verdict(self, one: Try) -> str:
         """The forecast, its range, the guess and what to do first, in a sentence."""
         f = one.plan.forecast
-        said = "no guess" if not one.guess_s else f"guessed {show_s(one.guess_s)}, off by {max(f.total_s / one.guess_s, one.guess_s / f.total_s):.1f}×"
+        said = (
+            "no guess"
+            if not one.guess_s
+            else (
+                f"guessed {show_s(one.guess_s)}, off by"
+                f" {max(f.total_s / one.guess_s, one.guess_s / f.total_s):.1f}×"
+            )
+        )
         longest = max(f.phases, key=lambda p: f.phases[p].seconds)
         first = f"; first: {one.plan.advice[0].title}" if one.plan.advice else ""
-        return f"{show_s(f.total_s)} predicted ({show_s(f.low_s)} – {show_s(f.high_s)}; {said}), longest {longest}{first}"
+        return (
+            f"{show_s(f.total_s)} predicted ({show_s(f.low_s)} – {show_s(f.high_s)}; {said}),"
+            f" longest {longest}{first}"
+        )
 
     @property
     def text(self) -> str:
         """The text twin: what is set, and every forecast."""
-        lines = ["set: " + self._set(self.values)] + [f"{i}. {self._set(t.values)}: {self.verdict(t)}" for i, t in enumerate(self.tries, 1)]
+        lines = ["set: " + self._set(self.values)] + [
+            f"{i}. {self._set(t.values)}: {self.verdict(t)}" for i, t in enumerate(self.tries, 1)
+        ]
         return "\n".join(lines + ([self._figure().text] if self.tries else []))
 
     def _set(self, values: dict[str, float | None]) -> str:
-        said = [f"{FIELDS[name].label} {value:g} {FIELDS[name].unit}" for name, value in values.items() if value is not None]
+        said = [
+            f"{FIELDS[name].label} {value:g} {FIELDS[name].unit}"
+            for name, value in values.items()
+            if value is not None
+        ]
         for empty in dict.fromkeys(f.empty for f in FIELDS.values()):
-            if names := [FIELDS[name].label for name, value in values.items() if value is None and FIELDS[name].empty == empty]:
-                said.append(f"{' and '.join(names) if len(names) < 3 else ', '.join(names)} {empty}")
+            if names := [
+                FIELDS[name].label
+                for name, value in values.items()
+                if value is None and FIELDS[name].empty == empty
+            ]:
+                said.append(
+                    f"{' and '.join(names) if len(names) < 3 else ', '.join(names)} {empty}"
+                )
         return "; ".join(said)
 
     def _figure(self) -> Any:
@@ -123,8 +159,12 @@ class PlanBench:
 
     def html(self) -> str:
         """What stays on an exported page: forecasts as a list, the last one as a figure."""
-        rows = "".join(f"<li>{escape(self._set(t.values))}: {escape(self.verdict(t))}</li>" for t in self.tries)
-        return f"<p>Set – {escape(self._set(self.values))}</p>" + (f"<ol>{rows}</ol>{self._figure().html()}" if rows else "")
+        rows = "".join(
+            f"<li>{escape(self._set(t.values))}: {escape(self.verdict(t))}</li>" for t in self.tries
+        )
+        return f"<p>Set – {escape(self._set(self.values))}</p>" + (
+            f"<ol>{rows}</ol>{self._figure().html()}" if rows else ""
+        )
 
     def _ipython_display_(self) -> None:
         from IPython.display import HTML, display
@@ -151,12 +191,34 @@ class _View:
 
         self.bench, self._announced = bench, announced
         label, narrow = {"description_width": "150px"}, w.Layout(width="300px")
-        self.fields = {name: w.Text(value=_written(bench.values[name]), description=f"{field.label}, {field.unit}", placeholder=field.empty, style=label, layout=narrow, continuous_update=False)
-                       for name, field in FIELDS.items()}
-        self.guess = w.Text(value="", description="your guess, s", placeholder="seconds", style=label, layout=narrow, continuous_update=False)
-        self.button = w.Button(description="Forecast", button_style="primary", tooltip="Seconds from zero to the first token, for these values")
+        self.fields = {
+            name: w.Text(
+                value=_written(bench.values[name]),
+                description=f"{field.label}, {field.unit}",
+                placeholder=field.empty,
+                style=label,
+                layout=narrow,
+                continuous_update=False,
+            )
+            for name, field in FIELDS.items()
+        }
+        self.guess = w.Text(
+            value="",
+            description="your guess, s",
+            placeholder="seconds",
+            style=label,
+            layout=narrow,
+            continuous_update=False,
+        )
+        self.button = w.Button(
+            description="Forecast",
+            button_style="primary",
+            tooltip="Seconds from zero to the first token, for these values",
+        )
         self.button.on_click(self._run)
-        self.status = w.HTML(value=announced("Change a value, write your guess, then press Forecast."))
+        self.status = w.HTML(
+            value=announced("Change a value, write your guess, then press Forecast.")
+        )
         self.box = w.VBox([*self.fields.values(), w.HBox([self.guess, self.button]), self.status])
         self.handle: Any = None
 
@@ -172,8 +234,13 @@ class _View:
 
     def _run(self, _button: Any) -> None:
         try:
-            wanted = {name: _number(widget.value, FIELDS[name].label) for name, widget in self.fields.items()}
-            if changed := {name: value for name, value in wanted.items() if value != self.bench.values[name]}:
+            wanted = {
+                name: _number(widget.value, FIELDS[name].label)
+                for name, widget in self.fields.items()
+            }
+            if changed := {
+                name: value for name, value in wanted.items() if value != self.bench.values[name]
+            }:
                 self.bench.set(**changed)
             self.bench.guess(_number(self.guess.value, "your guess")).run()
         except LabError as error:
@@ -198,4 +265,6 @@ def _number(text: str, label: str) -> float | None:
     try:
         return float(text.replace(",", "."))
     except ValueError:
-        raise BadInput(f"{label}: {text!r} is no number", fix="digits, or nothing for what was measured") from None
+        raise BadInput(
+            f"{label}: {text!r} is no number", fix="digits, or nothing for what was measured"
+        ) from None

@@ -26,15 +26,35 @@ class Table:
     def text(self) -> str:
         from labkit.cli.output import table
 
-        return table(self.rows, self.head) + (f"\n{self.caption}" if self.caption else "") + (
-            "\n" + "\n".join([f"{self.notes_title}:", *(f"- {n}" for n in self.notes)]) if self.notes else "")
+        return (
+            table(self.rows, self.head)
+            + (f"\n{self.caption}" if self.caption else "")
+            + (
+                "\n" + "\n".join([f"{self.notes_title}:", *(f"- {n}" for n in self.notes)])
+                if self.notes
+                else ""
+            )
+        )
 
     def html(self) -> str:
-        head = "".join(f'<th scope="col" style="text-align:left">{escape(h)}</th>' for h in self.head)
-        body = "".join("<tr>" + "".join(f'<td style="text-align:left;vertical-align:top">{escape(c)}</td>' for c in row) + "</tr>" for row in self.rows)
+        head = "".join(
+            f'<th scope="col" style="text-align:left">{escape(h)}</th>' for h in self.head
+        )
+        body = "".join(
+            "<tr>"
+            + "".join(
+                f'<td style="text-align:left;vertical-align:top">{escape(c)}</td>' for c in row
+            )
+            + "</tr>"
+            for row in self.rows
+        )
         foot = f"<p>{escape(self.caption)}</p>" if self.caption else ""
         if self.notes:
-            foot += f"<details><summary>{escape(self.notes_title)}</summary><ul>" + "".join(f"<li>{escape(n)}</li>" for n in self.notes) + "</ul></details>"
+            foot += (
+                f"<details><summary>{escape(self.notes_title)}</summary><ul>"
+                + "".join(f"<li>{escape(n)}</li>" for n in self.notes)
+                + "</ul></details>"
+            )
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{foot}"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:

@@ -1,7 +1,9 @@
-"""What a figure says, as rows and sentences: the text twin, the caption, and which trial is shown. No matplotlib here.
+"""What a figure says, as rows and sentences: the text twin, the caption, and which trial is shown.
+No matplotlib here.
 
-A waterfall shows one real trial – the one whose total is the median of its arm – because medians of phases do not add up
-to the median of totals. Every caption names what the number stands on: cache state, link, scenario, host, n.
+A waterfall shows one real trial – the one whose total is the median of its arm – because medians of
+phases do not add up to the median of totals. Every caption names what the number stands on: cache
+state, link, scenario, host, n.
 
     shown = choose(run, "naive"); print(waterfall_text(shown))
 
@@ -25,7 +27,8 @@ UNACCOUNTED = "unaccounted"
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a waterfall. `pieces`: (start_s, end_s) from t0; a phase may come in several. `floor_s`: None = not known."""
+    """One line of a waterfall. `pieces`: (start_s, end_s) from t0; a phase may come in several.
+    `floor_s`: None = not known."""
 
     phase: str
     pieces: tuple[tuple[float, float], ...]
@@ -53,26 +56,47 @@ class Shown:
 
 
 def choose(run: Run | Trial, arm: str = "") -> Shown:
-    """The median trial of an arm (the first arm by default); a lone Trial stands for itself. Raises BadInput without a good trial."""
+    """The median trial of an arm (the first arm by default); a lone Trial stands for itself. Raises
+    BadInput without a good trial."""
     if isinstance(run, Trial):
         return Shown(run, {"name": run.arm})
     if not run.arm_names:
         raise BadInput(f"run {run.id} holds no trial", fix="labkit run naive --out FILE")
     name = arm or run.arm_names[0]
     if name not in run.arm_names:
-        raise BadInput(f"no arm {name!r} in run {run.id}", fix="one of: " + ", ".join(run.arm_names))
-    good = sorted((t for t in run.of_arm(name) if t.total_s is not None), key=lambda t: t.total_s or 0)
+        raise BadInput(
+            f"no arm {name!r} in run {run.id}", fix="one of: " + ", ".join(run.arm_names)
+        )
+    good = sorted(
+        (t for t in run.of_arm(name) if t.total_s is not None), key=lambda t: t.total_s or 0
+    )
     failed = len(run.of_arm(name, only_ok=False)) - len(good)
     if not good:
-        outcomes = ", ".join(sorted({t.outcome for t in run.of_arm(name, only_ok=False)})) or "none ran"
-        raise BadInput(f"no good trial of {name} in run {run.id}: {outcomes}", why="a failed trial has no total to draw",
-                       fix="labkit show RUN prints the outcome and the log of each trial")
+        outcomes = (
+            ", ".join(sorted({t.outcome for t in run.of_arm(name, only_ok=False)})) or "none ran"
+        )
+        raise BadInput(
+            f"no good trial of {name} in run {run.id}: {outcomes}",
+            why="a failed trial has no total to draw",
+            fix="labkit show RUN prints the outcome and the log of each trial",
+        )
     facts = run.arm_named(name) or {"name": name}
-    return Shown(good[(len(good) - 1) // 2], facts, run.host, len(good), failed, replayed_from(run), simulated(run), device(run), model(run))
+    return Shown(
+        good[(len(good) - 1) // 2],
+        facts,
+        run.host,
+        len(good),
+        failed,
+        replayed_from(run),
+        simulated(run),
+        device(run),
+        model(run),
+    )
 
 
 def replayed_from(run: Run) -> str:
-    """Name of the host a replayed record was made on; "" for a live one. `lessons.replay` sets it."""
+    """Name of the host a replayed record was made on; "" for a live one. `lessons.replay` sets
+    it."""
     return str(run.experiment.get("replayed_from", ""))
 
 
@@ -87,21 +111,30 @@ def device(run: Run) -> str:
 
 
 def model(run: Run) -> str:
-    """What was started: the preset, or the model in its place; "" where the record does not tell."""
+    """What was started: the preset, or the model in its place; "" where the record does not
+    tell."""
     asked = run.experiment.get("conditions") or run.experiment
-    return Path(str(asked["model_dir"])).name if asked.get("model_dir") else str(asked.get("preset") or "")
+    return (
+        Path(str(asked["model_dir"])).name
+        if asked.get("model_dir")
+        else str(asked.get("preset") or "")
+    )
 
 
 def host_name(host: dict[str, Any], device: str = "") -> str:
-    """How a caption calls a host: its card's title, which names cores, memory and GPUs, and whether there is none of the latter; beside a GPU, which of the two was used."""
+    """How a caption calls a host: its card's title, which names cores, memory and GPUs, and whether
+    there is none of the latter; beside a GPU, which of the two was used."""
     name = str(host.get("name") or host.get("title") or host.get("id") or "unnamed host")
     if not host.get("gpus"):
         return f"{name}, no GPU"
-    return name + (f", servers on the {'GPU' if device.startswith('cuda') else 'CPU'}" if device else "")
+    return name + (
+        f", servers on the {'GPU' if device.startswith('cuda') else 'CPU'}" if device else ""
+    )
 
 
 def rows(trial: Trial) -> list[Row]:
-    """Phases in the order of their start, then the unaccounted time. From spans; from phase durations where there are none."""
+    """Phases in the order of their start, then the unaccounted time. From spans; from phase
+    durations where there are none."""
     pieces: dict[str, list[tuple[float, float]]] = {}
     for s in trial.spans:
         if "." not in s["name"] and s["name"] in PHASES:
@@ -114,11 +147,16 @@ def rows(trial: Trial) -> list[Row]:
                 at_s += trial.phases[phase]
             elif phase == "first_token" and trial.total_s is not None:
                 pieces[phase] = [(trial.total_s - trial.phases[phase], trial.total_s)]
-    made = [Row(p, tuple(sorted(v)), trial.phases.get(p, sum(e - s for s, e in v)), trial.floors.get(p)) for p, v in pieces.items()]
+    made = [
+        Row(p, tuple(sorted(v)), trial.phases.get(p, sum(e - s for s, e in v)), trial.floors.get(p))
+        for p, v in pieces.items()
+    ]
     made.sort(key=lambda r: (r.start_s, PHASES.index(r.phase)))
     if trial.total_s is not None:
         gaps = _gaps([p for r in made for p in r.pieces], trial.total_s)
-        unaccounted_s = trial.unaccounted_s if trial.unaccounted_s is not None else sum(e - s for s, e in gaps)
+        unaccounted_s = (
+            trial.unaccounted_s if trial.unaccounted_s is not None else sum(e - s for s, e in gaps)
+        )
         made.append(Row(UNACCOUNTED, tuple(gaps), unaccounted_s))
     return made
 
@@ -137,7 +175,9 @@ def _gaps(pieces: Iterable[tuple[float, float]], end_s: float) -> list[tuple[flo
 
 def title(shown: Shown) -> str:
     total = shown.trial.total_s
-    return f"{shown.arm.get('name', shown.trial.arm)}: " + (f"{show_s(total)} from request to first token" if total is not None else shown.trial.outcome)
+    return f"{shown.arm.get('name', shown.trial.arm)}: " + (
+        f"{show_s(total)} from request to first token" if total is not None else shown.trial.outcome
+    )
 
 
 def caption(shown: Shown) -> str:
@@ -158,7 +198,11 @@ def caption(shown: Shown) -> str:
 
 
 def link_words(link: str) -> str:
-    return "link: loopback, not emulated" if link == "loopback" else f"link: {link}, emulated on loopback"
+    return (
+        "link: loopback, not emulated"
+        if link == "loopback"
+        else f"link: {link}, emulated on loopback"
+    )
 
 
 def stamp(shown: Shown) -> str:
@@ -179,15 +223,24 @@ def waterfall_text(shown: Shown) -> str:
     """The text twin of a waterfall."""
     from labkit.cli.output import table
 
-    lines = [[r.phase, show_s(r.start_s) if r.pieces else "", *columns(r, shown.trial.total_s)] for r in rows(shown.trial)]
+    lines = [
+        [r.phase, show_s(r.start_s) if r.pieces else "", *columns(r, shown.trial.total_s)]
+        for r in rows(shown.trial)
+    ]
     head = title(shown) + (f"   [{stamp(shown)}]" if stamp(shown) else "")
-    return f"{head}\n" + table(lines, ["phase", "from", "took", "share", "floor"]) + f"\n{caption(shown)}"
+    return (
+        f"{head}\n"
+        + table(lines, ["phase", "from", "took", "share", "floor"])
+        + f"\n{caption(shown)}"
+    )
 
 
 def waterfall_alt(shown: Shown) -> str:
     longest = sorted(rows(shown.trial), key=lambda r: -r.took_s)[:3]
     parts = ", ".join(f"{r.phase} {show_s(r.took_s)}" for r in longest if r.took_s > 0)
-    return f"Waterfall of {title(shown)}. Longest: {parts}. {caption(shown)}." + (f" {stamp(shown).capitalize()}." if stamp(shown) else "")
+    return f"Waterfall of {title(shown)}. Longest: {parts}. {caption(shown)}." + (
+        f" {stamp(shown).capitalize()}." if stamp(shown) else ""
+    )
 
 
 def strip_text(run: Run, arms: Sequence[str]) -> str:
@@ -200,8 +253,12 @@ def strip_text(run: Run, arms: Sequence[str]) -> str:
         bad = [t.outcome for t in run.of_arm(arm, only_ok=False) if not t.ok]
         if good:
             low, high = stats.interval(good)
-            lines.append(f"{arm}: median {show_s(stats.median(good))} ({show_s(low)} – {show_s(high)}), n = {len(good)}; "
-                         + ", ".join(show_s(x) for x in good) + (f"; failed: {', '.join(bad)}" if bad else ""))
+            lines.append(
+                f"{arm}: median {show_s(stats.median(good))} ({show_s(low)} – {show_s(high)}), n ="
+                f" {len(good)}; "
+                + ", ".join(show_s(x) for x in good)
+                + (f"; failed: {', '.join(bad)}" if bad else "")
+            )
         else:
             lines.append(f"{arm}: no good trial" + (f" ({', '.join(bad)})" if bad else ""))
     return "\n".join(lines)

@@ -1,8 +1,8 @@
 """Access records: which files a start touched, in the order in which it first touched them.
 
-One JSON object a line, the format of `ctr-remote images optimize --record-out` ({"path", "manifestDigest",
-"layerIndex"}), so that each tool reads the other's. Ours adds what a lazy mount knows: `at_s` (seconds after the mount)
-and `ranges` (bytes of the file, [[start, end], …]).
+One JSON object a line, the format of `ctr-remote images optimize --record-out` ({"path",
+"manifestDigest", "layerIndex"}), so that each tool reads the other's. Ours adds what a lazy mount
+knows: `at_s` (seconds after the mount) and `ranges` (bytes of the file, [[start, end], …]).
 
     record = read("start.jsonl"); [a.path for a in record][:3]
     write("start.jsonl", [Access("usr/bin/python3.11", ranges=((0, 131072),))])
@@ -28,7 +28,8 @@ LIMIT_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Access:
-    """`layer`: index of the layer the file came from (None: the topmost that has it). No `ranges`: the whole file."""
+    """`layer`: index of the layer the file came from (None: the topmost that has it). No `ranges`:
+    the whole file."""
 
     path: str
     layer: int | None = None
@@ -56,7 +57,11 @@ def read(path: str | os.PathLike[str]) -> list[Access]:
             raise BadInput(f"{path} is too large for an access record")
         lines = Path(path).read_bytes().split(b"\n")
     except OSError as error:
-        raise BadInput(f"no access record at {path}", why=str(error), fix="labkit image mount REF DIR --record FILE makes one") from None
+        raise BadInput(
+            f"no access record at {path}",
+            why=str(error),
+            fix="labkit image mount REF DIR --record FILE makes one",
+        ) from None
     made: dict[tuple[str, int | None], Access] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -65,20 +70,40 @@ def read(path: str | os.PathLike[str]) -> list[Access]:
             doc = json.loads(line)
             layer = doc.get("layerIndex")
             ranges = tuple((int(a), int(b)) for a, b in doc.get("ranges", ()))
-            if (layer is not None and type(layer) is not int) or any(not 0 <= a < b for a, b in ranges):
+            if (layer is not None and type(layer) is not int) or any(
+                not 0 <= a < b for a, b in ranges
+            ):
                 raise ValueError("layerIndex or ranges")
-            access = Access(clean_name(doc["path"]), layer, str(doc.get("manifestDigest", "")), doc.get("at_s"), ranges)
+            access = Access(
+                clean_name(doc["path"]),
+                layer,
+                str(doc.get("manifestDigest", "")),
+                doc.get("at_s"),
+                ranges,
+            )
         except (BadInput, ValueError, KeyError, TypeError, AttributeError, RecursionError) as bad:
-            raise BadInput(f"{path}, line {number} is no access: {getattr(bad, 'what', bad)}", fix='a line is {"path": "usr/bin/python3", "layerIndex": 0}') from None
+            raise BadInput(
+                f"{path}, line {number} is no access: {getattr(bad, 'what', bad)}",
+                fix='a line is {"path": "usr/bin/python3", "layerIndex": 0}',
+            ) from None
         made.setdefault((access.path, access.layer), access)
     return list(made.values())
 
 
 def refuse_stranger(path: str | os.PathLike[str]) -> None:
-    """Raises BadInput where a record would take the place of what is none. Asked before the mount, as the record is written at its end."""
+    """Raises BadInput where a record would take the place of what is none. Asked before the mount,
+    as the record is written at its end."""
     from labkit.core import outputs
 
-    outputs.refuse_stranger(path, lambda head: not head.strip() or (head.lstrip().startswith(b"{") and b'"path"' in head.split(b"\n")[0]), "an access record", "--record")
+    outputs.refuse_stranger(
+        path,
+        lambda head: (
+            not head.strip()
+            or (head.lstrip().startswith(b"{") and b'"path"' in head.split(b"\n")[0])
+        ),
+        "an access record",
+        "--record",
+    )
 
 
 def write(path: str | os.PathLike[str], accesses: Iterable[Access]) -> Path:
@@ -86,7 +111,11 @@ def write(path: str | os.PathLike[str], accesses: Iterable[Access]) -> Path:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as part:
-        part.write_text("".join(json.dumps(access.as_json(), separators=(",", ":")) + "\n" for access in accesses))
+        part.write_text(
+            "".join(
+                json.dumps(access.as_json(), separators=(",", ":")) + "\n" for access in accesses
+            )
+        )
         os.chmod(part, 0o644)
     return target
 
@@ -94,5 +123,11 @@ def write(path: str | os.PathLike[str], accesses: Iterable[Access]) -> Path:
 def of_layer(record: Iterable[Access], layer: int, manifest_digest: str = "") -> list[Access]:
     """The accesses that concern one layer: those recorded in it, and those that name no layer.
 
-    A record of several images (the reference tool writes the manifest's digest) counts only where the digest fits."""
-    return [a for a in record if a.layer in (None, layer) and (not a.manifest_digest or not manifest_digest or a.manifest_digest == manifest_digest)]
+    A record of several images (the reference tool writes the manifest's digest) counts only where
+    the digest fits."""
+    return [
+        a
+        for a in record
+        if a.layer in (None, layer)
+        and (not a.manifest_digest or not manifest_digest or a.manifest_digest == manifest_digest)
+    ]

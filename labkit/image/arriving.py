@@ -1,8 +1,10 @@
-"""One layer on its way into a file: parts land in any order, are read in order, and a journal says what a killed pull had.
+"""One layer on its way into a file: parts land in any order, are read in order, and a journal says
+what a killed pull had.
 
     layer = Arriving(descriptor, folder / "blob", part_bytes=2 << 20)
     parts = layer.missing(url)                           # to fetch: what no journal line covers
-    for packed in layer.chunks(): …                      # waits for what has not arrived; raises what ended the fetch
+    for packed in layer.chunks(): …                      # waits for what has not arrived; raises
+        what ended the fetch
 
 Limit: the page cache, which the bytes pass once. Lesson: notebooks/02_image_pull.
 """
@@ -23,13 +25,17 @@ READ_BYTES = 256 << 10
 
 
 class Arriving:
-    """One layer on its way into a file: which parts are there, and how far it can be read from its beginning."""
+    """One layer on its way into a file: which parts are there, and how far it can be read from its
+    beginning."""
 
     def __init__(self, layer: oci.Descriptor, path: Path, part_bytes: int):
         self.layer, self.path, self.part_bytes = layer, path, part_bytes
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._journal = os.open(f"{path}.parts", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._ends: dict[int, int] = {}  # start of a part that is not yet joined on -> how far it got
+        self._journal = os.open(
+            f"{path}.parts", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )
+        # start of a part that is not yet joined on -> how far it got
+        self._ends: dict[int, int] = {}
         self._reached = 0
         self._changed = threading.Condition()
         self._error: BaseException | None = None
@@ -52,10 +58,14 @@ class Arriving:
             self._reached = at
 
     def _next(self) -> int:
-        # Parts start at multiples of part_bytes, but a journal may hold another run's: look for the one that covers.
+        # Parts start at multiples of part_bytes, but a journal may hold another run's: look for the
+        # one that covers.
         if self._reached in self._ends:
             return self._ends[self._reached]
-        return max((end for start, end in self._ends.items() if start <= self._reached < end), default=self._reached)
+        return max(
+            (end for start, end in self._ends.items() if start <= self._reached < end),
+            default=self._reached,
+        )
 
     def missing(self, url: str) -> list[Part]:
         """The parts that no journal line covers."""
@@ -94,7 +104,11 @@ class Arriving:
             while at < end:
                 block = os.pread(self.fd, min(READ_BYTES, end - at), at)
                 if not block:
-                    raise TransferError(f"{self.path}: shorter than its journal says", why="the file was changed meanwhile", fix="pull again")
+                    raise TransferError(
+                        f"{self.path}: shorter than its journal says",
+                        why="the file was changed meanwhile",
+                        fix="pull again",
+                    )
                 at += len(block)
                 yield block
 

@@ -1,18 +1,23 @@
-"""The subject's image, built from this host: what `docker build` would make of a pip installation, without Docker.
+"""The subject's image, built from this host: what `docker build` would make of a pip installation,
+without Docker.
 
 Four layers from the stable to the changing, so that an edit of the app costs the app's layer only:
 
     interpreter   Python, standard library, shared-library closure, minimal /etc        ~ 90 MB
-    torch         PyTorch (on a GPU host with its CUDA packages)                        ~ 800 MB and up
+    torch         PyTorch (on a GPU host with its CUDA packages)                        ~ 800 MB and
+        up
     packages      what else the server's loaders import                                 ~ 300 MB
     app           this package
     (weights)     with `--with-weights DIR`: the model inside the image, the article's anti-pattern
-    (extra)       with `extra_bytes`: packages that nobody imports, as most real images hold; a second size to measure
+    (extra)       with `extra_bytes`: packages that nobody imports, as most real images hold; a
+        second size to measure
 
-gzip at level 6, the level of stock builders; the same inputs give the same digests. Physical limit: deflate, 30–60 MB/s
-a core. Cached in `workspace.images` by what the inputs are (names, sizes, times), layer by layer.
+gzip at level 6, the level of stock builders; the same inputs give the same digests. Physical limit:
+deflate, 30–60 MB/s a core. Cached in `workspace.images` by what the inputs are (names, sizes,
+times), layer by layer.
 
-    layout, reference = ensure_image(Workspace.default())        # (…/images/subject, "lab/subject:latest")
+    layout, reference = ensure_image(Workspace.default())        # (…/images/subject,
+        "lab/subject:latest")
 
 Lesson: notebooks/02_image_pull.
 """
@@ -44,7 +49,16 @@ __all__ = ["build", "ensure_image", "tiny_layout", "PARTS", "REFERENCE"]
 REFERENCE = "lab/subject:latest"
 PARTS = ("interpreter", "torch", "packages", "app")
 #: What the server and its loaders may import. Those that are not installed here are left out.
-PACKAGES = ("numpy", "safetensors", "tokenizers", "gguf", "runai-model-streamer[s3,gcs]", "nvidia-ml-py", "isal", "zstandard")
+PACKAGES = (
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "gguf",
+    "runai-model-streamer[s3,gcs]",
+    "nvidia-ml-py",
+    "isal",
+    "zstandard",
+)
 RIVALS = ("fastsafetensors", "tensorizer", "obstore", "instanttensor")
 _FORMAT = 3  # of the layers' content: raise it when the same inputs shall give another layer
 
@@ -53,7 +67,8 @@ Say = Callable[[str], Any]
 
 @dataclass
 class _Parts:
-    """Entries of each layer before libraries and bytecode are worked out; computed once, in layer order."""
+    """Entries of each layer before libraries and bytecode are worked out; computed once, in layer
+    order."""
 
     torch: dict[str, Any] = field(default_factory=dict)
 
@@ -63,7 +78,9 @@ class _Parts:
         if part == "torch":
             return closure.distribution_entries(self._torch().values())
         if part == "packages":
-            wanted = closure.distributions([*PACKAGES, *RIVALS, *self._torch()], without=self._torch())
+            wanted = closure.distributions(
+                [*PACKAGES, *RIVALS, *self._torch()], without=self._torch()
+            )
             return closure.distribution_entries(wanted.values())
         if part == "app":
             import labkit
@@ -80,15 +97,23 @@ class _Parts:
         if not self.torch:
             found = closure.distributions(["torch"])
             if "torch" not in found:
-                raise BadInput("torch is not installed in this interpreter", why="the subject is a torch server", fix="make setup")
-            self.torch = {n: d for n, d in found.items() if n == "torch" or n.startswith(("nvidia-", "triton", "cuda-"))}
+                raise BadInput(
+                    "torch is not installed in this interpreter",
+                    why="the subject is a torch server",
+                    fix="make setup",
+                )
+            self.torch = {
+                n: d
+                for n, d in found.items()
+                if n == "torch" or n.startswith(("nvidia-", "triton", "cuda-"))
+            }
         return self.torch
 
 
 def extra_entries(packages: dict[str, Entry], size_bytes: int) -> dict[str, Entry]:
-    """Copies of installed packages below /opt/extra, `size_bytes` of content: bytes, file sizes and compressibility like those
-    of an image, so that pull and unpack see more of the same. Files are taken in the order of their names' digests: any
-    size is a fair sample."""
+    """Copies of installed packages below /opt/extra, `size_bytes` of content: bytes, file sizes and
+    compressibility like those of an image, so that pull and unpack see more of the same. Files are
+    taken in the order of their names' digests: any size is a fair sample."""
     ordered = sorted(packages.items(), key=lambda item: hashlib.sha256(item[0].encode()).digest())
     sizes = {name: entry.source.stat().st_size for name, entry in ordered if entry.source}
     made: dict[str, Entry] = {}
@@ -106,11 +131,18 @@ def extra_entries(packages: dict[str, Entry], size_bytes: int) -> dict[str, Entr
 
 
 def fingerprint(entries: dict[str, Entry], level: int) -> str:
-    """Names, sizes and times of the inputs, hashed: cheap to ask (0.3 s for the whole image), wrong only for a forged mtime."""
+    """Names, sizes and times of the inputs, hashed: cheap to ask (0.3 s for the whole image), wrong
+    only for a forged mtime."""
     made = hashlib.sha256(f"{_FORMAT} {level} {sys.version}\n".encode())
     for name in sorted(entries):
         entry = entries[name]
-        about: list[Any] = [name, entry.mode, entry.symlink, entry.hardlink, hashlib.sha256(entry.data or b"").hexdigest()]
+        about: list[Any] = [
+            name,
+            entry.mode,
+            entry.symlink,
+            entry.hardlink,
+            hashlib.sha256(entry.data or b"").hexdigest(),
+        ]
         if entry.source:
             found = entry.source.stat()
             about += [found.st_size, found.st_mtime_ns]
@@ -118,8 +150,16 @@ def fingerprint(entries: dict[str, Entry], level: int) -> str:
     return made.hexdigest()[:32]
 
 
-def _written(layout: oci.Layout, part: str, entries: dict[str, Entry], level: int, say: Say, others: Sequence[str] = ()) -> WrittenLayer:
-    """A layer from the cache beside the layout, or written now. `others`: parts whose libraries the interpreter's layer holds."""
+def _written(
+    layout: oci.Layout,
+    part: str,
+    entries: dict[str, Entry],
+    level: int,
+    say: Say,
+    others: Sequence[str] = (),
+) -> WrittenLayer:
+    """A layer from the cache beside the layout, or written now. `others`: parts whose libraries the
+    interpreter's layer holds."""
     key = fingerprint(entries, level) + ("" if part != "interpreter" else "-" + "-".join(others))
     note = layout.path / "built" / f"{part}-{key}.json"
     with contextlib.suppress(OSError, ValueError, KeyError):
@@ -131,7 +171,8 @@ def _written(layout: oci.Layout, part: str, entries: dict[str, Entry], level: in
     with scratch(".compile-", layout.path) as room:
         whole = dict(entries)
         if part == "interpreter":
-            # The closure of all parts lies in the first layer: a later layer's library must not need a rebuild of ld.so's world.
+            # The closure of all parts lies in the first layer: a later layer's library must not
+            # need a rebuild of ld.so's world.
             objects = closure.shared_objects(entries) + _extension_modules(others)
             whole = {**closure.library_entries(objects), **whole}
         if part != "weights" and not part.startswith("extra-"):
@@ -140,8 +181,19 @@ def _written(layout: oci.Layout, part: str, entries: dict[str, Entry], level: in
     note.parent.mkdir(exist_ok=True)
     for old in note.parent.glob(f"{part}-*.json"):
         old.unlink()
-    note.write_text(json.dumps({"descriptor": made.descriptor.as_json(), "diff_id": made.diff_id, "plain_bytes": made.plain_bytes}))
-    say(f"layer {part}: {made.plain_bytes / 1e6:.0f} MB, {made.descriptor.size_bytes / 1e6:.0f} MB gzip, {time.monotonic() - began:.1f} s")
+    note.write_text(
+        json.dumps(
+            {
+                "descriptor": made.descriptor.as_json(),
+                "diff_id": made.diff_id,
+                "plain_bytes": made.plain_bytes,
+            }
+        )
+    )
+    say(
+        f"layer {part}: {made.plain_bytes / 1e6:.0f} MB, {made.descriptor.size_bytes / 1e6:.0f} MB"
+        f" gzip, {time.monotonic() - began:.1f} s"
+    )
     return made
 
 
@@ -150,27 +202,63 @@ def _extension_modules(of_parts: Sequence[str]) -> list[Path]:
     return [path for part in of_parts for path in closure.shared_objects(parts.entries(part, None))]
 
 
-def build(out: str | os.PathLike[str], *, parts: Sequence[str] = PARTS, with_weights: Path | None = None, extra_bytes: int = 0,
-          level: int = STOCK_LEVEL, name: str = REFERENCE, say: Say = lambda _: None) -> oci.Manifest:
+def build(
+    out: str | os.PathLike[str],
+    *,
+    parts: Sequence[str] = PARTS,
+    with_weights: Path | None = None,
+    extra_bytes: int = 0,
+    level: int = STOCK_LEVEL,
+    name: str = REFERENCE,
+    say: Say = lambda _: None,
+) -> oci.Manifest:
     """Write the image's layout at `out` (kept layers are reused) and return its manifest."""
     if with_weights is not None and not (with_weights / "config.json").is_file():
-        raise BadInput(f"{with_weights} is not a model directory", why="it has no config.json", fix="labkit model make --preset small DIR")
+        raise BadInput(
+            f"{with_weights} is not a model directory",
+            why="it has no config.json",
+            fix="labkit model make --preset small DIR",
+        )
     layout = oci.Layout.create(out)
     sources = _Parts()
-    wanted = [*parts, *(["weights"] if with_weights else []), *([f"extra-{extra_bytes}"] if extra_bytes else [])]
+    wanted = [
+        *parts,
+        *(["weights"] if with_weights else []),
+        *([f"extra-{extra_bytes}"] if extra_bytes else []),
+    ]
     binary = [p for p in ("torch", "packages") if p in parts]
-    layers = [(part, _written(layout, part, sources.entries(part, with_weights), level, say, binary)) for part in wanted]
+    layers = [
+        (part, _written(layout, part, sources.entries(part, with_weights), level, say, binary))
+        for part in wanted
+    ]
     entries = closure.library_entries([Path(os.path.realpath(sys.executable))])
     folder = next(iter(sorted(entries))).rpartition("/")[0]
-    run = {"Env": ["PATH=/usr/local/bin:/usr/bin:/bin", f"PYTHONPATH=/app:/{closure.SITE}", "LANG=C.UTF-8", "PYTHONDONTWRITEBYTECODE=1",
-                   "PYTHONUNBUFFERED=1", "SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt"],
-           "Entrypoint": [f"/{closure.PREFIX}/bin/{closure.VERSION}", *(SERVER if "app" in parts else ())], "WorkingDir": "/",
-           "Labels": {LIBRARY_PATH: f"/{folder}", PYTHON_HOME: "/" + closure.PREFIX, "org.opencontainers.image.title": "cold-start lab subject"}}
+    run = {
+        "Env": [
+            "PATH=/usr/local/bin:/usr/bin:/bin",
+            f"PYTHONPATH=/app:/{closure.SITE}",
+            "LANG=C.UTF-8",
+            "PYTHONDONTWRITEBYTECODE=1",
+            "PYTHONUNBUFFERED=1",
+            "SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt",
+        ],
+        "Entrypoint": [
+            f"/{closure.PREFIX}/bin/{closure.VERSION}",
+            *(SERVER if "app" in parts else ()),
+        ],
+        "WorkingDir": "/",
+        "Labels": {
+            LIBRARY_PATH: f"/{folder}",
+            PYTHON_HOME: "/" + closure.PREFIX,
+            "org.opencontainers.image.title": "cold-start lab subject",
+        },
+    }
     return write_image(layout, layers, run, name)
 
 
-#: Lies in an image that came with a workshop pack: used as it is, so that a room's machines start the same bytes and none
-#: builds for minutes. Remove the file, and the image is built from what is installed.
+#: Lies in an image that came with a workshop pack: used as it is, so that a room's machines start
+#: the same bytes and none builds for minutes. Remove the file, and the image is built from what is
+#: installed.
 AS_PACKED = "AS_PACKED"
 
 
@@ -181,12 +269,22 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def ensure_image(workspace: Workspace, *, with_weights: Path | None = None, extra_bytes: int = 0, say: Say = lambda _: None) -> tuple[Path, str]:
-    """The subject's image in the workspace, built where anything it is made of has changed. Returns (layout, reference).
+def ensure_image(
+    workspace: Workspace,
+    *,
+    with_weights: Path | None = None,
+    extra_bytes: int = 0,
+    say: Say = lambda _: None,
+) -> tuple[Path, str]:
+    """The subject's image in the workspace, built where anything it is made of has changed. Returns
+    (layout, reference).
 
-    `extra_bytes`: unpacked bytes of packages that nobody imports, on top: the same image, larger."""
+    `extra_bytes`: unpacked bytes of packages that nobody imports, on top: the same image, larger.
+    """
     path = workspace.images / "subject"
-    more = (f"-{with_weights.name.lower()}" if with_weights else "") + (f"-plus-{extra_bytes}" if extra_bytes else "")
+    more = (f"-{with_weights.name.lower()}" if with_weights else "") + (
+        f"-plus-{extra_bytes}" if extra_bytes else ""
+    )
     reference = f"lab/subject{more}:latest" if more else REFERENCE
     if not more and (path / AS_PACKED).exists():
         return path, reference

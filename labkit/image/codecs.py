@@ -1,7 +1,9 @@
-"""Layer codecs: gzip, zstd and none, as streams of chunks, with the stock library and with the fast one.
+"""Layer codecs: gzip, zstd and none, as streams of chunks, with the stock library and with the fast
+one.
 
-gunzip is one thread: 200–350 MB/s of output with zlib, 2–3 × that with ISA-L's igzip, and a disk that writes faster than
-that makes decompression the limit of a pull. Output chunks are bounded (1 MiB) however much the input expands.
+gunzip is one thread: 200–350 MB/s of output with zlib, 2–3 × that with ISA-L's igzip, and a disk
+that writes faster than that makes decompression the limit of a pull. Output chunks are bounded (1
+MiB) however much the input expands.
 
     for chunk in decompress(file_chunks(path), codec_of(descriptor.media_type), fast=True): …
 
@@ -30,7 +32,10 @@ def codec_of(media_type: str) -> str:
         return "zstd"
     if media_type.endswith(".tar"):
         return "none"
-    raise BadInput(f"layer of unknown media type {media_type!r}", why="only tar, tar+gzip and tar+zstd layers can be unpacked")
+    raise BadInput(
+        f"layer of unknown media type {media_type!r}",
+        why="only tar, tar+gzip and tar+zstd layers can be unpacked",
+    )
 
 
 def file_chunks(path: str | os.PathLike[str], size_bytes: int = IN_BYTES) -> Iterator[bytes]:
@@ -40,7 +45,8 @@ def file_chunks(path: str | os.PathLike[str], size_bytes: int = IN_BYTES) -> Ite
 
 
 def decompress(chunks: Iterable[bytes], codec: str, *, fast: bool = False) -> Iterator[bytes]:
-    """Bounded chunks of the plain stream. `fast`: ISA-L in place of zlib (zstd has one library). Raises BadInput."""
+    """Bounded chunks of the plain stream. `fast`: ISA-L in place of zlib (zstd has one library).
+    Raises BadInput."""
     if codec == "none":
         return iter(chunks)
     if codec == "gzip":
@@ -54,7 +60,9 @@ def decompress(chunks: Iterable[bytes], codec: str, *, fast: bool = False) -> It
     raise BadInput(f"no codec called {codec!r}", fix="gzip, zstd or none")
 
 
-def _gunzip(chunks: Iterable[bytes], make: Callable[..., Any], error: type[Exception]) -> Iterator[bytes]:
+def _gunzip(
+    chunks: Iterable[bytes], make: Callable[..., Any], error: type[Exception]
+) -> Iterator[bytes]:
     """All members of a gzip stream: eStargz and parallel compressors write many."""
     engine, started = make(wbits=31), False
     try:
@@ -73,9 +81,14 @@ def _gunzip(chunks: Iterable[bytes], make: Callable[..., Any], error: type[Excep
                         yield out
                     chunk = engine.unused_data if engine.eof else b""
     except error as bad:
-        raise BadInput(f"layer is not sound gzip: {bad}", why="a corrupt or forged layer; nothing of it was kept") from None
+        raise BadInput(
+            f"layer is not sound gzip: {bad}",
+            why="a corrupt or forged layer; nothing of it was kept",
+        ) from None
     if started and not engine.eof:
-        raise BadInput("layer's gzip stream ends too early", why="a truncated layer; nothing of it was kept")
+        raise BadInput(
+            "layer's gzip stream ends too early", why="a truncated layer; nothing of it was kept"
+        )
 
 
 def _unzstd(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -92,16 +105,23 @@ def _unzstd(chunks: Iterable[bytes]) -> Iterator[bytes]:
             return made
 
     try:
-        # 128 MiB: the window that decoders must accept for zstd layers is 8 MiB; --long=27 is the largest in use.
-        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(Source(), read_across_frames=True) as reader:
+        # 128 MiB: the window that decoders must accept for zstd layers is 8 MiB; --long=27 is the
+        # largest in use.
+        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(
+            Source(), read_across_frames=True
+        ) as reader:
             while out := reader.read(OUT_BYTES):
                 yield out
     except zstandard.ZstdError as bad:
-        raise BadInput(f"layer is not sound zstd: {bad}", why="a corrupt or forged layer; nothing of it was kept") from None
+        raise BadInput(
+            f"layer is not sound zstd: {bad}",
+            why="a corrupt or forged layer; nothing of it was kept",
+        ) from None
 
 
 class Hashed:
-    """Chunks passed through with their sha256 and count: `digest` is valid once the stream was read to its end."""
+    """Chunks passed through with their sha256 and count: `digest` is valid once the stream was read
+    to its end."""
 
     def __init__(self, chunks: Iterable[bytes]):
         self._chunks, self._sha, self.size_bytes = chunks, hashlib.sha256(), 0

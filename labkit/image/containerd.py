@@ -1,16 +1,18 @@
-"""A private containerd, with the stargz snapshotter where asked for, beside any other containerd on the host.
+"""A private containerd, with the stargz snapshotter where asked for, beside any other containerd on
+the host.
 
-Everything it keeps lies in one folder (content, snapshots, metadata, logs), its sockets in a second, short-named one; both
-go when it ends, after its containers, shims and mounts. Nothing of /etc/containerd or /var/lib/containerd is read or
-written. It is what a node has running before t0: start it before the clock, pull and run on the clock.
+Everything it keeps lies in one folder (content, snapshots, metadata, logs), its sockets in a
+second, short-named one; both go when it ends, after its containers, shims and mounts. Nothing of
+/etc/containerd or /var/lib/containerd is read or written. It is what a node has running before t0:
+start it before the clock, pull and run on the clock.
 
     with running(folder, ledger, registry="127.0.0.1:5000", stargz=True) as node:
         node.pull("127.0.0.1:5000/lab/subject:latest-esgz")       # rpull: mounted lazily
-        node.fuse_mounts()                                         # what the kernel says was mounted and not pulled
+        node.fuse_mounts()                                         # what the kernel says was
+            mounted and not pulled
 
-Trap: state under a running snapshotter must not be wiped (EIO on the next mount); it is removed after both have ended.
-Lesson: notebooks/03_lazy_pull.
-"""
+Trap: state under a running snapshotter must not be wiped (EIO on the next mount); it is removed
+after both have ended. Lesson: notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
@@ -35,8 +37,14 @@ from labkit.errors import TransferError, TrialError
 
 START_S = 20.0
 _runs = itertools.count(1)
-_OFF = ("io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
-        "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs", "io.containerd.tracing.processor.v1.otlp")
+_OFF = (
+    "io.containerd.grpc.v1.cri",
+    "io.containerd.snapshotter.v1.aufs",
+    "io.containerd.snapshotter.v1.btrfs",
+    "io.containerd.snapshotter.v1.devmapper",
+    "io.containerd.snapshotter.v1.zfs",
+    "io.containerd.tracing.processor.v1.otlp",
+)
 
 
 @dataclass
@@ -47,7 +55,8 @@ class Node:
     run: Path
     snapshotter: str
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    forget: list[Callable[[], None]] = field(default_factory=list)  # strikes what was taken down off the ledger
+    # strikes what was taken down off the ledger
+    forget: list[Callable[[], None]] = field(default_factory=list)
 
     def note(self, ledger: Ledger, kind: str, what: Any) -> None:
         entry = ledger.note(kind, what)
@@ -59,14 +68,24 @@ class Node:
 
     def ctr(self, *args: str, program: str = "ctr", timeout_s: float = 300) -> str:
         """Run ctr (or ctr-remote) against this containerd. Raises TransferError with its words."""
-        done = subprocess.run([program, "--address", self.address, *args], capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            [program, "--address", self.address, *args],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            stdin=subprocess.DEVNULL,
+        )
         if done.returncode:
-            raise TransferError(f"{program} {' '.join(args[:2])} failed (exit {done.returncode})", why=(done.stderr or done.stdout).strip()[-800:],
-                                fix="the logs of containerd are beside it; labkit doctor")
+            raise TransferError(
+                f"{program} {' '.join(args[:2])} failed (exit {done.returncode})",
+                why=(done.stderr or done.stdout).strip()[-800:],
+                fix="the logs of containerd are beside it; labkit doctor",
+            )
         return done.stdout
 
     def pull(self, image: str) -> None:
-        """`ctr images pull`: fetch everything and unpack it; with stargz `ctr-remote images rpull`: mount what can be."""
+        """`ctr images pull`: fetch everything and unpack it; with stargz `ctr-remote images rpull`:
+        mount what can be."""
         if self.snapshotter == "stargz":
             self.ctr("images", "rpull", "--plain-http", image, program="ctr-remote")
         else:
@@ -80,11 +99,19 @@ class Node:
     def fuse_mounts(self) -> list[str]:
         """Mount points of the snapshotter's own FUSE file systems."""
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-            fields = [(line.split(" ")[4], line.partition(" - ")[2].split(" ")[0]) for line in lines]
-        return [point for point, kind in fields if point.startswith(str(self.home) + "/") and kind.startswith("fuse")]
+            fields = [
+                (line.split(" ")[4], line.partition(" - ")[2].split(" ")[0]) for line in lines
+            ]
+        return [
+            point
+            for point, kind in fields
+            if point.startswith(str(self.home) + "/") and kind.startswith("fuse")
+        ]
 
     def log(self) -> str:
-        return "\n".join(p.read_text(errors="replace")[-1500:] for p in sorted(self.home.glob("*.log")))
+        return "\n".join(
+            p.read_text(errors="replace")[-1500:] for p in sorted(self.home.glob("*.log"))
+        )
 
 
 def listens(path: Path) -> bool:
@@ -99,8 +126,14 @@ def listens(path: Path) -> bool:
 
 def _start(node: Node, ledger: Ledger, name: str, argv: list[str], sock: Path) -> None:
     with open(node.home / f"{name}.log", "wb") as log:
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                                   env={**os.environ, MARK: ledger.mark})
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, MARK: ledger.mark},
+        )
     node.note(ledger, "group", process.pid)
     node.processes.append(process)
     until = time.monotonic() + START_S
@@ -108,29 +141,58 @@ def _start(node: Node, ledger: Ledger, name: str, argv: list[str], sock: Path) -
         if listens(sock):
             return
         time.sleep(0.01)
-    raise TrialError(f"{name} did not start", why=(node.home / f"{name}.log").read_text(errors="replace")[-1200:], fix="labkit doctor")
+    raise TrialError(
+        f"{name} did not start",
+        why=(node.home / f"{name}.log").read_text(errors="replace")[-1200:],
+        fix="labkit doctor",
+    )
 
 
 def _write_config(node: Node, stargz: bool, registry: str) -> None:
-    lines = ["version = 2", f'root = "{node.home}/root"', f'state = "{node.run}/state"', f"disabled_plugins = [{', '.join(repr(p) for p in _OFF)}]".replace("'", '"'),
-             "[grpc]", f'  address = "{node.address}"', "[ttrpc]", f'  address = "{node.run}/t.sock"',
-             '[plugins."io.containerd.internal.v1.opt"]', f'  path = "{node.home}/opt"']
+    lines = [
+        "version = 2",
+        f'root = "{node.home}/root"',
+        f'state = "{node.run}/state"',
+        f"disabled_plugins = [{', '.join(repr(p) for p in _OFF)}]".replace("'", '"'),
+        "[grpc]",
+        f'  address = "{node.address}"',
+        "[ttrpc]",
+        f'  address = "{node.run}/t.sock"',
+        '[plugins."io.containerd.internal.v1.opt"]',
+        f'  path = "{node.home}/opt"',
+    ]
     if stargz:
-        lines += ["[proxy_plugins.stargz]", '  type = "snapshot"', f'  address = "{node.run}/s.sock"']
+        lines += [
+            "[proxy_plugins.stargz]",
+            '  type = "snapshot"',
+            f'  address = "{node.run}/s.sock"',
+        ]
         # Plain HTTP has to be said for each host; without it every layer is quietly pulled whole.
-        (node.home / "stargz.toml").write_text("\n".join([
-            f'[[resolver.host."{registry}".mirrors]]', f'host = "{registry}"', "insecure = true"]) + "\n")
+        (node.home / "stargz.toml").write_text(
+            "\n".join(
+                [
+                    f'[[resolver.host."{registry}".mirrors]]',
+                    f'host = "{registry}"',
+                    "insecure = true",
+                ]
+            )
+            + "\n"
+        )
     (node.home / "config.toml").write_text("\n".join(lines) + "\n")
 
 
 def _short(ledger: Ledger) -> Path:
-    above, name = os.path.realpath(os.environ.get("TMPDIR") or tempfile.gettempdir()), f"ctd-{os.getpid()}-{next(_runs)}"
+    above, name = (
+        os.path.realpath(os.environ.get("TMPDIR") or tempfile.gettempdir()),
+        f"ctd-{os.getpid()}-{next(_runs)}",
+    )
     return Path(above) / (name if ledger.token in above else f"{name}-{ledger.token}")
 
 
 def start(folder: Path, ledger: Ledger, *, registry: str = "", stargz: bool = False) -> Node:
-    """Start the daemons; what they keep goes below `folder`, an empty or new directory. End with `stop`. Raises TrialError with
-    their logs. registry: HOST:PORT that the snapshotter may ask in plain HTTP."""
+    """Start the daemons; what they keep goes below `folder`, an empty or new directory. End with
+    `stop`. Raises TrialError with their logs. registry: HOST:PORT that the snapshotter may ask in
+    plain HTTP."""
     # A socket's path has at most 107 bytes: not below the workspace.
     node = Node(folder, _short(ledger), "stargz" if stargz else "overlayfs")
     node.note(ledger, "dir", node.run)
@@ -140,12 +202,34 @@ def start(folder: Path, ledger: Ledger, *, registry: str = "", stargz: bool = Fa
     _write_config(node, stargz, registry)
     snapshots = folder / "root" / "io.containerd.snapshotter.v1.overlayfs" / "snapshots"
     snapshots.mkdir(parents=True, mode=0o700)
-    spread(snapshots)  # each layer is unpacked far from what the trial before removed, as in the lab's own nodes
+    # each layer is unpacked far from what the trial before removed, as in the lab's own nodes
+    spread(snapshots)
     try:
         if stargz:
-            _start(node, ledger, "stargz", ["containerd-stargz-grpc", "-address", str(node.run / "s.sock"), "-root", str(folder / "stargz"),
-                                            "-config", str(folder / "stargz.toml"), "-log-level", "debug"], node.run / "s.sock")
-        _start(node, ledger, "containerd", ["containerd", "--config", str(folder / "config.toml")], node.run / "c.sock")
+            _start(
+                node,
+                ledger,
+                "stargz",
+                [
+                    "containerd-stargz-grpc",
+                    "-address",
+                    str(node.run / "s.sock"),
+                    "-root",
+                    str(folder / "stargz"),
+                    "-config",
+                    str(folder / "stargz.toml"),
+                    "-log-level",
+                    "debug",
+                ],
+                node.run / "s.sock",
+            )
+        _start(
+            node,
+            ledger,
+            "containerd",
+            ["containerd", "--config", str(folder / "config.toml")],
+            node.run / "c.sock",
+        )
     except BaseException:
         stop(node)
         raise
@@ -185,7 +269,9 @@ def stop(node: Node) -> None:
 
 
 @contextlib.contextmanager
-def running(folder: Path, ledger: Ledger, *, registry: str = "", stargz: bool = False) -> Iterator[Node]:
+def running(
+    folder: Path, ledger: Ledger, *, registry: str = "", stargz: bool = False
+) -> Iterator[Node]:
     node = start(folder, ledger, registry=registry, stargz=stargz)
     try:
         yield node
@@ -193,14 +279,35 @@ def running(folder: Path, ledger: Ledger, *, registry: str = "", stargz: bool = 
         stop(node)
 
 
-def run_command(node: Node, image: str, name: str, argv: list[str], env: dict[str, str], binds: list[tuple[str, str, str]], log: Path) -> int:
-    """`ctr run --detach` on the host's network; returns the task's host pid. The shim writes the server's output to `log`."""
+def run_command(
+    node: Node,
+    image: str,
+    name: str,
+    argv: list[str],
+    env: dict[str, str],
+    binds: list[tuple[str, str, str]],
+    log: Path,
+) -> int:
+    """`ctr run --detach` on the host's network; returns the task's host pid. The shim writes the
+    server's output to `log`."""
     pid_file = node.run / f"{name}.pid"
-    options: list[str] = ["--detach", "--net-host", "--snapshotter", node.snapshotter, "--pid-file", str(pid_file), "--log-uri", f"file://{log}"]
-    # ctr's arguments can be read by every user of this host while it runs; a file is its owner's. One line a variable is all it takes.
+    options: list[str] = [
+        "--detach",
+        "--net-host",
+        "--snapshotter",
+        node.snapshotter,
+        "--pid-file",
+        str(pid_file),
+        "--log-uri",
+        f"file://{log}",
+    ]
+    # ctr's arguments can be read by every user of this host while it runs; a file is its owner's.
+    # One line a variable is all it takes.
     private = [key for key in secrets.names_in(env) if "\n" not in env[key]]
     if private:
-        secrets.write_private(node.run / f"{name}.env", "".join(f"{key}={env[key]}\n" for key in private))
+        secrets.write_private(
+            node.run / f"{name}.env", "".join(f"{key}={env[key]}\n" for key in private)
+        )
         options += ["--env-file", str(node.run / f"{name}.env")]
     for key, value in env.items():
         if key not in private:

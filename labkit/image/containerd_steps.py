@@ -1,12 +1,14 @@
-"""The node agent's steps with the real thing: containerd pulls or mounts the image, and starts the server in it.
+"""The node agent's steps with the real thing: containerd pulls or mounts the image, and starts the
+server in it.
 
     Step("pull",  "labkit.image.containerd_steps:pull")      # ctr images pull: fetch, then unpack
-    Step("mount", "labkit.image.containerd_steps:rpull")     # ctr-remote images rpull: lazily mounted
+    Step("mount", "labkit.image.containerd_steps:rpull")     # ctr-remote images rpull: lazily
+        mounted
     Step("start", "labkit.image.containerd_steps:start")     # ctr run
 
-The daemons are resident before t0, as on any node (`before_t0`). Facts are taken between the steps, so that what the
-registry sent before the start can be told from what it sent after. Lesson: notebooks/03_lazy_pull.
-"""
+The daemons are resident before t0, as on any node (`before_t0`). Facts are taken between the steps,
+so that what the registry sent before the start can be told from what it sent after. Lesson:
+notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
@@ -36,30 +38,48 @@ class _FileLines:
 
 
 def _sent_bytes(ctx: StepContext) -> int:
-    with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(ctx.state["registry"] + "/_labkit/stats", timeout=5) as reply:
+    with (
+        contextlib.suppress(OSError, ValueError),
+        urllib.request.urlopen(ctx.state["registry"] + "/_labkit/stats", timeout=5) as reply,
+    ):
         by_path = json.loads(reply.read()).get("by_path", {})
-        return sum(c.get("bytes_sent", 0) for path, c in by_path.items() if "/v2/" in path and "/blobs/" in path)
+        return sum(
+            c.get("bytes_sent", 0)
+            for path, c in by_path.items()
+            if "/v2/" in path and "/blobs/" in path
+        )
     return -1
 
 
 def _make_ready(ctx: StepContext, stargz: bool) -> None:
     host = ctx.state["registry"].partition("://")[2]
-    # Beside the node's disk: a daemon's own metadata is on a node without replicas, the image is not.
-    node = containerd.start(ctx.node.parent / "containerd", ctx.ledger, registry=host, stargz=stargz)
+    # Beside the node's disk: a daemon's own metadata is on a node without replicas, the image is
+    # not.
+    node = containerd.start(
+        ctx.node.parent / "containerd", ctx.ledger, registry=host, stargz=stargz
+    )
     ctx.on_stop(lambda: containerd.stop(node))
     ctx.state["containerd"] = node
     ctx.state["registry_bytes_at_t0"] = _sent_bytes(ctx)
 
 
 def _image(ctx: StepContext, reference: str) -> str:
-    return ctx.state["registry"].partition("://")[2] + "/" + (reference or ctx.state["image_reference"])
+    return (
+        ctx.state["registry"].partition("://")[2]
+        + "/"
+        + (reference or ctx.state["image_reference"])
+    )
 
 
 def pull(ctx: StepContext, reference: str = "") -> dict[str, Any]:
     node: containerd.Node = ctx.state["containerd"]
     ctx.state["containerd_image"] = _image(ctx, reference)
     node.pull(ctx.state["containerd_image"])
-    return {"snapshotter": node.snapshotter, "registry_bytes": _sent_bytes(ctx) - ctx.state["registry_bytes_at_t0"], "fuse_mounts": len(node.fuse_mounts())}
+    return {
+        "snapshotter": node.snapshotter,
+        "registry_bytes": _sent_bytes(ctx) - ctx.state["registry_bytes_at_t0"],
+        "fuse_mounts": len(node.fuse_mounts()),
+    }
 
 
 def rpull(ctx: StepContext, reference: str = "") -> dict[str, Any]:
@@ -72,11 +92,19 @@ rpull.before_t0 = lambda ctx, **_: _make_ready(ctx, stargz=True)  # type: ignore
 
 def _command(node: containerd.Node, image: str) -> list[str]:
     """Entrypoint of the pulled image, from containerd's own content store."""
-    digest = next(line.split()[2] for line in node.ctr("images", "ls", f"name=={image}").splitlines()[1:])
+    digest = next(
+        line.split()[2] for line in node.ctr("images", "ls", f"name=={image}").splitlines()[1:]
+    )
     manifest = json.loads(node.ctr("content", "get", digest))
     if "manifests" in manifest:
-        manifest = json.loads(node.ctr("content", "get", oci.choose(oci.parse_index(json.dumps(manifest).encode())).digest))
-    config = oci.parse_config(node.ctr("content", "get", manifest["config"]["digest"]).encode())["config"]
+        manifest = json.loads(
+            node.ctr(
+                "content", "get", oci.choose(oci.parse_index(json.dumps(manifest).encode())).digest
+            )
+        )
+    config = oci.parse_config(node.ctr("content", "get", manifest["config"]["digest"]).encode())[
+        "config"
+    ]
     return list(config.get("Entrypoint") or config.get("Cmd") or [])
 
 
@@ -85,11 +113,21 @@ def start(ctx: StepContext) -> dict[str, Any]:
     image, name = ctx.state["containerd_image"], f"labkit-{os.getpid()}-{ctx.port}"
     log = ctx.node.parent / "server.log"
     env = {"HOME": "/tmp", **ctx.server_env}
-    pid = containerd.run_command(node, image, name, [*_command(node, image), *ctx.server_args], env, host_binds(ctx), log)
+    pid = containerd.run_command(
+        node, image, name, [*_command(node, image), *ctx.server_args], env, host_binds(ctx), log
+    )
     ctx.state["server_pid"], ctx.state["server_log"] = pid, _FileLines(log)
     root = next((m for m in reversed(containerd.mounts_of(pid)) if m["point"] == "/"), None)
     if root is None:
         raise TrialError("the container ended at once", why="".join(_FileLines(log))[-1200:])
-    return {"runtime": "containerd", "server_pid": pid, "container": name, "snapshotter": node.snapshotter, "root_kind": root["kind"],
-            "private": str(node.home) in root["options"] or str(node.run) in root["options"], "registry_bytes": _sent_bytes(ctx) - ctx.state["registry_bytes_at_t0"],
-            "fuse_mounts": len(node.fuse_mounts()), "rootfs": ""}
+    return {
+        "runtime": "containerd",
+        "server_pid": pid,
+        "container": name,
+        "snapshotter": node.snapshotter,
+        "root_kind": root["kind"],
+        "private": str(node.home) in root["options"] or str(node.run) in root["options"],
+        "registry_bytes": _sent_bytes(ctx) - ctx.state["registry_bytes_at_t0"],
+        "fuse_mounts": len(node.fuse_mounts()),
+        "rootfs": "",
+    }

@@ -1,9 +1,10 @@
-"""`containerd-pull` and `containerd-stargz`: the real runtime's pull, eager and lazy, as arms beside the lab's own.
+"""`containerd-pull` and `containerd-stargz`: the real runtime's pull, eager and lazy, as arms
+beside the lab's own.
 
-containerd also starts the server (`ctr run`, which is runc below it): the process layer stays `runc` and means just that.
-Evidence: what the registry sent before the start and after, the snapshotter's FUSE mounts, the server's own root. A
-stargz arm whose layers were quietly pulled whole has no evidence and is a failed trial. Lesson: notebooks/03_lazy_pull.
-"""
+containerd also starts the server (`ctr run`, which is runc below it): the process layer stays
+`runc` and means just that. Evidence: what the registry sent before the start and after, the
+snapshotter's FUSE mounts, the server's own root. A stargz arm whose layers were quietly pulled
+whole has no evidence and is a failed trial. Lesson: notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
@@ -32,8 +33,11 @@ def _blob_bytes(seen: Seen) -> int:
 
 def _only_fresh(plan: LaunchPlan, name: str) -> None:
     if plan.scenario in WARM:
-        raise BadInput(f"{name} is measured on a fresh node only", why="a warm node's image is on disk, and no snapshotter has a part in it",
-                       fix="--scenario fresh-node, or image=full-pull")
+        raise BadInput(
+            f"{name} is measured on a fresh node only",
+            why="a warm node's image is on disk, and no snapshotter has a part in it",
+            fix="--scenario fresh-node, or image=full-pull",
+        )
 
 
 @register
@@ -49,23 +53,54 @@ class ContainerdPull(ImageTechnique):
         _only_fresh(plan, self.name)
         floors = {**plan.floors_bytes, "pull": artifact.facts["size_bytes"]}
         state = {**plan.state, "started_by": START}
-        return replace(plan, floors_bytes=floors, state=state).with_steps(Step("pull", "labkit.image.containerd_steps:pull"))
+        return replace(plan, floors_bytes=floors, state=state).with_steps(
+            Step("pull", "labkit.image.containerd_steps:pull")
+        )
 
     def engaged(self, seen: Seen) -> Evidence:
-        whole, before = seen.plan.floors_bytes.get("pull", 0), seen.facts.get("pull", {}).get("registry_bytes", 0)
+        whole, before = (
+            seen.plan.floors_bytes.get("pull", 0),
+            seen.facts.get("pull", {}).get("registry_bytes", 0),
+        )
         started = seen.facts.get("start", {})
-        facts = {"registry_bytes": _blob_bytes(seen), "registry_bytes_before_start": before, "image_bytes": whole, "root_kind": started.get("root_kind")}
-        ok = before >= whole > 0 and started.get("runtime") == "containerd" and started.get("root_kind") == "overlay" and bool(started.get("private"))
-        return Evidence(self.name, ok, f"containerd fetched {before / 1e6:.1f} MB of {whole / 1e6:.1f} MB before the start; "
-                        f"root is {started.get('root_kind', 'unknown')} on its own snapshots", facts)
+        facts = {
+            "registry_bytes": _blob_bytes(seen),
+            "registry_bytes_before_start": before,
+            "image_bytes": whole,
+            "root_kind": started.get("root_kind"),
+        }
+        ok = (
+            before >= whole > 0
+            and started.get("runtime") == "containerd"
+            and started.get("root_kind") == "overlay"
+            and bool(started.get("private"))
+        )
+        return Evidence(
+            self.name,
+            ok,
+            f"containerd fetched {before / 1e6:.1f} MB of {whole / 1e6:.1f} MB before the start; "
+            f"root is {started.get('root_kind', 'unknown')} on its own snapshots",
+            facts,
+        )
 
 
 @register
 class ContainerdStargz(ImageTechnique):
     name, lesson = "containerd-stargz", "03_lazy_pull"
     not_in = WARM
-    title = "containerd with the stargz snapshotter mounts lazily (ctr-remote rpull), and starts the server"
-    claims = (Claim("lazy pulling starts containers before the image is here: 60-80 % less pull time", "the article, phase 1; no hardware given", 0.2, 0.4, "pull"),)
+    title = (
+        "containerd with the stargz snapshotter mounts lazily (ctr-remote rpull), and starts the"
+        " server"
+    )
+    claims = (
+        Claim(
+            "lazy pulling starts containers before the image is here: 60-80 % less pull time",
+            "the article, phase 1; no hardware given",
+            0.2,
+            0.4,
+            "pull",
+        ),
+    )
 
     def available(self, host: Any) -> Availability:
         return availability("containers", "stargz")
@@ -82,21 +117,54 @@ class ContainerdStargz(ImageTechnique):
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
         _only_fresh(plan, self.name)
-        state = {**plan.state, "started_by": START, "lazy_image_bytes": artifact.facts["size_bytes"]}
+        state = {
+            **plan.state,
+            "started_by": START,
+            "lazy_image_bytes": artifact.facts["size_bytes"],
+        }
         return replace(plan, state=state).with_steps(
-            Step("mount", "labkit.image.containerd_steps:rpull", {"reference": artifact.facts["lazy_reference"]}))
+            Step(
+                "mount",
+                "labkit.image.containerd_steps:rpull",
+                {"reference": artifact.facts["lazy_reference"]},
+            )
+        )
 
     def engaged(self, seen: Seen) -> Evidence:
         whole = seen.plan.state.get("lazy_image_bytes", 0)
         mounted, started = seen.facts.get("mount", {}), seen.facts.get("start", {})
         before, mounts = mounted.get("registry_bytes", whole), started.get("fuse_mounts", 0)
-        facts = {"registry_bytes": _blob_bytes(seen), "registry_bytes_before_start": before, "image_bytes": whole, "fuse_mounts": mounts,
-                 "root_kind": started.get("root_kind")}
+        facts = {
+            "registry_bytes": _blob_bytes(seen),
+            "registry_bytes_before_start": before,
+            "image_bytes": whole,
+            "fuse_mounts": mounts,
+            "root_kind": started.get("root_kind"),
+        }
         if not mounts:
-            return Evidence(self.name, False, "the snapshotter has no FUSE mount: containerd pulled the image whole", facts)
+            return Evidence(
+                self.name,
+                False,
+                "the snapshotter has no FUSE mount: containerd pulled the image whole",
+                facts,
+            )
         if not 0 <= before < whole / 2:
-            return Evidence(self.name, False, f"{before / 1e6:.1f} MB of {whole / 1e6:.1f} MB were sent before the start: that is a pull", facts)
+            return Evidence(
+                self.name,
+                False,
+                f"{before / 1e6:.1f} MB of {whole / 1e6:.1f} MB were sent before the start: that is"
+                " a pull",
+                facts,
+            )
         if started.get("root_kind") != "overlay" or not started.get("private"):
-            return Evidence(self.name, False, "the server's root is not on the private snapshotter", facts)
-        return Evidence(self.name, True, f"{mounts} layers mounted by the snapshotter; {before / 1e6:.1f} MB of {whole / 1e6:.1f} MB sent before the start, "
-                        f"{facts['registry_bytes'] / 1e6:.1f} MB by the first token", facts)
+            return Evidence(
+                self.name, False, "the server's root is not on the private snapshotter", facts
+            )
+        return Evidence(
+            self.name,
+            True,
+            f"{mounts} layers mounted by the snapshotter; {before / 1e6:.1f} MB of"
+            f" {whole / 1e6:.1f} MB sent before the start, {facts['registry_bytes'] / 1e6:.1f} MB"
+            " by the first token",
+            facts,
+        )

@@ -1,13 +1,14 @@
-"""Enter a container without root: the small program that becomes the server's first process (runtime `userns`).
+"""Enter a container without root: the small program that becomes the server's first process
+(runtime `userns`).
 
-Exec'd fresh as `python -I -S enter.py SPEC_FD STATUS_FD`; nothing of the lab is imported. It unshares user, mount and pid
-namespaces, maps the caller's user to root inside, forks (the child is pid 1 of the new pid namespace), binds, changes the
-root and execs. The parent stays to pass on the exit status, and dies with the node agent; the child dies with the parent.
+Exec'd fresh as `python -I -S enter.py SPEC_FD STATUS_FD`; nothing of the lab is imported. It
+unshares user, mount and pid namespaces, maps the caller's user to root inside, forks (the child is
+pid 1 of the new pid namespace), binds, changes the root and execs. The parent stays to pass on the
+exit status, and dies with the node agent; the child dies with the parent.
 
 spec (JSON on SPEC_FD): {"skeleton", "binds": [[host, below, "rw"|"ro"]], "argv", "env", "cwd"}
-status on STATUS_FD: {"pid": host pid of the child}, then {"failed": text}, or end of file when the exec has happened.
-Lesson: notebooks/02_image_pull.
-"""
+status on STATUS_FD: {"pid": host pid of the child}, then {"failed": text}, or end of file when the
+exec has happened. Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -33,8 +34,16 @@ def check(result: int, what: str) -> None:
 
 
 def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
-    check(libc.mount(os.fsencode(source), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), data.encode() or None),
-          f"mount {source or kind} on {target}")
+    check(
+        libc.mount(
+            os.fsencode(source),
+            os.fsencode(target),
+            kind.encode(),
+            ctypes.c_ulong(flags),
+            data.encode() or None,
+        ),
+        f"mount {source or kind} on {target}",
+    )
 
 
 def bind(source: str, target: str, mode: str = "rw") -> None:
@@ -42,7 +51,18 @@ def bind(source: str, target: str, mode: str = "rw") -> None:
     if mode == "ro":
         # Flags of the original mount are locked in a user namespace: they must be named again.
         had = os.statvfs(target).f_flag
-        keep = sum(flag for bit, flag in ((2, NOSUID), (4, NODEV), (8, NOEXEC), (1024, 1 << 10), (2048, 1 << 11), (4096, 1 << 21)) if had & bit)
+        keep = sum(
+            flag
+            for bit, flag in (
+                (2, NOSUID),
+                (4, NODEV),
+                (8, NOEXEC),
+                (1024, 1 << 10),
+                (2048, 1 << 11),
+                (4096, 1 << 21),
+            )
+            if had & bit
+        )
         mount("", target, "", BIND | REMOUNT | RDONLY | keep)
 
 
@@ -57,12 +77,19 @@ def write(path: str, text: str) -> None:
 def make_dev(dev: str) -> None:
     """A minimal /dev: devices cannot be made in a user namespace, so the host's own are bound."""
     names = ["null", "zero", "full", "random", "urandom", "tty"]
-    names += [n for n in os.listdir("/dev") if n.startswith("nvidia") and not os.path.isdir("/dev/" + n)]
+    names += [
+        n for n in os.listdir("/dev") if n.startswith("nvidia") and not os.path.isdir("/dev/" + n)
+    ]
     for name in names:
         if os.path.exists("/dev/" + name):
             os.close(os.open(f"{dev}/{name}", os.O_CREAT | os.O_WRONLY, 0o666))
             bind("/dev/" + name, f"{dev}/{name}")
-    for name, target in (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")):
+    for name, target in (
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+    ):
         os.symlink(target, f"{dev}/{name}")
     os.mkdir(f"{dev}/shm", 0o1777)
     mount("shm", f"{dev}/shm", "tmpfs", NOSUID | NODEV, "mode=1777")
@@ -77,7 +104,8 @@ def inside(spec: dict) -> None:
     try:
         mount("proc", root + "/proc", "proc", NOSUID | NODEV | NOEXEC)
     except OSError:
-        bind("/proc", root + "/proc")  # forbidden where the host's own /proc is partly masked (in a container)
+        # forbidden where the host's own /proc is partly masked (in a container)
+        bind("/proc", root + "/proc")
     mount("dev", root + "/dev", "tmpfs", NOSUID, "mode=755")
     make_dev(root + "/dev")
     os.chdir(root)
@@ -127,7 +155,11 @@ def main() -> None:
         signal.signal(passed_on, lambda number, _frame: os.kill(child, number))
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
-        signal.signal(os.WTERMSIG(status), signal.SIG_DFL) if os.WTERMSIG(status) != signal.SIGKILL else None
+        (
+            signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+            if os.WTERMSIG(status) != signal.SIGKILL
+            else None
+        )
         os.kill(os.getpid(), os.WTERMSIG(status))
     os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 125)
 

@@ -1,10 +1,12 @@
-"""Entries become a layer blob: sorted, times zeroed, owned by root, gzip on every core – the same inputs give the same digest.
+"""Entries become a layer blob: sorted, times zeroed, owned by root, gzip on every core – the same
+inputs give the same digest.
 
-The gzip stream is one member made of blocks that were deflated side by side, each primed with the 32 KiB before it (as
-pigz does): stock clients cannot tell it from `gzip -6`, and its size is the same to 0.1 %. Limit: zlib level 6 does
-30–60 MB/s a core on machine code.
+The gzip stream is one member made of blocks that were deflated side by side, each primed with the
+32 KiB before it (as pigz does): stock clients cannot tell it from `gzip -6`, and its size is the
+same to 0.1 %. Limit: zlib level 6 does 30–60 MB/s a core on machine code.
 
-    entries = {"etc/hostname": Entry(data=b"lab\\n"), "usr/bin/python": Entry(source=Path("/usr/bin/python3.11"), mode=0o755)}
+    entries = {"etc/hostname": Entry(data=b"lab\\n"), "usr/bin/python":
+        Entry(source=Path("/usr/bin/python3.11"), mode=0o755)}
     layer = write_layer(layout, entries)          # -> WrittenLayer(descriptor, diff_id)
 
 Lesson: notebooks/02_image_pull.
@@ -27,15 +29,16 @@ from labkit.core.beside import file_in
 from labkit.image import oci
 
 BLOCK_BYTES = 1 << 20
-#: No name, no time, "unknown" system, as Go's and pigz's reproducible output: nothing of the building host leaks.
+#: No name, no time, "unknown" system, as Go's and pigz's reproducible output: nothing of the
+#: building host leaks.
 GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 STOCK_LEVEL = 6  # what `gzip`, `docker build` and containerd use when told nothing
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file (`data`, `source`, or both: `data` in place of the source's first `skip` bytes), a directory (neither), a
-    symlink or a hard link."""
+    """A file (`data`, `source`, or both: `data` in place of the source's first `skip` bytes), a
+    directory (neither), a symlink or a hard link."""
 
     data: bytes | None = None
     source: Path | None = None
@@ -53,7 +56,8 @@ class WrittenLayer:
 
 
 def with_parents(entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """The entries and a directory entry for each parent that has none, sorted so that parents come first."""
+    """The entries and a directory entry for each parent that has none, sorted so that parents come
+    first."""
     made = dict(entries)
     for name in entries:
         at = name.rfind("/")
@@ -61,11 +65,14 @@ def with_parents(entries: Mapping[str, Entry]) -> dict[str, Entry]:
             made.setdefault(name[:at], Entry(mode=0o755))
             at = name.rfind("/", 0, at)
     hard = sorted(n for n, e in made.items() if e.hardlink)
-    return {name: made[name] for name in [*sorted(n for n, e in made.items() if not e.hardlink), *hard]}
+    return {
+        name: made[name] for name in [*sorted(n for n, e in made.items() if not e.hardlink), *hard]
+    }
 
 
 def tar_chunks(entries: Mapping[str, Entry]) -> Iterator[bytes]:
-    """The layer's plain tar. PAX, whose records carry nothing that varies: no access or change times."""
+    """The layer's plain tar. PAX, whose records carry nothing that varies: no access or change
+    times."""
     for name, entry in with_parents(entries).items():
         head = tarfile.TarInfo(name)
         head.mode, head.mtime = entry.mode, 0
@@ -75,7 +82,9 @@ def tar_chunks(entries: Mapping[str, Entry]) -> Iterator[bytes]:
         elif entry.hardlink:
             head.type, head.linkname = tarfile.LNKTYPE, entry.hardlink
         elif entry.data is not None or entry.source is not None:
-            size = len(entry.data or b"") + (entry.source.stat().st_size - entry.skip if entry.source else 0)
+            size = len(entry.data or b"") + (
+                entry.source.stat().st_size - entry.skip if entry.source else 0
+            )
         else:
             head.type = tarfile.DIRTYPE
         head.size = size
@@ -102,7 +111,8 @@ def _exactly(path: Path, skip: int, size: int) -> Iterator[bytes]:
 
 
 def _blocks(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Regroup into blocks of exactly BLOCK_BYTES (the last may be shorter): block borders must not depend on reads."""
+    """Regroup into blocks of exactly BLOCK_BYTES (the last may be shorter): block borders must not
+    depend on reads."""
     held, size = [], 0
     for chunk in chunks:
         held.append(chunk)
@@ -111,7 +121,7 @@ def _blocks(chunks: Iterable[bytes]) -> Iterator[bytes]:
             joined = b"".join(held)
             whole = len(joined) // BLOCK_BYTES * BLOCK_BYTES
             for at in range(0, whole, BLOCK_BYTES):
-                yield joined[at:at + BLOCK_BYTES]
+                yield joined[at : at + BLOCK_BYTES]
             held, size = [joined[whole:]], len(joined) - whole
     if size:
         yield b"".join(held)
@@ -125,8 +135,11 @@ def _deflate(block: bytes, before: bytes, level: int) -> bytes:
     return engine.compress(block) + engine.flush(zlib.Z_SYNC_FLUSH)
 
 
-def gzip_chunks(chunks: Iterable[bytes], level: int = STOCK_LEVEL, threads: int = 0) -> Iterator[bytes]:
-    """One gzip member, deflated on every core (zlib releases the interpreter's lock). Memory: a few blocks a thread."""
+def gzip_chunks(
+    chunks: Iterable[bytes], level: int = STOCK_LEVEL, threads: int = 0
+) -> Iterator[bytes]:
+    """One gzip member, deflated on every core (zlib releases the interpreter's lock). Memory: a few
+    blocks a thread."""
     threads = threads or len(os.sched_getaffinity(0))
     crc = size = 0
     before = b""
@@ -135,7 +148,7 @@ def gzip_chunks(chunks: Iterable[bytes], level: int = STOCK_LEVEL, threads: int 
         waiting: list[Future[bytes]] = []
         for block in _blocks(chunks):
             waiting.append(pool.submit(_deflate, block, before, level))
-            crc, size, before = zlib.crc32(block, crc), size + len(block), block[-(1 << 15):]
+            crc, size, before = zlib.crc32(block, crc), size + len(block), block[-(1 << 15) :]
             if len(waiting) > 2 * threads:
                 yield waiting.pop(0).result()
         for one in waiting:
@@ -144,8 +157,14 @@ def gzip_chunks(chunks: Iterable[bytes], level: int = STOCK_LEVEL, threads: int 
     yield struct.pack("<II", crc, size & 0xFFFFFFFF)
 
 
-def write_layer(layout: oci.Layout, entries: Mapping[str, Entry], *, level: int = STOCK_LEVEL,
-                progress: Callable[[int], object] | None = None, **annotations: str) -> WrittenLayer:
+def write_layer(
+    layout: oci.Layout,
+    entries: Mapping[str, Entry],
+    *,
+    level: int = STOCK_LEVEL,
+    progress: Callable[[int], object] | None = None,
+    **annotations: str,
+) -> WrittenLayer:
     """A gzip layer into the layout. `progress` is told the plain bytes done so far."""
     plain, packed, plain_bytes, packed_bytes = hashlib.sha256(), hashlib.sha256(), 0, 0
 
@@ -168,19 +187,36 @@ def write_layer(layout: oci.Layout, entries: Mapping[str, Entry], *, level: int 
         os.chmod(part, 0o644)
         digest = "sha256:" + packed.hexdigest()
         os.replace(part, layout.blob_path(digest))
-    notes = {oci.UNPACKED_BYTES: str(plain_bytes), **{k.replace("__", "."): v for k, v in annotations.items()}}
-    return WrittenLayer(oci.Descriptor(oci.LAYER_GZIP, digest, packed_bytes, notes), "sha256:" + plain.hexdigest(), plain_bytes)
+    notes = {
+        oci.UNPACKED_BYTES: str(plain_bytes),
+        **{k.replace("__", "."): v for k, v in annotations.items()},
+    }
+    return WrittenLayer(
+        oci.Descriptor(oci.LAYER_GZIP, digest, packed_bytes, notes),
+        "sha256:" + plain.hexdigest(),
+        plain_bytes,
+    )
 
 
-def write_image(layout: oci.Layout, layers: list[tuple[str, WrittenLayer]], run: Mapping[str, object], name: str) -> oci.Manifest:
-    """Config and manifest over written layers (title, layer); listed in the layout's index as `name`. `run`: Env, Cmd …"""
+def write_image(
+    layout: oci.Layout, layers: list[tuple[str, WrittenLayer]], run: Mapping[str, object], name: str
+) -> oci.Manifest:
+    """Config and manifest over written layers (title, layer); listed in the layout's index as
+    `name`. `run`: Env, Cmd …"""
     import platform
 
     arch = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     epoch = "1970-01-01T00:00:00Z"
-    config = {"architecture": arch, "os": "linux", "created": epoch, "config": dict(run),
-              "rootfs": {"type": "layers", "diff_ids": [layer.diff_id for _, layer in layers]},
-              "history": [{"created": epoch, "created_by": f"labkit image build ({title})"} for title, _ in layers]}
+    config = {
+        "architecture": arch,
+        "os": "linux",
+        "created": epoch,
+        "config": dict(run),
+        "rootfs": {"type": "layers", "diff_ids": [layer.diff_id for _, layer in layers]},
+        "history": [
+            {"created": epoch, "created_by": f"labkit image build ({title})"} for title, _ in layers
+        ],
+    }
     described = layout.write_blob(oci.canonical(config), oci.CONFIG)
     manifest = oci.Manifest(described, tuple(layer.descriptor for _, layer in layers))
     layout.add(manifest, name)

@@ -1,11 +1,12 @@
-"""`object-pull` as techniques of the image layer: the image comes from a bucket, in parallel ranges, unpacked as it arrives.
+"""`object-pull` as techniques of the image layer: the image comes from a bucket, in parallel
+ranges, unpacked as it arrives.
 
     object-pull        layers as they were built (gzip)
     object-pull-zstd   layers recompressed: the same files, another limit
     object-pull-none   plain tar: nothing to decompress, more to carry
 
-Which of link, decompression and disk is the limit decides which one wins. Lesson: notebooks/02_image_pull.
-"""
+Which of link, decompression and disk is the limit decides which one wins. Lesson:
+notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -23,8 +24,15 @@ from labkit.technique import Artifact, Claim, Evidence, Seen, Subject, register
 PREFIX = "images"
 
 
-def object_pull(ctx: StepContext, image: str, connections: int = 0, part_bytes: int = 0, absolute_links: bool = False) -> dict[str, Any]:
-    """Step `pull`: fetch and unpack at once. `image`: s3://BUCKET/PREFIX#NAME:TAG, endpoint and keys from the server's environment."""
+def object_pull(
+    ctx: StepContext,
+    image: str,
+    connections: int = 0,
+    part_bytes: int = 0,
+    absolute_links: bool = False,
+) -> dict[str, Any]:
+    """Step `pull`: fetch and unpack at once. `image`: s3://BUCKET/PREFIX#NAME:TAG, endpoint and
+    keys from the server's environment."""
     import os
 
     from labkit.image import objectpull
@@ -32,8 +40,14 @@ def object_pull(ctx: StepContext, image: str, connections: int = 0, part_bytes: 
 
     env = {**os.environ, **ctx.server_env}
     with objectpull.source_of(image, env) as source:
-        facts = objectpull.pull(source, ctx.node / "rootfs", scratch=ctx.node / "arriving", connections=connections or objectpull.CONNECTIONS,
-                                part_bytes=part_bytes or objectpull.PART_BYTES, limits=Limits(absolute_links=absolute_links))
+        facts = objectpull.pull(
+            source,
+            ctx.node / "rootfs",
+            scratch=ctx.node / "arriving",
+            connections=connections or objectpull.CONNECTIONS,
+            part_bytes=part_bytes or objectpull.PART_BYTES,
+            limits=Limits(absolute_links=absolute_links),
+        )
     ctx.state["rootfs"], ctx.state["image_config"] = str(ctx.node / "rootfs"), facts.pop("config")
     return facts
 
@@ -46,25 +60,47 @@ class ObjectPull(ImageTechnique):
         layout = oci.Layout(made.paths["layout"])
         manifest, began_s = layout.manifest(subject.image_reference), time.monotonic()
         if self.codec:
-            layout, manifest = _recompressed(layout, subject.image_reference, self.codec, workspace.artifacts, made.digest)
-        return replace(made, paths={**made.paths, "object_layout": str(layout.path)},
-                       facts={**made.facts, "prepare_s": time.monotonic() - began_s, "size_bytes": manifest.layers_bytes, "prefix": f"{PREFIX}-{self.codec or 'built'}"})
+            layout, manifest = _recompressed(
+                layout, subject.image_reference, self.codec, workspace.artifacts, made.digest
+            )
+        return replace(
+            made,
+            paths={**made.paths, "object_layout": str(layout.path)},
+            facts={
+                **made.facts,
+                "prepare_s": time.monotonic() - began_s,
+                "size_bytes": manifest.layers_bytes,
+                "prefix": f"{PREFIX}-{self.codec or 'built'}",
+            },
+        )
 
     def publish(self, artifact: Artifact, subject: Subject, roots: dict[str, Path]) -> None:
         """Into the embedded store, before the trial: what a build pipeline did long ago."""
         from labkit.image.push import publish_objects
 
-        publish_objects(roots["store"], oci.Layout(artifact.paths["object_layout"]), artifact.facts["reference"], prefix=artifact.facts["prefix"])
+        publish_objects(
+            roots["store"],
+            oci.Layout(artifact.paths["object_layout"]),
+            artifact.facts["reference"],
+            prefix=artifact.facts["prefix"],
+        )
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
         if plan.scenario != "fresh-node":
             return self.on_warm_node(plan, artifact)
         facts = artifact.facts
-        floors = {**plan.floors_bytes, "pull@link": facts["size_bytes"], "pull@decompress_*": facts["unpacked_bytes"], "pull@memcpy": facts["unpacked_bytes"]}
+        floors = {
+            **plan.floors_bytes,
+            "pull@link": facts["size_bytes"],
+            "pull@decompress_*": facts["unpacked_bytes"],
+            "pull@memcpy": facts["unpacked_bytes"],
+        }
         if self.codec == "none":
             del floors["pull@decompress_*"]
         image = f"s3://lab/{facts['prefix']}#{facts['reference']}"
-        return replace(plan, floors_bytes=floors).with_steps(Step("pull", "labkit.image.object_techniques:object_pull", {"image": image}))
+        return replace(plan, floors_bytes=floors).with_steps(
+            Step("pull", "labkit.image.object_techniques:object_pull", {"image": image})
+        )
 
     def engaged(self, seen: Seen) -> Evidence:
         if seen.plan.scenario != "fresh-node":
@@ -73,14 +109,32 @@ class ObjectPull(ImageTechnique):
         blobs = [c for path, c in bucket.get("by_path", {}).items() if "/blobs/sha256/" in path]
         sent, requests = sum(c["bytes_sent"] for c in blobs), sum(c["requests"] for c in blobs)
         whole, pulled = seen.plan.floors_bytes.get("pull@link", 0), seen.facts.get("pull", {})
-        registry = sum(c["bytes_sent"] for path, c in seen.stores.get("registry", {}).get("by_path", {}).items() if "/blobs/" in path)
-        ok = sent >= whole > 0 and requests > len(blobs) and not registry and pulled.get("connections", 0) > 1 and pulled.get("written_bytes", 0) > 0
-        return Evidence(self.name, ok, f"the bucket sent {sent / 1e6:.1f} MB of an image of {whole / 1e6:.1f} MB in {requests} requests over "
-                        f"{pulled.get('connections', 0)} connections, the registry no blob", {"bucket_bytes": sent, "requests": requests, "registry_blob_bytes": registry})
+        registry = sum(
+            c["bytes_sent"]
+            for path, c in seen.stores.get("registry", {}).get("by_path", {}).items()
+            if "/blobs/" in path
+        )
+        ok = (
+            sent >= whole > 0
+            and requests > len(blobs)
+            and not registry
+            and pulled.get("connections", 0) > 1
+            and pulled.get("written_bytes", 0) > 0
+        )
+        return Evidence(
+            self.name,
+            ok,
+            f"the bucket sent {sent / 1e6:.1f} MB of an image of {whole / 1e6:.1f} MB in {requests}"
+            f" requests over {pulled.get('connections', 0)} connections, the registry no blob",
+            {"bucket_bytes": sent, "requests": requests, "registry_blob_bytes": registry},
+        )
 
 
-def _recompressed(layout: oci.Layout, name: str, codec: str, room: Path, digest: str) -> tuple[oci.Layout, oci.Manifest]:
-    """Once for each image and codec; made beside and renamed, so that a kill leaves nothing half done."""
+def _recompressed(
+    layout: oci.Layout, name: str, codec: str, room: Path, digest: str
+) -> tuple[oci.Layout, oci.Manifest]:
+    """Once for each image and codec; made beside and renamed, so that a kill leaves nothing half
+    done."""
     from labkit.core.beside import becoming
     from labkit.image.push import recompress
 
@@ -96,8 +150,22 @@ def _recompressed(layout: oci.Layout, name: str, codec: str, room: Path, digest:
 class ObjectPullAsBuilt(ObjectPull):
     name = "object-pull"
     title = "pull from a bucket in parallel ranges, unpacking as it arrives (gzip)"
-    claims = (Claim("2-4 times the pull throughput of a registry", "the article, phase 1; no hardware or method given", 0.25, 0.5, "pull"),
-              Claim("95 s became 62 s with parallel pull and unpack (SOCI)", "AWS workshop; its own image and instance", 0.65, 0.65, "pull"))
+    claims = (
+        Claim(
+            "2-4 times the pull throughput of a registry",
+            "the article, phase 1; no hardware or method given",
+            0.25,
+            0.5,
+            "pull",
+        ),
+        Claim(
+            "95 s became 62 s with parallel pull and unpack (SOCI)",
+            "AWS workshop; its own image and instance",
+            0.65,
+            0.65,
+            "pull",
+        ),
+    )
 
 
 @register
@@ -110,4 +178,12 @@ class ObjectPullZstd(ObjectPull):
 class ObjectPullNone(ObjectPull):
     name, codec = "object-pull-none", "none"
     title = "the same with layers that are not compressed"
-    claims = (Claim("no gzip: 1.35 times faster for llama.cpp images, 1.02 for vLLM's (A100)", "Microsoft techcommunity 2026-04", 0.74, 0.98, "total"),)
+    claims = (
+        Claim(
+            "no gzip: 1.35 times faster for llama.cpp images, 1.02 for vLLM's (A100)",
+            "Microsoft techcommunity 2026-04",
+            0.74,
+            0.98,
+            "total",
+        ),
+    )

@@ -1,10 +1,11 @@
-"""An OCI image layout into a registry's root, by hard link where the file system can: no byte passes a socket.
+"""An OCI image layout into a registry's root, by hard link where the file system can: no byte
+passes a socket.
 
-    publish_image("/srv/registry", "/tmp/image", "lab/subject:latest")      # also while the registry is serving
+    publish_image("/srv/registry", "/tmp/image", "lab/subject:latest")      # also while the
+        registry is serving
 
-Blobs first, the tag last, so that a client sees the old image or the whole new one. Limit: one directory entry a blob.
-Lesson: notebooks/02_image_pull.
-"""
+Blobs first, the tag last, so that a client sees the old image or the whole new one. Limit: one
+directory entry a blob. Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -20,8 +21,11 @@ from labkit.objects.place import link_or_copy
 
 
 def reachable(layout: Path, descriptor: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Everything a descriptor of an OCI layout leads to, children first: ("blob"|"manifest", descriptor)."""
-    doc = json.loads((layout / "blobs" / "sha256" / descriptor["digest"].removeprefix("sha256:")).read_bytes())
+    """Everything a descriptor of an OCI layout leads to, children first: ("blob"|"manifest",
+    descriptor)."""
+    doc = json.loads(
+        (layout / "blobs" / "sha256" / descriptor["digest"].removeprefix("sha256:")).read_bytes()
+    )
     for child in doc.get("manifests", []):
         yield from reachable(layout, child)
     for child in [*doc.get("layers", []), *([doc["config"]] if "config" in doc else [])]:
@@ -30,41 +34,71 @@ def reachable(layout: Path, descriptor: dict[str, Any]) -> Iterator[tuple[str, d
 
 
 def pick(layout: Path, *names: str) -> dict[str, Any]:
-    """The descriptor in a layout's index that carries one of these names (or the only one). Raises BadInput.
+    """The descriptor in a layout's index that carries one of these names (or the only one). Raises
+    BadInput.
 
     skopeo lists an image by its tag, the lab by its whole reference."""
     try:
         listed = json.loads((layout / "index.json").read_text())["manifests"]
     except (OSError, ValueError, KeyError):
-        raise BadInput(f"{layout} is not an OCI image layout", fix="labkit image build makes one") from None
+        raise BadInput(
+            f"{layout} is not an OCI image layout", fix="labkit image build makes one"
+        ) from None
     named = {m.get("annotations", {}).get("org.opencontainers.image.ref.name"): m for m in listed}
     for name in names:
         if name in named:
             return named[name]
     if len(listed) == 1:
         return listed[0]
-    raise BadInput(f"{layout} holds {len(listed)} images, none called {names[0] if names else ''!r}", fix="one of " + ", ".join(map(str, named)))
+    raise BadInput(
+        f"{layout} holds {len(listed)} images, none called {names[0] if names else ''!r}",
+        fix="one of " + ", ".join(map(str, named)),
+    )
 
 
-def publish_image(root: str | os.PathLike[str], layout: str | os.PathLike[str], reference: str) -> dict[str, Any]:
-    """Put an OCI image layout into a registry's root as `name:tag`, by hard link where possible. Returns digest and counts.
+def publish_image(
+    root: str | os.PathLike[str], layout: str | os.PathLike[str], reference: str
+) -> dict[str, Any]:
+    """Put an OCI image layout into a registry's root as `name:tag`, by hard link where possible.
+    Returns digest and counts.
 
     Works while the registry is serving: blobs first, the tag last."""
     layout, registry = Path(layout), Registry(root)
-    name, _, tag = reference.rpartition(":") if ":" in reference.rsplit("/", 1)[-1] else (reference, "", "latest")
+    name, _, tag = (
+        reference.rpartition(":")
+        if ":" in reference.rsplit("/", 1)[-1]
+        else (reference, "", "latest")
+    )
     if not NAME.fullmatch(name) or not TAG.fullmatch(tag):
-        raise BadInput(f"not an image name: {reference!r}", fix="lower case, like lab/subject:latest")
+        raise BadInput(
+            f"not an image name: {reference!r}", fix="lower case, like lab/subject:latest"
+        )
     descriptor = pick(layout, f"{name}:{tag}", tag)
-    facts: dict[str, Any] = {"digest": descriptor["digest"], "name": name, "tag": tag, "blobs": 0, "size_bytes": 0}
+    facts: dict[str, Any] = {
+        "digest": descriptor["digest"],
+        "name": name,
+        "tag": tag,
+        "blobs": 0,
+        "size_bytes": 0,
+    }
     for kind, one in reachable(layout, descriptor):
         hex_digest = hex_of(one["digest"])
         source = layout / "blobs" / "sha256" / hex_digest
-        how = link_or_copy(source, registry.blob_path(hex_digest)) if not registry.blob_path(hex_digest).exists() else "kept"
+        how = (
+            link_or_copy(source, registry.blob_path(hex_digest))
+            if not registry.blob_path(hex_digest).exists()
+            else "kept"
+        )
         facts[how] = facts.get(how, 0) + 1
         if kind == "blob":
             registry.note_blob(name, hex_digest)
             facts["blobs"] += 1
             facts["size_bytes"] += one["size"]
         else:
-            registry.note_manifest(name, hex_digest, one.get("mediaType", OCI_MANIFEST), tag if one is descriptor else None)
+            registry.note_manifest(
+                name,
+                hex_digest,
+                one.get("mediaType", OCI_MANIFEST),
+                tag if one is descriptor else None,
+            )
     return facts

@@ -1,16 +1,18 @@
-"""`full-pull`: the whole image over the wire, then unpacked – what a node does by default, and the article's starting point.
+"""`full-pull`: the whole image over the wire, then unpacked – what a node does by default, and the
+article's starting point.
 
-Stock parts at their defaults, never slowed: three layers at a time (Docker's and the CRI plug-in's default), one stream a
-layer, each digest-checked while it streams to disk; then, as `ctr images pull` does, the layers are unpacked one after the
-other, each through one thread of zlib's gunzip, and checked against its diff id. Limits: link ÷ bytes (one slow stream can
-hold a layer), then gunzip at 200–350 MB/s, then the disk's writes.
+Stock parts at their defaults, never slowed: three layers at a time (Docker's and the CRI plug-in's
+default), one stream a layer, each digest-checked while it streams to disk; then, as `ctr images
+pull` does, the layers are unpacked one after the other, each through one thread of zlib's gunzip,
+and checked against its diff id. Limits: link ÷ bytes (one slow stream can hold a layer), then
+gunzip at 200–350 MB/s, then the disk's writes.
 
-    Step("pull", "labkit.image.pull:full_pull", {"reference": "http://127.0.0.1:5000/lab/subject:latest"})
+    Step("pull", "labkit.image.pull:full_pull", {"reference":
+        "http://127.0.0.1:5000/lab/subject:latest"})
     Step("unpack", "labkit.image.pull:unpack")          # state["rootfs"], state["image_config"]
 
-Faults (429, 503 with Retry-After, resets, truncation) are retried with back-off and resumed by range; a wrong digest never
-gets its name on disk. Lesson: notebooks/02_image_pull.
-"""
+Faults (429, 503 with Retry-After, resets, truncation) are retried with back-off and resumed by
+range; a wrong digest never gets its name on disk. Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -30,13 +32,22 @@ STREAMS = 3
 
 
 def _manifest(client: Client, where: oci.Reference) -> tuple[oci.Manifest, oci.Descriptor]:
-    """The manifest for this machine, through an index where there is one, verified where it is named by digest."""
+    """The manifest for this machine, through an index where there is one, verified where it is
+    named by digest."""
     target = where.target
     for _ in range(3):
-        answer = client.ask("GET", f"{where.base}/v2/{where.name}/manifests/{target}", {"Accept": oci.ACCEPT}, limit_bytes=oci.DOCUMENT_LIMIT_BYTES)
+        answer = client.ask(
+            "GET",
+            f"{where.base}/v2/{where.name}/manifests/{target}",
+            {"Accept": oci.ACCEPT},
+            limit_bytes=oci.DOCUMENT_LIMIT_BYTES,
+        )
         digest = oci.digest_of(answer.body)
         if target.startswith("sha256:") and digest != target:
-            raise TransferError(f"{where}: the manifest has the digest {digest}", why="the registry sent something else than was asked for")
+            raise TransferError(
+                f"{where}: the manifest has the digest {digest}",
+                why="the registry sent something else than was asked for",
+            )
         kind = answer.headers.get("content-type", oci.MANIFEST).split(";")[0].strip()
         if kind not in oci.INDEX_TYPES:
             return oci.parse_manifest(answer.body), oci.Descriptor(kind, digest, len(answer.body))
@@ -44,11 +55,16 @@ def _manifest(client: Client, where: oci.Reference) -> tuple[oci.Manifest, oci.D
     raise BadInput(f"{where}: indexes nested too deep")
 
 
-def pull_into(layout: oci.Layout, reference: str, *, streams: int = STREAMS, client: Client | None = None) -> tuple[oci.Manifest, dict[str, Any]]:
-    """Fetch an image into a layout (blobs that are there are kept); returns its manifest and facts. Raises TransferError, BadInput."""
+def pull_into(
+    layout: oci.Layout, reference: str, *, streams: int = STREAMS, client: Client | None = None
+) -> tuple[oci.Manifest, dict[str, Any]]:
+    """Fetch an image into a layout (blobs that are there are kept); returns its manifest and facts.
+    Raises TransferError, BadInput."""
     where = oci.parse_reference(reference)
     if not where.base:
-        raise BadInput(f"{reference} names no registry", fix="http://HOST:PORT/NAME:TAG, or https://…")
+        raise BadInput(
+            f"{reference} names no registry", fix="http://HOST:PORT/NAME:TAG, or https://…"
+        )
     made = oci.Layout.create(layout.path)
     with client or Client() as fetching:
         manifest, _ = _manifest(fetching, where)
@@ -58,19 +74,42 @@ def pull_into(layout: oci.Layout, reference: str, *, streams: int = STREAMS, cli
             path = made.blob_path(blob.digest)
             if path.exists() and path.stat().st_size == blob.size_bytes:
                 return 0
-            got = fetch_file(fetching, f"{where.base}/v2/{where.name}/blobs/{blob.digest}", path, size_bytes=blob.size_bytes, digest=blob.digest)
+            got = fetch_file(
+                fetching,
+                f"{where.base}/v2/{where.name}/blobs/{blob.digest}",
+                path,
+                size_bytes=blob.size_bytes,
+                digest=blob.digest,
+            )
             return got.size_bytes
 
         with ThreadPoolExecutor(max(1, streams), thread_name_prefix="layer") as pool:
             fetched = sum(pool.map(one, wanted.values()))
-        made.add(manifest, f"{where.name}:{where.target}" if not where.target.startswith("sha256:") else where.name)
-        return manifest, {"bytes_fetched": fetched, "layers": len(manifest.layers), "streams": streams, **fetching.facts()}
+        made.add(
+            manifest,
+            (
+                f"{where.name}:{where.target}"
+                if not where.target.startswith("sha256:")
+                else where.name
+            ),
+        )
+        return manifest, {
+            "bytes_fetched": fetched,
+            "layers": len(manifest.layers),
+            "streams": streams,
+            **fetching.facts(),
+        }
 
 
 def full_pull(ctx: StepContext, reference: str = "", streams: int = STREAMS) -> dict[str, Any]:
-    """Step `pull`: manifest, config and layers into the node's content store. `reference` defaults to the plan's own."""
+    """Step `pull`: manifest, config and layers into the node's content store. `reference` defaults
+    to the plan's own."""
     layout = oci.Layout(ctx.node / "content")
-    manifest, facts = pull_into(layout, reference or f"{ctx.state['registry']}/{ctx.state['image_reference']}", streams=streams)
+    manifest, facts = pull_into(
+        layout,
+        reference or f"{ctx.state['registry']}/{ctx.state['image_reference']}",
+        streams=streams,
+    )
     ctx.state["pulled"] = (layout, manifest)
     return facts
 
@@ -79,13 +118,18 @@ def unpack(ctx: StepContext, fast: bool = False, absolute_links: bool = False) -
     """Step `unpack`: the pulled layers as a root directory on the node."""
     layout, manifest = ctx.state["pulled"]
     rootfs = ctx.node / "rootfs"
-    facts = unpack_image(layout, manifest, rootfs, fast=fast, limits=Limits(absolute_links=absolute_links))
+    facts = unpack_image(
+        layout, manifest, rootfs, fast=fast, limits=Limits(absolute_links=absolute_links)
+    )
     ctx.state["rootfs"], ctx.state["image_config"] = str(rootfs), layout.config(manifest)
     return facts
 
 
-def ensure_rootfs(layout_path: str | os.PathLike[str], name: str, into: Path) -> tuple[Path, dict[str, Any]]:
-    """The image of a local layout unpacked below `into`, once for each manifest digest. Returns (rootfs, image config)."""
+def ensure_rootfs(
+    layout_path: str | os.PathLike[str], name: str, into: Path
+) -> tuple[Path, dict[str, Any]]:
+    """The image of a local layout unpacked below `into`, once for each manifest digest. Returns
+    (rootfs, image config)."""
     layout = oci.Layout(layout_path)
     digest = layout.manifest_descriptor(name).digest
     manifest = layout.manifest(name)

@@ -1,7 +1,8 @@
 """An image in a bucket instead of a registry, and in another codec than it was built with.
 
-A bucket needs no API of images: the manifest under its tag, every blob under its digest, and any client that can read
-ranges can pull it. Layout below the prefix, the same for the embedded store and a real bucket:
+A bucket needs no API of images: the manifest under its tag, every blob under its digest, and any
+client that can read ranges can pull it. Layout below the prefix, the same for the embedded store
+and a real bucket:
 
     NAME/manifests/TAG            the manifest itself: one round trip until the layers are known
     blobs/sha256/HEX              config and layers, once
@@ -9,9 +10,8 @@ ranges can pull it. Layout below the prefix, the same for the embedded store and
     labkit image recompress LAYOUT --codec zstd --out OUT
     labkit image push OUT --to s3://lab/images          # AWS_ENDPOINT_URL decides which S3
 
-Recompressing changes digests of layers, never their content: diff ids, and so the unpacked files, stay. Limit: zstd -3
-packs 300-500 MB/s a core, gzip -6 30-60. Lesson: notebooks/02_image_pull.
-"""
+Recompressing changes digests of layers, never their content: diff ids, and so the unpacked files,
+stay. Limit: zstd -3 packs 300-500 MB/s a core, gzip -6 30-60. Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ ZSTD_LEVEL = 3
 
 
 def compress(chunks: Iterable[bytes], codec: str, level: int | None = None) -> Iterator[bytes]:
-    """A layer's plain tar, packed. The same input gives the same bytes whatever the number of cores (gzip)."""
+    """A layer's plain tar, packed. The same input gives the same bytes whatever the number of cores
+    (gzip)."""
     if codec == "none":
         yield from chunks
     elif codec == "gzip":
@@ -43,7 +44,9 @@ def compress(chunks: Iterable[bytes], codec: str, level: int | None = None) -> I
     elif codec == "zstd":
         import zstandard
 
-        engine = zstandard.ZstdCompressor(level=ZSTD_LEVEL if level is None else level, threads=-1).compressobj()
+        engine = zstandard.ZstdCompressor(
+            level=ZSTD_LEVEL if level is None else level, threads=-1
+        ).compressobj()
         for chunk in chunks:
             if out := engine.compress(chunk):
                 yield out
@@ -52,26 +55,48 @@ def compress(chunks: Iterable[bytes], codec: str, level: int | None = None) -> I
         raise BadInput(f"no codec called {codec!r}", fix="one of " + ", ".join(CODECS))
 
 
-def recompress(source: oci.Layout, name: str, target: oci.Layout, codec: str, *, level: int | None = None,
-               progress: Callable[[int], Any] | None = None) -> oci.Manifest:
-    """The same image with its layers in another codec, listed in `target` under the same name. Layers in that codec are linked."""
+def recompress(
+    source: oci.Layout,
+    name: str,
+    target: oci.Layout,
+    codec: str,
+    *,
+    level: int | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> oci.Manifest:
+    """The same image with its layers in another codec, listed in `target` under the same name.
+    Layers in that codec are linked."""
     if codec not in CODECS:
         raise BadInput(f"no codec called {codec!r}", fix="one of " + ", ".join(CODECS))
     manifest = source.manifest_with_layers(name)
     ids = source.config(manifest)["rootfs"]["diff_ids"]
-    layers = [_layer(source, target, layer, diff_id, codec, level, progress) for layer, diff_id in zip(manifest.layers, ids, strict=True)]
+    layers = [
+        _layer(source, target, layer, diff_id, codec, level, progress)
+        for layer, diff_id in zip(manifest.layers, ids, strict=True)
+    ]
     config = target.write_blob(source.read_blob(manifest.config), manifest.config.media_type)
     made = oci.Manifest(config, tuple(layers), manifest.annotations)
     target.add(made, name)
     return made
 
 
-def _layer(source: oci.Layout, target: oci.Layout, layer: oci.Descriptor, diff_id: str, codec: str, level: int | None,
-           progress: Callable[[int], Any] | None) -> oci.Descriptor:
+def _layer(
+    source: oci.Layout,
+    target: oci.Layout,
+    layer: oci.Descriptor,
+    diff_id: str,
+    codec: str,
+    level: int | None,
+    progress: Callable[[int], Any] | None,
+) -> oci.Descriptor:
     if codec_of(layer.media_type) == codec and level is None:
         link_or_copy(source.blob_path(layer.digest), target.blob_path(layer.digest))
         return replace(layer, media_type=CODECS[codec])
-    plain = Hashed(decompress(file_chunks(source.blob_path(layer.digest)), codec_of(layer.media_type), fast=True))
+    plain = Hashed(
+        decompress(
+            file_chunks(source.blob_path(layer.digest)), codec_of(layer.media_type), fast=True
+        )
+    )
     packed, size = hashlib.sha256(), 0
     folder = target.blob_path("sha256:" + "0" * 64).parent
     with file_in(folder) as part:
@@ -83,13 +108,18 @@ def _layer(source: oci.Layout, target: oci.Layout, layer: oci.Descriptor, diff_i
                 if progress:
                     progress(plain.size_bytes)
         if plain.digest != diff_id:
-            raise BadInput(f"layer {layer.digest} unpacks to {plain.digest}, the config says {diff_id}", why="the image is damaged",
-                           fix="build or fetch it again")
+            raise BadInput(
+                f"layer {layer.digest} unpacks to {plain.digest}, the config says {diff_id}",
+                why="the image is damaged",
+                fix="build or fetch it again",
+            )
         os.chmod(part, 0o644)
         digest = f"sha256:{packed.hexdigest()}"
         os.replace(part, target.blob_path(digest))
     # A table of contents (eStargz) describes the old bytes: its annotations do not survive.
-    notes = {k: v for k, v in layer.annotations.items() if k == oci.UNPACKED_BYTES} | {oci.UNPACKED_BYTES: str(plain.size_bytes)}
+    notes = {k: v for k, v in layer.annotations.items() if k == oci.UNPACKED_BYTES} | {
+        oci.UNPACKED_BYTES: str(plain.size_bytes)
+    }
     return oci.Descriptor(CODECS[codec], digest, size, notes)
 
 
@@ -102,10 +132,17 @@ def blob_key(digest: str) -> str:
 
 
 def push(layout: oci.Layout, name: str, bucket: Bucket) -> dict[str, Any]:
-    """Upload what the bucket lacks; the manifest last, so that a tag never names what is not there. Returns facts."""
+    """Upload what the bucket lacks; the manifest last, so that a tag never names what is not there.
+    Returns facts."""
     reference = oci.parse_reference(name)
     manifest = layout.manifest(name)
-    facts: dict[str, Any] = {"reference": str(reference), "digest": oci.digest_of(manifest.as_bytes()), "sent_blobs": 0, "sent_bytes": 0, "there": 0}
+    facts: dict[str, Any] = {
+        "reference": str(reference),
+        "digest": oci.digest_of(manifest.as_bytes()),
+        "sent_blobs": 0,
+        "sent_bytes": 0,
+        "there": 0,
+    }
     for blob in layout.blobs(manifest):
         there = bucket.head(blob_key(blob.digest))
         if there is not None and there.size_bytes == blob.size_bytes:
@@ -114,16 +151,38 @@ def push(layout: oci.Layout, name: str, bucket: Bucket) -> dict[str, Any]:
         bucket.put_file(blob_key(blob.digest), layout.blob_path(blob.digest))
         facts["sent_blobs"] += 1
         facts["sent_bytes"] += blob.size_bytes
-    bucket.put(manifest_key(reference.name, reference.target), layout.read_blob(layout.manifest_descriptor(name)), manifest.media_type)
+    bucket.put(
+        manifest_key(reference.name, reference.target),
+        layout.read_blob(layout.manifest_descriptor(name)),
+        manifest.media_type,
+    )
     return facts
 
 
-def publish_objects(root: str | os.PathLike[str], layout: oci.Layout, name: str, *, bucket: str = "lab", prefix: str = "images") -> dict[str, Any]:
-    """The same into the embedded store's folder, by hard link, without a server. Returns the URL of the prefix and counts."""
+def publish_objects(
+    root: str | os.PathLike[str],
+    layout: oci.Layout,
+    name: str,
+    *,
+    bucket: str = "lab",
+    prefix: str = "images",
+) -> dict[str, Any]:
+    """The same into the embedded store's folder, by hard link, without a server. Returns the URL of
+    the prefix and counts."""
     reference, disk = oci.parse_reference(name), Disk(root)
     disk.make_bucket(bucket)
     manifest = layout.manifest(name)
     for blob in layout.blobs(manifest):
-        link_or_copy(layout.blob_path(blob.digest), disk.path(bucket, f"{prefix}/{blob_key(blob.digest)}"))
-    link_or_copy(layout.blob_path(layout.manifest_descriptor(name).digest), disk.path(bucket, f"{prefix}/{manifest_key(reference.name, reference.target)}"))
-    return {"url": f"s3://{bucket}/{prefix}", "reference": str(reference), "layers": len(manifest.layers), "size_bytes": manifest.layers_bytes}
+        link_or_copy(
+            layout.blob_path(blob.digest), disk.path(bucket, f"{prefix}/{blob_key(blob.digest)}")
+        )
+    link_or_copy(
+        layout.blob_path(layout.manifest_descriptor(name).digest),
+        disk.path(bucket, f"{prefix}/{manifest_key(reference.name, reference.target)}"),
+    )
+    return {
+        "url": f"s3://{bucket}/{prefix}",
+        "reference": str(reference),
+        "layers": len(manifest.layers),
+        "size_bytes": manifest.layers_bytes,
+    }

@@ -1,7 +1,9 @@
-"""The embedded registry: the OCI distribution API for pull and push, content-addressed on disk, with an emulated link.
+"""The embedded registry: the OCI distribution API for pull and push, content-addressed on disk,
+with an emulated link.
 
-Physical limit: what `labkit.net.server` sends, about 2 GB/s on loopback here; a registry's own cost per blob is one
-look-up. Layout of the root, readable by hand and shareable by hard link with any OCI image layout:
+Physical limit: what `labkit.net.server` sends, about 2 GB/s on loopback here; a registry's own cost
+per blob is one look-up. Layout of the root, readable by hand and shareable by hard link with any
+OCI image layout:
 
     blobs/sha256/HEX                          every blob and manifest, once
     repositories/NAME/blobs/HEX               an empty file: NAME may serve this blob
@@ -12,9 +14,8 @@ look-up. Layout of the root, readable by hand and shareable by hard link with an
     labkit registry serve --root DIR --port 5000 --link 1gbit --fault 503:rate=0.01
     skopeo copy --dest-tls-verify=false oci:layout:latest docker://127.0.0.1:5000/lab/subject:latest
 
-A digest that does not match what was pushed never gets a name under `blobs/`. Source: OCI distribution-spec 1.1.
-Lesson: notebooks/02_image_pull.
-"""
+A digest that does not match what was pushed never gets a name under `blobs/`. Source: OCI
+distribution-spec 1.1. Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -46,7 +47,10 @@ _ROUTE = re.compile(rf"/v2/({_NAME})/(manifests|blobs|tags|referrers)/(.+)")
 _UPLOADS = re.compile(rf"/v2/({_NAME})/blobs/uploads/?")
 _CONTENT_RANGE = re.compile(r"(?:bytes )?([0-9]{1,18})-([0-9]{1,18})(?:/.*)?")
 #: What a manifest may say it is: it becomes the Content-Type of every answer that holds it.
-_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}(?:[ \t]*;[\x20-\x7e]{0,200})?")
+_MEDIA_TYPE = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}(?:["
+    r" \t]*;[\x20-\x7e]{0,200})?"
+)
 
 
 class Refused(Exception):
@@ -54,11 +58,17 @@ class Refused(Exception):
 
     def __init__(self, status: int, code: str, message: str, **headers: str):
         super().__init__(message)
-        self.response = text(status, json.dumps({"errors": [{"code": code, "message": message}]}), "application/json", **headers)
+        self.response = text(
+            status,
+            json.dumps({"errors": [{"code": code, "message": message}]}),
+            "application/json",
+            **headers,
+        )
 
 
 def hex_of(digest: object) -> str:
-    """The hex part of a `sha256:…` digest; refuses anything else, so that no digest is ever a path of its own making."""
+    """The hex part of a `sha256:…` digest; refuses anything else, so that no digest is ever a path
+    of its own making."""
     match = _DIGEST.fullmatch(digest) if isinstance(digest, str) else None
     if not match:
         raise Refused(400, "DIGEST_INVALID", f"not a sha256 digest: {str(digest)[:100]!r}")
@@ -67,7 +77,9 @@ def hex_of(digest: object) -> str:
 
 def _storable(name: str) -> str:
     if len(name) > NAME_MAX or RESERVED & set(name.split("/")):
-        raise Refused(400, "NAME_INVALID", f"no repository of this registry can be called {name[:100]!r}")
+        raise Refused(
+            400, "NAME_INVALID", f"no repository of this registry can be called {name[:100]!r}"
+        )
     return name
 
 
@@ -78,7 +90,8 @@ class Registry:
         self.root, self.read_only = Path(root), read_only
         for room in ("blobs/sha256", "repositories", "uploads"):
             (self.root / room).mkdir(parents=True, exist_ok=True)
-        self._hashes: dict[str, tuple[int, Any]] = {}  # upload -> bytes hashed so far, state: no second read at the end
+        # upload -> bytes hashed so far, state: no second read at the end
+        self._hashes: dict[str, tuple[int, Any]] = {}
         self._lock = threading.Lock()
 
     def __call__(self, request: Request) -> Response:
@@ -91,9 +104,13 @@ class Registry:
     def _answer(self, request: Request) -> Response:
         path, method = request.path, request.method
         if path in ("/v2", "/v2/"):
-            return text(200, "{}", "application/json", Docker_Distribution_Api_Version="registry/2.0")
+            return text(
+                200, "{}", "application/json", Docker_Distribution_Api_Version="registry/2.0"
+            )
         if path == "/v2/_catalog":
-            return self._page(request, self.repositories(), lambda names: {"repositories": names}, "/v2/_catalog")
+            return self._page(
+                request, self.repositories(), lambda names: {"repositories": names}, "/v2/_catalog"
+            )
         match = _ROUTE.fullmatch(path)
         if not match:
             if start := _UPLOADS.fullmatch(path):
@@ -104,9 +121,21 @@ class Registry:
         if method not in ("GET", "HEAD") and self.read_only:
             raise Refused(405, "UNSUPPORTED", "this registry is read-only")
         if kind == "tags" and rest == "list":
-            return self._page(request, self.tags(name), lambda tags: {"name": name, "tags": tags}, path)
+            return self._page(
+                request, self.tags(name), lambda tags: {"name": name, "tags": tags}, path
+            )
         if kind == "referrers":
-            return text(200, json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": self._referrers(name, hex_of(rest))}), OCI_INDEX)
+            return text(
+                200,
+                json.dumps(
+                    {
+                        "schemaVersion": 2,
+                        "mediaType": OCI_INDEX,
+                        "manifests": self._referrers(name, hex_of(rest)),
+                    }
+                ),
+                OCI_INDEX,
+            )
         if kind == "manifests":
             return self._manifest(request, name, rest)
         if kind == "blobs" and (rest == "uploads/" or rest == "uploads"):
@@ -117,7 +146,7 @@ class Registry:
             return self._blob(request, name, hex_of(rest))
         raise Refused(404, "UNSUPPORTED", f"no such resource: {path[:200]}")
 
-    # -- what is there -------------------------------------------------------------------------------------------
+    # -- what is there -----------------------------------------------------------------------------
 
     def blob_path(self, hex_digest: str) -> Path:
         return self.root / "blobs" / "sha256" / hex_digest
@@ -153,13 +182,24 @@ class Registry:
         for one in sorted(os.listdir(folder)) if folder.is_dir() else []:
             raw = self.blob_path(one).read_bytes()
             doc = json.loads(raw)
-            if isinstance(doc.get("subject"), dict) and doc["subject"].get("digest") == f"sha256:{subject}":
-                found.append({"mediaType": (folder / one).read_text(), "digest": f"sha256:{one}", "size": len(raw),
-                              "artifactType": doc.get("artifactType", doc.get("config", {}).get("mediaType", "")),
-                              **({"annotations": doc["annotations"]} if "annotations" in doc else {})})
+            if (
+                isinstance(doc.get("subject"), dict)
+                and doc["subject"].get("digest") == f"sha256:{subject}"
+            ):
+                found.append(
+                    {
+                        "mediaType": (folder / one).read_text(),
+                        "digest": f"sha256:{one}",
+                        "size": len(raw),
+                        "artifactType": doc.get(
+                            "artifactType", doc.get("config", {}).get("mediaType", "")
+                        ),
+                        **({"annotations": doc["annotations"]} if "annotations" in doc else {}),
+                    }
+                )
         return found
 
-    # -- blobs and manifests -------------------------------------------------------------------------------------
+    # -- blobs and manifests -----------------------------------------------------------------------
 
     def _open(self, hex_digest: str) -> tuple[int, int]:
         fd = os.open(self.blob_path(hex_digest), os.O_RDONLY | os.O_CLOEXEC)
@@ -177,10 +217,19 @@ class Registry:
             if not mark.exists():
                 raise FileNotFoundError
             fd, size = self._open(hex_digest)
-        except (FileNotFoundError, NotADirectoryError):  # no descriptors left is another matter: it is there
+        except (FileNotFoundError, NotADirectoryError):
+            # no descriptors left is another matter: it is there
             raise Refused(404, "BLOB_UNKNOWN", f"sha256:{hex_digest} is not in {name}") from None
-        return file_response(request, fd, size, {"Content-Type": "application/octet-stream", "Docker-Content-Digest": f"sha256:{hex_digest}",
-                                                 "ETag": f'"sha256:{hex_digest}"'})
+        return file_response(
+            request,
+            fd,
+            size,
+            {
+                "Content-Type": "application/octet-stream",
+                "Docker-Content-Digest": f"sha256:{hex_digest}",
+                "ETag": f'"sha256:{hex_digest}"',
+            },
+        )
 
     def _read_method(self, request: Request) -> None:
         if request.method not in ("GET", "HEAD"):
@@ -217,21 +266,37 @@ class Registry:
             media_type = mark.read_text()
             fd, size = self._open(hex_digest)
         except (FileNotFoundError, NotADirectoryError):
-            raise Refused(404, "MANIFEST_UNKNOWN", f"sha256:{hex_digest} is not in {name}") from None
-        return file_response(request, fd, size, {"Content-Type": media_type, "Docker-Content-Digest": f"sha256:{hex_digest}",
-                                                 "ETag": f'"sha256:{hex_digest}"'})
+            raise Refused(
+                404, "MANIFEST_UNKNOWN", f"sha256:{hex_digest} is not in {name}"
+            ) from None
+        return file_response(
+            request,
+            fd,
+            size,
+            {
+                "Content-Type": media_type,
+                "Docker-Content-Digest": f"sha256:{hex_digest}",
+                "ETag": f'"sha256:{hex_digest}"',
+            },
+        )
 
     def _manifest_put(self, request: Request, name: str, reference: str) -> Response:
         raw = request.body.read(MANIFEST_MAX)
         hex_digest = hashlib.sha256(raw).hexdigest()
         if ":" in reference and hex_of(reference) != hex_digest:
-            raise Refused(400, "DIGEST_INVALID", f"the manifest is sha256:{hex_digest}, not {reference}")
+            raise Refused(
+                400, "DIGEST_INVALID", f"the manifest is sha256:{hex_digest}, not {reference}"
+            )
         if ":" not in reference and not TAG.fullmatch(reference):
             raise Refused(400, "TAG_INVALID", f"not a tag: {reference[:100]!r}")
         try:
             doc = json.loads(raw)
             media_type = request.header("content-type") or doc.get("mediaType", OCI_MANIFEST)
-            wanted = [d["digest"] for d in [*doc.get("layers", []), *([doc["config"]] if "config" in doc else [])] if not d.get("urls")]
+            wanted = [
+                d["digest"]
+                for d in [*doc.get("layers", []), *([doc["config"]] if "config" in doc else [])]
+                if not d.get("urls")
+            ]
             children = [d["digest"] for d in doc.get("manifests", [])]
             subject = doc["subject"]["digest"] if doc.get("subject") else None
             if not _MEDIA_TYPE.fullmatch(media_type):
@@ -247,7 +312,13 @@ class Registry:
                 raise Refused(400, "MANIFEST_BLOB_UNKNOWN", f"{digest} was not pushed to {name}")
         _write(self.blob_path(hex_digest), raw)
         self.note_manifest(name, hex_digest, media_type, None if ":" in reference else reference)
-        return text(201, b"", Location=f"/v2/{name}/manifests/sha256:{hex_digest}", Docker_Content_Digest=f"sha256:{hex_digest}", **headers)
+        return text(
+            201,
+            b"",
+            Location=f"/v2/{name}/manifests/sha256:{hex_digest}",
+            Docker_Content_Digest=f"sha256:{hex_digest}",
+            **headers,
+        )
 
     def note_manifest(self, name: str, hex_digest: str, media_type: str, tag: str | None) -> None:
         _write(self.repository(name) / "manifests" / hex_digest, media_type.encode())
@@ -259,7 +330,7 @@ class Registry:
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
 
-    # -- uploads -------------------------------------------------------------------------------------------------
+    # -- uploads -----------------------------------------------------------------------------------
 
     def _upload_start(self, request: Request, name: str) -> Response:
         if request.method != "POST":
@@ -282,12 +353,21 @@ class Registry:
 
     def _accepted(self, name: str, upload: str, status: int) -> Response:
         size = (self.root / "uploads" / upload).stat().st_size
-        headers = {"Location": f"/v2/{name}/blobs/uploads/{upload}", "Docker-Upload-UUID": upload, "Range": f"0-{max(0, size - 1)}",
-                   "OCI-Chunk-Min-Length": "0"}
+        headers = {
+            "Location": f"/v2/{name}/blobs/uploads/{upload}",
+            "Docker-Upload-UUID": upload,
+            "Range": f"0-{max(0, size - 1)}",
+            "OCI-Chunk-Min-Length": "0",
+        }
         return Response(status, headers)
 
     def _created(self, name: str, hex_digest: str) -> Response:
-        return text(201, b"", Location=f"/v2/{name}/blobs/sha256:{hex_digest}", Docker_Content_Digest=f"sha256:{hex_digest}")
+        return text(
+            201,
+            b"",
+            Location=f"/v2/{name}/blobs/sha256:{hex_digest}",
+            Docker_Content_Digest=f"sha256:{hex_digest}",
+        )
 
     def _upload(self, request: Request, name: str, upload: str) -> Response:
         path = self.root / "uploads" / upload
@@ -313,7 +393,12 @@ class Registry:
             if wanted:
                 match = _CONTENT_RANGE.fullmatch(wanted)
                 if not match or int(match[1]) != at:
-                    raise Refused(416, "BLOB_UPLOAD_INVALID", f"the upload is at byte {at}, not {wanted}", Range=f"0-{max(0, at - 1)}")
+                    raise Refused(
+                        416,
+                        "BLOB_UPLOAD_INVALID",
+                        f"the upload is at byte {at}, not {wanted}",
+                        Range=f"0-{max(0, at - 1)}",
+                    )
             hashed, state = self._hashes.pop(upload, (0, hashlib.sha256()))
             for block in request.body:
                 out.write(block)
@@ -337,7 +422,11 @@ class Registry:
                     state.update(block)
         if state.hexdigest() != hex_digest:
             path.unlink(missing_ok=True)
-            raise Refused(400, "DIGEST_INVALID", f"what arrived is sha256:{state.hexdigest()}, not sha256:{hex_digest}")
+            raise Refused(
+                400,
+                "DIGEST_INVALID",
+                f"what arrived is sha256:{state.hexdigest()}, not sha256:{hex_digest}",
+            )
         os.replace(path, self.blob_path(hex_digest))
         self.note_blob(name, hex_digest)
         return self._created(name, hex_digest)

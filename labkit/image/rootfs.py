@@ -1,9 +1,11 @@
-"""A root directory for a container, laid over an unpacked or mounted image without writing a byte into it.
+"""A root directory for a container, laid over an unpacked or mounted image without writing a byte
+into it.
 
-The image may be read-only (a lazy mount) or shared (the warm node's copy), and the places where the host's directories
-are to appear in it need not exist there. So the container's root is a skeleton directory on the node: directories on the
-way to a mount point are made there, everything else of the image is bound into them. No overlay file system is needed,
-which users may not mount everywhere.
+The image may be read-only (a lazy mount) or shared (the warm node's copy), and the places where the
+host's directories are to appear in it need not exist there. So the container's root is a skeleton
+directory on the node: directories on the way to a mount point are made there, everything else of
+the image is bound into them. No overlay file system is needed, which users may not mount
+everywhere.
 
     laid = lay_out(image, skeleton, points=["/root/models/small"])
     laid.binds        # [("…/image/usr", "usr"), …]: source on the host, path below the skeleton
@@ -32,7 +34,8 @@ class Laid:
 
 
 def resolve(root: str | os.PathLike[str], path: str) -> str:
-    """Host path of `path` inside `root`, symlinks followed as if `root` were `/`. Raises BadInput for a loop or nothing there."""
+    """Host path of `path` inside `root`, symlinks followed as if `root` were `/`. Raises BadInput
+    for a loop or nothing there."""
     base, parts, done, links = str(root), path.split("/"), [], 0
     while parts:
         part = parts.pop(0)
@@ -45,7 +48,9 @@ def resolve(root: str | os.PathLike[str], path: str) -> str:
         try:
             is_link = stat.S_ISLNK(os.lstat(here).st_mode)
         except OSError as error:
-            raise BadInput(f"{path} is not in the image: {error.strerror}", why=f"looked for below {base}") from None
+            raise BadInput(
+                f"{path} is not in the image: {error.strerror}", why=f"looked for below {base}"
+            ) from None
         if is_link:
             links += 1
             if links > 40:
@@ -60,7 +65,8 @@ def resolve(root: str | os.PathLike[str], path: str) -> str:
 
 
 def lay_out(image: str | os.PathLike[str], skeleton: Path, points: Iterable[str]) -> Laid:
-    """Make the skeleton and say what to bind. `points`: absolute directories that must exist as mount points."""
+    """Make the skeleton and say what to bind. `points`: absolute directories that must exist as
+    mount points."""
     root = Path(image)
     wanted = [p.strip("/") for p in points]
     split = {""}  # directories of the image that become directories of the skeleton
@@ -71,8 +77,11 @@ def lay_out(image: str | os.PathLike[str], skeleton: Path, points: Iterable[str]
         for part in point.split("/")[:-1]:
             at = f"{at}/{part}".strip("/")
             if (root / at).is_symlink():
-                raise BadInput(f"/{point} leads through the image's symlink /{at}", why="a host directory cannot be shown there",
-                               fix="put LABKIT_HOME and the model under another path, such as /srv/lab")
+                raise BadInput(
+                    f"/{point} leads through the image's symlink /{at}",
+                    why="a host directory cannot be shown there",
+                    fix="put LABKIT_HOME and the model under another path, such as /srv/lab",
+                )
             if _is_dir(root / at):
                 split.add(at)
     laid = Laid(skeleton)

@@ -1,16 +1,16 @@
-"""A tar stream as members, read once and forwards: ustar, PAX records and GNU long names, hostile until proven otherwise.
+"""A tar stream as members, read once and forwards: ustar, PAX records and GNU long names, hostile
+until proven otherwise.
 
-Python's `tarfile` spends 60–100 µs on a member and copies every byte twice; an image of 15 000 files pays for that in
-every pull. This reader takes the chunks that a decompressor makes and hands out views of them. Limit: memory bandwidth,
-then what the consumer does with each member.
+Python's `tarfile` spends 60–100 µs on a member and copies every byte twice; an image of 15 000
+files pays for that in every pull. This reader takes the chunks that a decompressor makes and hands
+out views of them. Limit: memory bandwidth, then what the consumer does with each member.
 
     for member in (tar := TarReader(chunks)):
         if member.type == FILE:
             for view in tar.data(): os.write(fd, view)
 
-Refused with BadInput: wrong checksums, sizes that are not numbers, PAX or long-name records over 1 MiB, sparse members,
-an end in mid-member. Lesson: notebooks/02_image_pull.
-"""
+Refused with BadInput: wrong checksums, sizes that are not numbers, PAX or long-name records over 1
+MiB, sparse members, an end in mid-member. Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -44,9 +44,11 @@ class Member:
 
 
 def _broken(what: str, at: int) -> BadInput:
-    return BadInput(f"layer is not a sound tar stream: {what} at byte {at}",
-                    why="a truncated, corrupt or forged layer; nothing of it was kept",
-                    fix="fetch the layer again; if its digest is right, the image itself is broken")
+    return BadInput(
+        f"layer is not a sound tar stream: {what} at byte {at}",
+        why="a truncated, corrupt or forged layer; nothing of it was kept",
+        fix="fetch the layer again; if its digest is right, the image itself is broken",
+    )
 
 
 def _text(raw: bytes) -> str:
@@ -54,7 +56,8 @@ def _text(raw: bytes) -> str:
 
 
 class TarReader:
-    """Iterate for members; between two members, `data()` yields the current one's bytes (unread bytes are skipped)."""
+    """Iterate for members; between two members, `data()` yields the current one's bytes (unread
+    bytes are skipped)."""
 
     def __init__(self, chunks: Iterable[bytes | memoryview]):
         self._chunks = iter(chunks)
@@ -82,7 +85,7 @@ class TarReader:
             if not len(self._view) and not self._refill():
                 break
             piece = self._view[:missing]
-            self._view = self._view[len(piece):]
+            self._view = self._view[len(piece) :]
             parts.append(bytes(piece))
             missing -= len(piece)
         made = b"".join(parts)
@@ -93,8 +96,8 @@ class TarReader:
         while self._left:
             if not len(self._view) and not self._refill():
                 raise _broken("it ends inside a member", self.offset)
-            piece = self._view[:self._left]
-            self._view = self._view[len(piece):]
+            piece = self._view[: self._left]
+            self._view = self._view[len(piece) :]
             self._left -= len(piece)
             self.offset += len(piece)
             yield piece
@@ -137,9 +140,9 @@ class TarReader:
             if not head.isdigit():
                 raise _broken("a PAX record without a length", self.offset)
             end = at + int(head)
-            if end > len(raw) or end <= space + 1 or raw[end - 1:end] != b"\n":
+            if end > len(raw) or end <= space + 1 or raw[end - 1 : end] != b"\n":
                 raise _broken("a PAX record that lies about its length", self.offset)
-            key, equals, value = raw[space + 1:end - 1].partition(b"=")
+            key, equals, value = raw[space + 1 : end - 1].partition(b"=")
             if not equals:
                 raise _broken("a PAX record without a value", self.offset)
             records[key.decode("utf-8", "surrogateescape")] = value
@@ -176,14 +179,23 @@ class TarReader:
             if kind == "K":
                 long_link = self._record(size)
                 continue
-            member = self._member(head, kind, size, {**shared, **own} if shared or own else own, long_name, long_link)
+            member = self._member(
+                head, kind, size, {**shared, **own} if shared or own else own, long_name, long_link
+            )
             own, long_name, long_link = {}, None, None
             self._left = member.size_bytes
             self._pad = -member.size_bytes % BLOCK
             yield member
 
-    def _member(self, head: bytes, kind: str, size: int, pax: dict[str, bytes], long_name: bytes | None,
-                long_link: bytes | None) -> Member:
+    def _member(
+        self,
+        head: bytes,
+        kind: str,
+        size: int,
+        pax: dict[str, bytes],
+        long_name: bytes | None,
+        long_link: bytes | None,
+    ) -> Member:
         if kind == "7":
             kind = FILE
         if kind == "S" or any(k.startswith("GNU.sparse") for k in pax):
@@ -191,12 +203,26 @@ class TarReader:
         if kind not in _KNOWN:
             raise _broken(f"a member of unknown type {kind!r}", self.offset)
         name = head[:100].partition(b"\0")[0]
-        if head[257:262] == b"ustar" and head[263:265] != b" \0" and head[345] and long_name is None:
+        if (
+            head[257:262] == b"ustar"
+            and head[263:265] != b" \0"
+            and head[345]
+            and long_name is None
+        ):
             name = head[345:500].partition(b"\0")[0] + b"/" + name
-        member = Member(name=_text(long_name) if long_name is not None else name.decode("utf-8", "surrogateescape"),
-                        type=kind, mode=self._number(head[100:108]) & 0o7777, uid=self._number(head[108:116]),
-                        gid=self._number(head[116:124]), mtime_ns=self._number(head[136:148]) * 1_000_000_000,
-                        link=_text(long_link) if long_link is not None else _text(head[157:257]))
+        member = Member(
+            name=(
+                _text(long_name)
+                if long_name is not None
+                else name.decode("utf-8", "surrogateescape")
+            ),
+            type=kind,
+            mode=self._number(head[100:108]) & 0o7777,
+            uid=self._number(head[108:116]),
+            gid=self._number(head[116:124]),
+            mtime_ns=self._number(head[136:148]) * 1_000_000_000,
+            link=_text(long_link) if long_link is not None else _text(head[157:257]),
+        )
         if kind in (CHAR, BLOCKDEV):
             member.major, member.minor = self._number(head[329:337]), self._number(head[337:345])
         if pax:
@@ -224,7 +250,7 @@ class TarReader:
                 elif key == "mtime":
                     member.mtime_ns = _time_ns(value)
                 elif key.startswith(_XATTR):
-                    member.xattrs[key[len(_XATTR):]] = value
+                    member.xattrs[key[len(_XATTR) :]] = value
             except ValueError:
                 raise _broken(f"a PAX record {key!r} of {value[:20]!r}", self.offset) from None
         if "\0" in member.name or "\0" in member.link:
@@ -232,7 +258,8 @@ class TarReader:
         return size
 
     def _drain(self, end_seen: bool) -> None:
-        """Read on to the end of the stream: digests cover it whole. Only zeros may follow the end mark."""
+        """Read on to the end of the stream: digests cover it whole. Only zeros may follow the end
+        mark."""
         del end_seen  # both ends occur in the wild: two zero blocks, or none
         while len(self._view) or self._refill():
             self.offset += len(self._view)

@@ -1,7 +1,8 @@
-"""A small OCI image with everything that makes layers hard, made in about a second: for tests, demos and opening by hand.
+"""A small OCI image with everything that makes layers hard, made in about a second: for tests,
+demos and opening by hand.
 
-Three layers, about 3 MB: links, whiteouts, an opaque directory, empty and large files, odd names. Nothing in it runs; an
-image that does is `labkit.image.build.build(..., parts=("interpreter",))`.
+Three layers, about 3 MB: links, whiteouts, an opaque directory, empty and large files, odd names.
+Nothing in it runs; an image that does is `labkit.image.build.build(..., parts=("interpreter",))`.
 
     manifest = tiny_layout(Path("/tmp/tiny"))     # listed as "lab/tiny:latest"
 
@@ -30,7 +31,9 @@ def tiny_layers(size_bytes: int = 3_000_000) -> list[dict[str, Entry]]:
     text = b"".join(b"line %d of a file that compresses well\n" % i for i in range(20_000))
     base = {
         "bin": Entry(symlink="usr/bin"),
-        "usr/bin/app": Entry(data=b"#!/bin/sh\necho hello\n" + noise(size_bytes // 3, 1), mode=0o755),
+        "usr/bin/app": Entry(
+            data=b"#!/bin/sh\necho hello\n" + noise(size_bytes // 3, 1), mode=0o755
+        ),
         "usr/bin/app-again": Entry(hardlink="usr/bin/app", mode=0o755),
         "usr/lib/libbig.so": Entry(data=noise(size_bytes // 2, 2), mode=0o755),
         "usr/lib/libbig.so.1": Entry(symlink="libbig.so"),
@@ -39,7 +42,8 @@ def tiny_layers(size_bytes: int = 3_000_000) -> list[dict[str, Entry]]:
         "etc/passwd": Entry(data=b"root:x:0:0:root:/root:/sbin/nologin\n"),
         "etc/secret": Entry(data=b"only root reads this\n", mode=0o600),
         "tmp": Entry(mode=0o1777),
-        "opt/old/a": Entry(data=b"a"), "opt/old/b": Entry(data=b"b"),
+        "opt/old/a": Entry(data=b"a"),
+        "opt/old/b": Entry(data=b"b"),
         "opt/gone": Entry(data=b"removed by the next layer"),
     }
     second = {
@@ -47,7 +51,9 @@ def tiny_layers(size_bytes: int = 3_000_000) -> list[dict[str, Entry]]:
         "opt/old/.wh..wh..opq": Entry(data=b""),
         "opt/old/c": Entry(data=b"c"),
         "etc/hostname": Entry(data=b"lab\n"),
-        "usr/share/" + "long-name/" * 15 + "x" * 120: Entry(data=b"a path beyond the old header's 100 bytes"),
+        "usr/share/" + "long-name/" * 15 + "x" * 120: Entry(
+            data=b"a path beyond the old header's 100 bytes"
+        ),
         "usr/share/ünïcode – file": Entry(data=b"utf-8"),
         os.fsdecode(b"usr/share/latin-\xe9"): Entry(data=b"not utf-8"),
     }
@@ -59,8 +65,18 @@ def tiny_layers(size_bytes: int = 3_000_000) -> list[dict[str, Entry]]:
     return [base, second, third]
 
 
-def tiny_layout(path: str | os.PathLike[str], size_bytes: int = 3_000_000, name: str = REFERENCE) -> oci.Manifest:
+def tiny_layout(
+    path: str | os.PathLike[str], size_bytes: int = 3_000_000, name: str = REFERENCE
+) -> oci.Manifest:
     """Write the layout at `path` (made if missing) and return its manifest. Deterministic."""
     layout = oci.Layout.create(Path(path))
-    written = [(f"tiny {i}", write_layer(layout, entries)) for i, entries in enumerate(tiny_layers(size_bytes))]
-    return write_image(layout, written, {"Env": ["PATH=/usr/bin", "LANG=C.UTF-8"], "Cmd": ["/usr/bin/app"], "WorkingDir": "/app"}, name)
+    written = [
+        (f"tiny {i}", write_layer(layout, entries))
+        for i, entries in enumerate(tiny_layers(size_bytes))
+    ]
+    return write_image(
+        layout,
+        written,
+        {"Env": ["PATH=/usr/bin", "LANG=C.UTF-8"], "Cmd": ["/usr/bin/app"], "WorkingDir": "/app"},
+        name,
+    )

@@ -1,11 +1,12 @@
-"""A root directory that is being filled: paths resolved below the root by the kernel, modes and times set when all is there.
+"""A root directory that is being filled: paths resolved below the root by the kernel, modes and
+times set when all is there.
 
-    with growing(rootfs, limits) as tree:                # a hidden sibling, renamed when the block ends well
+    with growing(rootfs, limits) as tree:                # a hidden sibling, renamed when the block
+        ends well
         fd = tree.dir_fd("usr/lib", check_links)         # made where missing; stays the tree's
 
-`openat2` with RESOLVE_IN_ROOT (without it component by component, no link followed) keeps names, links and races inside.
-Limit: system calls, ~2 µs each. Lesson: notebooks/02_image_pull.
-"""
+`openat2` with RESOLVE_IN_ROOT (without it component by component, no link followed) keeps names,
+links and races inside. Limit: system calls, ~2 µs each. Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -40,12 +41,19 @@ class _OpenHow(ctypes.Structure):
 
 
 def refuse(name: str, what: str) -> BadInput:
-    return BadInput(f"layer refused: {name[:200]!r} {what}", why="it would write outside the image's root, or twice, or more than "
-                    "it may; nothing of the image was kept", fix="do not run this image; its builder is broken or hostile")
+    return BadInput(
+        f"layer refused: {name[:200]!r} {what}",
+        why=(
+            "it would write outside the image's root, or twice, or more than "
+            "it may; nothing of the image was kept"
+        ),
+        fix="do not run this image; its builder is broken or hostile",
+    )
 
 
 class Tree:
-    """A root directory being filled. Directories get their modes and times at the end (`finish`), as later members change both."""
+    """A root directory being filled. Directories get their modes and times at the end (`finish`),
+    as later members change both."""
 
     CACHED_DIRS = 64
 
@@ -54,7 +62,8 @@ class Tree:
         self.fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.written_bytes = self.members = self.skipped_xattrs = 0
         self._dirs: OrderedDict[str, int] = OrderedDict()
-        self._stale: list[int] = []  # forgotten, perhaps still in a caller's hand: closed with the next member
+        # forgotten, perhaps still in a caller's hand: closed with the next member
+        self._stale: list[int] = []
         self._late: dict[str, tuple[Member, int]] = {}  # directory -> its member and inode
         self.is_root = os.geteuid() == 0
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -74,10 +83,17 @@ class Tree:
             os.close(self._stale.pop())
 
     def open_dir(self, path: str) -> int:
-        """Descriptor of a directory below the root, links resolved inside the root. Raises OSError."""
+        """Descriptor of a directory below the root, links resolved inside the root. Raises
+        OSError."""
         if self._openat2:
-            how = _OpenHow(os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
-            fd = self._libc.syscall(_SYS_OPENAT2, self.fd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+            how = _OpenHow(
+                os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC,
+                0,
+                _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS,
+            )
+            fd = self._libc.syscall(
+                _SYS_OPENAT2, self.fd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)
+            )
             if fd >= 0:
                 return int(fd)
             code = ctypes.get_errno()
@@ -87,14 +103,17 @@ class Tree:
         fd = os.dup(self.fd)
         for part in path.split("/"):
             try:
-                below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+                below = os.open(
+                    part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd
+                )
             finally:
                 os.close(fd)
             fd = below
         return fd
 
     def dir_fd(self, path: str, check_links: Callable[[str], None]) -> int:
-        """Descriptor of the directory `path` ("" is the root), made with its parents where missing. Stays the tree's."""
+        """Descriptor of the directory `path` ("" is the root), made with its parents where missing.
+        Stays the tree's."""
         if not path:
             return self.fd
         if path in self._dirs:
@@ -105,14 +124,18 @@ class Tree:
             fd = self.open_dir(path)
         except OSError as error:
             if error.errno != errno.ENOENT:
-                raise refuse(path, f"is used as a directory and is none ({os.strerror(error.errno or 0)})") from None
+                raise refuse(
+                    path, f"is used as a directory and is none ({os.strerror(error.errno or 0)})"
+                ) from None
             parent, _, name = path.rpartition("/")
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, 0o755, dir_fd=self.dir_fd(parent, check_links))
             try:
                 fd = self.open_dir(path)
             except OSError as again:
-                raise refuse(path, f"cannot be made a directory ({os.strerror(again.errno or 0)})") from None
+                raise refuse(
+                    path, f"cannot be made a directory ({os.strerror(again.errno or 0)})"
+                ) from None
         self._dirs[path] = fd
         if len(self._dirs) > self.CACHED_DIRS:
             self._stale.append(self._dirs.popitem(last=False)[1])
@@ -129,7 +152,9 @@ class Tree:
             if error.errno not in (errno.EISDIR, errno.EPERM):
                 raise
         self.forget_dirs()  # descriptors of what goes would keep it reachable
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
+        fd = os.open(
+            name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd
+        )
         try:
             for child in os.listdir(fd):
                 self.remove(fd, child)
@@ -142,14 +167,16 @@ class Tree:
             os.chown(name, member.uid, member.gid, dir_fd=parent_fd, follow_symlinks=False)
 
     def mode_of(self, member: Member) -> int:
-        return member.mode if self.is_root else member.mode & 0o1777  # a set-id bit of one's own says nothing
+        # a set-id bit of one's own says nothing
+        return member.mode if self.is_root else member.mode & 0o1777
 
     def put_xattrs(self, target: int | str, member: Member) -> None:
         for key, value in member.xattrs.items():
             try:
                 os.setxattr(target, key, value)
             except (OSError, ValueError):
-                self.skipped_xattrs += 1  # a file system or a user that cannot hold it; containerd skips these as well
+                # a file system or a user that cannot hold it; containerd skips these as well
+                self.skipped_xattrs += 1
 
     def later(self, path: str, member: Member, inode: int = 0) -> None:
         self._late[path] = (member, inode)
@@ -157,7 +184,9 @@ class Tree:
     def finish(self) -> None:
         """Modes, owners and times of directories, deepest first."""
         self.forget_dirs()
-        for path, (member, inode) in sorted(self._late.items(), key=lambda item: item[0].count("/"), reverse=True):
+        for path, (member, inode) in sorted(
+            self._late.items(), key=lambda item: item[0].count("/"), reverse=True
+        ):
             try:
                 fd = self.open_dir(path) if path else os.dup(self.fd)
             except OSError:
@@ -177,11 +206,15 @@ class Tree:
 
 @contextlib.contextmanager
 def growing(rootfs: str | os.PathLike[str], limits: Limits = Limits()) -> Iterator[Tree]:
-    """A tree beside `rootfs` that becomes it when the block ends well, and is removed when it does not."""
+    """A tree beside `rootfs` that becomes it when the block ends well, and is removed when it does
+    not."""
     final = Path(rootfs)
     if final.exists():
-        raise BadInput(f"{final} exists already", why="an image is unpacked into a new directory, never over something",
-                       fix=f"rm -r {final}, or choose another name")
+        raise BadInput(
+            f"{final} exists already",
+            why="an image is unpacked into a new directory, never over something",
+            fix=f"rm -r {final}, or choose another name",
+        )
     with becoming(final, mode=0o755) as part:
         tree = Tree(part, limits)
         try:

@@ -1,18 +1,21 @@
-"""Layers become a root directory: whiteouts, hard links, modes, owners, xattrs and times, from input that may be hostile.
+"""Layers become a root directory: whiteouts, hard links, modes, owners, xattrs and times, from
+input that may be hostile.
 
-Every path is resolved below the root by the kernel (`openat2` with RESOLVE_IN_ROOT; without it, component by component,
-no link followed), so no name, link or race leads out. An image is unpacked into a hidden sibling and renamed when all
-of it is there: a refused layer leaves nothing behind. Limit: one thread of gunzip, then the disk's write rate.
+Every path is resolved below the root by the kernel (`openat2` with RESOLVE_IN_ROOT; without it,
+component by component, no link followed), so no name, link or race leads out. An image is unpacked
+into a hidden sibling and renamed when all of it is there: a refused layer leaves nothing behind.
+Limit: one thread of gunzip, then the disk's write rate.
 
     with growing(rootfs) as tree:
-        for layer, plain in …: apply_layer(plain, tree)      # `plain`: chunks of the uncompressed tar
+        for layer, plain in …: apply_layer(plain, tree)      # `plain`: chunks of the uncompressed
+            tar
 
-Refused with BadInput: absolute or climbing names, hard links and symlinks out of the root, members written through a
-symlink of their own layer, the same path twice in a layer, device nodes when not root, more bytes or members than
-`Limits` allow. Absolute symlinks are refused too unless `Limits(absolute_links=True)`: they are honest inside a
-container, and lead to the host's own files wherever an image is used without a changed root. Owners are kept when root.
-Lesson: notebooks/02_image_pull.
-"""
+Refused with BadInput: absolute or climbing names, hard links and symlinks out of the root, members
+written through a symlink of their own layer, the same path twice in a layer, device nodes when not
+root, more bytes or members than `Limits` allow. Absolute symlinks are refused too unless
+`Limits(absolute_links=True)`: they are honest inside a container, and lead to the host's own files
+wherever an image is used without a changed root. Owners are kept when root. Lesson:
+notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -62,7 +65,8 @@ class _Layer:
 
 
 def clean(name: str, what: str = "name") -> str:
-    """A member's name as a path below the root ("" for the root itself). Raises BadInput for anything that climbs."""
+    """A member's name as a path below the root ("" for the root itself). Raises BadInput for
+    anything that climbs."""
     if name.startswith("/"):
         raise refuse(name, f"is an absolute {what}")
     parts = [p for p in name.split("/") if p not in ("", ".")]
@@ -82,8 +86,10 @@ def check_symlink(path: str, target: str, absolute_ok: bool) -> None:
         if absolute_ok:
             return
         refused = refuse(path, f"is an absolute symlink to {target[:100]!r}")
-        refused.fix = ("an image that is only ever run with a changed root (runc, userns) may have them: "
-                       "labkit image unpack --absolute-links")
+        refused.fix = (
+            "an image that is only ever run with a changed root (runc, userns) may have them: "
+            "labkit image unpack --absolute-links"
+        )
         raise refused
     depth = path.count("/")
     for part in target.split("/"):
@@ -93,7 +99,8 @@ def check_symlink(path: str, target: str, absolute_ok: bool) -> None:
 
 
 def apply_layer(chunks: Iterable[bytes], tree: Tree) -> int:
-    """Apply one layer (chunks of its plain tar) on the tree; returns its members. Raises BadInput, with the tree half done."""
+    """Apply one layer (chunks of its plain tar) on the tree; returns its members. Raises BadInput,
+    with the tree half done."""
     layer, reader, count = _Layer(), TarReader(chunks), 0
     for member in reader:
         count += 1
@@ -135,7 +142,7 @@ def _write_file(tree: Tree, parent_fd: int, name: str, member: Member, reader: T
     try:
         for view in reader.data():
             while len(view):
-                view = view[os.write(fd, view):]
+                view = view[os.write(fd, view) :]
         if tree.is_root and (member.uid or member.gid):
             os.fchown(fd, member.uid, member.gid)
         if member.xattrs:
@@ -157,7 +164,9 @@ def _make_dir(tree: Tree, parent_fd: int, name: str, path: str, member: Member) 
     tree.later(path, member, os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_ino)
 
 
-def _make_other(tree: Tree, layer: _Layer, parent_fd: int, name: str, path: str, member: Member) -> None:
+def _make_other(
+    tree: Tree, layer: _Layer, parent_fd: int, name: str, path: str, member: Member
+) -> None:
     if member.type in (CHAR, BLOCKDEV) and not tree.is_root:
         raise refuse(path, "is a device node, which only root may make")
     if member.type == SYMLINK:
@@ -183,7 +192,9 @@ def _make_other(tree: Tree, layer: _Layer, parent_fd: int, name: str, path: str,
     os.utime(name, ns=(member.mtime_ns, member.mtime_ns), dir_fd=parent_fd, follow_symlinks=False)
 
 
-def _make_hard_link(tree: Tree, layer: _Layer, parent_fd: int, name: str, path: str, source: str) -> None:
+def _make_hard_link(
+    tree: Tree, layer: _Layer, parent_fd: int, name: str, path: str, source: str
+) -> None:
     folder, _, source_name = source.rpartition("/")
     layer.check_links(folder)
     try:
@@ -195,7 +206,9 @@ def _make_hard_link(tree: Tree, layer: _Layer, parent_fd: int, name: str, path: 
         if stat.S_ISDIR(found.st_mode):
             raise refuse(path, "is a hard link to a directory")
         tree.remove(parent_fd, name)
-        os.link(source_name, name, src_dir_fd=source_fd, dst_dir_fd=parent_fd, follow_symlinks=False)
+        os.link(
+            source_name, name, src_dir_fd=source_fd, dst_dir_fd=parent_fd, follow_symlinks=False
+        )
     except FileNotFoundError:
         raise refuse(path, f"is a hard link to {source!r}, which is not in the image") from None
     finally:
@@ -211,7 +224,7 @@ def _white_out(tree: Tree, layer: _Layer, parent: str, name: str) -> None:
     elif name.startswith(WHITEOUT + WHITEOUT):
         return  # aufs bookkeeping, never content
     else:
-        target = name[len(WHITEOUT):]
+        target = name[len(WHITEOUT) :]
         if target in ("", ".", ".."):
             raise refuse(f"{parent}/{name}", "is a whiteout of no file")
         path = f"{parent}/{target}" if parent else target
@@ -233,25 +246,47 @@ def _clear(tree: Tree, layer: _Layer, path: str) -> None:
             below = f"{path}/{child}" if path else child
             if not layer.holds(below):
                 tree.remove(fd, child)
-            elif below in layer.parents and stat.S_ISDIR(os.stat(child, dir_fd=fd, follow_symlinks=False).st_mode):
+            elif below in layer.parents and stat.S_ISDIR(
+                os.stat(child, dir_fd=fd, follow_symlinks=False).st_mode
+            ):
                 _clear(tree, layer, below)
     finally:
         os.close(fd)
     tree.forget_dirs()
 
 
-def unpack_image(layout: Layout, manifest: Manifest, rootfs: str | os.PathLike[str], *, limits: Limits = Limits(),
-                 fast: bool = False) -> dict[str, Any]:
-    """All layers of an image on disk, one after the other, each checked against its diff id. Returns facts."""
+def unpack_image(
+    layout: Layout,
+    manifest: Manifest,
+    rootfs: str | os.PathLike[str],
+    *,
+    limits: Limits = Limits(),
+    fast: bool = False,
+) -> dict[str, Any]:
+    """All layers of an image on disk, one after the other, each checked against its diff id.
+    Returns facts."""
     ids = layout.config(manifest)["rootfs"]["diff_ids"]
     plain_bytes = 0
     with growing(rootfs, limits) as tree:
         for layer, diff_id in zip(manifest.layers, ids, strict=True):
-            plain = Hashed(decompress(file_chunks(layout.blob_path(layer.digest)), codec_of(layer.media_type), fast=fast))
+            plain = Hashed(
+                decompress(
+                    file_chunks(layout.blob_path(layer.digest)),
+                    codec_of(layer.media_type),
+                    fast=fast,
+                )
+            )
             apply_layer(plain, tree)
             if plain.digest != diff_id:
-                raise BadInput(f"layer {layer.digest} unpacks to {plain.digest}, the config says {diff_id}",
-                               why="the image was put together wrongly, or forged; nothing of it was kept")
+                raise BadInput(
+                    f"layer {layer.digest} unpacks to {plain.digest}, the config says {diff_id}",
+                    why="the image was put together wrongly, or forged; nothing of it was kept",
+                )
             plain_bytes += plain.size_bytes
-        return {"layers": len(manifest.layers), "members": tree.members, "written_bytes": tree.written_bytes,
-                "plain_bytes": plain_bytes, "skipped_xattrs": tree.skipped_xattrs}
+        return {
+            "layers": len(manifest.layers),
+            "members": tree.members,
+            "written_bytes": tree.written_bytes,
+            "plain_bytes": plain_bytes,
+            "skipped_xattrs": tree.skipped_xattrs,
+        }

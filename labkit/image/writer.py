@@ -1,16 +1,18 @@
 """The files of an image, written by a process of its own.
 
-Thirty thousand small files are a second of interpreter and two of system calls; decompression and digests are three seconds
-on another core. In one process they take turns at the interpreter's lock, so the writer gets a process. Plain chunks go
-through a ring of shared memory, their order through a pipe:
+Thirty thousand small files are a second of interpreter and two of system calls; decompression and
+digests are three seconds on another core. In one process they take turns at the interpreter's lock,
+so the writer gets a process. Plain chunks go through a ring of shared memory, their order through a
+pipe:
 
     with writing(rootfs, limits) as writer:
-        for plain in layers: writer.layer(plain)         # chunks of the uncompressed tar, at most 1 MiB each
+        for plain in layers: writer.layer(plain)         # chunks of the uncompressed tar, at most 1
+            MiB each
         facts = writer.commit()                          # nothing has its name before this
 
-What the writer refuses (BadInput) is raised here. If the parent goes, the pipe ends and the writer removes what it has.
-Limit: system calls for each file, then the page cache. Memory: the ring, 32 MiB. Lesson: notebooks/02_image_pull.
-"""
+What the writer refuses (BadInput) is raised here. If the parent goes, the pipe ends and the writer
+removes what it has. Limit: system calls for each file, then the page cache. Memory: the ring, 32
+MiB. Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ from labkit.image.unpack import apply_layer
 SLOTS, SLOT_BYTES = 32, 1 << 20
 _MESSAGE = struct.Struct("<ii")  # slot, bytes in it; or one of these two
 _END_OF_LAYER, _COMMIT = (-1, 0), (-2, 0)
-_RESULT = 0xFF  # the writer sends the numbers of slots that are free again, at last this and a document
+# the writer sends the numbers of slots that are free again, at last this and a document
+_RESULT = 0xFF
 
 
 class Writer:
@@ -46,7 +49,13 @@ class Writer:
             os.ftruncate(ring, SLOTS * SLOT_BYTES)
             self._memory = mmap.mmap(ring, SLOTS * SLOT_BYTES)
             what = json.dumps({"rootfs": os.fspath(rootfs), "limits": asdict(limits), "ring": ring})
-            self._process = subprocess.Popen([*module("labkit.image.writer"), what], stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[ring], bufsize=0)
+            self._process = subprocess.Popen(
+                [*module("labkit.image.writer"), what],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=[ring],
+                bufsize=0,
+            )
         finally:
             os.close(ring)
         assert self._process.stdin and self._process.stdout
@@ -54,17 +63,19 @@ class Writer:
         self._free = list(range(SLOTS))
 
     def layer(self, chunks: Iterable[bytes]) -> None:
-        """Have one layer applied. Raises what the writer refuses, and what the chunks raise (then nothing is kept)."""
+        """Have one layer applied. Raises what the writer refuses, and what the chunks raise (then
+        nothing is kept)."""
         for chunk in chunks:
             for at in range(0, len(chunk), SLOT_BYTES):
-                piece = chunk[at:at + SLOT_BYTES] if len(chunk) > SLOT_BYTES else chunk
+                piece = chunk[at : at + SLOT_BYTES] if len(chunk) > SLOT_BYTES else chunk
                 slot = self._slot()
-                self._memory[slot * SLOT_BYTES:slot * SLOT_BYTES + len(piece)] = piece
+                self._memory[slot * SLOT_BYTES : slot * SLOT_BYTES + len(piece)] = piece
                 self._order(slot, len(piece))
         self._order(*_END_OF_LAYER)
 
     def commit(self) -> dict[str, Any]:
-        """Wait until all is written and has its name. Returns members, written_bytes, skipped_xattrs."""
+        """Wait until all is written and has its name. Returns members, written_bytes,
+        skipped_xattrs."""
         self._order(*_COMMIT)
         while (said := self._answer()) is None:
             pass
@@ -97,13 +108,20 @@ class Writer:
         if raw and at < 0:
             self._free.extend(raw)
             return None
-        document = raw[at + 1:] + (self._answers.readall() if raw else b"")  # type: ignore[attr-defined]
+        document = raw[at + 1 :] + (self._answers.readall() if raw else b"")  # type: ignore[attr-defined]
         if not document:
-            raise errors.LabError(f"the process that writes the image's files ended with status {self._process.wait()}", why="killed, or out of memory", fix="pull again")
+            raise errors.LabError(
+                "the process that writes the image's files ended with status"
+                f" {self._process.wait()}",
+                why="killed, or out of memory",
+                fix="pull again",
+            )
         said: dict[str, Any] = json.loads(document)
         if "error" in said:
             wrong = said["error"]
-            raise getattr(errors, wrong["kind"], errors.LabError)(wrong["what"], wrong["why"], wrong["fix"])
+            raise getattr(errors, wrong["kind"], errors.LabError)(
+                wrong["what"], wrong["why"], wrong["fix"]
+            )
         return said
 
 
@@ -129,10 +147,12 @@ def _order_from(orders: IO[bytes]) -> tuple[int, int]:
 
 
 def _layers(orders: IO[bytes], memory: memoryview) -> Iterator[Iterator[memoryview]]:
-    """Layers until the commit, each an iterator of chunks; a slot is given back when the next chunk is asked for."""
+    """Layers until the commit, each an iterator of chunks; a slot is given back when the next chunk
+    is asked for."""
+
     def layer(slot: int, size: int) -> Iterator[memoryview]:
         while (slot, size) != _END_OF_LAYER:
-            yield memory[slot * SLOT_BYTES:slot * SLOT_BYTES + size]
+            yield memory[slot * SLOT_BYTES : slot * SLOT_BYTES + size]
             os.write(1, bytes([slot]))
             slot, size = _order_from(orders)
 
@@ -149,13 +169,25 @@ def main(what: str) -> int:
                 apply_layer(chunks, tree)
                 for _ in chunks:  # padding after the end mark belongs to the layer
                     pass
-            said: dict[str, Any] = {"members": tree.members, "written_bytes": tree.written_bytes, "skipped_xattrs": tree.skipped_xattrs}
+            said: dict[str, Any] = {
+                "members": tree.members,
+                "written_bytes": tree.written_bytes,
+                "skipped_xattrs": tree.skipped_xattrs,
+            }
     except (_Gone, KeyboardInterrupt):
         return 1
     except errors.LabError as error:
         said = {"error": error.as_json()}
     except OSError as error:
-        said = {"error": errors.LabError(f"the image cannot be written: {error}", why="nothing of it was kept", fix="free space, or another LABKIT_HOME").as_json()}
+        said = {
+            "error": (
+                errors.LabError(
+                    f"the image cannot be written: {error}",
+                    why="nothing of it was kept",
+                    fix="free space, or another LABKIT_HOME",
+                ).as_json()
+            )
+        }
     os.write(1, bytes([_RESULT]))
     os.write(1, json.dumps(said).encode())
     return 0

@@ -1,14 +1,16 @@
-"""The canonical format of a notebook: what may be committed, so that diffs show what was taught, not what was clicked.
+"""The canonical format of a notebook: what may be committed, so that diffs show what was taught,
+not what was clicked.
 
-No outputs, no execution counts, no metadata but the lab's own; kernel `python3`; one cell tagged `parameters` that assigns
-plain values; at most 15 lines of code in a cell; a title, minutes and a question; an exercise has its header above and its
-check below. `--fix` puts right what has one right answer; the rest is named with file, cell and reason.
+No outputs, no execution counts, no metadata but the lab's own; kernel `python3`; one cell tagged
+`parameters` that assigns plain values; at most 15 lines of code in a cell; a title, minutes and a
+question; an exercise has its header above and its check below. `--fix` puts right what has one
+right answer; the rest is named with file, cell and reason.
 
     problems = look(Path("notebooks/01_anatomy.ipynb"))     # [] when canonical
     fix(path)                                               # True when the file changed
 
-Notebook metadata the lab keeps: labkit.minutes, labkit.question, labkit.presets ({"ci": {parameter: value}}).
-"""
+Notebook metadata the lab keeps: labkit.minutes, labkit.question, labkit.presets ({"ci": {parameter:
+value}})."""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def load(path: Path) -> dict[str, Any]:
         if doc["nbformat"] != 4 or not isinstance(doc["cells"], list):
             raise KeyError("nbformat 4 with cells")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path} is not a notebook: {error}", fix="give a .ipynb file of format 4") from None
+        raise BadInput(
+            f"{path} is not a notebook: {error}", fix="give a .ipynb file of format 4"
+        ) from None
     for cell in doc["cells"]:
         if isinstance(cell.get("source"), list):
             cell["source"] = "".join(cell["source"])
@@ -56,16 +60,28 @@ def canonical(doc: dict[str, Any]) -> dict[str, Any]:
     """A copy with everything that has one right form in that form. Same cells, same text."""
     made = copy.deepcopy(doc)
     lab = made.get("metadata", {}).get("labkit", {})
-    made["metadata"] = {"kernelspec": dict(KERNEL), "labkit": lab, "language_info": {"name": "python"}}
+    made["metadata"] = {
+        "kernelspec": dict(KERNEL),
+        "labkit": lab,
+        "language_info": {"name": "python"},
+    }
     made["nbformat_minor"] = 5
     seen: set[str] = set()
     for i, cell in enumerate(made["cells"]):
         kept = cell.get("metadata", {})
-        cell["metadata"] = {k: sorted(set(kept[k])) if k == "tags" else kept[k] for k in ("labkit", "tags") if kept.get(k)}
+        cell["metadata"] = {
+            k: sorted(set(kept[k])) if k == "tags" else kept[k]
+            for k in ("labkit", "tags")
+            if kept.get(k)
+        }
         if not cell.get("id") or cell["id"] in seen:
             cell["id"] = f"cell-{i + 1:02d}"
         seen.add(cell["id"])
-        cell["source"] = "\n".join(line.rstrip() for line in cell["source"].split("\n")).strip("\n") if cell["cell_type"] == "code" else cell["source"].strip("\n")
+        cell["source"] = (
+            "\n".join(line.rstrip() for line in cell["source"].split("\n")).strip("\n")
+            if cell["cell_type"] == "code"
+            else cell["source"].strip("\n")
+        )
         if cell["cell_type"] == "code":
             cell["outputs"], cell["execution_count"] = [], None
         else:
@@ -82,7 +98,8 @@ def canonical(doc: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_header(text: str, header: str) -> str:
-    """The header stands above the task, which is the last paragraph; one that its author put elsewhere below a heading stays there."""
+    """The header stands above the task, which is the last paragraph; one that its author put
+    elsewhere below a heading stays there."""
     paragraphs = [p for p in text.split("\n\n")]
     at = next((n for n, p in enumerate(paragraphs) if p.startswith("**Exercise:")), None)
     if at is not None:
@@ -91,7 +108,7 @@ def _with_header(text: str, header: str) -> str:
         if not misplaced:
             paragraphs[at] = "\n".join([header, *rest])
             return "\n\n".join(paragraphs)
-        paragraphs[at:at + 1] = ["\n".join(rest)] if rest else []
+        paragraphs[at : at + 1] = ["\n".join(rest)] if rest else []
     paragraphs.insert(max(len(paragraphs) - 1, 0), header)
     return "\n\n".join(paragraphs)
 
@@ -118,10 +135,14 @@ def look(path: Path) -> list[Problem]:
     doc, name = load(path), str(path)
     problems: list[Problem] = []
     if path.read_text(encoding="utf-8") != dumps(canonical(doc)):
-        problems += [Problem(name, i, what, True) for i, what in _differences(doc)] or [Problem(name, 0, "not in canonical form", True)]
+        problems += [Problem(name, i, what, True) for i, what in _differences(doc)] or [
+            Problem(name, 0, "not in canonical form", True)
+        ]
     cells = doc["cells"]
     if not cells or cells[0]["cell_type"] != "markdown" or not cells[0]["source"].startswith("# "):
-        problems.append(Problem(name, 1, "the first cell is the title: markdown beginning with '# '"))
+        problems.append(
+            Problem(name, 1, "the first cell is the title: markdown beginning with '# '")
+        )
     lab = doc["metadata"].get("labkit", {})
     code = [(i, c) for i, c in enumerate(cells, 1) if c["cell_type"] == "code"]
     for key in ("minutes", "question"):
@@ -132,7 +153,13 @@ def look(path: Path) -> list[Problem]:
     for i, cell in code:
         lines = sum(1 for line in cell["source"].split("\n") if line.strip())
         if lines > MOST_LINES:
-            problems.append(Problem(name, i, f"{lines} lines of code; at most {MOST_LINES}: move the mechanism into labkit"))
+            problems.append(
+                Problem(
+                    name,
+                    i,
+                    f"{lines} lines of code; at most {MOST_LINES}: move the mechanism into labkit",
+                )
+            )
         problems += _cell(name, i, cell, cells)
     return problems
 
@@ -149,7 +176,16 @@ def _differences(doc: dict[str, Any]) -> list[tuple[int, str]]:
         if was.get("metadata", {}) != now["metadata"]:
             found.append((i, "has metadata beyond tags and labkit"))
         if was["source"] != now["source"]:
-            found.append((i, "its exercise header is out of step" if was["cell_type"] == "markdown" and "**Exercise:" in now["source"] else "has stray white space"))
+            found.append(
+                (
+                    i,
+                    (
+                        "its exercise header is out of step"
+                        if was["cell_type"] == "markdown" and "**Exercise:" in now["source"]
+                        else "has stray white space"
+                    ),
+                )
+            )
         if was.get("id") != now["id"]:
             found.append((i, "has no id of its own"))
     if doc.get("metadata") != made["metadata"]:
@@ -157,7 +193,9 @@ def _differences(doc: dict[str, Any]) -> list[tuple[int, str]]:
     return found
 
 
-def _parameters(name: str, code: list[tuple[int, dict[str, Any]]], lab: dict[str, Any]) -> list[Problem]:
+def _parameters(
+    name: str, code: list[tuple[int, dict[str, Any]]], lab: dict[str, Any]
+) -> list[Problem]:
     tagged = [(i, c) for i, c in code if "parameters" in c["metadata"].get("tags", [])]
     if len(tagged) != 1:
         return [Problem(name, 0, f"{len(tagged)} cells tagged `parameters`; exactly one")]
@@ -166,24 +204,42 @@ def _parameters(name: str, code: list[tuple[int, dict[str, Any]]], lab: dict[str
     except BadInput as error:
         return [Problem(name, tagged[0][0], error.what)]
     unknown = sorted({k for preset in lab.get("presets", {}).values() for k in preset} - set(known))
-    return [Problem(name, 0, f"preset names parameters that do not exist: {', '.join(unknown)}")] if unknown else []
+    return (
+        [Problem(name, 0, f"preset names parameters that do not exist: {', '.join(unknown)}")]
+        if unknown
+        else []
+    )
 
 
 def _cell(name: str, i: int, cell: dict[str, Any], cells: list[dict[str, Any]]) -> list[Problem]:
     problems = []
     try:
-        ast.parse("\n".join(line for line in cell["source"].split("\n") if not line.lstrip().startswith(("%", "!"))))
+        ast.parse(
+            "\n".join(
+                line
+                for line in cell["source"].split("\n")
+                if not line.lstrip().startswith(("%", "!"))
+            )
+        )
     except SyntaxError as error:
         problems.append(Problem(name, i, f"does not parse: {error.msg}, line {error.lineno}"))
     unknown = sorted(set(cell["metadata"].get("tags", [])) - set(TAGS))
     if unknown:
-        problems.append(Problem(name, i, f"unknown tag {', '.join(unknown)}; tags are {', '.join(TAGS)}"))
+        problems.append(
+            Problem(name, i, f"unknown tag {', '.join(unknown)}; tags are {', '.join(TAGS)}")
+        )
     asked = _exercise_id(cell)
     if "exercise" in cell["metadata"].get("tags", []) and not asked:
         problems.append(Problem(name, i, "tagged `exercise` without metadata labkit.exercise"))
     if asked:
         if not _header(asked):
-            problems.append(Problem(name, i, f"names exercise {asked!r}, which labkit.lessons.exercises does not hold"))
+            problems.append(
+                Problem(
+                    name,
+                    i,
+                    f"names exercise {asked!r}, which labkit.lessons.exercises does not hold",
+                )
+            )
         elif i < 2 or cells[i - 2]["cell_type"] != "markdown":
             problems.append(Problem(name, i, "an exercise needs its text in a markdown cell above"))
         if not any(f'check("{asked}"' in c["source"] for c in cells[i:]):
@@ -205,20 +261,34 @@ def _header(name: str) -> str:
 
 
 def parameters(doc: dict[str, Any]) -> dict[str, Any]:
-    """Names and default values of the parameters cell. Parsed here, as papermill's own parser loses defaults that hold a "=".
+    """Names and default values of the parameters cell. Parsed here, as papermill's own parser loses
+    defaults that hold a "=".
 
     Raises BadInput where a line is not `name = literal`."""
-    cell = next((c for c in doc["cells"] if "parameters" in c.get("metadata", {}).get("tags", [])), None)
+    cell = next(
+        (c for c in doc["cells"] if "parameters" in c.get("metadata", {}).get("tags", [])), None
+    )
     if cell is None:
         return {}
     source = cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
     made: dict[str, Any] = {}
     for node in ast.parse(source).body:
-        target = node.targets[0] if isinstance(node, ast.Assign) and len(node.targets) == 1 else node.target if isinstance(node, ast.AnnAssign) else None
+        target = (
+            node.targets[0]
+            if isinstance(node, ast.Assign) and len(node.targets) == 1
+            else node.target
+            if isinstance(node, ast.AnnAssign)
+            else None
+        )
         if not isinstance(target, ast.Name):
-            raise BadInput(f"line {node.lineno} of the parameters cell is not `name = value`", fix="move it into a cell of its own")
+            raise BadInput(
+                f"line {node.lineno} of the parameters cell is not `name = value`",
+                fix="move it into a cell of its own",
+            )
         try:
             made[target.id] = ast.literal_eval(node.value) if node.value is not None else None  # type: ignore[attr-defined]
         except ValueError:
-            raise BadInput(f"the parameter {target.id} is not a plain value", fix="compute it in a later cell") from None
+            raise BadInput(
+                f"the parameter {target.id} is not a plain value", fix="compute it in a later cell"
+            ) from None
     return made

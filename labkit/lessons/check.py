@@ -1,14 +1,17 @@
-"""Exercises: a check that takes the learner's answer and explains the likely mistake, a ladder of hints, then the solution.
+"""Exercises: a check that takes the learner's answer and explains the likely mistake, a ladder of
+hints, then the solution.
 
-    check("anatomy.unaccounted", unaccounted_s)     # prints what is right, or which mistake it looks like
-    hint("anatomy.unaccounted")                     # the next hint each time it is called; after the last: solution(…)
+    check("anatomy.unaccounted", unaccounted_s)     # prints what is right, or which mistake it
+        looks like
+    hint("anatomy.unaccounted")                     # the next hint each time it is called; after
+        the last: solution(…)
     solution("anatomy.unaccounted")
 
-An exercise lives in `labkit/lessons/exercises/<topic>.py` as data (`Exercise`), its solution as a real function that the
-linter sees and a test runs through its own check. In a notebook its cell is tagged `exercise` and carries the id in its
-metadata; run headless, the solution takes the place of the learner's code (labkit.lessons.execute), and a check that
-fails then fails the notebook. Lesson: notebooks/01_anatomy is the pattern.
-"""
+An exercise lives in `labkit/lessons/exercises/<topic>.py` as data (`Exercise`), its solution as a
+real function that the linter sees and a test runs through its own check. In a notebook its cell is
+tagged `exercise` and carries the id in its metadata; run headless, the solution takes the place of
+the learner's code (labkit.lessons.execute), and a check that fails then fails the notebook. Lesson:
+notebooks/01_anatomy is the pattern."""
 
 from __future__ import annotations
 
@@ -27,7 +30,8 @@ HEADLESS = "LABKIT_HEADLESS"  # set by labkit.lessons.execute: a failed check is
 
 
 class Wrong(Exception):
-    """Raised by a check function: what was seen, and the mistake that it looks like. Plain text for the learner."""
+    """Raised by a check function: what was seen, and the mistake that it looks like. Plain text for
+    the learner."""
 
 
 class CheckFailed(LabError):
@@ -36,8 +40,9 @@ class CheckFailed(LabError):
 
 @dataclass(frozen=True)
 class Exercise:
-    """difficulty and importance: 1 to 5. `solution`: the function asked for, using only what it imports itself – or the
-    text of the cell, for exercises that ask for something else. `check` raises Wrong; what it returns is praise."""
+    """difficulty and importance: 1 to 5. `solution`: the function asked for, using only what it
+    imports itself – or the text of the cell, for exercises that ask for something else. `check`
+    raises Wrong; what it returns is praise."""
 
     id: str  # "<topic>.<name>"; the topic is the module
     title: str
@@ -58,11 +63,15 @@ class Exercise:
     @property
     def header(self) -> str:
         """The line above the exercise's cell; `labkit notebooks check --fix` keeps it in step."""
-        return f"**Exercise: {self.title}** · difficulty {self.difficulty}/5 · importance {self.importance}/5 · about {self.minutes} minutes"
+        return (
+            f"**Exercise: {self.title}** · difficulty {self.difficulty}/5 · importance"
+            f" {self.importance}/5 · about {self.minutes} minutes"
+        )
 
 
 class Verdict:
-    """True or False, and silent as the last expression of a cell: what it has to say was printed."""
+    """True or False, and silent as the last expression of a cell: what it has to say was
+    printed."""
 
     def __init__(self, right: bool):
         self.right = right
@@ -80,30 +89,43 @@ def exercise(name: str) -> Exercise:
     """Look one up. Raises BadInput with the names of the topic."""
     topic = name.partition(".")[0]
     try:
-        known = {e.id: e for e in importlib.import_module(f"labkit.lessons.exercises.{topic}").EXERCISES}
+        known = {
+            e.id: e for e in importlib.import_module(f"labkit.lessons.exercises.{topic}").EXERCISES
+        }
     except ModuleNotFoundError:
-        raise BadInput(f"no exercises about {topic!r}", fix="the id stands above the exercise, as in anatomy.unaccounted") from None
+        raise BadInput(
+            f"no exercises about {topic!r}",
+            fix="the id stands above the exercise, as in anatomy.unaccounted",
+        ) from None
     if name not in known:
         raise BadInput(f"no exercise {name!r}", fix="one of: " + ", ".join(known))
     return known[name]
 
 
 def check(name: str, answer: Any) -> Verdict:
-    """Check an answer and print the verdict; it is true when the answer is right. Headless, a wrong one raises CheckFailed."""
+    """Check an answer and print the verdict; it is true when the answer is right. Headless, a wrong
+    one raises CheckFailed."""
     asked = exercise(name)
     try:
         praise = asked.check(answer)
     except Wrong as wrong:
         verdict = f"Not yet. {wrong}"
     except NotImplementedError:
-        verdict = "Not written yet: put your code in place of the raise, run the cell again, then this one."
+        verdict = (
+            "Not written yet: put your code in place of the raise, run the cell again, then this"
+            " one."
+        )
     except Exception as error:
         verdict = f"Your code raised {type(error).__name__}: {error}"
     else:
         print("Right. " + (praise or ""))
         return Verdict(True)
     if os.environ.get(HEADLESS):
-        raise CheckFailed(f"{name}: {verdict}", why="headless, the exercise's own solution was in its cell", fix=f"labkit/lessons/exercises/{name.partition('.')[0]}.py")
+        raise CheckFailed(
+            f"{name}: {verdict}",
+            why="headless, the exercise's own solution was in its cell",
+            fix=f"labkit/lessons/exercises/{name.partition('.')[0]}.py",
+        )
     print(verdict + f'\nFor help: hint("{name}")')
     return Verdict(False)
 
@@ -123,30 +145,46 @@ def solution(name: str) -> None:
 
 
 def predicted(guess: float | str | None, measured: float | str, what: str = "") -> None:
-    """Set a prediction beside what was measured. `None`: nothing was written down, and the question is lost – say so."""
+    """Set a prediction beside what was measured. `None`: nothing was written down, and the question
+    is lost – say so."""
     from labkit.core.units import show_s
 
     about = f"{what}: " if what else ""
     if guess is None:
-        print(f"{about}no prediction written down. Measured: {measured if isinstance(measured, str) else show_s(measured)}. "
-              "A guess made before the figure is seen is what you learn from; the next one counts.")
+        print(
+            f"{about}no prediction written down. Measured:"
+            f" {measured if isinstance(measured, str) else show_s(measured)}. A guess made before"
+            " the figure is seen is what you learn from; the next one counts."
+        )
     elif isinstance(measured, str) or isinstance(guess, str):
-        print(f"{about}you said {guess}, it was {measured}." + (" Right." if str(guess) == str(measured) else ""))
+        print(
+            f"{about}you said {guess}, it was {measured}."
+            + (" Right." if str(guess) == str(measured) else "")
+        )
     elif guess <= 0 or measured <= 0:
         print(f"{about}you said {guess}, it was {show_s(measured)}.")
     else:
         off = max(guess / measured, measured / guess)
-        side = "within a tenth" if off <= 1.1 else f"{off:.1f} times too {'high' if guess > measured else 'low'}"
+        side = (
+            "within a tenth"
+            if off <= 1.1
+            else f"{off:.1f} times too {'high' if guess > measured else 'low'}"
+        )
         print(f"{about}you said {show_s(float(guess))}, it was {show_s(measured)}: {side}.")
 
 
-def expect(got: Any, wanted: Any, case: str, mistakes: dict[str, Any] | None = None, rel: float = 1e-6) -> None:
-    """For check functions: raise Wrong unless `got` is `wanted`. `mistakes`: explanation -> the value that mistake gives."""
+def expect(
+    got: Any, wanted: Any, case: str, mistakes: dict[str, Any] | None = None, rel: float = 1e-6
+) -> None:
+    """For check functions: raise Wrong unless `got` is `wanted`. `mistakes`: explanation -> the
+    value that mistake gives."""
     if _same(got, wanted, rel):
         return
     for explanation, value in (mistakes or {}).items():
         if _same(got, value, rel):
-            raise Wrong(f"For {case} you return {_shown(got)}; it should be {_shown(wanted)}. {explanation}")
+            raise Wrong(
+                f"For {case} you return {_shown(got)}; it should be {_shown(wanted)}. {explanation}"
+            )
     if got is None:
         raise Wrong(f"For {case} your function returns None: is the return missing?")
     raise Wrong(f"For {case} you return {_shown(got)}; it should be {_shown(wanted)}.")

@@ -1,15 +1,16 @@
 """Notebooks headless: papermill underneath, with what papermill gets wrong put right.
 
-A notebook runs in a process of its own. Its outcome is that process's exit status – a kernel that died and a cell that
-was cut off are saved by papermill as completed. Unknown parameters are an error before anything runs. At a time-out
-every process of the notebook is ended, also those that gave themselves a session: they are found by a mark in their
-environment. The lab's own watchdogs are left to finish first, since they take down what a killed trial left.
+A notebook runs in a process of its own. Its outcome is that process's exit status – a kernel that
+died and a cell that was cut off are saved by papermill as completed. Unknown parameters are an
+error before anything runs. At a time-out every process of the notebook is ended, also those that
+gave themselves a session: they are found by a mark in their environment. The lab's own watchdogs
+are left to finish first, since they take down what a killed trial left.
 
     made = run_all([Path("notebooks/01_anatomy.ipynb")], Path("report"), preset="ci")
     made.results[0].outcome      # ok | failed | timeout | dead_kernel | killed | incomplete
 
-Exercise cells get their solution (labkit.lessons.check) in place of the learner's stub. Lesson: none; see STYLE.md, Notebooks.
-"""
+Exercise cells get their solution (labkit.lessons.check) in place of the learner's stub. Lesson:
+none; see STYLE.md, Notebooks."""
 
 from __future__ import annotations
 
@@ -67,12 +68,21 @@ class Made:
 
     @property
     def code(self) -> int:
-        return 1 if self.slower or not self.results or any(r.outcome != "ok" for r in self.results) else 0
+        return (
+            1
+            if self.slower or not self.results or any(r.outcome != "ok" for r in self.results)
+            else 0
+        )
 
     def as_json(self) -> dict[str, Any]:
-        return {"notebooks": [{**asdict(r), "error": r.error[:500]} for r in self.results], "failed": sum(r.outcome != "ok" for r in self.results),
-                "seconds": round(sum(r.seconds for r in self.results), 3), "slower": list(self.slower), "report": str(self.page),
-                **({"baseline": self.compared.as_json()} if self.compared else {})}
+        return {
+            "notebooks": [{**asdict(r), "error": r.error[:500]} for r in self.results],
+            "failed": sum(r.outcome != "ok" for r in self.results),
+            "seconds": round(sum(r.seconds for r in self.results), 3),
+            "slower": list(self.slower),
+            "report": str(self.page),
+            **({"baseline": self.compared.as_json()} if self.compared else {}),
+        }
 
 
 def parse_parameter(text: str) -> tuple[str, str]:
@@ -88,16 +98,26 @@ def presets(path: Path) -> dict[str, Any]:
 
 
 def refuse_nothing(paths: Sequence[Path], preset: str) -> None:
-    """Raises BadInput where there is no notebook, or none of them knows the preset: nothing shown must not read as all is well."""
+    """Raises BadInput where there is no notebook, or none of them knows the preset: nothing shown
+    must not read as all is well."""
     if not paths:
-        raise BadInput("no notebook to run", why="with none executed, none has come through", fix="labkit notebooks run, from a checkout of the lab")
+        raise BadInput(
+            "no notebook to run",
+            why="with none executed, none has come through",
+            fix="labkit notebooks run, from a checkout of the lab",
+        )
     known = sorted({name for path in paths for name in presets(path)})
     if preset and preset not in known:
-        raise BadInput(f"no notebook has a preset {preset!r}", why="they would run with their own defaults, for much longer", fix="one of: " + (", ".join(known) or "none here"))
+        raise BadInput(
+            f"no notebook has a preset {preset!r}",
+            why="they would run with their own defaults, for much longer",
+            fix="one of: " + (", ".join(known) or "none here"),
+        )
 
 
 def parameters_for(path: Path, preset: str, given: dict[str, Any]) -> dict[str, Any]:
-    """What is injected: the preset's values, then those given, read with the type of the notebook's own defaults.
+    """What is injected: the preset's values, then those given, read with the type of the notebook's
+    own defaults.
 
     Raises BadInput for a name that the notebook does not have, or a value of another kind."""
     doc = canonical.load(path)
@@ -105,8 +125,11 @@ def parameters_for(path: Path, preset: str, given: dict[str, Any]) -> dict[str, 
     values = dict(doc["metadata"].get("labkit", {}).get("presets", {}).get(preset, {}))
     for name, text in given.items():
         if name not in known:
-            raise BadInput(f"{path.stem} has no parameter {name!r}", why="papermill would warn and run with the defaults",
-                           fix=f"its parameters: {', '.join(known) or 'none'}")
+            raise BadInput(
+                f"{path.stem} has no parameter {name!r}",
+                why="papermill would warn and run with the defaults",
+                fix=f"its parameters: {', '.join(known) or 'none'}",
+            )
         values[name] = _typed(name, text, known[name])
     return values
 
@@ -118,9 +141,19 @@ def _typed(name: str, text: Any, default: Any) -> Any:
         value = ast.literal_eval({"true": "True", "false": "False", "null": "None"}.get(text, text))
     except (ValueError, SyntaxError):
         value = text
-    fits = default is None or isinstance(value, type(default)) or (isinstance(default, float) and isinstance(value, int)) or value is None
-    if not fits or (isinstance(value, bool) and not isinstance(default, bool) and default is not None):
-        raise BadInput(f"parameter {name} is {text!r}; its default is {default!r}", fix=f"give a {type(default).__name__}")
+    fits = (
+        default is None
+        or isinstance(value, type(default))
+        or (isinstance(default, float) and isinstance(value, int))
+        or value is None
+    )
+    if not fits or (
+        isinstance(value, bool) and not isinstance(default, bool) and default is not None
+    ):
+        raise BadInput(
+            f"parameter {name} is {text!r}; its default is {default!r}",
+            fix=f"give a {type(default).__name__}",
+        )
     return value
 
 
@@ -131,19 +164,32 @@ def with_solutions(doc: dict[str, Any]) -> dict[str, Any]:
     for cell in doc["cells"]:
         name = cell.get("metadata", {}).get("labkit", {}).get("exercise")
         if name and cell["cell_type"] == "code":
-            cell["source"] = f"# Run headless: this is the solution of {name}.\n{exercise(name).source}"
+            cell["source"] = (
+                f"# Run headless: this is the solution of {name}.\n{exercise(name).source}"
+            )
     return doc
 
 
-def run_all(paths: Sequence[Path], out: Path, *, preset: str = "", given: dict[str, Any] | None = None, timeout_s: float = 900.0,
-            baseline: str = "", save_baseline: str = "", say: Callable[[str], Any] | None = None) -> Made:
-    """Run notebooks one after the other (they measure: never beside each other), write pages, compare with a baseline."""
+def run_all(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    preset: str = "",
+    given: dict[str, Any] | None = None,
+    timeout_s: float = 900.0,
+    baseline: str = "",
+    save_baseline: str = "",
+    say: Callable[[str], Any] | None = None,
+) -> Made:
+    """Run notebooks one after the other (they measure: never beside each other), write pages,
+    compare with a baseline."""
     from labkit.lessons import pages
 
     refuse_nothing(paths, preset)
     if say and (without := [p.stem for p in paths if preset and preset not in presets(p)]):
         say(f"without a preset {preset!r}, so with their own defaults: {', '.join(without)}")
-    wanted = [(path, parameters_for(path, preset, given or {})) for path in paths]  # every mistake is found before anything runs
+    # every mistake is found before anything runs
+    wanted = [(path, parameters_for(path, preset, given or {})) for path in paths]
     before = None
     if baseline:
         from labkit.lessons import baseline as past
@@ -173,12 +219,15 @@ def run_all(paths: Sequence[Path], out: Path, *, preset: str = "", given: dict[s
 
 
 def refuse_strangers(paths: Sequence[Path], out: Path) -> None:
-    """Raises BadInput where an executed notebook, or its page, would replace what was not executed here – the notebook itself, above all."""
+    """Raises BadInput where an executed notebook, or its page, would replace what was not executed
+    here – the notebook itself, above all."""
     from labkit.lessons import pages
 
     for path in paths:
         executed = out / path.name
-        outputs.refuse_stranger(executed, lambda _, executed=executed: _was_executed(executed), "an executed notebook")
+        outputs.refuse_stranger(
+            executed, lambda _, executed=executed: _was_executed(executed), "an executed notebook"
+        )
     pages.refuse_strangers([out / "index.html", *(out / f"{path.stem}.html" for path in paths)])
 
 
@@ -188,8 +237,15 @@ def _was_executed(path: Path) -> bool:
     return False
 
 
-def run_one(path: Path, out: Path, values: dict[str, Any], timeout_s: float, more: Mapping[str, str] | None = None) -> Result:
-    """Execute one notebook in a session of its own, `more` in its environment; everything it started is gone when this returns."""
+def run_one(
+    path: Path,
+    out: Path,
+    values: dict[str, Any],
+    timeout_s: float,
+    more: Mapping[str, str] | None = None,
+) -> Result:
+    """Execute one notebook in a session of its own, `more` in its environment; everything it
+    started is gone when this returns."""
     from labkit.core.workspace import Workspace
 
     out.mkdir(parents=True, exist_ok=True)
@@ -201,15 +257,37 @@ def run_one(path: Path, out: Path, values: dict[str, Any], timeout_s: float, mor
     with Ledger.open(Workspace.default()) as book, scratch("labkit-notebook-") as folder:
         prepared, status = folder / path.name, folder / "status.json"
         prepared.write_text(canonical.dumps(with_solutions(canonical.load(path))), encoding="utf-8")
-        spec = {"input": str(prepared), "output": str(executed), "parameters": values, "cwd": str(path.resolve().parent), "status": str(status)}
+        spec = {
+            "input": str(prepared),
+            "output": str(executed),
+            "parameters": values,
+            "cwd": str(path.resolve().parent),
+            "status": str(status),
+        }
         # CI would be seen by other tools as well; the display of the lab is told directly.
-        environment = {**os.environ, **(more or {}), **book.environment, MARK: mark, HEADLESS: "1", "JUPYTER_RUNTIME_DIR": str(folder / "runtime"), "LABKIT_DISPLAY": "plain", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+        environment = {
+            **os.environ,
+            **(more or {}),
+            **book.environment,
+            MARK: mark,
+            HEADLESS: "1",
+            "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+            "LABKIT_DISPLAY": "plain",
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        }
         began_s = time.monotonic()
         printed = folder / "printed.txt"
-        # Into a file: a child that the notebook left behind would hold a pipe open long after the runner is gone.
+        # Into a file: a child that the notebook left behind would hold a pipe open long after the
+        # runner is gone.
         with open(printed, "wb") as to:
-            child = subprocess.Popen([*module("labkit.lessons.execute"), json.dumps(spec)], env=environment, start_new_session=True,
-                                     stdin=subprocess.DEVNULL, stdout=to, stderr=subprocess.STDOUT)
+            child = subprocess.Popen(
+                [*module("labkit.lessons.execute"), json.dumps(spec)],
+                env=environment,
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=to,
+                stderr=subprocess.STDOUT,
+            )
         outcome = ""
         try:
             child.wait(timeout_s)
@@ -231,18 +309,33 @@ def run_one(path: Path, out: Path, values: dict[str, Any], timeout_s: float, mor
     if outcome == "timeout":
         error = f"not over after {timeout_s:.0f} s"
     elif child.returncode < 0:
-        outcome, error = "killed", f"the runner ended by signal {signal.Signals(-child.returncode).name}"
+        outcome, error = (
+            "killed",
+            f"the runner ended by signal {signal.Signals(-child.returncode).name}",
+        )
     elif child.returncode:
         outcome, error = told.get("outcome", "failed"), error or said[-2000:]
     else:
         error = _unfinished(executed)
         outcome = "incomplete" if error else "ok"
-    new = tuple(str(p) for p in sorted(runs.glob("*.json")) if runs_before.get(p) != p.stat().st_mtime_ns)
-    return Result(path.stem, outcome, round(seconds, 3), _cell_seconds(executed), error, str(executed) if executed.exists() else "", ended, new)
+    new = tuple(
+        str(p) for p in sorted(runs.glob("*.json")) if runs_before.get(p) != p.stat().st_mtime_ns
+    )
+    return Result(
+        path.stem,
+        outcome,
+        round(seconds, 3),
+        _cell_seconds(executed),
+        error,
+        str(executed) if executed.exists() else "",
+        ended,
+        new,
+    )
 
 
 def _mask_outputs(executed: Path) -> None:
-    """What the cells printed, without the secrets that this process knows: an executed notebook is shown around."""
+    """What the cells printed, without the secrets that this process knows: an executed notebook is
+    shown around."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         doc = json.loads(executed.read_text(encoding="utf-8"))
         shown = secrets.Masker()
@@ -251,11 +344,14 @@ def _mask_outputs(executed: Path) -> None:
             for cell, masked in zip(doc["cells"], outputs, strict=True):
                 if "outputs" in cell:
                     cell["outputs"] = masked
-            executed.write_text(json.dumps(doc, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            executed.write_text(
+                json.dumps(doc, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
 
 
 def _end(mark: str, patience_s: float = 0.0) -> int:
-    """End every process that carries the mark. Watchdogs of the lab's ledger go last: they are cleaning up. Returns how many were ended."""
+    """End every process that carries the mark. Watchdogs of the lab's ledger go last: they are
+    cleaning up. Returns how many were ended."""
     deadline_s = time.monotonic() + patience_s
     while patience_s and marked_pids(mark, MARK) and time.monotonic() < deadline_s:
         time.sleep(0.05)
@@ -278,7 +374,10 @@ def _kill(pids: Any) -> int:
 
 def _is_watchdog(pid: int) -> bool:
     with contextlib.suppress(OSError):
-        return b"labkit.core.watchdog" in Path(f"/proc/{pid}/cmdline").read_bytes() and start_time(pid) > 0
+        return (
+            b"labkit.core.watchdog" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            and start_time(pid) > 0
+        )
     return False
 
 
@@ -302,7 +401,11 @@ def _unfinished(executed: Path) -> str:
 def _cell_seconds(executed: Path) -> tuple[float | None, ...]:
     with contextlib.suppress(BadInput):
         doc = canonical.load(executed)
-        return tuple(c["metadata"].get("papermill", {}).get("duration") for c in doc["cells"] if c["cell_type"] == "code")
+        return tuple(
+            c["metadata"].get("papermill", {}).get("duration")
+            for c in doc["cells"]
+            if c["cell_type"] == "code"
+        )
     return ()
 
 
@@ -313,10 +416,20 @@ def _child(spec: dict[str, Any]) -> int:
     from papermill.exceptions import PapermillExecutionError
 
     try:
-        papermill.execute_notebook(spec["input"], spec["output"], parameters=spec["parameters"], cwd=spec["cwd"], kernel_name="python3",
-                                   progress_bar=False, log_output=False)
+        papermill.execute_notebook(
+            spec["input"],
+            spec["output"],
+            parameters=spec["parameters"],
+            cwd=spec["cwd"],
+            kernel_name="python3",
+            progress_bar=False,
+            log_output=False,
+        )
     except PapermillExecutionError as error:
-        told = {"outcome": "failed", "error": f"{error.ename}: {error.evalue} (code cell {error.exec_count})"}
+        told = {
+            "outcome": "failed",
+            "error": f"{error.ename}: {error.evalue} (code cell {error.exec_count})",
+        }
     except DeadKernelError as error:
         told = {"outcome": "dead_kernel", "error": f"the kernel died: {error}"}
     except CellTimeoutError as error:

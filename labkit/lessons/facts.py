@@ -1,10 +1,10 @@
-"""Facts of a small experiment that is no run of trials: measured here, or recorded elsewhere and then stamped.
+"""Facts of a small experiment that is no run of trials: measured here, or recorded elsewhere and
+then stamped.
 
     touched, stamp = live_or_recorded(lambda: touch(…), "03_lazy_pull", "touched")
 
-Records lie in data/recorded/<host>/facts/<name>.json: {"host": title, key: facts, …}. Only a missing capability is
-replaced. Lesson: notebooks/03_lazy_pull.
-"""
+Records lie in data/recorded/<host>/facts/<name>.json: {"host": title, key: facts, …}. Only a
+missing capability is replaced. Lesson: notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from labkit.errors import BadInput, MissingCapability
 from labkit.lessons.replay import folder
 
 
-def live_or_recorded(measure: Callable[[], dict[str, Any]], name: str, key: str) -> tuple[dict[str, Any], str]:
-    """(facts, ""), or (facts of a record, "replayed from <host>"). Raises MissingCapability where there is no record either."""
+def live_or_recorded(
+    measure: Callable[[], dict[str, Any]], name: str, key: str
+) -> tuple[dict[str, Any], str]:
+    """(facts, ""), or (facts of a record, "replayed from <host>"). Raises MissingCapability where
+    there is no record either."""
     try:
         return measure(), ""
     except MissingCapability as missing:
@@ -25,10 +28,18 @@ def live_or_recorded(measure: Callable[[], dict[str, Any]], name: str, key: str)
             doc = record_schema.document(path, fix="restore the file from the lab's repository")
             try:
                 record_schema.sound(doc)
-                record_schema.shaped({"host": record_schema.text, key: record_schema.mapped()}, ("host", key))(doc, "")
+                record_schema.shaped(
+                    {"host": record_schema.text, key: record_schema.mapped()}, ("host", key)
+                )(doc, "")
             except record_schema.Wrong as wrong:
-                raise BadInput(f"{printable.line(path)} does not hold the facts {key!r}: {wrong}", fix="restore the file from the lab's repository") from None
+                raise BadInput(
+                    f"{printable.line(path)} does not hold the facts {key!r}: {wrong}",
+                    fix="restore the file from the lab's repository",
+                ) from None
             said = printable.line(doc["host"])
-            print(f"Not measured here: {missing.what}. What follows was recorded on: {said}.\nTo change that: {missing.fix}")
+            print(
+                f"Not measured here: {missing.what}. What follows was recorded on: {said}.\nTo"
+                f" change that: {missing.fix}"
+            )
             return doc[key], f"replayed from {said}"
         raise

@@ -1,13 +1,16 @@
-"""Records of GPU trials (`make gpu`): read, chosen, and shown – stamped with the host that they were made on.
+"""Records of GPU trials (`make gpu`): read, chosen, and shown – stamped with the host that they
+were made on.
 
-    records = gpu_record.recorded()              # those of the newest recorded GPU host; () where there is none
+    records = gpu_record.recorded()              # those of the newest recorded GPU host; () where
+        there is none
     gpu_tables.parked(records)                   # a table, on any host
-    python -m labkit.lessons.gpu_record --into docs/h100.md --figure docs/h100.png      # every table as Markdown, and a waterfall
+    python -m labkit.lessons.gpu_record --into docs/h100.md --figure docs/h100.png      # every
+        table as Markdown, and a waterfall
 
-A record holds the last thing that each trial said, also of one that failed, timed out or was skipped, so nothing in a result is sure
-to be there: what is missing is "not measured", with the trial's outcome and reason. Records of two hosts never stand in one table.
-Limit: some trials are one look (n is said). Lesson: notebooks/06_gpu_init.
-"""
+A record holds the last thing that each trial said, also of one that failed, timed out or was
+skipped, so nothing in a result is sure to be there: what is missing is "not measured", with the
+trial's outcome and reason. Records of two hosts never stand in one table. Limit: some trials are
+one look (n is said). Lesson: notebooks/06_gpu_init."""
 
 from __future__ import annotations
 
@@ -33,9 +36,28 @@ from labkit.lessons.replay import folder, of_gpu_trials
 KIND = "gpu-trials"
 SCHEMA = 2
 MOST_CHARS = 240
-_TRIAL = shaped({"name": text, "outcome": text, "seconds": maybe(number("a time", 0, 1e9)), "error": text, "result": mapped()}, ("name", "outcome"))
-_RECORD = shaped({"schema": whole("a schema", 1, SCHEMA), "kind": text, "plan": text, "preset": text, "created": text, "host": mapped(), "trials": listed(_TRIAL)},
-                 ("schema", "kind", "host", "trials"))
+_TRIAL = shaped(
+    {
+        "name": text,
+        "outcome": text,
+        "seconds": maybe(number("a time", 0, 1e9)),
+        "error": text,
+        "result": mapped(),
+    },
+    ("name", "outcome"),
+)
+_RECORD = shaped(
+    {
+        "schema": whole("a schema", 1, SCHEMA),
+        "kind": text,
+        "plan": text,
+        "preset": text,
+        "created": text,
+        "host": mapped(),
+        "trials": listed(_TRIAL),
+    },
+    ("schema", "kind", "host", "trials"),
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +93,10 @@ class Record:
 
     def trial(self, name: str) -> Mapping[str, Any]:
         """The last trial of this name; one that was not in the plan is "not tried"."""
-        return next((t for t in reversed(self.trials) if t["name"] == name), {"name": name, "outcome": "not tried"})
+        return next(
+            (t for t in reversed(self.trials) if t["name"] == name),
+            {"name": name, "outcome": "not tried"},
+        )
 
     def result(self, name: str) -> Mapping[str, Any]:
         found = self.trial(name).get("result")
@@ -90,7 +115,11 @@ def read(path: Path, name: str = "") -> Record:
         record_schema.sound(doc)
         _RECORD(doc, "")
     except Wrong as wrong:
-        raise BadInput(f"{shown} is a damaged record of GPU trials: {wrong}", why="nothing is read from a record that is not sound", fix="restore the file, or make gpu again") from None
+        raise BadInput(
+            f"{shown} is a damaged record of GPU trials: {wrong}",
+            why="nothing is read from a record that is not sound",
+            fix="restore the file, or make gpu again",
+        ) from None
     return Record(name or f"{path.parent.name}/{path.stem}", printable.every(doc, many_lines=True))
 
 
@@ -104,7 +133,11 @@ def refuse_unsound(path: Path) -> None:
 
 def names() -> list[str]:
     """Every recorded one as "<host>/<name>"."""
-    return sorted(str(p.relative_to(folder()).with_suffix("")) for p in folder().glob("*/*.json") if of_gpu_trials(p))
+    return sorted(
+        str(p.relative_to(folder()).with_suffix(""))
+        for p in folder().glob("*/*.json")
+        if of_gpu_trials(p)
+    )
 
 
 def recorded(host: str = "") -> tuple[Record, ...]:
@@ -123,7 +156,8 @@ PRESETS = ("tiny", "small", "1b", "8b")
 
 
 def runs(kind: str = "", host: str = "") -> list[Run]:
-    """Recorded runs whose servers were on a GPU, of the host whose GPU trials are newest, marked as replayed, the largest model last.
+    """Recorded runs whose servers were on a GPU, of the host whose GPU trials are newest, marked as
+    replayed, the largest model last.
 
     `kind`: only files that begin with it ("stack")."""
     found = recorded(host)
@@ -133,7 +167,9 @@ def runs(kind: str = "", host: str = "") -> list[Run]:
         if name.partition("/")[0] == where and name.partition("/")[2].startswith(kind):
             with contextlib.suppress(BadInput):
                 run = replay.replay(name)
-                if str(question.asked(run).get("device", "")).startswith("cuda") and any(t.ok for t in run.trials):
+                if str(question.asked(run).get("device", "")).startswith("cuda") and any(
+                    t.ok for t in run.trials
+                ):
                     made.append(run)
     size = {preset: i for i, preset in enumerate(PRESETS)}
     return sorted(made, key=lambda r: size.get(str(r.experiment.get("preset")), -1))
@@ -144,12 +180,17 @@ def stamp(made: Sequence[Record]) -> str:
     return f"replayed from {made[-1].title}" if made else ""
 
 
-# ---- what may be missing ------------------------------------------------------------------------------------------------
+# ---- what may be missing -------------------------------------------------------------------------
+
 
 def number_at(doc: Any, *path: Any) -> float | None:
     """The finite number at a path of keys and indices, or None."""
     value = at(doc, *path)
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) else None
+    return (
+        float(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        else None
+    )
 
 
 def at(doc: Any, *path: Any) -> Any:
@@ -184,8 +225,11 @@ def reason(trial: Mapping[str, Any], most: int = MOST_CHARS) -> str:
     error = str(trial.get("error") or "")
     lines = [line for line in error.splitlines() if line.strip()]
     last = error if len(error) <= most else lines[-1] if lines else ""
-    if trial["outcome"] == "timeout" and error.startswith("it did not end within"):  # what stands behind it is where it was interrupted
-        last = error.partition(". ")[0] + ("; what it had measured is kept" if trial.get("result") else "")
+    # what stands behind it is where it was interrupted
+    if trial["outcome"] == "timeout" and error.startswith("it did not end within"):
+        last = error.partition(". ")[0] + (
+            "; what it had measured is kept" if trial.get("result") else ""
+        )
     return words(f"{trial['outcome']}: {last}" if last else trial["outcome"], most)
 
 
@@ -198,27 +242,41 @@ def each(made: Sequence[Record], name: str) -> Iterator[tuple[Record, Mapping[st
 
 def gaps(made: Sequence[Record], name: str) -> list[tuple[str, str]]:
     """(model, reason) of every record in which a trial left nothing."""
-    return [(record.preset, reason(record.trial(name))) for record in made if not record.result(name)]
+    return [
+        (record.preset, reason(record.trial(name))) for record in made if not record.result(name)
+    ]
 
 
 def model_bytes(made: Sequence[Record]) -> dict[str, float]:
     """Bytes of each preset's weights, as its checkpoint was made."""
-    return {record.preset: size for record, found in each(made, "model") if (size := number_at(found, "safetensors", "bytes")) is not None}
+    return {
+        record.preset: size
+        for record, found in each(made, "model")
+        if (size := number_at(found, "safetensors", "bytes")) is not None
+    }
 
 
 def model_words(made: Sequence[Record]) -> str:
     return ", ".join(f"{preset}: {show_bytes(size)}" for preset, size in model_bytes(made).items())
 
 
-BEGIN, END = "<!-- tables: python -m labkit.lessons.gpu_record --into FILE -->", "<!-- end of tables -->"
+BEGIN, END = (
+    "<!-- tables: python -m labkit.lessons.gpu_record --into FILE -->",
+    "<!-- end of tables -->",
+)
 
 
 def with_tables(page: str, tables: str) -> str:
-    """A Markdown page with what stands between its marks replaced. Raises BadInput for a page without them."""
+    """A Markdown page with what stands between its marks replaced. Raises BadInput for a page
+    without them."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise BadInput("the page has no place for tables", why="they are written between two marks", fix=f"{BEGIN} … {END}")
+        raise BadInput(
+            "the page has no place for tables",
+            why="they are written between two marks",
+            fix=f"{BEGIN} … {END}",
+        )
     return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
 
 
@@ -226,11 +284,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Markdown of every table, or of the named ones; the waterfall of the largest run."""
     from labkit.lessons import gpu_summary, gpu_tables
 
-    parser = argparse.ArgumentParser(prog="python -m labkit.lessons.gpu_record", description="Tables of recorded GPU trials, as Markdown.")
-    parser.add_argument("tables", nargs="*", metavar="TABLE", help="only these: " + ", ".join(gpu_summary.TABLES))
-    parser.add_argument("--host", default="", help="folder below data/recorded (default: the one with the newest record)")
-    parser.add_argument("--into", type=Path, metavar="FILE", help="write the tables between the marks of this page")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="also draw the waterfall of the fastest start from nothing, of the largest model recorded")
+    parser = argparse.ArgumentParser(
+        prog="python -m labkit.lessons.gpu_record",
+        description="Tables of recorded GPU trials, as Markdown.",
+    )
+    parser.add_argument(
+        "tables", nargs="*", metavar="TABLE", help="only these: " + ", ".join(gpu_summary.TABLES)
+    )
+    parser.add_argument(
+        "--host",
+        default="",
+        help="folder below data/recorded (default: the one with the newest record)",
+    )
+    parser.add_argument(
+        "--into", type=Path, metavar="FILE", help="write the tables between the marks of this page"
+    )
+    parser.add_argument(
+        "--figure",
+        type=Path,
+        metavar="FILE",
+        help=(
+            "also draw the waterfall of the fastest start from nothing, of the largest model"
+            " recorded"
+        ),
+    )
     args = parser.parse_args(argv)
     if unknown := [t for t in args.tables if t not in gpu_summary.TABLES]:
         parser.error(f"no table {', '.join(unknown)}")
@@ -243,9 +320,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.figure:
             from labkit.face.waterfall import waterfall
 
-            drawn = [(run, arm) for run in runs("stack", args.host) if (arm := gpu_tables.best_stack(run))]
+            drawn = [
+                (run, arm)
+                for run in runs("stack", args.host)
+                if (arm := gpu_tables.best_stack(run))
+            ]
             if not drawn:
-                raise BadInput("no run on that GPU is recorded beside its trials", fix="make gpu on a GPU host makes one")
+                raise BadInput(
+                    "no run on that GPU is recorded beside its trials",
+                    fix="make gpu on a GPU host makes one",
+                )
             waterfall(*drawn[-1]).save(args.figure)
         if args.into:
             page = with_tables(args.into.read_text(encoding="utf-8"), tables)

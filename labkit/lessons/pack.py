@@ -1,16 +1,19 @@
 """The workshop pack: one archive with everything a machine without internet needs.
 
     labkit-workshop/
-      unpack.sh              makes the virtual environment from wheels/, puts models and image into the workspace, runs the doctor
+      unpack.sh              makes the virtual environment from wheels/, puts models and image into
+          the workspace, runs the doctor
       MANIFEST.json          SHA-256 and size of every file
       lab/                   this checkout: labkit, notebooks, data, tests, documents
-      wheels/                every package of constraints.txt that is installed here, for this Python and machine type
-      models/<preset>/       checkpoints          images/        the subject's image          records/      further runs
+      wheels/                every package of constraints.txt that is installed here, for this
+          Python and machine type
+      models/<preset>/       checkpoints          images/        the subject's image
+          records/      further runs
 
-The archive is made for machines like this one (same Python minor version, same architecture, glibc at least as new);
-`unpack.sh` says so where they differ, and changes nothing outside its folder and the workspace. Nothing of the packer's
-own workspace but the named artifacts goes in: no runs, no ledgers, no registry state. Lesson: docs/facilitator.md.
-"""
+The archive is made for machines like this one (same Python minor version, same architecture, glibc
+at least as new); `unpack.sh` says so where they differ, and changes nothing outside its folder and
+the workspace. Nothing of the packer's own workspace but the named artifacts goes in: no runs, no
+ledgers, no registry state. Lesson: docs/facilitator.md."""
 
 from __future__ import annotations
 
@@ -32,9 +35,26 @@ from labkit.errors import BadInput, TransferError
 from labkit.image.build import AS_PACKED
 
 TOP = "labkit-workshop"
-AS_PACKED_NOTE = b"This image came with a workshop pack and is used as it is. Remove this file to build it from what is installed here.\n"
+AS_PACKED_NOTE = (
+    b"This image came with a workshop pack and is used as it is. Remove this file to build it from"
+    b" what is installed here.\n"
+)
 #: What of a checkout a learner needs; generated and private things never match.
-LAB = ("labkit", "notebooks", "data", "tests", "docs", "scripts", "binder", "pyproject.toml", "constraints.txt", "Makefile", "README.md", "STYLE.md", "LICENSE")
+LAB = (
+    "labkit",
+    "notebooks",
+    "data",
+    "tests",
+    "docs",
+    "scripts",
+    "binder",
+    "pyproject.toml",
+    "constraints.txt",
+    "Makefile",
+    "README.md",
+    "STYLE.md",
+    "LICENSE",
+)
 _SKIPPED = ("__pycache__", ".ipynb_checkpoints", ".git")
 
 UNPACK = """#!/usr/bin/env bash
@@ -71,18 +91,34 @@ class Packed:
     parts_bytes: dict[str, int] = field(default_factory=dict)
 
 
-def pack(out: Path, *, presets: Sequence[str], image: bool = True, wheels: bool = True, records: Sequence[Path] = (),
-         workspace: Workspace | None = None, root: Path | None = None, say: Callable[[str], Any] = print) -> Packed:
-    """Write the archive. Raises BadInput for a checkout or a record that is not there, TransferError when wheels cannot be had."""
+def pack(
+    out: Path,
+    *,
+    presets: Sequence[str],
+    image: bool = True,
+    wheels: bool = True,
+    records: Sequence[Path] = (),
+    workspace: Workspace | None = None,
+    root: Path | None = None,
+    say: Callable[[str], Any] = print,
+) -> Packed:
+    """Write the archive. Raises BadInput for a checkout or a record that is not there,
+    TransferError when wheels cannot be had."""
     space = workspace or Workspace.default()
     lab = root or Path(__file__).resolve().parents[2]
     if not (lab / "pyproject.toml").exists():
-        raise BadInput(f"{lab} is not a checkout of the lab", why="the notebooks are packed from it", fix="run labkit workshop pack from an editable install (make setup)")
+        raise BadInput(
+            f"{lab} is not a checkout of the lab",
+            why="the notebooks are packed from it",
+            fix="run labkit workshop pack from an editable install (make setup)",
+        )
     from labkit.lessons import gpu_record
 
     for path in records:
         gpu_record.refuse_unsound(path)
-    outputs.refuse_stranger(out, lambda head: head.startswith(f"{TOP}/".encode()), "a pack of the lab")
+    outputs.refuse_stranger(
+        out, lambda head: head.startswith(f"{TOP}/".encode()), "a pack of the lab"
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     with scratch("labkit-pack-", out.parent) as folder:
         parts: dict[str, list[tuple[str, Path]]] = {"lab": _lab_files(lab)}
@@ -96,8 +132,14 @@ def pack(out: Path, *, presets: Sequence[str], image: bool = True, wheels: bool 
         if image:
             say("image of the subject")
             parts["images"] = _image(space)
-        if empty := [part for part, entries in parts.items() if not entries and (part != "models" or presets)]:
-            raise BadInput(f"nothing to pack as {' and '.join(empty)}", why="the machines of the room would lack it", fix="labkit doctor; --no-wheels or --no-image leave a part out on purpose")
+        if empty := [
+            part for part, entries in parts.items() if not entries and (part != "models" or presets)
+        ]:
+            raise BadInput(
+                f"nothing to pack as {' and '.join(empty)}",
+                why="the machines of the room would lack it",
+                fix="labkit doctor; --no-wheels or --no-image leave a part out on purpose",
+            )
         parts["records"] = [(f"records/{p.name}", p) for p in records]
         say("archive")
         return _write(out, parts, wheels)
@@ -107,7 +149,13 @@ def _lab_files(lab: Path) -> list[tuple[str, Path]]:
     found: list[tuple[str, Path]] = []
     for name in LAB:
         path = lab / name
-        found += [(f"lab/{name}", path)] if path.is_file() else _files(path, f"lab/{name}") if path.is_dir() else []
+        found += (
+            [(f"lab/{name}", path)]
+            if path.is_file()
+            else _files(path, f"lab/{name}")
+            if path.is_dir()
+            else []
+        )
     return found
 
 
@@ -122,19 +170,48 @@ def _files(folder: Path, under: str) -> list[tuple[str, Path]]:
 
 
 def _wheels(lab: Path, into: Path, say: Callable[[str], Any]) -> Path:
-    """Every pinned package that is installed here, as a wheel. Source-only packages are built once, here."""
+    """Every pinned package that is installed here, as a wheel. Source-only packages are built once,
+    here."""
     from importlib import metadata
 
     into.mkdir()
     here = {_plain(d.metadata["Name"]): d.version for d in metadata.distributions()}
-    pins = [line.strip() for line in (lab / "constraints.txt").read_text().splitlines() if "==" in line and not line.startswith("#")]
-    # What is installed counts: `torch==2.x+cpu` has no counterpart under the plain pin on a default index.
-    wanted = [f"{pin.split('==')[0]}=={here[_plain(pin.split('==')[0])]}" for pin in pins if _plain(pin.split("==")[0]) in here]
+    pins = [
+        line.strip()
+        for line in (lab / "constraints.txt").read_text().splitlines()
+        if "==" in line and not line.startswith("#")
+    ]
+    # What is installed counts: `torch==2.x+cpu` has no counterpart under the plain pin on a default
+    # index.
+    wanted = [
+        f"{pin.split('==')[0]}=={here[_plain(pin.split('==')[0])]}"
+        for pin in pins
+        if _plain(pin.split("==")[0]) in here
+    ]
     needed = Path(into.parent) / "wanted.txt"
     needed.write_text("\n".join([*wanted, "setuptools", "wheel", "pip"]) + "\n")
-    done = subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-r", str(needed), "-w", str(into)], capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-deps",
+            "-r",
+            str(needed),
+            "-w",
+            str(into),
+        ],
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
-        raise TransferError("not every package could be had as a wheel", why=done.stderr[-1500:].strip(), fix="try again with internet, or --no-wheels where the room has a mirror")
+        raise TransferError(
+            "not every package could be had as a wheel",
+            why=done.stderr[-1500:].strip(),
+            fix="try again with internet, or --no-wheels where the room has a mirror",
+        )
     say(f"{len(list(into.glob('*.whl')))} wheels")
     return into
 
@@ -161,25 +238,47 @@ def _image(space: Workspace) -> list[tuple[str, Path]]:
 
 def _write(out: Path, parts: dict[str, list[tuple[str, Path]]], wheels: bool) -> Packed:
     """Stream into the archive, hashing as it goes; the manifest comes last and names everything."""
-    facts = {"version": ".".join(platform.python_version_tuple()[:2]), "major": sys.version_info[0], "minor": sys.version_info[1],
-             "machine": platform.machine(), "install": INSTALL if wheels else INSTALL_MIRROR}
+    facts = {
+        "version": ".".join(platform.python_version_tuple()[:2]),
+        "major": sys.version_info[0],
+        "minor": sys.version_info[1],
+        "machine": platform.machine(),
+        "install": INSTALL if wheels else INSTALL_MIRROR,
+    }
     manifest: dict[str, dict[str, Any]] = {}
     with replacing(out) as partial:
         with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as archive:
             for name, path in (entry for part in parts.values() for entry in part):
-                manifest[name] = _add(archive, name, path.read_bytes() if path.stat().st_size < 1 << 20 else path, path.stat().st_mode & 0o111)
+                manifest[name] = _add(
+                    archive,
+                    name,
+                    path.read_bytes() if path.stat().st_size < 1 << 20 else path,
+                    path.stat().st_mode & 0o111,
+                )
             if parts.get("images"):
-                # Times of installed files differ on every machine, so an image would be built anew; this says to keep it.
+                # Times of installed files differ on every machine, so an image would be built anew;
+                # this says to keep it.
                 place = next(name for name, _ in parts["images"]).split("/")[1]
-                manifest[f"images/{place}/{AS_PACKED}"] = _add(archive, f"images/{place}/{AS_PACKED}", AS_PACKED_NOTE, 0)
+                manifest[f"images/{place}/{AS_PACKED}"] = _add(
+                    archive, f"images/{place}/{AS_PACKED}", AS_PACKED_NOTE, 0
+                )
             manifest["unpack.sh"] = _add(archive, "unpack.sh", (UNPACK % facts).encode(), 0o111)
-            text = json.dumps({"made_for": {k: facts[k] for k in ("version", "machine")}, "files": manifest}, indent=1, sort_keys=True).encode()
+            text = json.dumps(
+                {"made_for": {k: facts[k] for k in ("version", "machine")}, "files": manifest},
+                indent=1,
+                sort_keys=True,
+            ).encode()
             _add(archive, "MANIFEST.json", text, 0)
-    sizes = {part: sum(manifest[name]["size_bytes"] for name, _ in entries) for part, entries in parts.items()}
+    sizes = {
+        part: sum(manifest[name]["size_bytes"] for name, _ in entries)
+        for part, entries in parts.items()
+    }
     return Packed(out, len(manifest) + 1, out.stat().st_size, sizes)
 
 
-def _add(archive: tarfile.TarFile, name: str, source: bytes | Path, executable: int) -> dict[str, Any]:
+def _add(
+    archive: tarfile.TarFile, name: str, source: bytes | Path, executable: int
+) -> dict[str, Any]:
     import io
 
     member = tarfile.TarInfo(f"{TOP}/{name}")
@@ -207,15 +306,22 @@ class _Hashing:
 
 
 def verify(folder: Path) -> int:
-    """Number of files checked. Raises BadInput that names what is missing, changed or of a hostile name."""
+    """Number of files checked. Raises BadInput that names what is missing, changed or of a hostile
+    name."""
     manifest = folder / "MANIFEST.json"
     try:
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         items = [(str(n), str(f["sha256"]), int(f["size_bytes"])) for n, f in files.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{manifest} is no manifest: {error}", fix="unpack the archive again") from None
+        raise BadInput(
+            f"{manifest} is no manifest: {error}", fix="unpack the archive again"
+        ) from None
     if not items:
-        raise BadInput(f"{manifest} names no file", why="of nothing, nothing was checked", fix="unpack the archive again")
+        raise BadInput(
+            f"{manifest} names no file",
+            why="of nothing, nothing was checked",
+            fix="unpack the archive again",
+        )
     wrong = []
     for name, wanted, size in items:
         path = folder / name
@@ -226,7 +332,11 @@ def verify(folder: Path) -> int:
         elif path.stat().st_size != size or _digest(path) != wanted:
             wrong.append(f"{name}: changed")
     if wrong:
-        raise BadInput(f"{len(wrong)} of {len(items)} files are not as packed: " + "; ".join(wrong[:5]), why="a torn copy shows up later as a riddle", fix="copy and unpack the archive again")
+        raise BadInput(
+            f"{len(wrong)} of {len(items)} files are not as packed: " + "; ".join(wrong[:5]),
+            why="a torn copy shows up later as a riddle",
+            fix="copy and unpack the archive again",
+        )
     return len(items)
 
 

@@ -1,11 +1,14 @@
-"""Pages: executed notebooks and reports as static HTML that needs nothing from outside – no script, no font, no style sheet.
+"""Pages: executed notebooks and reports as static HTML that needs nothing from outside – no script,
+no font, no style sheet.
 
     page("Title", body)                  a whole document; follows the reader's light or dark scheme
-    notebook_body(path)                  an executed notebook as HTML: text, code, outputs, figures with their text twins
-    notebooks_page(results, out)         what `labkit notebooks run` leaves: one row a notebook, seconds per cell
+    notebook_body(path)                  an executed notebook as HTML: text, code, outputs, figures
+        with their text twins
+    notebooks_page(results, out)         what `labkit notebooks run` leaves: one row a notebook,
+        seconds per cell
 
-Widget views are left out (they are empty without a kernel); every widget of the lab has a text twin that stays.
-"""
+Widget views are left out (they are empty without a kernel); every widget of the lab has a text twin
+that stays."""
 
 from __future__ import annotations
 
@@ -33,20 +36,28 @@ img, svg { max-width: 100%; height: auto } details > summary { cursor: pointer; 
 
 
 def page(title: str, body: str, foot: str = "") -> str:
-    return secrets.mask_page(f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="generator" content="labkit"><meta name="viewport" content="width=device-width, initial-scale=1">'
-                             f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{CSS}{_code_css()}</style></head>\n<body>{body}\n'
-                             f'<footer class="faint"><p>{foot}</p></footer></body></html>\n')
+    return secrets.mask_page(
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="generator"'
+        ' content="labkit"><meta name="viewport" content="width=device-width,'
+        ' initial-scale=1"><link rel="icon"'
+        f' href="data:,"><title>{escape(title)}</title><style>{CSS}{_code_css()}</style></head>\n<body>{body}\n<footer'
+        f' class="faint"><p>{foot}</p></footer></body></html>\n'
+    )
 
 
 def refuse_strangers(paths: Iterable[Path]) -> None:
-    """Raises BadInput where a page would take the place of a file that is none of the lab's. Asked before anything runs."""
+    """Raises BadInput where a page would take the place of a file that is none of the lab's. Asked
+    before anything runs."""
     for path in paths:
         outputs.refuse_stranger(path, _is_page, "a page of the lab")
 
 
 def _is_page(head: bytes) -> bool:
     # The second: as pages began before they named their generator.
-    return b'<meta name="generator" content="labkit">' in head[:400] or (head.startswith(b"<!doctype html>") and b'<link rel="icon" href="data:,"><title>' in head[:400])
+    return b'<meta name="generator" content="labkit">' in head[:400] or (
+        head.startswith(b"<!doctype html>")
+        and b'<link rel="icon" href="data:,"><title>' in head[:400]
+    )
 
 
 def write(path: Path, text: str) -> Path:
@@ -62,13 +73,22 @@ def _code_css() -> str:
 
     light = HtmlFormatter(style="xcode").get_style_defs(".code")
     dark = HtmlFormatter(style="github-dark").get_style_defs(".code")
-    rules = "\n".join(line for line in light.split("\n") if "background" not in line and not line.startswith("pre"))
-    night = "\n".join(line for line in dark.split("\n") if "background" not in line and not line.startswith("pre"))
-    return f"{rules}\n@media (prefers-color-scheme: dark) {{ {night} }}\n.code .err {{ border: none }}"
+    rules = "\n".join(
+        line
+        for line in light.split("\n")
+        if "background" not in line and not line.startswith("pre")
+    )
+    night = "\n".join(
+        line for line in dark.split("\n") if "background" not in line and not line.startswith("pre")
+    )
+    return (
+        f"{rules}\n@media (prefers-color-scheme: dark) {{ {night} }}\n.code .err {{ border: none }}"
+    )
 
 
 def notebook_body(path: str | Path, links: str = ".html") -> str:
-    """The cells of an executed notebook. Links to other notebooks get the suffix `links`; "" leaves only their text."""
+    """The cells of an executed notebook. Links to other notebooks get the suffix `links`; "" leaves
+    only their text."""
     from labkit.lessons import canonical
 
     parts = []
@@ -78,7 +98,11 @@ def notebook_body(path: str | Path, links: str = ".html") -> str:
             parts.append(_markdown(source, links))
         elif cell["cell_type"] == "code" and source.strip():
             parts.append(_highlight(source))
-            parts += [f'<div class="out">{html}</div>' for o in _merged(cell.get("outputs", [])) if (html := _output(o))]
+            parts += [
+                f'<div class="out">{html}</div>'
+                for o in _merged(cell.get("outputs", []))
+                if (html := _output(o))
+            ]
     return "\n".join(parts)
 
 
@@ -96,7 +120,10 @@ def _highlight(source: str) -> str:
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer
 
-    return f'<div class="code">{highlight(source, PythonLexer(), HtmlFormatter(nowrap=False, cssclass="code"))}</div>'
+    return (
+        "<div"
+        f' class="code">{highlight(source, PythonLexer(), HtmlFormatter(nowrap=False, cssclass="code"))}</div>'
+    )
 
 
 def _text(value: Any) -> str:
@@ -131,8 +158,15 @@ def _output(output: dict[str, Any]) -> str:
     if "text/markdown" in data:
         return _markdown(_text(data["text/markdown"]), "")
     if "image/png" in data:
-        return f'<img alt="{escape(_text(data.get("text/plain", "")), quote=True)}" src="data:image/png;base64,{_text(data["image/png"]).strip()}">'
-    return f"<pre>{escape(printable.text(_text(data['text/plain'])))}</pre>" if "text/plain" in data else ""
+        return (
+            f'<img alt="{escape(_text(data.get("text/plain", "")), quote=True)}"'
+            f' src="data:image/png;base64,{_text(data["image/png"]).strip()}">'
+        )
+    return (
+        f"<pre>{escape(printable.text(_text(data['text/plain'])))}</pre>"
+        if "text/plain" in data
+        else ""
+    )
 
 
 def outcome_html(outcome: str) -> str:
@@ -156,9 +190,23 @@ def notebooks_page(results: Sequence[Any], out: Path, slower: Sequence[str] = ()
             write(out / f"{r.name}.html", page(r.name, notebook_body(r.executed)))
         name = f'<a href="{r.name}.html">{escape(r.name)}</a>' if r.executed else escape(r.name)
         cells = ", ".join("–" if s is None else f"{s:.1f}" for s in r.cells)
-        rows.append([name, outcome_html(r.outcome), show_s(r.seconds), f"<details><summary>{escape(r.slowest) or 'none'}</summary>{cells}</details>",
-                     f"<pre>{escape(r.error)}</pre>" if r.error else "", str(r.ended) if r.ended else ""])
-    body = "<h1>Notebooks, run headless</h1>" + table_html(["notebook", "outcome", "took", "seconds per code cell", "error", "processes ended"], rows)
+        rows.append(
+            [
+                name,
+                outcome_html(r.outcome),
+                show_s(r.seconds),
+                f"<details><summary>{escape(r.slowest) or 'none'}</summary>{cells}</details>",
+                f"<pre>{escape(r.error)}</pre>" if r.error else "",
+                str(r.ended) if r.ended else "",
+            ]
+        )
+    body = "<h1>Notebooks, run headless</h1>" + table_html(
+        ["notebook", "outcome", "took", "seconds per code cell", "error", "processes ended"], rows
+    )
     if slower:
-        body += "<h2>Slower than the baseline</h2><ul>" + "".join(f'<li class="bad">{escape(s)}</li>' for s in slower) + "</ul>"
+        body += (
+            "<h2>Slower than the baseline</h2><ul>"
+            + "".join(f'<li class="bad">{escape(s)}</li>' for s in slower)
+            + "</ul>"
+        )
     return write(out / "index.html", page("Notebooks, run headless", body))

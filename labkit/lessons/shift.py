@@ -1,19 +1,21 @@
-"""Has a duration shifted? A few trials before, a few now; and the smallest shift that these few would have shown.
+"""Has a duration shifted? A few trials before, a few now; and the smallest shift that these few
+would have shown.
 
-Noise of a start multiplies (a busy machine makes everything longer by a share), so seconds are compared as logarithms.
-Two tests, as each is blind where the other sees: Student's t, which few trials suffice for, but an outlier blunts; and
-Mann and Whitney's ranks, which no outlier moves, but which cannot be sure below eight trials a side. Each is given half
-of the chance of a false alarm. Student's t of skewed durations errs on the quiet side: what makes a tail longer also makes
-its spread wider.
+Noise of a start multiplies (a busy machine makes everything longer by a share), so seconds are
+compared as logarithms. Two tests, as each is blind where the other sees: Student's t, which few
+trials suffice for, but an outlier blunts; and Mann and Whitney's ranks, which no outlier moves, but
+which cannot be sure below eight trials a side. Each is given half of the chance of a false alarm.
+Student's t of skewed durations errs on the quiet side: what makes a tail longer also makes its
+spread wider.
 
     found = compare([1.60, 1.58, 1.63, 1.61, 1.60], [1.80, 1.79, 1.84, 1.80, 1.82], alarm=0.001)
-    found.slower, found.before_s, found.now_s, found.visible_s      # True, 1.6, 1.8, 0.08: a loss of 80 ms would have shown
+    found.slower, found.before_s, found.now_s, found.visible_s      # True, 1.6, 1.8, 0.08: a loss
+        of 80 ms would have shown
 
-`alarm` is the chance of a false alarm in this one comparison: who makes m of them gives each a share. `drift` is a common
-lengthening that is forgiven (two sessions on one machine differ). Physical limit: with n trials a side and a spread of s per
-cent, nothing below about s · (4 + 1) · √(2/n) per cent can be told from noise.
-Lesson: docs/facilitator.md.
-"""
+`alarm` is the chance of a false alarm in this one comparison: who makes m of them gives each a
+share. `drift` is a common lengthening that is forgiven (two sessions on one machine differ).
+Physical limit: with n trials a side and a spread of s per cent, nothing below about s · (4 + 1) ·
+√(2/n) per cent can be told from noise. Lesson: docs/facilitator.md."""
 
 from __future__ import annotations
 
@@ -25,19 +27,23 @@ from statistics import NormalDist
 
 from labkit.core import stats
 
-#: Losses below this are never worth an alarm; also added before the logarithm, so that the jitter of a phase of 1 ms stays small.
+#: Losses below this are never worth an alarm; also added before the logarithm, so that the jitter
+#: of a phase of 1 ms stays small.
 LEAST_S = 0.03
-#: Nor are losses below this share: two sessions on one host differ by so much without anybody's fault.
+#: Nor are losses below this share: two sessions on one host differ by so much without anybody's
+#: fault.
 LEAST_SHARE = 0.05
 #: `visible_s` is a loss that would be found this often.
 POWER = 0.9
-#: A spread is itself uncertain; a few trials that lie close together by luck are not trusted below this share.
+#: A spread is itself uncertain; a few trials that lie close together by luck are not trusted below
+#: this share.
 LEAST_SPREAD = 0.01
 
 
 @dataclass(frozen=True)
 class Shift:
-    """One duration before and now. `visible_s`: the loss that these trials would have shown in nine cases of ten."""
+    """One duration before and now. `visible_s`: the loss that these trials would have shown in nine
+    cases of ten."""
 
     before_s: float
     now_s: float
@@ -62,14 +68,22 @@ class Shift:
 
 
 def common_drift(sides: Iterable[tuple[Sequence[float], Sequence[float]]], most: float) -> float:
-    """What most of several durations have in common: the median of their logarithms' shifts, between 0 and log(1 + most).
+    """What most of several durations have in common: the median of their logarithms' shifts,
+    between 0 and log(1 + most).
 
-    0 for fewer than three durations of some length, as one that got slower would be half of what is common."""
-    shifts = [math.log(stats.median(now) / stats.median(before)) for before, now in sides if min(stats.median(before), stats.median(now)) > LEAST_S]
+    0 for fewer than three durations of some length, as one that got slower would be half of what is
+    common."""
+    shifts = [
+        math.log(stats.median(now) / stats.median(before))
+        for before, now in sides
+        if min(stats.median(before), stats.median(now)) > LEAST_S
+    ]
     return min(max(stats.median(shifts), 0.0), math.log1p(most)) if len(shifts) >= 3 else 0.0
 
 
-def compare(before: Sequence[float], now: Sequence[float], alarm: float, drift: float = 0.0) -> Shift:
+def compare(
+    before: Sequence[float], now: Sequence[float], alarm: float, drift: float = 0.0
+) -> Shift:
     """Both sides need two trials at least. Raises ValueError below that."""
     n, m = len(before), len(now)
     if min(n, m) < 2:
@@ -90,11 +104,16 @@ def compare(before: Sequence[float], now: Sequence[float], alarm: float, drift: 
 def _reach(spread: float, n: int, m: int, alarm: float) -> float:
     """The shift of a logarithm that Student's t finds with the wanted power."""
     freedom = n + m - 2
-    return spread * math.sqrt(1 / n + 1 / m) * (student_limit(alarm / 2, freedom) + NormalDist().inv_cdf(POWER))
+    return (
+        spread
+        * math.sqrt(1 / n + 1 / m)
+        * (student_limit(alarm / 2, freedom) + NormalDist().inv_cdf(POWER))
+    )
 
 
 def student_tail(t: float, freedom: int) -> float:
-    """P(T > t) for Student's t with whole degrees of freedom: the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    """P(T > t) for Student's t with whole degrees of freedom: the finite sums of Abramowitz and
+    Stegun, 26.7.3 and 26.7.4."""
     angle = math.atan2(abs(t), math.sqrt(freedom))
     cos2 = math.cos(angle) ** 2
     if freedom % 2:
@@ -124,7 +143,8 @@ def student_limit(tail: float, freedom: int) -> float:
 
 
 def rank_tail(a: Sequence[float], b: Sequence[float]) -> float:
-    """P of so few pairs in which a value of `b` lies below one of `a`, were both of one distribution (exact; a tie is half a pair, rounded up)."""
+    """P of so few pairs in which a value of `b` lies below one of `a`, were both of one
+    distribution (exact; a tie is half a pair, rounded up)."""
     below = sum((y < x) + 0.5 * (y == x) for x in a for y in b)
     ways = _ways(len(a), len(b))
     return math.fsum(ways[: math.ceil(below) + 1]) / math.comb(len(a) + len(b), len(a))
@@ -132,7 +152,8 @@ def rank_tail(a: Sequence[float], b: Sequence[float]) -> float:
 
 @lru_cache(maxsize=64)
 def _ways(n: int, m: int) -> tuple[int, ...]:
-    """In how many orders of n and m values there are u swapped pairs, for every u: the Gaussian binomial's coefficients."""
+    """In how many orders of n and m values there are u swapped pairs, for every u: the Gaussian
+    binomial's coefficients."""
     ways = [1] + [0] * (n * m)
     for i in range(1, n + 1):
         for u in range(n * m, m + i - 1, -1):

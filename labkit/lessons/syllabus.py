@@ -1,13 +1,18 @@
-"""Syllabi as data: which notebooks, in which order, with minutes that come from the notebooks themselves.
+"""Syllabi as data: which notebooks, in which order, with minutes that come from the notebooks
+themselves.
 
-    schedule([Part("00_start_here", "must"), Pause(10), Part("01_anatomy", "must", "sections 1 and 4", minutes=25)], start="09:00")
+    schedule([Part("00_start_here", "must"), Pause(10), Part("01_anatomy", "must", "sections 1 and
+        4", minutes=25)], start="09:00")
 
-Minutes of a whole notebook are its own (metadata `labkit.minutes`, the time a learner takes), and never fewer than its
-machine took; a part of one names its minutes here. Slack is added to every part, as somebody's machine always needs a second
-try. What the machine takes is measured, on the host named in the file:
+Minutes of a whole notebook are its own (metadata `labkit.minutes`, the time a learner takes), and
+never fewer than its machine took; a part of one names its minutes here. Slack is added to every
+part, as somebody's machine always needs a second try. What the machine takes is measured, on the
+host named in the file:
 
-    labkit notebooks run --save-seconds notebooks/syllabi/measured.json                  at the defaults, as a learner runs them
-    labkit notebooks run --preset ci --save-seconds notebooks/syllabi/measured.json      at the smallest size
+    labkit notebooks run --save-seconds notebooks/syllabi/measured.json                  at the
+        defaults, as a learner runs them
+    labkit notebooks run --preset ci --save-seconds notebooks/syllabi/measured.json      at the
+        smallest size
 
 Lesson: notebooks/syllabi.
 """
@@ -30,7 +35,8 @@ RANKS = ("must", "should", "could")
 
 @dataclass(frozen=True)
 class Part:
-    """A notebook, or some sections of one. rank: must (the goal depends on it), should, could (first to be left out)."""
+    """A notebook, or some sections of one. rank: must (the goal depends on it), should, could
+    (first to be left out)."""
 
     notebook: str
     rank: str
@@ -58,12 +64,16 @@ def folder() -> Path:
 
 
 def minutes_of(notebook: str) -> int:
-    """The learner's minutes from the notebook's metadata. Raises BadInput for one that is not there."""
+    """The learner's minutes from the notebook's metadata. Raises BadInput for one that is not
+    there."""
     from labkit.lessons import canonical
 
     path = folder() / f"{notebook}.ipynb"
     if not path.exists():
-        raise BadInput(f"no notebook {notebook!r}", fix="one of: " + ", ".join(sorted(p.stem for p in folder().glob("*.ipynb"))))
+        raise BadInput(
+            f"no notebook {notebook!r}",
+            fix="one of: " + ", ".join(sorted(p.stem for p in folder().glob("*.ipynb"))),
+        )
     return int(canonical.load(path)["metadata"]["labkit"]["minutes"])
 
 
@@ -80,28 +90,49 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def refuse_overwriting(path: str | Path) -> None:
-    """Raises BadInput where the file holds anything but such seconds. Asked before anything runs."""
+    """Raises BadInput where the file holds anything but such seconds. Asked before anything
+    runs."""
     if os.path.lexists(path):
-        doc, fix = record_schema.document(path, "give --save-seconds another name"), "give --save-seconds another name, or move the file away"
+        doc, fix = (
+            record_schema.document(path, "give --save-seconds another name"),
+            "give --save-seconds another name, or move the file away",
+        )
         try:
-            record_schema.shaped({"host": record_schema.text, "seconds": record_schema.mapped(record_schema.mapped(record_schema.time_s))}, ("host", "seconds"))(doc, "")
+            record_schema.shaped(
+                {
+                    "host": record_schema.text,
+                    "seconds": record_schema.mapped(record_schema.mapped(record_schema.time_s)),
+                },
+                ("host", "seconds"),
+            )(doc, "")
         except record_schema.Wrong as wrong:
-            raise BadInput(f"{printable.line(path)} holds no seconds of notebooks: {wrong}", why="it would be lost", fix=fix) from None
+            raise BadInput(
+                f"{printable.line(path)} holds no seconds of notebooks: {wrong}",
+                why="it would be lost",
+                fix=fix,
+            ) from None
 
 
 def save_measured(path: str | Path, results: Sequence[Any], preset: str) -> None:
-    """Keep the machine's seconds of notebooks that came through; what the file has of others on the same host stays."""
+    """Keep the machine's seconds of notebooks that came through; what the file has of others on the
+    same host stays."""
     from labkit.core.host import card
 
     refuse_overwriting(path)
     before, host = _read(Path(path)), card()["title"]
     seconds = before.get("seconds", {}) if before.get("host") == host else {}
-    seconds[preset or DEFAULTS] = seconds.get(preset or DEFAULTS, {}) | {r.name: round(r.seconds, 1) for r in results if r.outcome == "ok"}
-    Path(path).write_text(json.dumps({"host": host, "seconds": seconds}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    seconds[preset or DEFAULTS] = seconds.get(preset or DEFAULTS, {}) | {
+        r.name: round(r.seconds, 1) for r in results if r.outcome == "ok"
+    }
+    Path(path).write_text(
+        json.dumps({"host": host, "seconds": seconds}, indent=1, sort_keys=True) + "\n",
+        encoding="utf-8",
+    )
 
 
 def machine_s(notebook: str) -> tuple[float | None, str]:
-    """Seconds of a whole notebook and the preset they were measured at: the defaults before any other. (None, "") where nobody measured."""
+    """Seconds of a whole notebook and the preset they were measured at: the defaults before any
+    other. (None, "") where nobody measured."""
     seconds = measured().get("seconds", {})
     for preset in sorted(seconds, key=lambda p: p != DEFAULTS):
         if notebook in seconds[preset]:
@@ -109,16 +140,27 @@ def machine_s(notebook: str) -> tuple[float | None, str]:
     return None, ""
 
 
-def planned(parts: Sequence[Part | Pause | Talk], slack: float = 0.1) -> list[tuple[Part | Pause | Talk, int]]:
-    """Each part with the minutes to plan for it: what a learner takes, at least what the machine took; slack on everything but
-    pauses, rounded up to whole minutes."""
+def planned(
+    parts: Sequence[Part | Pause | Talk], slack: float = 0.1
+) -> list[tuple[Part | Pause | Talk, int]]:
+    """Each part with the minutes to plan for it: what a learner takes, at least what the machine
+    took; slack on everything but pauses, rounded up to whole minutes."""
     made = []
     for part in parts:
         base: float = part.minutes if part.minutes is not None else minutes_of(part.notebook)  # type: ignore[union-attr]
         if isinstance(part, Part) and part.minutes is None:
             took_s, preset = machine_s(part.notebook)
             base = max(base, took_s / 60) if took_s and preset == DEFAULTS else base
-        made.append((part, part.minutes if isinstance(part, Pause) else math.ceil(round(base * (1 + slack), 6))))
+        made.append(
+            (
+                part,
+                (
+                    part.minutes
+                    if isinstance(part, Pause)
+                    else math.ceil(round(base * (1 + slack), 6))
+                ),
+            )
+        )
     return made
 
 
@@ -137,27 +179,65 @@ def schedule(parts: Sequence[Part | Pause | Talk], start: str = "09:00", slack: 
         clock = f"{at // 60:02d}:{at % 60:02d}"
         if isinstance(part, Part):
             took_s, preset = machine_s(part.notebook)
-            machine = "" if took_s is None else show_s(took_s) + ("" if preset == DEFAULTS else f" ({preset})")
+            machine = (
+                ""
+                if took_s is None
+                else show_s(took_s) + ("" if preset == DEFAULTS else f" ({preset})")
+            )
             rows.append((clock, str(minutes), part.rank, part.notebook, part.what, machine))
         else:
             rows.append((clock, str(minutes), getattr(part, "rank", ""), "", part.what, ""))
         at += minutes
     rows.append((f"{at // 60:02d}:{at % 60:02d}", "", "", "", "end", ""))
     host = measured().get("host")
-    note = f"Minutes hold {slack:.0%} slack." + (f" Machine: what the whole notebook took at its defaults, or at the preset named, on {host}." if host else "")
+    note = f"Minutes hold {slack:.0%} slack." + (
+        " Machine: what the whole notebook took at its defaults, or at the preset named, on"
+        f" {host}."
+        if host
+        else ""
+    )
     return Table(("at", "minutes", "rank", "notebook", "what", "machine"), tuple(rows), note)
 
 
-NINETY = (Talk("welcome: what a cold start is, and who waited for one", 8), Part("00_start_here", "must", "sections 1 and 2", 20), Part("01_anatomy", "must", "sections 1, 2 and 4", 25),
-          Part("08_stacking", "must", "section 1, in pairs: guess, run, explain", 15), Part("08_stacking", "could", "section 3: a fast phase and the whole", 6), Talk("what each team does first, and how it will know", 6))
+NINETY = (
+    Talk("welcome: what a cold start is, and who waited for one", 8),
+    Part("00_start_here", "must", "sections 1 and 2", 20),
+    Part("01_anatomy", "must", "sections 1, 2 and 4", 25),
+    Part("08_stacking", "must", "section 1, in pairs: guess, run, explain", 15),
+    Part("08_stacking", "could", "section 3: a fast phase and the whole", 6),
+    Talk("what each team does first, and how it will know", 6),
+)
 
-HALF_DAY = (Talk("welcome: what a cold start is, and who waited for one", 10), Part("00_start_here", "must"), Part("01_anatomy", "must", "without section 5", 32), Pause(10),
-            Part("03_lazy_pull", "should", "live part", 30), Part("05_streaming", "should", "live part", 30), Pause(10), Part("08_stacking", "must", "sections 1 to 4", 35),
-            Part("09_decide", "could", "with the numbers of one team", 15), Talk("what each team does first, and how it will know", 8))
+HALF_DAY = (
+    Talk("welcome: what a cold start is, and who waited for one", 10),
+    Part("00_start_here", "must"),
+    Part("01_anatomy", "must", "without section 5", 32),
+    Pause(10),
+    Part("03_lazy_pull", "should", "live part", 30),
+    Part("05_streaming", "should", "live part", 30),
+    Pause(10),
+    Part("08_stacking", "must", "sections 1 to 4", 35),
+    Part("09_decide", "could", "with the numbers of one team", 15),
+    Talk("what each team does first, and how it will know", 8),
+)
 
-ONE_DAY = (Talk("welcome: what a cold start is, and who waited for one", 10), Part("00_start_here", "must"), Part("01_anatomy", "must"), Pause(10), Part("02_image_pull", "should", "live part", 30),
-           Part("03_lazy_pull", "must", "live part", 30), Pause(60, "lunch"), Part("04_model_formats", "should", "live part", 30), Part("05_streaming", "must", "live part", 30), Pause(10),
-           Part("06_gpu_init", "could", "live or replayed", 25), Part("07_checkpoints", "should", "live part", 30), Pause(10), Part("08_stacking", "must"),
-           Part("09_decide", "must", "each team its own numbers", 25), Talk("what each team does first, and how it will know", 15))
+ONE_DAY = (
+    Talk("welcome: what a cold start is, and who waited for one", 10),
+    Part("00_start_here", "must"),
+    Part("01_anatomy", "must"),
+    Pause(10),
+    Part("02_image_pull", "should", "live part", 30),
+    Part("03_lazy_pull", "must", "live part", 30),
+    Pause(60, "lunch"),
+    Part("04_model_formats", "should", "live part", 30),
+    Part("05_streaming", "must", "live part", 30),
+    Pause(10),
+    Part("06_gpu_init", "could", "live or replayed", 25),
+    Part("07_checkpoints", "should", "live part", 30),
+    Pause(10),
+    Part("08_stacking", "must"),
+    Part("09_decide", "must", "each team its own numbers", 25),
+    Talk("what each team does first, and how it will know", 15),
+)
 
 SYLLABI = {"90_minutes": (NINETY, 90), "half_day": (HALF_DAY, 220), "one_day": (ONE_DAY, 510)}

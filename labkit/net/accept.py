@@ -1,16 +1,18 @@
-"""The one accept loop of the lab's servers: a thread a connection, a bound on both, and no pressure that ends it for good.
+"""The one accept loop of the lab's servers: a thread a connection, a bound on both, and no pressure
+that ends it for good.
 
-What a kernel says at `accept` is of three kinds. The connection is gone already (ECONNABORTED): take the next. This process
-or host has run out (EMFILE, ENFILE, ENOBUFS, no memory, "can't start new thread"): let the client that has waited longest
-without asking anything go, wait until something ends, go on. The listener is closed: that was `stop`.
+What a kernel says at `accept` is of three kinds. The connection is gone already (ECONNABORTED):
+take the next. This process or host has run out (EMFILE, ENFILE, ENOBUFS, no memory, "can't start
+new thread"): let the client that has waited longest without asking anything go, wait until
+something ends, go on. The listener is closed: that was `stop`.
 
-    with Acceptor("127.0.0.1", 0, serve, name="store") as acceptor:      # serve(held) runs in a thread of its own
+    with Acceptor("127.0.0.1", 0, serve, name="store") as acceptor:      # serve(held) runs in a
+        thread of its own
         print(acceptor.port)
 
-At `most` connections a new one takes the place of the one that has been silent longest (an idle keep-alive, a slow head);
-where all are at work it gets 503 at once. Physical limit: 8 MiB of address space and about 50 KB of memory a thread.
-Lesson: notebooks/02_image_pull.
-"""
+At `most` connections a new one takes the place of the one that has been silent longest (an idle
+keep-alive, a slow head); where all are at work it gets 503 at once. Physical limit: 8 MiB of
+address space and about 50 KB of memory a thread. Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -30,8 +32,21 @@ from labkit.net.head import write_head
 MOST = 1024
 BACKLOG = 512
 #: The connection that was waiting is gone, or its network is; the listener is well.
-_GONE = {errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH,
-         errno.EOPNOTSUPP, errno.ENETUNREACH, errno.ETIMEDOUT, errno.EPERM, errno.EAGAIN}
+_GONE = {
+    errno.ECONNABORTED,
+    errno.EINTR,
+    errno.EPROTO,
+    errno.ENETDOWN,
+    errno.ENOPROTOOPT,
+    errno.EHOSTDOWN,
+    errno.ENONET,
+    errno.EHOSTUNREACH,
+    errno.EOPNOTSUPP,
+    errno.ENETUNREACH,
+    errno.ETIMEDOUT,
+    errno.EPERM,
+    errno.EAGAIN,
+}
 _OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 #: Left for files: every connection at work has one open.
 DESCRIPTORS_KEPT = 16
@@ -39,13 +54,15 @@ PAUSE_S, PAUSE_MOST_S = 0.01, 1.0
 
 
 def exhausted(error: BaseException) -> bool:
-    """Whether an error says that this process or host has run out of something that will come back."""
+    """Whether an error says that this process or host has run out of something that will come
+    back."""
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _OUT_OF)
 
 
 @dataclass(eq=False)
 class Held:
-    """One connection. `waiting_since_s`: nothing has been asked on it since; None while a request is at work."""
+    """One connection. `waiting_since_s`: nothing has been asked on it since; None while a request
+    is at work."""
 
     sock: socket.socket
     host: str
@@ -63,10 +80,19 @@ def _start_thread(thread: threading.Thread) -> None:
 
 
 class Acceptor:
-    """Listens from the moment it is made; takes connections from `start` on. `start_thread` is for tests of hosts that have none left."""
+    """Listens from the moment it is made; takes connections from `start` on. `start_thread` is for
+    tests of hosts that have none left."""
 
-    def __init__(self, host: str, port: int, serve: Callable[[Held], None], *, name: str = "labkit", most: int = MOST,
-                 start_thread: Callable[[threading.Thread], None] = _start_thread):
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        serve: Callable[[Held], None],
+        *,
+        name: str = "labkit",
+        most: int = MOST,
+        start_thread: Callable[[threading.Thread], None] = _start_thread,
+    ):
         self._serve, self.name, self.most, self._start_thread = serve, name, most, start_thread
         self._held: set[Held] = set()
         self._lock = threading.Lock()
@@ -76,10 +102,18 @@ class Acceptor:
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             both = host == "::" and socket.has_dualstack_ipv6()
-            self.listener = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
+            self.listener = socket.create_server(
+                (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both
+            )
         except (OSError, OverflowError, UnicodeError) as error:
-            raise LabError(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}",
-                           why="another server holds the port, it is below 1024, or the address is not of this host", fix="--port 0 takes a free one") from None
+            raise LabError(
+                f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}",
+                why=(
+                    "another server holds the port, it is below 1024, or the address is not of this"
+                    " host"
+                ),
+                fix="--port 0 takes a free one",
+            ) from None
         self._first = self.listener.fileno()
         self.host, self.port = self.listener.getsockname()[:2]
 
@@ -94,7 +128,11 @@ class Acceptor:
             threading.Thread(target=self._loop, name=f"{self.name}-accept", daemon=True).start()
         except RuntimeError as error:
             self.listener.close()
-            raise LabError(f"{self.name}: {error}", why="nobody would take connections", fix="end some processes, or raise ulimit -u") from None
+            raise LabError(
+                f"{self.name}: {error}",
+                why="nobody would take connections",
+                fix="end some processes, or raise ulimit -u",
+            ) from None
         return self
 
     def stop(self, patience_s: float = 2.0) -> None:
@@ -109,7 +147,8 @@ class Acceptor:
                 held.cut()
         until = time.monotonic() + patience_s
         for thread in threads:
-            with contextlib.suppress(RuntimeError):  # taken, but not started yet: its connection is cut already
+            # taken, but not started yet: its connection is cut already
+            with contextlib.suppress(RuntimeError):
                 thread.join(max(0.0, until - time.monotonic()))
 
     def _loop(self) -> None:
@@ -129,10 +168,13 @@ class Acceptor:
                     _refuse(sock)
                 if self.stopping:
                     return
-                if isinstance(error, OSError) and (error.errno in _GONE or (sock is not None and not exhausted(error))):
+                if isinstance(error, OSError) and (
+                    error.errno in _GONE or (sock is not None and not exhausted(error))
+                ):
                     continue
                 self._tell(error)
-                self._shed(keep=1)  # whoever has only just come has not been silent, only slower than this loop
+                # whoever has only just come has not been silent, only slower than this loop
+                self._shed(keep=1)
                 self._freed.wait(pause_s)
                 pause_s = min(PAUSE_MOST_S, pause_s * 2)
 
@@ -140,7 +182,9 @@ class Acceptor:
         """Hand it to a thread of its own. Raises RuntimeError where there is none to have."""
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         held = Held(sock, peer, time.monotonic())
-        held.thread = threading.Thread(target=self._run, args=(held,), name=f"{self.name}-connection", daemon=True)
+        held.thread = threading.Thread(
+            target=self._run, args=(held,), name=f"{self.name}-connection", daemon=True
+        )
         with self._lock:
             self._held.add(held)
         try:
@@ -160,10 +204,12 @@ class Acceptor:
             self._freed.set()
 
     def _make_room(self) -> bool:
-        """False where there is none: too many connections, or too few descriptors left for what they will ask for."""
+        """False where there is none: too many connections, or too few descriptors left for what
+        they will ask for."""
         most, limit = self.most, resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if limit != resource.RLIM_INFINITY:
-            # Descriptors are given out from the lowest: the listener's number is about how many others there are.
+            # Descriptors are given out from the lowest: the listener's number is about how many
+            # others there are.
             most = min(most, max(1, limit - self._first - max(DESCRIPTORS_KEPT, limit // 16)))
         with self._lock:
             full = len(self._held) >= most
@@ -171,11 +217,13 @@ class Acceptor:
             return True
         shed = self._shed()
         if shed:
-            self._freed.wait(PAUSE_MOST_S)  # this loop is faster than the threads that close what it cuts
+            # this loop is faster than the threads that close what it cuts
+            self._freed.wait(PAUSE_MOST_S)
         return shed
 
     def _shed(self, keep: int = 0) -> bool:
-        """Let the one go that has been silent longest. False: all are at work, but for the `keep` that came last."""
+        """Let the one go that has been silent longest. False: all are at work, but for the `keep`
+        that came last."""
         with self._lock:
             waiting = [h for h in self._held if h.waiting_since_s is not None]
             if len(waiting) <= keep:
@@ -189,12 +237,22 @@ class Acceptor:
         if not self._told:
             self._told = True
             with contextlib.suppress(OSError, ValueError):
-                print(f"{self.name}: {error or type(error).__name__}; new clients wait until something ends (said once)", file=sys.stderr, flush=True)
+                print(
+                    f"{self.name}: {error or type(error).__name__}; new clients wait until"
+                    " something ends (said once)",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
 
 def _refuse(sock: socket.socket) -> None:
     """503 without waiting for anything: the accept loop must not depend on a client."""
     with contextlib.suppress(OSError, MemoryError):
         sock.setblocking(False)
-        sock.send(write_head("HTTP/1.1 503 Service Unavailable", {"Retry-After": "1", "Content-Length": "0", "Connection": "close"}))
+        sock.send(
+            write_head(
+                "HTTP/1.1 503 Service Unavailable",
+                {"Retry-After": "1", "Content-Length": "0", "Connection": "close"},
+            )
+        )
     sock.close()

@@ -1,12 +1,14 @@
-"""The registry credentials that a user has stored for docker or podman, found for one registry and repository.
+"""The registry credentials that a user has stored for docker or podman, found for one registry and
+repository.
 
-    found = credentials("ghcr.io", "team/image")     # Credentials(user, password) | Credentials(refresh=…) | None
+    found = credentials("ghcr.io", "team/image")     # Credentials(user, password) |
+        Credentials(refresh=…) | None
 
 Read in podman's order, then docker's: $REGISTRY_AUTH_FILE, $XDG_RUNTIME_DIR/containers/auth.json,
-~/.config/containers/auth.json, $DOCKER_CONFIG/config.json or ~/.docker/config.json. An entry may name a registry or, as
-podman's may, a namespace of it; the most specific one wins. Credential helpers (`docker-credential-NAME get`) are asked
-where a file names them. Nothing is read before a registry has asked for a login. Format: containers-auth.json(5).
-Lesson: notebooks/02_image_pull.
+~/.config/containers/auth.json, $DOCKER_CONFIG/config.json or ~/.docker/config.json. An entry may
+name a registry or, as podman's may, a namespace of it; the most specific one wins. Credential
+helpers (`docker-credential-NAME get`) are asked where a file names them. Nothing is read before a
+registry has asked for a login. Format: containers-auth.json(5). Lesson: notebooks/02_image_pull.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ _HELPER = re.compile(r"[A-Za-z0-9_.-]+\Z")
 
 @dataclass(frozen=True)
 class Credentials:
-    """User and password, or a refresh token (`identitytoken`), or a ready bearer token (`registrytoken`)."""
+    """User and password, or a refresh token (`identitytoken`), or a ready bearer token
+    (`registrytoken`)."""
 
     user: str = ""
     password: str = ""
@@ -54,18 +57,26 @@ class Credentials:
 
 
 def auth_files(env: Mapping[str, str] = os.environ) -> list[Path]:
-    """Where credentials are looked for, in order. Naming one in the environment leaves only that one."""
+    """Where credentials are looked for, in order. Naming one in the environment leaves only that
+    one."""
     if env.get("REGISTRY_AUTH_FILE"):
         return [Path(env["REGISTRY_AUTH_FILE"])]
     home = Path(env.get("HOME") or "/")
-    made = [Path(env["XDG_RUNTIME_DIR"]) / "containers/auth.json"] if env.get("XDG_RUNTIME_DIR") else []
+    made = (
+        [Path(env["XDG_RUNTIME_DIR"]) / "containers/auth.json"]
+        if env.get("XDG_RUNTIME_DIR")
+        else []
+    )
     made.append(Path(env.get("XDG_CONFIG_HOME") or home / ".config") / "containers/auth.json")
     made.append(Path(env.get("DOCKER_CONFIG") or home / ".docker") / "config.json")
     return made
 
 
-def credentials(netloc: str, repository: str = "", env: Mapping[str, str] = os.environ) -> Credentials | None:
-    """Of the first file that has any for `netloc` (host, with its port where it is not the scheme's own). Raises BadInput."""
+def credentials(
+    netloc: str, repository: str = "", env: Mapping[str, str] = os.environ
+) -> Credentials | None:
+    """Of the first file that has any for `netloc` (host, with its port where it is not the scheme's
+    own). Raises BadInput."""
     for path in auth_files(env):
         doc = _read(path)
         helpers = doc.get("credHelpers") or {}
@@ -91,10 +102,18 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise BadInput(f"the credentials in {path} cannot be read: {error}", fix="podman login REGISTRY, or docker login REGISTRY, writes it anew") from None
-    sound = isinstance(doc, dict) and all(isinstance(doc.get(k) or {}, dict) for k in ("auths", "credHelpers"))
+        raise BadInput(
+            f"the credentials in {path} cannot be read: {error}",
+            fix="podman login REGISTRY, or docker login REGISTRY, writes it anew",
+        ) from None
+    sound = isinstance(doc, dict) and all(
+        isinstance(doc.get(k) or {}, dict) for k in ("auths", "credHelpers")
+    )
     if not sound:
-        raise BadInput(f"{path} is no file of registry credentials", fix="podman login REGISTRY, or docker login REGISTRY, writes it anew")
+        raise BadInput(
+            f"{path} is no file of registry credentials",
+            fix="podman login REGISTRY, or docker login REGISTRY, writes it anew",
+        )
     return doc
 
 
@@ -106,7 +125,12 @@ def _keys(netloc: str, repository: str) -> Iterator[str]:
         for host in hosts:
             yield "/".join([host.rstrip("/"), *parts[:depth]]) if depth else host
     if netloc not in HUB:  # docker stored whole URLs once
-        yield from (f"https://{netloc}", f"https://{netloc}/v1/", f"https://{netloc}/v2/", f"http://{netloc}")
+        yield from (
+            f"https://{netloc}",
+            f"https://{netloc}/v1/",
+            f"https://{netloc}/v2/",
+            f"http://{netloc}",
+        )
 
 
 def _of_entry(entry: dict[str, Any], path: Path, key: str) -> Credentials | None:
@@ -116,11 +140,16 @@ def _of_entry(entry: dict[str, Any], path: Path, key: str) -> Credentials | None
         return Credentials(refresh=str(entry["identitytoken"]))
     if entry.get("auth"):
         try:
-            user, colon, password = base64.b64decode(str(entry["auth"]), validate=True).decode().partition(":")
+            user, colon, password = (
+                base64.b64decode(str(entry["auth"]), validate=True).decode().partition(":")
+            )
         except (binascii.Error, ValueError):
             colon = ""
         if not colon:
-            raise BadInput(f"{path}: the entry of {key} is no base64 of user:password", fix=f"podman login {key}")
+            raise BadInput(
+                f"{path}: the entry of {key} is no base64 of user:password",
+                fix=f"podman login {key}",
+            )
         return Credentials(user, password.rstrip("\0"))
     if entry.get("username"):
         return Credentials(str(entry["username"]), str(entry.get("password", "")))
@@ -130,9 +159,18 @@ def _of_entry(entry: dict[str, Any], path: Path, key: str) -> Credentials | None
 def _of_helper(helper: object, key: str) -> Credentials | None:
     """What `docker-credential-HELPER get` says; None where it has nothing."""
     if not isinstance(helper, str) or not _HELPER.match(helper):
-        raise BadInput(f"no name of a credential helper: {secrets.mask(str(helper))[:80]!r}", why="it would become a program to run")
+        raise BadInput(
+            f"no name of a credential helper: {secrets.mask(str(helper))[:80]!r}",
+            why="it would become a program to run",
+        )
     try:
-        done = subprocess.run([f"docker-credential-{helper}", "get"], input=key, capture_output=True, text=True, timeout=HELPER_TIMEOUT_S)
+        done = subprocess.run(
+            [f"docker-credential-{helper}", "get"],
+            input=key,
+            capture_output=True,
+            text=True,
+            timeout=HELPER_TIMEOUT_S,
+        )
         doc = json.loads(done.stdout) if done.returncode == 0 else {}
         user, secret = str(doc["Username"]), str(doc["Secret"])
     except (OSError, subprocess.TimeoutExpired, ValueError, KeyError, TypeError):

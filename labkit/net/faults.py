@@ -1,9 +1,12 @@
-"""Faults that real stores have, on demand: refusals with Retry-After, resets, truncation, corruption, one straggler.
+"""Faults that real stores have, on demand: refusals with Retry-After, resets, truncation,
+corruption, one straggler.
 
-Which request is hit depends on the seed and on the request itself (method, path, range, how often it was asked), not on
-the order in which threads arrive: the same run hits the same requests, and a retry is a new draw.
+Which request is hit depends on the seed and on the request itself (method, path, range, how often
+it was asked), not on the order in which threads arrive: the same run hits the same requests, and a
+retry is a new draw.
 
-    faults = parse(["503:rate=0.01,retry_after=0.2", "reset:nth=3", "straggler:nth=2,slowed_to=100kB/s"], seed=1)
+    faults = parse(["503:rate=0.01,retry_after=0.2", "reset:nth=3",
+        "straggler:nth=2,slowed_to=100kB/s"], seed=1)
     hit = faults.draw("GET", "/v2/lab/subject/blobs/sha256:…", "bytes=0-99")      # -> Fault or None
 
 Lesson: notebooks/02_image_pull, notebooks/03_lazy_pull.
@@ -35,10 +38,12 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Fault:
-    """Hit a share of requests (`rate`), or exactly the `nth` (from 1) that matches `path`; at most `times` (0: always).
+    """Hit a share of requests (`rate`), or exactly the `nth` (from 1) that matches `path`; at most
+    `times` (0: always).
 
-    `retry_after_s` for 429/503; `slowed_to_bytes_per_s` for a straggler; `at`: share of the body sent before the break.
-    Only answers with a body of `min_bytes` or more are hit by faults of the body."""
+    `retry_after_s` for 429/503; `slowed_to_bytes_per_s` for a straggler; `at`: share of the body
+    sent before the break. Only answers with a body of `min_bytes` or more are hit by faults of the
+    body."""
 
     kind: str
     rate: float = 0.0
@@ -61,9 +66,16 @@ def parse_one(text: str) -> Fault:
     if kind not in KINDS:
         raise BadInput(f"no fault called {kind!r}", fix="one of " + ", ".join(KINDS))
     made: dict[str, object] = {"kind": kind}
-    keys = {"rate": ("rate", fraction), "nth": ("nth", decimal), "times": ("times", decimal), "path": ("path", str), "at": ("at", fraction),
-            "retry_after": ("retry_after_s", lambda v: fraction(v.removesuffix("s"))), "min_bytes": ("min_bytes", decimal),
-            "slowed_to": ("slowed_to_bytes_per_s", parse_rate)}
+    keys = {
+        "rate": ("rate", fraction),
+        "nth": ("nth", decimal),
+        "times": ("times", decimal),
+        "path": ("path", str),
+        "at": ("at", fraction),
+        "retry_after": ("retry_after_s", lambda v: fraction(v.removesuffix("s"))),
+        "min_bytes": ("min_bytes", decimal),
+        "slowed_to": ("slowed_to_bytes_per_s", parse_rate),
+    }
     for one in (f for f in rest.split(",") if f.strip()):
         key, _, value = one.strip().partition("=")
         if key not in keys:
@@ -72,10 +84,15 @@ def parse_one(text: str) -> Fault:
         try:
             made[name] = convert(value)  # type: ignore[operator]
         except ValueError:
-            raise BadInput(f"{text!r}: {key}={value!r} is not a number", fix="e.g. 503:rate=0.01,retry_after=0.2") from None
+            raise BadInput(
+                f"{text!r}: {key}={value!r} is not a number",
+                fix="e.g. 503:rate=0.01,retry_after=0.2",
+            ) from None
     fault = Fault(**made)  # type: ignore[arg-type]
     if not (fault.rate or fault.nth):
-        raise BadInput(f"{text!r} says neither how often nor which one", fix="add rate=0.01 or nth=3")
+        raise BadInput(
+            f"{text!r} says neither how often nor which one", fix="add rate=0.01 or nth=3"
+        )
     if fault.slowed_to_bytes_per_s < 1:
         raise BadInput(f"{text!r}: a straggler that sends nothing", fix="stall:nth=1 is one")
     if not (fault.rate <= 1 and fault.at <= 1):
@@ -94,8 +111,16 @@ class Faults:
         self._hit: Counter[int] = Counter()
         self._lock = threading.Lock()
 
-    def draw(self, method: str, path: str, range_text: str = "", size_bytes: int | None = None, body: bool | None = None) -> Fault | None:
-        """The fault that hits this request, or None. `body`: draw only faults of the body (True) or of the status (False)."""
+    def draw(
+        self,
+        method: str,
+        path: str,
+        range_text: str = "",
+        size_bytes: int | None = None,
+        body: bool | None = None,
+    ) -> Fault | None:
+        """The fault that hits this request, or None. `body`: draw only faults of the body (True) or
+        of the status (False)."""
         if not self.faults:
             return None
         with self._lock:
@@ -104,7 +129,9 @@ class Faults:
             for number, fault in enumerate(self.faults):
                 if body is not None and fault.of_body != body:
                     continue
-                if fault.path not in path or (fault.of_body and (size_bytes or 0) < max(1, fault.min_bytes)):
+                if fault.path not in path or (
+                    fault.of_body and (size_bytes or 0) < max(1, fault.min_bytes)
+                ):
                     continue
                 if fault.times and self._hit[number] >= fault.times:
                     continue
@@ -113,7 +140,12 @@ class Faults:
                     hit = self._matched[number] == fault.nth
                 else:
                     text = f"{self.seed}|{number}|{fault.kind}|{key}|{self._asked[key]}"
-                    hit = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") < fault.rate * 2**64
+                    hit = (
+                        int.from_bytes(
+                            hashlib.blake2b(text.encode(), digest_size=8).digest(), "big"
+                        )
+                        < fault.rate * 2**64
+                    )
                 if hit:
                     self._hit[number] += 1
                     self.hits[fault.kind] += 1

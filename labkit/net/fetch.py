@@ -1,13 +1,16 @@
-"""A client that gets bytes whole or says why not: keep-alive pool, retries that honour Retry-After, resume, digests.
+"""A client that gets bytes whole or says why not: keep-alive pool, retries that honour Retry-After,
+resume, digests.
 
     with Client() as client:
         client.ask("GET", url).body                                  # something small
-        fetch(client, url, sink=print, digest="sha256:…")            # one stream, resumed by Range after a break
-        fetch_file(client, url, path, digest="sha256:…")             # never under its name before its digest is right
+        fetch(client, url, sink=print, digest="sha256:…")            # one stream, resumed by Range
+            after a break
+        fetch_file(client, url, path, digest="sha256:…")             # never under its name before
+            its digest is right
 
-A registry that asks for a login gets one (`labkit.net.login`). Parallel ranges: `labkit.net.ranges`. A failure that outlasts its retries is one `TransferError` that names URL, byte
-and last cause. Physical limit: link floor (`Link.floor_s`). Lesson: notebooks/02_image_pull.
-"""
+A registry that asks for a login gets one (`labkit.net.login`). Parallel ranges:
+`labkit.net.ranges`. A failure that outlasts its retries is one `TransferError` that names URL, byte
+and last cause. Physical limit: link floor (`Link.floor_s`). Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -36,7 +39,8 @@ Authorize = Callable[[str, str, dict[str, str]], dict[str, str]]
 
 @dataclass(frozen=True)
 class Retry:
-    """`attempts` without progress, back-off from `first_s` doubling to `most_s` with jitter; Retry-After up to `honour_s`."""
+    """`attempts` without progress, back-off from `first_s` doubling to `most_s` with jitter;
+    Retry-After up to `honour_s`."""
 
     attempts: int = 7
     first_s: float = 0.1
@@ -62,7 +66,8 @@ def _retry_after_s(text: str) -> float | None:
 
 
 def _shown(text: bytes) -> str:
-    """Masked before it is cut: a server may quote the key it refuses, and half of one would pass for none."""
+    """Masked before it is cut: a server may quote the key it refuses, and half of one would pass
+    for none."""
     from labkit.core import secrets  # only now: a server reads its weights through this module
 
     return secrets.mask(text.decode("utf-8", "replace"))[:300].strip()
@@ -77,12 +82,20 @@ class Refused(Exception):
 
 
 class Client:
-    """A pool of keep-alive connections, shared by threads. Counts what it did: `requests`, `retries`, `bytes_received`.
+    """A pool of keep-alive connections, shared by threads. Counts what it did: `requests`,
+    `retries`, `bytes_received`.
 
-    `login` answers registries that ask for one (default: with the user's stored credentials, or anonymously); a client that
-    signs its requests (`authorize`) has none."""
+    `login` answers registries that ask for one (default: with the user's stored credentials, or
+    anonymously); a client that signs its requests (`authorize`) has none."""
 
-    def __init__(self, *, timeout_s: float = 20.0, retry: Retry = Retry(), authorize: Authorize | None = None, login: Login | None = None):
+    def __init__(
+        self,
+        *,
+        timeout_s: float = 20.0,
+        retry: Retry = Retry(),
+        authorize: Authorize | None = None,
+        login: Login | None = None,
+    ):
         self.timeout_s, self.retry, self.authorize = timeout_s, retry, authorize
         self.login = login or (Login() if authorize is None else None)
         self._idle: dict[Place, list[Connection]] = {}
@@ -107,7 +120,12 @@ class Client:
                 setattr(self, name, getattr(self, name) + n)
 
     def facts(self) -> dict[str, int]:
-        return {"requests": self.requests, "retries": self.retries, "connections": self.connections, "bytes_received": self.bytes_received}
+        return {
+            "requests": self.requests,
+            "retries": self.retries,
+            "connections": self.connections,
+            "bytes_received": self.bytes_received,
+        }
 
     def take(self, place: Place, fresh: bool = False) -> Connection:
         with self._lock:
@@ -126,9 +144,16 @@ class Client:
             connection.close()
 
     @contextmanager
-    def open(self, method: str, url: str, headers: Mapping[str, str] | None = None, body: bytes | memoryview = b"",
-             ok: tuple[int, ...] = (200,)) -> Iterator[tuple[Answer, Connection]]:
-        """One attempt, redirects followed; the body is the caller's to read. Raises Broken or Refused."""
+    def open(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | memoryview = b"",
+        ok: tuple[int, ...] = (200,),
+    ) -> Iterator[tuple[Answer, Connection]]:
+        """One attempt, redirects followed; the body is the caller's to read. Raises Broken or
+        Refused."""
         place, target = _place(url, url)
         answered = False
         for _ in range(6):
@@ -141,7 +166,8 @@ class Client:
                 try:
                     answer = connection.request(method, target, given, body)
                 except Broken:
-                    # A kept connection may have been closed by the server meanwhile: that is no failure of this request.
+                    # A kept connection may have been closed by the server meanwhile: that is no
+                    # failure of this request.
                     connection.close()
                     connection = self.take(place, fresh=True)
                     answer = connection.request(method, target, given, body)
@@ -150,7 +176,9 @@ class Client:
                     url, asked = _joined(url, answer.headers["location"]), url
                     old, (place, target) = place, _place(url, asked)
                     if place != old:
-                        headers = {k: v for k, v in (headers or {}).items() if k.lower() != "authorization"}
+                        headers = {
+                            k: v for k, v in (headers or {}).items() if k.lower() != "authorization"
+                        }
                     continue
                 if answer.status == 401 and not answered and self._log_in(url, answer, given):
                     connection.skip()
@@ -162,8 +190,11 @@ class Client:
                 yield answer, connection
                 return
             except Unsendable as error:
-                raise TransferError(f"{method} {url}: {error}", why="it would have been another request; nothing was sent",
-                                    fix="look at the URL, and at the credentials in the environment") from None
+                raise TransferError(
+                    f"{method} {url}: {error}",
+                    why="it would have been another request; nothing was sent",
+                    fix="look at the URL, and at the credentials in the environment",
+                ) from None
             finally:
                 self.give(connection)
         raise Broken(f"more than 5 redirects from {url}")
@@ -175,13 +206,24 @@ class Client:
             return False
 
         def ask(method: str, realm: str, headers: dict[str, str], body: bytes) -> bytes:
-            with Client(timeout_s=self.timeout_s, retry=replace(self.retry, attempts=min(3, self.retry.attempts)), authorize=_as_given) as other:
+            with Client(
+                timeout_s=self.timeout_s,
+                retry=replace(self.retry, attempts=min(3, self.retry.attempts)),
+                authorize=_as_given,
+            ) as other:
                 return other.ask(method, realm, headers, body, limit_bytes=TOKEN_LIMIT_BYTES).body
 
         return self.login.answer(url, challenge, given.get("Authorization", ""), ask)
 
-    def ask(self, method: str, url: str, headers: Mapping[str, str] | None = None, body: bytes = b"",
-            ok: tuple[int, ...] = (200,), limit_bytes: int = 64 << 20) -> Answer:
+    def ask(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        ok: tuple[int, ...] = (200,),
+        limit_bytes: int = 64 << 20,
+    ) -> Answer:
         """Something small, whole, with retries. Raises TransferError."""
         attempts = Attempts(self, f"{method} {url}")
         while True:
@@ -208,7 +250,9 @@ def _place(url: str, asked: str) -> tuple[Place, str]:
     except ValueError as error:
         if url == asked:
             raise TransferError(str(error), fix="write it like http://HOST:PORT/PATH") from None
-        raise TransferError(f"{asked}: the server sends its clients to no place there is: {error}") from None
+        raise TransferError(
+            f"{asked}: the server sends its clients to no place there is: {error}"
+        ) from None
 
 
 def _as_given(_method: str, _url: str, headers: dict[str, str]) -> dict[str, str]:
@@ -230,20 +274,32 @@ class Attempts:
         where = f" at byte {at}" if at else ""
         refused = error if isinstance(error, Refused) else None
         if refused and not refused.again:
-            raise TransferError(f"{self.what}{where}: {error}", why="the server refuses, so another attempt would be refused too",
-                                fix=_fix(refused.answer.status)) from None
+            raise TransferError(
+                f"{self.what}{where}: {error}",
+                why="the server refuses, so another attempt would be refused too",
+                fix=_fix(refused.answer.status),
+            ) from None
         if self.failures >= self.client.retry.attempts:
-            raise TransferError(f"{self.what}{where}: {error} ({self.failures} attempts)", why="nothing of it was kept",
-                                fix="look whether the server is there and reachable, then run it again") from None
+            raise TransferError(
+                f"{self.what}{where}: {error} ({self.failures} attempts)",
+                why="nothing of it was kept",
+                fix="look whether the server is there and reachable, then run it again",
+            ) from None
         self.client.count(retries=1)
-        until = time.monotonic() + self.client.retry.wait_s(self.failures, refused.answer.headers.get("retry-after", "") if refused else "")
+        until = time.monotonic() + self.client.retry.wait_s(
+            self.failures, refused.answer.headers.get("retry-after", "") if refused else ""
+        )
         while (left := until - time.monotonic()) > 0 and not (self.stop and self.stop()):
             time.sleep(min(left, 0.05) if self.stop else left)
 
 
 def _fix(status: int) -> str:
-    return {401: "log in: podman login REGISTRY, or docker login REGISTRY", 403: "check the credentials and what they may read", 404: "check the name, and that it was pushed",
-            416: "the object is shorter than its description says: push it again"}.get(status, "see the server's own words")
+    return {
+        401: "log in: podman login REGISTRY, or docker login REGISTRY",
+        403: "check the credentials and what they may read",
+        404: "check the name, and that it was pushed",
+        416: "the object is shorter than its description says: push it again",
+    }.get(status, "see the server's own words")
 
 
 def hasher(digest: str) -> tuple[object, str]:
@@ -262,12 +318,23 @@ class Fetched:
     digest: str = ""
 
 
-def fetch(client: Client, url: str, sink: Callable[[memoryview], object], *, size_bytes: int | None = None, digest: str = "",
-          headers: Mapping[str, str] | None = None, start: int = 0, on_restart: Callable[[], object] | None = None) -> Fetched:
-    """One stream into `sink` (views valid until it returns), resumed by Range after a break, digest-checked at the end.
+def fetch(
+    client: Client,
+    url: str,
+    sink: Callable[[memoryview], object],
+    *,
+    size_bytes: int | None = None,
+    digest: str = "",
+    headers: Mapping[str, str] | None = None,
+    start: int = 0,
+    on_restart: Callable[[], object] | None = None,
+) -> Fetched:
+    """One stream into `sink` (views valid until it returns), resumed by Range after a break,
+    digest-checked at the end.
 
-    `start`: bytes the caller has already (their digest is then the caller's to check). `on_restart` is called when a
-    server without ranges makes it begin again. Raises TransferError; the caller drops what the sink got."""
+    `start`: bytes the caller has already (their digest is then the caller's to check). `on_restart`
+    is called when a server without ranges makes it begin again. Raises TransferError; the caller
+    drops what the sink got."""
     state, wanted = hasher(digest) if digest and not start else (None, "")
     at, began_s, view = start, time.monotonic(), memoryview(bytearray(BLOCK))
     attempts, retries, tag = Attempts(client, f"GET {url}"), 0, ""
@@ -281,21 +348,36 @@ def fetch(client: Client, url: str, sink: Callable[[memoryview], object], *, siz
             with client.open("GET", url, asked, ok=(200, 206)) as (answer, connection):
                 if at and answer.status == 200:
                     if on_restart is None or start:
-                        raise TransferError(f"GET {url}: broke at byte {at}, and the server cannot resume", why="it ignores Range",
-                                            fix="fetch it again from the beginning")
+                        raise TransferError(
+                            f"GET {url}: broke at byte {at}, and the server cannot resume",
+                            why="it ignores Range",
+                            fix="fetch it again from the beginning",
+                        )
                     on_restart()
                     at, state = 0, (hasher(digest)[0] if digest else None)
                 if answer.size_bytes is not None:
                     if size_bytes is None:
                         size_bytes = at + answer.size_bytes
                     elif at + answer.size_bytes != size_bytes:
-                        raise TransferError(f"GET {url}: {at + answer.size_bytes} bytes on offer, {size_bytes} expected",
-                                            why="it is not the thing that was described", fix="push it again")
-                tag = answer.headers.get("etag", "") if not answer.headers.get("etag", "").startswith("W/") else ""
+                        raise TransferError(
+                            f"GET {url}: {at + answer.size_bytes} bytes on offer, {size_bytes}"
+                            " expected",
+                            why="it is not the thing that was described",
+                            fix="push it again",
+                        )
+                tag = (
+                    answer.headers.get("etag", "")
+                    if not answer.headers.get("etag", "").startswith("W/")
+                    else ""
+                )
                 while got := connection.read_into(view):
                     block = view[:got]
                     if size_bytes is not None and at + got > size_bytes:
-                        raise TransferError(f"GET {url}: more than {size_bytes} bytes", why="longer than described", fix="push it again")
+                        raise TransferError(
+                            f"GET {url}: more than {size_bytes} bytes",
+                            why="longer than described",
+                            fix="push it again",
+                        )
                     if state is not None:
                         state.update(block)  # type: ignore[attr-defined]
                     sink(block)
@@ -311,14 +393,26 @@ def fetch(client: Client, url: str, sink: Callable[[memoryview], object], *, siz
             retries += 1
             attempts.failed(error, at)
     if state is not None and state.hexdigest() != wanted:  # type: ignore[attr-defined]
-        raise TransferError(f"GET {url}: the bytes are {digest.partition(':')[0]}:{state.hexdigest()[:16]}…, not {digest[:23]}…",  # type: ignore[attr-defined]
-                            why="corrupted on the way or in the store; nothing of it was kept", fix="fetch it again; if it repeats, push it again")
+        raise TransferError(
+            f"GET {url}: the bytes are {digest.partition(':')[0]}:{state.hexdigest()[:16]}…, not {digest[:23]}…",  # type: ignore[attr-defined]
+            why="corrupted on the way or in the store; nothing of it was kept",
+            fix="fetch it again; if it repeats, push it again",
+        )
     return Fetched(at - start, time.monotonic() - began_s, retries, digest)
 
 
-def fetch_file(client: Client, url: str, path: str | os.PathLike[str], *, size_bytes: int | None = None, digest: str = "",
-               headers: Mapping[str, str] | None = None, again: int = 1) -> Fetched:
-    """Into a file that gets its name only when size and digest are right. A `.part` left by a kill is resumed.
+def fetch_file(
+    client: Client,
+    url: str,
+    path: str | os.PathLike[str],
+    *,
+    size_bytes: int | None = None,
+    digest: str = "",
+    headers: Mapping[str, str] | None = None,
+    again: int = 1,
+) -> Fetched:
+    """Into a file that gets its name only when size and digest are right. A `.part` left by a kill
+    is resumed.
 
     `again`: how often a wrong digest is fetched anew before it is an error."""
     target = Path(path)
@@ -350,5 +444,8 @@ def fetch_file(client: Client, url: str, path: str | os.PathLike[str], *, size_b
             return Fetched(have + got.size_bytes, got.seconds, got.retries + attempt, digest)
         part.unlink()
         client.count(retries=1)
-    raise TransferError(f"GET {url}: wrong digest {again + 1} times, expected {digest[:23]}…", why="corrupted in the store; nothing of it was kept",
-                        fix="push it again")
+    raise TransferError(
+        f"GET {url}: wrong digest {again + 1} times, expected {digest[:23]}…",
+        why="corrupted in the store; nothing of it was kept",
+        fix="push it again",
+    )

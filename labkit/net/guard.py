@@ -1,18 +1,21 @@
 """Who may ask a server on this machine, and what a server that listens to the network exposes.
 
-A web page in the user's browser can send requests to 127.0.0.1: a form posts across origins without asking (CSRF), and a
-name of the page's own that resolves to 127.0.0.1 makes it the same origin (DNS rebinding). Three rules, for every server:
+A web page in the user's browser can send requests to 127.0.0.1: a form posts across origins without
+asking (CSRF), and a name of the page's own that resolves to 127.0.0.1 makes it the same origin (DNS
+rebinding). Three rules, for every server:
 
-    a server bound to this host answers only to names of this host            (a rebound name is refused)
-    nothing but GET and HEAD is done for a page of another origin             (Origin, Sec-Fetch-Site)
-    /_labkit/* is for this host alone; what changes it carries X-Labkit or JSON, which a form cannot send
+    a server bound to this host answers only to names of this host            (a rebound name is
+        refused)
+    nothing but GET and HEAD is done for a page of another origin             (Origin,
+        Sec-Fetch-Site)
+    /_labkit/* is for this host alone; what changes it carries X-Labkit or JSON, which a form cannot
+        send
 
     Guard("127.0.0.1").check(request)                    # raises BadMessage with 403
     warn(exposure("0.0.0.0", "its models", "--read-only"))      # "" for a loopback address
 
-No rule asks who the user is: whoever has an account on the machine may ask. Source: the Fetch standard (simple requests,
-Sec-Fetch-Site). Lesson: notebooks/02_image_pull.
-"""
+No rule asks who the user is: whoever has an account on the machine may ask. Source: the Fetch
+standard (simple requests, Sec-Fetch-Site). Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -58,15 +61,24 @@ class Guard:
         self.host, self.loopback = host.lower(), is_loopback(host)
 
     def _is_ours(self, netloc: str) -> bool:
-        """A name no stranger can point at this host: an address, localhost, or the name this server was given."""
+        """A name no stranger can point at this host: an address, localhost, or the name this server
+        was given."""
         name = host_of(netloc)
-        return not name or _address(name) is not None or name == "localhost" or name.endswith(".localhost") or name == self.host
+        return (
+            not name
+            or _address(name) is not None
+            or name == "localhost"
+            or name.endswith(".localhost")
+            or name == self.host
+        )
 
     def check(self, request: Request, here: str = "") -> None:
         """`here`: this end's address of the connection. Raises BadMessage."""
         control, host = request.path.startswith(ROOM), request.header("host")
         if (self.loopback or control) and not self._is_ours(host):
-            raise BadMessage(f"this server is not called {host_of(host)[:100]!r}: ask it by its address", 403)
+            raise BadMessage(
+                f"this server is not called {host_of(host)[:100]!r}: ask it by its address", 403
+            )
         if request.method not in _READS and foreign(request.headers):
             raise BadMessage("nothing is changed for a page of another origin", 403)
         if control and request.method not in _READS:
@@ -81,7 +93,9 @@ def foreign(headers: Mapping[str, str]) -> bool:
     if headers.get("sec-fetch-site", "none").lower() not in ("none", "same-origin"):
         return True
     origin = headers.get("origin")
-    return origin is not None and origin.lower() not in {f"{scheme}://{headers.get('host', '').lower()}" for scheme in ("http", "https")}
+    return origin is not None and origin.lower() not in {
+        f"{scheme}://{headers.get('host', '').lower()}" for scheme in ("http", "https")
+    }
 
 
 def _is_json(content_type: str) -> bool:
@@ -89,12 +103,23 @@ def _is_json(content_type: str) -> bool:
 
 
 def exposure(host: str, what: str, fix: str) -> str:
-    """Three lines for whoever starts a server that others can reach; "" where only this host can. `what` is open to them, `fix` closes it."""
+    """Three lines for whoever starts a server that others can reach; "" where only this host can.
+    `what` is open to them, `fix` closes it."""
     if is_loopback(host):
         return ""
-    whom = "every network this host is in" if not host or ((address := _address(host)) and address.is_unspecified) else f"the network of {host}"
-    return str(BadInput(f"warning: listening on {host}: {what}, to {whom}, unencrypted", why="nobody is asked who they are",
-                        fix=(f"{fix}; or " if fix else "") + "keep --host 127.0.0.1 and reach it by: ssh -L PORT:127.0.0.1:PORT THIS-HOST"))
+    whom = (
+        "every network this host is in"
+        if not host or ((address := _address(host)) and address.is_unspecified)
+        else f"the network of {host}"
+    )
+    return str(
+        BadInput(
+            f"warning: listening on {host}: {what}, to {whom}, unencrypted",
+            why="nobody is asked who they are",
+            fix=(f"{fix}; or " if fix else "")
+            + "keep --host 127.0.0.1 and reach it by: ssh -L PORT:127.0.0.1:PORT THIS-HOST",
+        )
+    )
 
 
 def warn(text: str) -> None:

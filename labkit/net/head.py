@@ -1,14 +1,15 @@
-"""Heads of HTTP/1.1 messages, read and written: the one place where a header line is made, and the one where it is believed.
+"""Heads of HTTP/1.1 messages, read and written: the one place where a header line is made, and the
+one where it is believed.
 
     head = parse_head(b"GET /v2/ HTTP/1.1\r\nHost: h")           # raises BadMessage
-    write_head("HTTP/1.1 200 OK", {"Content-Type": "text/plain"})  # raises Unsendable: a value that would end its own line
+    write_head("HTTP/1.1 200 OK", {"Content-Type": "text/plain"})  # raises Unsendable: a value that
+        would end its own line
 
-Servers and clients alike send through `write_head`: object metadata, media types, names and digests come from strangers,
-and a line break in one would be a header (or a whole answer) of theirs. What is read is strict, since whatever two
-parties read differently is a way to smuggle: no bare CR or LF, no folded lines, no space before a colon, numbers of ASCII
-digits only, one framing a message. Limits: 64 KiB of head, 100 lines. Source: RFC 9110, RFC 9112.
-Lesson: notebooks/02_image_pull.
-"""
+Servers and clients alike send through `write_head`: object metadata, media types, names and digests
+come from strangers, and a line break in one would be a header (or a whole answer) of theirs. What
+is read is strict, since whatever two parties read differently is a way to smuggle: no bare CR or
+LF, no folded lines, no space before a colon, numbers of ASCII digits only, one framing a message.
+Limits: 64 KiB of head, 100 lines. Source: RFC 9110, RFC 9112. Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ _STATUS_LINE = re.compile(r"(HTTP/1\.[01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-
 
 
 class BadMessage(Exception):
-    """What came over the wire is not HTTP as the lab accepts it. Carries the status to answer with."""
+    """What came over the wire is not HTTP as the lab accepts it. Carries the status to answer
+    with."""
 
     def __init__(self, text: str, status: int = 400):
         super().__init__(text)
@@ -108,7 +110,8 @@ def keeps_alive(version: str, headers: Mapping[str, str]) -> bool:
 
 
 def framing(version: str, headers: Mapping[str, str]) -> tuple[int | None, bool]:
-    """(Content-Length, chunked) of a request. Raises BadMessage for two framings, or one that is not spoken here."""
+    """(Content-Length, chunked) of a request. Raises BadMessage for two framings, or one that is
+    not spoken here."""
     coding = headers.get("transfer-encoding")
     if coding is None:
         return content_length(headers), False

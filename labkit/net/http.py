@@ -1,7 +1,9 @@
-"""One HTTP/1.1 connection of a client, without copies: the body goes from the socket into the caller's buffer.
+"""One HTTP/1.1 connection of a client, without copies: the body goes from the socket into the
+caller's buffer.
 
-`http.client` parses heads with the e-mail package and reads bodies through two buffers; for thousands of ranges on two
-cores that is the cost. Physical limit: one `recv` copies at memory speed, 2-4 GB/s here.
+`http.client` parses heads with the e-mail package and reads bodies through two buffers; for
+thousands of ranges on two cores that is the cost. Physical limit: one `recv` copies at memory
+speed, 2-4 GB/s here.
 
     with Connection("http://127.0.0.1:5000") as wire:
         answer = wire.request("GET", "/v2/", {})
@@ -52,7 +54,8 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """Status and headers (lower-case names). `size_bytes`: of the body, None when only its end will tell."""
+    """Status and headers (lower-case names). `size_bytes`: of the body, None when only its end will
+    tell."""
 
     status: int
     headers: dict[str, str]
@@ -76,17 +79,24 @@ class Place:
 
 
 def split(url: str) -> tuple[Place, str]:
-    """A URL to where and what. Raises ValueError for anything but http and https, and for what no request line may hold."""
+    """A URL to where and what. Raises ValueError for anything but http and https, and for what no
+    request line may hold."""
     if _CONTROL.search(url):  # urlsplit drops them in silence
         raise ValueError(f"control characters in a URL: {_shown(url)}")
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or not _HOST.fullmatch(parts.hostname):
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or not _HOST.fullmatch(parts.hostname)
+    ):
         raise ValueError(f"not an http(s) URL: {_shown(url)}")
     port = parts.port
     if port == 0 or parts.netloc.rpartition("@")[2].endswith(":"):
         raise ValueError(f"no port in a URL that names one: {_shown(url)}")
     target = (parts.path or "/") + ("?" + parts.query if parts.query else "")
-    return Place(parts.scheme, parts.hostname, port or {"http": 80, "https": 443}[parts.scheme]), quote(target, safe=_AS_IT_IS)
+    return Place(
+        parts.scheme, parts.hostname, port or {"http": 80, "https": 443}[parts.scheme]
+    ), quote(target, safe=_AS_IT_IS)
 
 
 def _shown(url: str) -> str:
@@ -123,7 +133,9 @@ class Connection:
             import ssl
 
             try:
-                sock = ssl.create_default_context().wrap_socket(sock, server_hostname=self.place.host)
+                sock = ssl.create_default_context().wrap_socket(
+                    sock, server_hostname=self.place.host
+                )
             except OSError as error:
                 sock.close()
                 raise Broken(f"TLS with {self.place.netloc}: {error}") from None
@@ -145,8 +157,11 @@ class Connection:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
-    def request(self, method: str, target: str, headers: Mapping[str, str], body: bytes | memoryview = b"") -> Answer:
-        """Send a request and read the head of its answer. Raises Broken, and Unsendable (nothing was sent) for what would be another request."""
+    def request(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes | memoryview = b""
+    ) -> Answer:
+        """Send a request and read the head of its answer. Raises Broken, and Unsendable (nothing
+        was sent) for what would be another request."""
         fields = {"Host": self.place.netloc, **headers}
         if body or method in ("PUT", "POST", "PATCH"):
             fields["Content-Length"] = str(len(body))
@@ -179,8 +194,13 @@ class Connection:
             self._chunked, self._left = True, 0
         else:
             self._left = size
-        # Two framings of one body: the chunks count, and nothing that follows on this connection is believed.
-        self._keep = version == "HTTP/1.1" and keeps_alive(version, head.headers) and not (chunked and size is not None)
+        # Two framings of one body: the chunks count, and nothing that follows on this connection is
+        # believed.
+        self._keep = (
+            version == "HTTP/1.1"
+            and keeps_alive(version, head.headers)
+            and not (chunked and size is not None)
+        )
         if chunked:
             size = None
         if self._left == 0 and not self._chunked:
@@ -206,7 +226,8 @@ class Connection:
         return parse_head(raw)
 
     def read_into(self, view: memoryview) -> int:
-        """The next bytes of the body, at most `len(view)`; 0 at its end. Raises Broken when it ends early."""
+        """The next bytes of the body, at most `len(view)`; 0 at its end. Raises Broken when it ends
+        early."""
         if self._chunked and not self._left:
             self._next_chunk()
         if self._left == 0:
@@ -231,7 +252,9 @@ class Connection:
                 if self._left is None:
                     self._left = 0
                     return 0
-                raise Broken("aborted" if self._aborted else f"the connection ended {self._left} bytes early")
+                raise Broken(
+                    "aborted" if self._aborted else f"the connection ended {self._left} bytes early"
+                )
         if self._left is not None:
             self._left -= got
             if not self._left and not self._chunked:

@@ -1,17 +1,18 @@
 """An emulated link: what a network would do to the bytes of one server, paced in that server.
 
-On one machine a "network" is loopback, several GB/s. A `Link` adds three limits: a rate for all connections together
-(the NIC or the registry's egress), a rate for each connection (one TCP stream, one disk behind a bucket), and a time
-before the first byte of each answer (round trip + the store's own look-up). Pacing is by virtual clock: a slice of n
-bytes may leave no earlier than the moment the link would have finished carrying it, so the emulation can only slow
-things down, and repeats within a few per cent. Physical limit: `floor_s`.
+On one machine a "network" is loopback, several GB/s. A `Link` adds three limits: a rate for all
+connections together (the NIC or the registry's egress), a rate for each connection (one TCP stream,
+one disk behind a bucket), and a time before the first byte of each answer (round trip + the store's
+own look-up). Pacing is by virtual clock: a slice of n bytes may leave no earlier than the moment
+the link would have finished carrying it, so the emulation can only slow things down, and repeats
+within a few per cent. Physical limit: `floor_s`.
 
     link = parse("1gbit-bucket")            # or "rate=1gbit,connection=50MB/s,first_byte=30ms"
     link.floor_s(353e6, connections=16)     # seconds below which no client can come
     link.label                              # goes on every figure drawn from it
 
-Downloads are shaped; an upload only waits for the first byte of its answer. Lesson: notebooks/02_image_pull.
-"""
+Downloads are shaped; an upload only waits for the first byte of its answer. Lesson:
+notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ from dataclasses import dataclass, replace
 from labkit.core.units import parse_rate, show_rate, show_s
 from labkit.errors import BadInput
 
-#: A connection that lags behind its clock (a late wake-up) may catch up by this much, never by more.
+#: A connection that lags behind its clock (a late wake-up) may catch up by this much, never by
+#: more.
 SLACK_S = 0.02
 #: One slice is about this much time of the slower limit.
 SLICE_S = 0.004
@@ -32,7 +34,8 @@ SLICE_MIN, SLICE_MAX = 16 << 10, 1 << 20
 
 @dataclass(frozen=True)
 class Link:
-    """Rates in bytes per second (None: not limited), `first_byte_s` in seconds, `source`: where the figures come from."""
+    """Rates in bytes per second (None: not limited), `first_byte_s` in seconds, `source`: where the
+    figures come from."""
 
     name: str
     rate_bytes_per_s: float | None = None
@@ -83,20 +86,59 @@ class Link:
         return self.first_byte_s + size_bytes / self.throughput_bytes_per_s(connections)
 
 
-_S3 = ("AWS, S3 performance guidelines: 85-90 MB/s a connection for ranged GETs, 100-200 ms to first byte for small objects "
-       "(30 ms is common for larger ones in one region)")
+_S3 = (
+    "AWS, S3 performance guidelines: 85-90 MB/s a connection for ranged GETs, 100-200 ms to first"
+    " byte for small objects (30 ms is common for larger ones in one region)"
+)
 
 PRESETS = {
-    link.name: link for link in (
+    link.name: link
+    for link in (
         Link("loopback", source="this host's loopback, not shaped"),
-        Link("200mbit", 25e6, None, 0.020, "a good home line: 200 Mbit/s; 20 ms as a round trip to a near region"),
-        Link("1gbit", 125e6, None, 0.010, "one gigabit NIC to a registry near by; a single stream can fill it"),
-        Link("1gbit-registry", 125e6, 45e6, 0.060,
-             "a hosted registry over 1 Gbit/s: redirect + TLS + look-up before the first byte; one stream does not fill "
-             "the NIC (containerd #10177: ~2 x from several ranges of one layer)"),
-        Link("1gbit-bucket", 125e6, 50e6, 0.030, "1 Gbit/s NIC in front of a bucket; a connection below the S3 guideline's 85-90 MB/s"),
-        Link("4gbit-bucket", 500e6, 50e6, 0.030, "docs: the lab's first shaped runs (30 ms, 50 MB/s a connection, 500 MB/s in all)"),
-        Link("10gbit", 1250e6, None, 0.002, "10 Gbit/s inside one zone; above what two cores decompress"),
+        Link(
+            "200mbit",
+            25e6,
+            None,
+            0.020,
+            "a good home line: 200 Mbit/s; 20 ms as a round trip to a near region",
+        ),
+        Link(
+            "1gbit",
+            125e6,
+            None,
+            0.010,
+            "one gigabit NIC to a registry near by; a single stream can fill it",
+        ),
+        Link(
+            "1gbit-registry",
+            125e6,
+            45e6,
+            0.060,
+            "a hosted registry over 1 Gbit/s: redirect + TLS + look-up before the first byte; one"
+            " stream does not fill the NIC (containerd #10177: ~2 x from several ranges of one"
+            " layer)",
+        ),
+        Link(
+            "1gbit-bucket",
+            125e6,
+            50e6,
+            0.030,
+            "1 Gbit/s NIC in front of a bucket; a connection below the S3 guideline's 85-90 MB/s",
+        ),
+        Link(
+            "4gbit-bucket",
+            500e6,
+            50e6,
+            0.030,
+            "docs: the lab's first shaped runs (30 ms, 50 MB/s a connection, 500 MB/s in all)",
+        ),
+        Link(
+            "10gbit",
+            1250e6,
+            None,
+            0.002,
+            "10 Gbit/s inside one zone; above what two cores decompress",
+        ),
         Link("s3-like", 1250e6, 87.5e6, 0.060, _S3),
         Link("s3-like-fast", 1250e6, 87.5e6, 0.030, _S3),
         Link("s3-like-slow", 1250e6, 85e6, 0.100, _S3),
@@ -114,7 +156,8 @@ def parse_seconds(text: str) -> float:
 
 
 def parse(text: str | Link | None) -> Link:
-    """A preset's name, a plain rate (`300mbit`), or `rate=…,connection=…,first_byte=…`, or `PRESET,first_byte=…`. Raises BadInput."""
+    """A preset's name, a plain rate (`300mbit`), or `rate=…,connection=…,first_byte=…`, or
+    `PRESET,first_byte=…`. Raises BadInput."""
     if isinstance(text, Link):
         return text
     if not text:
@@ -129,8 +172,12 @@ def parse(text: str | Link | None) -> Link:
             try:
                 link = replace(link, rate_bytes_per_s=_positive(one))
             except BadInput:
-                raise BadInput(f"no link called {one!r}", fix="one of " + ", ".join(PRESETS) + ", a rate like 300mbit, or "
-                               "rate=1gbit,connection=50MB/s,first_byte=30ms") from None
+                raise BadInput(
+                    f"no link called {one!r}",
+                    fix="one of "
+                    + ", ".join(PRESETS)
+                    + ", a rate like 300mbit, or rate=1gbit,connection=50MB/s,first_byte=30ms",
+                ) from None
         elif key == "name":
             link = replace(link, name=value)
         elif key == "rate":
@@ -147,7 +194,9 @@ def parse(text: str | Link | None) -> Link:
 def _positive(text: str) -> float:
     rate = parse_rate(text)
     if rate < 1:
-        raise BadInput(f"a rate of {text} carries nothing", fix="give at least 1 B/s, or leave the limit out")
+        raise BadInput(
+            f"a rate of {text} carries nothing", fix="give at least 1 B/s, or leave the limit out"
+        )
     return rate
 
 
@@ -177,7 +226,9 @@ class Pacer:
         if not self.link.rate_bytes_per_s:
             return now_s
         with self._lock:
-            self._free_s = max(self._free_s, now_s - SLACK_S) + size_bytes / self.link.rate_bytes_per_s
+            self._free_s = (
+                max(self._free_s, now_s - SLACK_S) + size_bytes / self.link.rate_bytes_per_s
+            )
             return self._free_s
 
 
@@ -190,7 +241,9 @@ class Lane:
         self._rate = min(limits) if limits else None
         self._free_s = 0.0
         slowest = min([r for r in (self._rate, pacer.link.rate_bytes_per_s) if r], default=None)
-        self.slice_bytes = None if slowest is None else int(min(SLICE_MAX, max(SLICE_MIN, slowest * SLICE_S)))
+        self.slice_bytes = (
+            None if slowest is None else int(min(SLICE_MAX, max(SLICE_MIN, slowest * SLICE_S)))
+        )
 
     def __enter__(self) -> Lane:
         now_s = time.monotonic()

@@ -1,16 +1,17 @@
-"""Login to a registry that asks for it: Bearer tokens and Basic, as the distribution spec's clients do.
+"""Login to a registry that asks for it: Bearer tokens and Basic, as the distribution spec's clients
+do.
 
-A registry answers 401 with a challenge; the client fetches a token from the realm it names – anonymously, or with the
-user's stored credentials – and asks again. Cost: one round trip to the realm for each repository, once a token's life.
+A registry answers 401 with a challenge; the client fetches a token from the realm it names –
+anonymously, or with the user's stored credentials – and asks again. Cost: one round trip to the
+realm for each repository, once a token's life.
 
     with Client(login=Login()) as client:                # what Client() does by itself
         client.ask("GET", "https://ghcr.io/v2/team/image/manifests/latest")
 
-A challenge comes from the other side, so it decides nothing alone: credentials go to another host only where the
-registry itself was reached over TLS and the realm is too; the scope is the one the request needs, not the one that was
-asked for; a token is sent to nobody but the registry. Source: distribution spec, "Token Authentication"; RFC 9110 §11.
-Lesson: notebooks/02_image_pull.
-"""
+A challenge comes from the other side, so it decides nothing alone: credentials go to another host
+only where the registry itself was reached over TLS and the realm is too; the scope is the one the
+request needs, not the one that was asked for; a token is sent to nobody but the registry. Source:
+distribution spec, "Token Authentication"; RFC 9110 §11. Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ TOKEN_LIMIT_BYTES = 1 << 20
 _REPOSITORY = re.compile(r"/v2/(.+)/(?:manifests|blobs|tags|referrers)/")
 _SAFE = re.compile(r"[\x21-\x7e]+\Z")
 _TOKEN = re.compile(r"\s*,?\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)")
-_PARAM = re.compile(r"\s*,?\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|([^\s,\"]+))")
+_PARAM = re.compile(
+    r"\s*,?\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|([^\s,\"]+))"
+)
 
 #: (method, URL, headers, body) -> body of the answer. Raises LabError.
 Ask = Callable[[str, str, dict[str, str], bytes], bytes]
@@ -46,7 +49,8 @@ def stored(netloc: str, repository: str) -> Credentials | None:
 
 
 def challenges(header: str) -> dict[str, dict[str, str]]:
-    """`WWW-Authenticate` as {scheme: {parameter: value}}, names in lower case; the first of a scheme counts."""
+    """`WWW-Authenticate` as {scheme: {parameter: value}}, names in lower case; the first of a
+    scheme counts."""
     made: dict[str, dict[str, str]] = {}
     at = 0
     current: dict[str, str] | None = None
@@ -72,13 +76,15 @@ class Login:
         self._lock = threading.Lock()
 
     def headers(self, method: str, url: str) -> dict[str, str]:
-        """`Authorization` for a URL of a registry that has asked for one; {} for everything else."""
+        """`Authorization` for a URL of a registry that has asked for one; {} for everything
+        else."""
         key = _about(url)
         held = self._held.get(key) if key else None
         return {"Authorization": held} if held and method in ("GET", "HEAD") else {}
 
     def answer(self, url: str, challenge: str, refused: str, ask: Ask) -> bool:
-        """After a 401: whether another attempt is worth it. `refused`: the Authorization that was refused, if there was one.
+        """After a 401: whether another attempt is worth it. `refused`: the Authorization that was
+        refused, if there was one.
 
         Raises TransferError for a realm that may not be asked, or that gives no token."""
         key = _about(url)
@@ -94,7 +100,9 @@ class Login:
             self._held[key] = made
             return True
 
-    def _make(self, registry: Place, repository: str, asked: dict[str, dict[str, str]], ask: Ask) -> str | None:
+    def _make(
+        self, registry: Place, repository: str, asked: dict[str, dict[str, str]], ask: Ask
+    ) -> str | None:
         found = self._find(registry.netloc, repository)
         bearer = asked.get("bearer", {})
         if bearer.get("realm"):
@@ -113,48 +121,86 @@ def _about(url: str) -> tuple[Place, str] | None:
     return (place, found[1]) if found else None
 
 
-def _token(registry: Place, repository: str, bearer: dict[str, str], found: Credentials | None, ask: Ask) -> str:
+def _token(
+    registry: Place, repository: str, bearer: dict[str, str], found: Credentials | None, ask: Ask
+) -> str:
     realm = bearer["realm"]
     _check(realm, registry, found)
     fields = {"service": bearer["service"]} if bearer.get("service") else {}
     fields["scope"] = f"repository:{repository}:pull"
     try:
         if found and found.refresh:
-            body = urlencode({**fields, "grant_type": "refresh_token", "client_id": CLIENT_ID, "refresh_token": found.refresh}).encode()
+            body = urlencode(
+                {
+                    **fields,
+                    "grant_type": "refresh_token",
+                    "client_id": CLIENT_ID,
+                    "refresh_token": found.refresh,
+                }
+            ).encode()
             raw = ask("POST", realm, {"Content-Type": "application/x-www-form-urlencoded"}, body)
         else:
             headers = {"Authorization": found.basic} if found else {}
-            raw = ask("GET", realm + ("&" if "?" in realm else "?") + urlencode(fields), headers, b"")
+            raw = ask(
+                "GET", realm + ("&" if "?" in realm else "?") + urlencode(fields), headers, b""
+            )
         doc = json.loads(raw)
         made = doc.get("token") or doc.get("access_token")
         if not isinstance(made, str):
             raise ValueError("it holds no token")
     except LabError as error:
-        who = f"the credentials stored for {registry.netloc}" if found else "nobody's name: none are stored for it"
-        raise TransferError(f"{registry.netloc} wants a login, and {split(realm)[0].netloc} gave no token: {error.what}", why=f"asked in {who}",
-                            fix=_fix(registry)) from None
+        who = (
+            f"the credentials stored for {registry.netloc}"
+            if found
+            else "nobody's name: none are stored for it"
+        )
+        raise TransferError(
+            f"{registry.netloc} wants a login, and {split(realm)[0].netloc} gave no token:"
+            f" {error.what}",
+            why=f"asked in {who}",
+            fix=_fix(registry),
+        ) from None
     except (ValueError, AttributeError) as error:
-        raise TransferError(f"{registry.netloc} wants a login, and {split(realm)[0].netloc} answered with no token: {error}", fix=_fix(registry)) from None
+        raise TransferError(
+            f"{registry.netloc} wants a login, and {split(realm)[0].netloc} answered with no token:"
+            f" {error}",
+            fix=_fix(registry),
+        ) from None
     _learn(made)
     return _safe(made, split(realm)[0].netloc)
 
 
 def _check(realm: str, registry: Place, found: Credentials | None) -> None:
-    """Refuse a realm that could not be trusted with what it would be sent, or with the token it would send back."""
+    """Refuse a realm that could not be trusted with what it would be sent, or with the token it
+    would send back."""
     try:
         place = split(realm)[0]
-        if "@" in realm.split("//", 1)[-1].split("/", 1)[0] or "#" in realm or not _SAFE.match(realm):
+        if (
+            "@" in realm.split("//", 1)[-1].split("/", 1)[0]
+            or "#" in realm
+            or not _SAFE.match(realm)
+        ):
             raise ValueError("user, fragment or control characters in it")
     except ValueError as error:
-        raise TransferError(f"{registry.netloc} names no realm that can be asked for a token: {_shown(realm)[:100]!r}", why=str(error)) from None
+        raise TransferError(
+            f"{registry.netloc} names no realm that can be asked for a token:"
+            f" {_shown(realm)[:100]!r}",
+            why=str(error),
+        ) from None
     same = place.host == registry.host
     if registry.scheme == "https" and place.scheme != "https":
-        raise TransferError(f"{registry.netloc} sends its clients to {place.netloc} without TLS", why="whoever is on the way could read or forge the token",
-                            fix="nothing was sent; tell whoever runs the registry")
+        raise TransferError(
+            f"{registry.netloc} sends its clients to {place.netloc} without TLS",
+            why="whoever is on the way could read or forge the token",
+            fix="nothing was sent; tell whoever runs the registry",
+        )
     if found and registry.scheme != "https" and not same:
-        raise TransferError(f"{registry.netloc}, reached without TLS, asks to send its credentials to {place.netloc}",
-                            why="whoever is on the way could have put that name there; nothing was sent",
-                            fix=f"write the reference with https://, or log out: podman logout {registry.netloc}")
+        raise TransferError(
+            f"{registry.netloc}, reached without TLS, asks to send its credentials to"
+            f" {place.netloc}",
+            why="whoever is on the way could have put that name there; nothing was sent",
+            fix=f"write the reference with https://, or log out: podman logout {registry.netloc}",
+        )
 
 
 def _learn(token: str) -> None:
@@ -172,9 +218,15 @@ def _shown(realm: str) -> str:
 def _safe(token: str, sender: str) -> str:
     """A token becomes a header: nothing that could end it may be in it."""
     if not _SAFE.match(token):
-        raise TransferError(f"{sender} sent a token with characters that no token has", why="it would become a header of the next request")
+        raise TransferError(
+            f"{sender} sent a token with characters that no token has",
+            why="it would become a header of the next request",
+        )
     return token
 
 
 def _fix(registry: Place) -> str:
-    return f"podman login {registry.netloc} (or docker login), or name the file with REGISTRY_AUTH_FILE"
+    return (
+        f"podman login {registry.netloc} (or docker login), or name the file with"
+        " REGISTRY_AUTH_FILE"
+    )

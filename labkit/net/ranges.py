@@ -1,17 +1,18 @@
 """Many ranges at once: the way to a link's full rate when one connection has a rate of its own.
 
-Parts are fetched in the order given by a few connections, straight into a buffer or a file. Each connection's progress
-is known; when one lags far behind the others (a straggler), an idle connection fetches the rest of its part as well, and
-the first to finish wins: the loser is cut off and has let go of the buffer before the part counts as done.
+Parts are fetched in the order given by a few connections, straight into a buffer or a file. Each
+connection's progress is known; when one lags far behind the others (a straggler), an idle
+connection fetches the rest of its part as well, and the first to finish wins: the loser is cut off
+and has let go of the buffer before the part counts as done.
 
     parts = plan(url, size_bytes, part_bytes=4 << 20)
     with Client() as client:
         fetch_parts(client, parts, Into.buffer(view), connections=8)
         fetch_ranges(client, url, size_bytes, Into.file(fd), digest="sha256:…")
 
-Physical limit: `Link.floor_s(bytes, connections)`; memory: one block a connection. A failure of any part, after its
-retries, ends the whole fetch with a TransferError. Lesson: notebooks/02_image_pull, notebooks/05_streaming.
-"""
+Physical limit: `Link.floor_s(bytes, connections)`; memory: one block a connection. A failure of any
+part, after its retries, ends the whole fetch with a TransferError. Lesson: notebooks/02_image_pull,
+notebooks/05_streaming."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ from labkit.net.http import Broken, Connection
 
 PART_BYTES = 4 << 20
 BLOCK = 256 << 10
-#: A lane is a straggler when the rest of its part would take this many times what the others need for it …
+#: A lane is a straggler when the rest of its part would take this many times what the others need
+#: for it …
 LAGS = 3.0
 #: … and when it has been given at least this long.
 HEDGE_AFTER_S = 0.15
@@ -41,7 +43,8 @@ class NoRanges(Exception):
 
 @dataclass(frozen=True)
 class Into:
-    """Where the bytes go: offset `at` of a writable buffer, or of a file. `shift`: added to a part's offset."""
+    """Where the bytes go: offset `at` of a writable buffer, or of a file. `shift`: added to a
+    part's offset."""
 
     view: memoryview | None = None
     fd: int = -1
@@ -58,7 +61,8 @@ class Into:
 
 @dataclass(frozen=True)
 class Part:
-    """`size_bytes` of `url` from `start`. `into` overrides the fetch's own; `key` is for the caller."""
+    """`size_bytes` of `url` from `start`. `into` overrides the fetch's own; `key` is for the
+    caller."""
 
     url: str
     start: int
@@ -110,20 +114,37 @@ class Progress:
     connections: int
 
 
-def plan(url: str, size_bytes: int, part_bytes: int = PART_BYTES, start: int = 0, key: Any = None) -> list[Part]:
+def plan(
+    url: str, size_bytes: int, part_bytes: int = PART_BYTES, start: int = 0, key: Any = None
+) -> list[Part]:
     """Equal parts in order, the last one shorter."""
-    return [Part(url, at, min(part_bytes, start + size_bytes - at), key) for at in range(start, start + size_bytes, part_bytes)]
+    return [
+        Part(url, at, min(part_bytes, start + size_bytes - at), key)
+        for at in range(start, start + size_bytes, part_bytes)
+    ]
 
 
 class Fetching:
-    """The engine. `run` blocks; `on_done(part)` comes from a fetching thread, once a part, when nobody writes to it any more.
+    """The engine. `run` blocks; `on_done(part)` comes from a fetching thread, once a part, when
+    nobody writes to it any more.
 
-    `on_progress(part, at)`: bytes of the part before `at` are in place (at least every 256 KiB). `may_go()`: asked before each
-    part; while it says no, nothing new is asked for (somebody else needs the link more)."""
+    `on_progress(part, at)`: bytes of the part before `at` are in place (at least every 256 KiB).
+    `may_go()`: asked before each part; while it says no, nothing new is asked for (somebody else
+    needs the link more)."""
 
-    def __init__(self, client: Client, parts: Sequence[Part], into: Into | None = None, *, connections: int = 8, hedge: bool = True,
-                 headers: Mapping[str, str] | None = None, on_done: Callable[[Part], Any] | None = None,
-                 on_progress: Callable[[Part, int], Any] | None = None, may_go: Callable[[], bool] = lambda: True):
+    def __init__(
+        self,
+        client: Client,
+        parts: Sequence[Part],
+        into: Into | None = None,
+        *,
+        connections: int = 8,
+        hedge: bool = True,
+        headers: Mapping[str, str] | None = None,
+        on_done: Callable[[Part], Any] | None = None,
+        on_progress: Callable[[Part, int], Any] | None = None,
+        may_go: Callable[[], bool] = lambda: True,
+    ):
         self.client, self.into, self.hedge, self.headers = client, into, hedge, dict(headers or {})
         self.flights = [Flight(p, n) for n, p in enumerate(parts)]
         self.connections = max(1, min(connections, len(self.flights)))
@@ -138,12 +159,16 @@ class Fetching:
 
     def run(self) -> Progress:
         began_s, retries = time.monotonic(), self.client.retries
-        threads = [threading.Thread(target=self._work, name=f"fetch-{n}", daemon=True) for n in range(self.connections)]
+        threads = [
+            threading.Thread(target=self._work, name=f"fetch-{n}", daemon=True)
+            for n in range(self.connections)
+        ]
         try:
             for number, thread in enumerate(threads):
                 try:
                     thread.start()
-                except RuntimeError:  # no more threads to be had: fewer connections do the same work
+                except RuntimeError:
+                    # no more threads to be had: fewer connections do the same work
                     del threads[number:]
                     if not number:
                         self._work()
@@ -159,9 +184,19 @@ class Fetching:
         if self._error is not None:
             if isinstance(self._error, (LabError, NoRanges)):
                 raise self._error
-            raise TransferError(f"fetching {self.flights[0].part.url}: {self._error!r}", why="the fetch was given up") from self._error
-        return Progress(sum(f.part.size_bytes for f in self.flights), time.monotonic() - began_s, len(self.flights),
-                        self.client.retries - retries, self.hedges, self.hedges_won, self.connections)
+            raise TransferError(
+                f"fetching {self.flights[0].part.url}: {self._error!r}",
+                why="the fetch was given up",
+            ) from self._error
+        return Progress(
+            sum(f.part.size_bytes for f in self.flights),
+            time.monotonic() - began_s,
+            len(self.flights),
+            self.client.retries - retries,
+            self.hedges,
+            self.hedges_won,
+            self.connections,
+        )
 
     def stop(self, error: BaseException) -> None:
         """End all lanes; the first error is the one that is told."""
@@ -177,7 +212,7 @@ class Fetching:
         if lane.connection is not None:
             lane.connection.abort()
 
-    # -- which part next -----------------------------------------------------------------------------------------
+    # -- which part next ---------------------------------------------------------------------------
 
     def _work(self) -> None:
         scratch = memoryview(bytearray(BLOCK))
@@ -188,14 +223,20 @@ class Fetching:
                 finally:
                     with self._changed:
                         lane.left.set()
-                        if lane in lane.flight.lanes and not lane.flight.done and self._error is None and lane.cut:
+                        if (
+                            lane in lane.flight.lanes
+                            and not lane.flight.done
+                            and self._error is None
+                            and lane.cut
+                        ):
                             lane.flight.lanes.remove(lane)
                         self._changed.notify_all()
         except BaseException as error:  # told by run()
             self.stop(error)
 
     def _take(self) -> Lane | None:
-        """The oldest straggler if it holds up the line, the next part in order, or any straggler; None at the end."""
+        """The oldest straggler if it holds up the line, the next part in order, or any straggler;
+        None at the end."""
         with self._changed:
             while self._left and self._error is None:
                 now_s = time.monotonic()
@@ -215,7 +256,10 @@ class Fetching:
     def _straggler(self, now_s: float) -> Flight | None:
         if not self.hedge or len(self._rates) < 2:
             return None
-        usual_part_s, usual_rate = statistics.median(self._pace[-64:]), statistics.median(self._rates[-64:])
+        usual_part_s, usual_rate = (
+            statistics.median(self._pace[-64:]),
+            statistics.median(self._rates[-64:]),
+        )
         for flight in self.flights[: self._next]:
             if flight.done or len(flight.lanes) != 1:
                 continue
@@ -230,13 +274,17 @@ class Fetching:
                 return flight
         return None
 
-    # -- one part ------------------------------------------------------------------------------------------------
+    # -- one part ----------------------------------------------------------------------------------
 
     def _carry(self, lane: Lane, scratch: memoryview) -> None:
         flight, part = lane.flight, lane.flight.part
         into = part.into or self.into
         assert into is not None, "a part has to go somewhere"
-        attempts = Attempts(self.client, f"GET {part.url}", stop=lambda: lane.cut or flight.done or self._error is not None)
+        attempts = Attempts(
+            self.client,
+            f"GET {part.url}",
+            stop=lambda: lane.cut or flight.done or self._error is not None,
+        )
         while lane.at < flight.end and not lane.cut and self._error is None:
             try:
                 self._attempt(lane, into, scratch, attempts)
@@ -258,9 +306,13 @@ class Fetching:
             if answer.status == 200 and not (lane.at == 0 and answer.size_bytes == flight.end):
                 connection.close()
                 raise NoRanges(url)
-            if answer.status == 206 and not answer.headers.get("content-range", "").startswith(f"bytes {lane.at}-{flight.end - 1}/"):
+            if answer.status == 206 and not answer.headers.get("content-range", "").startswith(
+                f"bytes {lane.at}-{flight.end - 1}/"
+            ):
                 connection.close()
-                raise Broken(f"another range than asked: {answer.headers.get('content-range', 'none')}")
+                raise Broken(
+                    f"another range than asked: {answer.headers.get('content-range', 'none')}"
+                )
             base = into.shift
             while lane.at < flight.end and not lane.cut:
                 size = min(BLOCK, flight.end - lane.at)
@@ -308,20 +360,34 @@ def _pwrite(fd: int, view: memoryview, at: int) -> None:
         view, at = view[done:], at + done
 
 
-def fetch_parts(client: Client, parts: Sequence[Part], into: Into | None = None, **options: Any) -> Progress:
+def fetch_parts(
+    client: Client, parts: Sequence[Part], into: Into | None = None, **options: Any
+) -> Progress:
     """All parts, in parallel; see `Fetching` for the options. Raises TransferError, NoRanges."""
     if not parts:
         return Progress(0, 0.0, 0, 0, 0, 0, 0)
     return Fetching(client, parts, into, **options).run()
 
 
-def fetch_ranges(client: Client, url: str, size_bytes: int, into: Into, *, part_bytes: int = PART_BYTES, connections: int = 8,
-                 digest: str = "", **options: Any) -> Progress:
-    """One object, in parallel, into a buffer or file; digest-checked when given. Falls back on one stream where a server has no ranges.
+def fetch_ranges(
+    client: Client,
+    url: str,
+    size_bytes: int,
+    into: Into,
+    *,
+    part_bytes: int = PART_BYTES,
+    connections: int = 8,
+    digest: str = "",
+    **options: Any,
+) -> Progress:
+    """One object, in parallel, into a buffer or file; digest-checked when given. Falls back on one
+    stream where a server has no ranges.
 
     Raises TransferError; what was written then is not to be used."""
     try:
-        made = fetch_parts(client, plan(url, size_bytes, part_bytes), into, connections=connections, **options)
+        made = fetch_parts(
+            client, plan(url, size_bytes, part_bytes), into, connections=connections, **options
+        )
     except NoRanges:
         made = _one_stream(client, url, size_bytes, into)
     if digest:
@@ -329,8 +395,11 @@ def fetch_ranges(client: Client, url: str, size_bytes: int, into: Into, *, part_
         for block in _blocks(into, size_bytes):
             state.update(block)  # type: ignore[attr-defined]
         if state.hexdigest() != wanted:  # type: ignore[attr-defined]
-            raise TransferError(f"GET {url}: what arrived is not {digest[:23]}…", why="corrupted on the way or in the store; nothing of it counts",
-                                fix="fetch it again; if it repeats, push it again")
+            raise TransferError(
+                f"GET {url}: what arrived is not {digest[:23]}…",
+                why="corrupted on the way or in the store; nothing of it counts",
+                fix="fetch it again; if it repeats, push it again",
+            )
     return made
 
 

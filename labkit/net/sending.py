@@ -1,12 +1,13 @@
-"""One answer on its way out: in slices the link lets go, by sendfile, or as it is made; or broken in the middle, on demand.
+"""One answer on its way out: in slices the link lets go, by sendfile, or as it is made; or broken
+in the middle, on demand.
 
-    with Sending(wire, response, pacer, fault) as sending:       # closes what the answer holds, whatever happens
+    with Sending(wire, response, pacer, fault) as sending:       # closes what the answer holds,
+        whatever happens
         whole = sending.run(head)                                # False: the connection is over
     sending.sent                                                 # bytes of the body
 
-Physical limit: `os.sendfile` releases the interpreter lock; an unshaped answer is one call for megabytes.
-Lesson: notebooks/02_image_pull.
-"""
+Physical limit: `os.sendfile` releases the interpreter lock; an unshaped answer is one call for
+megabytes. Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -22,10 +23,27 @@ from labkit.net.wire import Wire
 
 
 class Sending:
-    """`bare`: an answer without its body (HEAD, 204, 304). `chunked`: how a stream is framed; else its end is the connection's."""
+    """`bare`: an answer without its body (HEAD, 204, 304). `chunked`: how a stream is framed; else
+    its end is the connection's."""
 
-    def __init__(self, wire: Wire, response: Response, pacer: Pacer, fault: Fault | None = None, *, bare: bool = False, chunked: bool = True):
-        self.wire, self.response, self.pacer, self.fault, self.bare, self.chunked = wire, response, pacer, fault, bare, chunked
+    def __init__(
+        self,
+        wire: Wire,
+        response: Response,
+        pacer: Pacer,
+        fault: Fault | None = None,
+        *,
+        bare: bool = False,
+        chunked: bool = True,
+    ):
+        self.wire, self.response, self.pacer, self.fault, self.bare, self.chunked = (
+            wire,
+            response,
+            pacer,
+            fault,
+            bare,
+            chunked,
+        )
         self.sent = 0
 
     def __enter__(self) -> Sending:
@@ -44,7 +62,9 @@ class Sending:
         parts, length = self.response.parts, self.response.length
         small = b"".join(p for p in parts if isinstance(p, bytes)) if len(parts) <= 1 else b""
         if len(small) == length and not self.fault:
-            if length and (self.pacer.link.rate_bytes_per_s or self.pacer.link.connection_bytes_per_s):
+            if length and (
+                self.pacer.link.rate_bytes_per_s or self.pacer.link.connection_bytes_per_s
+            ):
                 with self.pacer.lane() as lane:
                     lane.wait(length)
             self.wire.send(head + small)
@@ -55,15 +75,23 @@ class Sending:
 
     def _stream(self, head: bytes, blocks: Iterator[bytes]) -> bool:
         for block in blocks:
-            self.wire.send(head + (b"%x\r\n%b\r\n" % (len(block), block) if self.chunked else block))
+            self.wire.send(
+                head + (b"%x\r\n%b\r\n" % (len(block), block) if self.chunked else block)
+            )
             self.sent, head = self.sent + len(block), b""
         self.wire.send(head + (b"0\r\n\r\n" if self.chunked else b""))
         return self.chunked
 
     def _parts(self, length: int) -> bool:
         fault, sock = self.fault, self.wire.sock
-        with self.pacer.lane(fault.slowed_to_bytes_per_s if fault and fault.kind == "straggler" else None) as lane:
-            breaks_at = int(length * fault.at) if fault and fault.kind in ("reset", "truncate", "stall", "corrupt") else None
+        with self.pacer.lane(
+            fault.slowed_to_bytes_per_s if fault and fault.kind == "straggler" else None
+        ) as lane:
+            breaks_at = (
+                int(length * fault.at)
+                if fault and fault.kind in ("reset", "truncate", "stall", "corrupt")
+                else None
+            )
             for part in self.response.parts:
                 for offset, size in _slices(part, lane.slice_bytes):
                     if breaks_at is not None and self.sent + size > breaks_at:
@@ -113,7 +141,9 @@ def _send_slice(sock: socket.socket, part: bytes | FileSlice, offset: int, size:
 
 
 def _flipped(part: bytes | FileSlice, offset: int, size: int, at: int) -> bytes:
-    data = bytearray(part[offset : offset + size] if isinstance(part, bytes) else os.pread(part.fd, size, offset))
+    data = bytearray(
+        part[offset : offset + size] if isinstance(part, bytes) else os.pread(part.fd, size, offset)
+    )
     at = min(max(at, 0), len(data) - 1)
     data[at] ^= 0x01
     return bytes(data)

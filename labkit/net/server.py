@@ -1,16 +1,18 @@
-"""The server under the embedded registry, the object store and the subject: a thread a connection, keep-alive, sendfile in paced slices.
+"""The server under the embedded registry, the object store and the subject: a thread a connection,
+keep-alive, sendfile in paced slices.
 
-Physical limit: loopback, 1-2 GB/s here on two cores shared with the client. Python stays out of the bytes
-(`labkit.net.sending`). A shaped answer is sent in slices that the link's virtual clock lets go (`labkit.net.link`); faults
-are injected at the same place (`labkit.net.faults`). Connections are taken by `labkit.net.accept`, heads read and written
-by `labkit.net.head`, and `labkit.net.guard` says who may ask.
+Physical limit: loopback, 1-2 GB/s here on two cores shared with the client. Python stays out of the
+bytes (`labkit.net.sending`). A shaped answer is sent in slices that the link's virtual clock lets
+go (`labkit.net.link`); faults are injected at the same place (`labkit.net.faults`). Connections are
+taken by `labkit.net.accept`, heads read and written by `labkit.net.head`, and `labkit.net.guard`
+says who may ask.
 
     with Server(app, link=parse("1gbit")) as server:       # app(request) -> Response
         print(server.url)
 
-Beside the app's own paths every server answers `/_labkit/stats`, `/_labkit/link`, `/_labkit/faults`, `/_labkit/reset`
-(never shaped, never counted): the counters are the evidence of a trial. Lesson: notebooks/02_image_pull.
-"""
+Beside the app's own paths every server answers `/_labkit/stats`, `/_labkit/link`,
+`/_labkit/faults`, `/_labkit/reset` (never shaped, never counted): the counters are the evidence of
+a trial. Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ class Counters:
 
     def clear(self) -> None:
         with self._lock:
-            self.requests = self.bytes_sent = self.bytes_received = self.ranges = self.connections = 0
+            self.requests = self.bytes_sent = self.bytes_received = self.ranges = (
+                self.connections
+            ) = 0
             self.peak_connections = self.open
             self.by_path: dict[str, dict[str, int]] = {}
             self.by_status: dict[str, int] = {}
@@ -75,9 +79,16 @@ class Counters:
 
     def as_json(self) -> dict[str, Any]:
         with self._lock:
-            return {"requests": self.requests, "bytes_sent": self.bytes_sent, "bytes_received": self.bytes_received,
-                    "ranges": self.ranges, "connections": self.connections, "peak_connections": self.peak_connections,
-                    "by_status": dict(self.by_status), "by_path": {k: dict(v) for k, v in self.by_path.items()}}
+            return {
+                "requests": self.requests,
+                "bytes_sent": self.bytes_sent,
+                "bytes_received": self.bytes_received,
+                "ranges": self.ranges,
+                "connections": self.connections,
+                "peak_connections": self.peak_connections,
+                "by_status": dict(self.by_status),
+                "by_path": {k: dict(v) for k, v in self.by_path.items()},
+            }
 
 
 def plain(status: int, message: str) -> Response:
@@ -87,12 +98,22 @@ def plain(status: int, message: str) -> Response:
 class Server:
     """Serves `app` until `stop` (or the end of the `with`). `port` 0 takes a free one.
 
-    `control` answers `/_labkit/*` in place of the server's own; `refuse(status, message)` shapes what is refused before the app
-    is asked; `most`: connections at a time."""
+    `control` answers `/_labkit/*` in place of the server's own; `refuse(status, message)` shapes
+    what is refused before the app is asked; `most`: connections at a time."""
 
-    def __init__(self, app: App, *, host: str = "127.0.0.1", port: int = 0, link: link_room.Link | str | None = None,
-                 faults: faults_room.Faults | None = None, name: str = "labkit", control: App | None = None,
-                 refuse: Callable[[int, str], Response] = plain, most: int = MOST):
+    def __init__(
+        self,
+        app: App,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        link: link_room.Link | str | None = None,
+        faults: faults_room.Faults | None = None,
+        name: str = "labkit",
+        control: App | None = None,
+        refuse: Callable[[int, str], Response] = plain,
+        most: int = MOST,
+    ):
         self.app, self.name, self.control, self.refuse = app, name, control or self._admin, refuse
         self.pacer = link_room.Pacer(link_room.parse(link))
         self.faults = faults or faults_room.Faults()
@@ -103,7 +124,11 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+        return (
+            f"http://[{self.host}]:{self.port}"
+            if ":" in self.host
+            else f"http://{self.host}:{self.port}"
+        )
 
     @property
     def link(self) -> link_room.Link:
@@ -146,16 +171,29 @@ class Server:
             request = parse_request(raw)
             request.peer = held.host
             size_bytes, chunked = framing(request.version, request.headers)
-            request.body = Body(wire, size_bytes, chunked, request.header("expect").lower() == "100-continue")
+            request.body = Body(
+                wire, size_bytes, chunked, request.header("expect").lower() == "100-continue"
+            )
             self.guard.check(request, here)
             ours = request.path.startswith(ROOM)
             arrived_s = time.monotonic()
-            response = self.control(request) if ours else self._refusal(request) or self.app(request)
+            response = (
+                self.control(request) if ours else self._refusal(request) or self.app(request)
+            )
             if request.body.size_bytes:
                 self.counters.received(request.body.size_bytes)
             go_on = request.body.drain() and request.keeps_alive
-            fault = None if ours or request.method != "GET" or response.stream is not None else self.faults.draw(
-                request.method, request.path, request.header("range"), response.length, body=True)
+            fault = (
+                None
+                if ours or request.method != "GET" or response.stream is not None
+                else self.faults.draw(
+                    request.method,
+                    request.path,
+                    request.header("range"),
+                    response.length,
+                    body=True,
+                )
+            )
             wait_s = 0.0 if ours else self.link.first_byte_s - (time.monotonic() - arrived_s)
             return self._send(wire, request, response, go_on, fault, wait_s, counted=not ours)
         except Exception as error:
@@ -164,11 +202,14 @@ class Server:
                 response.close()
             refusal = self._failure(error)
             if refusal is not None:
-                self._send(wire, request or Request("GET", "/", "/", "/", {}, "", {}), refusal, False)
+                self._send(
+                    wire, request or Request("GET", "/", "/", "/", {}, "", {}), refusal, False
+                )
             return False
 
     def _failure(self, error: Exception) -> Response | None:
-        """What a client is told when its request ended in an error; None: it is gone, so nothing."""
+        """What a client is told when its request ended in an error; None: it is gone, so
+        nothing."""
         if isinstance(error, BadMessage):
             return self.refuse(error.status, str(error))
         if exhausted(error):
@@ -183,7 +224,8 @@ class Server:
         if isinstance(error, Unsendable):
             print(f"{self.name}: {error}", file=sys.stderr, flush=True)
             return self.refuse(500, "what is stored here cannot be put into a header")
-        traceback.print_exception(error, file=sys.stderr)  # a defect of the app: the client gets a 500, the log this, the server lives on
+        # a defect of the app: the client gets a 500, the log this, the server lives on
+        traceback.print_exception(error, file=sys.stderr)
         return self.refuse(500, "internal error")
 
     def _refusal(self, request: Request) -> Response | None:
@@ -191,11 +233,22 @@ class Server:
         if fault is None:
             return None
         headers = {} if fault.kind == "500" else {"Retry-After": f"{fault.retry_after_s:g}"}
-        return Response(int(fault.kind), {"Content-Type": "text/plain", **headers}, (b"injected fault\n",))
+        return Response(
+            int(fault.kind), {"Content-Type": "text/plain", **headers}, (b"injected fault\n",)
+        )
 
-    def _send(self, wire: Wire, request: Request, response: Response, go_on: bool, fault: faults_room.Fault | None = None,
-              wait_s: float = 0.0, counted: bool = False) -> bool:
-        """True: all of it went, and the connection goes on. Raises Unsendable before anything is sent."""
+    def _send(
+        self,
+        wire: Wire,
+        request: Request,
+        response: Response,
+        go_on: bool,
+        fault: faults_room.Fault | None = None,
+        wait_s: float = 0.0,
+        counted: bool = False,
+    ) -> bool:
+        """True: all of it went, and the connection goes on. Raises Unsendable before anything is
+        sent."""
         chunked = response.stream is not None and request.version == "HTTP/1.1"
         go_on = go_on and (response.stream is None or chunked)
         fields = {"Server": self.name, **response.headers}
@@ -207,14 +260,17 @@ class Server:
             fields["Connection"] = "close"
         bare = request.method == "HEAD" or response.status in (204, 304)
         with Sending(wire, response, self.pacer, fault, bare=bare, chunked=chunked) as sending:
-            head = write_head(f"HTTP/1.1 {response.status} {REASONS.get(response.status, 'Status')}", fields)
+            head = write_head(
+                f"HTTP/1.1 {response.status} {REASONS.get(response.status, 'Status')}", fields
+            )
             try:
                 if wait_s > 0:
                     time.sleep(wait_s)
                 return sending.run(head) and go_on
             except OSError:
                 return False
-            except Exception as error:  # a stream that broke: what was sent cannot be taken back, so the connection ends
+            except Exception as error:
+                # a stream that broke: what was sent cannot be taken back, so the connection ends
                 if not exhausted(error):
                     traceback.print_exception(error, file=sys.stderr)
                 return False
@@ -226,7 +282,11 @@ class Server:
         what, reads = request.path.removeprefix(ROOM), request.method in ("GET", "HEAD")
         if what not in ("stats", "link", "faults", "reset"):
             return text(404, "/_labkit/ has stats, link, faults, reset\n")
-        if (what == "stats" and not reads) or (what == "reset" and reads) or not (reads or request.method in ("POST", "PUT")):
+        if (
+            (what == "stats" and not reads)
+            or (what == "reset" and reads)
+            or not (reads or request.method in ("POST", "PUT"))
+        ):
             return text(405, "GET reads, POST changes\n")
         body = request.body.read(1 << 20).decode("utf-8", "replace").strip()
         try:
@@ -235,12 +295,19 @@ class Server:
             elif what == "faults" and not reads:
                 doc = json.loads(body) if body.startswith(("[", "{")) else body.split()
                 seed = doc.get("seed", 0) if isinstance(doc, dict) else 0
-                self.faults = faults_room.parse(doc.get("faults", []) if isinstance(doc, dict) else doc, seed)
+                self.faults = faults_room.parse(
+                    doc.get("faults", []) if isinstance(doc, dict) else doc, seed
+                )
             elif what == "reset":
                 self.counters.clear()
                 self.faults.hits.clear()
         except (LabError, ValueError, TypeError, AttributeError, RecursionError) as error:
             return text(400, f"{error}\n")
-        doc = {"server": self.name, "link": self.link.spec, "link_label": self.link.label, "faults": dict(self.faults.hits),
-               **self.counters.as_json()}
+        doc = {
+            "server": self.name,
+            "link": self.link.spec,
+            "link_label": self.link.label,
+            "faults": dict(self.faults.hits),
+            **self.counters.as_json(),
+        }
         return text(200, json.dumps(doc), "application/json")

@@ -1,7 +1,9 @@
-"""The embedded registry or store as a process of its own, on a free port, noted in the ledger, gone at the end of the `with`.
+"""The embedded registry or store as a process of its own, on a free port, noted in the ledger, gone
+at the end of the `with`.
 
-A server inside the measured process would share its interpreter lock with what is measured; a process of its own is what
-a registry is. It ends with the `with`, with its parent (the end of a pipe), or by the ledger's watchdog.
+A server inside the measured process would share its interpreter lock with what is measured; a
+process of its own is what a registry is. It ends with the `with`, with its parent (the end of a
+pipe), or by the ledger's watchdog.
 
     with serving("registry", root, link="1gbit", ledger=ledger) as served:
         served.url, served.stats()["bytes_sent"]
@@ -40,7 +42,8 @@ START_TIMEOUT_S = 30
 
 @dataclass(frozen=True)
 class Served:
-    """A running server. `env`: what a client of the store needs in its environment (endpoint, keys, path style)."""
+    """A running server. `env`: what a client of the store needs in its environment (endpoint, keys,
+    path style)."""
 
     kind: str
     root: Path
@@ -62,7 +65,8 @@ class Served:
         return self.url + "/_labkit/stats"
 
     def stats(self) -> dict[str, Any]:
-        """Counters since the start or the last `reset`: requests, bytes_sent, by_path, peak_connections, faults, link …"""
+        """Counters since the start or the last `reset`: requests, bytes_sent, by_path,
+        peak_connections, faults, link …"""
         return self._ask("GET", "stats")
 
     def reset(self) -> dict[str, Any]:
@@ -81,7 +85,10 @@ class Served:
             answer = connection.getresponse()
             raw = answer.read()
         except (OSError, http.client.HTTPException) as error:
-            raise LabError(f"the {self.kind} at {self.url} does not answer: {error}", fix="it may have been stopped; start it again") from None
+            raise LabError(
+                f"the {self.kind} at {self.url} does not answer: {error}",
+                fix="it may have been stopped; start it again",
+            ) from None
         finally:
             connection.close()
         if answer.status != 200:
@@ -90,18 +97,50 @@ class Served:
 
 
 @contextmanager
-def serving(kind: str, root: str | os.PathLike[str], *, link: str | link_room.Link | None = None, faults: Iterable[str] = (),
-            seed: int = 0, ledger: Any = None, port: int = 0, options: Iterable[str] = ()) -> Iterator[Served]:
-    """Start `labkit registry serve` or `labkit store serve` beside this process and stop it at the end.
+def serving(
+    kind: str,
+    root: str | os.PathLike[str],
+    *,
+    link: str | link_room.Link | None = None,
+    faults: Iterable[str] = (),
+    seed: int = 0,
+    ledger: Any = None,
+    port: int = 0,
+    options: Iterable[str] = (),
+) -> Iterator[Served]:
+    """Start `labkit registry serve` or `labkit store serve` beside this process and stop it at the
+    end.
 
-    `options`: further arguments of that command. Raises LabError with the server's own words when it does not start."""
+    `options`: further arguments of that command. Raises LabError with the server's own words when
+    it does not start."""
     if kind not in KINDS:
         raise BadInput(f"no server called {kind!r}", fix="one of " + ", ".join(KINDS))
-    argv = [*module("labkit"), kind, "serve", "--root", str(root), "--port", str(port), "--child",
-            "--link", link_room.parse(link).spec, "--seed", str(seed), *(f"--fault={f}" for f in faults), *options]
+    argv = [
+        *module("labkit"),
+        kind,
+        "serve",
+        "--root",
+        str(root),
+        "--port",
+        str(port),
+        "--child",
+        "--link",
+        link_room.parse(link).spec,
+        "--seed",
+        str(seed),
+        *(f"--fault={f}" for f in faults),
+        *options,
+    ]
     ledger = ledger or current()
     env = {**os.environ, **ledger.environment}  # found by the watchdog even before it is noted
-    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, env=env)
+    process = subprocess.Popen(
+        argv,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env=env,
+    )
     entry = ledger.note("group", process.pid)
     errors: list[bytes] = []
     try:
@@ -134,8 +173,11 @@ def _ready_line(process: subprocess.Popen[bytes], errors: list[bytes]) -> dict[s
     except ValueError:
         process.kill()
         said = process.stderr.read().decode("utf-8", "replace").strip()[-2000:]
-        raise LabError(f"the server did not start: {said or 'it said nothing'}", why="nothing can be pulled from it",
-                       fix=" ".join(str(a) for a in process.args[1:7])) from None  # type: ignore[index]
+        raise LabError(
+            f"the server did not start: {said or 'it said nothing'}",
+            why="nothing can be pulled from it",
+            fix=" ".join(str(a) for a in process.args[1:7]),
+        ) from None  # type: ignore[index]
     # A full pipe would block the server; keep the tail for whoever asks.
     threading.Thread(target=_drain, args=(process.stderr, errors), daemon=True).start()
     return ready
@@ -162,37 +204,78 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.stdout.close()
 
 
-# -- the other side: the commands' shared part ------------------------------------------------------------------------
+# -- the other side: the commands' shared part -----------------------------------------------------
+
 
 def add_serve_arguments(parser: Any) -> None:
     from labkit.cli.arguments import port
 
     parser.add_argument("--root", required=True, help="folder that holds everything served")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this host only)")
-    parser.add_argument("--port", type=port(least=0), default=0, help="0 takes a free one (default)")
-    parser.add_argument("--link", default="loopback", help="emulated link: " + ", ".join(link_room.PRESETS) + ", 300mbit, or rate=…,connection=…,first_byte=…")
-    parser.add_argument("--fault", action="append", default=[], help="e.g. 503:rate=0.01,retry_after=1 · reset:nth=3 · straggler:nth=2,slowed_to=100kB/s")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: this host only)"
+    )
+    parser.add_argument(
+        "--port", type=port(least=0), default=0, help="0 takes a free one (default)"
+    )
+    parser.add_argument(
+        "--link",
+        default="loopback",
+        help="emulated link: "
+        + ", ".join(link_room.PRESETS)
+        + ", 300mbit, or rate=…,connection=…,first_byte=…",
+    )
+    parser.add_argument(
+        "--fault",
+        action="append",
+        default=[],
+        help="e.g. 503:rate=0.01,retry_after=1 · reset:nth=3 · straggler:nth=2,slowed_to=100kB/s",
+    )
     parser.add_argument("--seed", type=int, default=0, help="which requests the faults hit")
-    parser.add_argument("--child", action="store_true", help="say where in one JSON line, end when stdin ends")
+    parser.add_argument(
+        "--child", action="store_true", help="say where in one JSON line, end when stdin ends"
+    )
 
 
-def serve(app: Callable[..., Any], args: Any, *, name: str, exposes: tuple[str, str], env: Callable[[Server], dict[str, str]] = lambda _: {}) -> int:
-    """Run one server until SIGTERM, Ctrl-C or (with --child) the end of stdin. `exposes`: `exposure`'s what and fix."""
+def serve(
+    app: Callable[..., Any],
+    args: Any,
+    *,
+    name: str,
+    exposes: tuple[str, str],
+    env: Callable[[Server], dict[str, str]] = lambda _: {},
+) -> int:
+    """Run one server until SIGTERM, Ctrl-C or (with --child) the end of stdin. `exposes`:
+    `exposure`'s what and fix."""
     from labkit.net import faults as faults_room
 
     warn(exposure(args.host, *exposes))
-    server = Server(app, host=args.host, port=args.port, link=link_room.parse(args.link),
-                    faults=faults_room.parse(args.fault, args.seed), name=name)
+    server = Server(
+        app,
+        host=args.host,
+        port=args.port,
+        link=link_room.parse(args.link),
+        faults=faults_room.parse(args.fault, args.seed),
+        name=name,
+    )
     with server:
-        doc = {"url": server.url, "host": server.host, "port": server.port, "root": str(args.root), "link": server.link.label,
-               "env": env(server)}
+        doc = {
+            "url": server.url,
+            "host": server.host,
+            "port": server.port,
+            "root": str(args.root),
+            "link": server.link.label,
+            "env": env(server),
+        }
         if args.child:
             print(json.dumps(doc), flush=True, file=secrets.own_words())
             with contextlib.suppress(KeyboardInterrupt):
                 while os.read(0, 4096):
                     pass
             return 0
-        print(f"{name} at {server.url}, root {args.root}, {server.link.label}; Ctrl-C ends it", flush=True)
+        print(
+            f"{name} at {server.url}, root {args.root}, {server.link.label}; Ctrl-C ends it",
+            flush=True,
+        )
         for key, value in doc["env"].items():
             print(f"export {key}={value}", file=secrets.own_words())
         print(json.dumps(doc), flush=True, file=secrets.own_words())

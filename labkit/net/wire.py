@@ -1,14 +1,15 @@
-"""The server's end of a connection: heads, lines and bodies out of one read buffer, in bounded memory and time.
+"""The server's end of a connection: heads, lines and bodies out of one read buffer, in bounded
+memory and time.
 
     wire = Wire(sock)
     request = parse_request(wire.head())
     for block in Body(wire, size_bytes, chunked=False, go_on=False): …
 
-A body is read as it is asked for; one that its handler left unread is drained, or ends the connection when that would be
-too much. Limits: a client may say nothing for IDLE_S, take HEAD_S for a head (and what one read waits), and send a body
-that takes longer than GRACE_S at no less than BODY_MIN_BYTES_PER_S; a head has at most 64 KiB, its lines and a chunked
-body's too. Lesson: notebooks/02_image_pull.
-"""
+A body is read as it is asked for; one that its handler left unread is drained, or ends the
+connection when that would be too much. Limits: a client may say nothing for IDLE_S, take HEAD_S for
+a head (and what one read waits), and send a body that takes longer than GRACE_S at no less than
+BODY_MIN_BYTES_PER_S; a head has at most 64 KiB, its lines and a chunked body's too. Lesson:
+notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ RECEIVE = 1 << 20
 DRAIN_MAX = 4 << 20
 LINE_MAX = 8 << 10
 EMPTY_LINES_MAX = 8
-#: A connection on which nothing comes, between requests or within one, is let go; nginx waits as long.
+#: A connection on which nothing comes, between requests or within one, is let go; nginx waits as
+#: long.
 IDLE_S = 75
 HEAD_S = 30.0
 GRACE_S = 60.0
@@ -71,7 +73,8 @@ class Wire:
         return got
 
     def head(self) -> bytes | None:
-        """The next head without its empty line; None when the client is done, or has been silent for too long. Raises BadMessage."""
+        """The next head without its empty line; None when the client is done, or has been silent
+        for too long. Raises BadMessage."""
         empty, seen, until_s = 0, 0, None
         while True:
             while self._buffer[:2] == b"\r\n":
@@ -126,19 +129,23 @@ class Wire:
         self.sock.sendall(data)
 
     def linger(self) -> None:
-        """Before a close with bytes unread: let the answer arrive, or the reset would overtake it. Bounded in bytes and time."""
+        """Before a close with bytes unread: let the answer arrive, or the reset would overtake it.
+        Bounded in bytes and time."""
         try:
             self.sock.shutdown(socket.SHUT_WR)
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _span(1))
             until_s, size = time.monotonic() + 2, 0
-            while size < DRAIN_MAX and time.monotonic() < until_s and (got := self.sock.recv(RECEIVE)):
+            while (
+                size < DRAIN_MAX and time.monotonic() < until_s and (got := self.sock.recv(RECEIVE))
+            ):
                 size += len(got)
         except OSError:
             pass
 
 
 class Body:
-    """The body of one request, de-chunked. `iter()` yields blocks; the views are valid until the next one."""
+    """The body of one request, de-chunked. `iter()` yields blocks; the views are valid until the
+    next one."""
 
     def __init__(self, wire: Wire, size_bytes: int | None, chunked: bool, go_on: bool):
         self._wire, self._left, self._chunked, self._go_on = wire, size_bytes or 0, chunked, go_on
@@ -194,7 +201,8 @@ class Body:
         return b"".join(parts)
 
     def drain(self) -> bool:
-        """Read what the handler left; False when that is too much or was never asked for, and the connection must close."""
+        """Read what the handler left; False when that is too much or was never asked for, and the
+        connection must close."""
         if self.done:
             return True
         if self._go_on or self._chunked or self._left > DRAIN_MAX:

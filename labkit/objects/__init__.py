@@ -1,4 +1,5 @@
-"""Object storage: an embedded store that speaks S3 and GCS's read paths, and a client that reads a bucket in parallel ranges.
+"""Object storage: an embedded store that speaks S3 and GCS's read paths, and a client that reads a
+bucket in parallel ranges.
 
     store    the application: buckets and objects as plain files under one folder
     gcs      Google's JSON and XML read paths over the same files

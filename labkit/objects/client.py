@@ -1,12 +1,15 @@
-"""A bucket as the lab reads and writes it: the embedded store, S3, or Cloud Storage's S3-compatible endpoint, by one code.
+"""A bucket as the lab reads and writes it: the embedded store, S3, or Cloud Storage's S3-compatible
+endpoint, by one code.
 
-    with open_bucket("s3://lab/images", env) as bucket:             # endpoint and keys from the environment
+    with open_bucket("s3://lab/images", env) as bucket:             # endpoint and keys from the
+        environment
         bucket.get("lab/subject/manifests/latest").body
-        fetch_ranges(bucket.client, bucket.url("blobs/sha256/…"), size, into)      # signed per request
+        fetch_ranges(bucket.client, bucket.url("blobs/sha256/…"), size, into)      # signed per
+            request
 
-Requests are path-style. Without keys they are unsigned, which public buckets and the embedded store's reads accept.
-`gs://` takes HMAC keys (GS_ACCESS_KEY_ID, GS_SECRET_ACCESS_KEY) or none. Lesson: notebooks/02_image_pull.
-"""
+Requests are path-style. Without keys they are unsigned, which public buckets and the embedded
+store's reads accept. `gs://` takes HMAC keys (GS_ACCESS_KEY_ID, GS_SECRET_ACCESS_KEY) or none.
+Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -62,7 +65,9 @@ class Bucket:
         """All objects below a key prefix, in the order of their keys."""
         token = ""
         while True:
-            query = f"list-type=2&prefix={sigv4.encode(self.key(prefix))}" + (f"&continuation-token={sigv4.encode(token)}" if token else "")
+            query = f"list-type=2&prefix={sigv4.encode(self.key(prefix))}" + (
+                f"&continuation-token={sigv4.encode(token)}" if token else ""
+            )
             raw = self.client.ask("GET", f"{self.endpoint}/{self.bucket}?{query}").body
             doc = self._document(raw, "a listing")
             space = doc.tag.partition("}")[0] + "}" if "}" in doc.tag else ""
@@ -71,28 +76,42 @@ class Bucket:
                 try:
                     size_bytes = decimal((one.findtext(f"{space}Size") or "0").strip())
                 except ValueError:
-                    raise TransferError(f"{self.endpoint} lists an object with a size that is no number") from None
-                yield Listed((one.findtext(f"{space}Key") or "")[strip:], size_bytes, (one.findtext(f"{space}ETag") or "").strip('"'))
+                    raise TransferError(
+                        f"{self.endpoint} lists an object with a size that is no number"
+                    ) from None
+                yield Listed(
+                    (one.findtext(f"{space}Key") or "")[strip:],
+                    size_bytes,
+                    (one.findtext(f"{space}ETag") or "").strip('"'),
+                )
             before, token = token, doc.findtext(f"{space}NextContinuationToken") or ""
             if not token:
                 return
             if token == before:
-                raise TransferError(f"{self.endpoint} answers a listing with the same page again and again")
+                raise TransferError(
+                    f"{self.endpoint} answers a listing with the same page again and again"
+                )
 
     def _document(self, raw: bytes, what: str) -> ElementTree.Element:
-        """XML from the other side: without a document type, which is how XML bombs are made. Raises TransferError."""
+        """XML from the other side: without a document type, which is how XML bombs are made. Raises
+        TransferError."""
         try:
             if b"<!DOCTYPE" in raw.upper():
                 raise ValueError
             return ElementTree.fromstring(raw)
         except (ElementTree.ParseError, ValueError, LookupError, RecursionError):
-            raise TransferError(f"{self.endpoint} answered {what} with something that is no XML") from None
+            raise TransferError(
+                f"{self.endpoint} answered {what} with something that is no XML"
+            ) from None
 
     def put(self, key: str, data: bytes, content_type: str = "application/octet-stream") -> None:
         self._send("PUT", self.url(key), data, {"Content-Type": content_type})
 
-    def put_file(self, key: str, path: str | os.PathLike[str], content_type: str = "application/octet-stream") -> None:
-        """In parts when it is large; a failure aborts the upload, so that no parts stay behind and cost money."""
+    def put_file(
+        self, key: str, path: str | os.PathLike[str], content_type: str = "application/octet-stream"
+    ) -> None:
+        """In parts when it is large; a failure aborts the upload, so that no parts stay behind and
+        cost money."""
         size = Path(path).stat().st_size
         with open(path, "rb") as file:
             if size <= PART_BYTES:
@@ -100,34 +119,63 @@ class Bucket:
                 return
             url = self.url(key)
             raw = self._send("POST", f"{url}?uploads=", b"", {"Content-Type": content_type}).body
-            upload = sigv4.encode(next((e.text or "" for e in self._document(raw, "the start of an upload").iter() if e.tag.endswith("UploadId")), ""))
+            upload = sigv4.encode(
+                next(
+                    (
+                        e.text or ""
+                        for e in self._document(raw, "the start of an upload").iter()
+                        if e.tag.endswith("UploadId")
+                    ),
+                    "",
+                )
+            )
             try:
                 rows = []
                 for number, _ in enumerate(range(0, size, PART_BYTES), 1):
-                    answer = self._send("PUT", f"{url}?partNumber={number}&uploadId={upload}", file.read(PART_BYTES))
-                    rows.append(f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(answer.headers.get('etag', ''))}</ETag></Part>")
-                self._send("POST", f"{url}?uploadId={upload}", f"<CompleteMultipartUpload>{''.join(rows)}</CompleteMultipartUpload>".encode())
+                    answer = self._send(
+                        "PUT", f"{url}?partNumber={number}&uploadId={upload}", file.read(PART_BYTES)
+                    )
+                    rows.append(
+                        f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(answer.headers.get('etag', ''))}</ETag></Part>"
+                    )
+                self._send(
+                    "POST",
+                    f"{url}?uploadId={upload}",
+                    f"<CompleteMultipartUpload>{''.join(rows)}</CompleteMultipartUpload>".encode(),
+                )
             except BaseException:
                 with contextlib.suppress(TransferError):
                     self._send("DELETE", f"{url}?uploadId={upload}", b"")
                 raise
 
-    def _send(self, method: str, url: str, data: bytes, headers: Mapping[str, str] | None = None) -> Answer:
+    def _send(
+        self, method: str, url: str, data: bytes, headers: Mapping[str, str] | None = None
+    ) -> Answer:
         attempts = Attempts(self.client, f"{method} {url}")
         wanted = {**(headers or {}), "x-amz-content-sha256": hashlib.sha256(data).hexdigest()}
         while True:
             try:
                 with self.client.open(method, url, wanted, data, ok=(200, 204)) as (answer, wire):
-                    return Answer(answer.status, answer.headers, answer.size_bytes, wire.read(1 << 20))
+                    return Answer(
+                        answer.status, answer.headers, answer.size_bytes, wire.read(1 << 20)
+                    )
             except (Broken, Refused) as error:
                 attempts.failed(error)
 
 
 @contextmanager
-def open_bucket(url: str, env: Mapping[str, str] | None = None, *, timeout_s: float = 20.0, retry: Retry = Retry()) -> Iterator[Bucket]:
+def open_bucket(
+    url: str,
+    env: Mapping[str, str] | None = None,
+    *,
+    timeout_s: float = 20.0,
+    retry: Retry = Retry(),
+) -> Iterator[Bucket]:
     env = os.environ if env is None else env
     scheme, bucket, prefix = split_url(url)
-    with Client(timeout_s=timeout_s, retry=retry, authorize=authorizer(scheme, env) or unsigned) as client:
+    with Client(
+        timeout_s=timeout_s, retry=retry, authorize=authorizer(scheme, env) or unsigned
+    ) as client:
         yield Bucket(client, endpoint_of(scheme, env), bucket, prefix)
 
 

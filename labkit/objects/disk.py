@@ -1,12 +1,13 @@
-"""Buckets and objects as plain files: `root/BUCKET/KEY`, so that a model directory becomes a prefix by hard link.
+"""Buckets and objects as plain files: `root/BUCKET/KEY`, so that a model directory becomes a prefix
+by hard link.
 
-Beside them, under `root/.labkit/`: what a file cannot say of itself (content type, MD5, the client's own metadata) and
-the parts of uploads under way. An object without such a note (put there by hand or by hard link) gets an ETag made of its
-size, time and inode, in the form of a multipart ETag, which no client takes for an MD5.
+Beside them, under `root/.labkit/`: what a file cannot say of itself (content type, MD5, the
+client's own metadata) and the parts of uploads under way. An object without such a note (put there
+by hand or by hard link) gets an ETag made of its size, time and inode, in the form of a multipart
+ETag, which no client takes for an MD5.
 
-Limits, stated: a key cannot be both an object and the folder of another (as in MinIO), and its parts between slashes are
-at most 255 bytes. Lesson: notebooks/02_image_pull.
-"""
+Limits, stated: a key cannot be both an object and the folder of another (as in MinIO), and its
+parts between slashes are at most 255 bytes. Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ class Object:
 
 
 def encode_part(part: str) -> str:
-    """One part of a key as a file name; inverse of `decode_part`. What a file system reads as something else gets a `%`."""
+    """One part of a key as a file name; inverse of `decode_part`. What a file system reads as
+    something else gets a `%`."""
     try:
         raw = part.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -72,7 +74,11 @@ def encode_part(part: str) -> str:
 
 def decode_part(name: str) -> str:
     with contextlib.suppress(ValueError):  # a name of the folder's owner, not one of `encode_part`
-        return bytes.fromhex(name[1:]).decode("utf-8", "surrogateescape") if name.startswith("%") else name
+        return (
+            bytes.fromhex(name[1:]).decode("utf-8", "surrogateescape")
+            if name.startswith("%")
+            else name
+        )
     return name
 
 
@@ -80,14 +86,21 @@ class Disk:
     def __init__(self, root: str | os.PathLike[str]):
         self.root = Path(root)
         self._noted: dict[Path, str] = {}  # what is arriving, and its entry in the ledger
-        self.notes, self.uploads = self.root / ".labkit" / "notes", self.root / ".labkit" / "uploads"
+        self.notes, self.uploads = (
+            self.root / ".labkit" / "notes",
+            self.root / ".labkit" / "uploads",
+        )
         for folder in (self.notes, self.uploads):
             folder.mkdir(parents=True, exist_ok=True)
 
-    # -- buckets -------------------------------------------------------------------------------------------------
+    # -- buckets -----------------------------------------------------------------------------------
 
     def buckets(self) -> list[tuple[str, float]]:
-        return sorted((e.name, e.stat().st_ctime) for e in os.scandir(self.root) if e.is_dir() and BUCKET.fullmatch(e.name))
+        return sorted(
+            (e.name, e.stat().st_ctime)
+            for e in os.scandir(self.root)
+            if e.is_dir() and BUCKET.fullmatch(e.name)
+        )
 
     def make_bucket(self, bucket: str) -> bool:
         """False when it is there already."""
@@ -114,7 +127,7 @@ class Disk:
         shutil.rmtree(self.notes / bucket, ignore_errors=True)
         return True
 
-    # -- objects -------------------------------------------------------------------------------------------------
+    # -- objects -----------------------------------------------------------------------------------
 
     def path(self, bucket: str, key: str) -> Path:
         if not key or len(key.encode("utf-8", "surrogateescape")) > KEY_MAX:
@@ -123,7 +136,9 @@ class Disk:
 
     def _note(self, bucket: str, key: str) -> Path:
         # A digest, so that notes never meet the folder/object conflict that objects can have.
-        return self.notes / bucket / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+        return (
+            self.notes / bucket / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+        )
 
     def open(self, bucket: str, key: str) -> tuple[int, Object]:
         """An open descriptor (the caller closes it) and what the object is. Raises Missing."""
@@ -144,11 +159,14 @@ class Disk:
             note = json.loads(self._note(bucket, key).read_text())
             if (note.pop("size"), note.pop("mtime_ns")) == (stat.st_size, stat.st_mtime_ns):
                 return Object(bucket, key, stat.st_size, stat.st_mtime, **note)
-        made = hashlib.md5(f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}".encode(), usedforsecurity=False).hexdigest()
+        made = hashlib.md5(
+            f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}".encode(), usedforsecurity=False
+        ).hexdigest()
         return Object(bucket, key, stat.st_size, stat.st_mtime, f"{made}-1")
 
     def incoming(self) -> Path:
-        """Where a body is written to while it arrives; `keep` or `part_keep` takes it from there."""
+        """Where a body is written to while it arrives; `keep` or `part_keep` takes it from
+        there."""
         path = self.uploads / f"put-{current().token}-{uuid.uuid4().hex}"
         self._noted[path] = current().note("file", path)
         return path
@@ -157,19 +175,37 @@ class Disk:
         if path in self._noted:
             current().done(self._noted.pop(path))
 
-    def keep(self, bucket: str, key: str, arrived: Path, *, etag: str, content_type: str = "", metadata: dict[str, str] | None = None,
-             checksums: dict[str, str] | None = None) -> Object:
-        """Give what arrived its name, in one step. Raises Unstorable for a key that collides with a folder."""
+    def keep(
+        self,
+        bucket: str,
+        key: str,
+        arrived: Path,
+        *,
+        etag: str,
+        content_type: str = "",
+        metadata: dict[str, str] | None = None,
+        checksums: dict[str, str] | None = None,
+    ) -> Object:
+        """Give what arrived its name, in one step. Raises Unstorable for a key that collides with a
+        folder."""
         path = self.path(bucket, key)
         stat = arrived.stat()
-        note = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "etag": etag, "metadata": metadata or {}, "checksums": checksums or {},
-                **({"content_type": content_type} if content_type else {})}
+        note = {
+            "size": stat.st_size,
+            "mtime_ns": stat.st_mtime_ns,
+            "etag": etag,
+            "metadata": metadata or {},
+            "checksums": checksums or {},
+            **({"content_type": content_type} if content_type else {}),
+        }
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.replace(arrived, path)
             self._arrived(arrived)
         except (NotADirectoryError, FileExistsError, IsADirectoryError):
-            raise Unstorable("this key is the folder of another object, or lies below one") from None
+            raise Unstorable(
+                "this key is the folder of another object, or lies below one"
+            ) from None
         target = self._note(bucket, key)
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as temporary:
@@ -189,7 +225,8 @@ class Disk:
                 break
 
     def walk(self, bucket: str, prefix: str, after: str = "") -> Iterator[str]:
-        """Keys that start with `prefix` and come after `after`, in the order of their UTF-8 bytes."""
+        """Keys that start with `prefix` and come after `after`, in the order of their UTF-8
+        bytes."""
         top = self.bucket(bucket)
         folder = prefix.rpartition("/")[0]
         try:
@@ -218,7 +255,9 @@ class Disk:
         floor = after.encode("utf-8", "surrogateescape")
         yield from (k.decode("utf-8", "surrogateescape") for k in sorted(keys) if k > floor)
 
-    def listing(self, bucket: str, prefix: str, delimiter: str, after: str, limit: int) -> tuple[list[Object], list[str], str]:
+    def listing(
+        self, bucket: str, prefix: str, delimiter: str, after: str, limit: int
+    ) -> tuple[list[Object], list[str], str]:
         """Objects, common prefixes, and the name to go on after ("" when that was all)."""
         objects: list[Object] = []
         folders: list[str] = []
@@ -240,13 +279,15 @@ class Disk:
             last = key
         return objects, folders, ""
 
-    # -- multipart uploads ---------------------------------------------------------------------------------------
+    # -- multipart uploads -------------------------------------------------------------------------
 
     def upload_start(self, bucket: str, key: str, about: dict[str, Any]) -> str:
         self.path(bucket, key)
         upload = uuid.uuid4().hex
         (self.uploads / upload).mkdir()
-        (self.uploads / upload / "about.json").write_text(json.dumps({"bucket": bucket, "key": key, **about}))
+        (self.uploads / upload / "about.json").write_text(
+            json.dumps({"bucket": bucket, "key": key, **about})
+        )
         return upload
 
     def upload(self, bucket: str, key: str, upload: str) -> Path:
@@ -277,7 +318,8 @@ class Disk:
         return sorted(found)
 
     def join(self, paths: Iterable[Path], target: Path) -> None:
-        """Concatenate without the bytes passing through Python (copy_file_range; a clone where the file system can)."""
+        """Concatenate without the bytes passing through Python (copy_file_range; a clone where the
+        file system can)."""
         with open(target, "wb") as out:
             for path in paths:
                 with open(path, "rb") as part:

@@ -1,7 +1,9 @@
-"""S3's documents: errors and lists as its clients expect them, and what clients send, read as hostile input.
+"""S3's documents: errors and lists as its clients expect them, and what clients send, read as
+hostile input.
 
     text = document(f"<Name>{escaped(name)}</Name>")         # a Response with the XML head
-    parsed = parse(request.body.read(XML_MAX), "Delete")     # raises S3Error: not well-formed, a DOCTYPE, another root
+    parsed = parse(request.body.read(XML_MAX), "Delete")     # raises S3Error: not well-formed, a
+        DOCTYPE, another root
 
 Limit: XML_MAX bytes a document. Source: S3's API reference. Lesson: notebooks/02_image_pull.
 """
@@ -18,8 +20,19 @@ from labkit.net.message import Request, Response, text
 
 XMLNS = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 XML_MAX = 2 << 20
-STATUS = {"NoSuchBucket": 404, "NoSuchKey": 404, "NoSuchUpload": 404, "AccessDenied": 403, "BucketNotEmpty": 409, "BucketAlreadyOwnedByYou": 409,
-          "PreconditionFailed": 412, "NotImplemented": 501, "MethodNotAllowed": 405, "SignatureDoesNotMatch": 403, "EntityTooLarge": 413}
+STATUS = {
+    "NoSuchBucket": 404,
+    "NoSuchKey": 404,
+    "NoSuchUpload": 404,
+    "AccessDenied": 403,
+    "BucketNotEmpty": 409,
+    "BucketAlreadyOwnedByYou": 409,
+    "PreconditionFailed": 412,
+    "NotImplemented": 501,
+    "MethodNotAllowed": 405,
+    "SignatureDoesNotMatch": 403,
+    "EntityTooLarge": 413,
+}
 
 
 class S3Error(Exception):
@@ -53,12 +66,15 @@ def local(element: ElementTree.Element) -> str:
 
 
 def escaped(name: str) -> str:
-    # XML 1.0 cannot say control characters at all; clients that hold such keys ask for encoding-type=url.
+    # XML 1.0 cannot say control characters at all; clients that hold such keys ask for
+    # encoding-type=url.
     return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff\ud800-\udfff]", "\ufffd", escape(name))
 
 
 def iso(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime(
+        "%Y-%m-%dT%H:%M:%S.000Z"
+    )
 
 
 def document(body: str, status: int = 200) -> Response:
@@ -66,4 +82,7 @@ def document(body: str, status: int = 200) -> Response:
 
 
 def error_document(code: str, message: str, status: int, request: Request) -> Response:
-    return document(f"<Error><Code>{code}</Code><Message>{escaped(message)}</Message><Resource>{escaped(request.path)}</Resource></Error>", status)
+    return document(
+        f"<Error><Code>{code}</Code><Message>{escaped(message)}</Message><Resource>{escaped(request.path)}</Resource></Error>",
+        status,
+    )

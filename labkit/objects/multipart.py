@@ -1,9 +1,10 @@
-"""Uploads in parts: start, bring or copy the parts in any order, list them, and join them under one name.
+"""Uploads in parts: start, bring or copy the parts in any order, list them, and join them under one
+name.
 
-A part may be a range of an object that is there already (S3's UploadPartCopy): Docker's registry moves every layer above
-32 MB to its final name that way. Parts are joined by `copy_file_range`, so their bytes do not pass through Python again.
-Limits, S3's own: 10 000 parts, 5 MiB each but the last. Source: S3's API reference. Lesson: notebooks/02_image_pull.
-"""
+A part may be a range of an object that is there already (S3's UploadPartCopy): Docker's registry
+moves every layer above 32 MB to its final name that way. Parts are joined by `copy_file_range`, so
+their bytes do not pass through Python again. Limits, S3's own: 10 000 parts, 5 MiB each but the
+last. Source: S3's API reference. Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -19,27 +20,53 @@ from urllib.parse import unquote
 from labkit.net.message import Request, Response
 from labkit.objects import sigv4
 from labkit.objects.disk import Disk
-from labkit.objects.documents import XML_MAX, XMLNS, S3Error, document, escaped, iso, local, number, parse
+from labkit.objects.documents import (
+    XML_MAX,
+    XMLNS,
+    S3Error,
+    document,
+    escaped,
+    iso,
+    local,
+    number,
+    parse,
+)
 from labkit.objects.upload import receive
 
 PART_MIN = 5 << 20
 _COPY_RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{1,15})")
 
 
-def answer(disk: Disk, request: Request, bucket: str, key: str, about: dict[str, Any], signed: sigv4.Signed | None) -> Response:
-    """Everything that S3 asks with `?uploads` or `?uploadId`. `about`: what the object will be told to be. Raises S3Error, Missing."""
+def answer(
+    disk: Disk,
+    request: Request,
+    bucket: str,
+    key: str,
+    about: dict[str, Any],
+    signed: sigv4.Signed | None,
+) -> Response:
+    """Everything that S3 asks with `?uploads` or `?uploadId`. `about`: what the object will be told
+    to be. Raises S3Error, Missing."""
     method, query = request.method, request.query
     if method == "POST" and "uploads" in query:
         upload = disk.upload_start(bucket, key, about)
-        return document(f"<InitiateMultipartUploadResult {XMLNS}><Bucket>{bucket}</Bucket><Key>{escaped(key)}</Key><UploadId>{upload}</UploadId>"
-                        "</InitiateMultipartUploadResult>")
+        return document(
+            "<InitiateMultipartUploadResult"
+            f" {XMLNS}><Bucket>{bucket}</Bucket><Key>{escaped(key)}</Key><UploadId>{upload}</UploadId>"
+            "</InitiateMultipartUploadResult>"
+        )
     folder = disk.upload(bucket, key, query.get("uploadId", ""))
     if method == "PUT":
         return _part(disk, request, folder, signed)
     if method == "GET":
-        rows = "".join(f"<Part><PartNumber>{n}</PartNumber><ETag>&quot;{m}&quot;</ETag><Size>{p.stat().st_size}</Size></Part>"
-                       for n, m, p in disk.parts(folder))
-        return document(f"<ListPartsResult {XMLNS}><Bucket>{bucket}</Bucket><Key>{escaped(key)}</Key><IsTruncated>false</IsTruncated>{rows}</ListPartsResult>")
+        rows = "".join(
+            f"<Part><PartNumber>{n}</PartNumber><ETag>&quot;{m}&quot;</ETag><Size>{p.stat().st_size}</Size></Part>"
+            for n, m, p in disk.parts(folder)
+        )
+        return document(
+            "<ListPartsResult"
+            f" {XMLNS}><Bucket>{bucket}</Bucket><Key>{escaped(key)}</Key><IsTruncated>false</IsTruncated>{rows}</ListPartsResult>"
+        )
     if method == "DELETE":
         shutil.rmtree(folder, ignore_errors=True)
         return Response(204)
@@ -51,7 +78,9 @@ def answer(disk: Disk, request: Request, bucket: str, key: str, about: dict[str,
 def copy_source(request: Request) -> tuple[str, str]:
     """Bucket and key that `x-amz-copy-source` names."""
 
-    source = unquote(request.header("x-amz-copy-source").partition("?")[0], errors="surrogateescape").removeprefix("/")
+    source = unquote(
+        request.header("x-amz-copy-source").partition("?")[0], errors="surrogateescape"
+    ).removeprefix("/")
     bucket, _, key = source.partition("/")
     return bucket, key
 
@@ -65,17 +94,27 @@ def _part(disk: Disk, request: Request, folder: Path, signed: sigv4.Signed | Non
         if "x-amz-copy-source" in request.headers:
             md5 = _copied(disk, request, target)
             disk.part_keep(folder, at, target, md5)
-            return document(f"<CopyPartResult {XMLNS}><LastModified>{iso((folder / f'part-{at:05d}-{md5}').stat().st_mtime)}</LastModified>"
-                            f"<ETag>&quot;{md5}&quot;</ETag></CopyPartResult>")
+            return document(
+                "<CopyPartResult"
+                f" {XMLNS}><LastModified>{iso((folder / f'part-{at:05d}-{md5}').stat().st_mtime)}</LastModified>"
+                f"<ETag>&quot;{md5}&quot;</ETag></CopyPartResult>"
+            )
         arrived = receive(request, target, signed)
         disk.part_keep(folder, at, target, arrived.md5)
     finally:
         target.unlink(missing_ok=True)
-    return Response(200, {"ETag": f'"{arrived.md5}"', **{f"x-amz-checksum-{k}": v for k, v in arrived.checksums.items()}})
+    return Response(
+        200,
+        {
+            "ETag": f'"{arrived.md5}"',
+            **{f"x-amz-checksum-{k}": v for k, v in arrived.checksums.items()},
+        },
+    )
 
 
 def _copied(disk: Disk, request: Request, target: Path) -> str:
-    """A range of another object into `target`; its MD5. Raises S3Error for a range that the object does not have."""
+    """A range of another object into `target`; its MD5. Raises S3Error for a range that the object
+    does not have."""
     fd, found = disk.open(*copy_source(request))
     try:
         start, end = 0, found.size_bytes
@@ -89,7 +128,9 @@ def _copied(disk: Disk, request: Request, target: Path) -> str:
             while start < end:
                 block = os.pread(fd, min(1 << 20, end - start), start)
                 if not block:
-                    raise S3Error("InvalidArgument", "the object became shorter while it was copied")
+                    raise S3Error(
+                        "InvalidArgument", "the object became shorter while it was copied"
+                    )
                 out.write(block)
                 md5.update(block)
                 start += len(block)
@@ -103,9 +144,14 @@ def _complete(disk: Disk, request: Request, folder: Path, bucket: str, key: str)
     wanted = []
     for one in parse(request.body.read(XML_MAX), "CompleteMultipartUpload"):
         fields = {local(c): (c.text or "").strip() for c in one}
-        wanted.append((number(fields.get("PartNumber", ""), "PartNumber"), fields.get("ETag", "").strip('"')))
+        wanted.append(
+            (number(fields.get("PartNumber", ""), "PartNumber"), fields.get("ETag", "").strip('"'))
+        )
     if not wanted or [n for n, _ in wanted] != sorted({n for n, _ in wanted}):
-        raise S3Error("InvalidPartOrder" if wanted else "MalformedXML", "parts must be listed once each, in ascending order")
+        raise S3Error(
+            "InvalidPartOrder" if wanted else "MalformedXML",
+            "parts must be listed once each, in ascending order",
+        )
     for at, (part, etag) in enumerate(wanted):
         if part not in have or have[part][0] != etag:
             raise S3Error("InvalidPart", f"part {part} was not uploaded, or with other bytes")
@@ -115,10 +161,22 @@ def _complete(disk: Disk, request: Request, folder: Path, bucket: str, key: str)
     target = disk.incoming()
     try:
         disk.join([have[n][1] for n, _ in wanted], target)
-        joined = hashlib.md5(b"".join(bytes.fromhex(e) for _, e in wanted), usedforsecurity=False).hexdigest()
-        made = disk.keep(bucket, key, target, etag=f"{joined}-{len(wanted)}", content_type=about.get("content_type", ""), metadata=about.get("metadata"))
+        joined = hashlib.md5(
+            b"".join(bytes.fromhex(e) for _, e in wanted), usedforsecurity=False
+        ).hexdigest()
+        made = disk.keep(
+            bucket,
+            key,
+            target,
+            etag=f"{joined}-{len(wanted)}",
+            content_type=about.get("content_type", ""),
+            metadata=about.get("metadata"),
+        )
     finally:
         target.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
-    return document(f"<CompleteMultipartUploadResult {XMLNS}><Location>/{bucket}/{escaped(key)}</Location><Bucket>{bucket}</Bucket><Key>{escaped(key)}</Key>"
-                    f"<ETag>&quot;{made.etag}&quot;</ETag></CompleteMultipartUploadResult>")
+    return document(
+        "<CompleteMultipartUploadResult"
+        f" {XMLNS}><Location>/{bucket}/{escaped(key)}</Location><Bucket>{bucket}</Bucket><Key>{escaped(key)}</Key>"
+        f"<ETag>&quot;{made.etag}&quot;</ETag></CompleteMultipartUploadResult>"
+    )

@@ -1,8 +1,11 @@
-"""A model directory as a prefix in the embedded store, by hard link: 16 GB are published in milliseconds.
+"""A model directory as a prefix in the embedded store, by hard link: 16 GB are published in
+milliseconds.
 
-    publish_model("/srv/bucket", "models/small", "models/small-safetensors")   # s3://lab/models/small-safetensors
+    publish_model("/srv/bucket", "models/small", "models/small-safetensors")   #
+        s3://lab/models/small-safetensors
 
-    upload_model("s3://my-bucket/lab", "models/small", "models/small-safetensors")   # a real bucket: the bytes cross the network
+    upload_model("s3://my-bucket/lab", "models/small", "models/small-safetensors")   # a real
+        bucket: the bytes cross the network
 
 Lesson: notebooks/05_streaming.
 """
@@ -19,16 +22,28 @@ from labkit.objects.disk import Disk
 from labkit.objects.place import link_or_copy
 
 
-def publish_model(root: str | os.PathLike[str], model_dir: str | os.PathLike[str], key: str, *, bucket: str = "lab") -> dict[str, Any]:
-    """Every file below `model_dir` as `bucket/key/…`, linked where the file system can. Safe to repeat, also while serving.
+def publish_model(
+    root: str | os.PathLike[str],
+    model_dir: str | os.PathLike[str],
+    key: str,
+    *,
+    bucket: str = "lab",
+) -> dict[str, Any]:
+    """Every file below `model_dir` as `bucket/key/…`, linked where the file system can. Safe to
+    repeat, also while serving.
 
-    Hard-linked files share their bytes: convert into a new directory, never edit a published file in place."""
+    Hard-linked files share their bytes: convert into a new directory, never edit a published file
+    in place."""
     source = Path(model_dir)
     if not source.is_dir():
         raise BadInput(f"no model directory {source}", fix="labkit model make --preset small DIR")
     disk = Disk(root)
     disk.make_bucket(bucket)
-    facts: dict[str, Any] = {"url": f"s3://{bucket}/{key.strip('/')}", "objects": 0, "size_bytes": 0}
+    facts: dict[str, Any] = {
+        "url": f"s3://{bucket}/{key.strip('/')}",
+        "objects": 0,
+        "size_bytes": 0,
+    }
     for path in sorted(source.rglob("*")):
         if not path.is_file():
             continue
@@ -38,20 +53,32 @@ def publish_model(root: str | os.PathLike[str], model_dir: str | os.PathLike[str
         facts["objects"] += 1
         facts["size_bytes"] += path.stat().st_size
     if not facts["objects"]:
-        raise BadInput(f"no file in {source}", why="nothing was published, and nothing would be read from there", fix="labkit model make --preset small DIR")
+        raise BadInput(
+            f"no file in {source}",
+            why="nothing was published, and nothing would be read from there",
+            fix="labkit model make --preset small DIR",
+        )
     return facts
 
 
-def upload_model(store: str, model_dir: str | os.PathLike[str], key: str, env: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The same into a bucket outside of the lab (`s3://bucket/prefix`, `gs://…`), with the environment's credentials.
+def upload_model(
+    store: str, model_dir: str | os.PathLike[str], key: str, env: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The same into a bucket outside of the lab (`s3://bucket/prefix`, `gs://…`), with the
+    environment's credentials.
 
-    What is there under its name with the same size is left alone: the key holds a digest of the content. Raises TransferError."""
+    What is there under its name with the same size is left alone: the key holds a digest of the
+    content. Raises TransferError."""
     from labkit.objects.client import open_bucket
 
     facts: dict[str, Any] = {"url": f"{store}/{key}", "objects": 0, "size_bytes": 0, "kept": 0}
     files = sorted(p for p in Path(model_dir).rglob("*") if p.is_file())
     if not files:
-        raise BadInput(f"no file in {model_dir}", why="nothing would be read from there", fix="labkit model make --preset small DIR")
+        raise BadInput(
+            f"no file in {model_dir}",
+            why="nothing would be read from there",
+            fix="labkit model make --preset small DIR",
+        )
     with open_bucket(store, env) as bucket:
         for path in files:
             name, size = f"{key}/{path.relative_to(model_dir).as_posix()}", path.stat().st_size

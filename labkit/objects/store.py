@@ -1,14 +1,16 @@
 """The embedded object store: S3's everyday API, path-style, over plain files, on an emulated link.
 
-Physical limit: what `labkit.net.server` sends; ranges of one object go out by sendfile, whatever the number of
-connections. Reads may be unsigned; a signature that is there is checked; writes want one.
+Physical limit: what `labkit.net.server` sends; ranges of one object go out by sendfile, whatever
+the number of connections. Reads may be unsigned; a signature that is there is checked; writes want
+one.
 
     labkit store serve --root DIR --link 1gbit-bucket
-    AWS_ENDPOINT_URL=http://127.0.0.1:PORT AWS_ACCESS_KEY_ID=labkit AWS_SECRET_ACCESS_KEY=labkit-not-a-secret  …any S3 client…
+    AWS_ENDPOINT_URL=http://127.0.0.1:PORT AWS_ACCESS_KEY_ID=labkit
+        AWS_SECRET_ACCESS_KEY=labkit-not-a-secret  …any S3 client…
 
-Reference for its behaviour: moto and S3's API reference (the tests ask boto3). It is ours because nothing packaged is
-fast enough: moto re-reads the object for every range (0.03 GB/s). Lesson: notebooks/02_image_pull, notebooks/05_streaming.
-"""
+Reference for its behaviour: moto and S3's API reference (the tests ask boto3). It is ours because
+nothing packaged is fast enough: moto re-reads the object for every range (0.03 GB/s). Lesson:
+notebooks/02_image_pull, notebooks/05_streaming."""
 
 from __future__ import annotations
 
@@ -38,25 +40,67 @@ from labkit.objects.upload import Wrong, receive
 #: The embedded store's only keys: for loopback, not a secret.
 KEYS = {"labkit": "labkit-not-a-secret"}
 #: Sub-resources of S3 that this store does not have, and what SDKs then fall back on.
-NOT_HERE = {"acl", "cors", "encryption", "lifecycle", "logging", "notification", "object-lock", "ownershipControls", "policy", "replication",
-            "tagging", "torrent", "versions", "website", "attributes", "legal-hold", "retention", "select", "restore"}
+NOT_HERE = {
+    "acl",
+    "cors",
+    "encryption",
+    "lifecycle",
+    "logging",
+    "notification",
+    "object-lock",
+    "ownershipControls",
+    "policy",
+    "replication",
+    "tagging",
+    "torrent",
+    "versions",
+    "website",
+    "attributes",
+    "legal-hold",
+    "retention",
+    "select",
+    "restore",
+}
 
 
 def environment(url: str, keys: dict[str, str] = KEYS) -> dict[str, str]:
-    """What an SDK needs in its environment to find this store (AWS's, obstore's, runai-model-streamer's; GCS's too)."""
+    """What an SDK needs in its environment to find this store (AWS's, obstore's,
+    runai-model-streamer's; GCS's too)."""
     access, secret = next(iter(keys.items()))
-    return {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": access, "AWS_SECRET_ACCESS_KEY": secret, "AWS_REGION": "us-east-1",
-            "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true", "AWS_ALLOW_HTTP": "true",
-            "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0", "CLOUD_STORAGE_EMULATOR_ENDPOINT": url, "STORAGE_EMULATOR_HOST": url,
-            "RUNAI_STREAMER_GCS_USE_ANONYMOUS_CREDENTIALS": "true"}
+    return {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": access,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_ALLOW_HTTP": "true",
+        "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
+        "CLOUD_STORAGE_EMULATOR_ENDPOINT": url,
+        "STORAGE_EMULATOR_HOST": url,
+        "RUNAI_STREAMER_GCS_USE_ANONYMOUS_CREDENTIALS": "true",
+    }
 
 
 class Store:
-    """The application: `Server(Store(root), link=…)`. `open_writes`: unsigned writes are accepted too; `open_reads`: unsigned reads (a private bucket has neither)."""
+    """The application: `Server(Store(root), link=…)`. `open_writes`: unsigned writes are accepted
+    too; `open_reads`: unsigned reads (a private bucket has neither)."""
 
-    def __init__(self, root: str | os.PathLike[str], *, buckets: tuple[str, ...] = ("lab",), keys: dict[str, str] | None = None,
-                 open_writes: bool = False, open_reads: bool = True):
-        self.disk, self.keys, self.open_writes, self.open_reads = Disk(root), KEYS if keys is None else keys, open_writes, open_reads
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        buckets: tuple[str, ...] = ("lab",),
+        keys: dict[str, str] | None = None,
+        open_writes: bool = False,
+        open_reads: bool = True,
+    ):
+        self.disk, self.keys, self.open_writes, self.open_reads = (
+            Disk(root),
+            KEYS if keys is None else keys,
+            open_writes,
+            open_reads,
+        )
         for bucket in buckets:
             self.disk.make_bucket(bucket)
 
@@ -69,12 +113,23 @@ class Store:
             return error_document(error.code, str(error), error.status, request)
         except (S3Error, Wrong, Missing, Unstorable) as error:
             code = getattr(error, "code", getattr(error, "what", "InvalidArgument"))
-            return error_document(code, str(error), getattr(error, "status", 0) or STATUS.get(code, 400), request)
+            return error_document(
+                code, str(error), getattr(error, "status", 0) or STATUS.get(code, 400), request
+            )
 
     def _answer(self, request: Request) -> Response:
         signed = sigv4.check(request, self.keys)
-        if signed is None and not (self.open_reads if request.method in ("GET", "HEAD") else self.open_writes):
-            raise S3Error("AccessDenied", "an unsigned request may only read here" if self.open_reads else "this bucket is private")
+        if signed is None and not (
+            self.open_reads if request.method in ("GET", "HEAD") else self.open_writes
+        ):
+            raise S3Error(
+                "AccessDenied",
+                (
+                    "an unsigned request may only read here"
+                    if self.open_reads
+                    else "this bucket is private"
+                ),
+            )
         bucket, _, key = request.path[1:].partition("/")
         unknown = NOT_HERE & request.query.keys()
         if unknown:
@@ -84,13 +139,19 @@ class Store:
             return self._buckets(request)
         return self._object(request, bucket, key, signed) if key else self._bucket(request, bucket)
 
-    # -- buckets -------------------------------------------------------------------------------------------------
+    # -- buckets -----------------------------------------------------------------------------------
 
     def _buckets(self, request: Request) -> Response:
         if request.method not in ("GET", "HEAD"):
             raise S3Error("MethodNotAllowed", "only a list of buckets is here")
-        rows = "".join(f"<Bucket><Name>{n}</Name><CreationDate>{iso(t)}</CreationDate></Bucket>" for n, t in self.disk.buckets())
-        return document(f"<ListAllMyBucketsResult {XMLNS}><Owner><ID>lab</ID></Owner><Buckets>{rows}</Buckets></ListAllMyBucketsResult>")
+        rows = "".join(
+            f"<Bucket><Name>{n}</Name><CreationDate>{iso(t)}</CreationDate></Bucket>"
+            for n, t in self.disk.buckets()
+        )
+        return document(
+            "<ListAllMyBucketsResult"
+            f" {XMLNS}><Owner><ID>lab</ID></Owner><Buckets>{rows}</Buckets></ListAllMyBucketsResult>"
+        )
 
     def _bucket(self, request: Request, bucket: str) -> Response:
         query = request.query
@@ -115,8 +176,14 @@ class Store:
         if "versioning" in query:
             return document(f"<VersioningConfiguration {XMLNS}/>")
         if "uploads" in query:
-            rows = "".join(f"<Upload><Key>{escaped(k)}</Key><UploadId>{u}</UploadId></Upload>" for k, u in self.disk.uploads_of(bucket))
-            return document(f"<ListMultipartUploadsResult {XMLNS}><Bucket>{bucket}</Bucket><IsTruncated>false</IsTruncated>{rows}</ListMultipartUploadsResult>")
+            rows = "".join(
+                f"<Upload><Key>{escaped(k)}</Key><UploadId>{u}</UploadId></Upload>"
+                for k, u in self.disk.uploads_of(bucket)
+            )
+            return document(
+                "<ListMultipartUploadsResult"
+                f" {XMLNS}><Bucket>{bucket}</Bucket><IsTruncated>false</IsTruncated>{rows}</ListMultipartUploadsResult>"
+            )
         return self._list(request, bucket)
 
     def _list(self, request: Request, bucket: str) -> Response:
@@ -126,16 +193,27 @@ class Store:
         token = query.get("continuation-token", "")
         if token and not re.fullmatch(r"(?:[0-9a-f]{2})+", token):
             raise S3Error("InvalidArgument", "the continuation token is not one of ours")
-        after = bytes.fromhex(token).decode("utf-8", "surrogateescape") if token else query.get("start-after" if second else "marker", "")
-        objects, folders, more = self.disk.listing(bucket, prefix, delimiter, after, limit) if limit else ([], [], "")
+        after = (
+            bytes.fromhex(token).decode("utf-8", "surrogateescape")
+            if token
+            else query.get("start-after" if second else "marker", "")
+        )
+        objects, folders, more = (
+            self.disk.listing(bucket, prefix, delimiter, after, limit) if limit else ([], [], "")
+        )
         url = query.get("encoding-type") == "url"
 
         def show(name: str) -> str:
             return sigv4.encode(name, "/") if url else escaped(name)
 
-        rows = "".join(f"<Contents><Key>{show(o.key)}</Key><LastModified>{iso(o.modified_s)}</LastModified><ETag>&quot;{o.etag}&quot;</ETag>"
-                       f"<Size>{o.size_bytes}</Size><StorageClass>STANDARD</StorageClass></Contents>" for o in objects)
-        rows += "".join(f"<CommonPrefixes><Prefix>{show(f)}</Prefix></CommonPrefixes>" for f in folders)
+        rows = "".join(
+            f"<Contents><Key>{show(o.key)}</Key><LastModified>{iso(o.modified_s)}</LastModified><ETag>&quot;{o.etag}&quot;</ETag>"
+            f"<Size>{o.size_bytes}</Size><StorageClass>STANDARD</StorageClass></Contents>"
+            for o in objects
+        )
+        rows += "".join(
+            f"<CommonPrefixes><Prefix>{show(f)}</Prefix></CommonPrefixes>" for f in folders
+        )
         head = f"<Name>{bucket}</Name><Prefix>{show(prefix)}</Prefix><MaxKeys>{limit}</MaxKeys><IsTruncated>{'true' if more else 'false'}</IsTruncated>"
         if delimiter:
             head += f"<Delimiter>{show(delimiter)}</Delimiter>"
@@ -144,9 +222,15 @@ class Store:
         if second:
             head += f"<KeyCount>{len(objects) + len(folders)}</KeyCount>"
             head += f"<ContinuationToken>{token}</ContinuationToken>" if token else ""
-            head += f"<NextContinuationToken>{more.encode('utf-8', 'surrogateescape').hex()}</NextContinuationToken>" if more else ""
+            head += (
+                f"<NextContinuationToken>{more.encode('utf-8', 'surrogateescape').hex()}</NextContinuationToken>"
+                if more
+                else ""
+            )
         else:
-            head += f"<Marker>{show(after)}</Marker>" + (f"<NextMarker>{show(more)}</NextMarker>" if more else "")
+            head += f"<Marker>{show(after)}</Marker>" + (
+                f"<NextMarker>{show(more)}</NextMarker>" if more else ""
+            )
         return document(f"<ListBucketResult {XMLNS}>{head}{rows}</ListBucketResult>")
 
     def _delete_many(self, request: Request, bucket: str) -> Response:
@@ -158,9 +242,11 @@ class Store:
                 gone.append(f"<Deleted><Key>{escaped(key)}</Key></Deleted>")
         return document(f"<DeleteResult {XMLNS}>{''.join(gone)}</DeleteResult>")
 
-    # -- objects -------------------------------------------------------------------------------------------------
+    # -- objects -----------------------------------------------------------------------------------
 
-    def _object(self, request: Request, bucket: str, key: str, signed: sigv4.Signed | None) -> Response:
+    def _object(
+        self, request: Request, bucket: str, key: str, signed: sigv4.Signed | None
+    ) -> Response:
         method, query = request.method, request.query
         if "uploadId" in query or "uploads" in query:
             return multipart.answer(self.disk, request, bucket, key, _about(request), signed)
@@ -177,8 +263,12 @@ class Store:
 
     def _get(self, request: Request, bucket: str, key: str) -> Response:
         fd, found = self.disk.open(bucket, key)
-        headers = {"Content-Type": found.content_type, "ETag": f'"{found.etag}"', "Last-Modified": formatdate(found.modified_s, usegmt=True),
-                   **{f"x-amz-meta-{k}": v for k, v in found.metadata.items()}}
+        headers = {
+            "Content-Type": found.content_type,
+            "ETag": f'"{found.etag}"',
+            "Last-Modified": formatdate(found.modified_s, usegmt=True),
+            **{f"x-amz-meta-{k}": v for k, v in found.metadata.items()},
+        }
         verdict = _precondition(request, found)
         if verdict:
             os.close(fd)
@@ -189,16 +279,31 @@ class Store:
             request.headers.pop("range", None)
         return file_response(request, fd, found.size_bytes, headers)
 
-    def _put(self, request: Request, bucket: str, key: str, signed: sigv4.Signed | None) -> Response:
+    def _put(
+        self, request: Request, bucket: str, key: str, signed: sigv4.Signed | None
+    ) -> Response:
         self.disk.path(bucket, key)
         self._may_write(request, bucket, key)
         target = self.disk.incoming()
         try:
             arrived = receive(request, target, signed)
-            made = self.disk.keep(bucket, key, target, etag=arrived.md5, checksums=arrived.checksums, **_about(request))
+            made = self.disk.keep(
+                bucket,
+                key,
+                target,
+                etag=arrived.md5,
+                checksums=arrived.checksums,
+                **_about(request),
+            )
         finally:
             target.unlink(missing_ok=True)
-        return Response(200, {"ETag": f'"{made.etag}"', **{f"x-amz-checksum-{k}": v for k, v in arrived.checksums.items()}})
+        return Response(
+            200,
+            {
+                "ETag": f'"{made.etag}"',
+                **{f"x-amz-checksum-{k}": v for k, v in arrived.checksums.items()},
+            },
+        )
 
     def _may_write(self, request: Request, bucket: str, key: str) -> None:
         if request.header("if-none-match") == "*" or request.header("if-match"):
@@ -209,8 +314,13 @@ class Store:
                     raise
                 return
             os.close(fd)
-            if not request.header("if-match") or request.header("if-match").strip('"') != found.etag:
-                raise S3Error("PreconditionFailed", "the object is there already, or is another one")
+            if (
+                not request.header("if-match")
+                or request.header("if-match").strip('"') != found.etag
+            ):
+                raise S3Error(
+                    "PreconditionFailed", "the object is there already, or is another one"
+                )
 
     def _copy(self, request: Request, bucket: str, key: str) -> Response:
         from_bucket, from_key = multipart.copy_source(request)
@@ -219,33 +329,50 @@ class Store:
         target = self.disk.incoming()
         try:
             self.disk.join([self.disk.path(from_bucket, from_key)], target)
-            about = _about(request) if request.header("x-amz-metadata-directive").upper() == "REPLACE" else {
-                "content_type": found.content_type, "metadata": found.metadata}
+            about = (
+                _about(request)
+                if request.header("x-amz-metadata-directive").upper() == "REPLACE"
+                else {"content_type": found.content_type, "metadata": found.metadata}
+            )
             made = self.disk.keep(bucket, key, target, etag=found.etag, **about)
         finally:
             target.unlink(missing_ok=True)
-        return document(f'<CopyObjectResult {XMLNS}><ETag>&quot;{made.etag}&quot;</ETag><LastModified>{iso(made.modified_s)}</LastModified></CopyObjectResult>')
+        return document(
+            "<CopyObjectResult"
+            f" {XMLNS}><ETag>&quot;{made.etag}&quot;</ETag><LastModified>{iso(made.modified_s)}</LastModified></CopyObjectResult>"
+        )
 
 
 def _about(request: Request) -> dict:
-    return {"content_type": request.header("content-type"),
-            "metadata": {k.removeprefix("x-amz-meta-"): v for k, v in request.headers.items() if k.startswith("x-amz-meta-")}}
+    return {
+        "content_type": request.header("content-type"),
+        "metadata": {
+            k.removeprefix("x-amz-meta-"): v
+            for k, v in request.headers.items()
+            if k.startswith("x-amz-meta-")
+        },
+    }
 
 
 def _precondition(request: Request, found: Object) -> int:
     """0, 304 or 412, in the order of RFC 9110 section 13."""
+
     def listed(name: str) -> list[str]:
         return [t.strip().removeprefix("W/").strip('"') for t in request.header(name).split(",")]
 
     if request.header("if-match"):
         if not {"*", found.etag} & set(listed("if-match")):
             return 412
-    elif (since := http_date(request.header("if-unmodified-since"))) is not None and int(found.modified_s) > since:
+    elif (since := http_date(request.header("if-unmodified-since"))) is not None and int(
+        found.modified_s
+    ) > since:
         return 412
     if request.header("if-none-match"):
         if {"*", found.etag} & set(listed("if-none-match")):
             return 304
-    elif (since := http_date(request.header("if-modified-since"))) is not None and int(found.modified_s) <= since:
+    elif (since := http_date(request.header("if-modified-since"))) is not None and int(
+        found.modified_s
+    ) <= since:
         return 304
     return 0
 

@@ -1,9 +1,9 @@
 """Bodies on their way into the store: aws-chunked framing, digests, checksums, chunk signatures.
 
-The SDKs frame an upload as `HEX;chunk-signature=…\\r\\n data \\r\\n … 0\\r\\n trailers`, so that they can sign or checksum
-while streaming. Everything the client said about its bytes is checked before they get a name. Source: AWS, "Signature
-calculations for the Authorization header: transferring payload in multiple chunks". Lesson: notebooks/02_image_pull.
-"""
+The SDKs frame an upload as `HEX;chunk-signature=…\\r\\n data \\r\\n … 0\\r\\n trailers`, so that
+they can sign or checksum while streaming. Everything the client said about its bytes is checked
+before they get a name. Source: AWS, "Signature calculations for the Authorization header:
+transferring payload in multiple chunks". Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class Wrong(Exception):
 
 
 class AwsChunked:
-    """Iterate the payload of an aws-chunked stream; `trailers` are there at the end. Raises Wrong."""
+    """Iterate the payload of an aws-chunked stream; `trailers` are there at the end. Raises
+    Wrong."""
 
     def __init__(self, blocks: Iterable[bytes], signed: sigv4.Signed | None = None):
         self._blocks, self._buffer = iter(blocks), bytearray()
@@ -75,7 +76,9 @@ class AwsChunked:
                 yield block
             if self._signed:
                 before = sigv4.chunk_signature(before, self._signed, digest.hexdigest())
-                if not hmac.compare_digest(extension.strip(), b"chunk-signature=" + before.encode()):
+                if not hmac.compare_digest(
+                    extension.strip(), b"chunk-signature=" + before.encode()
+                ):
                     raise Wrong("SignatureDoesNotMatch", "the signature of a chunk does not match")
             if not size:
                 break
@@ -84,7 +87,8 @@ class AwsChunked:
         try:
             while line := self._line():
                 name, _, value = line.decode("latin-1").partition(":")
-                if not is_token(name) or not is_value(value):  # checksums of trailers go back as headers
+                # checksums of trailers go back as headers
+                if not is_token(name) or not is_value(value):
                     raise Wrong("InvalidRequest", "not a trailer")
                 self.trailers[name.lower()] = value.strip(" \t")
                 if len(self.trailers) > 32:
@@ -106,8 +110,11 @@ class _Crc32:
 
 
 def _checksum(name: str) -> Any:
-    """None for the kinds the standard library cannot compute (crc32c, crc64nvme): noted, not checked."""
-    return {"crc32": _Crc32, "sha1": hashlib.sha1, "sha256": hashlib.sha256}.get(name, lambda: None)()
+    """None for the kinds the standard library cannot compute (crc32c, crc64nvme): noted, not
+    checked."""
+    return {"crc32": _Crc32, "sha1": hashlib.sha1, "sha256": hashlib.sha256}.get(
+        name, lambda: None
+    )()
 
 
 @dataclass
@@ -118,14 +125,29 @@ class Arrived:
 
 
 def receive(request: Request, target: Path, signed: sigv4.Signed | None = None) -> Arrived:
-    """Stream the body into `target`, checking MD5, SHA-256, checksums, length and chunk signatures. Raises Wrong."""
+    """Stream the body into `target`, checking MD5, SHA-256, checksums, length and chunk signatures.
+    Raises Wrong."""
     payload = request.header("x-amz-content-sha256")
     blocks: Any = request.body
-    chunked = payload.startswith("STREAMING-") or "aws-chunked" in request.header("content-encoding")
+    chunked = payload.startswith("STREAMING-") or "aws-chunked" in request.header(
+        "content-encoding"
+    )
     if chunked:
-        blocks = AwsChunked(request.body, signed if payload.startswith("STREAMING-AWS4-HMAC-SHA256-PAYLOAD") and "TRAILER" not in payload else None)
-    claimed = {k.removeprefix("x-amz-checksum-"): v for k, v in request.headers.items()
-               if k.startswith("x-amz-checksum-") and k not in ("x-amz-checksum-algorithm", "x-amz-checksum-type")}
+        blocks = AwsChunked(
+            request.body,
+            (
+                signed
+                if payload.startswith("STREAMING-AWS4-HMAC-SHA256-PAYLOAD")
+                and "TRAILER" not in payload
+                else None
+            ),
+        )
+    claimed = {
+        k.removeprefix("x-amz-checksum-"): v
+        for k, v in request.headers.items()
+        if k.startswith("x-amz-checksum-")
+        and k not in ("x-amz-checksum-algorithm", "x-amz-checksum-type")
+    }
     names = set(claimed)
     if trailer := request.header("x-amz-trailer"):
         names |= {t.strip().lower().removeprefix("x-amz-checksum-") for t in trailer.split(",")}
@@ -143,7 +165,11 @@ def receive(request: Request, target: Path, signed: sigv4.Signed | None = None) 
             for check in checks.values():
                 check.update(block)
     if chunked:
-        claimed |= {k.removeprefix("x-amz-checksum-"): v for k, v in blocks.trailers.items() if k.startswith("x-amz-checksum-")}
+        claimed |= {
+            k.removeprefix("x-amz-checksum-"): v
+            for k, v in blocks.trailers.items()
+            if k.startswith("x-amz-checksum-")
+        }
     wanted = request.header("x-amz-decoded-content-length")
     if wanted and wanted != str(size):
         raise Wrong("IncompleteBody", f"{size} bytes arrived, {wanted[:20]} were announced")

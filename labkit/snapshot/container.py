@@ -1,15 +1,18 @@
-"""The same with a container around it: `runc checkpoint` off the clock, `runc restore` in place of `start`.
+"""The same with a container around it: `runc checkpoint` off the clock, `runc restore` in place of
+`start`.
 
-The container is the one the process layer starts (labkit.image.start:runc): the image's files, the host's network, pipes as
-standard streams – runc notes them and hands new ones to the restored process. Mounts are external to the snapshot: on
-another node the image and the model are bound from where they are there.
+The container is the one the process layer starts (labkit.image.start:runc): the image's files, the
+host's network, pipes as standard streams – runc notes them and hands new ones to the restored
+process. Mounts are external to the snapshot: on another node the image and the model are bound from
+where they are there.
 
-    Step("restore", "labkit.snapshot.container:restore", {"snapshot": "/…/artifacts/criu-container-…"})
+    Step("restore", "labkit.snapshot.container:restore", {"snapshot":
+        "/…/artifacts/criu-container-…"})
 
-Traps that are handled here: image and work paths must be absolute; the restored process is held stopped (CRIU's
-`leave-stopped`, through runc's configuration annotation) until it has its CPU permissions back and its pages were checked. Limit: as for a process, and runc's
-own 60–120 ms. Lesson: notebooks/07_checkpoints.
-"""
+Traps that are handled here: image and work paths must be absolute; the restored process is held
+stopped (CRIU's `leave-stopped`, through runc's configuration annotation) until it has its CPU
+permissions back and its pages were checked. Limit: as for a process, and runc's own 60–120 ms.
+Lesson: notebooks/07_checkpoints."""
 
 from __future__ import annotations
 
@@ -32,26 +35,49 @@ from labkit.snapshot import criu, images, making, process, readahead, store, tra
 from labkit.snapshot.explain import refusal
 
 CONFIG = "org.criu.config"  # annotation: a file of CRIU options that runc hands on
-#: The image's digests vouch for its files. CRIU would read the build ID of each of them: a hundred small reads of a cold disk, or
-#: of a registry (1 s of round trips on a lazy mount), one after the other.
+#: The image's digests vouch for its files. CRIU would read the build ID of each of them: a hundred
+#: small reads of a cold disk, or of a registry (1 s of round trips on a lazy mount), one after the
+#: other.
 UNREAD = "file-validation filesize\n"
 
 
 def _runc(root: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
     path = os.environ.get("PATH", "") + ":/usr/local/bin:/usr/sbin"  # runc looks for criu there
-    return subprocess.run([shutil.which("runc", path=path) or "runc", "--root", root, *arguments], stdin=subprocess.DEVNULL,
-                          env={**os.environ, "PATH": path}, **options)
+    return subprocess.run(
+        [shutil.which("runc", path=path) or "runc", "--root", root, *arguments],
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PATH": path},
+        **options,
+    )
 
 
-def make_container(rootfs: Path, image_config: dict[str, Any], model: Path, target: Path, *, loader: str, scratch: Path,
-                   request: dict[str, Any] | None = None, extra: Sequence[str] = ()) -> store.Snapshot:
-    """Snapshot of the subject in a runc container. Raises SnapshotError; nothing is left of a failed one."""
+def make_container(
+    rootfs: Path,
+    image_config: dict[str, Any],
+    model: Path,
+    target: Path,
+    *,
+    loader: str,
+    scratch: Path,
+    request: dict[str, Any] | None = None,
+    extra: Sequence[str] = (),
+) -> store.Snapshot:
+    """Snapshot of the subject in a runc container. Raises SnapshotError; nothing is left of a
+    failed one."""
     with beside.scratch(f"{scratch.name}-", scratch.parent) as room:
         return _make_container(rootfs, image_config, model, target, loader, room, request, extra)
 
 
-def _make_container(rootfs: Path, image_config: dict[str, Any], model: Path, target: Path, loader: str, scratch: Path, request: dict[str, Any] | None,
-                    extra: Sequence[str]) -> store.Snapshot:
+def _make_container(
+    rootfs: Path,
+    image_config: dict[str, Any],
+    model: Path,
+    target: Path,
+    loader: str,
+    scratch: Path,
+    request: dict[str, Any] | None,
+    extra: Sequence[str],
+) -> store.Snapshot:
     began, asked = timeline.now_s(), {"prompt": making.PROMPT, "max_tokens": 8, **(request or {})}
     ctx = _context(scratch, rootfs, image_config, model, loader, extra, target.name)
     try:
@@ -60,31 +86,104 @@ def _make_container(rootfs: Path, image_config: dict[str, Any], model: Path, tar
             pid, about = ctx.state["server_pid"], ctx.state["container"]
             answer = making.first_tokens(ctx.port, asked, lambda: start_time(pid) != 0)
             if answer.first_token_s is None:
-                raise TrialError("the subject in the container did not serve a token", "".join(ctx.state.get("server_log", []))[-800:], "labkit run naive")
-            running = making.Running(pid, ctx.port, tuple(answer.tokens), making.get(ctx.port, "/_labkit/identity"), answer.first_token_s - began)
+                raise TrialError(
+                    "the subject in the container did not serve a token",
+                    "".join(ctx.state.get("server_log", []))[-800:],
+                    "labkit run naive",
+                )
+            running = making.Running(
+                pid,
+                ctx.port,
+                tuple(answer.tokens),
+                making.get(ctx.port, "/_labkit/identity"),
+                answer.first_token_s - began,
+            )
             inside, freed = store.environment_of(pid), making.shrink(ctx.port)
             dumped = checkpoint(about, part / "images", scratch / "work")
-            mapped = {str(model / n): os.path.getsize(model / n) for n in (Path(p).name for p in images.mapped_files(part / "images").values()
-                                                                          if p.startswith(str(model) + "/"))}
-            manifest = making.manifest_of(part / "images", "criu-container", running, asked, inside, mapped,
-                                          {**dumped, "start_s": running.start_s, "shrunk": freed, "mark": target.name,
-                                           "contents": images.contents(part / "images")})
-            manifest = store.Manifest(**{**manifest.__dict__, "container": {"binds": [str(model)], "image_config": image_config, "rootfs": str(rootfs)}})
+            mapped = {
+                str(model / n): os.path.getsize(model / n)
+                for n in (
+                    Path(p).name
+                    for p in images.mapped_files(part / "images").values()
+                    if p.startswith(str(model) + "/")
+                )
+            }
+            manifest = making.manifest_of(
+                part / "images",
+                "criu-container",
+                running,
+                asked,
+                inside,
+                mapped,
+                {
+                    **dumped,
+                    "start_s": running.start_s,
+                    "shrunk": freed,
+                    "mark": target.name,
+                    "contents": images.contents(part / "images"),
+                },
+            )
+            manifest = store.Manifest(
+                **{
+                    **manifest.__dict__,
+                    "container": {
+                        "binds": [str(model)],
+                        "image_config": image_config,
+                        "rootfs": str(rootfs),
+                    },
+                }
+            )
             _end(ctx)
             proven = _prove(part, manifest, scratch, rootfs, image_config, model, loader)
-            store.seal(part, store.Manifest(**{**manifest.__dict__, "working_set": proven, "facts": {**manifest.facts, "prepare_s": timeline.now_s() - began}}))
+            store.seal(
+                part,
+                store.Manifest(
+                    **{
+                        **manifest.__dict__,
+                        "working_set": proven,
+                        "facts": {**manifest.facts, "prepare_s": timeline.now_s() - began},
+                    }
+                ),
+            )
     finally:
         _end(ctx)
     return store.open_snapshot(target)
 
 
-def _context(scratch: Path, rootfs: Path, image_config: dict[str, Any], model: Path, loader: str, extra: Sequence[str], mark: str) -> StepContext:
+def _context(
+    scratch: Path,
+    rootfs: Path,
+    image_config: dict[str, Any],
+    model: Path,
+    loader: str,
+    extra: Sequence[str],
+    mark: str,
+) -> StepContext:
     port = free_port()
     node = scratch / f"node-{port}"
     node.mkdir(mode=0o700)
-    return StepContext(node=node, port=port, timeline_path=scratch / "timeline", ledger=current(),
-                       server_args=["--host", "127.0.0.1", "--port", str(port), "--init", "meta", "--loader", loader, "--model", str(model), *extra],
-                       server_env={process.MARK: mark}, server_binds=[(str(model), str(model))], state={"rootfs": str(rootfs), "image_config": image_config})
+    return StepContext(
+        node=node,
+        port=port,
+        timeline_path=scratch / "timeline",
+        ledger=current(),
+        server_args=[
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--init",
+            "meta",
+            "--loader",
+            loader,
+            "--model",
+            str(model),
+            *extra,
+        ],
+        server_env={process.MARK: mark},
+        server_binds=[(str(model), str(model))],
+        state={"rootfs": str(rootfs), "image_config": image_config},
+    )
 
 
 def _end(ctx: StepContext) -> None:
@@ -93,7 +192,15 @@ def _end(ctx: StepContext) -> None:
     ctx._ends.clear()
 
 
-def _prove(part: Path, manifest: store.Manifest, scratch: Path, rootfs: Path, image_config: dict[str, Any], model: Path, loader: str) -> dict[str, list[list[int]]]:
+def _prove(
+    part: Path,
+    manifest: store.Manifest,
+    scratch: Path,
+    rootfs: Path,
+    image_config: dict[str, Any],
+    model: Path,
+    loader: str,
+) -> dict[str, list[list[int]]]:
     for path in (part / "images").iterdir():
         store._sync(path)
     cold.evict([part, rootfs, *manifest.mapped])
@@ -101,28 +208,52 @@ def _prove(part: Path, manifest: store.Manifest, scratch: Path, rootfs: Path, im
     try:
         pid, _ = _bring_back(ctx, _lay(ctx, store.Snapshot(part, manifest)), manifest.permissions)
         criu.resume(pid)
-        return _inside_out(making.check_answer(pid, ctx.port, manifest, ctx.state["server_log"]), rootfs)
+        return _inside_out(
+            making.check_answer(pid, ctx.port, manifest, ctx.state["server_log"]), rootfs
+        )
     finally:
         _end(ctx)
 
 
 def _inside_out(found: dict[str, list[list[int]]], rootfs: Path) -> dict[str, list[list[int]]]:
-    """Paths of maps are the container's where the file is bound into it; keys become paths inside the image."""
+    """Paths of maps are the container's where the file is bound into it; keys become paths inside
+    the image."""
     return {path.removeprefix(str(rootfs)): ranges for path, ranges in found.items()}
 
 
-def checkpoint(about: dict[str, str], into: Path, work: Path, *, leave_running: bool = False) -> dict[str, Any]:
-    """`runc checkpoint` of a container that `labkit.image.start:runc` started. Raises SnapshotError; refused, it goes on running."""
+def checkpoint(
+    about: dict[str, str], into: Path, work: Path, *, leave_running: bool = False
+) -> dict[str, Any]:
+    """`runc checkpoint` of a container that `labkit.image.start:runc` started. Raises
+    SnapshotError; refused, it goes on running."""
     work.mkdir(parents=True, exist_ok=True)
     config = work / "criu.conf"
     config.write_text(f"ghost-limit {criu.GHOST_LIMIT}\n")
     _annotate(Path(about["bundle"]), config)
-    began, permissions = timeline.now_s(), xstate.masks(int((Path(about["bundle"]) / "pid").read_text()))
-    done = _runc(about["root"], "checkpoint", "--image-path", str(into.resolve()), "--work-path", str(work.resolve()),
-                 *(["--leave-running"] if leave_running else []), about["id"], capture_output=True)
+    began, permissions = (
+        timeline.now_s(),
+        xstate.masks(int((Path(about["bundle"]) / "pid").read_text())),
+    )
+    done = _runc(
+        about["root"],
+        "checkpoint",
+        "--image-path",
+        str(into.resolve()),
+        "--work-path",
+        str(work.resolve()),
+        *(["--leave-running"] if leave_running else []),
+        about["id"],
+        capture_output=True,
+    )
     if done.returncode:
-        raise refusal("dump", _both(work / "dump.log", done.stderr.decode(errors="replace")), done.returncode)
-    return {"dump_s": timeline.now_s() - began, "pages_bytes": sum(p.stat().st_size for p in into.glob("pages-*.img")), "permissions": permissions}
+        raise refusal(
+            "dump", _both(work / "dump.log", done.stderr.decode(errors="replace")), done.returncode
+        )
+    return {
+        "dump_s": timeline.now_s() - began,
+        "pages_bytes": sum(p.stat().st_size for p in into.glob("pages-*.img")),
+        "permissions": permissions,
+    }
 
 
 def _both(log: Path, said: str) -> str:
@@ -138,14 +269,20 @@ def _annotate(bundle: Path, config: Path) -> None:
 
 
 def ask_ahead(ctx: StepContext) -> dict[str, Any]:
-    """A step while the snapshot is on its way: put what the restored process touched of the image into the mount's queue."""
+    """A step while the snapshot is on its way: put what the restored process touched of the image
+    into the mount's queue."""
     manifest, rootfs = ctx.state["snapshot_coming"].manifest.result(), str(ctx.state["rootfs"])
     ours = tuple(folder + "/" for folder in manifest.container["binds"])
-    pieces = readahead.ranges_of(manifest, {p: rootfs + p for p in manifest.working_set if not p.startswith(ours)})
+    pieces = readahead.ranges_of(
+        manifest, {p: rootfs + p for p in manifest.working_set if not p.startswith(ours)}
+    )
     ahead = readahead.Ahead(pieces)
     ahead.start()
     ctx.on_stop(ahead.stop)
-    return {"touched_bytes": readahead.piece_bytes(pieces), "touched_files": len({p.path for p in pieces})}
+    return {
+        "touched_bytes": readahead.piece_bytes(pieces),
+        "touched_files": len({p.path for p in pieces}),
+    }
 
 
 def restore(ctx: StepContext, snapshot: str, lazy: bool = False) -> dict[str, Any]:
@@ -155,9 +292,14 @@ def restore(ctx: StepContext, snapshot: str, lazy: bool = False) -> dict[str, An
     process.refuse_if_unfit(where, moved)
     rootfs = str(ctx.state["rootfs"])
     model = {os.path.dirname(old): os.path.dirname(new) for old, new in moved.items()}
-    ctx.server_binds[:] = [(model.get(folder, folder), folder) for folder in where.manifest.container["binds"]]
-    ctx.server_env.pop("LABKIT_TIMELINE", None)  # the restored server has its own environment: nothing of this trial is in it
-    pieces = readahead.pieces_of(where, moved=sources(where.manifest, rootfs, moved), coming=process.coming_files(ctx, where))
+    ctx.server_binds[:] = [
+        (model.get(folder, folder), folder) for folder in where.manifest.container["binds"]
+    ]
+    # the restored server has its own environment: nothing of this trial is in it
+    ctx.server_env.pop("LABKIT_TIMELINE", None)
+    pieces = readahead.pieces_of(
+        where, moved=sources(where.manifest, rootfs, moved), coming=process.coming_files(ctx, where)
+    )
     laid = _lay(ctx, where)  # before the disk's queue is full: what is small would wait behind it
     with readahead.reading(pieces) as ahead:
         ctx.on_stop(ahead.stop)
@@ -166,18 +308,29 @@ def restore(ctx: StepContext, snapshot: str, lazy: bool = False) -> dict[str, An
             ahead.checked()
             fetched = transport.model_arrived(ctx)
             criu.resume(pid)
-    return {"server_pid": pid, "model_bytes_fetched": fetched, "nonce": where.manifest.nonce, "image_bytes": where.manifest.size_bytes, "pages_bytes": process.pages_bytes(where),
-            "mapped_bytes": sum(where.manifest.mapped.values()),
-            "working_set_bytes": process.working_set_bytes(where), "rootfs": rootfs, "read_ahead_s": ahead.seconds,
-            "container": ctx.state["container"]["id"], "dumped_pid": where.manifest.pid,
-            "permissions": handed.as_facts(), "secrets": ", ".join(where.manifest.secrets)}
+    return {
+        "server_pid": pid,
+        "model_bytes_fetched": fetched,
+        "nonce": where.manifest.nonce,
+        "image_bytes": where.manifest.size_bytes,
+        "pages_bytes": process.pages_bytes(where),
+        "mapped_bytes": sum(where.manifest.mapped.values()),
+        "working_set_bytes": process.working_set_bytes(where),
+        "rootfs": rootfs,
+        "read_ahead_s": ahead.seconds,
+        "container": ctx.state["container"]["id"],
+        "dumped_pid": where.manifest.pid,
+        "permissions": handed.as_facts(),
+        "secrets": ", ".join(where.manifest.secrets),
+    }
 
 
 restore.before_t0 = process.know_criu  # type: ignore[attr-defined]
 
 
 def sources(manifest: store.Manifest, rootfs: str, moved: dict[str, str]) -> dict[str, str]:
-    """Where each file of the working set is on this node: in the model's directory, or in the image."""
+    """Where each file of the working set is on this node: in the model's directory, or in the
+    image."""
     binds = tuple(folder + "/" for folder in manifest.container["binds"])
     return {p: moved.get(p, p) if p.startswith(binds) else rootfs + p for p in manifest.working_set}
 
@@ -209,7 +362,10 @@ def _lay(ctx: StepContext, snapshot: store.Snapshot) -> _Laid:
         linked = process.place(snapshot, bundle / "images", port=ctx.port, moved={})
         config = bundle / "work" / "criu.conf"
         config.write_text(UNREAD + "leave-stopped\n")
-        secrets.write_private(bundle / "config.json", json.dumps(starting.runc_spec(ctx, laid, binds, f"/labkit/{name}")))
+        secrets.write_private(
+            bundle / "config.json",
+            json.dumps(starting.runc_spec(ctx, laid, binds, f"/labkit/{name}")),
+        )
         _annotate(bundle, config)
     return _Laid(bundle, name, linked)
 
@@ -220,7 +376,9 @@ def _bring_back(ctx: StepContext, laid: _Laid, permissions: Mapping[str, int]) -
     entry = ctx.ledger.note("container", name, root=state)
 
     def end() -> None:
-        _runc(state, "delete", "--force", name, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _runc(
+            state, "delete", "--force", name, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         exits.reap(int(ctx.state.get("server_pid") or 0))
         ctx.ledger.done(entry)
 
@@ -230,13 +388,40 @@ def _bring_back(ctx: StepContext, laid: _Laid, permissions: Mapping[str, int]) -
         starting.drain(ctx, out)
         with ctx.span("restore.criu"):
             with exits.adopting():
-                done = _runc(state, "--log", str(bundle / "runc.log"), "restore", "--detach", "--image-path", str(linked), "--work-path", str(work),
-                             "--pid-file", str(bundle / "pid"), "--bundle", str(bundle), name, stdout=pipe, stderr=pipe)
+                done = _runc(
+                    state,
+                    "--log",
+                    str(bundle / "runc.log"),
+                    "restore",
+                    "--detach",
+                    "--image-path",
+                    str(linked),
+                    "--work-path",
+                    str(work),
+                    "--pid-file",
+                    str(bundle / "pid"),
+                    "--bundle",
+                    str(bundle),
+                    name,
+                    stdout=pipe,
+                    stderr=pipe,
+                )
     finally:
         os.close(pipe)
     if done.returncode:
-        said = (bundle / "runc.log").read_text(errors="replace")[-600:] if (bundle / "runc.log").exists() else ""
+        said = (
+            (bundle / "runc.log").read_text(errors="replace")[-600:]
+            if (bundle / "runc.log").exists()
+            else ""
+        )
         raise refusal("restore", _both(work / "restore.log", said), done.returncode)
     pid = int((bundle / "pid").read_text())
-    ctx.state["server_pid"], ctx.state["container"] = pid, {"id": name, "root": state, "bundle": str(bundle)}
+    ctx.state["server_pid"], ctx.state["container"] = (
+        pid,
+        {
+            "id": name,
+            "root": state,
+            "bundle": str(bundle),
+        },
+    )
     return criu.Restored(pid, xstate.hand_on(pid, permissions))

@@ -1,13 +1,17 @@
 """CRIU as three calls: dump, restore, and the version that a snapshot is tied to.
 
-Everything it refuses comes back as the lab's own words (`labkit.snapshot.explain`). The log is kept beside the work, not in
-the snapshot. Limits: a dump writes the memory in use at the disk's rate while the process stands still; a restore reads it
-in one stream and copies it page by page (1.2–1.6 GB/s on one core), which is why `readahead` runs beside it.
+Everything it refuses comes back as the lab's own words (`labkit.snapshot.explain`). The log is kept
+beside the work, not in the snapshot. Limits: a dump writes the memory in use at the disk's rate
+while the process stands still; a restore reads it in one stream and copies it page by page (1.2–1.6
+GB/s on one core), which is why `readahead` runs beside it.
 
-    made = dump(pid, images, work)                # the process is gone afterwards, unless leave_running
-    back = restore(images, work, permissions=made["permissions"])    # back.pid: a child of this process, running
+    made = dump(pid, images, work)                # the process is gone afterwards, unless
+        leave_running
+    back = restore(images, work, permissions=made["permissions"])    # back.pid: a child of this
+        process, running
 
-What CRIU itself leaves behind, the processes' permissions to use parts of the CPU, is carried over here (`xstate`).
+What CRIU itself leaves behind, the processes' permissions to use parts of the CPU, is carried over
+here (`xstate`).
 
 Lesson: notebooks/07_checkpoints.
 """
@@ -31,14 +35,21 @@ from labkit.errors import MissingCapability
 from labkit.snapshot import xstate
 from labkit.snapshot.explain import refusal
 
-#: Up to this size a deleted but open file goes into the image; larger ones are refused with the reason.
+#: Up to this size a deleted but open file goes into the image; larger ones are refused with the
+#: reason.
 GHOST_LIMIT = "1M"
 
 
 def program() -> str:
-    found = shutil.which("criu") or shutil.which("criu", path="/usr/local/bin:/usr/local/sbin:/usr/sbin")
+    found = shutil.which("criu") or shutil.which(
+        "criu", path="/usr/local/bin:/usr/local/sbin:/usr/sbin"
+    )
     if not found:
-        raise MissingCapability("criu is not here", why="snapshots are made and restored by it", fix="scripts/host-tools --only criu")
+        raise MissingCapability(
+            "criu is not here",
+            why="snapshots are made and restored by it",
+            fix="scripts/host-tools --only criu",
+        )
     return found
 
 
@@ -49,22 +60,52 @@ def version() -> str:
     return match[1] if match else "unknown"
 
 
-def dump(pid: int, images: Path, work: Path, *, leave_running: bool = False, options: Sequence[str] = (),
-         on_start: Any = None) -> dict[str, Any]:
-    """Write the tree below `pid` into `images`. Raises SnapshotError; then the tree goes on as if nothing had been.
+def dump(
+    pid: int,
+    images: Path,
+    work: Path,
+    *,
+    leave_running: bool = False,
+    options: Sequence[str] = (),
+    on_start: Any = None,
+) -> dict[str, Any]:
+    """Write the tree below `pid` into `images`. Raises SnapshotError; then the tree goes on as if
+    nothing had been.
 
-    Returns dump_s, pages_bytes and `permissions`, which `restore` wants back. on_start(process): called with CRIU's own process (the failure tests kill it there)."""
+    Returns dump_s, pages_bytes and `permissions`, which `restore` wants back. on_start(process):
+    called with CRIU's own process (the failure tests kill it there)."""
     work.mkdir(parents=True, exist_ok=True)
-    argv = [program(), "dump", "-t", str(pid), "-D", str(images), "-W", str(work), "-o", "dump.log", "-v2", "--ghost-limit", GHOST_LIMIT]
+    argv = [
+        program(),
+        "dump",
+        "-t",
+        str(pid),
+        "-D",
+        str(images),
+        "-W",
+        str(work),
+        "-o",
+        "dump.log",
+        "-v2",
+        "--ghost-limit",
+        GHOST_LIMIT,
+    ]
     argv += ["--leave-running"] if leave_running else []
     began, permissions = timeline.now_s(), xstate.masks(pid)
     status = _run([*argv, *options], on_start)
     log = _log(work / "dump.log")
     if status:
         if status < 0:
-            resume(pid)  # a CRIU that was killed in mid-dump leaves its subject stopped, with nobody tracing it
-        raise refusal("dump", log or ("killed\n" if status < 0 else ""), status, running=bool(start_time(pid)))
-    return {"dump_s": timeline.now_s() - began, "pages_bytes": sum(p.stat().st_size for p in images.glob("pages-*.img")), "permissions": permissions}
+            # a CRIU that was killed in mid-dump leaves its subject stopped, with nobody tracing it
+            resume(pid)
+        raise refusal(
+            "dump", log or ("killed\n" if status < 0 else ""), status, running=bool(start_time(pid))
+        )
+    return {
+        "dump_s": timeline.now_s() - began,
+        "pages_bytes": sum(p.stat().st_size for p in images.glob("pages-*.img")),
+        "permissions": permissions,
+    }
 
 
 class Restored(NamedTuple):
@@ -72,20 +113,47 @@ class Restored(NamedTuple):
     handed: xstate.Handed
 
 
-def restore(images: Path, work: Path, *, permissions: Mapping[str, int], stopped: bool = False, options: Sequence[str] = (),
-            environment: dict[str, str] | None = None, on_start: Any = None) -> Restored:
-    """Bring it back as a child of this process. `permissions`: of the dump. `stopped`: it waits for `resume`. Raises SnapshotError."""
+def restore(
+    images: Path,
+    work: Path,
+    *,
+    permissions: Mapping[str, int],
+    stopped: bool = False,
+    options: Sequence[str] = (),
+    environment: dict[str, str] | None = None,
+    on_start: Any = None,
+) -> Restored:
+    """Bring it back as a child of this process. `permissions`: of the dump. `stopped`: it waits for
+    `resume`. Raises SnapshotError."""
     work.mkdir(parents=True, exist_ok=True)
     pidfile = work / "restored.pid"
     pidfile.unlink(missing_ok=True)
     before = children()
-    argv = [program(), "restore", "-D", str(images), "-W", str(work), "-o", "restore.log", "-v2", "--restore-detached", "--restore-sibling",
-            "--pidfile", str(pidfile), "--leave-stopped"]  # no thread of it runs before it has its permissions
+    argv = [
+        program(),
+        "restore",
+        "-D",
+        str(images),
+        "-W",
+        str(work),
+        "-o",
+        "restore.log",
+        "-v2",
+        "--restore-detached",
+        "--restore-sibling",
+        # no thread of it runs before it has its permissions
+        "--pidfile",
+        str(pidfile),
+        "--leave-stopped",
+    ]
     status = _run([*argv, *options], on_start, environment)
     if status:
-        # A CRIU that was killed leaves half-restored children of ours; one that failed has removed them itself.
+        # A CRIU that was killed leaves half-restored children of ours; one that failed has removed
+        # them itself.
         end([child for child in children() if child not in before])
-        raise refusal("restore", _log(work / "restore.log") or ("killed\n" if status < 0 else ""), status)
+        raise refusal(
+            "restore", _log(work / "restore.log") or ("killed\n" if status < 0 else ""), status
+        )
     pid = int(pidfile.read_text())
     try:
         handed = xstate.hand_on(pid, permissions)
@@ -105,8 +173,13 @@ def resume(pid: int) -> None:
 
 
 def _run(argv: list[str], on_start: Any, environment: dict[str, str] | None = None) -> int:
-    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               env={**os.environ, **(environment or {})})
+    process = subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **(environment or {})},
+    )
     try:
         if on_start:
             on_start(process)

@@ -1,7 +1,9 @@
-"""Restoring by hand, and restoring again and again: the same step as in a trial, without a trial around it.
+"""Restoring by hand, and restoring again and again: the same step as in a trial, without a trial
+around it.
 
     with restored(snapshot, workspace) as back: print(back.port, back.answer.tokens)
-    soak(workspace, cycles=50)["ok"]       # dump, restore, dump …; a client asks all the time; nothing may be lost or left
+    soak(workspace, cycles=50)["ok"]       # dump, restore, dump …; a client asks all the time;
+        nothing may be lost or left
 
 Lesson: notebooks/07_checkpoints.
 """
@@ -35,14 +37,29 @@ class Back:
 
 
 @contextmanager
-def restored(snapshot: store.Snapshot, workspace: Workspace, *, port: int = 0, lazy: bool = False, on_start: Callable[[int], Any] | None = None) -> Iterator[Back]:
+def restored(
+    snapshot: store.Snapshot,
+    workspace: Workspace,
+    *,
+    port: int = 0,
+    lazy: bool = False,
+    on_start: Callable[[int], Any] | None = None,
+) -> Iterator[Back]:
     """The snapshot serving, and taken down at the end. Raises SnapshotError; then nothing runs."""
     with Ledger.open(workspace) as ledger:
         node = workspace.nodes / f"restore-{os.getpid()}-{time.monotonic_ns()}"
         entry = ledger.note("dir", node)
         node.mkdir(mode=0o700)
-        ctx = StepContext(node=node, port=port or free_port(), timeline_path=node / "timeline.jsonl", ledger=ledger, server_args=[], server_env={}, server_binds=[],
-                          state={"rootfs": snapshot.manifest.container.get("rootfs", "")})
+        ctx = StepContext(
+            node=node,
+            port=port or free_port(),
+            timeline_path=node / "timeline.jsonl",
+            ledger=ledger,
+            server_args=[],
+            server_env={},
+            server_binds=[],
+            state={"rootfs": snapshot.manifest.container.get("rootfs", "")},
+        )
         try:
             began = timeline.now_s()
             if snapshot.manifest.technique == "criu-container":
@@ -52,9 +69,13 @@ def restored(snapshot: store.Snapshot, workspace: Workspace, *, port: int = 0, l
             else:
                 facts = process.restore(ctx, str(snapshot.path), lazy=lazy)
             pid = ctx.state["server_pid"]
-            answer = making.first_tokens(ctx.port, snapshot.manifest.request, lambda: start_time(pid) != 0, 120)
+            answer = making.first_tokens(
+                ctx.port, snapshot.manifest.request, lambda: start_time(pid) != 0, 120
+            )
             if answer.first_token_s is None and not start_time(pid):
-                raise making.refusal_of_dead(pid, snapshot.manifest, "".join(ctx.state.get("server_log", ())))
+                raise making.refusal_of_dead(
+                    pid, snapshot.manifest, "".join(ctx.state.get("server_log", ()))
+                )
             yield Back(pid, ctx.port, answer, (answer.first_token_s or float("nan")) - began, facts)
         finally:
             for end in reversed(ctx._ends):
@@ -66,24 +87,41 @@ def restored(snapshot: store.Snapshot, workspace: Workspace, *, port: int = 0, l
 def _left(workspace: Workspace) -> dict[str, int]:
     with open("/proc/self/mountinfo") as mounts:
         count = sum(1 for _ in mounts)
-    return {"descriptors": len(os.listdir("/proc/self/fd")), "mounts": count, "children": len(criu.children()),
-            "threads": threading.active_count(), "nodes": len(list(workspace.nodes.iterdir())), "ledgers": len(list(workspace.ledger.iterdir()))}
+    return {
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "mounts": count,
+        "children": len(criu.children()),
+        "threads": threading.active_count(),
+        "nodes": len(list(workspace.nodes.iterdir())),
+        "ledgers": len(list(workspace.ledger.iterdir())),
+    }
 
 
-def soak(workspace: Workspace, *, preset: str = "tiny", cycles: int = 50, say: Callable[[str], Any] = lambda _: None) -> dict[str, Any]:
-    """`cycles` times: restore, serve, dump again. A client asks all the time; every answer after ready must be whole and right."""
+def soak(
+    workspace: Workspace,
+    *,
+    preset: str = "tiny",
+    cycles: int = 50,
+    say: Callable[[str], Any] = lambda _: None,
+) -> dict[str, Any]:
+    """`cycles` times: restore, serve, dump again. A client asks all the time; every answer after
+    ready must be whole and right."""
     with Ledger.open(workspace) as ledger:
         target = workspace.artifacts / f"soak-{os.getpid()}"
         ledger.note("dir", target)
         return _soak(workspace, target, preset, cycles, say)
 
 
-def _soak(workspace: Workspace, target: Path, preset: str, cycles: int, say: Callable[[str], Any]) -> dict[str, Any]:
+def _soak(
+    workspace: Workspace, target: Path, preset: str, cycles: int, say: Callable[[str], Any]
+) -> dict[str, Any]:
     from labkit.snapshot.techniques import MAPPED
     from labkit.subject import checkpoint
 
     began = timeline.now_s()
-    snapshot = making.make_process(Path(checkpoint.ensure(workspace, preset)), target, loader=MAPPED)
+    snapshot = making.make_process(
+        Path(checkpoint.ensure(workspace, preset)), target, loader=MAPPED
+    )
     want, port = snapshot.manifest.tokens, free_port()
     before, seen = _left(workspace), {"answers": 0, "wrong": 0, "lost": 0}
     disk: list[int] = []
@@ -95,7 +133,8 @@ def _soak(workspace: Workspace, target: Path, preset: str, cycles: int, say: Cal
                 asking = threading.Thread(target=_ask_on, args=(port, snapshot, want, seen, stop))
                 asking.start()
                 try:
-                    # Some answers while it serves; then the client pauses between two requests, as a drained endpoint would.
+                    # Some answers while it serves; then the client pauses between two requests, as
+                    # a drained endpoint would.
                     until = seen["answers"] + 3
                     while seen["answers"] < until and not seen["lost"] and asking.is_alive():
                         stop.wait(0.005)
@@ -104,13 +143,23 @@ def _soak(workspace: Workspace, target: Path, preset: str, cycles: int, say: Cal
                     asking.join()
                 snapshot = making.dump_again(back.pid, port, target, snapshot)
             disk.append(sum(f.stat().st_size for f in target.rglob("*") if f.is_file()))
-            say(f"cycle {cycle + 1}/{cycles}: {seen['answers']} answers, {seen['wrong']} wrong, {seen['lost']} lost")
+            say(
+                f"cycle {cycle + 1}/{cycles}: {seen['answers']} answers, {seen['wrong']} wrong,"
+                f" {seen['lost']} lost"
+            )
     finally:
         remove_tree(target)
     after = _left(workspace)
     grown = {k: after[k] - before[k] for k in after if after[k] > before[k]}
-    return {"cycles": cycles, **seen, "grown": grown, "image_bytes_first": disk[0], "image_bytes_last": disk[-1], "seconds": timeline.now_s() - began,
-            "ok": not seen["wrong"] and not seen["lost"] and not grown and len(disk) == cycles}
+    return {
+        "cycles": cycles,
+        **seen,
+        "grown": grown,
+        "image_bytes_first": disk[0],
+        "image_bytes_last": disk[-1],
+        "seconds": timeline.now_s() - began,
+        "ok": not seen["wrong"] and not seen["lost"] and not grown and len(disk) == cycles,
+    }
 
 
 def _count(seen: dict[str, int], answer: client.Answer, want: tuple[int, ...]) -> None:
@@ -119,6 +168,12 @@ def _count(seen: dict[str, int], answer: client.Answer, want: tuple[int, ...]) -
     seen["wrong"] += answer.first_token_s is not None and tuple(answer.tokens) != want
 
 
-def _ask_on(port: int, snapshot: store.Snapshot, want: tuple[int, ...], seen: dict[str, int], stop: threading.Event) -> None:
+def _ask_on(
+    port: int,
+    snapshot: store.Snapshot,
+    want: tuple[int, ...],
+    seen: dict[str, int],
+    stop: threading.Event,
+) -> None:
     while not stop.is_set():
         _count(seen, making.first_tokens(port, snapshot.manifest.request, lambda: True, 30), want)

@@ -1,15 +1,16 @@
-"""Descriptors that CRIU does not know, closed in a process before its dump and opened again after its restore.
+"""Descriptors that CRIU does not know, closed in a process before its dump and opened again after
+its restore.
 
-A parked CUDA process holds nothing of the GPU, but may keep descriptors of /dev/nvidiactl, /dev/nvidia0 or /dev/nvidia-uvm open (NVML
-handles do), and CRIU ends with "Can't dump file 9 of that type (chr 195:255)". Here the process itself closes them, by system calls
-carried out inside of it (`labkit.snapshot.tracee`), and after the restore opens the same paths under the same numbers.
+A parked CUDA process holds nothing of the GPU, but may keep descriptors of /dev/nvidiactl,
+/dev/nvidia0 or /dev/nvidia-uvm open (NVML handles do), and CRIU ends with "Can't dump file 9 of
+that type (chr 195:255)". Here the process itself closes them, by system calls carried out inside of
+it (`labkit.snapshot.tracee`), and after the restore opens the same paths under the same numbers.
 
     closed = close(pid, "/dev/nvidia")            # while it is parked
     reopen(restored_pid, closed)                  # while it stands stopped
 
-What a driver keeps for an open file is new then: whether the process can go on is for its next calls to show. Limit: 1 ms a descriptor.
-Lesson: notebooks/07_checkpoints.
-"""
+What a driver keeps for an open file is new then: whether the process can go on is for its next
+calls to show. Limit: 1 ms a descriptor. Lesson: notebooks/07_checkpoints."""
 
 from __future__ import annotations
 
@@ -40,8 +41,14 @@ def open_ones(pid: int, prefix: str) -> list[Closed]:
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
             if (path := os.readlink(link)).startswith(prefix):
-                facts = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().splitlines() if ":\t" in line)
-                found.append(Closed(int(link.name), path, int(facts["flags"], 8), int(facts["pos"])))
+                facts = dict(
+                    line.split(":\t", 1)
+                    for line in Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().splitlines()
+                    if ":\t" in line
+                )
+                found.append(
+                    Closed(int(link.name), path, int(facts["flags"], 8), int(facts["pos"]))
+                )
     return sorted(found, key=lambda one: one.number)
 
 
@@ -52,7 +59,10 @@ def close(pid: int, prefix: str) -> list[Closed]:
         with Tracee(pid) as tracee:
             for one in found:
                 if (result := tracee.call(CLOSE, one.number)) < 0:
-                    raise TraceError(f"process {pid} did not close descriptor {one.number} ({one.path}): {os.strerror(-result)}")
+                    raise TraceError(
+                        f"process {pid} did not close descriptor {one.number} ({one.path}):"
+                        f" {os.strerror(-result)}"
+                    )
                 done.append(one)
     except BaseException:
         with contextlib.suppress(TraceError):
@@ -68,13 +78,22 @@ def reopen(pid: int, closed: Sequence[Closed]) -> None:
     with Tracee(pid) as tracee:
         for one in closed:
             with tracee.holding(os.fsencode(one.path) + b"\0") as address:
-                made = tracee.call(OPEN, address, one.flags & ~os.O_CREAT & ~os.O_EXCL & ~os.O_TRUNC, 0)
+                made = tracee.call(
+                    OPEN, address, one.flags & ~os.O_CREAT & ~os.O_EXCL & ~os.O_TRUNC, 0
+                )
             if made < 0:
-                raise TraceError(f"process {pid} did not open {one.path} again: {os.strerror(-made)}", why="the device's file is not here, or not for it", fix="ls -l /dev/nvidia*")
+                raise TraceError(
+                    f"process {pid} did not open {one.path} again: {os.strerror(-made)}",
+                    why="the device's file is not here, or not for it",
+                    fix="ls -l /dev/nvidia*",
+                )
             if made != one.number:
                 result = tracee.call(DUP3, made, one.number, one.flags & os.O_CLOEXEC)
                 tracee.call(CLOSE, made)
                 if result < 0:
-                    raise TraceError(f"process {pid} did not give {one.path} its number {one.number}: {os.strerror(-result)}")
+                    raise TraceError(
+                        f"process {pid} did not give {one.path} its number {one.number}:"
+                        f" {os.strerror(-result)}"
+                    )
             if one.offset:
                 tracee.call(LSEEK, one.number, one.offset, os.SEEK_SET)

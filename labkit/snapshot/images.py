@@ -1,18 +1,22 @@
-"""CRIU's image files, read and edited: what is in a snapshot, and moving it to another port or path.
+"""CRIU's image files, read and edited: what is in a snapshot, and moving it to another port or
+path.
 
-An image file is a magic number (for most kinds preceded by a common one) and then entries: a 32-bit length and a
-protobuf message. Two things are done with that here, with 60 lines of protobuf instead of a dependency:
+An image file is a magic number (for most kinds preceded by a common one) and then entries: a 32-bit
+length and a protobuf message. Two things are done with that here, with 60 lines of protobuf instead
+of a dependency:
 
-* what takes the bytes – anonymous memory by mapping, changed pages of libraries – so that a reader sees why an image is
+  * what takes the bytes – anonymous memory by mapping, changed pages of libraries – so that a
+  reader sees why an image is
   as large as it is (its floor is bytes ÷ read rate);
-* a restored server listens where the trial wants it and maps the model where this node has it, although both were other
+  * a restored server listens where the trial wants it and maps the model where this node has it,
+  although both were other
   at the dump: the port is a field of its listening socket, the path a field of its open file.
 
     contents(Path("snap/images"))["anonymous"]           # bytes
     move(images, port=8000, paths={"/old/model": "/new/model"})
 
-These files may come from elsewhere, so lengths are checked against the file. Lesson: notebooks/07_checkpoints.
-"""
+These files may come from elsewhere, so lengths are checked against the file. Lesson:
+notebooks/07_checkpoints."""
 
 from __future__ import annotations
 
@@ -24,7 +28,8 @@ from pathlib import Path
 from labkit.errors import BadInput
 
 PAGE = 4096
-#: First words of CRIU's image files: the common one is followed by the kind's own, the inventory has only its own.
+#: First words of CRIU's image files: the common one is followed by the kind's own, the inventory
+#: has only its own.
 IMG_COMMON, IMG_SERVICE = 0x54564319, 0x55105940
 
 #: (field number, wire type, value): value is an int (wire 0) or bytes.
@@ -46,7 +51,10 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         if at >= len(data) or shift > 63:
-            raise BadInput("a truncated number in a snapshot's image file", fix="labkit snapshot dump makes a new snapshot")
+            raise BadInput(
+                "a truncated number in a snapshot's image file",
+                fix="labkit snapshot dump makes a new snapshot",
+            )
         byte = data[at]
         value |= (byte & 0x7F) << shift
         at, shift = at + 1, shift + 7
@@ -64,7 +72,8 @@ def _varint_bytes(value: int) -> bytes:
 
 
 def decode(message: bytes) -> list[Field]:
-    """A protobuf message as its fields, in order. Raises BadInput for anything that runs over its end."""
+    """A protobuf message as its fields, in order. Raises BadInput for anything that runs over its
+    end."""
     fields: list[Field] = []
     at = 0
     while at < len(message):
@@ -79,10 +88,16 @@ def decode(message: bytes) -> list[Field]:
         elif wire in (1, 5):
             size = 8 if wire == 1 else 4
         else:
-            raise BadInput(f"wire type {wire} in a snapshot's image file", fix="labkit snapshot dump makes a new snapshot")
+            raise BadInput(
+                f"wire type {wire} in a snapshot's image file",
+                fix="labkit snapshot dump makes a new snapshot",
+            )
         if size > len(message) - at:
-            raise BadInput("a field of a snapshot's image file runs over its end", fix="labkit snapshot dump makes a new snapshot")
-        fields.append((number, wire, message[at:at + size]))
+            raise BadInput(
+                "a field of a snapshot's image file runs over its end",
+                fix="labkit snapshot dump makes a new snapshot",
+            )
+        fields.append((number, wire, message[at : at + size]))
         at += size
     return fields
 
@@ -102,14 +117,23 @@ def encode(fields: list[Field]) -> bytes:
 def _split(data: bytes, name: str) -> tuple[bytes, list[bytes]]:
     """Magic and entries of an image file."""
     if len(data) < 4:
-        raise BadInput(f"{name}: not a CRIU image file ({len(data)} bytes)", fix="labkit snapshot dump makes a new snapshot")
+        raise BadInput(
+            f"{name}: not a CRIU image file ({len(data)} bytes)",
+            fix="labkit snapshot dump makes a new snapshot",
+        )
     at = 8 if struct.unpack_from("<I", data)[0] in (IMG_COMMON, IMG_SERVICE) else 4
     head, entries = data[:at], []
     while at < len(data):
-        if at + 4 > len(data) or (size := struct.unpack_from("<I", data, at)[0]) > len(data) - at - 4:
-            raise BadInput(f"{name}: an entry runs over the end of the file", why="a truncated or damaged snapshot",
-                           fix="labkit snapshot dump makes a new one")
-        entries.append(data[at + 4:at + 4 + size])
+        if (
+            at + 4 > len(data)
+            or (size := struct.unpack_from("<I", data, at)[0]) > len(data) - at - 4
+        ):
+            raise BadInput(
+                f"{name}: an entry runs over the end of the file",
+                why="a truncated or damaged snapshot",
+                fix="labkit snapshot dump makes a new one",
+            )
+        entries.append(data[at + 4 : at + 4 + size])
         at += 4 + size
     return head, entries
 
@@ -124,7 +148,8 @@ def get(fields: list[Field], number: int, default: int | bytes = 0) -> int | byt
 
 
 def rewrite(path: Path, edit: Callable[[list[Field]], list[Field]]) -> None:
-    """Edit every entry; the file is replaced, not written in place (other snapshots may be hard links to it)."""
+    """Edit every entry; the file is replaced, not written in place (other snapshots may be hard
+    links to it)."""
     head, found = _split(path.read_bytes(), path.name)
     made = bytearray(head)
     for entry in found:
@@ -154,12 +179,15 @@ def mapped_files(images: Path) -> dict[int, str]:
     for entry in entries(images / "files.img"):
         inner = decode(bytes(get(entry, ENTRY_REG, b"")))  # type: ignore[arg-type]
         if inner:
-            found[int(get(inner, REG_ID))] = bytes(get(inner, REG_NAME, b"")).decode(errors="replace")  # type: ignore[arg-type]
+            found[int(get(inner, REG_ID))] = bytes(get(inner, REG_NAME, b"")).decode(
+                errors="replace"
+            )  # type: ignore[arg-type]
     return found
 
 
 def file_modes(images: Path) -> dict[str, int]:
-    """Permission bits of each regular file at the dump: path -> mode. CRIU restores onto no file whose mode differs."""
+    """Permission bits of each regular file at the dump: path -> mode. CRIU restores onto no file
+    whose mode differs."""
     found = {}
     for entry in entries(images / "files.img"):
         inner = decode(bytes(get(entry, ENTRY_REG, b"")))  # type: ignore[arg-type]
@@ -168,8 +196,11 @@ def file_modes(images: Path) -> dict[str, int]:
     return found
 
 
-def move(images: Path, *, port: int | None = None, paths: Mapping[str, str] | None = None) -> dict[str, int]:
-    """Give the snapshot in `images` another listening port and other paths. Counts of what was changed.
+def move(
+    images: Path, *, port: int | None = None, paths: Mapping[str, str] | None = None
+) -> dict[str, int]:
+    """Give the snapshot in `images` another listening port and other paths. Counts of what was
+    changed.
 
     `paths`: file or directory -> its new place; the longest match wins. `files.img` is replaced."""
     changed = {"ports": 0, "paths": 0}
@@ -186,13 +217,16 @@ def move(images: Path, *, port: int | None = None, paths: Mapping[str, str] | No
         for old, new in renames:
             if name == old or name.startswith(old.rstrip("/") + "/"):
                 changed["paths"] += 1
-                moved = (new + name[len(old):]).encode(errors="surrogateescape")
+                moved = (new + name[len(old) :]).encode(errors="surrogateescape")
                 return [(n, w, moved if n == REG_NAME else v) for n, w, v in fields]
         return fields
 
     def edit(entry: list[Field]) -> list[Field]:
         for number, change in ((ENTRY_INET, inet), (ENTRY_REG, regular)):
-            entry = [(n, w, encode(change(decode(v))) if n == number and isinstance(v, bytes) else v) for n, w, v in entry]
+            entry = [
+                (n, w, encode(change(decode(v))) if n == number and isinstance(v, bytes) else v)
+                for n, w, v in entry
+            ]
         return entry
 
     rewrite(images / "files.img", edit)
@@ -200,21 +234,25 @@ def move(images: Path, *, port: int | None = None, paths: Mapping[str, str] | No
 
 
 def contents(images: Path) -> dict[str, int]:
-    """Bytes of pages by what they are: `heap`, `anonymous` (torch's tensors, thread stacks), and the path of each file of
-    which changed pages are kept. Their sum is the size of pages-*.img."""
+    """Bytes of pages by what they are: `heap`, `anonymous` (torch's tensors, thread stacks), and
+    the path of each file of which changed pages are kept. Their sum is the size of pages-*.img."""
     found: dict[str, int] = {}
     files = mapped_files(images)
     for mm in sorted(images.glob("mm-*.img")):
         areas = []
         for fields in entries(mm):
             areas += [decode(bytes(v)) for n, _, v in fields if n == MM_VMAS]  # type: ignore[arg-type]
-        spans = sorted((int(get(a, VMA_START)), int(get(a, VMA_END)), _kind(a, files)) for a in areas)
+        spans = sorted(
+            (int(get(a, VMA_START)), int(get(a, VMA_END)), _kind(a, files)) for a in areas
+        )
         at = 0
         for fields in list(entries(images / mm.name.replace("mm-", "pagemap-")))[1:]:
             if not int(get(fields, PAGEMAP_FLAGS, PAGEMAP_PRESENT)) & PAGEMAP_PRESENT:
                 continue
             start = int(get(fields, PAGEMAP_ADDRESS))
-            end = start + PAGE * (int(get(fields, PAGEMAP_PAGES)) or int(get(fields, PAGEMAP_PAGES_32)))
+            end = start + PAGE * (
+                int(get(fields, PAGEMAP_PAGES)) or int(get(fields, PAGEMAP_PAGES_32))
+            )
             while at < len(spans) and spans[at][1] <= start:
                 at += 1
             for low, high, kind in spans[at:]:

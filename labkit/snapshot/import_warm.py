@@ -1,13 +1,15 @@
-"""A snapshot of a process that has imported everything and touched no device: restored, it makes its context, loads and serves.
+"""A snapshot of a process that has imported everything and touched no device: restored, it makes
+its context, loads and serves.
 
-CRIU has nothing to refuse here – there is no context yet – and the image is small: imports only. What it saves is exec, dynamic linking and
-imports; the context, the weights and the warm-up are paid as ever, so one image serves every model. Unlike a zygote nothing is resident.
+CRIU has nothing to refuse here – there is no context yet – and the image is small: imports only.
+What it saves is exec, dynamic linking and imports; the context, the weights and the warm-up are
+paid as ever, so one image serves every model. Unlike a zygote nothing is resident.
 
-    python -m labkit.snapshot.import_warm --preset 1b --cold 1 --warm 3      # JSON lines, the last one counts; root
+    python -m labkit.snapshot.import_warm --preset 1b --cold 1 --warm 3      # JSON lines, the last
+        one counts; root
 
-The waiting process looks for a file with its arguments every millisecond. Limit: the image ÷ disk rate, CRIU's copy at 1.2–1.6 GB/s, and the rest of the
-start. Lesson: notebooks/07_checkpoints.
-"""
+The waiting process looks for a file with its arguments every millisecond. Limit: the image ÷ disk
+rate, CRIU's copy at 1.2–1.6 GB/s, and the rest of the start. Lesson: notebooks/07_checkpoints."""
 
 from __future__ import annotations
 
@@ -42,7 +44,8 @@ def trial(preset: str, times: Mapping[str, int], found: dict[str, Any], tell: Te
     """One image; each restore is told its model and port, serves a token and is ended."""
     space = Workspace.default()
     found |= {"preset": preset, "device": gpu_device(), "criu": criu.version(), "restores": []}
-    with served.server(preset) as plain:  # to compare with, and its tokens: the files are warm for it
+    # to compare with, and its tokens: the files are warm for it
+    with served.server(preset) as plain:
         found |= {"start_s": plain.start_s, "start_phases_s": plain.phases_s}
         want, command = plain.answer.tokens, _arguments(plain.process.args)
     tell()
@@ -55,7 +58,11 @@ def trial(preset: str, times: Mapping[str, int], found: dict[str, Any], tell: Te
         finally:
             found["dump"] = {"held": held, "criu": said(work / "dump" / "dump.log")}
             criu.end([pid])
-        found["dump"] |= {"dump_s": made["dump_s"], "pages_bytes": made["pages_bytes"], "image_bytes": sum(p.stat().st_size for p in images.iterdir())}
+        found["dump"] |= {
+            "dump_s": made["dump_s"],
+            "pages_bytes": made["pages_bytes"],
+            "image_bytes": sum(p.stat().st_size for p in images.iterdir()),
+        }
         tell()
         for state in [*["cold"] * times["cold"], *["warm"] * times["warm"]]:
             one: dict[str, Any] = {"want": state}
@@ -63,7 +70,11 @@ def trial(preset: str, times: Mapping[str, int], found: dict[str, Any], tell: Te
             try:
                 _restored(work, images, made["permissions"], mapped, command, want, one)
             except (LabError, OSError) as error:
-                one |= {"outcome": "refused", "error": f"{error}\n{served.last_words(work / 'server.log', 600)}".strip(), "criu": said(work / "restore" / "restore.log")}
+                one |= {
+                    "outcome": "refused",
+                    "error": f"{error}\n{served.last_words(work / 'server.log', 600)}".strip(),
+                    "criu": said(work / "restore" / "restore.log"),
+                }
             if one["outcome"] != "ok":
                 fail(found, f"restore, {state}", one["error"])
             tell()
@@ -72,51 +83,96 @@ def trial(preset: str, times: Mapping[str, int], found: dict[str, Any], tell: Te
 def _arguments(command: Any) -> list[str]:
     """What stands behind the module's name in a server's command line."""
     words = [str(word) for word in command]
-    return words[words.index("labkit.subject.server") + 1:]
+    return words[words.index("labkit.subject.server") + 1 :]
 
 
 def _waiting(work: Path) -> tuple[int, list[str], dict[str, Any]]:
-    """A process that has imported; its pid, what it has mapped, what it holds of the driver's files. Raises TrialError."""
+    """A process that has imported; its pid, what it has mapped, what it holds of the driver's
+    files. Raises TrialError."""
     log = work / "server.log"
     with open(log, "ab") as out:
-        process = subprocess.Popen([*interpreter.module("labkit.snapshot.import_warm"), "--waits-in", str(work)], env={**os.environ, **interpreter.environment(), **served.CUDNN_LAST},
-                                   stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd="/", start_new_session=True)
+        process = subprocess.Popen(
+            [*interpreter.module("labkit.snapshot.import_warm"), "--waits-in", str(work)],
+            env={**os.environ, **interpreter.environment(), **served.CUDNN_LAST},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            cwd="/",
+            start_new_session=True,
+        )
     ledger.current().note("group", process.pid)
     until = timeline.now_s() + 60
     while not (work / READY).exists():
         if process.poll() is not None or timeline.now_s() > until:
-            raise TrialError("the process that imports did not get ready", served.last_words(log), "labkit doctor")
+            raise TrialError(
+                "the process that imports did not get ready",
+                served.last_words(log),
+                "labkit doctor",
+            )
         time.sleep(0.005)
     process.returncode = 0  # CRIU ends it, and criu.end takes its status
     return process.pid, mapped_files(process.pid), served.held(process.pid)
 
 
-def _restored(work: Path, images: Path, permissions: Mapping[str, int], mapped: Sequence[str], command: Sequence[str], want: Sequence[int], one: dict[str, Any]) -> None:
+def _restored(
+    work: Path,
+    images: Path,
+    permissions: Mapping[str, int],
+    mapped: Sequence[str],
+    command: Sequence[str],
+    want: Sequence[int],
+    one: dict[str, Any],
+) -> None:
     port, log = free_port(), work / "server.log"
     arguments = list(command)
-    there = {"image": [images], "mapped_files": mapped, "model": [arguments[arguments.index("--model") + 1]]}
-    one["cache"] = {what: _state(cold.settle(paths, one["want"], caches=what == "image")) for what, paths in there.items()}
+    there = {
+        "image": [images],
+        "mapped_files": mapped,
+        "model": [arguments[arguments.index("--model") + 1]],
+    }
+    one["cache"] = {
+        what: _state(cold.settle(paths, one["want"], caches=what == "image"))
+        for what, paths in there.items()
+    }
     arguments[arguments.index("--port") + 1] = str(port)
     (work / SPANS).unlink(missing_ok=True)
     with replacing(work / GO) as part:
         part.write_text(json.dumps(arguments))
     began, pid = timeline.now_s(), 0
     try:
-        pid, _ = criu.restore(images, work / "restore", permissions=permissions, options=without_plugins(work))
+        pid, _ = criu.restore(
+            images, work / "restore", permissions=permissions, options=without_plugins(work)
+        )
         one["criu_restore_s"] = timeline.now_s() - began
         answer = served.ask(port, lambda: served.gone(pid), limit_s=100)
-        one |= {"gone_to_first_token_s": answer.first_token_s - began if answer.first_token_s else None, "equal_tokens": answer.tokens == want,
-                "phases_s": {s.name: round(s.duration_s, 6) for s in timeline.read(work / SPANS) if s.is_phase}}
+        one |= {
+            "gone_to_first_token_s": answer.first_token_s - began if answer.first_token_s else None,
+            "equal_tokens": answer.tokens == want,
+            "phases_s": {
+                s.name: round(s.duration_s, 6) for s in timeline.read(work / SPANS) if s.is_phase
+            },
+        }
         death = served.death(pid, log)
-        one["outcome"] = "ok" if one["equal_tokens"] and not death else "died" if death else "wrong tokens" if answer.tokens else "no token"
+        one["outcome"] = (
+            "ok"
+            if one["equal_tokens"] and not death
+            else "died"
+            if death
+            else "wrong tokens"
+            if answer.tokens
+            else "no token"
+        )
         if one["outcome"] != "ok":
-            one["error"] = death or answer.error or f"{answer.tokens[:8]} in place of {list(want)[:8]}"
+            one["error"] = (
+                death or answer.error or f"{answer.tokens[:8]} in place of {list(want)[:8]}"
+            )
     finally:
         if pid:
             criu.end([pid])
 
 
-# ---- the process that waits ---------------------------------------------------------------------------------------------
+# ---- the process that waits ----------------------------------------------------------------------
+
 
 def wait(folder: Path) -> int:
     """Import, say so, and become a server when the arguments are there."""
@@ -130,7 +186,9 @@ def wait(folder: Path) -> int:
     (folder / READY).touch()
     while not (folder / GO).exists():
         time.sleep(LOOKS_EVERY_S)
-    return become(server, json.loads((folder / GO).read_text()), {timeline.ENV: str(folder / SPANS)})
+    return become(
+        server, json.loads((folder / GO).read_text()), {timeline.ENV: str(folder / SPANS)}
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -143,7 +201,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.waits_in:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         return wait(args.waits_in)
-    return say(lambda found, tell: trial(args.preset, {"cold": args.cold, "warm": args.warm}, found, tell), {"part": "import-warm"})
+    return say(
+        lambda found, tell: trial(args.preset, {"cold": args.cold, "warm": args.warm}, found, tell),
+        {"part": "import-warm"},
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""The step that replaces start, import, build, load and warm-up: bring the process back as it was after its first token.
+"""The step that replaces start, import, build, load and warm-up: bring the process back as it was
+after its first token.
 
     Step("restore", "labkit.snapshot.process:restore", {"snapshot": "/…/artifacts/criu-process-…"})
 
-Kernel, CPU, CRIU and every file are checked before anything starts; the pages while they are read ahead, with the process held
-stopped until it has its CPU permissions back and the last page was right. It listens on the trial's port; a server that was shrunk for a dump draws new random
-state before its next answer, so that two clones do not sample alike. Limit: (image + working
-set) bytes ÷ read rate, and CRIU's copy of the image at 1.2–1.6 GB/s. Lesson: notebooks/07_checkpoints.
-"""
+Kernel, CPU, CRIU and every file are checked before anything starts; the pages while they are read
+ahead, with the process held stopped until it has its CPU permissions back and the last page was
+right. It listens on the trial's port; a server that was shrunk for a dump draws new random state
+before its next answer, so that two clones do not sample alike. Limit: (image + working set) bytes ÷
+read rate, and CRIU's copy of the image at 1.2–1.6 GB/s. Lesson: notebooks/07_checkpoints."""
 
 from __future__ import annotations
 
@@ -25,23 +26,35 @@ from labkit.snapshot.explain import SnapshotError, SnapshotRefused
 MARK = takedown.SNAPSHOT_MARK
 
 
-def restore(ctx: StepContext, snapshot: str, lazy: bool = False, verify: bool = True) -> dict[str, Any]:
-    """ctx.state: `snapshot_dir` overrides `snapshot` (a fresh node's copy), `moved` maps paths of the dump to paths here."""
+def restore(
+    ctx: StepContext, snapshot: str, lazy: bool = False, verify: bool = True
+) -> dict[str, Any]:
+    """ctx.state: `snapshot_dir` overrides `snapshot` (a fresh node's copy), `moved` maps paths of
+    the dump to paths here."""
     where = store.open_snapshot(ctx.state.get("snapshot_dir") or snapshot)
     moved = dict(ctx.state.get("moved") or {})
     work = ctx.node / "restore"
     refuse_if_unfit(where, moved)
-    entry = ctx.ledger.note("action", "end-snapshot-orphans", mark_of_snapshot=str(where.manifest.facts.get("mark", "")))
-    fetched = transport.model_arrived(ctx) if lazy or not verify else 0  # let run at once, it must not meet a file without its bytes
+    entry = ctx.ledger.note(
+        "action", "end-snapshot-orphans", mark_of_snapshot=str(where.manifest.facts.get("mark", ""))
+    )
+    # let run at once, it must not meet a file without its bytes
+    fetched = transport.model_arrived(ctx) if lazy or not verify else 0
     pieces = readahead.pieces_of(where, moved=moved, coming=coming_files(ctx, where))
-    with ctx.span("restore.place"):  # first: a small read or write waits behind all that is in the disk's queue
+    # first: a small read or write waits behind all that is in the disk's queue
+    with ctx.span("restore.place"):
         linked = place(where, work / "images", port=ctx.port, moved=moved)
     with readahead.reading([] if lazy else pieces) as ahead:
         ctx.on_stop(ahead.stop)
         with ctx.span("restore.criu"):
             daemon = start_lazy(linked, work, ctx) if lazy else None
-            pid, handed = criu.restore(linked, work, permissions=where.manifest.permissions, stopped=verify and not lazy,
-                                       options=[*(["--lazy-pages"] if lazy else []), *validation(where)])
+            pid, handed = criu.restore(
+                linked,
+                work,
+                permissions=where.manifest.permissions,
+                stopped=verify and not lazy,
+                options=[*(["--lazy-pages"] if lazy else []), *validation(where)],
+            )
         ctx.on_stop(lambda: (criu.end([pid]), ctx.ledger.done(entry)))
         ctx.state["server_pid"] = pid
         with ctx.span("restore.checked"):
@@ -49,14 +62,25 @@ def restore(ctx: StepContext, snapshot: str, lazy: bool = False, verify: bool = 
                 ahead.checked()
                 fetched = transport.model_arrived(ctx)
                 criu.resume(pid)
-    return {"server_pid": pid, "model_bytes_fetched": fetched, "nonce": where.manifest.nonce, "image_bytes": where.manifest.size_bytes, "pages_bytes": pages_bytes(where),
-            "mapped_bytes": sum(where.manifest.mapped.values()),
-            "working_set_bytes": working_set_bytes(where), "read_ahead_s": ahead.seconds, "lazy": bool(daemon),
-            "dumped_pid": where.manifest.pid, "permissions": handed.as_facts(), "secrets": ", ".join(where.manifest.secrets)}
+    return {
+        "server_pid": pid,
+        "model_bytes_fetched": fetched,
+        "nonce": where.manifest.nonce,
+        "image_bytes": where.manifest.size_bytes,
+        "pages_bytes": pages_bytes(where),
+        "mapped_bytes": sum(where.manifest.mapped.values()),
+        "working_set_bytes": working_set_bytes(where),
+        "read_ahead_s": ahead.seconds,
+        "lazy": bool(daemon),
+        "dumped_pid": where.manifest.pid,
+        "permissions": handed.as_facts(),
+        "secrets": ", ".join(where.manifest.secrets),
+    }
 
 
 def know_criu(ctx: StepContext, **_: Any) -> None:
-    """Before t0, as a node's runtime would: which CRIU is here, and the checksum's library. Nothing of the snapshot is read."""
+    """Before t0, as a node's runtime would: which CRIU is here, and the checksum's library. Nothing
+    of the snapshot is read."""
     criu.version()
     store.crc32()
 
@@ -65,7 +89,8 @@ restore.before_t0 = know_criu  # type: ignore[attr-defined]
 
 
 def coming_files(ctx: StepContext, snapshot: store.Snapshot) -> tuple[str, ...]:
-    """Model files (paths at the dump) that still cross the link while the process is restored and held."""
+    """Model files (paths at the dump) that still cross the link while the process is restored and
+    held."""
     return tuple(snapshot.manifest.mapped) if "snapshot_coming" in ctx.state else ()
 
 
@@ -78,19 +103,27 @@ def pages_bytes(snapshot: store.Snapshot) -> int:
 
 
 def refuse_if_unfit(snapshot: store.Snapshot, moved: Mapping[str, str]) -> None:
-    """Everything that can be known before a process is started: host, whole files, small files byte for byte, mapped files."""
+    """Everything that can be known before a process is started: host, whole files, small files byte
+    for byte, mapped files."""
     snapshot.refuse_if_foreign(criu=criu.version())
     if snapshot.manifest.schema < 2 and xstate.KERNEL.supported() & xstate.DYNAMIC_MASK:
-        raise SnapshotRefused(f"the snapshot {snapshot.path.name} does not say which CPU permissions its processes had",
-                              f"it was made before they were recorded, and on this CPU the first instruction of {xstate.names(xstate.DYNAMIC_MASK)} could be SIGILL",
-                              "labkit snapshot dump makes one here")
+        raise SnapshotRefused(
+            f"the snapshot {snapshot.path.name} does not say which CPU permissions its"
+            " processes had",
+            "it was made before they were recorded, and on this CPU the first instruction of"
+            f" {xstate.names(xstate.DYNAMIC_MASK)} could be SIGILL",
+            "labkit snapshot dump makes one here",
+        )
     xstate.refuse_if_lacking(snapshot.manifest.permissions)
     snapshot.verify(pages=False)
     for path, size in snapshot.manifest.mapped.items():
         here = moved.get(path, path)
         if not os.path.exists(here) or os.path.getsize(here) != size:
-            raise SnapshotRefused(f"{here} is not the file that the snapshot maps", f"{size} bytes were mapped at the dump, and stay outside of the image",
-                                  "bring the model back to that path, or dump again")
+            raise SnapshotRefused(
+                f"{here} is not the file that the snapshot maps",
+                f"{size} bytes were mapped at the dump, and stay outside of the image",
+                "bring the model back to that path, or dump again",
+            )
 
 
 def stamp_of(path: str) -> tuple[int, int]:
@@ -103,41 +136,59 @@ def stamp_of(path: str) -> tuple[int, int]:
 
 
 def validation(snapshot: store.Snapshot) -> list[str]:
-    """CRIU reads the build ID of every library, a hundred small reads of a cold disk; not where each is the very file of the dump."""
+    """CRIU reads the build ID of every library, a hundred small reads of a cold disk; not where
+    each is the very file of the dump."""
     libraries = snapshot.manifest.libraries
     same = libraries and all(stamp_of(path) == tuple(stamp) for path, stamp in libraries.items())
     return ["--file-validation", "filesize"] if same else []
 
 
-def place(snapshot: store.Snapshot, images_dir: Path, *, port: int | None, moved: Mapping[str, str]) -> Path:
-    """A directory of links to the image files, with its own files.img for this port and these paths."""
+def place(
+    snapshot: store.Snapshot, images_dir: Path, *, port: int | None, moved: Mapping[str, str]
+) -> Path:
+    """A directory of links to the image files, with its own files.img for this port and these
+    paths."""
     shutil.rmtree(images_dir, ignore_errors=True)
     images_dir.mkdir(mode=0o700, parents=True)
     for name in snapshot.manifest.files:
         if name == "files.img":
             shutil.copy(snapshot.images / name, images_dir / name)
         else:
-            # Hard links: a container's task opens its pages after it has changed its root, where a symlink leads nowhere.
+            # Hard links: a container's task opens its pages after it has changed its root, where a
+            # symlink leads nowhere.
             try:
                 os.link(snapshot.images / name, images_dir / name)
             except OSError:
                 shutil.copy(snapshot.images / name, images_dir / name)
-    images.move(images_dir, port=port if port and port != snapshot.manifest.port else None, paths=moved)
+    images.move(
+        images_dir, port=port if port and port != snapshot.manifest.port else None, paths=moved
+    )
     return images_dir
 
 
 def start_lazy(images_dir: Path, work: Path, ctx: StepContext) -> Any:
-    """`criu lazy-pages`: the process runs at once, its pages come through userfaultfd when they are touched."""
+    """`criu lazy-pages`: the process runs at once, its pages come through userfaultfd when they are
+    touched."""
     import subprocess
 
-    daemon = subprocess.Popen([criu.program(), "lazy-pages", "-D", str(images_dir), "-W", str(work), "-o", "lazy.log"],
-                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    daemon = subprocess.Popen(
+        [criu.program(), "lazy-pages", "-D", str(images_dir), "-W", str(work), "-o", "lazy.log"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     ctx.on_stop(lambda: (daemon.kill(), daemon.wait()))
     until = timeline.now_s() + 5
-    while not (work / "lazy-pages.socket").exists() and daemon.poll() is None and timeline.now_s() < until:
+    while (
+        not (work / "lazy-pages.socket").exists()
+        and daemon.poll() is None
+        and timeline.now_s() < until
+    ):
         threading.Event().wait(0.002)
     if daemon.poll() is not None:
-        raise SnapshotError("lazy pages are not possible here", "userfaultfd is missing or not allowed (vm.unprivileged_userfaultfd, seccomp)", "restore without --lazy-pages")
+        raise SnapshotError(
+            "lazy pages are not possible here",
+            "userfaultfd is missing or not allowed (vm.unprivileged_userfaultfd, seccomp)",
+            "restore without --lazy-pages",
+        )
     return daemon
-
-

@@ -1,14 +1,16 @@
 """Bringing a snapshot's bytes into memory ahead of CRIU, by several threads, checked on the way.
 
-CRIU reads its image in one stream and copies it page by page; a cold disk answers one stream at a third to a half of its
-rate, and the libraries that the process has mapped would come in page fault by page fault. So all ranges are put into the
-disk's queue ahead (`POSIX_FADV_WILLNEED`: no copy), in the order in which the restore needs them: pages of the image, then
-what the process touched of libraries and model before its first token when the snapshot was made (its working set). Two
-threads follow and take the CRC of the pages: checking a snapshot costs no second read of the disk.
+CRIU reads its image in one stream and copies it page by page; a cold disk answers one stream at a
+third to a half of its rate, and the libraries that the process has mapped would come in page fault
+by page fault. So all ranges are put into the disk's queue ahead (`POSIX_FADV_WILLNEED`: no copy),
+in the order in which the restore needs them: pages of the image, then what the process touched of
+libraries and model before its first token when the snapshot was made (its working set). Two threads
+follow and take the CRC of the pages: checking a snapshot costs no second read of the disk.
 
     with reading(snapshot) as ahead:
         pid = criu.restore(…, stopped=True)
-        ahead.checked()                      # raises SnapshotRefused before the process runs a single instruction
+        ahead.checked()                      # raises SnapshotRefused before the process runs a
+            single instruction
 
 Limit: bytes ÷ the disk's rate with a queue. Lesson: notebooks/07_checkpoints.
 """
@@ -29,8 +31,9 @@ from labkit.snapshot import store
 from labkit.snapshot.explain import SnapshotRefused
 
 PAGE = mmap.PAGESIZE
-#: For the pages that are checked; the rest is only asked for. 600 MB cold on two cores: four reading threads 0.6 s (0.2 to
-#: 0.8 s of CPU), two 0.4–0.6 s (0.2 to 0.3), asked for in these pieces 0.45–0.57 s (0.15).
+#: For the pages that are checked; the rest is only asked for. 600 MB cold on two cores: four
+#: reading threads 0.6 s (0.2 to 0.8 s of CPU), two 0.4–0.6 s (0.2 to 0.3), asked for in these
+#: pieces 0.45–0.57 s (0.15).
 THREADS, ASK_BYTES = 2, 512 << 10
 #: Gaps up to this size between touched ranges are read as well: one request is cheaper than two.
 GAP_BYTES = 256 << 10
@@ -71,12 +74,15 @@ class Ahead:
             self._all_checked.set()
         began = timeline.now_s()
         for _ in range(min(threads, len(checked))):
-            thread = threading.Thread(target=self._work, args=(checked, began), daemon=True, name="readahead")
+            thread = threading.Thread(
+                target=self._work, args=(checked, began), daemon=True, name="readahead"
+            )
             thread.start()
             self._threads.append(thread)
 
     def _ask(self) -> None:
-        """Put every piece into the disk's queue, in order: nothing is copied by that, and the queue's length holds it back."""
+        """Put every piece into the disk's queue, in order: nothing is copied by that, and the
+        queue's length holds it back."""
         opened: dict[str, int] = {}
         try:
             for piece in self.pieces:
@@ -88,7 +94,12 @@ class Ahead:
                         fd = opened[piece.path] = os.open(piece.path, os.O_RDONLY | os.O_CLOEXEC)
                     for at in range(piece.offset, piece.offset + piece.length, ASK_BYTES):
                         self.asked_bytes += min(ASK_BYTES, piece.offset + piece.length - at)
-                        os.posix_fadvise(fd, at, min(ASK_BYTES, piece.offset + piece.length - at), os.POSIX_FADV_WILLNEED)
+                        os.posix_fadvise(
+                            fd,
+                            at,
+                            min(ASK_BYTES, piece.offset + piece.length - at),
+                            os.POSIX_FADV_WILLNEED,
+                        )
         finally:
             for fd in opened.values():
                 os.close(fd)
@@ -126,18 +137,24 @@ class Ahead:
             fd = opened.get(piece.path)
             if fd is None:
                 fd = opened[piece.path] = os.open(piece.path, os.O_RDONLY | os.O_CLOEXEC)
-            while done < piece.length and (got := os.preadv(fd, [view[done:piece.length]], piece.offset + done)):
+            while done < piece.length and (
+                got := os.preadv(fd, [view[done : piece.length]], piece.offset + done)
+            ):
                 done += got
         except OSError:
             return -1
         return done
 
     def checked(self) -> None:
-        """Wait until every checksummed byte was seen. Raises SnapshotRefused for the first that differs."""
+        """Wait until every checksummed byte was seen. Raises SnapshotRefused for the first that
+        differs."""
         self._all_checked.wait()
         if self.damaged:
-            raise SnapshotRefused(f"the snapshot is damaged: {', '.join(sorted(set(self.damaged)))}",
-                                  "bytes changed since the dump; the process was not let run", "labkit snapshot dump makes a new one")
+            raise SnapshotRefused(
+                f"the snapshot is damaged: {', '.join(sorted(set(self.damaged)))}",
+                "bytes changed since the dump; the process was not let run",
+                "labkit snapshot dump makes a new one",
+            )
 
     def join(self) -> None:
         for thread in self._threads:
@@ -148,28 +165,51 @@ class Ahead:
         self.join()
 
 
-def pieces_of(snapshot: store.Snapshot, images: Path | None = None, moved: dict[str, str] | None = None, root: str = "",
-              coming: Collection[str] = ()) -> list[Piece]:
-    """Image pages (with their CRCs), then the working set. `moved`: path at the dump -> path here; `root`: of a container;
-    `coming`: files (paths at the dump) that are still on their way, not to be read ahead."""
+def pieces_of(
+    snapshot: store.Snapshot,
+    images: Path | None = None,
+    moved: dict[str, str] | None = None,
+    root: str = "",
+    coming: Collection[str] = (),
+) -> list[Piece]:
+    """Image pages (with their CRCs), then the working set. `moved`: path at the dump -> path here;
+    `root`: of a container; `coming`: files (paths at the dump) that are still on their way, not to
+    be read ahead."""
     found = []
     for name, about in snapshot.manifest.files.items():
         crcs = about.get("crc32")
         for i, crc in enumerate(crcs or ()):
             offset = i * store.CHUNK_BYTES
-            found.append(Piece(str((images or snapshot.images) / name), offset, min(store.CHUNK_BYTES, about["size_bytes"] - offset), crc, name))
-    return found + ranges_of(snapshot.manifest, {path: (moved or {}).get(path) or root + path for path in snapshot.manifest.working_set if path not in coming})
+            found.append(
+                Piece(
+                    str((images or snapshot.images) / name),
+                    offset,
+                    min(store.CHUNK_BYTES, about["size_bytes"] - offset),
+                    crc,
+                    name,
+                )
+            )
+    return found + ranges_of(
+        snapshot.manifest,
+        {
+            path: (moved or {}).get(path) or root + path
+            for path in snapshot.manifest.working_set
+            if path not in coming
+        },
+    )
 
 
 def ranges_of(manifest: store.Manifest, where: Mapping[str, str]) -> list[Piece]:
-    """The working set of the files in `where` (path at the dump -> path here); the model's last: CRIU needs the libraries' pages,
-    the first token the model's."""
+    """The working set of the files in `where` (path at the dump -> path here); the model's last:
+    CRIU needs the libraries' pages, the first token the model's."""
     found = []
     for path in sorted(manifest.working_set, key=lambda p: p in manifest.mapped):
         if path in where:
             for offset, length in manifest.working_set[path]:
                 for at in range(offset, offset + length, store.CHUNK_BYTES):
-                    found.append(Piece(where[path], at, min(store.CHUNK_BYTES, offset + length - at)))
+                    found.append(
+                        Piece(where[path], at, min(store.CHUNK_BYTES, offset + length - at))
+                    )
     return found
 
 
@@ -189,20 +229,30 @@ def reading(pieces: Sequence[Piece], threads: int = THREADS) -> Iterator[Ahead]:
 
 
 def working_set(pid: int) -> dict[str, list[list[int]]]:
-    """Ranges of files that the process has in its page tables: what it touched (and the kernel mapped around). Needs root.
+    """Ranges of files that the process has in its page tables: what it touched (and the kernel
+    mapped around). Needs root.
 
-    path -> [[offset, length], …], merged over small gaps. Pages that it has a copy of (relocated data) count as well: their
-    content is in the image, but CRIU writes it into a private mapping, and the kernel reads the file's page to copy it first."""
+    path -> [[offset, length], …], merged over small gaps. Pages that it has a copy of (relocated
+    data) count as well: their content is in the image, but CRIU writes it into a private mapping,
+    and the kernel reads the file's page to copy it first."""
     found: dict[str, list[list[int]]] = {}
-    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as maps, open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
+    with (
+        open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as maps,
+        open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap,
+    ):
         for line in maps:
             parts = line.split(None, 5)
             path = parts[5].rstrip("\n") if len(parts) > 5 else ""
-            if not path.startswith("/") or path.startswith(("/dev/", "/memfd:", "/SYSV")) or path.endswith(" (deleted)"):
+            if (
+                not path.startswith("/")
+                or path.startswith(("/dev/", "/memfd:", "/SYSV"))
+                or path.endswith(" (deleted)")
+            ):
                 continue
             start, end = (int(x, 16) for x in parts[0].split("-"))
             raw = os.pread(pagemap.fileno(), (end - start) // PAGE * 8, start // PAGE * 8)
-            touched = [i for i in range(len(raw) // 8) if raw[i * 8 + 7] & 0x80]  # bit 63, present; little-endian
+            # bit 63, present; little-endian
+            touched = [i for i in range(len(raw) // 8) if raw[i * 8 + 7] & 0x80]
             ranges = found.setdefault(path, [])
             for page in touched:
                 ranges.append([int(parts[2], 16) + page * PAGE, PAGE])

@@ -1,12 +1,15 @@
 """A snapshot on disk: image files, a manifest that says where it fits, and no half of either.
 
-    SNAPSHOT/manifest.json      kernel, CPU, CRIU, every file with size, SHA-256 and CRC-32, secrets, mapped files
-    SNAPSHOT/images/            CRIU's image files, 0600 (they hold the process's memory: keys, prompts, tokens)
+    SNAPSHOT/manifest.json      kernel, CPU, CRIU, every file with size, SHA-256 and CRC-32,
+        secrets, mapped files
+    SNAPSHOT/images/            CRIU's image files, 0600 (they hold the process's memory: keys,
+        prompts, tokens)
 
-It is written under a temporary name, its files are synced, and it is renamed when it is whole: what a killed dump leaves is
-never restorable, because it is never there. Before a restore the manifest is held against this host – the code in memory
-was chosen for one CPU, the vDSO for one kernel – and every byte against its checksum. SHA-256 when a snapshot arrives
-or is listed; the CRC of the pages is taken while they are read ahead, so that checking costs no second read.
+It is written under a temporary name, its files are synced, and it is renamed when it is whole: what
+a killed dump leaves is never restorable, because it is never there. Before a restore the manifest
+is held against this host – the code in memory was chosen for one CPU, the vDSO for one kernel – and
+every byte against its checksum. SHA-256 when a snapshot arrives or is listed; the CRC of the pages
+is taken while they are read ahead, so that checking costs no second read.
 
     snapshot = open_snapshot(path); snapshot.refuse_if_foreign(); snapshot.verify()
 
@@ -35,7 +38,8 @@ CHUNK_BYTES = 2 << 20
 
 
 def secrets_in(environment: Mapping[str, str]) -> list[str]:
-    """Names of variables that would be in the snapshot and look like secrets. Never their values."""
+    """Names of variables that would be in the snapshot and look like secrets. Never their
+    values."""
     return secrets.names_in(environment)
 
 
@@ -62,8 +66,12 @@ def place() -> dict[str, str]:
             elif key.strip() in ("flags", "Features"):
                 flags = " ".join(sorted(value.split()))
                 break
-    return {"kernel": platform.release(), "machine": platform.machine(), "cpu": model,
-            "cpu_features": hashlib.sha256(flags.encode()).hexdigest()[:16]}
+    return {
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "cpu": model,
+        "cpu_features": hashlib.sha256(flags.encode()).hexdigest()[:16],
+    }
 
 
 @dataclass(frozen=True)
@@ -72,18 +80,23 @@ class Manifest:
     place: dict[str, str]
     criu: str
     created: str
-    files: dict[str, dict[str, Any]]  # name in images/ -> size_bytes, sha256, crc32 (list, one a chunk, of pages-*)
+    # name in images/ -> size_bytes, sha256, crc32 (list, one a chunk, of pages-*)
+    files: dict[str, dict[str, Any]]
     port: int = 0
     pid: int = 0
     nonce: str = ""
     tokens: tuple[int, ...] = ()
     request: dict[str, Any] = field(default_factory=dict)
     secrets: tuple[str, ...] = ()  # names of environment variables inside
-    mapped: dict[str, int] = field(default_factory=dict)  # path -> size: model files that stay outside of the image
-    working_set: dict[str, list[list[int]]] = field(default_factory=dict)  # path -> [offset, length]…: read before the first token
-    libraries: dict[str, list[int]] = field(default_factory=dict)  # path -> [size, mtime in ns] of what else it maps, of the host's
+    # path -> size: model files that stay outside of the image
+    mapped: dict[str, int] = field(default_factory=dict)
+    # path -> [offset, length]…: read before the first token
+    working_set: dict[str, list[list[int]]] = field(default_factory=dict)
+    # path -> [size, mtime in ns] of what else it maps, of the host's
+    libraries: dict[str, list[int]] = field(default_factory=dict)
     container: dict[str, Any] = field(default_factory=dict)
-    permissions: dict[str, int] = field(default_factory=dict)  # process id inside -> mask of CPU state it was granted (labkit.snapshot.xstate)
+    # process id inside -> mask of CPU state it was granted (labkit.snapshot.xstate)
+    permissions: dict[str, int] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
@@ -100,29 +113,58 @@ class Snapshot:
     images = property(lambda self: self.path / "images")
 
     def refuse_if_foreign(self, here: Mapping[str, str] | None = None, criu: str = "") -> None:
-        """Raise SnapshotRefused, naming every difference, unless this host is the kind it was dumped on."""
+        """Raise SnapshotRefused, naming every difference, unless this host is the kind it was
+        dumped on."""
         now = dict(here or place())
-        names = {"kernel": "kernel", "machine": "architecture", "cpu": "CPU", "cpu_features": "CPU features"}
-        different = [f"{title} {self.manifest.place.get(key)} there, {now.get(key)} here" for key, title in names.items()
-                     if self.manifest.place.get(key) != now.get(key)]
+        names = {
+            "kernel": "kernel",
+            "machine": "architecture",
+            "cpu": "CPU",
+            "cpu_features": "CPU features",
+        }
+        different = [
+            f"{title} {self.manifest.place.get(key)} there, {now.get(key)} here"
+            for key, title in names.items()
+            if self.manifest.place.get(key) != now.get(key)
+        ]
         if criu and criu.split(".")[0] != self.manifest.criu.split(".")[0]:
             different.append(f"CRIU {self.manifest.criu} there, {criu} here")
         if different:
-            raise SnapshotRefused(f"the snapshot {self.path.name} belongs to another host: " + "; ".join(different),
-                                  "the code in its memory was chosen for that CPU, and its vDSO belongs to that kernel", "labkit snapshot dump makes one here")
+            raise SnapshotRefused(
+                f"the snapshot {self.path.name} belongs to another host: " + "; ".join(different),
+                "the code in its memory was chosen for that CPU, and its vDSO belongs to that"
+                " kernel",
+                "labkit snapshot dump makes one here",
+            )
 
     def missing_files(self) -> list[str]:
         """Files that are absent or of another size. Cheap: no byte is read."""
-        wrong = [n for n, f in self.manifest.files.items() if _size(self.images / n) != f["size_bytes"]]
-        return wrong + [p for p, size in self.manifest.mapped.items() if not self.manifest.container and _size(Path(p)) != size]
+        wrong = [
+            n for n, f in self.manifest.files.items() if _size(self.images / n) != f["size_bytes"]
+        ]
+        return wrong + [
+            p
+            for p, size in self.manifest.mapped.items()
+            if not self.manifest.container and _size(Path(p)) != size
+        ]
 
     def verify(self, *, pages: bool = True) -> None:
-        """Every image file against its SHA-256 (without `pages`: all but the pages, a few hundred kB). Raises SnapshotRefused."""
-        missing = [n for n, f in self.manifest.files.items() if _size(self.images / n) != f["size_bytes"]]
-        damaged = missing or [n for n, f in self.manifest.files.items() if (pages or not is_pages(n)) and sha256(self.images / n) != f["sha256"]]
+        """Every image file against its SHA-256 (without `pages`: all but the pages, a few hundred
+        kB). Raises SnapshotRefused."""
+        missing = [
+            n for n, f in self.manifest.files.items() if _size(self.images / n) != f["size_bytes"]
+        ]
+        damaged = missing or [
+            n
+            for n, f in self.manifest.files.items()
+            if (pages or not is_pages(n)) and sha256(self.images / n) != f["sha256"]
+        ]
         if damaged:
-            raise SnapshotRefused(f"the snapshot {self.path.name} is damaged: {', '.join(sorted(damaged)[:4])}",
-                                  "missing, cut short or changed since the dump; nothing was started", "labkit snapshot dump makes a new one")
+            raise SnapshotRefused(
+                f"the snapshot {self.path.name} is damaged: {', '.join(sorted(damaged)[:4])}",
+                "missing, cut short or changed since the dump; nothing was started",
+                "labkit snapshot dump makes a new one",
+            )
 
 
 def is_pages(name: str) -> bool:
@@ -138,7 +180,11 @@ def _size(path: Path) -> int:
 
 def sha256(path: Path) -> str:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _digest(file)
+        )
 
 
 def _digest(file: Any) -> str:
@@ -149,7 +195,8 @@ def _digest(file: Any) -> str:
 
 
 def crc32() -> Any:
-    """The fastest CRC-32 here: isal's (carry-less multiplication, ~10 GB/s) or zlib's (~1–3 GB/s). Same numbers."""
+    """The fastest CRC-32 here: isal's (carry-less multiplication, ~10 GB/s) or zlib's (~1–3 GB/s).
+    Same numbers."""
     try:
         from isal import isal_zlib
 
@@ -178,16 +225,26 @@ def describe(images: Path) -> dict[str, dict[str, Any]]:
 
 
 def refuse_stranger(target: Path) -> None:
-    """Raises SnapshotRefused where a snapshot would take the place of anything but a snapshot: that would be removed."""
+    """Raises SnapshotRefused where a snapshot would take the place of anything but a snapshot: that
+    would be removed."""
     if os.path.lexists(target):
-        names = {p.name for p in target.iterdir()} if target.is_dir() and not target.is_symlink() else {""}
+        names = (
+            {p.name for p in target.iterdir()}
+            if target.is_dir() and not target.is_symlink()
+            else {""}
+        )
         if not ({"manifest.json", "images"} <= names or names <= {"images"}):
-            raise SnapshotRefused(f"{target} exists, and it is not a snapshot", "it would be lost", "give another name, or move it away")
+            raise SnapshotRefused(
+                f"{target} exists, and it is not a snapshot",
+                "it would be lost",
+                "give another name, or move it away",
+            )
 
 
 @contextmanager
 def writing(target: Path) -> Iterator[Path]:
-    """A directory beside `target` (0700) that takes its name when the block ends well, and is removed when it does not.
+    """A directory beside `target` (0700) that takes its name when the block ends well, and is
+    removed when it does not.
 
     `seal` writes the manifest into it; without one it is not renamed."""
     refuse_stranger(target)
@@ -195,7 +252,9 @@ def writing(target: Path) -> Iterator[Path]:
         (part / "images").mkdir(mode=0o700)
         yield part
         if not (part / "manifest.json").exists():
-            raise SnapshotRefused(f"{target.name} was not sealed", "a snapshot without a manifest is not one")
+            raise SnapshotRefused(
+                f"{target.name} was not sealed", "a snapshot without a manifest is not one"
+            )
         if target.exists():
             os.rename(target, old / "snapshot")
 
@@ -228,10 +287,13 @@ def _sync(path: Path) -> None:
 
 
 def open_snapshot(path: str | os.PathLike[str]) -> Snapshot:
-    """Raises SnapshotRefused for anything that is not a whole snapshot of a schema this lab reads."""
+    """Raises SnapshotRefused for anything that is not a whole snapshot of a schema this lab
+    reads."""
     where = Path(path)
     if where.name.endswith(".part"):
-        raise SnapshotRefused(f"{where} is half a snapshot", "its dump did not end", "labkit snapshot dump")
+        raise SnapshotRefused(
+            f"{where} is half a snapshot", "its dump did not end", "labkit snapshot dump"
+        )
     return Snapshot(where, open_manifest(where))
 
 
@@ -239,7 +301,9 @@ def open_manifest(where: Path) -> Manifest:
     try:
         return parse_manifest((where / "manifest.json").read_bytes(), where)
     except FileNotFoundError:
-        raise SnapshotRefused(f"no snapshot at {where}", "a dump that did not end leaves none", "labkit snapshot list") from None
+        raise SnapshotRefused(
+            f"no snapshot at {where}", "a dump that did not end leaves none", "labkit snapshot list"
+        ) from None
 
 
 def parse_manifest(raw: bytes, where: Path) -> Manifest:
@@ -251,9 +315,18 @@ def parse_manifest(raw: bytes, where: Path) -> Manifest:
             known[key] = tuple(known.get(key, ()))
         manifest = Manifest(**known)
         if manifest.schema > SCHEMA:
-            raise SnapshotRefused(f"{where.name} has schema {manifest.schema}, this labkit reads up to {SCHEMA}", fix="upgrade labkit")
+            raise SnapshotRefused(
+                f"{where.name} has schema {manifest.schema}, this labkit reads up to {SCHEMA}",
+                fix="upgrade labkit",
+            )
         if any("/" in n or n.startswith(".") for n in manifest.files):
-            raise SnapshotRefused(f"{where.name}: its manifest names files outside of it", "a forged manifest", "dump again")
+            raise SnapshotRefused(
+                f"{where.name}: its manifest names files outside of it",
+                "a forged manifest",
+                "dump again",
+            )
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise SnapshotRefused(f"{where}: its manifest is damaged ({error})", fix="labkit snapshot dump") from None
+        raise SnapshotRefused(
+            f"{where}: its manifest is damaged ({error})", fix="labkit snapshot dump"
+        ) from None
     return manifest

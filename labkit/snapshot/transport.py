@@ -1,14 +1,18 @@
-"""A snapshot in the bucket, and back: parallel ranges, as it is or in zstd frames that are unpacked in parallel.
+"""A snapshot in the bucket, and back: parallel ranges, as it is or in zstd frames that are unpacked
+in parallel.
 
-    publish(snapshot, Path("/srv/bucket"), "snapshots/x", compression="zstd")   # beside the store, off the clock
+    publish(snapshot, Path("/srv/bucket"), "snapshots/x", compression="zstd")   # beside the store,
+        off the clock
     Step("pull.begin", "labkit.snapshot.transport:begin", {"url": "s3://lab/snapshots/x"})
-    …                                                                           # the container's image comes beside it
-    Step("pull", "labkit.snapshot.transport:arrived")                           # and the model beside the restore
+    …                                                                           # the container's
+        image comes beside it
+    Step("pull", "labkit.snapshot.transport:arrived")                           # and the model
+        beside the restore
 
-Frames hold 4 MB of an image each, so any of them can be unpacked as soon as it is here. Limit: (compressed) bytes ÷ link
-rate, and ~1 GB/s a core for unpacking. A Python heap shrinks 3–4 ×; weights do by a third, byte plane by byte plane
-(labkit.weights.packed). Lesson: notebooks/07_checkpoints.
-"""
+Frames hold 4 MB of an image each, so any of them can be unpacked as soon as it is here. Limit:
+(compressed) bytes ÷ link rate, and ~1 GB/s a core for unpacking. A Python heap shrinks 3–4 ×;
+weights do by a third, byte plane by byte plane (labkit.weights.packed). Lesson:
+notebooks/07_checkpoints."""
 
 from __future__ import annotations
 
@@ -37,8 +41,11 @@ BATCH = 64
 INDEX = "transport.json"
 
 
-def pack(snapshot: store.Snapshot, into: Path, compression: str = "none", level: int = 3) -> dict[str, Any]:
-    """A directory to publish: images (hard links or zstd frames), manifest, index. Returns sizes and the cost."""
+def pack(
+    snapshot: store.Snapshot, into: Path, compression: str = "none", level: int = 3
+) -> dict[str, Any]:
+    """A directory to publish: images (hard links or zstd frames), manifest, index. Returns sizes
+    and the cost."""
     if compression not in COMPRESSIONS:
         raise BadInput(f"no compression {compression!r}", fix="one of: " + ", ".join(COMPRESSIONS))
     began = timeline.now_s()
@@ -58,31 +65,47 @@ def pack(snapshot: store.Snapshot, into: Path, compression: str = "none", level:
     (into / INDEX).write_text(json.dumps({"compression": compression, "files": index}))
     for about in ("manifest.json", INDEX):
         (into / about).chmod(0o600)
-    return {"compression": compression, "stored_bytes": sum(f["stored_bytes"] for f in index.values()), "raw_bytes": snapshot.manifest.size_bytes,
-            "pack_s": timeline.now_s() - began}
+    return {
+        "compression": compression,
+        "stored_bytes": sum(f["stored_bytes"] for f in index.values()),
+        "raw_bytes": snapshot.manifest.size_bytes,
+        "pack_s": timeline.now_s() - began,
+    }
 
 
 def _frames(source: Path, target: Path, level: int) -> list[list[int]]:
-    """[stored offset, stored size, raw offset, raw size] of each frame; compressed by two threads, written in order."""
+    """[stored offset, stored size, raw offset, raw size] of each frame; compressed by two threads,
+    written in order."""
     import zstandard
 
     rows: list[list[int]] = []
     at = 0
-    with open(source, "rb") as file, open(target, "wb", opener=lambda p, f: os.open(p, f, 0o600)) as out, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with (
+        open(source, "rb") as file,
+        open(target, "wb", opener=lambda p, f: os.open(p, f, 0o600)) as out,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
         size = os.path.getsize(source)
 
         def one(offset: int) -> bytes:
-            return zstandard.ZstdCompressor(level=level).compress(os.pread(file.fileno(), FRAME_BYTES, offset))
+            return zstandard.ZstdCompressor(level=level).compress(
+                os.pread(file.fileno(), FRAME_BYTES, offset)
+            )
 
-        for offset, frame in zip(range(0, size, FRAME_BYTES), pool.map(one, range(0, size, FRAME_BYTES)), strict=True):
+        for offset, frame in zip(
+            range(0, size, FRAME_BYTES), pool.map(one, range(0, size, FRAME_BYTES)), strict=True
+        ):
             rows.append([at, len(frame), offset, min(FRAME_BYTES, size - offset)])
             out.write(frame)
             at += len(frame)
     return rows
 
 
-def publish(snapshot: store.Snapshot, root: Path, key: str, *, compression: str = "none") -> dict[str, Any]:
-    """Into the embedded store's directory, as an upload that took no time. Returns what `pack` did: the store has hard links of it."""
+def publish(
+    snapshot: store.Snapshot, root: Path, key: str, *, compression: str = "none"
+) -> dict[str, Any]:
+    """Into the embedded store's directory, as an upload that took no time. Returns what `pack` did:
+    the store has hard links of it."""
     from labkit.objects.publish import publish_model
 
     root.mkdir(parents=True, exist_ok=True)
@@ -93,11 +116,12 @@ def publish(snapshot: store.Snapshot, root: Path, key: str, *, compression: str 
 
 
 class Coming:
-    """A snapshot on its way to this node, in a thread. Each of the three raises what ended the fetch.
+    """A snapshot on its way to this node, in a thread. Each of the three raises what ended the
+    fetch.
 
-    manifest     known after a round trip: what the restored process will touch of its image can be asked for
-    restorable   the images are here, the model's files have their size: a process can be restored and held
-    facts        all is here: it can be let run"""
+    manifest     known after a round trip: what the restored process will touch of its image can be
+    asked for restorable   the images are here, the model's files have their size: a process can be
+    restored and held facts        all is here: it can be let run"""
 
     def __init__(self, fetch: Callable[[Coming], dict[str, Any]]):
         self.manifest: Future[store.Manifest] = Future()
@@ -114,9 +138,18 @@ class Coming:
                     waited_for.set_exception(error)
 
 
-def begin(ctx: StepContext, url: str, model_url: str = "", packed_model: bool = False, connections: int = 8) -> dict[str, Any]:
-    """Start to bring snapshot and mapped model files to the node's disk; the steps up to the restore go on beside it."""
-    ctx.state["snapshot_coming"] = Coming(lambda coming: fetch(ctx, url, model_url, packed_model, connections, coming))
+def begin(
+    ctx: StepContext,
+    url: str,
+    model_url: str = "",
+    packed_model: bool = False,
+    connections: int = 8,
+) -> dict[str, Any]:
+    """Start to bring snapshot and mapped model files to the node's disk; the steps up to the
+    restore go on beside it."""
+    ctx.state["snapshot_coming"] = Coming(
+        lambda coming: fetch(ctx, url, model_url, packed_model, connections, coming)
+    )
     return {}
 
 
@@ -128,19 +161,24 @@ begin.before_t0 = know_libraries  # type: ignore[attr-defined]
 
 
 def arrived(ctx: StepContext) -> dict[str, Any]:
-    """Wait until the process can be restored. The model's files may still come: `model_arrived` waits for them."""
+    """Wait until the process can be restored. The model's files may still come: `model_arrived`
+    waits for them."""
     facts: dict[str, Any] = ctx.state["snapshot_coming"].restorable.result()
     return facts
 
 
 def model_arrived(ctx: StepContext) -> int:
-    """Bytes of the model that crossed the link (0: nothing was on its way). Raises what ended the fetch."""
+    """Bytes of the model that crossed the link (0: nothing was on its way). Raises what ended the
+    fetch."""
     coming = ctx.state.pop("snapshot_coming", None)
     return int(coming.facts.result()["model_bytes_fetched"]) if coming else 0
 
 
-def fetch(ctx: StepContext, url: str, model_url: str, packed_model: bool, connections: int, coming: Coming) -> dict[str, Any]:
-    """Snapshot and mapped model files side by side, ranges in parallel. Leaves state `snapshot_dir` and `moved` (model files).
+def fetch(
+    ctx: StepContext, url: str, model_url: str, packed_model: bool, connections: int, coming: Coming
+) -> dict[str, Any]:
+    """Snapshot and mapped model files side by side, ranges in parallel. Leaves state `snapshot_dir`
+    and `moved` (model files).
 
     Facts have names of their own: an image may have been pulled in the same phase."""
     target, began, env = ctx.node / "snapshot", timeline.now_s(), {**os.environ, **ctx.server_env}
@@ -153,31 +191,65 @@ def fetch(ctx: StepContext, url: str, model_url: str, packed_model: bool, connec
 
     with open_bucket(url, env) as bucket:
         done = pull(bucket, target, connections, on_manifest)
-    timeline.write("pull.snapshot", began, timeline.now_s(), source="agent", path=str(ctx.timeline_path), bytes=done["bytes_fetched"])
-    facts = {"snapshot_bytes_fetched": done["bytes_fetched"], "compression": done["compression"], "connections": done["connections"]}
+    timeline.write(
+        "pull.snapshot",
+        began,
+        timeline.now_s(),
+        source="agent",
+        path=str(ctx.timeline_path),
+        bytes=done["bytes_fetched"],
+    )
+    facts = {
+        "snapshot_bytes_fetched": done["bytes_fetched"],
+        "compression": done["compression"],
+        "connections": done["connections"],
+    }
     ctx.state["snapshot_dir"] = str(target)
     if model:
-        ctx.state["moved"] = {**(ctx.state.get("moved") or {}), **model[0].placed(images.file_modes(target / "images"))}
+        ctx.state["moved"] = {
+            **(ctx.state.get("moved") or {}),
+            **model[0].placed(images.file_modes(target / "images")),
+        }
     coming.restorable.set_result(facts)
     return {**facts, "model_bytes_fetched": model[0].whole.result() if model else 0}
 
 
 class _Model:
-    """The files that a snapshot maps, on their way beside it. `whole`: the bytes that crossed the link, when all are here."""
+    """The files that a snapshot maps, on their way beside it. `whole`: the bytes that crossed the
+    link, when all are here."""
 
-    def __init__(self, ctx: StepContext, url: str, mapped: Mapping[str, int], packed_model: bool, connections: int, env: Mapping[str, str]):
-        self.ctx, self.url, self.mapped, self.packed, self.connections, self.env = ctx, url, dict(mapped), packed_model, connections, env
+    def __init__(
+        self,
+        ctx: StepContext,
+        url: str,
+        mapped: Mapping[str, int],
+        packed_model: bool,
+        connections: int,
+        env: Mapping[str, str],
+    ):
+        self.ctx, self.url, self.mapped, self.packed, self.connections, self.env = (
+            ctx,
+            url,
+            dict(mapped),
+            packed_model,
+            connections,
+            env,
+        )
         self.folder = ctx.node / "model"
         self.folder.mkdir(exist_ok=True)
         self.whole: Future[int] = Future()
-        self._opened = {path: os.open(self.folder / Path(path).name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600) for path in self.mapped}
+        self._opened = {
+            path: os.open(self.folder / Path(path).name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+            for path in self.mapped
+        }
         for path, size in self.mapped.items():
             if size:
                 os.posix_fallocate(self._opened[path], 0, size)
         threading.Thread(target=self._run, name="model", daemon=True).start()
 
     def placed(self, modes: Mapping[str, int]) -> dict[str, str]:
-        """Path at the dump -> path here. The files have their sizes, and now the permissions of the dump: CRIU maps none whose mode differs."""
+        """Path at the dump -> path here. The files have their sizes, and now the permissions of the
+        dump: CRIU maps none whose mode differs."""
         moved = {path: str(self.folder / Path(path).name) for path in self.mapped}
         for path, here in moved.items():
             os.chmod(here, modes.get(path, 0o644))
@@ -188,7 +260,14 @@ class _Model:
         try:
             with open_bucket(self.url, self.env) as bucket:
                 size = self._unpacked(bucket) if self.packed else self._as_it_is(bucket)
-            timeline.write("pull.model", began, timeline.now_s(), source="agent", path=str(self.ctx.timeline_path), bytes=size)
+            timeline.write(
+                "pull.model",
+                began,
+                timeline.now_s(),
+                source="agent",
+                path=str(self.ctx.timeline_path),
+                bytes=size,
+            )
             self.whole.set_result(size)
         except BaseException as error:
             self.whole.set_exception(error)
@@ -196,10 +275,17 @@ class _Model:
             for fd in self._opened.values():
                 os.close(fd)
 
-
     def _as_it_is(self, bucket: Bucket) -> int:
-        parts = [Part(bucket.url(Path(path).name), at, min(FRAME_BYTES, size - at), into=Into.file(self._opened[path]))
-                 for path, size in self.mapped.items() for at in range(0, size, FRAME_BYTES)]
+        parts = [
+            Part(
+                bucket.url(Path(path).name),
+                at,
+                min(FRAME_BYTES, size - at),
+                into=Into.file(self._opened[path]),
+            )
+            for path, size in self.mapped.items()
+            for at in range(0, size, FRAME_BYTES)
+        ]
         return fetch_parts(bucket.client, parts, connections=self.connections).size_bytes
 
     def _unpacked(self, bucket: Bucket) -> int:
@@ -207,13 +293,23 @@ class _Model:
         for path, size in self.mapped.items():
             about = index.get(Path(path).name)
             if about is None or about.size_bytes != size:
-                raise SnapshotRefused(f"the packed model has no {Path(path).name} of {size} bytes", "another model, or a mixed-up upload", "publish it again")
+                raise SnapshotRefused(
+                    f"the packed model has no {Path(path).name} of {size} bytes",
+                    "another model, or a mixed-up upload",
+                    "publish it again",
+                )
             files[Path(path).name] = (about, self._opened[path])
         return packed.fetch(bucket.client, bucket.url, files, self.connections)
 
 
-def pull(bucket: Bucket, target: Path, connections: int = 8, on_manifest: Callable[[store.Manifest], None] = lambda _: None) -> dict[str, Any]:
-    """One published snapshot into `target`; every byte is checked at the restore. Raises TransferError, SnapshotRefused."""
+def pull(
+    bucket: Bucket,
+    target: Path,
+    connections: int = 8,
+    on_manifest: Callable[[store.Manifest], None] = lambda _: None,
+) -> dict[str, Any]:
+    """One published snapshot into `target`; every byte is checked at the restore. Raises
+    TransferError, SnapshotRefused."""
     store.refuse_stranger(target)
     (target / "images").mkdir(mode=0o700, parents=True, exist_ok=True)
     target.chmod(0o700)
@@ -226,11 +322,16 @@ def pull(bucket: Bucket, target: Path, connections: int = 8, on_manifest: Callab
     frames: list[tuple[str, list[int]]] = []
     try:
         for name, about in files.items():
-            fd = opened[name] = os.open(target / "images" / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+            fd = opened[name] = os.open(
+                target / "images" / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600
+            )
             frames += [(name, row) for row in about["frames"]]
             if not about["frames"]:
                 url, size = bucket.url(f"images/{name}"), about["stored_bytes"]
-                parts += [Part(url, at, min(FRAME_BYTES, size - at), into=Into.file(fd)) for at in range(0, size, FRAME_BYTES)]
+                parts += [
+                    Part(url, at, min(FRAME_BYTES, size - at), into=Into.file(fd))
+                    for at in range(0, size, FRAME_BYTES)
+                ]
         fetch_parts(bucket.client, parts, connections=connections)
         _fetch_frames(bucket, frames, opened, connections)
     finally:
@@ -238,7 +339,11 @@ def pull(bucket: Bucket, target: Path, connections: int = 8, on_manifest: Callab
             os.close(fd)
     (target / "manifest.json").write_bytes(manifest)
     (target / "manifest.json").chmod(0o600)
-    return {"bytes_fetched": sum(p.size_bytes for p in parts) + sum(row[1] for _, row in frames), "compression": index["compression"], "connections": connections}
+    return {
+        "bytes_fetched": sum(p.size_bytes for p in parts) + sum(row[1] for _, row in frames),
+        "compression": index["compression"],
+        "connections": connections,
+    }
 
 
 def parse_index(raw: bytes, manifest: bytes) -> dict[str, Any]:
@@ -246,13 +351,25 @@ def parse_index(raw: bytes, manifest: bytes) -> dict[str, Any]:
     try:
         index: dict[str, Any] = json.loads(raw)
         files = index["files"]
-        if set(files) != set(json.loads(manifest)["files"]) or any("/" in n or n.startswith(".") for n in files):
+        if set(files) != set(json.loads(manifest)["files"]) or any(
+            "/" in n or n.startswith(".") for n in files
+        ):
             raise ValueError
         for about in files.values():
-            if not all(len(row) == 4 and all(isinstance(n, int) and n >= 0 for n in row) for row in about["frames"]) or about["stored_bytes"] < 0:
+            if (
+                not all(
+                    len(row) == 4 and all(isinstance(n, int) and n >= 0 for n in row)
+                    for row in about["frames"]
+                )
+                or about["stored_bytes"] < 0
+            ):
                 raise ValueError
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise SnapshotRefused("the packed snapshot's index and manifest name different files", "a mixed-up or forged upload", "publish it again") from None
+        raise SnapshotRefused(
+            "the packed snapshot's index and manifest name different files",
+            "a mixed-up or forged upload",
+            "publish it again",
+        ) from None
     return index
 
 
@@ -263,14 +380,28 @@ def unframed(name: str, row: Sequence[int], data: bytes | bytearray) -> bytes:
     try:
         raw: bytes = zstandard.ZstdDecompressor().decompress(data, max_output_size=FRAME_BYTES)
     except zstandard.ZstdError as error:
-        raise SnapshotRefused(f"a frame of {name} is damaged", str(error), "publish it again, or labkit snapshot dump makes a new one") from None
+        raise SnapshotRefused(
+            f"a frame of {name} is damaged",
+            str(error),
+            "publish it again, or labkit snapshot dump makes a new one",
+        ) from None
     if len(raw) != row[3]:
-        raise SnapshotRefused(f"a frame of {name} is damaged", "it unpacks to another size", "publish it again, or labkit snapshot dump makes a new one")
+        raise SnapshotRefused(
+            f"a frame of {name} is damaged",
+            "it unpacks to another size",
+            "publish it again, or labkit snapshot dump makes a new one",
+        )
     return raw
 
 
-def _fetch_frames(bucket: Bucket, frames: Sequence[tuple[str, list[int]]], opened: Mapping[str, int], connections: int) -> None:
-    """Frames are unpacked while others still come, a batch at a time: what is in memory stays below BATCH frames."""
+def _fetch_frames(
+    bucket: Bucket,
+    frames: Sequence[tuple[str, list[int]]],
+    opened: Mapping[str, int],
+    connections: int,
+) -> None:
+    """Frames are unpacked while others still come, a batch at a time: what is in memory stays below
+    BATCH frames."""
     if not frames:
         return
 
@@ -281,9 +412,22 @@ def _fetch_frames(bucket: Bucket, frames: Sequence[tuple[str, list[int]]], opene
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for first in range(0, len(frames), BATCH):
             parts, unpacking = [], []
-            for name, row in frames[first:first + BATCH]:
+            for name, row in frames[first : first + BATCH]:
                 buffer = bytearray(row[1])
-                parts.append(Part(bucket.url(f"images/{name}"), row[0], row[1], key=(name, row, buffer), into=Into.buffer(buffer, -row[0])))
-            fetch_parts(bucket.client, parts, connections=connections, on_done=lambda part, unpacking=unpacking: unpacking.append(pool.submit(one, part)))
+                parts.append(
+                    Part(
+                        bucket.url(f"images/{name}"),
+                        row[0],
+                        row[1],
+                        key=(name, row, buffer),
+                        into=Into.buffer(buffer, -row[0]),
+                    )
+                )
+            fetch_parts(
+                bucket.client,
+                parts,
+                connections=connections,
+                on_done=lambda part, unpacking=unpacking: unpacking.append(pool.submit(one, part)),
+            )
             for done in unpacking:
                 done.result()

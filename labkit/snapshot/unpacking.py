@@ -1,12 +1,14 @@
-"""A snapshot that lies packed on the node's disk: fewer bytes to read, unpacked by all cores while the rest is read.
+"""A snapshot that lies packed on the node's disk: fewer bytes to read, unpacked by all cores while
+the rest is read.
 
-    criu-process-packed, criu-container-packed       (a fresh node's snapshot crosses the link packed anyway)
+    criu-process-packed, criu-container-packed       (a fresh node's snapshot crosses the link
+        packed anyway)
 
-A cold disk gives 0.5 to 3 GB/s, and a Python heap shrinks to a seventh of its size: unpacking 170 MB by two cores takes less time
-than reading them, and the libraries and the model are read meanwhile. Where the disk is fast and the cores are few, it
-is the other way round: both are here to be measured. Limit: packed bytes ÷ read rate, unpacking at ~1 GB/s a core.
-Lesson: notebooks/07_checkpoints.
-"""
+A cold disk gives 0.5 to 3 GB/s, and a Python heap shrinks to a seventh of its size: unpacking 170
+MB by two cores takes less time than reading them, and the libraries and the model are read
+meanwhile. Where the disk is fast and the cores are few, it is the other way round: both are here to
+be measured. Limit: packed bytes ÷ read rate, unpacking at ~1 GB/s a core. Lesson:
+notebooks/07_checkpoints."""
 
 from __future__ import annotations
 
@@ -28,17 +30,29 @@ from labkit.technique import Artifact, Evidence, Seen, Subject, register, techni
 
 
 def unpack(ctx: StepContext, packed: str) -> dict[str, Any]:
-    """The first half of `restore`: image files into the page cache. Leaves state `snapshot_dir`. Raises SnapshotRefused."""
+    """The first half of `restore`: image files into the page cache. Leaves state `snapshot_dir`.
+    Raises SnapshotRefused."""
     source, target = Path(packed), ctx.node / "snapshot"
     manifest_bytes = (source / "manifest.json").read_bytes()
-    index, manifest = transport.parse_index((source / transport.INDEX).read_bytes(), manifest_bytes), store.parse_manifest(manifest_bytes, target)
+    index, manifest = (
+        transport.parse_index((source / transport.INDEX).read_bytes(), manifest_bytes),
+        store.parse_manifest(manifest_bytes, target),
+    )
     frames = {name: about["frames"] for name, about in index["files"].items() if about["frames"]}
     (target / "images").mkdir(mode=0o700, parents=True)
     target.chmod(0o700)
     with ctx.span("restore.unpack") as span:
-        # The packed bytes first into the disk's queue, then what the restored process will touch: it is read beside the unpacking.
-        ahead = readahead.Ahead([readahead.Piece(str(source / "images" / name), 0, index["files"][name]["stored_bytes"]) for name in frames]
-                                + readahead.ranges_of(manifest, _places(ctx, manifest)))
+        # The packed bytes first into the disk's queue, then what the restored process will touch:
+        # it is read beside the unpacking.
+        ahead = readahead.Ahead(
+            [
+                readahead.Piece(
+                    str(source / "images" / name), 0, index["files"][name]["stored_bytes"]
+                )
+                for name in frames
+            ]
+            + readahead.ranges_of(manifest, _places(ctx, manifest))
+        )
         ahead.start()
         ctx.on_stop(ahead.stop)
         for name in index["files"]:
@@ -49,14 +63,18 @@ def unpack(ctx: StepContext, packed: str) -> dict[str, Any]:
     (target / "manifest.json").write_bytes(manifest_bytes)
     (target / "manifest.json").chmod(0o600)
     ctx.state["snapshot_dir"] = str(target)
-    return {"unpacked_bytes": span["bytes"], "packed_bytes": sum(about["stored_bytes"] for about in index["files"].values())}
+    return {
+        "unpacked_bytes": span["bytes"],
+        "packed_bytes": sum(about["stored_bytes"] for about in index["files"].values()),
+    }
 
 
 unpack.before_t0 = transport.know_libraries  # type: ignore[attr-defined]
 
 
 def _places(ctx: StepContext, manifest: store.Manifest) -> dict[str, str]:
-    """Where each file of the working set is on this node: the host's own, or a container's below its root."""
+    """Where each file of the working set is on this node: the host's own, or a container's below
+    its root."""
     if not manifest.container:
         return {path: path for path in manifest.working_set}
     return container.sources(manifest, str(ctx.state["rootfs"]), {})
@@ -68,8 +86,15 @@ def _unpack_frames(source: Path, target: Path, frames: Mapping[str, list[list[in
         try:
             jobs = []
             for name, rows in frames.items():
-                opened += [os.open(source / name, os.O_RDONLY | os.O_CLOEXEC), os.open(target / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)]
-                jobs += [pool.submit(_unpack_frame, name, row, opened[-2], opened[-1]) for row in rows]
+                opened += [
+                    os.open(source / name, os.O_RDONLY | os.O_CLOEXEC),
+                    os.open(
+                        target / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+                    ),
+                ]
+                jobs += [
+                    pool.submit(_unpack_frame, name, row, opened[-2], opened[-1]) for row in rows
+                ]
             return sum(job.result() for job in jobs)
         finally:
             pool.shutdown(cancel_futures=True)
@@ -92,29 +117,71 @@ class _Packed:
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
         made = technique(self.of).prepare(subject, workspace)
         folder = Path(made.paths["snapshot"] + "-packed")
-        made_once(folder, lambda part: transport.pack(store.open_snapshot(made.paths["snapshot"]), part, "zstd"))
-        stored = sum(about["stored_bytes"] for about in json.loads((folder / transport.INDEX).read_text())["files"].values())
-        return replace(made, technique=self.name, paths={**made.paths, "packed": str(folder)}, facts={**made.facts, "packed_bytes": stored})
+        made_once(
+            folder,
+            lambda part: transport.pack(store.open_snapshot(made.paths["snapshot"]), part, "zstd"),
+        )
+        stored = sum(
+            about["stored_bytes"]
+            for about in json.loads((folder / transport.INDEX).read_text())["files"].values()
+        )
+        return replace(
+            made,
+            technique=self.name,
+            paths={**made.paths, "packed": str(folder)},
+            facts={**made.facts, "packed_bytes": stored},
+        )
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
         if plan.scenario in self.not_in:
             from labkit.errors import BadInput
 
-            raise BadInput(f"{self.name} means nothing on a {plan.scenario}", why="a snapshot crosses the link packed anyway", fix=f"snapshot={self.of}")
+            raise BadInput(
+                f"{self.name} means nothing on a {plan.scenario}",
+                why="a snapshot crosses the link packed anyway",
+                fix=f"snapshot={self.of}",
+            )
         plan = super().apply(plan, artifact)  # type: ignore[misc]
         *before, restore = plan.steps
-        floors = {**plan.floors_bytes, "restore": artifact.facts["restore_bytes"] - artifact.facts["size_bytes"] + artifact.facts["packed_bytes"],
-                  "restore@decompress_zstd*": artifact.facts["pages_bytes"]}
+        floors = {
+            **plan.floors_bytes,
+            "restore": (
+                artifact.facts["restore_bytes"]
+                - artifact.facts["size_bytes"]
+                + artifact.facts["packed_bytes"]
+            ),
+            "restore@decompress_zstd*": artifact.facts["pages_bytes"],
+        }
         packed, raw = artifact.paths["packed"], artifact.paths["snapshot"]
-        return replace(plan, steps=(*before, Step("restore", "labkit.snapshot.unpacking:unpack", {"packed": packed}), restore), floors_bytes=floors,
-                       cold_paths=tuple(packed if path == raw else path for path in plan.cold_paths))
+        return replace(
+            plan,
+            steps=(
+                *before,
+                Step("restore", "labkit.snapshot.unpacking:unpack", {"packed": packed}),
+                restore,
+            ),
+            floors_bytes=floors,
+            cold_paths=tuple(packed if path == raw else path for path in plan.cold_paths),
+        )
 
     def engaged(self, seen: Seen) -> Evidence:
         found: Evidence = super().engaged(seen)  # type: ignore[misc]
         step = seen.facts.get("restore", {})
         if not found.engaged or not step.get("unpacked_bytes"):
-            return replace(found, engaged=False, how=found.how if not found.engaged else "nothing was unpacked: its image was read as it is")
-        return replace(found, how=f"{found.how}; unpacked from {show_bytes(float(step['packed_bytes']))} on disk", facts={**found.facts, "packed_bytes": step["packed_bytes"]})
+            return replace(
+                found,
+                engaged=False,
+                how=(
+                    found.how
+                    if not found.engaged
+                    else "nothing was unpacked: its image was read as it is"
+                ),
+            )
+        return replace(
+            found,
+            how=f"{found.how}; unpacked from {show_bytes(float(step['packed_bytes']))} on disk",
+            facts={**found.facts, "packed_bytes": step["packed_bytes"]},
+        )
 
 
 @register

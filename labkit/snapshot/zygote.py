@@ -1,15 +1,16 @@
-"""A zygote: a process that has imported everything and forks for each start. The cheap rival of a snapshot: no root, no CRIU.
+"""A zygote: a process that has imported everything and forks for each start. The cheap rival of a
+snapshot: no root, no CRIU.
 
-It is resident before t0 and stays when the last replica has gone, so it costs its memory (some 300 MB) around the clock, and
-the libraries it has mapped are warm by definition; evidence says both. What it saves is exec, dynamic linking and imports;
-the weights are loaded as ever. A fork shares random state with its parent, so the child seeds itself anew. Limit: the rest of
-the start. A GPU's context does not survive a fork, so this is for what comes before it.
+It is resident before t0 and stays when the last replica has gone, so it costs its memory (some 300
+MB) around the clock, and the libraries it has mapped are warm by definition; evidence says both.
+What it saves is exec, dynamic linking and imports; the weights are loaded as ever. A fork shares
+random state with its parent, so the child seeds itself anew. Limit: the rest of the start. A GPU's
+context does not survive a fork, so this is for what comes before it.
 
     process=zygote            # in a stack: image=host-env,process=zygote,weights=safetensors
 
-Protocol on its standard input: one JSON line {"args", "env"}; on descriptor 3: {"ready", "rss_bytes"}, then {"pid"}.
-Lesson: notebooks/07_checkpoints.
-"""
+Protocol on its standard input: one JSON line {"args", "env"}; on descriptor 3: {"ready",
+"rss_bytes"}, then {"pid"}. Lesson: notebooks/07_checkpoints."""
 
 from __future__ import annotations
 
@@ -29,24 +30,44 @@ from labkit.errors import TrialError
 def start(ctx: StepContext) -> dict[str, Any]:
     """The step: ask the resident zygote for a fork that becomes the server."""
     process, answers = ctx.state["zygote_process"], ctx.state["zygote_answers"]
-    process.stdin.write(json.dumps({"args": list(ctx.server_args), "env": dict(ctx.server_env)}).encode() + b"\n")
+    process.stdin.write(
+        json.dumps({"args": list(ctx.server_args), "env": dict(ctx.server_env)}).encode() + b"\n"
+    )
     process.stdin.flush()
     said = json.loads(answers.readline() or "{}")
     if "pid" not in said:
-        raise TrialError("the zygote did not fork", why="".join(ctx.state.get("server_log", []))[-800:], fix="process=process")
+        raise TrialError(
+            "the zygote did not fork",
+            why="".join(ctx.state.get("server_log", []))[-800:],
+            fix="process=process",
+        )
     ctx.state["server_pid"] = said["pid"]
-    return {"runtime": "zygote", "server_pid": said["pid"], "rootfs": "", "zygote_pid": process.pid, "zygote_rss_bytes": ctx.state["zygote_rss_bytes"],
-            "resident_before_t0": True}
+    return {
+        "runtime": "zygote",
+        "server_pid": said["pid"],
+        "rootfs": "",
+        "zygote_pid": process.pid,
+        "zygote_rss_bytes": ctx.state["zygote_rss_bytes"],
+        "resident_before_t0": True,
+    }
 
 
 def _before_t0(ctx: StepContext) -> None:
     from labkit.image.start import host_command, stand_before_t0
 
     argv, environment = host_command(ctx)
-    process, answers, ready = stand_before_t0(ctx, lambda fd: [argv[0], "-m", "labkit.snapshot.zygote", str(fd)], environment)
+    process, answers, ready = stand_before_t0(
+        ctx, lambda fd: [argv[0], "-m", "labkit.snapshot.zygote", str(fd)], environment
+    )
     if not ready.get("ready"):
-        raise TrialError("the zygote did not start", why="".join(ctx.state.get("server_log", []))[-800:], fix="labkit doctor")
-    ctx.state.update(zygote_process=process, zygote_answers=answers, zygote_rss_bytes=ready["rss_bytes"])
+        raise TrialError(
+            "the zygote did not start",
+            why="".join(ctx.state.get("server_log", []))[-800:],
+            fix="labkit doctor",
+        )
+    ctx.state.update(
+        zygote_process=process, zygote_answers=answers, zygote_rss_bytes=ready["rss_bytes"]
+    )
 
 
 start.before_t0 = _before_t0  # type: ignore[attr-defined]
@@ -60,7 +81,13 @@ def main() -> int:
     from labkit.subject import engine, http, llama, server, tokenizer  # noqa: F401
 
     statm = Path("/proc/self/statm").read_text().split()
-    os.write(answers, json.dumps({"ready": True, "rss_bytes": int(statm[1]) * os.sysconf("SC_PAGE_SIZE")}).encode() + b"\n")
+    os.write(
+        answers,
+        json.dumps(
+            {"ready": True, "rss_bytes": int(statm[1]) * os.sysconf("SC_PAGE_SIZE")}
+        ).encode()
+        + b"\n",
+    )
     for line in sys.stdin.buffer:
         wanted = json.loads(line)
         child = os.fork()
@@ -79,7 +106,8 @@ def _serve(wanted: dict[str, Any], server: Any) -> int:
 
 
 def become(server: Any, arguments: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Go through a start in a process that has imported everything already; it ends with the server."""
+    """Go through a start in a process that has imported everything already; it ends with the
+    server."""
     import random
 
     import torch
@@ -87,7 +115,8 @@ def become(server: Any, arguments: Sequence[str], environment: Mapping[str, str]
     from labkit.core import timeline
 
     os.environ.update(environment)
-    server._FIRST_LINE_S = timeline.now_s()  # this start begins here; what was imported before belongs to no trial
+    # this start begins here; what was imported before belongs to no trial
+    server._FIRST_LINE_S = timeline.now_s()
     torch.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
     random.seed(os.urandom(16))
     code = server.main(list(arguments))

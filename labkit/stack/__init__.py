@@ -1,4 +1,5 @@
-"""Stacks: one technique for each layer, composed into a launch plan, run in experiments, taken apart by ablation.
+"""Stacks: one technique for each layer, composed into a launch plan, run in experiments, taken
+apart by ablation.
 
     run = experiment(["naive"], preset="small", blocks=5)
     Stack.parse("image=estargz-lazy,weights=labkit-streamer")

@@ -1,15 +1,17 @@
 """Ablation: which techniques add up, which overlap.
 
 Arms of one experiment, so that every difference is paired within a block:
-  add-one   each technique alone on the naive stack          ladder     the article's order, one more each rung
-  drop-one  each technique taken out of the best stack       factorial  every combination, where there are few
+  add-one   each technique alone on the naive stack          ladder     the article's order, one
+      more each rung drop-one  each technique taken out of the best stack       factorial  every
+      combination, where there are few
 
     run = ablate(kinds=("add-one", "ladder"), scenario="fresh-node", link="1gbit", blocks=3)
     for row in effects(run): print(row.arm, row.ratio["median"], row.saved_s)
-    predict(run, "ladder-3")      # sum of separate gains and critical path against what was measured
+    predict(run, "ladder-3")      # sum of separate gains and critical path against what was
+        measured
 
-Percentages of separate gains are never multiplied: `predict` shows how wrong that would be. Lesson: notebooks/08_stacking.
-"""
+Percentages of separate gains are never multiplied: `predict` shows how wrong that would be. Lesson:
+notebooks/08_stacking."""
 
 from __future__ import annotations
 
@@ -28,16 +30,36 @@ from labkit.technique import LAYERS, technique, techniques
 KINDS = ("add-one", "drop-one", "ladder", "factorial")
 
 #: The article's order: image pull, then model load, then start itself.
-LADDER = ("estargz-lazy", "safetensors", "labkit-streamer", "overlap", "compile-cache", "criu-process", "criu-container")
+LADDER = (
+    "estargz-lazy",
+    "safetensors",
+    "labkit-streamer",
+    "overlap",
+    "compile-cache",
+    "criu-process",
+    "criu-container",
+)
 
-#: Which layer's technique decides a phase's length; a phase not named here belongs to the server and stays as it was.
-PHASE_OWNER = {"pull": "image", "unpack": "image", "mount": "image", "start": "image", "import": "image", "build": "weights",
-               "load": "weights", "context": "device", "warmup": "device", "restore": "snapshot"}
+#: Which layer's technique decides a phase's length; a phase not named here belongs to the server
+#: and stays as it was.
+PHASE_OWNER = {
+    "pull": "image",
+    "unpack": "image",
+    "mount": "image",
+    "start": "image",
+    "import": "image",
+    "build": "weights",
+    "load": "weights",
+    "context": "device",
+    "warmup": "device",
+    "restore": "snapshot",
+}
 
 
 @dataclass(frozen=True)
 class Effect:
-    """One arm against the base, paired within blocks. saved_s: medians' difference in seconds, positive = faster."""
+    """One arm against the base, paired within blocks. saved_s: medians' difference in seconds,
+    positive = faster."""
 
     arm: str
     stack: Mapping[str, str]
@@ -49,17 +71,29 @@ class Effect:
     missing: str = ""
 
 
-def candidates(host: Any, layers: Iterable[str] = LAYERS, scenario: str = "fresh-node", only: Sequence[str] = (), device: str = "") -> tuple[list[str], dict[str, str]]:
-    """Techniques that can run here and differ from naive, and those that cannot with the reason. `device`: of the servers, by default what `placement` chooses.
+def candidates(
+    host: Any,
+    layers: Iterable[str] = LAYERS,
+    scenario: str = "fresh-node",
+    only: Sequence[str] = (),
+    device: str = "",
+) -> tuple[list[str], dict[str, str]]:
+    """Techniques that can run here and differ from naive, and those that cannot with the reason.
+    `device`: of the servers, by default what `placement` chooses.
 
-    `only` keeps the named ones; an unknown one raises BadInput. `container` alternatives of the process layer are not techniques against cold start."""
+    `only` keeps the named ones; an unknown one raises BadInput. `container` alternatives of the
+    process layer are not techniques against cold start."""
     for name in only:
         technique(name)  # a misspelt one would leave nothing to compare
     base = Stack.parse("naive").resolved(host)
     device = place((), device).device
     here, missing = [], {}
     for t in techniques():
-        if t.layer not in layers or t.name in base.layers.values() or t.name in ("host-env", "runc", "userns", "process"):
+        if (
+            t.layer not in layers
+            or t.name in base.layers.values()
+            or t.name in ("host-env", "runc", "userns", "process")
+        ):
             continue
         if only and t.name not in only:
             continue
@@ -67,7 +101,10 @@ def candidates(host: Any, layers: Iterable[str] = LAYERS, scenario: str = "fresh
             missing[t.name] = f"means nothing on a {scenario}"
             continue
         if scenario == "fresh-node" and getattr(t, "brings", {}).get("image") == "host-env":
-            missing[t.name] = "uses the host's own interpreter and libraries, and on a fresh node nothing of the stack is there (--scenario warm-node)"
+            missing[t.name] = (
+                "uses the host's own interpreter and libraries, and on a fresh node nothing of the"
+                " stack is there (--scenario warm-node)"
+            )
             continue
         if away := not_on(device, t.layer):
             missing[t.name] = away
@@ -81,14 +118,18 @@ def candidates(host: Any, layers: Iterable[str] = LAYERS, scenario: str = "fresh
 
 
 def put(stack: Stack, name: str, label: str = "") -> Stack:
-    """`stack` with one technique exchanged. A technique that asks for others (`needs_layers`) brings them along."""
+    """`stack` with one technique exchanged. A technique that asks for others (`needs_layers`)
+    brings them along."""
     found = technique(name)
     layers = {**stack.layers, **getattr(found, "brings", {}), found.layer: name}
     return Stack(label or name, layers)
 
 
-def arms(kinds: Sequence[str], names: Sequence[str], best: Stack | None = None, most: int = 64) -> list[Stack]:
-    """Stacks of the asked kinds over the techniques `names`, the naive one first, none twice. Raises BadInput for an unknown kind."""
+def arms(
+    kinds: Sequence[str], names: Sequence[str], best: Stack | None = None, most: int = 64
+) -> list[Stack]:
+    """Stacks of the asked kinds over the techniques `names`, the naive one first, none twice.
+    Raises BadInput for an unknown kind."""
     unknown = [k for k in kinds if k not in KINDS]
     if unknown:
         raise BadInput(f"no ablation called {unknown[0]!r}", fix="any of: " + ", ".join(KINDS))
@@ -105,20 +146,35 @@ def arms(kinds: Sequence[str], names: Sequence[str], best: Stack | None = None, 
             made.append(rung)
     if "drop-one" in kinds:
         if best is None:
-            raise BadInput("drop-one needs a best stack", why="it takes one technique at a time out of it", fix="labkit ablate --search first, or --best STACK")
+            raise BadInput(
+                "drop-one needs a best stack",
+                why="it takes one technique at a time out of it",
+                fix="labkit ablate --search first, or --best STACK",
+            )
         made.append(Stack("best", dict(best.layers)))
         for layer in LAYERS:
             if best.layers.get(layer, "") != naive.layers.get(layer, ""):
-                made.append(Stack(f"best without {best.layers[layer]}", {**best.layers, layer: naive.layers.get(layer, "")}))
+                made.append(
+                    Stack(
+                        f"best without {best.layers[layer]}",
+                        {**best.layers, layer: naive.layers.get(layer, "")},
+                    )
+                )
     if "factorial" in kinds:
         by_layer: dict[str, list[str]] = {}
         for n in names:
-            by_layer.setdefault(technique(n).layer, [naive.layers.get(technique(n).layer, "")]).append(n)
+            by_layer.setdefault(
+                technique(n).layer, [naive.layers.get(technique(n).layer, "")]
+            ).append(n)
         count = 1
         for options in by_layer.values():
             count *= len(options)
         if count > most:
-            raise BadInput(f"the full factorial has {count} arms", why=f"more than {most} would not finish in a sitting", fix="--only TECHNIQUE,… or --kinds add-one,ladder")
+            raise BadInput(
+                f"the full factorial has {count} arms",
+                why=f"more than {most} would not finish in a sitting",
+                fix="--only TECHNIQUE,… or --kinds add-one,ladder",
+            )
         for combination in itertools.product(*by_layer.values()):
             chosen = dict(zip(by_layer, combination, strict=True))
             if all(v == naive.layers.get(k, "") for k, v in chosen.items()):
@@ -127,15 +183,25 @@ def arms(kinds: Sequence[str], names: Sequence[str], best: Stack | None = None, 
             for name in combination:
                 if name and technique(name).name not in stack.layers.values():
                     stack = put(stack, name)
-            made.append(Stack(" + ".join(v for v in combination if v and v not in naive.layers.values()), stack.layers))
+            made.append(
+                Stack(
+                    " + ".join(v for v in combination if v and v not in naive.layers.values()),
+                    stack.layers,
+                )
+            )
     return distinct(made)
 
 
 def distinct(stacks: Iterable[Stack]) -> list[Stack]:
-    """The first of each combination; a snapshot makes the loader moot, so two that differ only there are one arm."""
+    """The first of each combination; a snapshot makes the loader moot, so two that differ only
+    there are one arm."""
     seen, kept = set(), []
     for s in stacks:
-        moot = getattr(technique(s.layers["snapshot"]), "makes_moot", ()) if s.layers.get("snapshot") else ()
+        moot = (
+            getattr(technique(s.layers["snapshot"]), "makes_moot", ())
+            if s.layers.get("snapshot")
+            else ()
+        )
         key = tuple((k, v) for k, v in sorted(s.layers.items()) if k not in moot)
         if key not in seen:
             seen.add(key)
@@ -153,10 +219,31 @@ def effects(run: Run, against: str = "naive") -> list[Effect]:
         apart = question.not_from_one_start(run, arm["name"], against) if pairs else ""
         if not pairs or apart:
             reason = [apart] if apart else sorted({t.error.get("what", t.outcome) for t in every})
-            made.append(Effect(arm["name"], arm["stack"], {}, 0.0, missing="; ".join(reason) or "not run", failed=len(every)))
+            made.append(
+                Effect(
+                    arm["name"],
+                    arm["stack"],
+                    {},
+                    0.0,
+                    missing="; ".join(reason) or "not run",
+                    failed=len(every),
+                )
+            )
             continue
-        saved = stats.median([t.total_s for t in base.values()]) - stats.median([t.total_s for t in good])
-        made.append(Effect(arm["name"], arm["stack"], stats.paired_ratio(pairs), saved, phases(good), len(good), len(every) - len(good)))
+        saved = stats.median([t.total_s for t in base.values()]) - stats.median(
+            [t.total_s for t in good]
+        )
+        made.append(
+            Effect(
+                arm["name"],
+                arm["stack"],
+                stats.paired_ratio(pairs),
+                saved,
+                phases(good),
+                len(good),
+                len(every) - len(good),
+            )
+        )
     return made
 
 
@@ -167,8 +254,9 @@ def phases(trials: Sequence[Trial]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds to first token of a combined arm. sum_s: naive minus each technique's separate gain; path_s: phases put
-    together from the arms that own them (the critical-path model); measured_s: what really happened."""
+    """Seconds to first token of a combined arm. sum_s: naive minus each technique's separate gain;
+    path_s: phases put together from the arms that own them (the critical-path model); measured_s:
+    what really happened."""
 
     arm: str
     sum_s: float
@@ -185,14 +273,23 @@ class Prediction:
 
 
 def predict(run: Run, arm: str) -> Prediction | None:
-    """Predicted against measured for one arm made of techniques that were also measured alone; None where one was not."""
+    """Predicted against measured for one arm made of techniques that were also measured alone; None
+    where one was not."""
     by_name = {e.arm: e for e in effects(run) if not e.missing}
     target, naive = by_name.get(arm), by_name.get("naive")
     if not target or not naive:
         return None
-    parts = {layer: name for layer, name in target.stack.items() if name != naive.stack.get(layer) and name in by_name}
+    parts = {
+        layer: name
+        for layer, name in target.stack.items()
+        if name != naive.stack.get(layer) and name in by_name
+    }
     changed = [layer for layer, name in target.stack.items() if name != naive.stack.get(layer)]
-    if not parts or set(parts) != {c for c in changed if c in parts} or len(parts) < len([c for c in changed if c != "process"]):
+    if (
+        not parts
+        or set(parts) != {c for c in changed if c in parts}
+        or len(parts) < len([c for c in changed if c != "process"])
+    ):
         return None
     naive_s = sum(naive.phases.values())
     sum_s = naive_s - sum(by_name[name].saved_s for name in parts.values())
@@ -203,6 +300,9 @@ def predict(run: Run, arm: str) -> Prediction | None:
             if PHASE_OWNER.get(phase) == layer:
                 path[phase] = alone.get(phase, 0.0)
     if "snapshot" in parts:
-        path = {p: (by_name[parts["snapshot"]].phases.get(p, 0.0)) for p in (*path, "restore", "first_token")}
+        path = {
+            p: by_name[parts["snapshot"]].phases.get(p, 0.0)
+            for p in (*path, "restore", "first_token")
+        }
     measured = stats.median([t.total_s for t in run.of_arm(arm)])
     return Prediction(arm, max(sum_s, 0.0), sum(path.values()), measured)

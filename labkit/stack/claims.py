@@ -3,12 +3,13 @@
     rows = claims([run])
     for r in rows: print(r.claim.text, r.measured, r.verdict)
 
-A verdict compares the measured ratio's interval with the claimed range: `holds` (they overlap), `larger` (more gain than
-claimed), `smaller` (less), `not significant` (the interval contains 1), `not on this host` (no arm could run). Rows that speak of
-a GPU are judged of runs whose servers were on one; a run on the CPU keeps its ratio and says `other hardware`. The base is the
-naive arm, or in runs without an image the same stack without it. `more`: rows of what is no run (GPU trials), in their place.
-Published figures stand beside, each with its setup; they are never combined with ours. Lesson: notebooks/08_stacking.
-"""
+A verdict compares the measured ratio's interval with the claimed range: `holds` (they overlap),
+`larger` (more gain than claimed), `smaller` (less), `not significant` (the interval contains 1),
+`not on this host` (no arm could run). Rows that speak of a GPU are judged of runs whose servers
+were on one; a run on the CPU keeps its ratio and says `other hardware`. The base is the naive arm,
+or in runs without an image the same stack without it. `more`: rows of what is no run (GPU trials),
+in their place. Published figures stand beside, each with its setup; they are never combined with
+ours. Lesson: notebooks/08_stacking."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ ARTICLE = "the article (no hardware or method given)"
 
 @dataclass(frozen=True)
 class ArticleRow:
-    """One row of the article's table. `phases`: what the claim speaks of; `layers`: which exchange measures it here."""
+    """One row of the article's table. `phases`: what the claim speaks of; `layers`: which exchange
+    measures it here."""
 
     layer: str
     label: str
@@ -41,14 +43,37 @@ class ArticleRow:
 
 
 ROWS = (
-    ArticleRow("image", "stargz lazy pulling", ("estargz-lazy", "containerd-stargz"), ("pull", "unpack", "mount"),
-               Claim("60–80 % reduction in pull time", ARTICLE, 0.2, 0.4, "pull")),
-    ArticleRow("image", "object storage in place of a registry", ("object-pull",), ("pull", "unpack"),
-               Claim("2–4 × faster pull throughput", ARTICLE, 0.25, 0.5, "pull")),
-    ArticleRow("weights", "safetensors + direct GPU stream", ("safetensors", "runai-streamer", "labkit-streamer"), ("build", "load"),
-               Claim("40–60 % faster load (13B, A100)", ARTICLE, 0.4, 0.6, "load"), on="cuda", hardware="A100"),
-    ArticleRow("snapshot", "CUDA checkpoint + CRIU", ("cuda-checkpoint", "criu-process", "criu-container"), (),
-               Claim("near-instant restore", ARTICLE, 0.0, 0.1, "total"), on="cuda"),
+    ArticleRow(
+        "image",
+        "stargz lazy pulling",
+        ("estargz-lazy", "containerd-stargz"),
+        ("pull", "unpack", "mount"),
+        Claim("60–80 % reduction in pull time", ARTICLE, 0.2, 0.4, "pull"),
+    ),
+    ArticleRow(
+        "image",
+        "object storage in place of a registry",
+        ("object-pull",),
+        ("pull", "unpack"),
+        Claim("2–4 × faster pull throughput", ARTICLE, 0.25, 0.5, "pull"),
+    ),
+    ArticleRow(
+        "weights",
+        "safetensors + direct GPU stream",
+        ("safetensors", "runai-streamer", "labkit-streamer"),
+        ("build", "load"),
+        Claim("40–60 % faster load (13B, A100)", ARTICLE, 0.4, 0.6, "load"),
+        on="cuda",
+        hardware="A100",
+    ),
+    ArticleRow(
+        "snapshot",
+        "CUDA checkpoint + CRIU",
+        ("cuda-checkpoint", "criu-process", "criu-container"),
+        (),
+        Claim("near-instant restore", ARTICLE, 0.0, 0.1, "total"),
+        on="cuda",
+    ),
 )
 OTHER = "other hardware"
 BASES = ("naive", "no-image")
@@ -60,19 +85,24 @@ class Row:
     layer: str
     label: str
     technique: str  # what was measured, "" where nothing could be
-    ratio: Mapping[str, Any] = field(default_factory=dict)  # median, low, high of technique / naive over the claim's phases
-    total: Mapping[str, Any] = field(default_factory=dict)  # the same over the whole time to first token
+    # median, low, high of technique / naive over the claim's phases
+    ratio: Mapping[str, Any] = field(default_factory=dict)
+    # the same over the whole time to first token
+    total: Mapping[str, Any] = field(default_factory=dict)
     verdict: str = "not on this host"
     setup: str = ""  # scenario, link, preset, host of the record
     published: tuple[dict[str, str], ...] = ()
 
 
 def claims(runs: Iterable[Run], more: Iterable[Row] = ()) -> list[Row]:
-    """One row per article row and measured technique, in the article's order; rows nothing measured are kept."""
+    """One row per article row and measured technique, in the article's order; rows nothing measured
+    are kept."""
     pool, others, published, made = list(runs), list(more), figures(), []
     for row in ROWS:
         beside = tuple(f for f in published if f["row"] == row.label)
-        measured = [r for run in pool for r in _measure(row, run, beside)] + [replace(r, published=beside) for r in others if r.label == row.label]
+        measured = [r for run in pool for r in _measure(row, run, beside)] + [
+            replace(r, published=beside) for r in others if r.label == row.label
+        ]
         made += measured or [Row(row.claim, row.layer, row.label, "", published=beside)]
     return made
 
@@ -98,21 +128,51 @@ def _measure(row: ArticleRow, run: Run, beside: tuple[dict[str, str], ...]) -> l
         ratio = stats.paired_ratio(part)
         total = stats.paired_ratio([(t.total_s, base[t.block].total_s) for t in trials])
         device, gpu = str(question.asked(run).get("device", "")), gpu_of(run.host)
-        where = [f"on {gpu}" if device.startswith("cuda") and gpu else f"on {device}" if device else "", f"claimed for {row.hardware}" if row.hardware and row.hardware not in gpu else ""]
-        setup = ", ".join([arm["scenario"], arm["link"], *_subject(run), "no image" if naive["name"] == "no-image" else "", *where, f"n = {len(part)}", f"host {run.host.get('id', '')}"])
+        where = [
+            f"on {gpu}" if device.startswith("cuda") and gpu else f"on {device}" if device else "",
+            f"claimed for {row.hardware}" if row.hardware and row.hardware not in gpu else "",
+        ]
+        setup = ", ".join(
+            [
+                arm["scenario"],
+                arm["link"],
+                *_subject(run),
+                "no image" if naive["name"] == "no-image" else "",
+                *where,
+                f"n = {len(part)}",
+                f"host {run.host.get('id', '')}",
+            ]
+        )
         judged = verdict(ratio, row.claim) if not row.on or device.startswith(row.on) else OTHER
-        found.append(Row(row.claim, row.layer, row.label, technique, ratio, total, judged, ", ".join(filter(None, setup.split(", "))), beside))
+        found.append(
+            Row(
+                row.claim,
+                row.layer,
+                row.label,
+                technique,
+                ratio,
+                total,
+                judged,
+                ", ".join(filter(None, setup.split(", "))),
+                beside,
+            )
+        )
     return found
 
 
 def gpu_of(card: Mapping[str, Any]) -> str:
     """The name of the first GPU of a host card, or ""."""
     gpus = card.get("gpus")
-    return str(gpus[0].get("name", "")) if isinstance(gpus, list) and gpus and isinstance(gpus[0], dict) else ""
+    return (
+        str(gpus[0].get("name", ""))
+        if isinstance(gpus, list) and gpus and isinstance(gpus[0], dict)
+        else ""
+    )
 
 
 def _subject(run: Run) -> list[str]:
-    """What was started: the preset, or the model in its place; and where its weights came from, if not from the lab."""
+    """What was started: the preset, or the model in its place; and where its weights came from, if
+    not from the lab."""
     asked = question.asked(run)
     model = f"model {Path(asked['model_dir']).name}" if asked.get("model_dir") else ""
     return [str(asked.get("preset", "")), *filter(None, (model, asked.get("store")))]
@@ -126,7 +186,10 @@ def verdict(ratio: Mapping[str, Any], claim: Claim) -> str:
     """Interval of the measured ratio against the claimed range."""
     if not ratio.get("significant", True):
         return "not significant"
-    low, high = claim.low if claim.low is not None else 0.0, claim.high if claim.high is not None else 1.0
+    low, high = (
+        claim.low if claim.low is not None else 0.0,
+        (claim.high if claim.high is not None else 1.0),
+    )
     if ratio["median"] >= 1:
         return "slower here"
     if ratio["high"] < low:
@@ -138,20 +201,47 @@ def verdict(ratio: Mapping[str, Any], claim: Claim) -> str:
 
 def figures() -> list[dict[str, str]]:
     """Published figures with their setup and source (labkit/stack/published.json)."""
-    return json.loads(resources.files("labkit.stack").joinpath("published.json").read_text(encoding="utf-8"))
+    return json.loads(
+        resources.files("labkit.stack").joinpath("published.json").read_text(encoding="utf-8")
+    )
 
 
 def as_rows(rows: Sequence[Row]) -> list[list[str]]:
     """For a table: layer, what, claimed, here (share of the naive phase), total, verdict, setup."""
+
     def share(r: Mapping[str, Any]) -> str:
         return f"{r['median']:.2f} ({r['low']:.2f} – {r['high']:.2f})" if r else "–"
-    return [[r.layer, r.label + (f" [{r.technique}]" if r.technique else ""), r.claim.text, share(r.ratio), share(r.total), r.verdict, r.setup] for r in rows]
+
+    return [
+        [
+            r.layer,
+            r.label + (f" [{r.technique}]" if r.technique else ""),
+            r.claim.text,
+            share(r.ratio),
+            share(r.total),
+            r.verdict,
+            r.setup,
+        ]
+        for r in rows
+    ]
 
 
-HEAD = ("layer", "row of the article", "claimed", "here: ratio to naive", "time to first token", "verdict", "setup")
+HEAD = (
+    "layer",
+    "row of the article",
+    "claimed",
+    "here: ratio to naive",
+    "time to first token",
+    "verdict",
+    "setup",
+)
 
 
 def seconds_saved(row: Row, run: Run) -> str:
     """The row's gain on the whole start in seconds, for a sentence beside the table."""
-    base = [t.total_s for t in run.of_arm(next((n for n in BASES if n in run.arm_names), "naive")) if t.total_s]
+    base = [
+        t.total_s
+        for t in run.of_arm(next((n for n in BASES if n in run.arm_names), "naive"))
+        if t.total_s
+    ]
     return show_s(stats.median(base) * (1 - row.total["median"])) if base and row.total else "–"

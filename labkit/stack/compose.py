@@ -1,7 +1,9 @@
-"""A stack is one technique for each layer; composing it asks each, in layer order, for its part of the launch plan.
+"""A stack is one technique for each layer; composing it asks each, in layer order, for its part of
+the launch plan.
 
-The naive stack is the article's starting point, built from stock parts at their defaults and never slowed: pull the whole
-image, unpack it, start the server in it, initialise the model at random, `torch.load`, `load_state_dict`, answer.
+The naive stack is the article's starting point, built from stock parts at their defaults and never
+slowed: pull the whole image, unpack it, start the server in it, initialise the model at random,
+`torch.load`, `load_state_dict`, answer.
 
     Stack.parse("naive")                          # a named stack
     Stack.parse("image=estargz-lazy,weights=safetensors")   # the rest as in naive
@@ -20,14 +22,43 @@ from labkit.core.observe import INTERFACES
 from labkit.core.plan import SCENARIOS, LaunchPlan
 from labkit.errors import BadInput
 from labkit.objects.access import BUCKET, PASSED
-from labkit.technique import LAYERS, YES, Artifact, Availability, Evidence, Seen, Subject, Technique, technique
+from labkit.technique import (
+    LAYERS,
+    YES,
+    Artifact,
+    Availability,
+    Evidence,
+    Seen,
+    Subject,
+    Technique,
+    technique,
+)
 
-#: Layer -> technique. "" leaves the layer as the layers below it made it. The process layer of `naive` is the best
-#: container the user may start here (runc, userns, process: named in the record).
+#: Layer -> technique. "" leaves the layer as the layers below it made it. The process layer of
+#: `naive` is the best container the user may start here (runc, userns, process: named in the
+#: record).
 NAMED: dict[str, dict[str, str]] = {
-    "naive": {"image": "full-pull", "process": "container", "weights": "pickle", "device": "", "snapshot": ""},
-    "article": {"image": "estargz-lazy", "process": "container", "weights": "safetensors", "device": "", "snapshot": ""},
-    "no-image": {"image": "host-env", "process": "process", "weights": "pickle", "device": "", "snapshot": ""},
+    "naive": {
+        "image": "full-pull",
+        "process": "container",
+        "weights": "pickle",
+        "device": "",
+        "snapshot": "",
+    },
+    "article": {
+        "image": "estargz-lazy",
+        "process": "container",
+        "weights": "safetensors",
+        "device": "",
+        "snapshot": "",
+    },
+    "no-image": {
+        "image": "host-env",
+        "process": "process",
+        "weights": "pickle",
+        "device": "",
+        "snapshot": "",
+    },
 }
 
 CONTAINERS = ("runc", "userns", "process")
@@ -40,7 +71,8 @@ class Stack:
 
     @staticmethod
     def parse(text: str) -> Stack:
-        """A named stack, or `layer=technique,…` over the naive one, or `NAME,layer=technique,…`. Raises BadInput with the choices."""
+        """A named stack, or `layer=technique,…` over the naive one, or `NAME,layer=technique,…`.
+        Raises BadInput with the choices."""
         text = text.strip()
         if text in NAMED:
             return Stack(text, dict(NAMED[text]))
@@ -51,12 +83,21 @@ class Stack:
                 layers = dict(NAMED[part])
                 continue
             if not equals or layer not in LAYERS:
-                raise BadInput(f"not a stack: {text!r} (at {part!r})", why="a stack names one technique for each layer",
-                               fix=f"a name ({', '.join(NAMED)}) or LAYER=TECHNIQUE,… with layers {', '.join(LAYERS)}")
+                raise BadInput(
+                    f"not a stack: {text!r} (at {part!r})",
+                    why="a stack names one technique for each layer",
+                    fix=(
+                        f"a name ({', '.join(NAMED)}) or LAYER=TECHNIQUE,… with layers"
+                        f" {', '.join(LAYERS)}"
+                    ),
+                )
             if name and name != "container":
                 found = technique(name)
                 if found.layer != layer:
-                    raise BadInput(f"{name} works on the {found.layer} layer, not on {layer}", fix=f"{found.layer}={name}")
+                    raise BadInput(
+                        f"{name} works on the {found.layer} layer, not on {layer}",
+                        fix=f"{found.layer}={name}",
+                    )
             layers[layer] = name
         return Stack(text, layers)
 
@@ -87,8 +128,15 @@ class Stack:
 
     def refuse_nonsense(self) -> None:
         """Combinations that mean nothing are refused with the reason."""
-        if self.layers.get("image") == "host-env" and self.layers.get("process") in ("runc", "userns"):
-            raise BadInput(f"{self.layers['process']} needs an image to start", why="host-env means there is none", fix="process=process")
+        if self.layers.get("image") == "host-env" and self.layers.get("process") in (
+            "runc",
+            "userns",
+        ):
+            raise BadInput(
+                f"{self.layers['process']} needs an image to start",
+                why="host-env means there is none",
+                fix="process=process",
+            )
 
 
 def prepare(stack: Stack, subject: Subject, workspace: Any) -> dict[str, Artifact]:
@@ -96,41 +144,93 @@ def prepare(stack: Stack, subject: Subject, workspace: Any) -> dict[str, Artifac
     return {member.layer: member.prepare(subject, workspace) for member in stack.members()}
 
 
-def compose(stack: Stack, artifacts: Mapping[str, Artifact], *, scenario: str, link: str, request: dict[str, Any],
-            expected_tokens: tuple[int, ...] | None, subject: Subject, timeout_s: float = 300.0,
-            server_args: tuple[str, ...] = ()) -> LaunchPlan:
-    """The launch plan of one stack. Image, weights and device parts come before the step that starts the process."""
+def compose(
+    stack: Stack,
+    artifacts: Mapping[str, Artifact],
+    *,
+    scenario: str,
+    link: str,
+    request: dict[str, Any],
+    expected_tokens: tuple[int, ...] | None,
+    subject: Subject,
+    timeout_s: float = 300.0,
+    server_args: tuple[str, ...] = (),
+) -> LaunchPlan:
+    """The launch plan of one stack. Image, weights and device parts come before the step that
+    starts the process."""
     if scenario not in SCENARIOS:
-        raise BadInput(f"no scenario {scenario!r}", fix="one of: " + ", ".join(f"{k} ({v})" for k, v in SCENARIOS.items()))
+        raise BadInput(
+            f"no scenario {scenario!r}",
+            fix="one of: " + ", ".join(f"{k} ({v})" for k, v in SCENARIOS.items()),
+        )
     stack.refuse_nonsense()
-    stores = {name: f"{url}/_labkit/stats#{paths}" for name, url, paths in (("registry", subject.registry, "/v2/"), ("bucket", subject.bucket, "!/v2/")) if url}
+    stores = {
+        name: f"{url}/_labkit/stats#{paths}"
+        for name, url, paths in (
+            ("registry", subject.registry, "/v2/"),
+            ("bucket", subject.bucket, "!/v2/"),
+        )
+        if url
+    }
     if subject.store:
         stores["bucket"] = INTERFACES
-    plan = LaunchPlan(stack={k: v for k, v in stack.layers.items() if v}, scenario=scenario, link=link, request=request,
-                      expected_tokens=expected_tokens, timeout_s=timeout_s, stat_urls=stores,
-                      server_args=("--host", "127.0.0.1", "--port", "{port}", *server_args),
-                      state={"registry": subject.registry, "bucket": subject.bucket, "image_reference": subject.image_reference,
-                             "store": subject.store or (f"s3://{BUCKET}" if subject.bucket else "")},
-                      server_env=bucket_environment(subject), pass_env=PASSED if subject.store else ())
+    plan = LaunchPlan(
+        stack={k: v for k, v in stack.layers.items() if v},
+        scenario=scenario,
+        link=link,
+        request=request,
+        expected_tokens=expected_tokens,
+        timeout_s=timeout_s,
+        stat_urls=stores,
+        server_args=("--host", "127.0.0.1", "--port", "{port}", *server_args),
+        state={
+            "registry": subject.registry,
+            "bucket": subject.bucket,
+            "image_reference": subject.image_reference,
+            "store": subject.store or (f"s3://{BUCKET}" if subject.bucket else ""),
+        },
+        server_env=bucket_environment(subject),
+        pass_env=PASSED if subject.store else (),
+    )
     for layer in ("image", "weights", "device", "process", "snapshot"):
-        if stack.layers.get(layer) and layer not in plan.replaces:  # a standby is its own process: that layer has nothing to start
+        # a standby is its own process: that layer has nothing to start
+        if stack.layers.get(layer) and layer not in plan.replaces:
             plan = technique(stack.layers[layer]).apply(plan, artifacts[layer])
     return plan
 
 
 def bucket_environment(subject: Subject) -> dict[str, str]:
-    """How S3 clients in the server find the embedded store; a real bucket's environment is left as the user set it."""
+    """How S3 clients in the server find the embedded store; a real bucket's environment is left as
+    the user set it."""
     if subject.store or not subject.bucket:
         return {}
-    return {"AWS_ENDPOINT_URL": subject.bucket, "AWS_ACCESS_KEY_ID": "labkit", "AWS_SECRET_ACCESS_KEY": "labkit-not-a-secret",
-            "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true", "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0"}
+    return {
+        "AWS_ENDPOINT_URL": subject.bucket,
+        "AWS_ACCESS_KEY_ID": "labkit",
+        "AWS_SECRET_ACCESS_KEY": "labkit-not-a-secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
+    }
 
 
 def judge(stack: Stack, seen: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every technique's evidence for what was seen. A technique that a snapshot made moot is not asked."""
+    """Every technique's evidence for what was seen. A technique that a snapshot made moot is not
+    asked."""
     plan: LaunchPlan = seen["plan"]
-    look = Seen(plan=plan, spans=tuple(seen["spans"]), facts={**seen["facts"], "identity": seen.get("identity", {}), "state": seen.get("state", {})},
-                proc=seen["proc"], stores=seen["stores"], residency=seen.get("residency", {}), log=seen.get("log", ""))
+    look = Seen(
+        plan=plan,
+        spans=tuple(seen["spans"]),
+        facts={
+            **seen["facts"],
+            "identity": seen.get("identity", {}),
+            "state": seen.get("state", {}),
+        },
+        proc=seen["proc"],
+        stores=seen["stores"],
+        residency=seen.get("residency", {}),
+        log=seen.get("log", ""),
+    )
     found = []
     for member in stack.members():
         if member.layer in plan.replaces:
@@ -138,6 +238,16 @@ def judge(stack: Stack, seen: dict[str, Any]) -> list[dict[str, Any]]:
         try:
             evidence = member.engaged(look)
         except Exception as error:
-            evidence = Evidence(member.name, False, f"looking for evidence failed: {type(error).__name__}: {error}")
-        found.append({"technique": evidence.technique, "layer": member.layer, "engaged": evidence.engaged, "how": evidence.how, "facts": evidence.facts})
+            evidence = Evidence(
+                member.name, False, f"looking for evidence failed: {type(error).__name__}: {error}"
+            )
+        found.append(
+            {
+                "technique": evidence.technique,
+                "layer": member.layer,
+                "engaged": evidence.engaged,
+                "how": evidence.how,
+                "facts": evidence.facts,
+            }
+        )
     return found

@@ -1,11 +1,12 @@
 """An experiment: arms × repeats in randomised blocks, recorded after every trial, resumable.
 
-    run = experiment(["naive", "image=estargz-lazy"], preset="small", blocks=5, scenario="fresh-node", link="1gbit")
+    run = experiment(["naive", "image=estargz-lazy"], preset="small", blocks=5,
+        scenario="fresh-node", link="1gbit")
 
-Off the clock first: checkpoint, image, reference tokens, every technique's artifact, the stores at the other end of the
-link, this host's floors. Then the blocks. A trial that fails is recorded with its outcome and the experiment goes on; an
-interruption keeps what it had. Lesson: notebooks/01_anatomy.
-"""
+Off the clock first: checkpoint, image, reference tokens, every technique's artifact, the stores at
+the other end of the link, this host's floors. Then the blocks. A trial that fails is recorded with
+its outcome and the experiment goes on; an interruption keeps what it had. Lesson:
+notebooks/01_anatomy."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ PROMPT = "The first token of a cold start"
 
 @dataclass
 class Experiment:
-    """What is measured. Arms are stacks; one scenario and one link for all of them, so that they may be compared."""
+    """What is measured. Arms are stacks; one scenario and one link for all of them, so that they
+    may be compared."""
 
     stacks: Sequence[Stack]
     preset: str = "small"
@@ -50,65 +52,137 @@ class Experiment:
     timeout_s: float = 300.0
     server_args: tuple[str, ...] = ()
     model_dir: str = ""  # a public model directory in place of the preset's synthetic checkpoint
-    store: str = ""  # s3://bucket/prefix or gs://…, with the environment's credentials: where a fresh node finds the weights instead
-    image_extra_bytes: int = 0  # unpacked bytes on top of the subject's image: the same start from a larger image
+    # s3://bucket/prefix or gs://…, with the environment's credentials: where a fresh node finds the
+    # weights instead
+    store: str = ""
+    # unpacked bytes on top of the subject's image: the same start from a larger image
+    image_extra_bytes: int = 0
     at_t0: str = ""
     port: int | None = None
     instrument: bool = True
-    placement: Mapping[str, Any] = field(default_factory=dict)  # how the device was chosen (labkit.stack.placement)
+    # how the device was chosen (labkit.stack.placement)
+    placement: Mapping[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
     def described(self) -> dict[str, Any]:
-        return {"arms": [{"name": s.name, "stack": {k: v for k, v in s.layers.items() if v}, "scenario": self.scenario, "link": self.link}
-                         for s in self.stacks],
-                "blocks": self.blocks, "seed": self.seed, "preset": self.preset, "model_dir": self.model_dir, "max_tokens": self.max_tokens,
-                **({"image_extra_bytes": self.image_extra_bytes} if self.image_extra_bytes else {}),
-                **({"store": self.store} if self.store else {}), **({"placement": dict(self.placement)} if self.placement else {}),
-                **({"notes": self.notes} if self.notes else {}), "conditions": self.conditions()}
+        return {
+            "arms": [
+                {
+                    "name": s.name,
+                    "stack": {k: v for k, v in s.layers.items() if v},
+                    "scenario": self.scenario,
+                    "link": self.link,
+                }
+                for s in self.stacks
+            ],
+            "blocks": self.blocks,
+            "seed": self.seed,
+            "preset": self.preset,
+            "model_dir": self.model_dir,
+            "max_tokens": self.max_tokens,
+            **({"image_extra_bytes": self.image_extra_bytes} if self.image_extra_bytes else {}),
+            **({"store": self.store} if self.store else {}),
+            **({"placement": dict(self.placement)} if self.placement else {}),
+            **({"notes": self.notes} if self.notes else {}),
+            "conditions": self.conditions(),
+        }
 
     def conditions(self) -> dict[str, Any]:
-        """Everything that was chosen, for `labkit.core.question`: what of it differs makes another experiment."""
-        return question.chosen(preset=self.preset, model_dir=self.model_dir, model_identity=question.identity(self.model_dir), image=question.LAB_IMAGE,
-                               image_extra_bytes=self.image_extra_bytes, store=self.store, server_args=list(self.server_args), device=told_device(self.server_args),
-                               timeout_s=float(self.timeout_s), prompt=PROMPT, max_tokens=self.max_tokens, at_t0=question.digest(self.at_t0), instrument=self.instrument)
+        """Everything that was chosen, for `labkit.core.question`: what of it differs makes another
+        experiment."""
+        return question.chosen(
+            preset=self.preset,
+            model_dir=self.model_dir,
+            model_identity=question.identity(self.model_dir),
+            image=question.LAB_IMAGE,
+            image_extra_bytes=self.image_extra_bytes,
+            store=self.store,
+            server_args=list(self.server_args),
+            device=told_device(self.server_args),
+            timeout_s=float(self.timeout_s),
+            prompt=PROMPT,
+            max_tokens=self.max_tokens,
+            at_t0=question.digest(self.at_t0),
+            instrument=self.instrument,
+        )
 
 
 def _has_image(stack: Stack) -> bool:
     return stack.layers.get("image") not in ("host-env", "", None)
 
 
-def experiment(stacks: Sequence[str | Stack], *, preset: str = "small", blocks: int = 5, scenario: str = "fresh-node",
-               link: str = "loopback", out: str | Path | None = None, resume: bool = False, overwrite: bool = False, progress: Any = None,
-               workspace: Workspace | None = None, seed: int = 0, device: str = "", server_args: tuple[str, ...] = (), **more: Any) -> records.Run:
-    """Run an experiment and return its record (also written to `out`, default in the workspace's runs/).
+def experiment(
+    stacks: Sequence[str | Stack],
+    *,
+    preset: str = "small",
+    blocks: int = 5,
+    scenario: str = "fresh-node",
+    link: str = "loopback",
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Any = None,
+    workspace: Workspace | None = None,
+    seed: int = 0,
+    device: str = "",
+    server_args: tuple[str, ...] = (),
+    **more: Any,
+) -> records.Run:
+    """Run an experiment and return its record (also written to `out`, default in the workspace's
+    runs/).
 
-    A record that is there is gone on with (`resume`), replaced (`overwrite`), or refused before anything is prepared.
-    `device`: cpu or cuda; by default a GPU where there is one that torch can use (labkit.stack.placement).
+    A record that is there is gone on with (`resume`), replaced (`overwrite`), or refused before
+    anything is prepared. `device`: cpu or cuda; by default a GPU where there is one that torch can
+    use (labkit.stack.placement).
 
-    progress: an object with `note(text)`, `trial_started(arm, block, blocks)`, `phase(name, seconds)`, `trial_done(trial)`;
-    any may be missing. Raises BadInput, MissingCapability (no arm can run here), KeyboardInterrupt (the record is kept)."""
+    progress: an object with `note(text)`, `trial_started(arm, block, blocks)`, `phase(name,
+    seconds)`, `trial_done(trial)`; any may be missing. Raises BadInput, MissingCapability (no arm
+    can run here), KeyboardInterrupt (the record is kept)."""
     records.refuse_overwriting(out, resume, overwrite)
     if blocks < 1 or not stacks:
-        raise BadInput(f"{len(stacks)} stacks in {blocks} blocks", why="an experiment without a trial measures nothing", fix='experiment(["naive"], blocks=5)')
+        raise BadInput(
+            f"{len(stacks)} stacks in {blocks} blocks",
+            why="an experiment without a trial measures nothing",
+            fix='experiment(["naive"], blocks=5)',
+        )
     space = workspace or Workspace.default()
     parsed = [_parsed(s, space, scenario, link, preset) for s in stacks]
     placed = place(parsed, device, server_args)
     if "--device" not in server_args:
         server_args = (*server_args, *placed.server_args)
-    what = Experiment(parsed, preset=preset, blocks=blocks, scenario=scenario, link=link, seed=seed, server_args=server_args, placement=placed.as_json(), **more)
+    what = Experiment(
+        parsed,
+        preset=preset,
+        blocks=blocks,
+        scenario=scenario,
+        link=link,
+        seed=seed,
+        server_args=server_args,
+        placement=placed.as_json(),
+        **more,
+    )
     with Ledger.open(space) as ledger, ExitStack() as ends:
-        return _Conduct(what, space, ledger, ends, progress, Path(out) if out else None, resume).run()
+        return _Conduct(
+            what, space, ledger, ends, progress, Path(out) if out else None, resume
+        ).run()
 
 
 @contextmanager
-def prepared(stack: str | Stack, *, workspace: Workspace | None = None, progress: Any = None, **options: Any) -> Iterator[Callable[..., records.Trial]]:
-    """One stack made ready, as a function that runs one trial of it each call: `trial(instrument=True, link="200mbit")`.
+def prepared(
+    stack: str | Stack, *, workspace: Workspace | None = None, progress: Any = None, **options: Any
+) -> Iterator[Callable[..., records.Trial]]:
+    """One stack made ready, as a function that runs one trial of it each call:
+    `trial(instrument=True, link="200mbit")`.
 
-    `link` (fresh node): the emulated link from this trial on, without preparing anything again. For benches that interleave trials with something else. Raises MissingCapability where the stack cannot run."""
+    `link` (fresh node): the emulated link from this trial on, without preparing anything again. For
+    benches that interleave trials with something else. Raises MissingCapability where the stack
+    cannot run."""
     made = stack if isinstance(stack, Stack) else Stack.parse(stack)
     space = workspace or Workspace.default()
     with Ledger.open(space) as ledger, ExitStack() as ends:
-        conduct = _Conduct(Experiment([made], **options), space, ledger, ends, progress, None, False)
+        conduct = _Conduct(
+            Experiment([made], **options), space, ledger, ends, progress, None, False
+        )
         run, plans = conduct.ready()
         count = 0
 
@@ -124,8 +198,24 @@ def prepared(stack: str | Stack, *, workspace: Workspace | None = None, progress
 
 
 class _Conduct:
-    def __init__(self, what: Experiment, space: Workspace, ledger: Ledger, ends: ExitStack, progress: Any, out: Path | None, resume: bool):
-        self.what, self.space, self.ledger, self.ends, self.progress, self.resume = what, space, ledger, ends, progress, resume
+    def __init__(
+        self,
+        what: Experiment,
+        space: Workspace,
+        ledger: Ledger,
+        ends: ExitStack,
+        progress: Any,
+        out: Path | None,
+        resume: bool,
+    ):
+        self.what, self.space, self.ledger, self.ends, self.progress, self.resume = (
+            what,
+            space,
+            ledger,
+            ends,
+            progress,
+            resume,
+        )
         self.card = host.card()
         created = datetime.now(timezone.utc)
         self.id = created.strftime("%Y%m%dT%H%M%S%f")[:-3]
@@ -133,10 +223,12 @@ class _Conduct:
         self.created = created.isoformat(timespec="seconds")
         self.artifacts: dict[str, dict[str, Artifact]] = {}
         self.missing: dict[str, LabError] = {}
-        self.unmade: dict[str, LabError] = {}  # of them: could run here, but something of theirs could not be prepared
+        # of them: could run here, but something of theirs could not be prepared
+        self.unmade: dict[str, LabError] = {}
         self.roots: tuple[Path, ...] = ()
         self.served: Served | None = None
-        self.reference: dict[str, Any] = {}  # what the tokens are compared with, and where it was computed
+        # what the tokens are compared with, and where it was computed
+        self.reference: dict[str, Any] = {}
 
     def tell(self, method: str, *args: Any) -> None:
         call: Callable[..., Any] | None = getattr(self.progress, method, None)
@@ -151,7 +243,8 @@ class _Conduct:
     def ready(self) -> tuple[records.Run, dict[str, LaunchPlan]]:
         """Everything off the clock: what can run here, artifacts, stores, floors, plans."""
         what = self.what
-        what.stacks = [s.resolved(self.card) for s in what.stacks]  # before they are described: the record names the runtime
+        # before they are described: the record names the runtime
+        what.stacks = [s.resolved(self.card) for s in what.stacks]
         run = self._resumed()
         for stack in what.stacks:
             stack.refuse_nonsense()
@@ -168,33 +261,65 @@ class _Conduct:
             if stack.name not in self.missing:
                 self.tell("note", f"preparing {stack.name}")
                 try:
-                    self.artifacts[stack.name] = apart(prepare, stack, subject, self.space, ledger=self.ledger)
-                except LabError as error:  # an arm that cannot be made is a result of that arm; the others are measured
+                    self.artifacts[stack.name] = apart(
+                        prepare, stack, subject, self.space, ledger=self.ledger
+                    )
+                except LabError as error:
+                    # an arm that cannot be made is a result of that arm; the others are measured
                     if len(self.missing) == len(what.stacks) - 1:
                         raise
                     self.unmade[stack.name] = self.missing[stack.name] = error
         subject = self._serve(subject)
         self.tell("note", "measuring this host's floors")
         run = replace(run, floors=run.floors or floor.measure(self.space))
-        return run, {s.name: self._plan(s, subject, tokens) for s in what.stacks if s.name not in self.missing}
+        return run, {
+            s.name: self._plan(s, subject, tokens)
+            for s in what.stacks
+            if s.name not in self.missing
+        }
 
     def _resumed(self) -> records.Run:
-        run = records.Run(id=self.id, created=self.created, host=self.card, experiment=secrets.masked(self.what.described()))
+        run = records.Run(
+            id=self.id,
+            created=self.created,
+            host=self.card,
+            experiment=secrets.masked(self.what.described()),
+        )
         if self.resume and self.out.exists():
             before = records.read(self.out)
             question.refuse_mixing(before, run, self.out)
             new = [arm for arm in run.experiment["arms"] if arm["name"] not in before.arm_names]
-            image = {k: v for k, v in before.experiment["conditions"].items() if k == "image_digest"}
-            run = replace(before, experiment={**run.experiment, "arms": [*before.arms, *new], "conditions": {**run.experiment["conditions"], **image}})
+            image = {
+                k: v for k, v in before.experiment["conditions"].items() if k == "image_digest"
+            }
+            run = replace(
+                before,
+                experiment={
+                    **run.experiment,
+                    "arms": [*before.arms, *new],
+                    "conditions": {**run.experiment["conditions"], **image},
+                },
+            )
         return run
 
     def _of_this_image(self, run: records.Run, subject: Subject) -> records.Run:
-        """The record names the image that its trials start from. Raises BadInput where those of a resumed one started from another."""
+        """The record names the image that its trials start from. Raises BadInput where those of a
+        resumed one started from another."""
         from labkit.image.oci import Layout
 
-        made = Layout(subject.image_layout).manifest_descriptor(subject.image_reference).digest if subject.image_layout else ""
+        made = (
+            Layout(subject.image_layout).manifest_descriptor(subject.image_reference).digest
+            if subject.image_layout
+            else ""
+        )
         before = run.experiment["conditions"].get("image_digest", "")  # "": no arm had one
-        now = replace(run, experiment={**run.experiment, "conditions": {**run.experiment["conditions"], "image_digest": made or before}})
+        now = replace(
+            run,
+            experiment={
+                **run.experiment,
+                "conditions": {**run.experiment["conditions"], "image_digest": made or before},
+            },
+        )
         if made and before:
             question.refuse_mixing(run, now, self.out)
         return replace(now, experiment={**now.experiment, "reference": self.reference})
@@ -202,20 +327,50 @@ class _Conduct:
     def _subject(self) -> tuple[Subject, tuple[int, ...]]:
         self.tell("note", f"checkpoint: {self.what.model_dir or self.what.preset}")
         device = told_device(self.what.server_args)
-        model, answer = apart(_model_and_answer, self.what.model_dir, self.space, self.what.preset, self.what.max_tokens, device, ledger=self.ledger)
-        tokens, self.reference = tuple(answer["tokens"]), {k: v for k, v in answer.items() if k in ("device", "dtype", "torch", "tokens", "note")}
+        model, answer = apart(
+            _model_and_answer,
+            self.what.model_dir,
+            self.space,
+            self.what.preset,
+            self.what.max_tokens,
+            device,
+            ledger=self.ledger,
+        )
+        tokens, self.reference = (
+            tuple(answer["tokens"]),
+            {
+                k: v
+                for k, v in answer.items()
+                if k in ("device", "dtype", "torch", "tokens", "note")
+            },
+        )
         layout, reference_name = None, ""
         imaged = [s for s in self.what.stacks if _has_image(s)]
         if self.what.image_extra_bytes and not imaged:
-            raise BadInput("no arm has an image to enlarge", why="host-env starts what is installed", fix="leave image_extra_bytes out, or image=full-pull")
+            raise BadInput(
+                "no arm has an image to enlarge",
+                why="host-env starts what is installed",
+                fix="leave image_extra_bytes out, or image=full-pull",
+            )
         if imaged:
             self.tell("note", "image of the subject")
-            layout, reference_name = apart(_image, self.space, self.what.image_extra_bytes, ledger=self.ledger)
-        return Subject(model_dir=model, image_layout=layout, image_reference=reference_name, preset=self.what.preset,
-                       device=device), tokens
+            layout, reference_name = apart(
+                _image, self.space, self.what.image_extra_bytes, ledger=self.ledger
+            )
+        return (
+            Subject(
+                model_dir=model,
+                image_layout=layout,
+                image_reference=reference_name,
+                preset=self.what.preset,
+                device=device,
+            ),
+            tokens,
+        )
 
     def _serve(self, subject: Subject) -> Subject:
-        """Publish what a fresh node finds at the other end of the link, and serve it from processes of their own."""
+        """Publish what a fresh node finds at the other end of the link, and serve it from processes
+        of their own."""
         if self.what.scenario != "fresh-node":
             return subject
         if self.what.store:
@@ -224,32 +379,66 @@ class _Conduct:
         from labkit.net.serving import serving
         from labkit.objects.publish import publish_model
 
-        roots = {kind: self.ends.enter_context(scratch(f"{kind}-", self.space.artifacts)) for kind in ("registry", "store")}
+        roots = {
+            kind: self.ends.enter_context(scratch(f"{kind}-", self.space.artifacts))
+            for kind in ("registry", "store")
+        }
         self.roots = tuple(roots.values())
         if subject.image_layout:
             publish_image(roots["registry"], subject.image_layout, subject.image_reference)
         for made in self.artifacts.values():
             for artifact in made.values():
                 if "model_key" in artifact.facts and not self.what.store:
-                    publish_model(roots["store"], Path(artifact.paths["model_dir"]), artifact.facts["model_key"])
+                    publish_model(
+                        roots["store"],
+                        Path(artifact.paths["model_dir"]),
+                        artifact.facts["model_key"],
+                    )
                 publish = getattr(_technique(artifact.technique), "publish", None)
                 if publish:
                     publish(artifact, subject, roots)
         # One server for both, as the node has one link: two would carry twice its rate.
-        self.served = self.ends.enter_context(serving("store", roots["store"], link=self.what.link, ledger=self.ledger,
-                                                      options=("--with-registry", str(roots["registry"]))))
-        return replace(subject, registry=self.served.url, bucket=self.served.url, store=self.what.store)
+        self.served = self.ends.enter_context(
+            serving(
+                "store",
+                roots["store"],
+                link=self.what.link,
+                ledger=self.ledger,
+                options=("--with-registry", str(roots["registry"])),
+            )
+        )
+        return replace(
+            subject, registry=self.served.url, bucket=self.served.url, store=self.what.store
+        )
 
     def _refuse_store(self, stack: Stack) -> None:
         """Raises BadInput for what means nothing with weights from a bucket outside of the lab."""
-        image, snapshot, store = stack.layers.get("image", ""), stack.layers.get("snapshot", ""), self.what.store
+        image, snapshot, store = (
+            stack.layers.get("image", ""),
+            stack.layers.get("snapshot", ""),
+            self.what.store,
+        )
         if self.what.scenario != "fresh-node":
-            raise BadInput(f"nothing comes from {store}", why=f"on a {self.what.scenario} all is on the node's disk", fix="--scenario fresh-node")
+            raise BadInput(
+                f"nothing comes from {store}",
+                why=f"on a {self.what.scenario} all is on the node's disk",
+                fix="--scenario fresh-node",
+            )
         if parse_link(self.what.link).shaped:
-            raise BadInput(f"an emulated link in front of {store}", why="only the lab's own stores emulate one; a real bucket has its own", fix="leave --link out")
+            raise BadInput(
+                f"an emulated link in front of {store}",
+                why="only the lab's own stores emulate one; a real bucket has its own",
+                fix="leave --link out",
+            )
         if snapshot or image.startswith("object-pull"):
-            raise BadInput(f"{snapshot or image} cannot take its bytes from {store}", why="what an image or a snapshot moved is counted by the lab's own stores",
-                           fix="another image technique and no snapshot; labkit image push --to and labkit snapshot push move the bytes alone")
+            raise BadInput(
+                f"{snapshot or image} cannot take its bytes from {store}",
+                why="what an image or a snapshot moved is counted by the lab's own stores",
+                fix=(
+                    "another image technique and no snapshot; labkit image push --to and labkit"
+                    " snapshot push move the bytes alone"
+                ),
+            )
 
     def _upload(self) -> None:
         """Every checkpoint in its loader's format into the bucket outside of the lab, once."""
@@ -258,27 +447,44 @@ class _Conduct:
         for made in self.artifacts.values():
             for artifact in made.values():
                 if "model_key" in artifact.facts:
-                    self.tell("note", f"uploading {artifact.facts['model_key']} to {self.what.store}")
-                    upload_model(self.what.store, artifact.paths["model_dir"], artifact.facts["model_key"])
+                    self.tell(
+                        "note", f"uploading {artifact.facts['model_key']} to {self.what.store}"
+                    )
+                    upload_model(
+                        self.what.store, artifact.paths["model_dir"], artifact.facts["model_key"]
+                    )
 
     def relink(self, link: str, plans: dict[str, LaunchPlan]) -> None:
         """Another emulated link for the trials to come."""
         if self.served is None:
-            raise BadInput("no link to change", why=f"on a {self.what.scenario} nothing comes over one", fix="--scenario fresh-node")
+            raise BadInput(
+                "no link to change",
+                why=f"on a {self.what.scenario} nothing comes over one",
+                fix="--scenario fresh-node",
+            )
         self.served.set_link(link)
         plans.update({name: replace(plan, link=link) for name, plan in plans.items()})
 
     def _plan(self, stack: Stack, subject: Subject, tokens: tuple[int, ...]) -> LaunchPlan:
-        return compose(stack, self.artifacts[stack.name], scenario=self.what.scenario, link=self.what.link, subject=subject,
-                       request={"prompt": PROMPT, "max_tokens": self.what.max_tokens}, expected_tokens=tokens,
-                       timeout_s=self.what.timeout_s, server_args=self.what.server_args)
+        return compose(
+            stack,
+            self.artifacts[stack.name],
+            scenario=self.what.scenario,
+            link=self.what.link,
+            subject=subject,
+            request={"prompt": PROMPT, "max_tokens": self.what.max_tokens},
+            expected_tokens=tokens,
+            timeout_s=self.what.timeout_s,
+            server_args=self.what.server_args,
+        )
 
     def _blocks(self, run: records.Run, plans: dict[str, LaunchPlan]) -> records.Run:
         order = random.Random(self.what.seed)
         done = {(t.arm, t.block) for t in run.trials if t.outcome != "interrupted"}
         for block in range(self.what.blocks):
             if self.roots:
-                cold.warm(self.roots)  # the stores stand for other machines: their disks are not what is measured
+                # the stores stand for other machines: their disks are not what is measured
+                cold.warm(self.roots)
             arms = list(self.what.stacks)
             order.shuffle(arms)
             for position, stack in enumerate(arms):
@@ -296,21 +502,51 @@ class _Conduct:
                 self.tell("trial_done", trial)
         return run
 
-    def _one(self, stack: Stack, plans: dict[str, LaunchPlan], block: int, position: int, rates: dict[str, Any]) -> records.Trial:
+    def _one(
+        self,
+        stack: Stack,
+        plans: dict[str, LaunchPlan],
+        block: int,
+        position: int,
+        rates: dict[str, Any],
+    ) -> records.Trial:
         if stack.name in self.missing:
             outcome = "crashed" if stack.name in self.unmade else "unavailable"
-            return records.Trial(stack.name, block, position, outcome=outcome, error=self.missing[stack.name].as_json())
+            return records.Trial(
+                stack.name,
+                block,
+                position,
+                outcome=outcome,
+                error=self.missing[stack.name].as_json(),
+            )
         plan = plans[stack.name]
-        trial = run_trial(plan, arm=stack.name, workspace=self.space, ledger=self.ledger, block=block, order=position,
-                          judge=lambda seen: judge(stack, seen), instrument=self.what.instrument,
-                          on_phase=(lambda name, s: self.tell("phase", name, s)) if self.progress else None,
-                          at_t0=self.what.at_t0, port=self.what.port)
-        return replace(trial, floors=floor.phase_floors(plan.floors_bytes, rates, parse_link(plan.link), plan.scenario))
+        trial = run_trial(
+            plan,
+            arm=stack.name,
+            workspace=self.space,
+            ledger=self.ledger,
+            block=block,
+            order=position,
+            judge=lambda seen: judge(stack, seen),
+            instrument=self.what.instrument,
+            on_phase=(lambda name, s: self.tell("phase", name, s)) if self.progress else None,
+            at_t0=self.what.at_t0,
+            port=self.what.port,
+        )
+        return replace(
+            trial,
+            floors=floor.phase_floors(
+                plan.floors_bytes, rates, parse_link(plan.link), plan.scenario
+            ),
+        )
 
 
-def _model_and_answer(model_dir: str, space: Workspace, preset: str, max_tokens: int, device: str = "cpu") -> tuple[Path, dict[str, Any]]:
-    """The checkpoint, and what it answers: computed once, by the reference, off the clock, on the kind of device that the servers
-    run on – elsewhere sums round differently. A device that cannot compute it (no room, no driver) leaves it to the CPU, and says so."""
+def _model_and_answer(
+    model_dir: str, space: Workspace, preset: str, max_tokens: int, device: str = "cpu"
+) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint, and what it answers: computed once, by the reference, off the clock, on the
+    kind of device that the servers run on – elsewhere sums round differently. A device that cannot
+    compute it (no room, no driver) leaves it to the CPU, and says so."""
     from labkit.subject import checkpoint, reference
 
     model = Path(model_dir) if model_dir else checkpoint.ensure(space, preset)
@@ -320,7 +556,10 @@ def _model_and_answer(model_dir: str, space: Workspace, preset: str, max_tokens:
         if device == "cpu":
             raise
         answer = reference.reference(model, PROMPT, max_tokens, workspace=space)
-        return model, {**answer, "note": f"computed on the CPU, as {device} could not: {error.what}"[:300]}
+        return model, {
+            **answer,
+            "note": f"computed on the CPU, as {device} could not: {error.what}"[:300],
+        }
 
 
 def _image(space: Workspace, extra_bytes: int) -> tuple[Path, str]:

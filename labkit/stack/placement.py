@@ -1,14 +1,16 @@
-"""Which device the servers of a run are on: the GPU where there is one that this torch can use, the CPU elsewhere – and why.
+"""Which device the servers of a run are on: the GPU where there is one that this torch can use, the
+CPU elsewhere – and why.
 
-    place(stacks).device                   # "cuda" on a GPU host with a CUDA build of torch, else "cpu"
+    place(stacks).device                   # "cuda" on a GPU host with a CUDA build of torch, else
+        "cpu"
     place(stacks, told="cpu").why          # "asked for"
 
-All arms of a run are on one device: a snapshot is of a server on the CPU, so the arms beside it are there too. LABKIT_DEVICE says
-it for every run of a process, as `labkit report --device` does for the notebooks. The choice and its reason are in the record,
-`experiment.placement`; the device itself is a condition of the run (labkit.core.question), so records of different devices are
-never compared. Limit: it is chosen from what is installed, without a context; a GPU that does not work fails its trials.
-Lesson: notebooks/06_gpu_init.
-"""
+All arms of a run are on one device: a snapshot is of a server on the CPU, so the arms beside it are
+there too. LABKIT_DEVICE says it for every run of a process, as `labkit report --device` does for
+the notebooks. The choice and its reason are in the record, `experiment.placement`; the device
+itself is a condition of the run (labkit.core.question), so records of different devices are never
+compared. Limit: it is chosen from what is installed, without a context; a GPU that does not work
+fails its trials. Lesson: notebooks/06_gpu_init."""
 
 from __future__ import annotations
 
@@ -45,21 +47,31 @@ class Placement:
 
 
 def place(stacks: Iterable[Stack], told: str = "", server_args: Sequence[str] = ()) -> Placement:
-    """The device of a run's servers. `told` or a --device among `server_args` decides; else LABKIT_DEVICE; else what is here.
+    """The device of a run's servers. `told` or a --device among `server_args` decides; else
+    LABKIT_DEVICE; else what is here.
 
-    Raises BadInput for a device that is none, and for cuda beside an arm whose server cannot be on it."""
+    Raises BadInput for a device that is none, and for cuda beside an arm whose server cannot be on
+    it."""
     asked = told_device(server_args) if "--device" in server_args else told
     source = "asked for" if asked else f"{ENV} says so"
     wanted = asked or os.environ.get(ENV, "")
     if wanted and wanted.partition(":")[0] not in DEVICES:
-        raise BadInput(f"no device {wanted[:40]!r}", why="" if asked else f"{ENV} names it", fix="cpu, cuda or cuda:N")
+        raise BadInput(
+            f"no device {wanted[:40]!r}",
+            why="" if asked else f"{ENV} names it",
+            fix="cpu, cuda or cuda:N",
+        )
     gpus = host.gpus()
     name = str(gpus[0]["name"]) if gpus else ""
     dumped = next((s.layers["snapshot"] for s in stacks if s.layers.get("snapshot")), "")
     if wanted == "cpu":
         return Placement("cpu", source, chosen=False)
     if dumped and asked:
-        raise BadInput(f"{dumped} on {asked}", why=f"{OF_THE_CPU}, and arms on two devices are not compared", fix="--device cpu, or the other arms alone")
+        raise BadInput(
+            f"{dumped} on {asked}",
+            why=f"{OF_THE_CPU}, and arms on two devices are not compared",
+            fix="--device cpu, or the other arms alone",
+        )
     if dumped and (wanted or gpus):
         return Placement("cpu", f"{dumped}: {OF_THE_CPU}, and all arms of a run are on one device")
     if wanted:
@@ -76,4 +88,6 @@ def place(stacks: Iterable[Stack], told: str = "", server_args: Sequence[str] = 
 
 def not_on(device: str, layer: str) -> str:
     """Why techniques of a layer are no candidates on a device, or ""."""
-    return f"{OF_THE_CPU} (--device cpu)" if device.startswith("cuda") and layer == "snapshot" else ""
+    return (
+        f"{OF_THE_CPU} (--device cpu)" if device.startswith("cuda") and layer == "snapshot" else ""
+    )

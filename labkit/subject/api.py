@@ -1,7 +1,10 @@
-"""OpenAI's completions, in and out, as data: what a request asks for, what an answer looks like. No sockets here.
+"""OpenAI's completions, in and out, as data: what a request asks for, what an answer looks like. No
+sockets here.
 
-    request = parse(body, vocabulary=4096)      # raises Refused(400, …) for anything a client got wrong
-    chunk(request, "hello", [17])               # one SSE event; `token_ids` beside the text, so that tokens can be checked
+    request = parse(body, vocabulary=4096)      # raises Refused(400, …) for anything a client got
+        wrong
+    chunk(request, "hello", [17])               # one SSE event; `token_ids` beside the text, so
+        that tokens can be checked
 
 Lesson: notebooks/01_anatomy.
 """
@@ -24,7 +27,14 @@ class Refused(Exception):
 
     def body(self) -> dict[str, Any]:
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.status}}
+        return {
+            "error": {
+                "message": self.message,
+                "type": kind,
+                "param": self.param,
+                "code": self.status,
+            }
+        }
 
 
 @dataclass(frozen=True)
@@ -60,10 +70,17 @@ def parse(raw: bytes, vocabulary: int) -> Completion:
     options = doc.get("stream_options")
     if options is not None and not isinstance(options, dict):
         raise Refused(400, "stream_options must be an object", "stream_options")
-    return Completion(prompt=_prompt(doc["prompt"], vocabulary), max_tokens=_whole(doc, "max_tokens", 16, 1, 1_000_000),
-                      temperature=_temperature(doc), stream=_yes(doc, "stream"), logprobs=doc.get("logprobs") not in (None, False),
-                      echo_usage=bool((options or {}).get("include_usage")), stop=_stop(doc.get("stop")), ignore_eos=_yes(doc, "ignore_eos"),
-                      model=str(doc.get("model") or "")[:200])
+    return Completion(
+        prompt=_prompt(doc["prompt"], vocabulary),
+        max_tokens=_whole(doc, "max_tokens", 16, 1, 1_000_000),
+        temperature=_temperature(doc),
+        stream=_yes(doc, "stream"),
+        logprobs=doc.get("logprobs") not in (None, False),
+        echo_usage=bool((options or {}).get("include_usage")),
+        stop=_stop(doc.get("stop")),
+        ignore_eos=_yes(doc, "ignore_eos"),
+        model=str(doc.get("model") or "")[:200],
+    )
 
 
 def _prompt(value: Any, vocabulary: int) -> str | tuple[int, ...]:
@@ -73,12 +90,20 @@ def _prompt(value: Any, vocabulary: int) -> str | tuple[int, ...]:
         if "\ud800" <= max(value, default="") and any("\ud800" <= c <= "\udfff" for c in value):
             raise Refused(400, "the prompt holds half of a surrogate pair", "prompt")
         return value
-    if isinstance(value, list) and value and all(isinstance(t, int) and not isinstance(t, bool) for t in value):
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(t, int) and not isinstance(t, bool) for t in value)
+    ):
         outside = next((t for t in value if not 0 <= t < vocabulary), None)
         if outside is not None:
-            raise Refused(400, f"token id {outside} is not in the vocabulary of {vocabulary}", "prompt")
+            raise Refused(
+                400, f"token id {outside} is not in the vocabulary of {vocabulary}", "prompt"
+            )
         return tuple(value)
-    raise Refused(400, "prompt must be a string or a list of token ids (one prompt a request)", "prompt")
+    raise Refused(
+        400, "prompt must be a string or a list of token ids (one prompt a request)", "prompt"
+    )
 
 
 def _whole(doc: dict[str, Any], key: str, default: int, low: int, high: int) -> int:
@@ -108,19 +133,49 @@ def _yes(doc: dict[str, Any], key: str) -> bool:
 
 def _stop(value: Any) -> tuple[str, ...]:
     found = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(found, list) or len(found) > 4 or not all(isinstance(s, str) and s for s in found):
+    if (
+        not isinstance(found, list)
+        or len(found) > 4
+        or not all(isinstance(s, str) and s for s in found)
+    ):
         raise Refused(400, "stop must be a string or up to four of them", "stop")
     return tuple(found)
 
 
-def chunk(request: Completion, model: str, text: str, ids: Sequence[int], logprobs: Sequence[float] = (), finish: str | None = None,
-          usage: dict[str, int] | None = None) -> dict[str, Any]:
+def chunk(
+    request: Completion,
+    model: str,
+    text: str,
+    ids: Sequence[int],
+    logprobs: Sequence[float] = (),
+    finish: str | None = None,
+    usage: dict[str, int] | None = None,
+) -> dict[str, Any]:
     """One `text_completion` object: an SSE event, or the whole answer."""
-    choice: dict[str, Any] = {"index": 0, "text": text, "token_ids": list(ids), "finish_reason": finish,
-                              "logprobs": {"token_logprobs": list(logprobs), "tokens": [str(i) for i in ids]} if request.logprobs else None}
-    made = {"id": request.id, "object": "text_completion", "created": request.created, "model": model, "choices": [choice]}
+    choice: dict[str, Any] = {
+        "index": 0,
+        "text": text,
+        "token_ids": list(ids),
+        "finish_reason": finish,
+        "logprobs": (
+            {"token_logprobs": list(logprobs), "tokens": [str(i) for i in ids]}
+            if request.logprobs
+            else None
+        ),
+    }
+    made = {
+        "id": request.id,
+        "object": "text_completion",
+        "created": request.created,
+        "model": model,
+        "choices": [choice],
+    }
     return {**made, "usage": usage} if usage else made
 
 
 def usage(prompt: int, completion: int) -> dict[str, int]:
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }

@@ -1,11 +1,15 @@
-"""`config.json` of a Llama-family model, read strictly: a shape the server cannot reproduce is refused, never approximated.
+"""`config.json` of a Llama-family model, read strictly: a shape the server cannot reproduce is
+refused, never approximated.
 
-Reads the public files of Llama 2/3, Mistral without a window, TinyLlama, Qwen2/2.5 and alike, in both spellings of the
-rotary settings (`rope_theta` + `rope_scaling`, and the newer `rope_parameters`). The config is hostile input: any field
-may be missing, of another type or absurdly large.
+Reads the public files of Llama 2/3, Mistral without a window, TinyLlama, Qwen2/2.5 and alike, in
+both spellings of the rotary settings (`rope_theta` + `rope_scaling`, and the newer
+`rope_parameters`). The config is hostile input: any field may be missing, of another type or
+absurdly large.
 
-    config = LlamaConfig.from_dir("DIR")        # or LlamaConfig.from_json(doc, "where it came from")
-    config.shapes()["model.layers.0.self_attn.k_proj.weight"]   # (1024, 4096), without building anything
+    config = LlamaConfig.from_dir("DIR")        # or LlamaConfig.from_json(doc, "where it came
+        from")
+    config.shapes()["model.layers.0.self_attn.k_proj.weight"]   # (1024, 4096), without building
+        anything
 
 Lesson: notebooks/04_model_formats.
 """
@@ -22,13 +26,22 @@ from labkit.errors import BadInput
 
 FAMILIES = ("llama", "qwen2", "mistral")
 #: Above any model there is; what exceeds it is a damaged file, not a model.
-LIMITS = {"vocab_size": 4_000_000, "hidden_size": 262_144, "intermediate_size": 2_097_152, "num_hidden_layers": 2048,
-          "num_attention_heads": 4096, "num_key_value_heads": 4096, "head_dim": 16_384, "max_position_embeddings": 2**31}
+LIMITS = {
+    "vocab_size": 4_000_000,
+    "hidden_size": 262_144,
+    "intermediate_size": 2_097_152,
+    "num_hidden_layers": 2048,
+    "num_attention_heads": 4096,
+    "num_key_value_heads": 4096,
+    "head_dim": 16_384,
+    "max_position_embeddings": 2**31,
+}
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary settings. `kind`: default, linear (all frequencies ÷ factor) or llama3 (only the long wavelengths)."""
+    """Rotary settings. `kind`: default, linear (all frequencies ÷ factor) or llama3 (only the long
+    wavelengths)."""
 
     theta: float = 10_000.0
     kind: str = "default"
@@ -63,18 +76,24 @@ class LlamaConfig:
 
     @staticmethod
     def from_dir(directory: str | PathLike[str]) -> LlamaConfig:
-        """From a local model directory or a URL (http(s)://…, s3://bucket/prefix). Raises BadInput."""
+        """From a local model directory or a URL (http(s)://…, s3://bucket/prefix). Raises
+        BadInput."""
         from labkit.subject.source import read_small
 
-        return LlamaConfig.from_bytes(read_small(directory, "config.json"), f"{directory}/config.json")
+        return LlamaConfig.from_bytes(
+            read_small(directory, "config.json"), f"{directory}/config.json"
+        )
 
     @staticmethod
     def from_bytes(raw: bytes, where: str = "config.json") -> LlamaConfig:
         try:
             doc = json.loads(raw)
         except (ValueError, RecursionError) as error:
-            raise BadInput(f"{where}: not JSON ({str(error)[:120]})", why="the model's shape is unknown without it",
-                           fix="fetch config.json again from where the model came") from None
+            raise BadInput(
+                f"{where}: not JSON ({str(error)[:120]})",
+                why="the model's shape is unknown without it",
+                fix="fetch config.json again from where the model came",
+            ) from None
         return LlamaConfig.from_json(doc, where)
 
     @staticmethod
@@ -83,51 +102,125 @@ class LlamaConfig:
             raise _bad(where, f"a JSON {type(doc).__name__} where an object belongs")
         family = doc.get("model_type", "llama")
         if family not in FAMILIES:
-            raise _bad(where, f"model_type {family!r:.80}", "the reference server knows " + ", ".join(FAMILIES),
-                       "use a model of these families, or your own server: labkit run --command …")
+            raise _bad(
+                where,
+                f"model_type {family!r:.80}",
+                "the reference server knows " + ", ".join(FAMILIES),
+                "use a model of these families, or your own server: labkit run --command …",
+            )
         if doc.get("hidden_act", "silu") not in ("silu", "swish"):
-            raise _bad(where, f"hidden_act {doc.get('hidden_act')!r:.80}", "the reference server computes SwiGLU only")
+            raise _bad(
+                where,
+                f"hidden_act {doc.get('hidden_act')!r:.80}",
+                "the reference server computes SwiGLU only",
+            )
         if (doc.get("use_sliding_window") or family == "mistral") and doc.get("sliding_window"):
-            raise _bad(where, f"sliding_window {doc['sliding_window']!r:.40}", "the reference server attends to everything: tokens would differ past the window")
+            raise _bad(
+                where,
+                f"sliding_window {doc['sliding_window']!r:.40}",
+                "the reference server attends to everything: tokens would differ past the window",
+            )
         if doc.get("quantization_config"):
-            raise _bad(where, "quantization_config is set", "quantised tensors need the kernels of their own library", "use the unquantised model")
-        size = {k: _count(doc, k, where) for k in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")}
+            raise _bad(
+                where,
+                "quantization_config is set",
+                "quantised tensors need the kernels of their own library",
+                "use the unquantised model",
+            )
+        size = {
+            k: _count(doc, k, where)
+            for k in (
+                "vocab_size",
+                "hidden_size",
+                "intermediate_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+            )
+        }
         heads = size["num_attention_heads"]
         kv_heads = _count(doc, "num_key_value_heads", where, default=heads)
         if heads % kv_heads:
-            raise _bad(where, f"{heads} attention heads are not a multiple of {kv_heads} key/value heads")
+            raise _bad(
+                where, f"{heads} attention heads are not a multiple of {kv_heads} key/value heads"
+            )
         if doc.get("head_dim") is None and size["hidden_size"] % heads:
-            raise _bad(where, f"hidden_size {size['hidden_size']} is not a multiple of {heads} heads and there is no head_dim")
+            raise _bad(
+                where,
+                f"hidden_size {size['hidden_size']} is not a multiple of {heads} heads and there is"
+                " no head_dim",
+            )
         head_dim = _count(doc, "head_dim", where, default=size["hidden_size"] // heads)
         if head_dim % 2:
             raise _bad(where, f"head_dim {head_dim} is odd", "rotary embedding turns pairs")
         max_position = _count(doc, "max_position_embeddings", where, default=2048)
         bias = _flag(doc, "attention_bias", where, family == "qwen2")
         return LlamaConfig(
-            **size, num_key_value_heads=kv_heads, head_dim=head_dim, max_position_embeddings=max_position,
-            rms_norm_eps=_real(doc, "rms_norm_eps", where, 1e-6, 0.0, 1.0), rope=_rope(doc, where, max_position),
+            **size,
+            num_key_value_heads=kv_heads,
+            head_dim=head_dim,
+            max_position_embeddings=max_position,
+            rms_norm_eps=_real(doc, "rms_norm_eps", where, 1e-6, 0.0, 1.0),
+            rope=_rope(doc, where, max_position),
             tie_word_embeddings=_flag(doc, "tie_word_embeddings", where, False),
-            qkv_bias=True if family == "qwen2" else bias, o_bias=False if family == "qwen2" else bias,
-            mlp_bias=_flag(doc, "mlp_bias", where, False), family=family, dtype=_dtype(doc),
-            bos_token_id=_ids(doc.get("bos_token_id"))[0] if _ids(doc.get("bos_token_id")) else None,
-            eos_token_ids=_ids(doc.get("eos_token_id")))
+            qkv_bias=True if family == "qwen2" else bias,
+            o_bias=False if family == "qwen2" else bias,
+            mlp_bias=_flag(doc, "mlp_bias", where, False),
+            family=family,
+            dtype=_dtype(doc),
+            bos_token_id=(
+                _ids(doc.get("bos_token_id"))[0] if _ids(doc.get("bos_token_id")) else None
+            ),
+            eos_token_ids=_ids(doc.get("eos_token_id")),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The public spelling (`rope_theta` + `rope_scaling`), which old and new readers take."""
         r = self.rope
-        scaling = {"default": None, "linear": {"rope_type": "linear", "factor": r.factor},
-                   "llama3": {"rope_type": "llama3", "factor": r.factor, "low_freq_factor": r.low_freq_factor,
-                              "high_freq_factor": r.high_freq_factor, "original_max_position_embeddings": r.original_max_position}}[r.kind]
-        classes = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "mistral": "MistralForCausalLM"}
-        doc = {"architectures": [classes[self.family]], "model_type": self.family, "hidden_act": "silu",
-               "vocab_size": self.vocab_size, "hidden_size": self.hidden_size, "intermediate_size": self.intermediate_size,
-               "num_hidden_layers": self.num_hidden_layers, "num_attention_heads": self.num_attention_heads,
-               "num_key_value_heads": self.num_key_value_heads, "head_dim": self.head_dim,
-               "max_position_embeddings": self.max_position_embeddings, "rms_norm_eps": self.rms_norm_eps,
-               "rope_theta": r.theta, "rope_scaling": scaling, "tie_word_embeddings": self.tie_word_embeddings,
-               "attention_bias": self.o_bias, "mlp_bias": self.mlp_bias, "attention_dropout": 0.0, "initializer_range": 0.02,
-               "use_cache": True, "torch_dtype": self.dtype, "bos_token_id": self.bos_token_id,
-               "eos_token_id": self.eos_token_ids[0] if len(self.eos_token_ids) == 1 else list(self.eos_token_ids) or None}
+        scaling = {
+            "default": None,
+            "linear": {"rope_type": "linear", "factor": r.factor},
+            "llama3": {
+                "rope_type": "llama3",
+                "factor": r.factor,
+                "low_freq_factor": r.low_freq_factor,
+                "high_freq_factor": r.high_freq_factor,
+                "original_max_position_embeddings": r.original_max_position,
+            },
+        }[r.kind]
+        classes = {
+            "llama": "LlamaForCausalLM",
+            "qwen2": "Qwen2ForCausalLM",
+            "mistral": "MistralForCausalLM",
+        }
+        doc = {
+            "architectures": [classes[self.family]],
+            "model_type": self.family,
+            "hidden_act": "silu",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "head_dim": self.head_dim,
+            "max_position_embeddings": self.max_position_embeddings,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_theta": r.theta,
+            "rope_scaling": scaling,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "attention_bias": self.o_bias,
+            "mlp_bias": self.mlp_bias,
+            "attention_dropout": 0.0,
+            "initializer_range": 0.02,
+            "use_cache": True,
+            "torch_dtype": self.dtype,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": (
+                self.eos_token_ids[0]
+                if len(self.eos_token_ids) == 1
+                else list(self.eos_token_ids) or None
+            ),
+        }
         if self.family == "qwen2":
             doc["use_sliding_window"] = False
         if self.family == "mistral":
@@ -135,17 +228,23 @@ class LlamaConfig:
         return doc
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor of the checkpoint under its public name, in the order in which the model uses them."""
+        """Every tensor of the checkpoint under its public name, in the order in which the model
+        uses them."""
         width, inner = self.hidden_size, self.intermediate_size
         q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         made: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, width)}
         for i in range(self.num_hidden_layers):
             at = f"model.layers.{i}."
             made[at + "input_layernorm.weight"] = (width,)
-            for name, rows, columns, bias in (("self_attn.q_proj", q, width, self.qkv_bias), ("self_attn.k_proj", kv, width, self.qkv_bias),
-                                              ("self_attn.v_proj", kv, width, self.qkv_bias), ("self_attn.o_proj", width, q, self.o_bias),
-                                              ("mlp.gate_proj", inner, width, self.mlp_bias), ("mlp.up_proj", inner, width, self.mlp_bias),
-                                              ("mlp.down_proj", width, inner, self.mlp_bias)):
+            for name, rows, columns, bias in (
+                ("self_attn.q_proj", q, width, self.qkv_bias),
+                ("self_attn.k_proj", kv, width, self.qkv_bias),
+                ("self_attn.v_proj", kv, width, self.qkv_bias),
+                ("self_attn.o_proj", width, q, self.o_bias),
+                ("mlp.gate_proj", inner, width, self.mlp_bias),
+                ("mlp.up_proj", inner, width, self.mlp_bias),
+                ("mlp.down_proj", width, inner, self.mlp_bias),
+            ):
                 if name == "mlp.gate_proj":
                     made[at + "post_attention_layernorm.weight"] = (width,)
                 made[f"{at}{name}.weight"] = (rows, columns)
@@ -161,7 +260,12 @@ class LlamaConfig:
         return sum(math.prod(s) for s in self.shapes().values())
 
 
-def _bad(where: str, what: str, why: str = "the model cannot be built from it", fix: str = "compare config.json with its source") -> BadInput:
+def _bad(
+    where: str,
+    what: str,
+    why: str = "the model cannot be built from it",
+    fix: str = "compare config.json with its source",
+) -> BadInput:
     return BadInput(f"{where}: {what}", why, fix)
 
 
@@ -170,16 +274,24 @@ def _count(doc: dict[str, Any], key: str, where: str, default: int | None = None
     if value is None and default is not None:
         return default
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LIMITS[key]:
-        raise _bad(where, f"{key} is {'missing' if key not in doc else repr(value)[:80]}, expected an integer from 1 to {LIMITS[key]}")
+        raise _bad(
+            where,
+            f"{key} is {'missing' if key not in doc else repr(value)[:80]}, expected an integer"
+            f" from 1 to {LIMITS[key]}",
+        )
     return value
 
 
-def _real(doc: dict[str, Any], key: str, where: str, default: float, low: float, high: float) -> float:
+def _real(
+    doc: dict[str, Any], key: str, where: str, default: float, low: float, high: float
+) -> float:
     value = doc.get(key)
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value <= high:
-        raise _bad(where, f"{key} is {value!r:.80}, expected a number above {low:g}, at most {high:g}")
+        raise _bad(
+            where, f"{key} is {value!r:.80}, expected a number above {low:g}, at most {high:g}"
+        )
     return float(value)
 
 
@@ -208,14 +320,35 @@ def _rope(doc: dict[str, Any], where: str, max_position: int) -> Rope:
         if value is not None and not isinstance(value, dict):
             raise _bad(where, f"{key} is a {type(value).__name__}, expected an object")
     settings = {**(old or {}), **(new or {})}
-    theta = _real({**doc, **({"rope_theta": settings["rope_theta"]} if settings.get("rope_theta") is not None else {})}, "rope_theta", where, 10_000.0, 0.0, 1e12)
+    theta = _real(
+        {
+            **doc,
+            **(
+                {"rope_theta": settings["rope_theta"]}
+                if settings.get("rope_theta") is not None
+                else {}
+            ),
+        },
+        "rope_theta",
+        where,
+        10_000.0,
+        0.0,
+        1e12,
+    )
     kind = settings.get("rope_type") or settings.get("type") or "default"
-    if settings.get("partial_rotary_factor") not in (None, 1, 1.0) or doc.get("partial_rotary_factor") not in (None, 1, 1.0):
+    if settings.get("partial_rotary_factor") not in (None, 1, 1.0) or doc.get(
+        "partial_rotary_factor"
+    ) not in (None, 1, 1.0):
         raise _bad(where, "partial_rotary_factor is set", "the reference server turns whole heads")
     if kind == "default":
         return Rope(theta)
     if kind not in ("linear", "llama3"):
-        raise _bad(where, f"rope type {kind!r:.80}", "the reference server knows default, linear and llama3; another would shift every position")
+        raise _bad(
+            where,
+            f"rope type {kind!r:.80}",
+            "the reference server knows default, linear and llama3; another would shift every"
+            " position",
+        )
     factor = _real(settings, "factor", where, 0.0, 0.0, 1e6)
     if not factor:
         raise _bad(where, f"rope type {kind} without a factor")

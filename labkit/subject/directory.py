@@ -1,12 +1,13 @@
-"""A public model directory as data: which tensor lies where, checked against the config before a byte of weights moves.
+"""A public model directory as data: which tensor lies where, checked against the config before a
+byte of weights moves.
 
     where = open_directory(DIR)      # reads config, index and headers only
     where.tensors["model.norm.weight"]   # Stored(file, dtype, shape, start, end)
 
-Single or sharded safetensors, or `pytorch_model*.bin` with an index. Headers are hostile input: a length that lies, an
-offset out of range, overlaps, wrong types, a tensor that the config does not expect – each is one BadInput naming file,
-tensor and fix, in bounded memory. Lesson: notebooks/04_model_formats.
-"""
+Single or sharded safetensors, or `pytorch_model*.bin` with an index. Headers are hostile input: a
+length that lies, an offset out of range, overlaps, wrong types, a tensor that the config does not
+expect – each is one BadInput naming file, tensor and fix, in bounded memory. Lesson:
+notebooks/04_model_formats."""
 
 from __future__ import annotations
 
@@ -24,8 +25,23 @@ from labkit.subject.config import LlamaConfig
 from labkit.subject.source import read_small
 
 HEADER_LIMIT_BYTES = 100_000_000  # as the safetensors format says
-ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
-              "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8}
+ITEM_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "U16": 2,
+    "U32": 4,
+    "U64": 8,
+}
 
 
 @dataclass(frozen=True)
@@ -51,20 +67,29 @@ class Directory:
     placed: Mapping[str, str]  # tensor -> file name, from the index (empty without one)
 
 
-def _refuse(file: Path | str, what: str, why: str = "nothing was loaded from it",
-            fix: str = "labkit model verify DIR, then fetch this file again") -> BadInput:
+def _refuse(
+    file: Path | str,
+    what: str,
+    why: str = "nothing was loaded from it",
+    fix: str = "labkit model verify DIR, then fetch this file again",
+) -> BadInput:
     return BadInput(f"{file}: {what}", why, fix)
 
 
 def parse_header(raw: bytes, file: Path | str, file_bytes: int) -> dict[str, Stored]:
-    """The tensors of a safetensors file from its first bytes (8 + header). Raises BadInput for anything out of order."""
+    """The tensors of a safetensors file from its first bytes (8 + header). Raises BadInput for
+    anything out of order."""
     if len(raw) < 8:
         raise _refuse(file, f"{file_bytes} bytes are too few for a safetensors file")
     length = struct.unpack_from("<Q", raw)[0]
     if length > HEADER_LIMIT_BYTES or 8 + length > file_bytes:
-        raise _refuse(file, f"the header says it is {length} bytes long, the file has {file_bytes}", "a truncated or forged file; nothing was loaded from it")
+        raise _refuse(
+            file,
+            f"the header says it is {length} bytes long, the file has {file_bytes}",
+            "a truncated or forged file; nothing was loaded from it",
+        )
     try:
-        doc = json.loads(raw[8:8 + length])
+        doc = json.loads(raw[8 : 8 + length])
     except (ValueError, RecursionError) as error:
         raise _refuse(file, f"the header is not JSON ({str(error)[:80]})") from None
     if not isinstance(doc, dict):
@@ -76,32 +101,73 @@ def parse_header(raw: bytes, file: Path | str, file_bytes: int) -> dict[str, Sto
     reached = base
     for name, at in sorted(found.items(), key=lambda item: (item[1].start, item[1].end)):
         if at.start < reached:
-            raise _refuse(file, f"tensor {name} begins inside the one before it (at {at.start}, before {reached})", "overlapping tensors are a forged file")
+            raise _refuse(
+                file,
+                f"tensor {name} begins inside the one before it (at {at.start}, before {reached})",
+                "overlapping tensors are a forged file",
+            )
         if at.start > reached:
-            raise _refuse(file, f"{at.start - reached} unexplained bytes before tensor {name}", "the format allows no holes: the file is damaged or forged")
+            raise _refuse(
+                file,
+                f"{at.start - reached} unexplained bytes before tensor {name}",
+                "the format allows no holes: the file is damaged or forged",
+            )
         reached = at.end
     if reached != file_bytes:
-        raise _refuse(file, f"{file_bytes - reached} unexplained bytes at the end", "the format allows no holes: the file is damaged or forged")
+        raise _refuse(
+            file,
+            f"{file_bytes - reached} unexplained bytes at the end",
+            "the format allows no holes: the file is damaged or forged",
+        )
     return found
 
 
 def _entry(name: str, entry: Any, file: Path | str, base: int, file_bytes: int) -> Stored:
-    shape, offsets, dtype = (entry.get(k) for k in ("shape", "data_offsets", "dtype")) if isinstance(entry, dict) else (None, None, None)
+    shape, offsets, dtype = (
+        (entry.get(k) for k in ("shape", "data_offsets", "dtype"))
+        if isinstance(entry, dict)
+        else (None, None, None)
+    )
 
     def counts(value: Any) -> bool:
-        return isinstance(value, list) and all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**63 for n in value)
+        return isinstance(value, list) and all(
+            isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**63 for n in value
+        )
 
-    if not counts(shape) or not counts(offsets) or len(offsets) != 2 or len(shape) > 16 or not isinstance(dtype, str):
-        raise _refuse(file, f"tensor {name!r:.120}: dtype, shape or data_offsets are missing or of a wrong type")
+    if (
+        not counts(shape)
+        or not counts(offsets)
+        or len(offsets) != 2
+        or len(shape) > 16
+        or not isinstance(dtype, str)
+    ):
+        raise _refuse(
+            file,
+            f"tensor {name!r:.120}: dtype, shape or data_offsets are missing or of a wrong type",
+        )
     if dtype not in ITEM_BYTES:
-        raise _refuse(file, f"tensor {name!r:.120}: dtype {dtype!r:.40} is unknown", "its size cannot be checked", "convert the model to a dtype of the format")
+        raise _refuse(
+            file,
+            f"tensor {name!r:.120}: dtype {dtype!r:.40} is unknown",
+            "its size cannot be checked",
+            "convert the model to a dtype of the format",
+        )
     start, end = base + offsets[0], base + offsets[1]
     if offsets[0] > offsets[1]:
         raise _refuse(file, f"tensor {name!r:.120}: its data ends before it begins")
     if end > file_bytes:
-        raise _refuse(file, f"tensor {name!r:.120} ends at byte {end}, the file at {file_bytes}", "the shard is truncated")
+        raise _refuse(
+            file,
+            f"tensor {name!r:.120} ends at byte {end}, the file at {file_bytes}",
+            "the shard is truncated",
+        )
     if math.prod(shape) * ITEM_BYTES[dtype] != end - start:
-        raise _refuse(file, f"tensor {name!r:.120}: {dtype} of shape {shape} is {math.prod(shape) * ITEM_BYTES[dtype]} bytes, {end - start} are stored"[:400])
+        raise _refuse(
+            file,
+            f"tensor {name!r:.120}: {dtype} of shape {shape} is {math.prod(shape) * ITEM_BYTES[dtype]} bytes, {end - start} are stored"[
+                :400
+            ],
+        )
     return Stored(Path(file), dtype, tuple(shape), start, end)
 
 
@@ -114,7 +180,12 @@ def read_header(file: Path) -> dict[str, Stored]:
             if len(raw) == 8:
                 raw += opened.read(min(struct.unpack("<Q", raw)[0], HEADER_LIMIT_BYTES, size))
     except OSError as error:
-        raise _refuse(file, str(error.strerror), "the shard cannot be read", "labkit model verify DIR tells which files are missing") from None
+        raise _refuse(
+            file,
+            str(error.strerror),
+            "the shard cannot be read",
+            "labkit model verify DIR tells which files are missing",
+        ) from None
     return parse_header(raw, file, size)
 
 
@@ -130,16 +201,32 @@ def read_index(path: Path, name: str) -> dict[str, str]:
     if not isinstance(found, dict) or not found:
         raise _refuse(file, "no weight_map", "the index tells which shard holds which tensor")
     for tensor, shard in found.items():
-        if not isinstance(shard, str) or not shard or PurePosixPath(shard).name != shard or "\0" in shard or shard in (".", ".."):
-            raise _refuse(file, f"tensor {tensor!r:.120} is said to be in {shard!r:.120}", "shards are files of the same directory; anything else is hostile")
+        if (
+            not isinstance(shard, str)
+            or not shard
+            or PurePosixPath(shard).name != shard
+            or "\0" in shard
+            or shard in (".", "..")
+        ):
+            raise _refuse(
+                file,
+                f"tensor {tensor!r:.120} is said to be in {shard!r:.120}",
+                "shards are files of the same directory; anything else is hostile",
+            )
     return found
 
 
-def open_directory(directory: str | os.PathLike[str], config: LlamaConfig | None = None) -> Directory:
-    """Read a model directory's config, index and headers, and check them against each other. Raises BadInput."""
+def open_directory(
+    directory: str | os.PathLike[str], config: LlamaConfig | None = None
+) -> Directory:
+    """Read a model directory's config, index and headers, and check them against each other. Raises
+    BadInput."""
     path = Path(directory)
     config = config or LlamaConfig.from_dir(path)
-    for stem, ending, fmt in (("model", "safetensors", "safetensors"), ("pytorch_model", "bin", "pickle")):
+    for stem, ending, fmt in (
+        ("model", "safetensors", "safetensors"),
+        ("pytorch_model", "bin", "pickle"),
+    ):
         single, index = path / f"{stem}.{ending}", f"{stem}.{ending}.index.json"
         if (path / index).exists():
             placed = read_index(path, index)
@@ -147,8 +234,13 @@ def open_directory(directory: str | os.PathLike[str], config: LlamaConfig | None
             missing = [f.name for f in files if not f.exists()]
             if missing:
                 lost = next(t for t, f in placed.items() if f == missing[0])
-                raise _refuse(path / missing[0], f"no such file; the index says it holds {lost}" + (f" (and {len(missing) - 1} more shards are missing)" if missing[1:] else ""),
-                              "the checkpoint is incomplete", "fetch the missing shard")
+                raise _refuse(
+                    path / missing[0],
+                    f"no such file; the index says it holds {lost}"
+                    + (f" (and {len(missing) - 1} more shards are missing)" if missing[1:] else ""),
+                    "the checkpoint is incomplete",
+                    "fetch the missing shard",
+                )
         elif single.exists():
             placed, files = {}, (single,)
         else:
@@ -159,31 +251,63 @@ def open_directory(directory: str | os.PathLike[str], config: LlamaConfig | None
                 tensors.update(read_header(file))
             for name, shard in placed.items():
                 if name not in tensors or tensors[name].file.name != shard:
-                    raise _refuse(path / shard, f"no tensor {name}, which the index says is here", "index and shards are not of the same checkpoint")
-            check(config, {n: t.shape for n, t in tensors.items()}, path, {n: t.file for n, t in tensors.items()})
+                    raise _refuse(
+                        path / shard,
+                        f"no tensor {name}, which the index says is here",
+                        "index and shards are not of the same checkpoint",
+                    )
+            check(
+                config,
+                {n: t.shape for n, t in tensors.items()},
+                path,
+                {n: t.file for n, t in tensors.items()},
+            )
         elif placed:
             check(config, dict.fromkeys(placed), path, {n: path / f for n, f in placed.items()})
         return Directory(path, config, fmt, files, tensors, placed)
-    raise BadInput(f"{path}: no model.safetensors, pytorch_model.bin or index of either", why="there are no weights to load",
-                   fix="labkit model make --preset tiny DIR, or give the directory of a public model")
+    raise BadInput(
+        f"{path}: no model.safetensors, pytorch_model.bin or index of either",
+        why="there are no weights to load",
+        fix="labkit model make --preset tiny DIR, or give the directory of a public model",
+    )
 
 
-def check(config: LlamaConfig, shapes: Mapping[str, tuple[int, ...] | None], path: Path | str, files: Mapping[str, Path] | None = None) -> None:
-    """Every tensor the config asks for is there with its shape. Spare ones are fine if torch saves them by itself (tied heads, rotary buffers)."""
+def check(
+    config: LlamaConfig,
+    shapes: Mapping[str, tuple[int, ...] | None],
+    path: Path | str,
+    files: Mapping[str, Path] | None = None,
+) -> None:
+    """Every tensor the config asks for is there with its shape. Spare ones are fine if torch saves
+    them by itself (tied heads, rotary buffers)."""
     expected = config.shapes()
     for name, shape in expected.items():
         if name not in shapes:
-            raise _refuse(path, f"no tensor {name}, which config.json asks for", "config and weights are not of the same model, or the index misses an entry",
-                          "compare config.json and the index with their source")
+            raise _refuse(
+                path,
+                f"no tensor {name}, which config.json asks for",
+                "config and weights are not of the same model, or the index misses an entry",
+                "compare config.json and the index with their source",
+            )
         if shapes[name] is not None and tuple(shapes[name]) != shape:  # type: ignore[arg-type]
-            raise _refuse((files or {}).get(name, path), f"tensor {name} has shape {tuple(shapes[name])}, config.json asks for {shape}",  # type: ignore[arg-type]
-                          "config and weights are not of the same model", "compare config.json with its source")
+            raise _refuse(
+                (files or {}).get(name, path),
+                f"tensor {name} has shape {tuple(shapes[name])}, config.json asks for {shape}",  # type: ignore[arg-type]
+                "config and weights are not of the same model",
+                "compare config.json with its source",
+            )
     for name in shapes:
         if name not in expected and not spare(name):
-            raise _refuse((files or {}).get(name, path), f"tensor {name!r:.120} is not one that config.json asks for", "the model would differ from the one that was trained",
-                          "compare config.json with its source, or use the model's own server: labkit run --command …")
+            raise _refuse(
+                (files or {}).get(name, path),
+                f"tensor {name!r:.120} is not one that config.json asks for",
+                "the model would differ from the one that was trained",
+                "compare config.json with its source, or use the model's own server: labkit run"
+                " --command …",
+            )
 
 
 def spare(name: str) -> bool:
-    """Tensors that public checkpoints carry and no Llama needs: the tied head's copy, old rotary buffers."""
+    """Tensors that public checkpoints carry and no Llama needs: the tied head's copy, old rotary
+    buffers."""
     return name == "lm_head.weight" or name.endswith("rotary_emb.inv_freq")

@@ -1,7 +1,9 @@
-"""One model, one request at a time: requests come from the sockets' threads, tokens are made in the main thread.
+"""One model, one request at a time: requests come from the sockets' threads, tokens are made in the
+main thread.
 
-The main thread did the warm-up, so its thread pool, its device context and its compiled step are the ones that answer.
-Clients that ask meanwhile wait in line: a reference server measures a start, not a load.
+The main thread did the warm-up, so its thread pool, its device context and its compiled step are
+the ones that answer. Clients that ask meanwhile wait in line: a reference server measures a start,
+not a load.
 
     engine = Engine(model, tokenizer, max_context=2048, name="tiny")
     engine.serve_forever()                        # main thread
@@ -41,8 +43,22 @@ class Piece:
 
 
 class Engine:
-    def __init__(self, model: Llama, tokenizer: Tokenizer, *, max_context: int, name: str, compiled: bool = False, graphs: Sequence[int] = ()):
-        self.model, self.tokenizer, self.max_context, self.name = model, tokenizer, max_context, name
+    def __init__(
+        self,
+        model: Llama,
+        tokenizer: Tokenizer,
+        *,
+        max_context: int,
+        name: str,
+        compiled: bool = False,
+        graphs: Sequence[int] = (),
+    ):
+        self.model, self.tokenizer, self.max_context, self.name = (
+            model,
+            tokenizer,
+            max_context,
+            name,
+        )
         self.eos = model.config.eos_token_ids
         self.step: Step | None = self._compiled() if compiled else None
         self._cache: KVCache | None = None
@@ -55,20 +71,29 @@ class Engine:
             self.step = Graphs(model, self.cache(), graphs, recorder(model.device.type))
 
     def _compiled(self) -> Step:
-        """The decode step with static shapes, through torch.compile; CUDA graphs where there is a GPU."""
-        inner = torch.compile(self.model.forward, mode="reduce-overhead" if self.model.device.type == "cuda" else "default", dynamic=False)
+        """The decode step with static shapes, through torch.compile; CUDA graphs where there is a
+        GPU."""
+        inner = torch.compile(
+            self.model.forward,
+            mode="reduce-overhead" if self.model.device.type == "cuda" else "default",
+            dynamic=False,
+        )
 
-        def step(ids: torch.Tensor, position: torch.Tensor, cache: KVCache, reach: int | None) -> torch.Tensor:
+        def step(
+            ids: torch.Tensor, position: torch.Tensor, cache: KVCache, reach: int | None
+        ) -> torch.Tensor:
             return inner(ids, position, cache, reach)
 
         return step
 
     def cache(self) -> KVCache:
-        """Made on first use and kept: a request overwrites what the one before left, position by position."""
+        """Made on first use and kept: a request overwrites what the one before left, position by
+        position."""
         if self._cache is None:
             self._cache = self.model.new_cache(self.max_context)
             if self._compiles:
-                # A CUDA graph writes to fixed addresses: without this mark it is given up, silently, for a written-to input.
+                # A CUDA graph writes to fixed addresses: without this mark it is given up,
+                # silently, for a written-to input.
                 for tensor in (*self._cache.keys, *self._cache.values):
                     torch._dynamo.mark_static_address(tensor)
         return self._cache
@@ -76,23 +101,39 @@ class Engine:
     def warm_up(self, tokens: int) -> int:
         """Make `tokens` tokens from a one-token prompt; returns how many."""
         start = self.model.config.bos_token_id or 0
-        made = sum(1 for _ in generate(self.model, [start], tokens, cache=self.cache(), step=self.step)) if tokens else 0
+        made = (
+            sum(
+                1 for _ in generate(self.model, [start], tokens, cache=self.cache(), step=self.step)
+            )
+            if tokens
+            else 0
+        )
         if self.model.device.type == "cuda":
             torch.cuda.synchronize()
         return made
 
     def ids_of(self, request: Completion) -> list[int]:
         """The prompt as ids. Raises Refused."""
-        ids = list(request.prompt) if not isinstance(request.prompt, str) else self.tokenizer.encode(request.prompt)
+        ids = (
+            list(request.prompt)
+            if not isinstance(request.prompt, str)
+            else self.tokenizer.encode(request.prompt)
+        )
         ids = ids or [self.model.config.bos_token_id or 0]
         if max(ids) >= self.model.config.vocab_size:
             raise Refused(400, "the tokenizer knows tokens that the model does not", "prompt")
         if len(ids) + request.max_tokens > self.max_context:
-            raise Refused(400, f"{len(ids)} prompt tokens and max_tokens {request.max_tokens} exceed this server's context of {self.max_context}", "max_tokens")
+            raise Refused(
+                400,
+                f"{len(ids)} prompt tokens and max_tokens {request.max_tokens} exceed this server's"
+                f" context of {self.max_context}",
+                "max_tokens",
+            )
         return ids
 
     def answer(self, request: Completion) -> Iterator[Piece]:
-        """Tokens as they are made. Raises Refused before the first one. Closing the iterator stops the work."""
+        """Tokens as they are made. Raises Refused before the first one. Closing the iterator stops
+        the work."""
         ids = self.ids_of(request)
         out: queue.SimpleQueue[Piece | BaseException | None] = queue.SimpleQueue()
         stopped = threading.Event()
@@ -105,14 +146,27 @@ class Engine:
         finally:
             stopped.set()
 
-    def _generate(self, request: Completion, ids: list[int], out: queue.SimpleQueue[Any], stopped: threading.Event) -> None:
+    def _generate(
+        self,
+        request: Completion,
+        ids: list[int],
+        out: queue.SimpleQueue[Any],
+        stopped: threading.Event,
+    ) -> None:
         try:
             tokens: list[int] = []
             shown = ""
             if stopped.is_set():
                 return
-            for token, logprob in generate(self.model, ids, request.max_tokens, cache=self.cache(), temperature=request.temperature,
-                                           step=self.step, eos=() if request.ignore_eos else self.eos):
+            for token, logprob in generate(
+                self.model,
+                ids,
+                request.max_tokens,
+                cache=self.cache(),
+                temperature=request.temperature,
+                step=self.step,
+                eos=() if request.ignore_eos else self.eos,
+            ):
                 tokens.append(token)
                 last = len(tokens) == request.max_tokens
                 text = self.tokenizer.decode(tokens)
@@ -120,16 +174,21 @@ class Engine:
                 cut = min((at for s in request.stop if (at := text.find(s)) >= 0), default=-1)
                 if cut >= 0:
                     text = text[:cut]
-                # A character whose bytes are not complete yet is held back, not shown as a question mark.
+                # A character whose bytes are not complete yet is held back, not shown as a question
+                # mark.
                 visible = text if last or ended or cut >= 0 else text.rstrip("\ufffd")
-                new = visible[len(shown):] if visible.startswith(shown) else ""
+                new = visible[len(shown) :] if visible.startswith(shown) else ""
                 shown = visible if visible.startswith(shown) else shown
                 finish = "stop" if ended or cut >= 0 else "length" if last else None
                 out.put(Piece(token, new, logprob, len(ids), finish))
                 if finish or stopped.is_set():
                     return
         except BaseException as error:
-            out.put(error if isinstance(error, Exception) else RuntimeError("the server is shutting down"))
+            out.put(
+                error
+                if isinstance(error, Exception)
+                else RuntimeError("the server is shutting down")
+            )
             if not isinstance(error, Exception):
                 raise
         finally:
@@ -153,19 +212,22 @@ class Engine:
 
     def serve_forever(self) -> None:
         while True:
-            # A signal that arrives just before an endless wait would be seen only after it: look up now and then.
+            # A signal that arrives just before an endless wait would be seen only after it: look up
+            # now and then.
             try:
                 job = self._jobs.get(timeout=0.5)
             except queue.Empty:
                 continue
             if self._shrunk:
-                # Whatever comes next may be a clone of a snapshot: no sample is drawn from the random state in the image.
+                # Whatever comes next may be a clone of a snapshot: no sample is drawn from the
+                # random state in the image.
                 self._shrunk = False
                 self.reseed()
             job()
 
     def shrink(self) -> dict[str, Any]:
-        """Give back what a snapshot need not hold: the KV cache, garbage, freed heap pages, the device allocator's cache."""
+        """Give back what a snapshot need not hold: the KV cache, garbage, freed heap pages, the
+        device allocator's cache."""
         before = _resident_bytes()
         freed = self._cache.size_bytes if self._cache else 0
         self._cache, self._shrunk = None, True
@@ -179,10 +241,15 @@ class Engine:
             import ctypes
 
             ctypes.CDLL("libc.so.6").malloc_trim(0)
-        return {"kv_cache_bytes": freed, "resident_before_bytes": before, "resident_after_bytes": _resident_bytes()}
+        return {
+            "kv_cache_bytes": freed,
+            "resident_before_bytes": before,
+            "resident_after_bytes": _resident_bytes(),
+        }
 
     def reseed(self) -> dict[str, Any]:
-        """New random state from the kernel: two clones of one snapshot would otherwise draw alike."""
+        """New random state from the kernel: two clones of one snapshot would otherwise draw
+        alike."""
         torch.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
         random.seed(os.urandom(16))
         self.reseeded += 1

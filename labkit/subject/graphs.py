@@ -1,17 +1,19 @@
-"""CUDA graphs of the decode step: a batch size each, recorded before the server is ready. More of them, later readiness.
+"""CUDA graphs of the decode step: a batch size each, recorded before the server is ready. More of
+them, later readiness.
 
-Launching the few hundred kernels of one decode step costs the CPU longer than a small model's kernels take; a recorded
-graph is one launch. It holds fixed shapes and addresses, so an engine records one for every batch size that it may meet
-(vLLM: up to 67 of them), although the first request needs the one of its own batch. Limit: one eager step and one recording a
-size, which is CPU time.
+Launching the few hundred kernels of one decode step costs the CPU longer than a small model's
+kernels take; a recorded graph is one launch. It holds fixed shapes and addresses, so an engine
+records one for every batch size that it may meet (vLLM: up to 67 of them), although the first
+request needs the one of its own batch. Limit: one eager step and one recording a size, which is CPU
+time.
 
-    step = Graphs(model, cache, sizes=(1, 2, 4), record=recorder("cuda"))     # an Engine's decode step
+    step = Graphs(model, cache, sizes=(1, 2, 4), record=recorder("cuda"))     # an Engine's decode
+        step
     logits = step(ids, position, cache, None)
 
-Without a GPU nothing can be recorded. `LABKIT_FAKE_CUDA` takes a stand-in that runs the step anew in place of a replay, for
-tests: it shows which sizes are prepared and that the tokens are right, and no time of it means anything.
-Lesson: notebooks/06_gpu_init.
-"""
+Without a GPU nothing can be recorded. `LABKIT_FAKE_CUDA` takes a stand-in that runs the step anew
+in place of a replay, for tests: it shows which sizes are prepared and that the tokens are right,
+and no time of it means anything. Lesson: notebooks/06_gpu_init."""
 
 from __future__ import annotations
 
@@ -47,7 +49,8 @@ class Cuda:
         self.pool: Any = None
 
     def __call__(self, work: Callable[[], torch.Tensor]) -> tuple[Replay, torch.Tensor]:
-        # Once eagerly on another stream: libraries allocate their workspaces, which is not allowed while recording.
+        # Once eagerly on another stream: libraries allocate their workspaces, which is not allowed
+        # while recording.
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -74,17 +77,25 @@ def recorder(device: str) -> Recorder:
         return Cuda()
     if os.environ.get("LABKIT_FAKE_CUDA"):
         return Simulated()
-    raise MissingCapability("CUDA graphs need a GPU", why=f"the server runs on {device}", fix="--device cuda on a GPU host")
+    raise MissingCapability(
+        "CUDA graphs need a GPU",
+        why=f"the server runs on {device}",
+        fix="--device cuda on a GPU host",
+    )
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:
-    """"1,2,4" → (1, 2, 4). Raises BadInput."""
+    """ "1,2,4" → (1, 2, 4). Raises BadInput."""
     try:
         sizes = tuple(sorted({int(part) for part in text.split(",") if part.strip()}))
     except ValueError:
         sizes = ()
     if not sizes or sizes[0] < 1:
-        raise BadInput(f"--graphs {text!r:.100}", why="batch sizes are whole numbers from 1 on", fix="--graphs 1 or --graphs 1,2,4,8")
+        raise BadInput(
+            f"--graphs {text!r:.100}",
+            why="batch sizes are whole numbers from 1 on",
+            fix="--graphs 1 or --graphs 1,2,4,8",
+        )
     return sizes
 
 
@@ -98,36 +109,52 @@ class _Slot:
 
 
 class Graphs:
-    """A decode step for the engine: replayed where its batch was recorded over this very cache, eager everywhere else."""
+    """A decode step for the engine: replayed where its batch was recorded over this very cache,
+    eager everywhere else."""
 
     def __init__(self, model: Llama, cache: KVCache, sizes: Sequence[int], record: Recorder):
         self.model, self.cache = model, cache
         self.slots: dict[int, _Slot] = {}
         self.replayed = 0
-        for size in sorted(sizes, reverse=True):  # the largest first: the smaller ones fit into its memory
+        # the largest first: the smaller ones fit into its memory
+        for size in sorted(sizes, reverse=True):
             with timeline.span("warmup.graph", batch=size, recorder=record.label):
                 self.slots[size] = self._recorded(size, record)
 
     @torch.inference_mode()
     def _recorded(self, size: int, record: Recorder) -> _Slot:
         device = self.model.device
-        ids, position = torch.zeros((size, 1), dtype=torch.int64, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+        ids, position = (
+            torch.zeros((size, 1), dtype=torch.int64, device=device),
+            torch.zeros(1, dtype=torch.int64, device=device),
+        )
         cache = self.cache if size == 1 else self._wide(size)
         replay, logits = record(lambda: self.model(ids, position, cache, None))
         return _Slot(ids, position, replay, logits, cache)
 
     def _wide(self, size: int) -> KVCache:
-        """A cache for `size` requests: the first (the largest) is allocated, every smaller one is its beginning."""
+        """A cache for `size` requests: the first (the largest) is allocated, every smaller one is
+        its beginning."""
         widest = next((slot.cache for slot in self.slots.values()), None)
         made = self.model.new_cache(self.cache.context)
         for name in ("keys", "values"):
-            kept = getattr(widest, name) if widest else [torch.zeros((size, *t.shape[1:]), device=t.device, dtype=t.dtype) for t in getattr(made, name)]
+            kept = (
+                getattr(widest, name)
+                if widest
+                else [
+                    torch.zeros((size, *t.shape[1:]), device=t.device, dtype=t.dtype)
+                    for t in getattr(made, name)
+                ]
+            )
             setattr(made, name, [t[:size] for t in kept])
         return made
 
-    def __call__(self, ids: torch.Tensor, position: torch.Tensor, cache: KVCache, reach: int | None) -> torch.Tensor:
+    def __call__(
+        self, ids: torch.Tensor, position: torch.Tensor, cache: KVCache, reach: int | None
+    ) -> torch.Tensor:
         slot = self.slots.get(ids.shape[0])
-        if slot is None or cache is not self.cache:  # a cache that was given back: its addresses are somebody else's now
+        # a cache that was given back: its addresses are somebody else's now
+        if slot is None or cache is not self.cache:
             return self.model(ids, position, cache, reach)
         slot.ids.copy_(ids)
         slot.position.copy_(position)

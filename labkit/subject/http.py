@@ -1,16 +1,17 @@
-"""The server's HTTP side: OpenAI's two routes, the lab's four, on a thread a connection (no event loop: CRIU dumps it).
+"""The server's HTTP side: OpenAI's two routes, the lab's four, on a thread a connection (no event
+loop: CRIU dumps it).
 
     GET  /health              200 only when a token can be served, else 503
     POST /v1/completions      streaming (SSE) or not; `token_ids` beside the text
     GET  /v1/models
-    GET  /_labkit/identity    pid, a nonce made at process start, its monotonic time: which process answered?
+    GET  /_labkit/identity    pid, a nonce made at process start, its monotonic time: which process
+        answered?
     POST /_labkit/shrink      give memory back before a snapshot
     POST /_labkit/reseed      new random state after a restore
 
-Sockets, heads and limits are `labkit.net.server`'s; the last two want `X-Labkit` or JSON, as everything under `/_labkit/`
-(`labkit.net.guard`). A request can be wrong in any way; it gets a 4xx in OpenAI's shape, and the server lives on.
-Lesson: notebooks/01_anatomy.
-"""
+Sockets, heads and limits are `labkit.net.server`'s; the last two want `X-Labkit` or JSON, as
+everything under `/_labkit/` (`labkit.net.guard`). A request can be wrong in any way; it gets a 4xx
+in OpenAI's shape, and the server lives on. Lesson: notebooks/01_anatomy."""
 
 from __future__ import annotations
 
@@ -28,7 +29,14 @@ from labkit.subject.api import Refused
 BODY_LIMIT_BYTES = 8 << 20
 #: At most so many requests hold a body at a time.
 CONNECTIONS_MOST = 128
-_KNOWN = ("/health", "/v1/models", "/v1/completions", "/_labkit/identity", "/_labkit/shrink", "/_labkit/reseed")
+_KNOWN = (
+    "/health",
+    "/v1/models",
+    "/v1/completions",
+    "/_labkit/identity",
+    "/_labkit/shrink",
+    "/_labkit/reseed",
+)
 
 
 class Server(net.Server):
@@ -36,17 +44,47 @@ class Server(net.Server):
 
     def __init__(self, host: str, port: int, state: Any):
         self.state = state
-        warn(exposure(host, "the model answers whoever asks", "put a proxy that asks for a key before it"))
-        super().__init__(self._answer, host=host, port=port, name="labkit", control=self._answer, refuse=_refused, most=CONNECTIONS_MOST)
+        warn(
+            exposure(
+                host, "the model answers whoever asks", "put a proxy that asks for a key before it"
+            )
+        )
+        super().__init__(
+            self._answer,
+            host=host,
+            port=port,
+            name="labkit",
+            control=self._answer,
+            refuse=_refused,
+            most=CONNECTIONS_MOST,
+        )
 
     def _answer(self, request: Request) -> Response:
         path = request.path.rstrip("/")
-        routes = {"/health": self._health, "/v1/models": self._models, "/_labkit/identity": self._identity} if request.method in ("GET", "HEAD") else {
-            "/v1/completions": self._completions, "/_labkit/shrink": self._shrink, "/_labkit/reseed": self._reseed} if request.method == "POST" else {}
+        routes = (
+            {
+                "/health": self._health,
+                "/v1/models": self._models,
+                "/_labkit/identity": self._identity,
+            }
+            if request.method in ("GET", "HEAD")
+            else (
+                {
+                    "/v1/completions": self._completions,
+                    "/_labkit/shrink": self._shrink,
+                    "/_labkit/reseed": self._reseed,
+                }
+                if request.method == "POST"
+                else {}
+            )
+        )
         body = request.body.read(BODY_LIMIT_BYTES)
         try:
             if path not in routes:
-                raise Refused(405 if path in _KNOWN else 404, f"{request.method} {path[:200]} is not served here")
+                raise Refused(
+                    405 if path in _KNOWN else 404,
+                    f"{request.method} {path[:200]} is not served here",
+                )
             return routes[path](body)
         except Refused as error:
             return _refused(error.status, error.message, error.param)
@@ -65,7 +103,20 @@ class Server(net.Server):
 
     def _models(self, _: bytes) -> Response:
         state = self.state
-        return _json(200, {"object": "list", "data": [{"id": state.name, "object": "model", "created": int(state.started_unix_s), "owned_by": "labkit"}]})
+        return _json(
+            200,
+            {
+                "object": "list",
+                "data": [
+                    {
+                        "id": state.name,
+                        "object": "model",
+                        "created": int(state.started_unix_s),
+                        "owned_by": "labkit",
+                    }
+                ],
+            },
+        )
 
     def _identity(self, _: bytes) -> Response:
         return _json(200, self.state.identity())
@@ -84,25 +135,52 @@ class Server(net.Server):
         pieces = engine.answer(request)
         if request.stream:
             first = next(pieces)  # a refusal comes before the head
-            return Response(200, {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"},
-                            stream=_events(request, engine, first, pieces))
+            return Response(
+                200,
+                {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"},
+                stream=_events(request, engine, first, pieces),
+            )
         try:
             answered = list(pieces)
         finally:
             pieces.close()
         total = api.usage(answered[0].prompt_tokens, len(answered)) if answered else None
-        return _json(200, api.chunk(request, engine.name, "".join(p.text for p in answered), [p.token for p in answered],
-                                    [p.logprob for p in answered], answered[-1].finish if answered else "length", total))
+        return _json(
+            200,
+            api.chunk(
+                request,
+                engine.name,
+                "".join(p.text for p in answered),
+                [p.token for p in answered],
+                [p.logprob for p in answered],
+                answered[-1].finish if answered else "length",
+                total,
+            ),
+        )
 
 
 def _events(request: api.Completion, engine: Any, first: Any, pieces: Any) -> Iterator[bytes]:
     count = 1
     try:
-        yield _event(api.chunk(request, engine.name, first.text, [first.token], [first.logprob], first.finish))
+        yield _event(
+            api.chunk(
+                request, engine.name, first.text, [first.token], [first.logprob], first.finish
+            )
+        )
         for count, piece in enumerate(pieces, start=2):  # noqa: B007 – the last value is the count
-            yield _event(api.chunk(request, engine.name, piece.text, [piece.token], [piece.logprob], piece.finish))
+            yield _event(
+                api.chunk(
+                    request, engine.name, piece.text, [piece.token], [piece.logprob], piece.finish
+                )
+            )
         if request.echo_usage:
-            yield _event({**api.chunk(request, engine.name, "", []), "choices": [], "usage": api.usage(first.prompt_tokens, count)})
+            yield _event(
+                {
+                    **api.chunk(request, engine.name, "", []),
+                    "choices": [],
+                    "usage": api.usage(first.prompt_tokens, count),
+                }
+            )
         yield b"data: [DONE]\n\n"
     except Refused as error:  # the head is gone: an error event, then the end of the stream
         yield _event(error.body())

@@ -1,9 +1,11 @@
-"""A Llama-family decoder in plain torch: RMSNorm, rotary positions, grouped-query attention, SwiGLU, a KV cache.
+"""A Llama-family decoder in plain torch: RMSNorm, rotary positions, grouped-query attention,
+SwiGLU, a KV cache.
 
-Parameters carry the public checkpoint names, so that a state dict is a checkpoint. Build it under `torch.device("meta")`
-and nothing is allocated: a loader then puts each tensor in its place, and `finish()` computes what no checkpoint holds
-(the rotary tables). Built without it, every weight is first drawn at random, as torch's layers do by default, and
-thrown away on load: the naive start pays for both.
+Parameters carry the public checkpoint names, so that a state dict is a checkpoint. Build it under
+`torch.device("meta")` and nothing is allocated: a loader then puts each tensor in its place, and
+`finish()` computes what no checkpoint holds (the rotary tables). Built without it, every weight is
+first drawn at random, as torch's layers do by default, and thrown away on load: the naive start
+pays for both.
 
 The limit of decoding one token is reading every weight once: bytes ÷ memory bandwidth.
 
@@ -38,11 +40,14 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # The mean of squares in float32, as every public implementation: bfloat16 has 8 bits.
         wide = x.float()
-        return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(
+            x.dtype
+        )
 
 
 class Linear(nn.Linear):
-    """torch's own, but on meta nothing is drawn: torch would import its compiler (818 modules, 1 s) to pretend to."""
+    """torch's own, but on meta nothing is drawn: torch would import its compiler (818 modules, 1 s)
+    to pretend to."""
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
@@ -61,8 +66,12 @@ class KVCache:
     def __init__(self, config: LlamaConfig, context: int, device: torch.device, dtype: torch.dtype):
         shape = (1, config.num_key_value_heads, context, config.head_dim)
         self.context = context
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
+        self.keys = [
+            torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)
+        ]
+        self.values = [
+            torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)
+        ]
 
     @property
     def size_bytes(self) -> int:
@@ -73,31 +82,53 @@ class Attention(nn.Module):
     def __init__(self, config: LlamaConfig, layer: int, dtype: torch.dtype | None):
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
-        q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        q, kv = (
+            config.num_attention_heads * config.head_dim,
+            config.num_key_value_heads * config.head_dim,
+        )
         self.q_proj = Linear(config.hidden_size, q, bias=config.qkv_bias, dtype=dtype)
         self.k_proj = Linear(config.hidden_size, kv, bias=config.qkv_bias, dtype=dtype)
         self.v_proj = Linear(config.hidden_size, kv, bias=config.qkv_bias, dtype=dtype)
         self.o_proj = Linear(q, config.hidden_size, bias=config.o_bias, dtype=dtype)
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], positions: Tensor, cache: KVCache | None, reach: int | None, mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        turn: tuple[Tensor, Tensor],
+        positions: Tensor,
+        cache: KVCache | None,
+        reach: int | None,
+        mask: Tensor | None,
+    ) -> Tensor:
         batch, length, _ = x.shape
-        q, k, v = (p(x).view(batch, length, -1, self.head_dim).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            p(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
+            for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
         q, k = rotate(q, *turn), rotate(k, *turn)
         if cache is not None:
             keys, values = cache.keys[self.layer], cache.values[self.layer]
             keys.index_copy_(2, positions, k)
             values.index_copy_(2, positions, v)
             k, v = (keys, values) if reach is None else (keys[:, :, :reach], values[:, :, :reach])
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and length > 1, enable_gqa=True)
+        seen = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None and length > 1, enable_gqa=True
+        )
         return self.o_proj(seen.transpose(1, 2).reshape(batch, length, -1))
 
 
 class MLP(nn.Module):
     def __init__(self, config: LlamaConfig, dtype: torch.dtype | None):
         super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias, dtype=dtype)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias, dtype=dtype)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias, dtype=dtype)
+        self.gate_proj = Linear(
+            config.hidden_size, config.intermediate_size, bias=config.mlp_bias, dtype=dtype
+        )
+        self.up_proj = Linear(
+            config.hidden_size, config.intermediate_size, bias=config.mlp_bias, dtype=dtype
+        )
+        self.down_proj = Linear(
+            config.intermediate_size, config.hidden_size, bias=config.mlp_bias, dtype=dtype
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -120,19 +151,27 @@ class Decoder(nn.Module):
     def __init__(self, config: LlamaConfig, dtype: torch.dtype | None):
         super().__init__()
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
-        self.layers = nn.ModuleList(Layer(config, i, dtype) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            Layer(config, i, dtype) for i in range(config.num_hidden_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
 
 
 class Llama(nn.Module):
-    """`forward(ids (batch, length)) → logits (batch, length, vocabulary)`. A tied head has no parameter of its own."""
+    """`forward(ids (batch, length)) → logits (batch, length, vocabulary)`. A tied head has no
+    parameter of its own."""
 
     def __init__(self, config: LlamaConfig, dtype: torch.dtype | None = None):
         super().__init__()
         self.config = config
         self.model = Decoder(config, dtype)
-        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype)
-        # Not buffers: made by finish(), after the weights, on their device. On meta they would be lost.
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype)
+        )
+        # Not buffers: made by finish(), after the weights, on their device. On meta they would be
+        # lost.
         self._cos: Tensor | None = None
         self._sin: Tensor | None = None
 
@@ -145,32 +184,56 @@ class Llama(nn.Module):
         return self.model.norm.weight.dtype
 
     def finish(self, context: int | None = None) -> Llama:
-        """What comes after the weights: rotary tables for `context` positions, evaluation mode. Raises BadInput if a weight is missing."""
+        """What comes after the weights: rotary tables for `context` positions, evaluation mode.
+        Raises BadInput if a weight is missing."""
         empty = [name for name, p in self.named_parameters() if p.is_meta]
         if empty:
-            raise BadInput(f"{len(empty)} parameters have no data, the first is {empty[0]}", why="the loader left them on the meta device",
-                           fix="labkit model verify DIR, then try another --loader")
+            raise BadInput(
+                f"{len(empty)} parameters have no data, the first is {empty[0]}",
+                why="the loader left them on the meta device",
+                fix="labkit model verify DIR, then try another --loader",
+            )
         if self.device.type == "cuda":
             prefer_flash()
-        self._cos, self._sin = rotary_tables(self.config, context or min(self.config.max_position_embeddings, 4096), self.device, self.dtype)
+        self._cos, self._sin = rotary_tables(
+            self.config,
+            context or min(self.config.max_position_embeddings, 4096),
+            self.device,
+            self.dtype,
+        )
         return self.eval().requires_grad_(False)
 
     def placement(self) -> dict[str, int]:
-        """Where the parameters are: how many, how many of them on a GPU, their bytes there, and what torch's allocator holds and held there at most."""
+        """Where the parameters are: how many, how many of them on a GPU, their bytes there, and
+        what torch's allocator holds and held there at most."""
         mine = list(self.parameters())
         there = [p for p in mine if p.is_cuda]
-        facts = {"parameters": len(mine), "device_parameters": len(there), "device_bytes": sum(p.nbytes for p in there)}
+        facts = {
+            "parameters": len(mine),
+            "device_parameters": len(there),
+            "device_bytes": sum(p.nbytes for p in there),
+        }
         if there:
-            facts |= {"allocated_bytes": torch.cuda.memory_allocated(), "peak_allocated_bytes": torch.cuda.max_memory_allocated()}
+            facts |= {
+                "allocated_bytes": torch.cuda.memory_allocated(),
+                "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
+            }
         return facts
 
     def new_cache(self, context: int) -> KVCache:
         return KVCache(self.config, context, self.device, self.dtype)
 
-    def forward(self, ids: Tensor, positions: Tensor | None = None, cache: KVCache | None = None, reach: int | None = None,
-                last_only: bool = False) -> Tensor:
-        """Read `ids` at `positions` (default: from 0). With a cache, attend to its first `reach` positions; `reach=None` attends to
-        all of it under a mask, which keeps every shape static for torch.compile."""
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+        reach: int | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """Read `ids` at `positions` (default: from 0). With a cache, attend to its first `reach`
+        positions; `reach=None` attends to all of it under a mask, which keeps every shape static
+        for torch.compile."""
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device)
             reach = ids.shape[1]
@@ -180,12 +243,17 @@ class Llama(nn.Module):
         turn = (self._cos[positions], self._sin[positions])
         mask = None
         if cache is not None and (reach is None or (ids.shape[1] > 1 and reach > ids.shape[1])):
-            mask = torch.arange(reach or cache.context, device=ids.device)[None, :] <= positions[:, None]
+            mask = (
+                torch.arange(reach or cache.context, device=ids.device)[None, :]
+                <= positions[:, None]
+            )
         x = self.model.embed_tokens(ids)
         for layer in self.model.layers:
             x = layer(x, turn, positions, cache, reach, mask)
         x = self.model.norm(x[:, -1:] if last_only else x)
-        return F.linear(x, self.model.embed_tokens.weight) if self.lm_head is None else self.lm_head(x)
+        return (
+            F.linear(x, self.model.embed_tokens.weight) if self.lm_head is None else self.lm_head(x)
+        )
 
 
 #: Read by torch (2.9 and later) once, at the first attention of a process.
@@ -193,36 +261,60 @@ CUDNN_LAST = "TORCH_CUDNN_SDPA_DEPRIORITIZED"
 
 
 def prefer_flash() -> str:
-    """On Hopper and later torch asks cuDNN for attention first, which builds a plan for every new shape: each token of an eager
-    decode is one. A start would then measure that. What the environment says (0: torch's own choice) is left alone."""
+    """On Hopper and later torch asks cuDNN for attention first, which builds a plan for every new
+    shape: each token of an eager decode is one. A start would then measure that. What the
+    environment says (0: torch's own choice) is left alone."""
     os.environ.setdefault(CUDNN_LAST, "1")
-    return "torch's own choice of attention" if os.environ[CUDNN_LAST] in ("", "0") else "attention by cuDNN last"
+    return (
+        "torch's own choice of attention"
+        if os.environ[CUDNN_LAST] in ("", "0")
+        else "attention by cuDNN last"
+    )
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + head_dim/2) by its position's angle: the public checkpoints' "rotate half" layout."""
+    """Turn each pair (i, i + head_dim/2) by its position's angle: the public checkpoints' "rotate
+    half" layout."""
     low, high = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-high, low), dim=-1) * sin
 
 
 def inverse_frequencies(rope: Rope, head_dim: int) -> Tensor:
-    """Radians per position of each pair, (head_dim/2,) float32. llama3: wavelengths beyond the original context are
-    stretched by `factor`, short ones kept, those between blended (Llama 3.1 model card)."""
-    frequencies = 1.0 / (rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64, device="cpu").float() / head_dim))
+    """Radians per position of each pair, (head_dim/2,) float32. llama3: wavelengths beyond the
+    original context are stretched by `factor`, short ones kept, those between blended (Llama 3.1
+    model card)."""
+    frequencies = 1.0 / (
+        rope.theta
+        ** (torch.arange(0, head_dim, 2, dtype=torch.int64, device="cpu").float() / head_dim)
+    )
     if rope.kind == "linear":
         return frequencies / rope.factor
     if rope.kind == "llama3":
         wavelength = 2 * math.pi / frequencies
-        longest, shortest = rope.original_max_position / rope.low_freq_factor, rope.original_max_position / rope.high_freq_factor
-        blend = (rope.original_max_position / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+        longest, shortest = (
+            rope.original_max_position / rope.low_freq_factor,
+            rope.original_max_position / rope.high_freq_factor,
+        )
+        blend = (rope.original_max_position / wavelength - rope.low_freq_factor) / (
+            rope.high_freq_factor - rope.low_freq_factor
+        )
         between = (1 - blend) * frequencies / rope.factor + blend * frequencies
-        return torch.where(wavelength > longest, frequencies / rope.factor, torch.where(wavelength < shortest, frequencies, between))
+        return torch.where(
+            wavelength > longest,
+            frequencies / rope.factor,
+            torch.where(wavelength < shortest, frequencies, between),
+        )
     return frequencies
 
 
-def rotary_tables(config: LlamaConfig, context: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rotary_tables(
+    config: LlamaConfig, context: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """cos and sin, (context, head_dim), computed in float32 and kept in the model's dtype."""
-    angles = torch.outer(torch.arange(context, dtype=torch.float32, device="cpu"), inverse_frequencies(config.rope, config.head_dim))
+    angles = torch.outer(
+        torch.arange(context, dtype=torch.float32, device="cpu"),
+        inverse_frequencies(config.rope, config.head_dim),
+    )
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos().to(device, dtype), angles.sin().to(device, dtype)
 
@@ -231,24 +323,39 @@ Step = Callable[[Tensor, Tensor, KVCache, "int | None"], Tensor]
 
 
 @torch.inference_mode()
-def generate(model: Llama, prompt_ids: Sequence[int], max_tokens: int, *, cache: KVCache | None = None, temperature: float = 0.0,
-             eos: Sequence[int] = (), step: Step | None = None) -> Iterator[tuple[int, float]]:
-    """Yield (token id, its log probability). `step` replaces the decode step (a compiled one); it is called with reach=None."""
+def generate(
+    model: Llama,
+    prompt_ids: Sequence[int],
+    max_tokens: int,
+    *,
+    cache: KVCache | None = None,
+    temperature: float = 0.0,
+    eos: Sequence[int] = (),
+    step: Step | None = None,
+) -> Iterator[tuple[int, float]]:
+    """Yield (token id, its log probability). `step` replaces the decode step (a compiled one); it
+    is called with reach=None."""
     context = cache.context if cache else len(prompt_ids) + max_tokens
     cache = cache or model.new_cache(context)
     ids = torch.tensor([list(prompt_ids)], device=model.device)
-    logits = model(ids, torch.arange(ids.shape[1], device=model.device), cache, ids.shape[1], last_only=True)
+    logits = model(
+        ids, torch.arange(ids.shape[1], device=model.device), cache, ids.shape[1], last_only=True
+    )
     for at in range(len(prompt_ids), len(prompt_ids) + max_tokens):
         token, log_probability = choose(logits[0, -1].float(), temperature)
         yield token, log_probability
         if token in eos or at + 1 >= min(context, len(prompt_ids) + max_tokens):
             return
-        ids, position = torch.tensor([[token]], device=model.device), torch.tensor([at], device=model.device)
+        ids, position = (
+            torch.tensor([[token]], device=model.device),
+            torch.tensor([at], device=model.device),
+        )
         logits = step(ids, position, cache, None) if step else model(ids, position, cache, at + 1)
 
 
 def choose(logits: Tensor, temperature: float) -> tuple[int, float]:
-    """Greedy at temperature 0, else a draw from torch's global generator (what a snapshot clones; see /_labkit/reseed)."""
+    """Greedy at temperature 0, else a draw from torch's global generator (what a snapshot clones;
+    see /_labkit/reseed)."""
     if temperature > 0:
         token = int(torch.multinomial(torch.softmax(logits / temperature, -1), 1))
     else:
@@ -256,8 +363,14 @@ def choose(logits: Tensor, temperature: float) -> tuple[int, float]:
     return token, float(logits[token] - logits.logsumexp(-1))
 
 
-def generate_greedy(model: Llama, prompt_ids: Sequence[int], max_tokens: int, *, cache: KVCache | None = None,
-                    eos: Sequence[int] = ()) -> Iterator[int]:
+def generate_greedy(
+    model: Llama,
+    prompt_ids: Sequence[int],
+    max_tokens: int,
+    *,
+    cache: KVCache | None = None,
+    eos: Sequence[int] = (),
+) -> Iterator[int]:
     """Yield token ids, greedily, with a KV cache of just the size needed."""
     for token, _ in generate(model, prompt_ids, max_tokens, cache=cache, eos=eos):
         yield token

@@ -1,10 +1,11 @@
-"""The loader that is there when none is named: simple, correct, no library but torch. The yardstick of the real ones.
+"""The loader that is there when none is named: simple, correct, no library but torch. The yardstick
+of the real ones.
 
     load(model, DIR, "cpu")     # `--loader labkit.subject.plain:load`
 
-One pread per tensor into a fresh tensor, then assigned; pickles through `torch.load(weights_only=True)`. For what loading
-can be, see `labkit.weights`. Lesson: notebooks/04_model_formats.
-"""
+One pread per tensor into a fresh tensor, then assigned; pickles through
+`torch.load(weights_only=True)`. For what loading can be, see `labkit.weights`. Lesson:
+notebooks/04_model_formats."""
 
 from __future__ import annotations
 
@@ -24,9 +25,15 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 def load(model: Llama, source: str, device: str, **options: Any) -> dict[str, Any]:
     """Fill the model's parameters from a local directory. Returns facts. Raises BadInput."""
     if options:
-        raise BadInput(f"the plain loader takes no options, got {', '.join(options)}", fix="name a loader: --loader MODULE:FUNCTION")
+        raise BadInput(
+            f"the plain loader takes no options, got {', '.join(options)}",
+            fix="name a loader: --loader MODULE:FUNCTION",
+        )
     if is_remote(source):
-        raise BadInput(f"{source}: the plain loader reads local directories", fix="name a loader that fetches: --loader labkit.weights.loaders.…")
+        raise BadInput(
+            f"{source}: the plain loader reads local directories",
+            fix="name a loader that fetches: --loader labkit.weights.loaders.…",
+        )
     where = open_directory(source, model.config)
     read_bytes = 0
     wanted = dict(model.named_parameters())
@@ -38,7 +45,11 @@ def load(model: Llama, source: str, device: str, **options: Any) -> dict[str, An
                     if at.file != file or name not in wanted:
                         continue
                     if at.dtype not in DTYPES:
-                        raise BadInput(f"{file}: tensor {name} is {at.dtype}", why="the reference server computes in floating point", fix="use the unquantised model")
+                        raise BadInput(
+                            f"{file}: tensor {name} is {at.dtype}",
+                            why="the reference server computes in floating point",
+                            fix="use the unquantised model",
+                        )
                     raw = torch.empty(at.end - at.start, dtype=torch.uint8)
                     read_bytes += _read(descriptor, raw, at.start, f"{file}: tensor {name}")
                     put(model, name, raw.view(DTYPES[at.dtype]).reshape(at.shape), device)
@@ -62,10 +73,19 @@ def unpickle(file: os.PathLike[str], **how: Any) -> dict[str, torch.Tensor]:
     try:
         found = torch.load(file, map_location="cpu", weights_only=True, **how)
     except Exception as error:  # zip, pickle and torch each raise their own
-        raise BadInput(f"{file}: torch.load refused it: {str(error).splitlines()[0][:200]}", why="a truncated shard, or one that would run code",
-                       fix="fetch it again; labkit model inspect FILE lists what it would run") from None
-    if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in found.items()):
-        raise BadInput(f"{file}: not a state dict (tensors by name)", why="there is nothing to load by name", fix="save model.state_dict()")
+        raise BadInput(
+            f"{file}: torch.load refused it: {str(error).splitlines()[0][:200]}",
+            why="a truncated shard, or one that would run code",
+            fix="fetch it again; labkit model inspect FILE lists what it would run",
+        ) from None
+    if not isinstance(found, dict) or not all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in found.items()
+    ):
+        raise BadInput(
+            f"{file}: not a state dict (tensors by name)",
+            why="there is nothing to load by name",
+            fix="save model.state_dict()",
+        )
     return found
 
 
@@ -74,15 +94,23 @@ def put(model: Llama, name: str, tensor: torch.Tensor, device: str) -> None:
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
     have = getattr(module, leaf)
-    setattr(module, leaf, torch.nn.Parameter(tensor.to(device=device, dtype=have.dtype), requires_grad=False))
+    setattr(
+        module,
+        leaf,
+        torch.nn.Parameter(tensor.to(device=device, dtype=have.dtype), requires_grad=False),
+    )
 
 
 def _read(descriptor: int, into: torch.Tensor, offset: int, what: str) -> int:
     view, done = memoryview(into.numpy()), 0
     while done < len(view):
-        got = os.preadv(descriptor, [view[done:done + (1 << 30)]], offset + done)
+        got = os.preadv(descriptor, [view[done : done + (1 << 30)]], offset + done)
         if not got:
-            raise BadInput(f"{what}: the file ended {len(view) - done} bytes early", why="it was cut while it was read", fix="fetch the shard again")
+            raise BadInput(
+                f"{what}: the file ended {len(view) - done} bytes early",
+                why="it was cut while it was read",
+                fix="fetch the shard again",
+            )
         done += got
     return done
 

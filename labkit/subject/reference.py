@@ -1,11 +1,12 @@
-"""What the subject should answer: greedy tokens (and their log probabilities), computed once, off the clock.
+"""What the subject should answer: greedy tokens (and their log probabilities), computed once, off
+the clock.
 
     reference_tokens(DIR, "The first token", 8) -> [3161, 1629, …]
 
-Computed in a process of its own (torch never enters the harness) by the plainest path there is: meta build, one pread
-per tensor, eager decoding. Kept in the workspace, keyed by the model's config and digests (or sizes and times of its
-files), prompt, length, device, dtype and torch version. Lesson: notebooks/01_anatomy.
-"""
+Computed in a process of its own (torch never enters the harness) by the plainest path there is:
+meta build, one pread per tensor, eager decoding. Kept in the workspace, keyed by the model's config
+and digests (or sizes and times of its files), prompt, length, device, dtype and torch version.
+Lesson: notebooks/01_anatomy."""
 
 from __future__ import annotations
 
@@ -33,22 +34,56 @@ def _key(directory: Path, question: dict[str, Any]) -> str:
     return made.hexdigest()[:24]
 
 
-def reference(model_dir: str | os.PathLike[str], prompt: str | Sequence[int], max_tokens: int, *, device: str = "cpu", dtype: str = "",
-              workspace: Workspace | None = None) -> dict[str, Any]:
-    """{"tokens", "logprobs", "text", "device", "dtype", "torch"} for a local model directory. Raises BadInput."""
+def reference(
+    model_dir: str | os.PathLike[str],
+    prompt: str | Sequence[int],
+    max_tokens: int,
+    *,
+    device: str = "cpu",
+    dtype: str = "",
+    workspace: Workspace | None = None,
+) -> dict[str, Any]:
+    """{"tokens", "logprobs", "text", "device", "dtype", "torch"} for a local model directory.
+    Raises BadInput."""
     directory = Path(model_dir).expanduser().absolute()
     if not directory.is_dir():
         raise BadInput(f"{directory}: no such directory", fix="labkit model make --preset tiny DIR")
     from importlib.metadata import version
 
-    question = {"prompt": prompt if isinstance(prompt, str) else list(prompt), "max_tokens": max_tokens, "device": device, "dtype": dtype,
-                "torch": version("torch"), "recipe": 2}
-    kept = (workspace or Workspace.default()).artifacts / "reference" / f"{_key(directory, question)}.json"
+    question = {
+        "prompt": prompt if isinstance(prompt, str) else list(prompt),
+        "max_tokens": max_tokens,
+        "device": device,
+        "dtype": dtype,
+        "torch": version("torch"),
+        "recipe": 2,
+    }
+    kept = (
+        (workspace or Workspace.default()).artifacts
+        / "reference"
+        / f"{_key(directory, question)}.json"
+    )
     if kept.exists():
         return json.loads(kept.read_text())
-    done = subprocess.run([*module("labkit.subject.reference"), str(directory)], input=json.dumps(question), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*module("labkit.subject.reference"), str(directory)],
+        input=json.dumps(question),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     lines = done.stdout.strip().splitlines()
-    answer = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {"error": {"what": f"the reference computation ended with {done.returncode}", "why": done.stderr[-1000:], "fix": ""}}
+    answer = (
+        json.loads(lines[-1])
+        if lines and lines[-1].startswith("{")
+        else {
+            "error": {
+                "what": f"the reference computation ended with {done.returncode}",
+                "why": done.stderr[-1000:],
+                "fix": "",
+            }
+        }
+    )
     if "error" in answer:
         raise BadInput(**answer["error"])
     kept.parent.mkdir(exist_ok=True)
@@ -57,10 +92,19 @@ def reference(model_dir: str | os.PathLike[str], prompt: str | Sequence[int], ma
     return answer
 
 
-def reference_tokens(model_dir: str | os.PathLike[str], prompt: str | Sequence[int], max_tokens: int, *, device: str = "cpu", dtype: str = "",
-                     workspace: Workspace | None = None) -> list[int]:
+def reference_tokens(
+    model_dir: str | os.PathLike[str],
+    prompt: str | Sequence[int],
+    max_tokens: int,
+    *,
+    device: str = "cpu",
+    dtype: str = "",
+    workspace: Workspace | None = None,
+) -> list[int]:
     """The greedy tokens a correct server gives. Raises BadInput."""
-    return reference(model_dir, prompt, max_tokens, device=device, dtype=dtype, workspace=workspace)["tokens"]
+    return reference(
+        model_dir, prompt, max_tokens, device=device, dtype=dtype, workspace=workspace
+    )["tokens"]
 
 
 def compute(directory: str, question: dict[str, Any]) -> dict[str, Any]:
@@ -81,7 +125,15 @@ def compute(directory: str, question: dict[str, Any]) -> dict[str, Any]:
     ids = tokenizer.encode(prompt) if tokenizer else prompt
     steps = list(generate(model, ids, question["max_tokens"], eos=config.eos_token_ids))
     tokens = [t for t, _ in steps]
-    return {"device": question["device"], "dtype": str(model.dtype).removeprefix("torch."), "torch": torch.__version__, "tokens": tokens, "logprobs": [p for _, p in steps], "text": tokenizer.decode(tokens) if tokenizer else "", "prompt_tokens": list(ids)}
+    return {
+        "device": question["device"],
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "tokens": tokens,
+        "logprobs": [p for _, p in steps],
+        "text": tokenizer.decode(tokens) if tokenizer else "",
+        "prompt_tokens": list(ids),
+    }
 
 
 if __name__ == "__main__":

@@ -1,19 +1,21 @@
 """The reference server: from exec to the first token, each phase of it under a span.
 
     python -m labkit.subject.server --model DIR --port 8000
-    python -m labkit.subject.server --model s3://lab/models/1b-safetensors --loader MODULE:FUNCTION --init meta --port 8000
+    python -m labkit.subject.server --model s3://lab/models/1b-safetensors --loader MODULE:FUNCTION
+        --init meta --port 8000
 
-Phases: `import` (first line of this file until torch and the rest are in) → `context` (the device) → `build` (config,
-tokenizer, model: on meta, or randomly initialised as torch does it) → `load` (the loader's import is part of it) →
-`warmup` → `ready` (socket listening, health 200). Spans go to the file named by LABKIT_TIMELINE; nothing is imported
-that the phases do not need. Lesson: notebooks/01_anatomy.
-"""
+Phases: `import` (first line of this file until torch and the rest are in) → `context` (the device)
+→ `build` (config, tokenizer, model: on meta, or randomly initialised as torch does it) → `load`
+(the loader's import is part of it) → `warmup` → `ready` (socket listening, health 200). Spans go to
+the file named by LABKIT_TIMELINE; nothing is imported that the phases do not need. Lesson:
+notebooks/01_anatomy."""
 
 from __future__ import annotations
 
 import time
 
-_FIRST_LINE_S = time.clock_gettime(time.CLOCK_MONOTONIC)  # before every other import: `import` is measured from here
+# before every other import: `import` is measured from here
+_FIRST_LINE_S = time.clock_gettime(time.CLOCK_MONOTONIC)
 
 import argparse  # noqa: E402
 import importlib  # noqa: E402
@@ -30,25 +32,88 @@ PLAIN = "labkit.subject.plain:load"
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m labkit.subject.server", description="Reference inference server: OpenAI's completions from a Llama-family model.")
-    made.add_argument("--model", required=True, metavar="DIR|URL", help="model directory, http(s)://… or s3://bucket/prefix")
-    made.add_argument("--loader", default=PLAIN, metavar="MODULE:FUNCTION", help=f"puts the weights in their place (default {PLAIN})")
-    made.add_argument("--loader-options", default="{}", metavar="JSON", help="keyword arguments of the loader")
-    made.add_argument("--init", choices=["random", "meta"], default="meta", help="random: torch's own initialisation, then overwritten (the naive way); meta: nothing is allocated before the load")
+    made = argparse.ArgumentParser(
+        prog="python -m labkit.subject.server",
+        description="Reference inference server: OpenAI's completions from a Llama-family model.",
+    )
+    made.add_argument(
+        "--model",
+        required=True,
+        metavar="DIR|URL",
+        help="model directory, http(s)://… or s3://bucket/prefix",
+    )
+    made.add_argument(
+        "--loader",
+        default=PLAIN,
+        metavar="MODULE:FUNCTION",
+        help=f"puts the weights in their place (default {PLAIN})",
+    )
+    made.add_argument(
+        "--loader-options", default="{}", metavar="JSON", help="keyword arguments of the loader"
+    )
+    made.add_argument(
+        "--init",
+        choices=["random", "meta"],
+        default="meta",
+        help=(
+            "random: torch's own initialisation, then overwritten (the naive way); meta: nothing is"
+            " allocated before the load"
+        ),
+    )
     made.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    made.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default=None, help="default: the config's")
-    made.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this host only; there is no login)")
+    made.add_argument(
+        "--dtype",
+        choices=["bfloat16", "float16", "float32"],
+        default=None,
+        help="default: the config's",
+    )
+    made.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: this host only; there is no login)",
+    )
     made.add_argument("--port", type=int, default=8000, help="0 takes a free one and says which")
-    made.add_argument("--warmup", type=int, default=None, metavar="TOKENS",
-                      help="tokens made before the server is ready (default 2: one prefill, one decode; 5 with --compile: a CUDA graph is recorded on the second decode)")
-    made.add_argument("--max-context", type=int, default=1024, metavar="TOKENS", help="length of the KV cache")
-    made.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
-    made.add_argument("--attention", choices=["flash", "default"], default=None,
-                      help="on a GPU: flash (default) asks cuDNN last, as it builds a plan for every new shape; default is torch's own order")
+    made.add_argument(
+        "--warmup",
+        type=int,
+        default=None,
+        metavar="TOKENS",
+        help=(
+            "tokens made before the server is ready (default 2: one prefill, one decode; 5 with"
+            " --compile: a CUDA graph is recorded on the second decode)"
+        ),
+    )
+    made.add_argument(
+        "--max-context", type=int, default=1024, metavar="TOKENS", help="length of the KV cache"
+    )
+    made.add_argument(
+        "--threads", type=int, default=0, help="CPU threads (default: torch's choice)"
+    )
+    made.add_argument(
+        "--attention",
+        choices=["flash", "default"],
+        default=None,
+        help=(
+            "on a GPU: flash (default) asks cuDNN last, as it builds a plan for every new shape;"
+            " default is torch's own order"
+        ),
+    )
     made.add_argument("--compile", action="store_true", help="torch.compile the decode step")
-    made.add_argument("--graphs", default="", metavar="N,…", help="record CUDA graphs of the decode step for these batch sizes before the server is ready (needs a GPU)")
-    made.add_argument("--prefault", action="store_true", help="touch every page of the weights within `load`")
-    made.add_argument("--early-bind", action="store_true", help="listen at once and answer 503 until ready")
+    made.add_argument(
+        "--graphs",
+        default="",
+        metavar="N,…",
+        help=(
+            "record CUDA graphs of the decode step for these batch sizes before the server is ready"
+            " (needs a GPU)"
+        ),
+    )
+    made.add_argument(
+        "--prefault", action="store_true", help="touch every page of the weights within `load`"
+    )
+    made.add_argument(
+        "--early-bind", action="store_true", help="listen at once and answer 503 until ready"
+    )
     made.add_argument("--name", default="", help="the model's name in answers")
     return made
 
@@ -63,19 +128,30 @@ class State:
 
     def identity(self) -> dict[str, Any]:
         engine: Any = self.engine
-        return {"pid": os.getpid(), "nonce": self.nonce, "start_monotonic_s": _FIRST_LINE_S, "model": self.name, "ready": engine is not None,
-                "reseeded": engine.reseeded if engine else 0}
+        return {
+            "pid": os.getpid(),
+            "nonce": self.nonce,
+            "start_monotonic_s": _FIRST_LINE_S,
+            "model": self.name,
+            "ready": engine is not None,
+            "reseeded": engine.reseeded if engine else 0,
+        }
 
 
 def make_context(device: str, threads: int) -> dict[str, Any]:
-    """The device's own start. On a GPU the driver makes a context, loads kernels and allocates; on a CPU a thread pool."""
+    """The device's own start. On a GPU the driver makes a context, loads kernels and allocates; on
+    a CPU a thread pool."""
     import torch
 
     if threads:
         torch.set_num_threads(threads)
     if device.startswith("cuda"):
         if not torch.cuda.is_available():
-            raise MissingCapability("no CUDA device", why="--device cuda was asked for", fix="labkit doctor; or --device cpu")
+            raise MissingCapability(
+                "no CUDA device",
+                why="--device cuda was asked for",
+                fix="labkit doctor; or --device cpu",
+            )
         torch.cuda.init()
         torch.cuda.set_device(torch.device(device).index or 0)
         torch.ones(8, 8, device=device).matmul(torch.ones(8, 8, device=device))
@@ -99,7 +175,12 @@ def build(args: argparse.Namespace) -> tuple[Any, Any]:
     with timeline.span("build.tokenizer"):
         tokenizer = Tokenizer.from_dir(args.model)
     if tokenizer.size > config.vocab_size + 4096:
-        raise BadInput(f"{args.model}: tokenizer.json has {tokenizer.size} tokens, config.json {config.vocab_size}", why="they are not of the same model", fix="fetch both again")
+        raise BadInput(
+            f"{args.model}: tokenizer.json has {tokenizer.size} tokens, config.json"
+            f" {config.vocab_size}",
+            why="they are not of the same model",
+            fix="fetch both again",
+        )
     dtype = getattr(torch, args.dtype or config.dtype)
     if args.init == "meta":
         with torch.device("meta"):
@@ -122,17 +203,29 @@ def load(model: Any, args: argparse.Namespace) -> dict[str, Any]:
         if not isinstance(options, dict):
             raise ValueError(options)
     except ValueError:
-        raise BadInput(f"--loader-options {args.loader_options!r:.200}", fix='a JSON object: {"threads": 4}') from None
+        raise BadInput(
+            f"--loader-options {args.loader_options!r:.200}", fix='a JSON object: {"threads": 4}'
+        ) from None
     try:
         with timeline.span("load.import"):
             loader = getattr(importlib.import_module(module), function or "load")
     except (ImportError, AttributeError) as error:
-        raise BadInput(f"--loader {args.loader}: {error}", why="the weights have no way in", fix="MODULE:FUNCTION, importable here") from None
+        raise BadInput(
+            f"--loader {args.loader}: {error}",
+            why="the weights have no way in",
+            fix="MODULE:FUNCTION, importable here",
+        ) from None
     facts = dict(loader(model, args.model, args.device, **options) or {})
     model.finish(min(args.max_context, model.config.max_position_embeddings))
-    wrong = next((n for n, p in model.named_parameters() if p.device.type != torch.device(args.device).type), None)
+    wrong = next(
+        (n for n, p in model.named_parameters() if p.device.type != torch.device(args.device).type),
+        None,
+    )
     if wrong:
-        raise BadInput(f"--loader {args.loader} left {wrong} on another device than {args.device}", fix="this loader does not do that device")
+        raise BadInput(
+            f"--loader {args.loader} left {wrong} on another device than {args.device}",
+            fix="this loader does not do that device",
+        )
     if args.prefault:
         with timeline.span("load.prefault"):
             facts["prefaulted_bytes"] = prefault(model)
@@ -143,7 +236,8 @@ def load(model: Any, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def prefault(model: Any) -> int:
-    """Read one byte of every page of the weights, so that a mapped file's faults are paid here and not by the first request."""
+    """Read one byte of every page of the weights, so that a mapped file's faults are paid here and
+    not by the first request."""
     import torch
 
     touched = 0
@@ -163,18 +257,33 @@ def make_engine(args: argparse.Namespace, model: Any, words: Any, name: str) -> 
         from labkit.subject.graphs import parse_sizes
 
         if args.compile:
-            raise BadInput("--graphs and --compile", why="torch.compile records its own graph on a GPU", fix="one of them")
+            raise BadInput(
+                "--graphs and --compile",
+                why="torch.compile records its own graph on a GPU",
+                fix="one of them",
+            )
         sizes = parse_sizes(args.graphs)
-    return Engine(model, words, max_context=min(args.max_context, model.config.max_position_embeddings), name=name, compiled=args.compile, graphs=sizes)
+    return Engine(
+        model,
+        words,
+        max_context=min(args.max_context, model.config.max_position_embeddings),
+        name=name,
+        compiled=args.compile,
+        graphs=sizes,
+    )
 
 
 def compiled() -> dict[str, int]:
-    """What torch's compiler counted: graphs found in its cache and made anew, and CUDA graphs that it gave up."""
+    """What torch's compiler counted: graphs found in its cache and made anew, and CUDA graphs that
+    it gave up."""
     from torch._dynamo.utils import counters
 
     inductor, whole = counters["inductor"], counters["aot_autograd"]
-    return {"graphs_from_cache": max(inductor["fxgraph_cache_hit"], whole["autograd_cache_hit"]), "graphs_made_anew": inductor["fxgraph_cache_miss"],
-            "cuda_graphs_given_up": inductor["cudagraph_skips"]}
+    return {
+        "graphs_from_cache": max(inductor["fxgraph_cache_hit"], whole["autograd_cache_hit"]),
+        "graphs_made_anew": inductor["fxgraph_cache_miss"],
+        "cuda_graphs_given_up": inductor["cudagraph_skips"],
+    }
 
 
 def start(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -197,7 +306,9 @@ def start(args: argparse.Namespace) -> tuple[Any, Any]:
         facts.update(load(model, args))
     with timeline.span("warmup") as facts:
         engine = make_engine(args, model, words, state.name)
-        facts["tokens"] = engine.warm_up((5 if args.compile else 2) if args.warmup is None else args.warmup)
+        facts["tokens"] = engine.warm_up(
+            (5 if args.compile else 2) if args.warmup is None else args.warmup
+        )
         facts.update(compiled() if args.compile else {})
     with timeline.span("ready"):
         state.engine = engine
@@ -226,7 +337,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _stop(_signal: int, _frame: object) -> None:
-    # At once: the interpreter's and torch's own take-down would cost half a second and frees nothing the kernel does not.
+    # At once: the interpreter's and torch's own take-down would cost half a second and frees
+    # nothing the kernel does not.
     os._exit(0)
 
 

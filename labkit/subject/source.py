@@ -1,7 +1,8 @@
-"""Where a model is: a directory of this host, `http(s)://…`, or `s3://bucket/prefix` and `gs://…` as the environment says.
+"""Where a model is: a directory of this host, `http(s)://…`, or `s3://bucket/prefix` and `gs://…`
+as the environment says.
 
-Only the small files (config, tokenizer, index) are read here; weights are the loader's matter. Objects of a bucket are
-fetched with path-style GETs, signed where the environment has keys for it.
+Only the small files (config, tokenizer, index) are read here; weights are the loader's matter.
+Objects of a bucket are fetched with path-style GETs, signed where the environment has keys for it.
 
     read_small("s3://lab/models/tiny-safetensors", "config.json")
 
@@ -32,8 +33,11 @@ def url_of(source: str | os.PathLike[str], name: str) -> str:
     return f"{text}/{name}"
 
 
-def read_small(source: str | os.PathLike[str], name: str, *, optional: bool = False) -> bytes | None:
-    """The bytes of a small file of the model. Raises BadInput; `optional` turns "not there" into None."""
+def read_small(
+    source: str | os.PathLike[str], name: str, *, optional: bool = False
+) -> bytes | None:
+    """The bytes of a small file of the model. Raises BadInput; `optional` turns "not there" into
+    None."""
     if is_remote(source):
         return _fetch(url_of(source, name), str(source).partition("://")[0], optional)
     path = Path(source) / name
@@ -43,10 +47,17 @@ def read_small(source: str | os.PathLike[str], name: str, *, optional: bool = Fa
     except (FileNotFoundError, NotADirectoryError):
         if optional:
             return None
-        raise BadInput(f"{path}: no such file", why=f"a model directory holds {name}",
-                       fix="labkit model make --preset tiny DIR, or give the directory of a public model") from None
+        raise BadInput(
+            f"{path}: no such file",
+            why=f"a model directory holds {name}",
+            fix="labkit model make --preset tiny DIR, or give the directory of a public model",
+        ) from None
     except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}", why="the model cannot be read", fix="check the path and its permissions") from None
+        raise BadInput(
+            f"{path}: {error.strerror}",
+            why="the model cannot be read",
+            fix="check the path and its permissions",
+        ) from None
     return _bounded(data, str(path))
 
 
@@ -60,18 +71,32 @@ def _fetch(url: str, scheme: str, optional: bool) -> bytes | None:
 
     authorize = authorizer(scheme, os.environ) if scheme in ("s3", "gs") else None
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=authorize("GET", url, {}) if authorize else {}), timeout=60) as reply:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, headers=authorize("GET", url, {}) if authorize else {}),
+            timeout=60,
+        ) as reply:
             return _bounded(reply.read(LIMIT_BYTES + 1), url)
     except urllib.error.HTTPError as error:
         if optional and error.code in (403, 404):
             return None
-        raise BadInput(f"{url}: the store answered {error.code}", why="the model cannot be read from there",
-                       fix="check the bucket and prefix") from None
+        raise BadInput(
+            f"{url}: the store answered {error.code}",
+            why="the model cannot be read from there",
+            fix="check the bucket and prefix",
+        ) from None
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise BadInput(f"{url}: {error}", why="the store did not answer", fix="check that it runs and that the URL is right") from None
+        raise BadInput(
+            f"{url}: {error}",
+            why="the store did not answer",
+            fix="check that it runs and that the URL is right",
+        ) from None
 
 
 def _bounded(data: bytes, where: str) -> bytes:
     if len(data) > LIMIT_BYTES:
-        raise BadInput(f"{where}: more than {LIMIT_BYTES >> 20} MiB", why="this is no config, tokenizer or index", fix="check the file")
+        raise BadInput(
+            f"{where}: more than {LIMIT_BYTES >> 20} MiB",
+            why="this is no config, tokenizer or index",
+            fix="check the file",
+        )
     return data

@@ -1,10 +1,13 @@
-"""Text to token ids and back: a public model's `tokenizer.json` through `tokenizers`, or a small one made here.
+"""Text to token ids and back: a public model's `tokenizer.json` through `tokenizers`, or a small
+one made here.
 
-Made ones are byte-level BPE (any text goes in and comes out unchanged), with merges learned from a page of English and
-the rest of the vocabulary filled up with pronounceable words, so that the vocabulary, its file and the time to parse it
-have the size of a real model's: 128 256 entries are 4 MB of JSON.
+Made ones are byte-level BPE (any text goes in and comes out unchanged), with merges learned from a
+page of English and the rest of the vocabulary filled up with pronounceable words, so that the
+vocabulary, its file and the time to parse it have the size of a real model's: 128 256 entries are 4
+MB of JSON.
 
-    tokenizer = Tokenizer.from_dir("DIR"); tokenizer.encode("The first token"); tokenizer.decode([17, 4])
+    tokenizer = Tokenizer.from_dir("DIR"); tokenizer.encode("The first token");
+        tokenizer.decode([17, 4])
 
 Lesson: notebooks/01_anatomy.
 """
@@ -58,8 +61,11 @@ class Tokenizer:
         try:
             return Tokenizer(Inner.from_buffer(raw))
         except Exception as error:  # the library raises bare Exception
-            raise BadInput(f"{where}: {str(error)[:200]}", why="text cannot be turned into tokens without it",
-                           fix="fetch tokenizer.json again from where the model came") from None
+            raise BadInput(
+                f"{where}: {str(error)[:200]}",
+                why="text cannot be turned into tokens without it",
+                fix="fetch tokenizer.json again from where the model came",
+            ) from None
 
     @property
     def size(self) -> int:
@@ -82,9 +88,13 @@ def byte_symbols() -> tuple[str, ...]:
 
 @functools.cache
 def learned_merges() -> tuple[tuple[str, str], ...]:
-    """The most frequent pairs of the page, joined again and again; ties go to the smaller pair, so that every host learns the same."""
+    """The most frequent pairs of the page, joined again and again; ties go to the smaller pair, so
+    that every host learns the same."""
     symbols = byte_symbols()
-    words = Counter(tuple(symbols[b] for b in word.encode()) for word in re.findall(r" ?[A-Za-z]+|[^A-Za-z\s]+", _TEXT.replace("\n", " ")))
+    words = Counter(
+        tuple(symbols[b] for b in word.encode())
+        for word in re.findall(r" ?[A-Za-z]+|[^A-Za-z\s]+", _TEXT.replace("\n", " "))
+    )
     merges = []
     for _ in range(MERGES):
         pairs: Counter[tuple[str, str]] = Counter()
@@ -99,7 +109,7 @@ def learned_merges() -> tuple[tuple[str, str], ...]:
         for word, count in words.items():
             made, i = [], 0
             while i < len(word):
-                if word[i:i + 2] == best:
+                if word[i : i + 2] == best:
                     made.append(word[i] + word[i + 1])
                     i += 2
                 else:
@@ -122,7 +132,11 @@ def _word(number: int) -> str:
 def vocabulary(size: int) -> tuple[list[str], list[tuple[str, str]]]:
     """(tokens in id order, merges) with exactly `size` tokens."""
     if size < SMALLEST_VOCABULARY:
-        raise BadInput(f"a vocabulary of {size}", why="bytes and special tokens alone need more", fix=f"at least {SMALLEST_VOCABULARY}")
+        raise BadInput(
+            f"a vocabulary of {size}",
+            why="bytes and special tokens alone need more",
+            fix=f"at least {SMALLEST_VOCABULARY}",
+        )
     tokens = [*SPECIAL, *byte_symbols()]
     known, merges = set(tokens), []
     for one, other in learned_merges():
@@ -146,23 +160,69 @@ def tokenizer_json(size: int) -> bytes:
     """A complete `tokenizer.json` with `size` entries; the same bytes on every host."""
     tokens, merges = vocabulary(size)
     doc = {
-        "version": "1.0", "truncation": None, "padding": None,
-        "added_tokens": [{"id": i, "content": s, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-                         for i, s in enumerate(SPECIAL)],
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": i,
+                "content": s,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for i, s in enumerate(SPECIAL)
+        ],
         "normalizer": None,
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
-        "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": SPECIAL[0], "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-                           "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-                           "special_tokens": {SPECIAL[0]: {"id": SPECIAL[0], "ids": [0], "tokens": [SPECIAL[0]]}}},
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
-                  "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-                  "vocab": {token: i for i, token in enumerate(tokens)}, "merges": [list(m) for m in merges]},
+        "pre_tokenizer": {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": True,
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": SPECIAL[0], "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
+            "pair": [
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 1}},
+            ],
+            "special_tokens": {SPECIAL[0]: {"id": SPECIAL[0], "ids": [0], "tokens": [SPECIAL[0]]}},
+        },
+        "decoder": {
+            "type": "ByteLevel",
+            "add_prefix_space": True,
+            "trim_offsets": True,
+            "use_regex": True,
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {token: i for i, token in enumerate(tokens)},
+            "merges": [list(m) for m in merges],
+        },
     }
     return json.dumps(doc, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def tokenizer_config(context: int) -> dict[str, Any]:
     """`tokenizer_config.json`, for the public libraries that ask for it."""
-    return {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": SPECIAL[0], "eos_token": SPECIAL[1], "unk_token": SPECIAL[2],
-            "model_max_length": context, "clean_up_tokenization_spaces": False}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": SPECIAL[0],
+        "eos_token": SPECIAL[1],
+        "unk_token": SPECIAL[2],
+        "model_max_length": context,
+        "clean_up_tokenization_spaces": False,
+    }

@@ -1,13 +1,14 @@
-"""The numbers in a synthetic checkpoint: shaped and scaled like a trained model's, remade alone from a tensor's name.
+"""The numbers in a synthetic checkpoint: shaped and scaled like a trained model's, remade alone
+from a tensor's name.
 
-Each block of a tensor has a generator of its own, seeded by (seed, name, block), so any tensor can be made again without
-the others, in parallel, on any host. 64 random bits give four values: each 16-bit number is looked up in the table of
-normal quantiles in bfloat16 – integers only, so no host rounds differently. About 0.2 G values/s a core; the floor is
-writing the file.
+Each block of a tensor has a generator of its own, seeded by (seed, name, block), so any tensor can
+be made again without the others, in parallel, on any host. 64 random bits give four values: each
+16-bit number is looked up in the table of normal quantiles in bfloat16 – integers only, so no host
+rounds differently. About 0.2 G values/s a core; the floor is writing the file.
 
-The head is "anchored": its row for one token leans towards the embedding of another, so that greedy decoding walks
-through the vocabulary by wide margins (rounding differs between devices and formats; the tokens should not), while log
-probabilities still depend on every weight.
+The head is "anchored": its row for one token leans towards the embedding of another, so that greedy
+decoding walks through the vocabulary by wide margins (rounding differs between devices and formats;
+the tokens should not), while log probabilities still depend on every weight.
 
     for piece in blocks("model.norm.weight", (2048,), config):  # uint16 arrays, bfloat16 bits
         file.write(piece)
@@ -30,7 +31,8 @@ from labkit.subject.config import LlamaConfig
 from labkit.subject.tokenizer import SPECIAL
 
 BLOCK = 8 << 20  # values: 16 MiB of bfloat16, four times that while they are made
-ANCHOR = 16.0  # standard deviations of the other logits that the anchored one leads by, were no layer in between
+# standard deviations of the other logits that the anchored one leads by, were no layer in between
+ANCHOR = 16.0
 SEED = 20
 
 
@@ -58,12 +60,23 @@ def _table(scale: float, middle: float) -> np.ndarray:
 
 
 def _draw(name: str, block: int, count: int, table: np.ndarray, seed: int) -> np.ndarray:
-    key = int.from_bytes(hashlib.blake2b(f"{seed}:{name}:{block}".encode(), digest_size=16).digest(), "little")
+    key = int.from_bytes(
+        hashlib.blake2b(f"{seed}:{name}:{block}".encode(), digest_size=16).digest(), "little"
+    )
     return table[np.random.SFC64(key).random_raw(-(-count // 4)).view(np.uint16)[:count]]
 
 
-def _plain(name: str, block: int, start: int, stop: int, config: LlamaConfig, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Values [start, stop) of a tensor; `start` is a multiple of BLOCK-aligned rows, numbered by `block`."""
+def _plain(
+    name: str,
+    block: int,
+    start: int,
+    stop: int,
+    config: LlamaConfig,
+    shape: tuple[int, ...],
+    seed: int,
+) -> np.ndarray:
+    """Values [start, stop) of a tensor; `start` is a multiple of BLOCK-aligned rows, numbered by
+    `block`."""
     if name.endswith("norm.weight"):
         table = _table(0.1, 1.0)
     elif name.endswith(".bias"):
@@ -71,31 +84,45 @@ def _plain(name: str, block: int, start: int, stop: int, config: LlamaConfig, sh
     elif name == "model.embed_tokens.weight":
         table = _table(1.0, 0.0)
     else:
-        # Fan-in scaling; what is added to the residual stream is divided by the number of additions, as in training.
-        residual = math.sqrt(2 * config.num_hidden_layers) if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+        # Fan-in scaling; what is added to the residual stream is divided by the number of
+        # additions, as in training.
+        residual = (
+            math.sqrt(2 * config.num_hidden_layers)
+            if name.endswith(("o_proj.weight", "down_proj.weight"))
+            else 1.0
+        )
         table = _table(1.0 / (math.sqrt(shape[-1]) * residual), 0.0)
     return _draw(name, block, stop - start, table, seed)
 
 
 def successor(token: np.ndarray, vocabulary: int) -> np.ndarray:
-    """The token whose head row leans on `token`'s embedding; never a special one. One to one on the ordinary tokens."""
+    """The token whose head row leans on `token`'s embedding; never a special one. One to one on the
+    ordinary tokens."""
     special = len(SPECIAL)
     ordinary = vocabulary - special
-    step = next(s for s in range(int(ordinary * 0.618), 2 * ordinary + 2) if math.gcd(s, ordinary) == 1)
+    step = next(
+        s for s in range(int(ordinary * 0.618), 2 * ordinary + 2) if math.gcd(s, ordinary) == 1
+    )
     return (token - special + step) % ordinary + special
 
 
-def _anchored(block: int, start: int, stop: int, config: LlamaConfig, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Rows of the head: random, plus a share of the embedding of the token that this row succeeds."""
+def _anchored(
+    block: int, start: int, stop: int, config: LlamaConfig, shape: tuple[int, ...], seed: int
+) -> np.ndarray:
+    """Rows of the head: random, plus a share of the embedding of the token that this row
+    succeeds."""
     width = shape[1]
     first, last = start // width, stop // width
-    random = to_float32(_plain("lm_head.weight", block, start, stop, config, shape, seed)).reshape(last - first, width)
+    random = to_float32(_plain("lm_head.weight", block, start, stop, config, shape, seed)).reshape(
+        last - first, width
+    )
     special = len(SPECIAL)
     rows = np.arange(first, last)
     ordinary = shape[0] - special
     step = int(successor(np.array([special]), shape[0])[0]) - special
     before = (rows - special - step) % ordinary + special
-    lean = np.float32(ANCHOR / width)  # 1/sqrt(width) for the row's scale, ANCHOR/sqrt(width) for the dot product's
+    # 1/sqrt(width) for the row's scale, ANCHOR/sqrt(width) for the dot product's
+    lean = np.float32(ANCHOR / width)
     for low, high in _runs(before):
         embedding = _embedding_rows(int(before[low]), int(before[high - 1]) + 1, config, seed)
         part = random[low:high]
@@ -117,7 +144,11 @@ def _embedding_rows(first: int, last: int, config: LlamaConfig, seed: int) -> np
         low, high = max(first, start // shape[1]), min(last, stop // shape[1])
         if low < high:
             bits = _plain("model.embed_tokens.weight", block, start, stop, config, shape, seed)
-            made.append(to_float32(bits.reshape(-1, shape[1])[low - start // shape[1]:high - start // shape[1]]))
+            made.append(
+                to_float32(
+                    bits.reshape(-1, shape[1])[low - start // shape[1] : high - start // shape[1]]
+                )
+            )
     return np.concatenate(made)
 
 
@@ -129,13 +160,18 @@ def spans(shape: tuple[int, ...]) -> list[tuple[int, int, int]]:
     return [(i, start, min(start + size, total)) for i, start in enumerate(range(0, total, size))]
 
 
-def tasks(name: str, shape: tuple[int, ...], config: LlamaConfig, seed: int = SEED) -> list[Callable[[], np.ndarray]]:
-    """The blocks of a tensor as functions, in order; each gives bfloat16 bits and may run in any thread."""
+def tasks(
+    name: str, shape: tuple[int, ...], config: LlamaConfig, seed: int = SEED
+) -> list[Callable[[], np.ndarray]]:
+    """The blocks of a tensor as functions, in order; each gives bfloat16 bits and may run in any
+    thread."""
     if name == "lm_head.weight":
         return [functools.partial(_anchored, *s, config, shape, seed) for s in spans(shape)]
     return [functools.partial(_plain, name, *s, config, shape, seed) for s in spans(shape)]
 
 
-def blocks(name: str, shape: tuple[int, ...], config: LlamaConfig, seed: int = SEED) -> Iterator[Any]:
+def blocks(
+    name: str, shape: tuple[int, ...], config: LlamaConfig, seed: int = SEED
+) -> Iterator[Any]:
     for task in tasks(name, shape, config, seed):
         yield task()

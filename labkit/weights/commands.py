@@ -20,20 +20,36 @@ from labkit.errors import BadInput
 def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="DIR", help="model directory")
     parser.add_argument("target", metavar="OUT", help="new model directory")
-    parser.add_argument("--to", required=True, help="pickle, safetensors, tensorizer, gguf or gguf:TYPE (F16, BF16, F32, Q8_0, Q4_0, …)")
+    parser.add_argument(
+        "--to",
+        required=True,
+        help="pickle, safetensors, tensorizer, gguf or gguf:TYPE (F16, BF16, F32, Q8_0, Q4_0, …)",
+    )
 
 
 def convert(args: argparse.Namespace) -> int:
     from labkit.weights.formats.convert import convert as run
 
     facts = run(args.source, args.target, args.to)
-    print(f"{args.target}: {show_bytes(facts['size_bytes'])} of {facts['format']} in {show_s(facts['convert_s'])}")
-    last_line({"command": "model convert", "source": str(args.source), "target": str(args.target), **facts})
+    print(
+        f"{args.target}: {show_bytes(facts['size_bytes'])} of {facts['format']} in"
+        f" {show_s(facts['convert_s'])}"
+    )
+    last_line(
+        {
+            "command": "model convert",
+            "source": str(args.source),
+            "target": str(args.target),
+            **facts,
+        }
+    )
     return 0
 
 
 def add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a .safetensors, .gguf or pickle file, or a model directory")
+    parser.add_argument(
+        "file", metavar="FILE", help="a .safetensors, .gguf or pickle file, or a model directory"
+    )
     parser.add_argument("--all", action="store_true", help="every tensor (default: the first 20)")
     parser.add_argument("--json", action="store_true", help="only the JSON line")
 
@@ -45,14 +61,20 @@ def inspect(args: argparse.Namespace) -> int:
     layouts = [read_layout(path) for path in _files(Path(args.file))]
     for layout in layouts if not args.json else []:
         print(describe(layout, None if args.all else 20))
-    last_line({"command": "model inspect", "files": [_as_doc(layout, args.all) for layout in layouts]})
+    last_line(
+        {"command": "model inspect", "files": [_as_doc(layout, args.all) for layout in layouts]}
+    )
     return 1 if any(layout.format == "pickle" and layout.findings for layout in layouts) else 0
 
 
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    found = [f for f in sorted(path.iterdir()) if f.suffix in (".safetensors", ".bin", ".gguf", ".pt", ".pth")]
+    found = [
+        f
+        for f in sorted(path.iterdir())
+        if f.suffix in (".safetensors", ".bin", ".gguf", ".pt", ".pth")
+    ]
     if not found:
         raise BadInput(f"no checkpoint file in {path}", fix="give a file")
     return found
@@ -61,7 +83,10 @@ def _files(path: Path) -> list[Path]:
 def _as_doc(layout: Any, every: bool) -> dict[str, Any]:
     doc = layout._asdict() | {"tensors": [t._asdict() for t in layout.tensors]}
     doc["tensor_count"] = len(layout.tensors)
-    doc["metadata"] = {k: v if isinstance(v, (str, int, float, bool, dict, list)) else str(v) for k, v in list(layout.metadata.items())[:200]}
+    doc["metadata"] = {
+        k: v if isinstance(v, (str, int, float, bool, dict, list)) else str(v)
+        for k, v in list(layout.metadata.items())[:200]
+    }
     if not every:
         doc["tensors"] = doc["tensors"][:20]
     return doc
@@ -69,13 +94,32 @@ def _as_doc(layout: Any, every: bool) -> dict[str, Any]:
 
 def describe(layout: Any, limit: int | None = 20) -> str:
     """Header, a picture of the layout, the tensors, the findings."""
-    lines = [f"{layout.path}: {layout.format}, {show_bytes(layout.size_bytes)}, {len(layout.tensors)} tensors, "
-             f"{layout.header_bytes} bytes of header, tensors aligned to {layout.alignment} B", picture(layout)]
+    lines = [
+        (
+            f"{layout.path}: {layout.format}, {show_bytes(layout.size_bytes)},"
+            f" {len(layout.tensors)} tensors, {layout.header_bytes} bytes of header, tensors"
+            f" aligned to {layout.alignment} B"
+        ),
+        picture(layout),
+    ]
     lines += [f"  {key} = {str(value)[:100]}" for key, value in list(layout.metadata.items())[:30]]
     shown = layout.tensors[:limit]
     if shown:
-        lines.append(table([[t.offset, show_bytes(t.size_bytes), t.dtype, "×".join(map(str, t.shape)), t.name] for t in shown],
-                           ["offset", "size", "dtype", "shape", "name"]))
+        lines.append(
+            table(
+                [
+                    [
+                        t.offset,
+                        show_bytes(t.size_bytes),
+                        t.dtype,
+                        "×".join(map(str, t.shape)),
+                        t.name,
+                    ]
+                    for t in shown
+                ],
+                ["offset", "size", "dtype", "shape", "name"],
+            )
+        )
     if limit is not None and len(layout.tensors) > limit:
         lines.append(f"… and {len(layout.tensors) - limit} more (--all)")
     lines += [f"! {finding}" for finding in layout.findings]
@@ -83,8 +127,9 @@ def describe(layout: Any, limit: int | None = 20) -> str:
 
 
 def picture(layout: Any, width: int = 72) -> str:
-    """The file as one line of cells: H header, letters by tensor kind, . neither. Each cell takes what covers most of it."""
-    cells = [{"." : 0} for _ in range(width)]
+    """The file as one line of cells: H header, letters by tensor kind, . neither. Each cell takes
+    what covers most of it."""
+    cells = [{".": 0} for _ in range(width)]
 
     def cover(start: int, end: int, mark: str) -> None:
         scale = max(layout.size_bytes, 1) / width
@@ -97,14 +142,30 @@ def picture(layout: Any, width: int = 72) -> str:
     for t in layout.tensors:
         if t.offset >= 0 and t.size_bytes:
             cover(t.offset, t.end, kind(t.name))
-    return "  [" + "".join(max(c, key=lambda mark: c[mark]) for c in cells) + "]\n  H header  E embedding and head  A attention  F feed-forward  n norms and the rest"
+    return (
+        "  ["
+        + "".join(max(c, key=lambda mark: c[mark]) for c in cells)
+        + "]\n  H header  E embedding and head  A attention  F feed-forward  n norms and the rest"
+    )
 
 
 def kind(name: str) -> str:
     """E, A, F or n: what part of the model a tensor is, by its public or its GGUF name."""
     if "embed" in name or "lm_head" in name or name.startswith(("token_embd", "output.")):
         return "E"
-    if "attn.q" in name or any(w in name for w in ("q_proj", "k_proj", "v_proj", "o_proj", "attn_q", "attn_k", "attn_v", "attn_output")):
+    if "attn.q" in name or any(
+        w in name
+        for w in (
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "attn_q",
+            "attn_k",
+            "attn_v",
+            "attn_output",
+        )
+    ):
         return "A"
     if "mlp." in name or any(w in name for w in ("ffn_up", "ffn_down", "ffn_gate")):
         return "F"

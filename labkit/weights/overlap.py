@@ -1,12 +1,17 @@
-"""`overlap`: the weights start to arrive at t0, while the image comes, the interpreter starts and torch is imported.
+"""`overlap`: the weights start to arrive at t0, while the image comes, the interpreter starts and
+torch is imported.
 
-A start is a chain – image, interpreter, imports, weights – in which network and disk are idle most of the time. Nothing in
-the weights depends on the interpreter, so the node agent starts moving them at once, beside the chain, and the loader
-finds them in the page cache. Limit: the longer of the two paths, not their sum; on one link both share its rate.
+A start is a chain – image, interpreter, imports, weights – in which network and disk are idle most
+of the time. Nothing in the weights depends on the interpreter, so the node agent starts moving them
+at once, beside the chain, and the loader finds them in the page cache. Limit: the longer of the two
+paths, not their sum; on one link both share its rate.
 
-    fresh-node   small files first (the server's build needs them), then the shards in parallel ranges, to the node's disk;
-                 while a lazy mount fetches what the start is known to touch, the shards wait: that is needed first
-    warm-node    the shards are read ahead into the page cache until the loader comes: from then on it reads what is missing itself,
+    fresh-node   small files first (the server's build needs them), then the shards in parallel
+        ranges, to the node's disk;
+                 while a lazy mount fetches what the start is known to touch, the shards wait: that
+                     is needed first
+    warm-node    the shards are read ahead into the page cache until the loader comes: from then on
+        it reads what is missing itself,
                  as two readers of the same bytes would halve the disk for each other
 
 Lesson: notebooks/08_stacking.
@@ -38,7 +43,13 @@ PARTIAL = ".partial"
 PATIENCE_S = 600.0
 READ_BYTES = 4 << 20
 PART_BYTES = 2 << 20  # what is under way cannot be called back
-SMALL = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors.index.json")
+SMALL = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+)
 PARTS_BESIDE = 2  # none would leave the link idle between the mount's requests
 YIELD_S = 20.0  # a mount that is stuck holds nobody up for longer
 
@@ -48,18 +59,31 @@ TAKEN_OVER = "LABKIT_TAKEN_OVER"
 
 
 def expect_loader(ctx: StepContext) -> dict[str, Any]:
-    """warm-node, first: the server is told by which file it takes over; it lies where every runtime lets it write."""
+    """warm-node, first: the server is told by which file it takes over; it lies where every runtime
+    lets it write."""
     ctx.server_env[TAKEN_OVER] = f"{ctx.timeline_path}.taken-over"
     return {}
 
 
 def read_ahead(ctx: StepContext, directory: str) -> dict[str, Any]:
-    """warm-node, in the background: weight files through the page cache, two readers, in the loader's order, until it has come."""
+    """warm-node, in the background: weight files through the page cache, two readers, in the
+    loader's order, until it has come."""
     began, taken = timeline.now_s(), ctx.server_env.get(TAKEN_OVER, "")
-    files = sorted((f for f in Path(directory).iterdir() if f.is_file()), key=lambda f: (f.suffix != ".safetensors", f.name))
+    files = sorted(
+        (f for f in Path(directory).iterdir() if f.is_file()),
+        key=lambda f: (f.suffix != ".safetensors", f.name),
+    )
     with ThreadPoolExecutor(2) as readers:
         read = sum(readers.map(lambda file: _through_cache(file, taken), files))
-    timeline.write(SPAN, began, timeline.now_s(), source="agent", path=str(ctx.timeline_path), bytes=read, taken_over=bool(taken) and os.path.exists(taken))
+    timeline.write(
+        SPAN,
+        began,
+        timeline.now_s(),
+        source="agent",
+        path=str(ctx.timeline_path),
+        bytes=read,
+        taken_over=bool(taken) and os.path.exists(taken),
+    )
     return {"bytes_read": read}
 
 
@@ -73,7 +97,8 @@ def _through_cache(file: Path, taken: str = "") -> int:
 
 
 def fetch_small(ctx: StepContext, model: str, environment: dict[str, str]) -> dict[str, Any]:
-    """fresh-node, before anything else: config, tokenizer and index to the node; the server is told to look there."""
+    """fresh-node, before anything else: config, tokenizer and index to the node; the server is told
+    to look there."""
     source = _source(model, environment)
     target = ctx.node / "model"
     target.mkdir()
@@ -92,7 +117,8 @@ def fetch_small(ctx: StepContext, model: str, environment: dict[str, str]) -> di
 
 
 class ImageFirst:
-    """Leaves the link to a lazy mount while it fetches what a recorded start touched: few parts of the weights at a time."""
+    """Leaves the link to a lazy mount while it fetches what a recorded start touched: few parts of
+    the weights at a time."""
 
     def __init__(self, ctx: StepContext, parts: int = PARTS_BESIDE):
         self.ctx, self.parts = ctx, parts
@@ -122,13 +148,20 @@ class ImageFirst:
         return self._over
 
 
-def fetch_shards(ctx: StepContext, model: str, environment: dict[str, str], connections: int = 8) -> dict[str, Any]:
-    """fresh-node, in the background: the shards in parallel ranges. A shard has its name only once it is whole."""
+def fetch_shards(
+    ctx: StepContext, model: str, environment: dict[str, str], connections: int = 8
+) -> dict[str, Any]:
+    """fresh-node, in the background: the shards in parallel ranges. A shard has its name only once
+    it is whole."""
     from labkit.net.fetch import Client
     from labkit.net.ranges import Into, fetch_ranges
 
     began = timeline.now_s()
-    source, target, image_first = _source(model, environment), Path(ctx.state["ahead"]), ImageFirst(ctx)
+    source, target, image_first = (
+        _source(model, environment),
+        Path(ctx.state["ahead"]),
+        ImageFirst(ctx),
+    )
     total = 0
     try:
         with Client(authorize=source.authorize) as client:
@@ -136,14 +169,30 @@ def fetch_shards(ctx: StepContext, model: str, environment: dict[str, str], conn
                 size = int(client.ask("HEAD", source.url(name)).headers["content-length"])
                 with open(target / (name + PARTIAL), "wb") as file:
                     os.posix_fallocate(file.fileno(), 0, size)
-                    fetch_ranges(client, source.url(name), size, Into.file(file.fileno()), part_bytes=PART_BYTES, connections=connections,
-                                 may_go=image_first.may_go, on_done=image_first.done)
+                    fetch_ranges(
+                        client,
+                        source.url(name),
+                        size,
+                        Into.file(file.fileno()),
+                        part_bytes=PART_BYTES,
+                        connections=connections,
+                        may_go=image_first.may_go,
+                        on_done=image_first.done,
+                    )
                 os.rename(target / (name + PARTIAL), target / name)
                 total += size
     except BaseException as error:
         (target / ".failed").write_text(f"{type(error).__name__}: {error}")
         raise
-    timeline.write(SPAN, began, timeline.now_s(), source="agent", path=str(ctx.timeline_path), bytes=total, yielded_s=image_first.yielded_s)
+    timeline.write(
+        SPAN,
+        began,
+        timeline.now_s(),
+        source="agent",
+        path=str(ctx.timeline_path),
+        bytes=total,
+        yielded_s=image_first.yielded_s,
+    )
     return {"bytes_fetched": total, "yielded_s": image_first.yielded_s}
 
 
@@ -158,12 +207,14 @@ fetch_small.before_t0 = fetch_shards.before_t0 = know_http  # type: ignore[attr-
 
 
 def _source(model: str, environment: dict[str, str]) -> Source:
-    """The bucket as the server would see it: this process need not have the server's environment."""
+    """The bucket as the server would see it: this process need not have the server's
+    environment."""
     return open_source(model, {**os.environ, **{k: v for k, v in environment.items() if v}})
 
 
 def load(model: Any, source: str, device: str = "cpu", **options: Any) -> dict[str, Any]:
-    """The lab's streamer, after the shards have their names. Raises TransferError when the fetch beside it failed."""
+    """The lab's streamer, after the shards have their names. Raises TransferError when the fetch
+    beside it failed."""
     from labkit.weights.streamer import load as stream
 
     if taken := os.environ.get(TAKEN_OVER):
@@ -183,14 +234,26 @@ def _expected(directory: Path) -> list[str]:
     return sorted(set(json.loads((directory / index).read_text())["weight_map"].values()))
 
 
-def wait_for(directory: Path, names: Iterable[str], patience_s: float = PATIENCE_S, pause: Callable[[float], Any] = time.sleep) -> None:
+def wait_for(
+    directory: Path,
+    names: Iterable[str],
+    patience_s: float = PATIENCE_S,
+    pause: Callable[[float], Any] = time.sleep,
+) -> None:
     until = time.monotonic() + patience_s
     for name in names:
         while not (directory / name).exists():
             if (directory / ".failed").exists():
-                raise TransferError(f"the weights did not arrive: {(directory / '.failed').read_text()}", fix="see the store's log; run again")
+                raise TransferError(
+                    f"the weights did not arrive: {(directory / '.failed').read_text()}",
+                    fix="see the store's log; run again",
+                )
             if time.monotonic() > until:
-                raise TransferError(f"{name} did not arrive within {patience_s:.0f} s", why="the fetch beside the start is stuck", fix="--timeout, or another link")
+                raise TransferError(
+                    f"{name} did not arrive within {patience_s:.0f} s",
+                    why="the fetch beside the start is stuck",
+                    fix="--timeout, or another link",
+                )
             pause(0.005)
 
 
@@ -204,17 +267,33 @@ class Overlap(WeightsTechnique):
     def loader(self) -> Any:
         from labkit.weights.catalog import LOADERS
 
-        return replace(LOADERS["labkit-streamer"], name="overlap", call="labkit.weights.overlap:load")
+        return replace(
+            LOADERS["labkit-streamer"], name="overlap", call="labkit.weights.overlap:load"
+        )
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
         plan = super().apply(plan, artifact)
         about = plan.state["weights"]
         here = "labkit.weights.overlap:"
         if about["remote"]:
-            arguments = {"model": about["model"], "environment": {"AWS_ENDPOINT_URL": plan.server_env.get("AWS_ENDPOINT_URL", "")}}
-            first = (Step("load.small", here + "fetch_small", arguments), Step("load.fetch", here + "fetch_shards", arguments, background=True))
+            arguments = {
+                "model": about["model"],
+                "environment": {"AWS_ENDPOINT_URL": plan.server_env.get("AWS_ENDPOINT_URL", "")},
+            }
+            first = (
+                Step("load.small", here + "fetch_small", arguments),
+                Step("load.fetch", here + "fetch_shards", arguments, background=True),
+            )
         else:
-            first = (Step("load.expect", here + "expect_loader"), Step("load.fetch", here + "read_ahead", {"directory": about["directory"]}, background=True))
+            first = (
+                Step("load.expect", here + "expect_loader"),
+                Step(
+                    "load.fetch",
+                    here + "read_ahead",
+                    {"directory": about["directory"]},
+                    background=True,
+                ),
+            )
         return replace(plan, steps=first + plan.steps)
 
     def engaged(self, seen: Seen) -> Evidence:
@@ -227,7 +306,10 @@ class Overlap(WeightsTechnique):
             return Evidence(self.name, False, "the move began only after the server had started")
         moved = int(ahead.detail.get("bytes", 0))
         want = int(seen.plan.state.get("weights", {}).get("bytes", 0))
-        how = f"{show_bytes(moved)} of {show_bytes(want)} moved from {ahead.start_s:.2f} to {ahead.end_s:.2f} s after t0, beside the start"
+        how = (
+            f"{show_bytes(moved)} of {show_bytes(want)} moved from {ahead.start_s:.2f} to"
+            f" {ahead.end_s:.2f} s after t0, beside the start"
+        )
         taken_over = bool(ahead.detail.get("taken_over"))
         if not moved or (moved < want and not taken_over):
             return Evidence(self.name, False, how)

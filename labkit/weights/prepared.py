@@ -1,7 +1,9 @@
-"""The subject's checkpoint in another format, made once per content and kept in the workspace's artifacts.
+"""The subject's checkpoint in another format, made once per content and kept in the workspace's
+artifacts.
 
     made = checkpoint_in("gguf:Q8_0", subject, workspace)
-    made.directory, made.prepare_s, made.added_bytes     # the conversion is part of the trade: its cost is recorded
+    made.directory, made.prepare_s, made.added_bytes     # the conversion is part of the trade: its
+        cost is recorded
 
 Lesson: notebooks/04_model_formats.
 """
@@ -30,13 +32,18 @@ class Prepared:
 
 
 def fingerprint(directory: Path) -> str:
-    """Identity of a checkpoint by its files' names, sizes and times, and its small files' contents: no pass over gigabytes."""
+    """Identity of a checkpoint by its files' names, sizes and times, and its small files' contents:
+    no pass over gigabytes."""
     seen = hashlib.sha256()
     for file in sorted(directory.iterdir()):
         if file.is_file() and not file.name.startswith("."):
             about = file.stat()
             seen.update(f"{file.name}\0{about.st_size}\0".encode())
-            seen.update(f"{about.st_mtime_ns}\0".encode() if file.suffix in WEIGHT_SUFFIXES else file.read_bytes())
+            seen.update(
+                f"{about.st_mtime_ns}\0".encode()
+                if file.suffix in WEIGHT_SUFFIXES
+                else file.read_bytes()
+            )
     return seen.hexdigest()
 
 
@@ -45,7 +52,8 @@ def weights_bytes(directory: Path) -> int:
 
 
 def checkpoint_in(format: str, subject: Subject, workspace: Workspace) -> Prepared:
-    """The subject's own directory where it already is in `format`, else the cached conversion of it."""
+    """The subject's own directory where it already is in `format`, else the cached conversion of
+    it."""
     source = Path(subject.model_dir)
     opened = open_source(source)
     digest = hashlib.sha256(f"{fingerprint(source)} {format}".encode()).hexdigest()
@@ -59,4 +67,10 @@ def checkpoint_in(format: str, subject: Subject, workspace: Workspace) -> Prepar
         facts = convert(source, target, format) if not target.is_dir() else {"convert_s": 0.0}
         with replacing(note) as part:
             part.write_text(json.dumps(facts))
-    return Prepared(target, digest, json.loads(note.read_text())["convert_s"], weights_bytes(target), weights_bytes(target))
+    return Prepared(
+        target,
+        digest,
+        json.loads(note.read_text())["convert_s"],
+        weights_bytes(target),
+        weights_bytes(target),
+    )

@@ -1,13 +1,15 @@
 """Where a checkpoint is: a local directory, or a prefix in a bucket. What every loader asks first.
 
-    source = open_source("s3://lab/models/small-pickle")   # endpoint and keys: the environment's; path-style
-    source.shards("pickle")                                 # ["pytorch_model-00001-of-00002.bin", …]
-    source.url("config.json")                               # http://127.0.0.1:9000/lab/models/small-pickle/config.json
+    source = open_source("s3://lab/models/small-pickle")   # endpoint and keys: the environment's;
+        path-style
+    source.shards("pickle")                                 # ["pytorch_model-00001-of-00002.bin",
+        …]
+    source.url("config.json")                               #
+        http://127.0.0.1:9000/lab/models/small-pickle/config.json
 
-A checkpoint directory holds one file, or shards with an index (`*.index.json`: {"weight_map": {tensor: shard}}), under
-the public names of the format. Names that leave the directory are refused: an index is input, not instruction.
-Lesson: notebooks/04_model_formats.
-"""
+A checkpoint directory holds one file, or shards with an index (`*.index.json`: {"weight_map":
+{tensor: shard}}), under the public names of the format. Names that leave the directory are refused:
+an index is input, not instruction. Lesson: notebooks/04_model_formats."""
 
 from __future__ import annotations
 
@@ -33,12 +35,15 @@ MAX_INDEX_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Source:
-    """`root`: a directory, or a URL prefix with one of `SCHEMES`. `http`: the same prefix as an HTTP address. `authorize`: signs
-    requests to a bucket where the environment has keys for it (None: they go unsigned)."""
+    """`root`: a directory, or a URL prefix with one of `SCHEMES`. `http`: the same prefix as an
+    HTTP address. `authorize`: signs requests to a bucket where the environment has keys for it
+    (None: they go unsigned)."""
 
     root: str
     http: str = ""
-    authorize: Callable[[str, str, dict[str, str]], dict[str, str]] | None = field(default=None, compare=False)
+    authorize: Callable[[str, str, dict[str, str]], dict[str, str]] | None = field(
+        default=None, compare=False
+    )
 
     @property
     def remote(self) -> bool:
@@ -58,7 +63,9 @@ class Source:
         from urllib.request import Request
 
         url = self.url(name)
-        return Request(url, method=method, headers=self.authorize(method, url, {}) if self.authorize else {})
+        return Request(
+            url, method=method, headers=self.authorize(method, url, {}) if self.authorize else {}
+        )
 
     def address(self, name: str) -> str:
         """The name in the source's own terms: a path, or s3://bucket/key."""
@@ -76,11 +83,17 @@ class Source:
             except urllib.error.HTTPError as error:
                 if error.code in (403, 404):
                     return None
-                raise TransferError(f"{self.url(name)}: HTTP {error.code}", why="the checkpoint cannot be read",
-                                    fix="check that the store is up and holds the key") from None
+                raise TransferError(
+                    f"{self.url(name)}: HTTP {error.code}",
+                    why="the checkpoint cannot be read",
+                    fix="check that the store is up and holds the key",
+                ) from None
             except OSError as error:
-                raise TransferError(f"{self.url(name)}: {error}", why="the checkpoint cannot be read",
-                                    fix="check AWS_ENDPOINT_URL and that the store is up: labkit store --help") from None
+                raise TransferError(
+                    f"{self.url(name)}: {error}",
+                    why="the checkpoint cannot be read",
+                    fix="check AWS_ENDPOINT_URL and that the store is up: labkit store --help",
+                ) from None
         else:
             try:
                 with open(self.path(name), "rb") as file:
@@ -88,7 +101,10 @@ class Source:
             except (FileNotFoundError, NotADirectoryError):
                 return None
         if len(data) > limit_bytes:
-            raise BadInput(f"{name}: more than {limit_bytes} bytes", why="a file of this kind is small; this one is damaged or forged")
+            raise BadInput(
+                f"{name}: more than {limit_bytes} bytes",
+                why="a file of this kind is small; this one is damaged or forged",
+            )
         return data
 
     def exists(self, name: str) -> bool:
@@ -103,30 +119,48 @@ class Source:
         except urllib.error.HTTPError:
             return False
         except OSError as error:
-            raise TransferError(f"{self.url(name)}: {error}", fix="check AWS_ENDPOINT_URL and that the store is up") from None
+            raise TransferError(
+                f"{self.url(name)}: {error}", fix="check AWS_ENDPOINT_URL and that the store is up"
+            ) from None
 
     def shards(self, format: str) -> list[str]:
-        """File names of the checkpoint in this format, in the index's order. Raises BadInput if there are none."""
+        """File names of the checkpoint in this format, in the index's order. Raises BadInput if
+        there are none."""
         single, index = LAYOUT[format]
         raw = self.read(index) if index else None
         if raw is not None:
             try:
                 names = list(dict.fromkeys(json.loads(raw)["weight_map"].values()))
             except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-                raise BadInput(f"{self.root}/{index} is not an index of shards", fix="labkit model verify DIR") from None
+                raise BadInput(
+                    f"{self.root}/{index} is not an index of shards", fix="labkit model verify DIR"
+                ) from None
             for name in names:
-                if not isinstance(name, str) or not name or "/" in name or name in (".", "..") or "\0" in name:
-                    raise BadInput(f"{index} names a shard {name!r}", why="a shard's name must not leave the model directory")
+                if (
+                    not isinstance(name, str)
+                    or not name
+                    or "/" in name
+                    or name in (".", "..")
+                    or "\0" in name
+                ):
+                    raise BadInput(
+                        f"{index} names a shard {name!r}",
+                        why="a shard's name must not leave the model directory",
+                    )
             if names:
                 return names
         if self.exists(single):
             return [single]
-        raise BadInput(f"no {format} checkpoint at {self.root}", why=f"neither {single} nor {index or 'an index'} is there",
-                       fix=f"labkit model convert DIR --to {format} OUT")
+        raise BadInput(
+            f"no {format} checkpoint at {self.root}",
+            why=f"neither {single} nor {index or 'an index'} is there",
+            fix=f"labkit model convert DIR --to {format} OUT",
+        )
 
 
 def open_source(source: str | os.PathLike[str], env: Mapping[str, str] = os.environ) -> Source:
-    """`s3://` and `gs://` resolve to endpoint and keys of the environment; a path must exist. Raises BadInput."""
+    """`s3://` and `gs://` resolve to endpoint and keys of the environment; a path must exist.
+    Raises BadInput."""
     text = os.fspath(source)
     scheme, separator, rest = text.partition("://")
     if not separator:
@@ -139,4 +173,7 @@ def open_source(source: str | os.PathLike[str], env: Mapping[str, str] = os.envi
         from labkit.objects.access import authorizer, http_of
 
         return Source(text.rstrip("/"), http_of(text, env), authorizer(scheme, env))
-    raise BadInput(f"{text}: cannot read {scheme}://", fix="a directory, or one of " + ", ".join(s + "://" for s in SCHEMES))
+    raise BadInput(
+        f"{text}: cannot read {scheme}://",
+        fix="a directory, or one of " + ", ".join(s + "://" for s in SCHEMES),
+    )

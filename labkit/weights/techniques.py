@@ -1,8 +1,9 @@
 """The weights layer's techniques: importing this module registers them.
 
-Each is a row of `catalog.LOADERS` seen as a technique: `prepare` converts the checkpoint to the format the loader reads
-(off the clock, its cost recorded), `apply` tells the server which loader to call and where the model is – a bucket for a
-fresh node, a cold local directory for a warm one – and `engaged` looks at what the kernel and the store counted.
+Each is a row of `catalog.LOADERS` seen as a technique: `prepare` converts the checkpoint to the
+format the loader reads (off the clock, its cost recorded), `apply` tells the server which loader to
+call and where the model is – a bucket for a fresh node, a cold local directory for a warm one – and
+`engaged` looks at what the kernel and the store counted.
 
 Lesson: notebooks/04_model_formats, notebooks/05_streaming.
 """
@@ -24,12 +25,32 @@ from labkit.weights.catalog import LOADERS, Loader
 from labkit.weights.formats.convert import WEIGHT_SUFFIXES
 
 ARTICLE = "the article"
-_FASTER = Claim("40–60 % faster load (safetensors and a direct GPU stream; 13B, A100)", ARTICLE, 0.4, 0.6, "load")
+_FASTER = Claim(
+    "40–60 % faster load (safetensors and a direct GPU stream; 13B, A100)",
+    ARTICLE,
+    0.4,
+    0.6,
+    "load",
+)
 CLAIMS: dict[str, tuple[Claim, ...]] = {
     "safetensors": (_FASTER,),
-    "runai-streamer": (_FASTER, Claim("Llama-3-8B, A10G: from S3 28.2 s at concurrency 4, 4.9 s at 32; from GP3 47.6 s at 1, 14.3 s at 16, safetensors 48.0 s",
-                                      "run-ai/runai-model-streamer, docs/src/benchmarks.md", of="load")),
-    "instanttensor": (Claim("Qwen3-30B, H200: safetensors 57.4 s, fastsafetensors 22.2 s, Run:ai 9.29 s, InstantTensor 1.77 s", "InstantTensor, docs/benchmark.md", of="load"),),
+    "runai-streamer": (
+        _FASTER,
+        Claim(
+            "Llama-3-8B, A10G: from S3 28.2 s at concurrency 4, 4.9 s at 32; from GP3 47.6 s at 1,"
+            " 14.3 s at 16, safetensors 48.0 s",
+            "run-ai/runai-model-streamer, docs/src/benchmarks.md",
+            of="load",
+        ),
+    ),
+    "instanttensor": (
+        Claim(
+            "Qwen3-30B, H200: safetensors 57.4 s, fastsafetensors 22.2 s, Run:ai 9.29 s,"
+            " InstantTensor 1.77 s",
+            "InstantTensor, docs/benchmark.md",
+            of="load",
+        ),
+    ),
 }
 
 
@@ -49,17 +70,32 @@ class WeightsTechnique:
     def available(self, host: Any) -> Availability:
         missing = self.loader.missing()
         if missing:
-            return Availability(False, missing, f"{self.name} loads with it", self.loader.fix or "run on a GPU host; in a container: --gpus all")
+            return Availability(
+                False,
+                missing,
+                f"{self.name} loads with it",
+                self.loader.fix or "run on a GPU host; in a container: --gpus all",
+            )
         return YES
 
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
-        """The checkpoint in this loader's format, converted once. Facts: model_key, prepare_s, size_bytes, weights_bytes, init."""
+        """The checkpoint in this loader's format, converted once. Facts: model_key, prepare_s,
+        size_bytes, weights_bytes, init."""
         from labkit.weights.prepared import checkpoint_in
 
         made = checkpoint_in(self.loader.format, subject, workspace)
         key = f"models/{subject.preset}-{self.loader.format.replace(':', '-').lower()}-{made.digest[:8]}"
-        return Artifact(self.name, made.digest, {"model_dir": str(made.directory)},
-                        {"model_key": key, "prepare_s": made.prepare_s, "size_bytes": made.added_bytes, "weights_bytes": made.weights_bytes})
+        return Artifact(
+            self.name,
+            made.digest,
+            {"model_dir": str(made.directory)},
+            {
+                "model_key": key,
+                "prepare_s": made.prepare_s,
+                "size_bytes": made.added_bytes,
+                "weights_bytes": made.weights_bytes,
+            },
+        )
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
         loader, directory = self.loader, artifact.paths["model_dir"]
@@ -69,40 +105,80 @@ class WeightsTechnique:
         store = plan.state.get("store", "")
         remote = plan.scenario == "fresh-node" and bool(store)
         model = f"{store}/{artifact.facts['model_key']}" if remote else directory
-        plan = plan.with_server(*arguments, "--model", model, binds=() if remote else ((directory, directory),), **dict(loader.environment))
+        plan = plan.with_server(
+            *arguments,
+            "--model",
+            model,
+            binds=() if remote else ((directory, directory),),
+            **dict(loader.environment),
+        )
         if not remote:
             plan = plan.with_cold(directory)
         size_bytes = artifact.facts["weights_bytes"]
         floors = {"load": size_bytes}
-        if told_device(plan.server_args).startswith("cuda"):  # of disk and bus the slower; what is in memory crosses the bus only
+        # of disk and bus the slower; what is in memory crosses the bus only
+        if told_device(plan.server_args).startswith("cuda"):
             floors = {"load@h2d": size_bytes, **({} if plan.scenario == "hot-node" else floors)}
-        return replace(plan, floors_bytes={**plan.floors_bytes, **floors},
-                       state={**plan.state, "weights": {"model": model, "bytes": artifact.facts["weights_bytes"], "remote": remote, "store": store if plan.pass_env else "",
-                                                        "key": artifact.facts["model_key"], "directory": directory}})
+        return replace(
+            plan,
+            floors_bytes={**plan.floors_bytes, **floors},
+            state={
+                **plan.state,
+                "weights": {
+                    "model": model,
+                    "bytes": artifact.facts["weights_bytes"],
+                    "remote": remote,
+                    "store": store if plan.pass_env else "",
+                    "key": artifact.facts["model_key"],
+                    "directory": directory,
+                },
+            },
+        )
 
     def engaged(self, seen: Seen) -> Evidence:
         return engaged(self.loader, seen)
 
 
 def engaged(loader: Loader, seen: Seen) -> Evidence:
-    """Seen from outside: the loader's library is mapped, and the store sent the bytes, or the process read or mapped the files. On a GPU also that the parameters are there."""
+    """Seen from outside: the loader's library is mapped, and the store sent the bytes, or the
+    process read or mapped the files. On a GPU also that the parameters are there."""
     about = seen.plan.state.get("weights", {})
     want, facts, maps = int(about.get("bytes", 0)), {}, seen.proc.get("maps", [])
     if loader.library:
         facts["library"] = next((m for m in maps if loader.library in m), "")
         if not facts["library"]:
-            return Evidence(loader.name, False, f"no mapping of {loader.library} in the server: another loader did the work", facts)
+            return Evidence(
+                loader.name,
+                False,
+                f"no mapping of {loader.library} in the server: another loader did the work",
+                facts,
+            )
     if about.get("remote"):
         counters = seen.stores.get("bucket", {})
         if about.get("store"):
-            facts["received"] = counters.get("bytes_sent", 0) - seen.stores.get("registry", {}).get("bytes_sent", 0)  # the image came over loopback
+            # the image came over loopback
+            facts["received"] = counters.get("bytes_sent", 0) - seen.stores.get("registry", {}).get(
+                "bytes_sent", 0
+            )
             enough = bool(want) and facts["received"] >= want
-            return Evidence(loader.name, enough, f"this host's interfaces received {show_bytes(facts['received'])} for {show_bytes(want)} of weights in {about['store']}", facts)
+            return Evidence(
+                loader.name,
+                enough,
+                f"this host's interfaces received {show_bytes(facts['received'])} for"
+                f" {show_bytes(want)} of weights in {about['store']}",
+                facts,
+            )
         of_model = {p: c for p, c in counters.get("by_path", {}).items() if about["key"] in p}
         facts["bytes_sent"] = sum(c.get("bytes_sent", 0) for c in of_model.values())
         facts["requests"] = sum(c.get("requests", 0) for c in of_model.values())
         enough = bool(want) and facts["bytes_sent"] >= want
-        return Evidence(loader.name, enough, f"the bucket sent {show_bytes(facts['bytes_sent'])} of {show_bytes(want)} in {facts['requests']} requests", facts)
+        return Evidence(
+            loader.name,
+            enough,
+            f"the bucket sent {show_bytes(facts['bytes_sent'])} of {show_bytes(want)} in"
+            f" {facts['requests']} requests",
+            facts,
+        )
     io = seen.proc.get("io", {})
     directory = str(about.get("directory", ""))
     facts["mapped"] = [Path(m).name for m in maps if directory and m.startswith(directory + "/")]
@@ -110,8 +186,11 @@ def engaged(loader: Loader, seen: Seen) -> Evidence:
     if told_device(seen.plan.server_args).startswith("cuda"):
         return _on_device(loader, seen, want, directory, facts)
     moved = max(facts["read_by_calls"], facts["read_from_storage"])
-    how = (f"{show_bytes(facts['read_by_calls'])} read by calls, {show_bytes(facts['read_from_storage'])} from storage, "
-           f"{len(facts['mapped'])} weight files mapped, for {show_bytes(want)} of weights")
+    how = (
+        f"{show_bytes(facts['read_by_calls'])} read by calls,"
+        f" {show_bytes(facts['read_from_storage'])} from storage, {len(facts['mapped'])} weight"
+        f" files mapped, for {show_bytes(want)} of weights"
+    )
     if loader.reads == "map":
         enough = bool(facts["mapped"])
     elif loader.reads == "read":
@@ -122,25 +201,36 @@ def engaged(loader: Loader, seen: Seen) -> Evidence:
     return Evidence(loader.name, enough, how, facts)
 
 
-#: Of the files' bytes: headers need not be read, and up to `cold.TOLERANCE` of a cold file may have stayed in memory.
+#: Of the files' bytes: headers need not be read, and up to `cold.TOLERANCE` of a cold file may have
+#: stayed in memory.
 NEARLY = 0.98
 
 
-def _on_device(loader: Loader, seen: Seen, want: int, directory: str, facts: dict[str, Any]) -> Evidence:
-    """A copy to the device lets the mapping of the files go, and pages that were in memory are read without a counter moving.
+def _on_device(
+    loader: Loader, seen: Seen, want: int, directory: str, facts: dict[str, Any]
+) -> Evidence:
+    """A copy to the device lets the mapping of the files go, and pages that were in memory are read
+    without a counter moving.
 
-    So: the driver is mapped and every parameter is on the device, as the server says (nothing else can look inside its memory)
-    · and the bytes came: by calls, from storage, or out of files that lie in the page cache as a whole."""
+    So: the driver is mapped and every parameter is on the device, as the server says (nothing else
+    can look inside its memory) · and the bytes came: by calls, from storage, or out of files that
+    lie in the page cache as a whole."""
     there = device_facts(seen)
     facts |= there
     facts["driver"] = next((m for m in seen.proc.get("maps", []) if "libcuda.so" in m), "")
     facts["resident_share"] = resident_share(directory)
     moved = max(facts["read_by_calls"], facts["read_from_storage"])
     came = bool(want) and (moved >= NEARLY * want or facts["resident_share"] >= NEARLY)
-    parameters, on_device, size_bytes = (int(there.get(k) or 0) for k in ("parameters", "device_parameters", "device_bytes"))
+    parameters, on_device, size_bytes = (
+        int(there.get(k) or 0) for k in ("parameters", "device_parameters", "device_bytes")
+    )
     placed = bool(facts["driver"]) and parameters > 0 and on_device == parameters and size_bytes > 0
-    how = (f"{on_device} of {parameters} parameters on the device ({show_bytes(size_bytes)}), {show_bytes(facts['read_by_calls'])} read by calls, "
-           f"{show_bytes(facts['read_from_storage'])} from storage, {facts['resident_share']:.0%} of the files in memory, for {show_bytes(want)} of weights")
+    how = (
+        f"{on_device} of {parameters} parameters on the device ({show_bytes(size_bytes)}),"
+        f" {show_bytes(facts['read_by_calls'])} read by calls,"
+        f" {show_bytes(facts['read_from_storage'])} from storage, {facts['resident_share']:.0%} of"
+        f" the files in memory, for {show_bytes(want)} of weights"
+    )
     if not facts["driver"]:
         how += "; no CUDA driver is mapped in the server"
     return Evidence(loader.name, came and placed, how, facts)
@@ -148,8 +238,20 @@ def _on_device(loader: Loader, seen: Seen, want: int, directory: str, facts: dic
 
 def device_facts(seen: Seen) -> dict[str, Any]:
     """What the server's `load` span says about its parameters on the device."""
-    said = next((s.detail for s in seen.spans if s.name == "load" and "device_bytes" in s.detail), {})
-    return {k: said[k] for k in ("parameters", "device_parameters", "device_bytes", "allocated_bytes", "peak_allocated_bytes") if k in said}
+    said = next(
+        (s.detail for s in seen.spans if s.name == "load" and "device_bytes" in s.detail), {}
+    )
+    return {
+        k: said[k]
+        for k in (
+            "parameters",
+            "device_parameters",
+            "device_bytes",
+            "allocated_bytes",
+            "peak_allocated_bytes",
+        )
+        if k in said
+    }
 
 
 def resident_share(directory: str) -> float:
@@ -161,5 +263,15 @@ def resident_share(directory: str) -> float:
 
 
 for _loader in LOADERS.values():
-    register(type(f"Weights_{_loader.name}", (WeightsTechnique,), {"name": _loader.name, "title": _loader.title, "lesson": _loader.lesson,
-                                                                   "claims": CLAIMS.get(_loader.name, ())}))
+    register(
+        type(
+            f"Weights_{_loader.name}",
+            (WeightsTechnique,),
+            {
+                "name": _loader.name,
+                "title": _loader.title,
+                "lesson": _loader.lesson,
+                "claims": CLAIMS.get(_loader.name, ()),
+            },
+        )
+    )

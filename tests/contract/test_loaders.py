@@ -1,4 +1,5 @@
-"""One set of assertions over every loader of the catalog that is installed here, on one small checkpoint in all formats."""
+"""One set of assertions over every loader of the catalog that is installed here, on one small
+checkpoint in all formats."""
 
 from __future__ import annotations
 
@@ -21,8 +22,17 @@ from labkit.weights.source import LAYOUT
 GPU = torch.cuda.is_available()
 HERE = [name for name, loader in LOADERS.items() if not loader.missing(gpu=GPU)]
 DEVICE = {name: "cuda" if LOADERS[name].needs_gpu else "cpu" for name in HERE}
-CONFIG = {"model_type": "llama", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
-          "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 1}
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
 
 
 class Block(nn.Module):
@@ -32,7 +42,10 @@ class Block(nn.Module):
         self.self_attn, self.mlp = nn.Module(), nn.Module()
         for name, rows in (("q_proj", 64), ("k_proj", 32), ("v_proj", 32), ("o_proj", 64)):
             setattr(self.self_attn, name, nn.Linear(64, rows, bias=False))
-        self.mlp.gate_proj, self.mlp.up_proj = nn.Linear(64, 96, bias=False), nn.Linear(64, 96, bias=False)
+        self.mlp.gate_proj, self.mlp.up_proj = (
+            nn.Linear(64, 96, bias=False),
+            nn.Linear(64, 96, bias=False),
+        )
         self.mlp.down_proj = nn.Linear(96, 64, bias=False)
 
 
@@ -55,25 +68,40 @@ def build(init: str = "meta") -> Model:
 
 def run(name: str, model: Model, directory: Path, **options):
     module, _, function = LOADERS[name].call.partition(":")
-    return getattr(importlib.import_module(module), function)(model, str(directory), DEVICE[name], **{**LOADERS[name].options, **options})
+    return getattr(importlib.import_module(module), function)(
+        model, str(directory), DEVICE[name], **{**LOADERS[name].options, **options}
+    )
 
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory) -> dict[str, Path]:
-    """Format -> model directory, two shards where the format has shards; "reference" holds the tensors."""
+    """Format -> model directory, two shards where the format has shards; "reference" holds the
+    tensors."""
     root = tmp_path_factory.mktemp("formats")
     source = root / "safetensors"
     source.mkdir()
     torch.manual_seed(7)
     # Values that F16 holds too, so that every format can be exact.
-    tensors = {k: torch.randn(v.shape).to(torch.float16).to(torch.bfloat16) for k, v in build().state_dict().items()}
+    tensors = {
+        k: torch.randn(v.shape).to(torch.float16).to(torch.bfloat16)
+        for k, v in build().state_dict().items()
+    }
     names = list(tensors)
-    shards = {"model-00001-of-00002.safetensors": names[:12], "model-00002-of-00002.safetensors": names[12:]}
+    shards = {
+        "model-00001-of-00002.safetensors": names[:12],
+        "model-00002-of-00002.safetensors": names[12:],
+    }
     for shard, members in shards.items():
         save_file({n: tensors[n] for n in members}, source / shard, metadata={"format": "pt"})
-    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {n: s for s, m in shards.items() for n in m}}))
+    (source / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {n: s for s, m in shards.items() for n in m}})
+    )
     (source / "config.json").write_text(json.dumps(CONFIG))
-    (source / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": {chr(256 + i): i for i in range(300)}, "merges": []}}))
+    (source / "tokenizer.json").write_text(
+        json.dumps(
+            {"model": {"type": "BPE", "vocab": {chr(256 + i): i for i in range(300)}, "merges": []}}
+        )
+    )
     made = {"safetensors": source}
     for format in {LOADERS[n].format for n in HERE} - {"safetensors"}:
         made[format] = root / format.replace(":", "-")
@@ -98,8 +126,13 @@ class TestLoader:
         model = build()
         facts = run(name, model, checkpoints[LOADERS[name].format])
         state = model.state_dict()
-        assert all(torch.equal(state[k].cpu().view(torch.uint8), reference[k].view(torch.uint8)) for k in reference)
-        assert facts["tensors"] == len(reference) and facts["size_bytes"] == sum(t.numel() * t.element_size() for t in reference.values())
+        assert all(
+            torch.equal(state[k].cpu().view(torch.uint8), reference[k].view(torch.uint8))
+            for k in reference
+        )
+        assert facts["tensors"] == len(reference) and facts["size_bytes"] == sum(
+            t.numel() * t.element_size() for t in reference.values()
+        )
 
     def test_initialised_models_are_filled_in_place(self, name, checkpoints, reference):
         model = build("cpu").to(DEVICE[name])
@@ -108,12 +141,16 @@ class TestLoader:
         assert {k: p.data_ptr() for k, p in model.named_parameters()} == before
         assert all(torch.equal(p.cpu(), reference[k]) for k, p in model.named_parameters())
 
-    def test_a_second_load_does_not_overwrite_the_first(self, name, checkpoints, reference, tmp_path):
+    def test_a_second_load_does_not_overwrite_the_first(
+        self, name, checkpoints, reference, tmp_path
+    ):
         first = build()
         run(name, first, checkpoints[LOADERS[name].format])
         other = tmp_path / "other"
         other.mkdir()
-        save_file({k: torch.zeros_like(t) for k, t in reference.items()}, other / "model.safetensors")
+        save_file(
+            {k: torch.zeros_like(t) for k, t in reference.items()}, other / "model.safetensors"
+        )
         for extra in ("config.json", "tokenizer.json"):
             shutil.copy(checkpoints["safetensors"] / extra, other)
         converted = other
@@ -125,7 +162,9 @@ class TestLoader:
         assert all(not p.any() for p in second.parameters())
         assert all(torch.equal(p.cpu(), reference[k]) for k, p in first.named_parameters())
 
-    def test_a_removed_model_directory_does_not_take_the_parameters_with_it(self, name, checkpoints, reference, tmp_path):
+    def test_a_removed_model_directory_does_not_take_the_parameters_with_it(
+        self, name, checkpoints, reference, tmp_path
+    ):
         copy = tmp_path / "copy"
         shutil.copytree(checkpoints[LOADERS[name].format], copy)
         model = build()
@@ -137,12 +176,14 @@ class TestLoader:
         copy = tmp_path / "copy"
         shutil.copytree(checkpoints[LOADERS[name].format], copy)
         last = files_of(copy, LOADERS[name].format)[-1]
-        last.write_bytes(last.read_bytes()[:-last.stat().st_size // 3])
+        last.write_bytes(last.read_bytes()[: -last.stat().st_size // 3])
         with pytest.raises(LabError) as refused:
             run(name, build(), copy)
         assert refused.value.what
 
-    def test_noise_in_the_header_is_refused_or_harmless(self, name, checkpoints, reference, tmp_path):
+    def test_noise_in_the_header_is_refused_or_harmless(
+        self, name, checkpoints, reference, tmp_path
+    ):
         noise = random.Random(3)
         for attempt in range(6):
             copy = tmp_path / f"copy-{attempt}"
@@ -150,7 +191,7 @@ class TestLoader:
             first = files_of(copy, LOADERS[name].format)[0]
             data = bytearray(first.read_bytes())
             at = noise.randrange(64)
-            data[at:at + 4] = noise.randbytes(4)
+            data[at : at + 4] = noise.randbytes(4)
             first.write_bytes(data)
             try:
                 run(name, build(), copy)
@@ -160,7 +201,10 @@ class TestLoader:
     def test_a_missing_tensor_is_named(self, name, checkpoints, reference, tmp_path):
         less = tmp_path / "less"
         less.mkdir()
-        save_file({k: t for k, t in reference.items() if k != "model.norm.weight"}, less / "model.safetensors")
+        save_file(
+            {k: t for k, t in reference.items() if k != "model.norm.weight"},
+            less / "model.safetensors",
+        )
         for extra in ("config.json", "tokenizer.json"):
             shutil.copy(checkpoints["safetensors"] / extra, less)
         converted = less
@@ -173,7 +217,10 @@ class TestLoader:
     def test_a_tensor_of_another_shape_is_refused(self, name, checkpoints, reference, tmp_path):
         wrong = tmp_path / "wrong"
         wrong.mkdir()
-        save_file(reference | {"model.norm.weight": torch.zeros(32, dtype=torch.bfloat16)}, wrong / "model.safetensors")
+        save_file(
+            reference | {"model.norm.weight": torch.zeros(32, dtype=torch.bfloat16)},
+            wrong / "model.safetensors",
+        )
         for extra in ("config.json", "tokenizer.json"):
             shutil.copy(checkpoints["safetensors"] / extra, wrong)
         converted = wrong
@@ -192,6 +239,14 @@ class TestLoader:
 
 def test_the_streamers_ring_gives_the_same_bytes(checkpoints, reference):
     model = build()
-    facts = run("labkit-streamer", model, checkpoints["safetensors"], ring=True, chunk_bytes=8192, threads=3, slots=4)
+    facts = run(
+        "labkit-streamer",
+        model,
+        checkpoints["safetensors"],
+        ring=True,
+        chunk_bytes=8192,
+        threads=3,
+        slots=4,
+    )
     assert facts["mode"] == "ring" and facts["chunks"] > 20
     assert all(torch.equal(p, reference[k]) for k, p in model.named_parameters())

@@ -1,4 +1,5 @@
-"""One set of assertions over every registered technique: the four questions are answered the same way everywhere."""
+"""One set of assertions over every registered technique: the four questions are answered the same
+way everywhere."""
 
 from __future__ import annotations
 
@@ -36,7 +37,11 @@ class TestTechnique:
         assert t.title and t.name == t.name.lower()
 
     def test_a_notebook_teaches_it(self, t):
-        assert (ROOT / "notebooks" / (t.lesson.removeprefix("notebooks/").removesuffix(".ipynb") + ".ipynb")).exists()
+        assert (
+            ROOT
+            / "notebooks"
+            / (t.lesson.removeprefix("notebooks/").removesuffix(".ipynb") + ".ipynb")
+        ).exists()
 
     def test_it_is_available_or_says_what_is_missing_and_the_fix(self, t, card):
         found = t.available(card)
@@ -47,7 +52,9 @@ class TestTechnique:
     def test_nothing_seen_is_no_evidence(self, t):
         evidence = t.engaged(Seen(plan=LaunchPlan(stack={t.layer: t.name})))
         assert isinstance(evidence, Evidence)
-        assert evidence.engaged is False, f"{t.name} claims to have engaged in a trial that never ran: {evidence.how}"
+        assert evidence.engaged is False, (
+            f"{t.name} claims to have engaged in a trial that never ran: {evidence.how}"
+        )
         assert evidence.how
 
     def test_a_claim_names_its_source(self, t):

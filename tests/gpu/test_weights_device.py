@@ -1,4 +1,5 @@
-"""On a GPU: every loader puts the same bytes there, and the pinned ring's copies run while reads do."""
+"""On a GPU: every loader puts the same bytes there, and the pinned ring's copies run while reads
+do."""
 
 from __future__ import annotations
 
@@ -11,22 +12,39 @@ from labkit.weights import streamer
 from labkit.weights.loaders import fast, instant, runai, safe
 
 pytestmark = pytest.mark.needs("gpu")
-LOADS = {"safetensors": safe.load, "safetensors-lazy": safe.load_lazy, "safetensors-pread": safe.load_pread, "safetensors-device": safe.load_device, "runai-streamer": runai.load,
-         "fastsafetensors": fast.load, "instanttensor": instant.load, "labkit-streamer": streamer.load}
-PACKAGES = {"runai-streamer": "runai_model_streamer", "fastsafetensors": "fastsafetensors", "instanttensor": "instanttensor"}
+LOADS = {
+    "safetensors": safe.load,
+    "safetensors-lazy": safe.load_lazy,
+    "safetensors-pread": safe.load_pread,
+    "safetensors-device": safe.load_device,
+    "runai-streamer": runai.load,
+    "fastsafetensors": fast.load,
+    "instanttensor": instant.load,
+    "labkit-streamer": streamer.load,
+}
+PACKAGES = {
+    "runai-streamer": "runai_model_streamer",
+    "fastsafetensors": "fastsafetensors",
+    "instanttensor": "instanttensor",
+}
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     home = tmp_path_factory.mktemp("device")
     torch.manual_seed(2)
-    save_file({f"{i}.weight": torch.randn(4096, 4096).to(torch.bfloat16) for i in range(6)}, home / "model.safetensors")
+    save_file(
+        {f"{i}.weight": torch.randn(4096, 4096).to(torch.bfloat16) for i in range(6)},
+        home / "model.safetensors",
+    )
     return home
 
 
 def empty() -> nn.Module:
     with torch.device("meta"):
-        return nn.ModuleList(nn.Linear(4096, 4096, bias=False, dtype=torch.bfloat16) for _ in range(6))
+        return nn.ModuleList(
+            nn.Linear(4096, 4096, bias=False, dtype=torch.bfloat16) for _ in range(6)
+        )
 
 
 @pytest.mark.parametrize("name", LOADS)
@@ -39,7 +57,9 @@ def test_parameters_on_the_device_are_bit_identical(name, directory):
     LOADS[name](model, str(directory), "cuda")
     torch.cuda.synchronize()
     reference = load_file(directory / "model.safetensors")
-    assert all(p.is_cuda and torch.equal(p.cpu(), reference[n]) for n, p in model.named_parameters())
+    assert all(
+        p.is_cuda and torch.equal(p.cpu(), reference[n]) for n, p in model.named_parameters()
+    )
 
 
 def test_copies_overlap_with_reads(directory):
@@ -51,7 +71,9 @@ def test_an_initialised_model_keeps_the_bytes_that_were_loaded_over_its_random_n
     from safetensors.torch import load_file
 
     with torch.device("cuda"):
-        model = nn.ModuleList(nn.Linear(4096, 4096, bias=False, dtype=torch.bfloat16) for _ in range(6))
+        model = nn.ModuleList(
+            nn.Linear(4096, 4096, bias=False, dtype=torch.bfloat16) for _ in range(6)
+        )
     streamer.load(model, str(directory), "cuda")
     torch.cuda.synchronize()
     reference = load_file(directory / "model.safetensors")

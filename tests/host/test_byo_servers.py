@@ -1,4 +1,5 @@
-"""Servers that we did not write, measured from outside: their phases cover the time to the first token."""
+"""Servers that we did not write, measured from outside: their phases cover the time to the first
+token."""
 
 from __future__ import annotations
 
@@ -23,8 +24,13 @@ def model(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def _only_weights(monkeypatch):
     # The test runner itself may have torch mapped, and what is mapped cannot be made cold.
-    monkeypatch.setattr("labkit.byo.trials.cold_trees", lambda server, maps: ([str(server.weights)], []))
-    monkeypatch.setattr("labkit.byo.trials.floor.measure", lambda space: {"disk_read_bytes_per_s": 1e9})  # floors have tests of their own
+    monkeypatch.setattr(
+        "labkit.byo.trials.cold_trees", lambda server, maps: ([str(server.weights)], [])
+    )
+    # floors have tests of their own
+    monkeypatch.setattr(
+        "labkit.byo.trials.floor.measure", lambda space: {"disk_read_bytes_per_s": 1e9}
+    )
 
 
 def measured(trial):
@@ -38,19 +44,51 @@ def measured(trial):
 @pytest.mark.needs("transformers-serve")
 def test_transformers_serve_is_measured_with_its_phases(model, workspace):
     port = free_port()
-    made = run(command=f"{Path(sys.executable).parent / 'transformers'} serve {model} --device cpu --port {port}", url=f"http://127.0.0.1:{port}", weights=str(model),
-               blocks=1, workspace=workspace)
+    made = run(
+        command=(
+            f"{Path(sys.executable).parent / 'transformers'} serve {model} --device cpu --port"
+            f" {port}"
+        ),
+        url=f"http://127.0.0.1:{port}",
+        weights=str(model),
+        blocks=1,
+        workspace=workspace,
+    )
     trial = measured(made.trials[0])
-    assert {s["name"] for s in trial.spans if s["source"] == "log"} >= {"ready.application", "ready.listening"}
+    assert {s["name"] for s in trial.spans if s["source"] == "log"} >= {
+        "ready.application",
+        "ready.listening",
+    }
 
 
 @pytest.mark.needs("llamacpp")
 def test_llama_cpp_pythons_server_is_measured_with_its_phases(model, workspace, tmp_path):
     import subprocess
 
-    subprocess.run([sys.executable, "-m", "labkit", "model", "convert", str(model), "--to", "gguf:F16", str(tmp_path / "gguf")], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "labkit",
+            "model",
+            "convert",
+            str(model),
+            "--to",
+            "gguf:F16",
+            str(tmp_path / "gguf"),
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     weights = next((tmp_path / "gguf").glob("*.gguf"))
     port = free_port()
-    made = run(command=f"{sys.executable} -m llama_cpp.server --model {weights} --host 127.0.0.1 --port {port}", url=f"http://127.0.0.1:{port}", weights=str(weights),
-               blocks=1, workspace=workspace)
+    made = run(
+        command=(
+            f"{sys.executable} -m llama_cpp.server --model {weights} --host 127.0.0.1 --port {port}"
+        ),
+        url=f"http://127.0.0.1:{port}",
+        weights=str(weights),
+        blocks=1,
+        workspace=workspace,
+    )
     measured(made.trials[0])

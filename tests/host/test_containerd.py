@@ -1,4 +1,5 @@
-"""The real path: a private containerd pulls or mounts what the lab builds, starts it, and leaves nothing behind."""
+"""The real path: a private containerd pulls or mounts what the lab builds, starts it, and leaves
+nothing behind."""
 
 from __future__ import annotations
 
@@ -16,7 +17,11 @@ from labkit.net.serving import serving
 from labkit.technique import Artifact, Seen, technique
 
 NAME = "lab/python:latest"
-SAY = ["/usr/local/bin/python3", "-c", "import sys, time; print('from', sys.prefix, flush=True); time.sleep(600)"]
+SAY = [
+    "/usr/local/bin/python3",
+    "-c",
+    "import sys, time; print('from', sys.prefix, flush=True); time.sleep(600)",
+]
 
 pytestmark = pytest.mark.needs("root", "containers")
 
@@ -28,12 +33,22 @@ def registry_root(tmp_path_factory):
 
     top = tmp_path_factory.mktemp("containerd")
     build.build(top / "plain", parts=("interpreter",), level=1, name=NAME)
-    convert(oci.Layout(top / "plain"), NAME, oci.Layout.create(top / "lazy"), target_name=NAME + "-esgz", level=1)
+    convert(
+        oci.Layout(top / "plain"),
+        NAME,
+        oci.Layout.create(top / "lazy"),
+        target_name=NAME + "-esgz",
+        level=1,
+    )
     root = top / "registry"
     root.mkdir()
     publish_image(root, top / "plain", NAME)
     publish_image(root, top / "lazy", NAME + "-esgz")
-    return root, oci.Layout(top / "lazy").manifest(NAME + "-esgz").layers_bytes, oci.Layout(top / "plain").manifest(NAME).layers_bytes
+    return (
+        root,
+        oci.Layout(top / "lazy").manifest(NAME + "-esgz").layers_bytes,
+        oci.Layout(top / "plain").manifest(NAME).layers_bytes,
+    )
 
 
 def _left(folder) -> list[str]:
@@ -51,18 +66,33 @@ def _wait_for(path, text: str) -> None:
 @pytest.mark.parametrize("lazy", [False, pytest.param(True, marks=pytest.mark.needs("stargz"))])
 def test_an_image_runs_and_nothing_is_left(lazy, tmp_path, workspace, registry_root):
     root, lazy_bytes, plain_bytes = registry_root
-    with Ledger.open(workspace, watch=False) as ledger, serving("registry", root, ledger=ledger) as served:
+    with (
+        Ledger.open(workspace, watch=False) as ledger,
+        serving("registry", root, ledger=ledger) as served,
+    ):
         image = f"{served.address}/{NAME}{'-esgz' if lazy else ''}"
-        with containerd.running(workspace.nodes / "ctd", ledger, registry=served.address, stargz=lazy) as node:
+        with containerd.running(
+            workspace.nodes / "ctd", ledger, registry=served.address, stargz=lazy
+        ) as node:
             daemons = [p.pid for p in node.processes]
             node.pull(image)
             sent = served.stats()["bytes_sent"]
             assert sent < lazy_bytes / 4 if lazy else sent >= plain_bytes
             assert bool(node.fuse_mounts()) == lazy
-            pid = containerd.run_command(node, image, "one", SAY, {"A": "1"}, [(str(workspace.root), "/work/lab", "ro")], tmp_path / "log")
+            pid = containerd.run_command(
+                node,
+                image,
+                "one",
+                SAY,
+                {"A": "1"},
+                [(str(workspace.root), "/work/lab", "ro")],
+                tmp_path / "log",
+            )
             _wait_for(tmp_path / "log", "from /usr/local")
             table = containerd.mounts_of(pid)
-            assert next(m["kind"] for m in table if m["point"] == "/") == "overlay" and any(m["point"] == "/work/lab" for m in table)
+            assert next(m["kind"] for m in table if m["point"] == "/") == "overlay" and any(
+                m["point"] == "/work/lab" for m in table
+            )
             assert os.readlink(f"/proc/{pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
             run = node.run
     assert not start_time(pid) and not any(start_time(d) for d in daemons)
@@ -70,21 +100,40 @@ def test_an_image_runs_and_nothing_is_left(lazy, tmp_path, workspace, registry_r
 
 
 @pytest.mark.needs("stargz")
-def test_an_image_without_a_table_of_contents_is_pulled_whole_and_found_out(tmp_path, workspace, registry_root):
+def test_an_image_without_a_table_of_contents_is_pulled_whole_and_found_out(
+    tmp_path, workspace, registry_root
+):
     root, _, plain_bytes = registry_root
-    with Ledger.open(workspace, watch=False) as ledger, serving("registry", root, ledger=ledger) as served:
-        with containerd.running(workspace.nodes / "ctd", ledger, registry=served.address, stargz=True) as node:
+    with (
+        Ledger.open(workspace, watch=False) as ledger,
+        serving("registry", root, ledger=ledger) as served,
+    ):
+        with containerd.running(
+            workspace.nodes / "ctd", ledger, registry=served.address, stargz=True
+        ) as node:
             node.pull(f"{served.address}/{NAME}")  # says nothing, and pulls everything
             mounts, sent = len(node.fuse_mounts()), served.stats()["bytes_sent"]
     plan = LaunchPlan({}, state={"lazy_image_bytes": plain_bytes})
-    seen = Seen(plan=plan, facts={"mount": {"registry_bytes": sent}, "start": {"fuse_mounts": mounts, "root_kind": "overlay", "private": True}})
+    seen = Seen(
+        plan=plan,
+        facts={
+            "mount": {"registry_bytes": sent},
+            "start": {"fuse_mounts": mounts, "root_kind": "overlay", "private": True},
+        },
+    )
     judged = technique("containerd-stargz").engaged(seen)
     assert not judged.engaged and "pull" in judged.how
 
 
 def test_a_pull_that_fails_says_so_in_containerds_words(tmp_path, workspace, registry_root):
-    with Ledger.open(workspace, watch=False) as ledger, serving("registry", registry_root[0], ledger=ledger) as served:
-        with containerd.running(workspace.nodes / "ctd", ledger, registry=served.address) as node, pytest.raises(TransferError) as failed:
+    with (
+        Ledger.open(workspace, watch=False) as ledger,
+        serving("registry", registry_root[0], ledger=ledger) as served,
+    ):
+        with (
+            containerd.running(workspace.nodes / "ctd", ledger, registry=served.address) as node,
+            pytest.raises(TransferError) as failed,
+        ):
             node.pull(f"{served.address}/lab/none:latest")
     assert "not found" in failed.value.why
 
@@ -92,25 +141,60 @@ def test_a_pull_that_fails_says_so_in_containerds_words(tmp_path, workspace, reg
 def test_the_arms_refuse_what_they_cannot_mean():
     arm = technique("containerd-pull")
     with pytest.raises(BadInput, match="fresh node"):
-        arm.apply(LaunchPlan({}, scenario="warm-node"), Artifact("containerd-pull", facts={"size_bytes": 1}))
-    plan = arm.apply(LaunchPlan({"image": "containerd-pull"}), Artifact("containerd-pull", facts={"size_bytes": 1}))
-    assert technique("runc").apply(plan, Artifact("runc")).steps[-1].call.endswith("containerd_steps:start")
+        arm.apply(
+            LaunchPlan({}, scenario="warm-node"),
+            Artifact("containerd-pull", facts={"size_bytes": 1}),
+        )
+    plan = arm.apply(
+        LaunchPlan({"image": "containerd-pull"}),
+        Artifact("containerd-pull", facts={"size_bytes": 1}),
+    )
+    assert (
+        technique("runc")
+        .apply(plan, Artifact("runc"))
+        .steps[-1]
+        .call.endswith("containerd_steps:start")
+    )
     with pytest.raises(BadInput, match="process=runc"):
         technique("userns").apply(plan, Artifact("userns"))
 
 
-def test_a_secret_reaches_the_container_and_is_in_nobodys_command_line(tmp_path, workspace, registry_root, monkeypatch):
+def test_a_secret_reaches_the_container_and_is_in_nobodys_command_line(
+    tmp_path, workspace, registry_root, monkeypatch
+):
     import stat
 
     said: list[str] = []
     whole = containerd.Node.ctr
-    monkeypatch.setattr(containerd.Node, "ctr", lambda node, *args, **more: said.extend(args) or whole(node, *args, **more))
-    tell = ["/usr/local/bin/python3", "-c", "import os, time; print('got', os.environ['HF_TOKEN'], os.environ['LANG'], flush=True); time.sleep(600)"]
-    with Ledger.open(workspace, watch=False) as ledger, serving("registry", registry_root[0], ledger=ledger) as served:
+    monkeypatch.setattr(
+        containerd.Node,
+        "ctr",
+        lambda node, *args, **more: said.extend(args) or whole(node, *args, **more),
+    )
+    tell = [
+        "/usr/local/bin/python3",
+        "-c",
+        (
+            "import os, time; print('got', os.environ['HF_TOKEN'], os.environ['LANG'], flush=True);"
+            " time.sleep(600)"
+        ),
+    ]
+    with (
+        Ledger.open(workspace, watch=False) as ledger,
+        serving("registry", registry_root[0], ledger=ledger) as served,
+    ):
         with containerd.running(workspace.nodes / "ctd", ledger, registry=served.address) as node:
             image = f"{served.address}/{NAME}"
             node.pull(image)
-            containerd.run_command(node, image, "keyed", tell, {"HF_TOKEN": "sesame = 'x' 77", "LANG": "C"}, [], tmp_path / "log")
+            containerd.run_command(
+                node,
+                image,
+                "keyed",
+                tell,
+                {"HF_TOKEN": "sesame = 'x' 77", "LANG": "C"},
+                [],
+                tmp_path / "log",
+            )
             _wait_for(tmp_path / "log", "got sesame = 'x' 77 C")
             assert stat.S_IMODE((node.run / "keyed.env").stat().st_mode) == 0o600
     assert "LANG=C" in said and not [a for a in said if "sesame" in a]

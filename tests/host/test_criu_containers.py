@@ -1,4 +1,5 @@
-"""Containers with the real CRIU, through runc: dumped, restored as themselves, refused in words, nothing left behind."""
+"""Containers with the real CRIU, through runc: dumped, restored as themselves, refused in words,
+nothing left behind."""
 
 from __future__ import annotations
 
@@ -42,7 +43,14 @@ def model(home) -> Path:
 @pytest.fixture(scope="module")
 def snapshot(home, image, model):
     rootfs, config = image
-    made = container.make_container(rootfs, config, model, home.artifacts / "container-under-test", loader=MAPPED, scratch=home.nodes / "container-under-test-work")
+    made = container.make_container(
+        rootfs,
+        config,
+        model,
+        home.artifacts / "container-under-test",
+        loader=MAPPED,
+        scratch=home.nodes / "container-under-test-work",
+    )
     yield made
     from labkit.core.ledger import remove_tree
 
@@ -50,14 +58,26 @@ def snapshot(home, image, model):
 
 
 def left(home: Workspace) -> dict[str, object]:
-    """Everything a container may leave: processes, node directories, mounts, cgroups, descriptors."""
+    """Everything a container may leave: processes, node directories, mounts, cgroups,
+    descriptors."""
     mounts = Path("/proc/self/mountinfo").read_text().count(str(home.root))
-    groups = sorted(str(p) for pattern in ("labkit/labkit-*", "*/labkit/labkit-*") for p in Path("/sys/fs/cgroup").glob(pattern))
-    return {"children": sorted(criu.children()), "nodes": sorted(os.listdir(home.nodes)), "mounts": mounts, "cgroups": groups,
-            "descriptors": len(os.listdir("/proc/self/fd"))}
+    groups = sorted(
+        str(p)
+        for pattern in ("labkit/labkit-*", "*/labkit/labkit-*")
+        for p in Path("/sys/fs/cgroup").glob(pattern)
+    )
+    return {
+        "children": sorted(criu.children()),
+        "nodes": sorted(os.listdir(home.nodes)),
+        "mounts": mounts,
+        "cgroups": groups,
+        "descriptors": len(os.listdir("/proc/self/fd")),
+    }
 
 
-def test_the_dumped_container_itself_answers_alike_in_its_own_namespaces_and_nothing_is_left(snapshot, home):
+def test_the_dumped_container_itself_answers_alike_in_its_own_namespaces_and_nothing_is_left(
+    snapshot, home
+):
     before = left(home)
     with restored(snapshot, home) as back:
         pid = back.pid
@@ -75,7 +95,9 @@ def test_weights_and_libraries_of_a_container_stay_outside_of_its_image(snapshot
     manifest = snapshot.manifest
     assert manifest.technique == "criu-container"
     assert list(manifest.mapped) == [str(model / "model.safetensors")]
-    assert any("libtorch" in path and os.path.exists(str(image[0]) + path) for path in manifest.working_set)
+    assert any(
+        "libtorch" in path and os.path.exists(str(image[0]) + path) for path in manifest.working_set
+    )
 
 
 def test_a_damaged_image_of_a_container_is_refused_and_no_container_is_made(snapshot, home):
@@ -87,12 +109,16 @@ def test_a_damaged_image_of_a_container_is_refused_and_no_container_is_made(snap
 
 
 def test_a_container_of_another_kernel_is_refused(snapshot, home):
-    foreign = replace(snapshot.manifest, place={**snapshot.manifest.place, "kernel": "5.10.0-other"})
+    foreign = replace(
+        snapshot.manifest, place={**snapshot.manifest.place, "kernel": "5.10.0-other"}
+    )
     with pytest.raises(SnapshotRefused, match=r"5\.10\.0-other"):
         store.Snapshot(snapshot.path, foreign).refuse_if_foreign(criu=criu.version())
 
 
-def test_a_live_connection_is_refused_in_words_and_the_container_goes_on(home, image, model, tmp_path):
+def test_a_live_connection_is_refused_in_words_and_the_container_goes_on(
+    home, image, model, tmp_path
+):
     rootfs, config = image
     with beside.scratch("refused-", tmp_path) as room:
         ctx = container._context(room, rootfs, config, model, MAPPED, (), "refused")
@@ -102,10 +128,20 @@ def test_a_live_connection_is_refused_in_words_and_the_container_goes_on(home, i
             asked = {"prompt": making.PROMPT, "max_tokens": 4}
             tokens = making.first_tokens(ctx.port, asked, lambda: start_time(pid) != 0).tokens
             (room / "images").mkdir()
-            with socket.create_connection(("127.0.0.1", ctx.port)), pytest.raises(SnapshotError) as caught:
+            with (
+                socket.create_connection(("127.0.0.1", ctx.port)),
+                pytest.raises(SnapshotError) as caught,
+            ):
                 container.checkpoint(ctx.state["container"], room / "images", room / "work")
-            assert "TCP connection is open" in caught.value.what and "goes on running" in caught.value.why
-            assert tokens and making.first_tokens(ctx.port, asked, lambda: start_time(pid) != 0).tokens == tokens
+            assert (
+                "TCP connection is open" in caught.value.what
+                and "goes on running" in caught.value.why
+            )
+            assert (
+                tokens
+                and making.first_tokens(ctx.port, asked, lambda: start_time(pid) != 0).tokens
+                == tokens
+            )
         finally:
             container._end(ctx)
 

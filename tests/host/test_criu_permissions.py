@@ -1,8 +1,9 @@
-"""CPU permissions over a real dump and restore: kept in the manifest, asked for before a thread runs, read back; and restored processes that die.
+"""CPU permissions over a real dump and restore: kept in the manifest, asked for before a thread
+runs, read back; and restored processes that die.
 
-Where the host has AMX the real thing runs (`needs("amx")`, required there by CI); elsewhere a kernel that answers as one does stands
-in, around the same CRIU, the same processes and the same containers.
-"""
+Where the host has AMX the real thing runs (`needs("amx")`, required there by CI); elsewhere a
+kernel that answers as one does stands in, around the same CRIU, the same processes and the same
+containers."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def state(pid: int) -> str:
 
 
 class Watching(KernelWithAMX):
-    """Every process had asked before its dump; after a restore none has. Notes in which state each was when it was asked for."""
+    """Every process had asked before its dump; after a restore none has. Notes in which state each
+    was when it was asked for."""
 
     def __init__(self) -> None:
         super().__init__(default=AMX)
@@ -48,7 +50,8 @@ class Watching(KernelWithAMX):
 
     def request(self, pid: int, feature: int) -> int:
         until = time.monotonic() + 5
-        while state(pid) != "T" and time.monotonic() < until:  # on its way there: the signal is pending
+        # on its way there: the signal is pending
+        while state(pid) != "T" and time.monotonic() < until:
             os.sched_yield()
         self.states.append(state(pid))
         return super().request(pid, feature)
@@ -68,7 +71,9 @@ def model(home) -> Path:
 def kernel(monkeypatch) -> Watching:
     made, hand_on = Watching(), xstate.hand_on
     monkeypatch.setattr(xstate, "KERNEL", made)
-    monkeypatch.setattr(xstate, "hand_on", lambda root, wanted: made.forget(root) or hand_on(root, wanted))
+    monkeypatch.setattr(
+        xstate, "hand_on", lambda root, wanted: made.forget(root) or hand_on(root, wanted)
+    )
     return made
 
 
@@ -80,19 +85,33 @@ def make(request, home, model, tmp_path):
     def runc() -> store.Snapshot:
         layout, name = build.ensure_image(home)
         rootfs, config = ensure_rootfs(layout, name, home.artifacts / "rootfs")
-        return container.make_container(rootfs, config, model, tmp_path / "snapshot", loader=MAPPED, scratch=tmp_path / "scratch")
+        return container.make_container(
+            rootfs,
+            config,
+            model,
+            tmp_path / "snapshot",
+            loader=MAPPED,
+            scratch=tmp_path / "scratch",
+        )
 
     return process if request.param == "process" else runc
 
 
-def test_the_mask_goes_into_the_manifest_and_back_into_every_restored_process_before_it_runs(make, home, kernel):
+def test_the_mask_goes_into_the_manifest_and_back_into_every_restored_process_before_it_runs(
+    make, home, kernel
+):
     snapshot = make()
     assert snapshot.manifest.permissions and set(snapshot.manifest.permissions.values()) == {AMX}
     proven = len(kernel.states)
-    assert proven == len(snapshot.manifest.permissions), "the proof of a snapshot has to hand them on as well"
+    assert proven == len(snapshot.manifest.permissions), (
+        "the proof of a snapshot has to hand them on as well"
+    )
     with restored(snapshot, home) as back:
-        assert back.facts["permissions"] == {"dumped": {p: hex(AMX) for p in snapshot.manifest.permissions}, "restored": {p: hex(PLAIN) for p in snapshot.manifest.permissions},
-                                             "now": {p: hex(AMX) for p in snapshot.manifest.permissions}}
+        assert back.facts["permissions"] == {
+            "dumped": {p: hex(AMX) for p in snapshot.manifest.permissions},
+            "restored": {p: hex(PLAIN) for p in snapshot.manifest.permissions},
+            "now": {p: hex(AMX) for p in snapshot.manifest.permissions},
+        }
         assert tuple(back.answer.tokens) == snapshot.manifest.tokens
     assert set(kernel.states) == {"T"}, "a thread could have computed before"
 
@@ -116,18 +135,27 @@ def test_a_host_that_cannot_grant_it_starts_nothing(make, home, kernel, monkeypa
 
 def test_a_snapshot_that_does_not_say_is_refused_where_it_matters(make, home, kernel):
     snapshot = make()
-    old = store.Snapshot(snapshot.path, store.Manifest(**{**snapshot.manifest.__dict__, "permissions": {}, "schema": 1}))
+    old = store.Snapshot(
+        snapshot.path,
+        store.Manifest(**{**snapshot.manifest.__dict__, "permissions": {}, "schema": 1}),
+    )
     (snapshot.path / "manifest.json").write_text(json.dumps(old.manifest.__dict__))
     with pytest.raises(SnapshotRefused, match="does not say"), restored(old, home):
         raise AssertionError("it was restored")
 
 
-def test_a_snapshot_whose_restored_process_dies_says_by_which_signal_and_is_not_kept(make, tmp_path, monkeypatch):
+def test_a_snapshot_whose_restored_process_dies_says_by_which_signal_and_is_not_kept(
+    make, tmp_path, monkeypatch
+):
     monkeypatch.setattr(criu, "resume", die_instead)
     with pytest.raises(SnapshotError) as caught:
         make()
     said = str(caught.value)
-    assert "SIGILL (illegal instruction)" in said and "CPU features here" in said and "ONEDNN_MAX_CPU_ISA" in said
+    assert (
+        "SIGILL (illegal instruction)" in said
+        and "CPU features here" in said
+        and "ONEDNN_MAX_CPU_ISA" in said
+    )
     assert not (tmp_path / "snapshot").exists() and not list(tmp_path.glob(".snapshot*"))
 
 
@@ -138,7 +166,9 @@ def test_a_restored_process_that_dies_is_no_time_out(make, home, monkeypatch):
         raise AssertionError("it answered")
 
 
-def test_a_process_whose_pages_come_later_is_asked_before_any_has_come(home, model, tmp_path, kernel):
+def test_a_process_whose_pages_come_later_is_asked_before_any_has_come(
+    home, model, tmp_path, kernel
+):
     snapshot = making.make_process(model, tmp_path / "snapshot", loader=MAPPED)
     proven = len(kernel.states)
     with restored(snapshot, home, lazy=True) as back:
@@ -149,11 +179,14 @@ def test_a_process_whose_pages_come_later_is_asked_before_any_has_come(home, mod
 def test_the_kernels_own_answer_is_read_in_a_process_whose_pages_come_later(home, model, tmp_path):
     snapshot = making.make_process(model, tmp_path / "snapshot", loader=MAPPED)
     with restored(snapshot, home, lazy=True) as back:
-        assert back.facts["lazy"] and set(back.facts["permissions"]["now"]) == set(snapshot.manifest.permissions)
+        assert back.facts["lazy"] and set(back.facts["permissions"]["now"]) == set(
+            snapshot.manifest.permissions
+        )
 
 
 def die_instead(pid: int) -> None:
-    """What the first AMX instruction of a process without permission does to it: the next one that it meets is invalid.
+    """What the first AMX instruction of a process without permission does to it: the next one that
+    it meets is invalid.
 
     A fault, not a signal from outside: the first process of a namespace ignores those."""
     with Tracee(pid) as tracee:
@@ -161,7 +194,8 @@ def die_instead(pid: int) -> None:
         with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
             memory.seek(registers["rip"])
             memory.write(b"\x0f\x0b")  # ud2
-        tracee.set_registers(registers | {"orig_rax": 2**64 - 1})  # not back into the call that it waited in
+        # not back into the call that it waited in
+        tracee.set_registers(registers | {"orig_rax": 2**64 - 1})
     os.kill(pid, signal.SIGCONT)
 
 
@@ -187,7 +221,14 @@ while True: time.sleep(1)
 
 @pytest.mark.needs("amx")
 def test_a_program_that_computes_in_tiles_goes_on_computing_after_its_restore(tmp_path):
-    started = subprocess.Popen([sys.executable, "-c", ASKS], cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    started = subprocess.Popen(
+        [sys.executable, "-c", ASKS],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     back = None
     try:
         wait_for(tmp_path / "ready", started.pid)
@@ -195,7 +236,9 @@ def test_a_program_that_computes_in_tiles_goes_on_computing_after_its_restore(tm
         dumped = criu.dump(started.pid, tmp_path / "images", tmp_path / "work")
         assert all(mask & xstate.DYNAMIC_MASK for mask in dumped["permissions"].values())
         started.wait()
-        back = criu.restore(tmp_path / "images", tmp_path / "work", permissions=dumped["permissions"])
+        back = criu.restore(
+            tmp_path / "images", tmp_path / "work", permissions=dumped["permissions"]
+        )
         assert not back.handed.lacking
         (tmp_path / "again").touch()
         wait_for(tmp_path / "done", back.pid)

@@ -1,4 +1,5 @@
-"""Snapshots with the real CRIU: what comes back, what is refused, and that nothing is left behind."""
+"""Snapshots with the real CRIU: what comes back, what is refused, and that nothing is left
+behind."""
 
 from __future__ import annotations
 
@@ -38,14 +39,25 @@ def model(home) -> Path:
 
 @pytest.fixture(scope="module")
 def snapshot(home, model) -> store.Snapshot:
-    environment = store.scrubbed({**making.short_environment(), "HF_TOKEN": "hf_neverinthe" + "image"})
-    return making.make_process(model, home.artifacts / "tiny", loader=LOADER, environment=environment)
+    environment = store.scrubbed(
+        {**making.short_environment(), "HF_TOKEN": "hf_neverinthe" + "image"}
+    )
+    return making.make_process(
+        model, home.artifacts / "tiny", loader=LOADER, environment=environment
+    )
 
 
 def plain(code: str, **options) -> subprocess.Popen[bytes]:
     """A small process of its own session that says when it is ready (by making a file)."""
-    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                            start_new_session=True, cwd="/", **options)
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd="/",
+        **options,
+    )
 
 
 def wait_for(path: Path) -> None:
@@ -58,7 +70,9 @@ def wait_for(path: Path) -> None:
 @contextlib.contextmanager
 def process(tmp_path: Path, code: str):
     ready = tmp_path / "ready"
-    started = plain(f"import os, time\n{code}\nopen({str(ready)!r}, 'w').close()\nwhile True: time.sleep(0.05)")
+    started = plain(
+        f"import os, time\n{code}\nopen({str(ready)!r}, 'w').close()\nwhile True: time.sleep(0.05)"
+    )
     try:
         wait_for(ready)
         yield started.pid
@@ -72,7 +86,9 @@ def children_and_nodes(home: Workspace) -> tuple[list[int], list[str], int]:
     return sorted(criu.children()), sorted(os.listdir(home.nodes)), len(os.listdir("/proc/self/fd"))
 
 
-def test_the_dumped_process_itself_answers_alike_on_another_port_and_nothing_is_left(snapshot, home):
+def test_the_dumped_process_itself_answers_alike_on_another_port_and_nothing_is_left(
+    snapshot, home
+):
     before = children_and_nodes(home)
     with restored(snapshot, home) as back:
         assert back.port != snapshot.manifest.port
@@ -91,8 +107,16 @@ def test_two_clones_of_one_snapshot_do_not_sample_alike(snapshot, home):
             import json
             import urllib.request
 
-            request = urllib.request.Request(f"http://127.0.0.1:{back.port}/v1/completions", json.dumps(hot).encode(), {"Connection": "close"})
-            drawn.append(json.loads(urllib.request.urlopen(request, timeout=60).read())["choices"][0]["token_ids"])
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{back.port}/v1/completions",
+                json.dumps(hot).encode(),
+                {"Connection": "close"},
+            )
+            drawn.append(
+                json.loads(urllib.request.urlopen(request, timeout=60).read())["choices"][0][
+                    "token_ids"
+                ]
+            )
             assert making.get(back.port, "/_labkit/identity")["reseeded"] >= 1
     assert drawn[0] != drawn[1]
 
@@ -105,12 +129,15 @@ def test_a_scrubbed_secret_is_nowhere_in_the_image(snapshot):
 
 def test_the_weights_stay_outside_of_the_image(snapshot, model):
     assert list(snapshot.manifest.mapped) == [str(model / "model.safetensors")]
-    assert sum(images.contents(snapshot.images).values()) == sum(p.stat().st_size for p in snapshot.images.glob("pages-*.img"))
+    assert sum(images.contents(snapshot.images).values()) == sum(
+        p.stat().st_size for p in snapshot.images.glob("pages-*.img")
+    )
 
 
 @contextlib.contextmanager
 def changed(path: Path, at: int, to: bytes | None = None):
-    """One byte of a file is another for the length of the block (default: its lowest bit turned)."""
+    """One byte of a file is another for the length of the block (default: its lowest bit
+    turned)."""
     whole = path.read_bytes() if path.stat().st_size < 1 << 20 else None
     with open(path, "r+b") as file:
         file.seek(at)
@@ -127,33 +154,58 @@ def changed(path: Path, at: int, to: bytes | None = None):
 
 
 def test_any_image_file_with_one_corrupted_byte_is_refused_and_nothing_runs(snapshot, home):
-    before, files = children_and_nodes(home), [p for p in sorted(snapshot.images.iterdir()) if p.stat().st_size]
-    assert {"files.img", "inventory.img"} <= {p.name for p in files} and any(store.is_pages(p.name) for p in files)
+    before, files = (
+        children_and_nodes(home),
+        [p for p in sorted(snapshot.images.iterdir()) if p.stat().st_size],
+    )
+    assert {"files.img", "inventory.img"} <= {p.name for p in files} and any(
+        store.is_pages(p.name) for p in files
+    )
     for path in files:
-        with changed(path, path.stat().st_size // 2), pytest.raises(SnapshotRefused, match=path.name), restored(snapshot, home):
+        with (
+            changed(path, path.stat().st_size // 2),
+            pytest.raises(SnapshotRefused, match=path.name),
+            restored(snapshot, home),
+        ):
             pass
     assert children_and_nodes(home) == before
 
 
 @pytest.mark.parametrize("key", ["kernel", "machine", "cpu", "cpu_features"])
-def test_one_changed_byte_of_the_card_of_kernel_and_cpu_is_refused_and_nothing_runs(snapshot, home, key):
+def test_one_changed_byte_of_the_card_of_kernel_and_cpu_is_refused_and_nothing_runs(
+    snapshot, home, key
+):
     manifest, value = snapshot.path / "manifest.json", snapshot.manifest.place[key]
     # The value's last byte, where the card has it: after "place".
     data = manifest.read_bytes()
-    at = data.index(f'"{key}": "{value}"'.encode(), data.index(b'"place"')) + len(f'"{key}": "{value}"') - 2
+    at = (
+        data.index(f'"{key}": "{value}"'.encode(), data.index(b'"place"'))
+        + len(f'"{key}": "{value}"')
+        - 2
+    )
     before = children_and_nodes(home)
-    with changed(manifest, at, b"~"), pytest.raises(SnapshotRefused, match="another host") as caught, restored(store.open_snapshot(snapshot.path), home):
+    with (
+        changed(manifest, at, b"~"),
+        pytest.raises(SnapshotRefused, match="another host") as caught,
+        restored(store.open_snapshot(snapshot.path), home),
+    ):
         pass
     assert f"{value[:-1]}~" in caught.value.what and children_and_nodes(home) == before
 
 
-def test_a_criu_that_is_killed_while_it_restores_leaves_nothing_running(snapshot, home, monkeypatch):
+def test_a_criu_that_is_killed_while_it_restores_leaves_nothing_running(
+    snapshot, home, monkeypatch
+):
     before, run = children_and_nodes(home), criu._run
 
     def kill_it(argv, on_start, environment=None):
         def soon(started):
             until = time.monotonic() + 10
-            while len(criu.children()) <= len(before[0]) + 1 and started.poll() is None and time.monotonic() < until:
+            while (
+                len(criu.children()) <= len(before[0]) + 1
+                and started.poll() is None
+                and time.monotonic() < until
+            ):
                 os.sched_yield()  # until the first restored task is there beside CRIU itself
             started.send_signal(signal.SIGKILL)
 
@@ -167,11 +219,19 @@ def test_a_criu_that_is_killed_while_it_restores_leaves_nothing_running(snapshot
 
 def test_a_criu_that_is_killed_while_it_dumps_leaves_no_snapshot(home, tmp_path):
     target = home.artifacts / "killed"
-    with contextlib.suppress(AssertionError), process(tmp_path, "held = bytearray(os.urandom(1 << 20) * 400)") as pid:
+    with (
+        contextlib.suppress(AssertionError),
+        process(tmp_path, "held = bytearray(os.urandom(1 << 20) * 400)") as pid,
+    ):
         with pytest.raises(SnapshotError), store.writing(target) as part:
+
             def as_it_writes(started):
                 until = time.monotonic() + 20
-                while not any((part / "images").glob("pages-*.img")) and started.poll() is None and time.monotonic() < until:
+                while (
+                    not any((part / "images").glob("pages-*.img"))
+                    and started.poll() is None
+                    and time.monotonic() < until
+                ):
                     os.sched_yield()
                 started.send_signal(signal.SIGKILL)
 
@@ -191,13 +251,18 @@ def refused_dump(tmp_path: Path, code: str, home: Workspace) -> SnapshotError:
 
 def test_a_live_connection_is_refused_in_words_and_the_process_goes_on(home, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        code = f"import socket\nkept = socket.create_connection(('127.0.0.1', {server.getsockname()[1]}))"
+        code = (
+            "import socket\nkept = socket.create_connection(('127.0.0.1',"
+            f" {server.getsockname()[1]}))"
+        )
         assert "TCP connection is open" in refused_dump(tmp_path, code, home).what
 
 
 def test_an_io_uring_is_refused_in_words_and_the_process_goes_on(home, tmp_path):
-    code = ("import ctypes\nfd = ctypes.CDLL(None).syscall(425, 4, ctypes.create_string_buffer(120))\n"
-            f"open({str(tmp_path / 'uring')!r}, 'w').write(str(fd))")
+    code = (
+        "import ctypes\nfd = ctypes.CDLL(None).syscall(425, 4, ctypes.create_string_buffer(120))\n"
+        f"open({str(tmp_path / 'uring')!r}, 'w').write(str(fd))"
+    )
     probe = subprocess.run([sys.executable, "-c", code], check=True)
     assert probe.returncode == 0
     if int((tmp_path / "uring").read_text()) < 0:
@@ -210,7 +275,10 @@ def test_a_full_disk_is_refused_in_words_and_the_process_goes_on(home, tmp_path)
     small.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(small)], check=True)
     try:
-        with process(tmp_path, "held = bytearray(os.urandom(1 << 20) * 80)") as pid, pytest.raises(SnapshotError) as caught:
+        with (
+            process(tmp_path, "held = bytearray(os.urandom(1 << 20) * 80)") as pid,
+            pytest.raises(SnapshotError) as caught,
+        ):
             making.dump_running(pid, small / "snapshot")
         assert "disk filled up" in caught.value.what
         assert os.listdir(small) == []

@@ -1,4 +1,5 @@
-"""Both ways with the real tools: the snapshotter mounts what we write, and we mount what ctr-remote writes."""
+"""Both ways with the real tools: the snapshotter mounts what we write, and we mount what ctr-remote
+writes."""
 
 from __future__ import annotations
 
@@ -25,12 +26,25 @@ pytestmark = pytest.mark.needs("root", "stargz", "skopeo")
 
 
 def odd_layer(layout: oci.Layout) -> tuple[oci.Descriptor, str]:
-    """What the tiny image lacks: extended attributes, a device, a FIFO, a sparse file's worth of zeros, modes, owners."""
+    """What the tiny image lacks: extended attributes, a device, a FIFO, a sparse file's worth of
+    zeros, modes, owners."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:", format=tarfile.PAX_FORMAT) as archive:
-        for name, about, data in (("odd", {"type": tarfile.DIRTYPE, "mode": 0o750, "uid": 12}, b""), ("odd/null", {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 3}, b""),
-                                  ("odd/pipe", {"type": tarfile.FIFOTYPE}, b""), ("odd/zeros", {}, bytes(5_000_000)),
-                                  ("odd/attributes", {"pax_headers": {"SCHILY.xattr.user.k": "v"}, "mode": 0o4711, "mtime": 1_600_000_000}, b"x")):
+        for name, about, data in (
+            ("odd", {"type": tarfile.DIRTYPE, "mode": 0o750, "uid": 12}, b""),
+            ("odd/null", {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 3}, b""),
+            ("odd/pipe", {"type": tarfile.FIFOTYPE}, b""),
+            ("odd/zeros", {}, bytes(5_000_000)),
+            (
+                "odd/attributes",
+                {
+                    "pax_headers": {"SCHILY.xattr.user.k": "v"},
+                    "mode": 0o4711,
+                    "mtime": 1_600_000_000,
+                },
+                b"x",
+            ),
+        ):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             for key, value in about.items():
@@ -47,8 +61,19 @@ def images(tmp_path_factory):
     config = plain.config(manifest)
     extra, diff_id = odd_layer(plain)
     config["rootfs"]["diff_ids"].append(diff_id)
-    plain.add(oci.Manifest(plain.write_blob(oci.canonical(config), oci.CONFIG), (*manifest.layers, extra)), REFERENCE)
-    convert(plain, REFERENCE, oci.Layout.create(base / "ours"), record=[Access("usr/bin/app-again"), Access("odd/zeros")], chunk_bytes=100_000)
+    plain.add(
+        oci.Manifest(
+            plain.write_blob(oci.canonical(config), oci.CONFIG), (*manifest.layers, extra)
+        ),
+        REFERENCE,
+    )
+    convert(
+        plain,
+        REFERENCE,
+        oci.Layout.create(base / "ours"),
+        record=[Access("usr/bin/app-again"), Access("odd/zeros")],
+        chunk_bytes=100_000,
+    )
     publish_image(base / "registry", base / "ours", REFERENCE)
     return base
 
@@ -56,22 +81,48 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def node(images, workspace_module):
     """A private containerd with the real stargz snapshotter, and our registry: (socket, served)."""
-    with Ledger.open(workspace_module) as ledger, serving("registry", images / "registry", ledger=ledger) as served:
+    with (
+        Ledger.open(workspace_module) as ledger,
+        serving("registry", images / "registry", ledger=ledger) as served,
+    ):
         run = Path("/tmp") / f"interop-{ledger.token}"  # a socket's path is short
         ledger.note("dir", run)
         run.mkdir()
-        (run / "stargz.toml").write_text(f'[[resolver.host."{served.address}".mirrors]]\nhost = "{served.address}"\ninsecure = true\n')
-        (run / "config.toml").write_text(f'version = 2\nroot = "{run}/root"\nstate = "{run}/state"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
-                                         f'[grpc]\n  address = "{run}/c.sock"\n[ttrpc]\n  address = "{run}/t.sock"\n'
-                                         f'[proxy_plugins.stargz]\n  type = "snapshot"\n  address = "{run}/s.sock"\n')
+        (run / "stargz.toml").write_text(
+            f'[[resolver.host."{served.address}".mirrors]]\nhost = "{served.address}"\ninsecure ='
+            " true\n"
+        )
+        (run / "config.toml").write_text(
+            f'version = 2\nroot = "{run}/root"\nstate = "{run}/state"\ndisabled_plugins ='
+            f' ["io.containerd.grpc.v1.cri"]\n[grpc]\n  address = "{run}/c.sock"\n[ttrpc]\n '
+            f' address = "{run}/t.sock"\n[proxy_plugins.stargz]\n  type = "snapshot"\n  address ='
+            f' "{run}/s.sock"\n'
+        )
         with open(run / "log", "wb") as log:
-            argvs = [["containerd-stargz-grpc", "-address", f"{run}/s.sock", "-root", f"{run}/stargz", "-config", f"{run}/stargz.toml"], ["containerd", "-c", f"{run}/config.toml"]]
+            argvs = [
+                [
+                    "containerd-stargz-grpc",
+                    "-address",
+                    f"{run}/s.sock",
+                    "-root",
+                    f"{run}/stargz",
+                    "-config",
+                    f"{run}/stargz.toml",
+                ],
+                ["containerd", "-c", f"{run}/config.toml"],
+            ]
             daemons = []
             for argv, sock in zip(argvs, ("s.sock", "c.sock"), strict=True):
-                daemons.append(subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True))
+                daemons.append(
+                    subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True)
+                )
                 ledger.note("group", daemons[-1].pid)
                 until = time.monotonic() + 20
-                while not (run / sock).exists() and time.monotonic() < until and daemons[-1].poll() is None:
+                while (
+                    not (run / sock).exists()
+                    and time.monotonic() < until
+                    and daemons[-1].poll() is None
+                ):
                     time.sleep(0.05)
         try:
             yield f"{run}/c.sock", served
@@ -99,16 +150,32 @@ def must(*argv: str) -> str:
     return done.stdout
 
 
-def test_the_real_snapshotter_mounts_what_we_write_lazily_and_shows_the_same_files(images, node, tmp_path):
+def test_the_real_snapshotter_mounts_what_we_write_lazily_and_shows_the_same_files(
+    images, node, tmp_path
+):
     sock, served = node
     image = f"{served.address}/{REFERENCE}"
     served.reset()
     must("ctr-remote", "-a", sock, "images", "rpull", "--plain-http", image)
     chain = ""
-    for diff_id in oci.Layout(images / "ours").config(oci.Layout(images / "ours").manifest(REFERENCE))["rootfs"]["diff_ids"]:
+    for diff_id in oci.Layout(images / "ours").config(
+        oci.Layout(images / "ours").manifest(REFERENCE)
+    )["rootfs"]["diff_ids"]:
         chain = oci.digest_of(f"{chain} {diff_id}".encode()) if chain else diff_id
     (tmp_path / "theirs").mkdir()
-    command = must("ctr", "-a", sock, "snapshots", "--snapshotter", "stargz", "view", "--target", str(tmp_path / "theirs"), "look", chain)
+    command = must(
+        "ctr",
+        "-a",
+        sock,
+        "snapshots",
+        "--snapshotter",
+        "stargz",
+        "view",
+        "--target",
+        str(tmp_path / "theirs"),
+        "look",
+        chain,
+    )
     must("sh", "-c", command)
     try:
         assert "fuse.rawBridge" in Path("/proc/self/mountinfo").read_text()
@@ -119,21 +186,56 @@ def test_the_real_snapshotter_mounts_what_we_write_lazily_and_shows_the_same_fil
     with mounted(served, tmp_path) as (target, _):
         ours = tree(target)
         assert os.getxattr(target / "odd/attributes", "user.k") == b"v"
-    # A name that is not UTF-8 cannot stand in JSON: the reference tool shows U+FFFD in its place, we the bytes.
-    assert {k.decode(errors="replace").replace("\ufffd", "?") for k in theirs} == {k.decode(errors="replace").replace("\ufffd", "?") for k in ours}
+    # A name that is not UTF-8 cannot stand in JSON: the reference tool shows U+FFFD in its place,
+    # we the bytes.
+    assert {k.decode(errors="replace").replace("\ufffd", "?") for k in theirs} == {
+        k.decode(errors="replace").replace("\ufffd", "?") for k in ours
+    }
     for path, about in ours.items():
-        if path.decode(errors="replace") in {k.decode(errors="replace") for k in theirs} and path in theirs:
+        if (
+            path.decode(errors="replace") in {k.decode(errors="replace") for k in theirs}
+            and path in theirs
+        ):
             assert about[:3] == theirs[path][:3], path
 
 
 def test_we_mount_what_ctr_remote_writes(images, node, tmp_path):
     sock, served = node
     archive = tmp_path / "image.tar"
-    must("skopeo", "--insecure-policy", "copy", "--quiet", f"oci:{images}/plain:{REFERENCE}", f"oci-archive:{archive}:localhost/plain:latest")
-    must("ctr", "-a", sock, "images", "import", "--no-unpack", "--base-name", "localhost/plain", str(archive))
+    must(
+        "skopeo",
+        "--insecure-policy",
+        "copy",
+        "--quiet",
+        f"oci:{images}/plain:{REFERENCE}",
+        f"oci-archive:{archive}:localhost/plain:latest",
+    )
+    must(
+        "ctr",
+        "-a",
+        sock,
+        "images",
+        "import",
+        "--no-unpack",
+        "--base-name",
+        "localhost/plain",
+        str(archive),
+    )
     name = next(n for n in must("ctr", "-a", sock, "images", "ls", "-q").split() if "plain" in n)
     target_name = f"{served.address}/lab/theirs:latest"
-    must("ctr-remote", "-a", sock, "images", "convert", "--estargz", "--oci", "--estargz-chunk-size", "100000", name, target_name)
+    must(
+        "ctr-remote",
+        "-a",
+        sock,
+        "images",
+        "convert",
+        "--estargz",
+        "--oci",
+        "--estargz-chunk-size",
+        "100000",
+        name,
+        target_name,
+    )
     must("ctr", "-a", sock, "images", "push", "--plain-http", target_name)
     (tmp_path / "theirs").mkdir()
     (tmp_path / "ours").mkdir()
@@ -142,7 +244,9 @@ def test_we_mount_what_ctr_remote_writes(images, node, tmp_path):
     with mounted(served, tmp_path / "theirs", name="lab/theirs:latest") as (target, _):
         theirs = tree(target)
     odd = os.fsencode("usr/share/latin-")
-    assert {k: v for k, v in theirs.items() if not k.startswith(odd)} == {k: v for k, v in ours.items() if not k.startswith(odd)}
+    assert {k: v for k, v in theirs.items() if not k.startswith(odd)} == {
+        k: v for k, v in ours.items() if not k.startswith(odd)
+    }
 
 
 def test_any_eager_runtime_unpacks_what_we_write(images):
@@ -150,6 +254,15 @@ def test_any_eager_runtime_unpacks_what_we_write(images):
     for a, b in zip(plain.manifest(REFERENCE).layers, ours.manifest(REFERENCE).layers, strict=True):
         names = []
         for layout, layer in ((plain, a), (ours, b)):
-            raw = b"".join(decompress(file_chunks(layout.blob_path(layer.digest)), "gzip" if layer.media_type.endswith("gzip") else "none"))
+            raw = b"".join(
+                decompress(
+                    file_chunks(layout.blob_path(layer.digest)),
+                    "gzip" if layer.media_type.endswith("gzip") else "none",
+                )
+            )
             names.append({m.name for m in tarfile.open(fileobj=io.BytesIO(raw))})
-        assert names[1] - names[0] <= {"stargz.index.json", ".prefetch.landmark", ".no.prefetch.landmark"} and names[0] <= names[1]
+        assert (
+            names[1] - names[0]
+            <= {"stargz.index.json", ".prefetch.landmark", ".no.prefetch.landmark"}
+            and names[0] <= names[1]
+        )

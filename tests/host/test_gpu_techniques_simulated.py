@@ -1,4 +1,5 @@
-"""The GPU's techniques through a whole trial, against the simulated driver: what they do is real, what it costs is not, and both are said."""
+"""The GPU's techniques through a whole trial, against the simulated driver: what they do is real,
+what it costs is not, and both are said."""
 
 from __future__ import annotations
 
@@ -32,10 +33,23 @@ def trial(home, subject, tmp_path, monkeypatch):
 
     def run(device: str, weights: str = "safetensors"):
         stack = Stack.parse(f"no-image,weights={weights}" + (f",device={device}" if device else ""))
-        plan = compose(stack, prepare(stack, subject, home), scenario="hot-node", link="loopback", subject=subject,
-                       request={"prompt": PROMPT, "max_tokens": 8}, expected_tokens=tuple(reference.reference_tokens(subject.model_dir, PROMPT, 8)))
+        plan = compose(
+            stack,
+            prepare(stack, subject, home),
+            scenario="hot-node",
+            link="loopback",
+            subject=subject,
+            request={"prompt": PROMPT, "max_tokens": 8},
+            expected_tokens=tuple(reference.reference_tokens(subject.model_dir, PROMPT, 8)),
+        )
         with Ledger.open(home) as ledger:
-            made = run_trial(plan, arm=stack.name, workspace=home, ledger=ledger, judge=lambda seen: judge(stack, seen))
+            made = run_trial(
+                plan,
+                arm=stack.name,
+                workspace=home,
+                ledger=ledger,
+                judge=lambda seen: judge(stack, seen),
+            )
         assert made.outcome == "ok", (made.outcome, made.error, made.log_tail[-800:])
         return made, {e["technique"]: e for e in made.evidence}
 
@@ -63,6 +77,10 @@ def test_graphs_are_recorded_before_the_server_is_ready(trial, name, count):
 def test_weights_that_a_daemon_holds_are_mapped_and_not_read(trial):
     made, evidence = trial("", "device-resident")
     found = evidence["device-resident"]
-    assert "simulated" in found["how"] and found["facts"]["copied_bytes"] == 0 and found["facts"]["mapped_bytes"] > 1_000_000
+    assert (
+        "simulated" in found["how"]
+        and found["facts"]["copied_bytes"] == 0
+        and found["facts"]["mapped_bytes"] > 1_000_000
+    )
     assert any("torch" in path for path in found["facts"]["resident_before_t0"])
     assert not Path(f"/proc/{found['facts']['daemon_pid']}").exists()

@@ -1,10 +1,12 @@
-"""Commands killed at drawn moments leave nothing: no process, mount, namespace, port, container or half-made file; every record is readable.
+"""Commands killed at drawn moments leave nothing: no process, mount, namespace, port, container or
+half-made file; every record is readable.
 
-Every command, and every preparation of a technique, by SIGINT, SIGTERM, SIGKILL, and by SIGKILL together with its watchdog (then the
-next start of the lab cleans up). A moment is drawn from the command's own milestones – the lines of its ledger – or from its time.
-A few a run; `LABKIT_KILLS=200 pytest tests/host/test_killed_runs.py` goes through a long series, and says in the end what was killed;
-LABKIT_KILLS_ONLY=criu,lazy keeps to commands with these words in their name, LABKIT_KILLS_SEED draws the same again.
-"""
+Every command, and every preparation of a technique, by SIGINT, SIGTERM, SIGKILL, and by SIGKILL
+together with its watchdog (then the next start of the lab cleans up). A moment is drawn from the
+command's own milestones – the lines of its ledger – or from its time. A few a run;
+`LABKIT_KILLS=200 pytest tests/host/test_killed_runs.py` goes through a long series, and says in the
+end what was killed; LABKIT_KILLS_ONLY=criu,lazy keeps to commands with these words in their name,
+LABKIT_KILLS_SEED draws the same again."""
 
 from __future__ import annotations
 
@@ -31,14 +33,16 @@ from labkit.image.tiny import REFERENCE, tiny_layout
 
 KILLS = int(os.environ.get("LABKIT_KILLS", "8"))
 HOW = ("SIGINT", "SIGTERM", "SIGKILL", "SIGKILL with the watchdog")
-MARKED = re.compile(r"[0-9a-f]{16}[.-]\d+-\d+")  # what labkit.core.beside calls what is not whole, or only for a while
+# what labkit.core.beside calls what is not whole, or only for a while
+MARKED = re.compile(r"[0-9a-f]{16}[.-]\d+-\d+")
 PATIENCE_S = 60
 LABKIT = (sys.executable, "-m", "labkit")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A command. `span_s`: until when a moment is drawn; `fresh`: what is removed from the workspace before, so that it is prepared again."""
+    """A command. `span_s`: until when a moment is drawn; `fresh`: what is removed from the
+    workspace before, so that it is prepared again."""
 
     name: str
     argv: str
@@ -52,18 +56,65 @@ RUN = "run --preset tiny --blocks 2 --out {out}/run.json"
 CASES = [
     Case("naive", f"{RUN} naive", 25),
     Case("warm node", f"{RUN} no-image --scenario warm-node", 15),
-    Case("criu-process", f"{RUN} snapshot=criu-process --scenario warm-node", 25, ("artifacts/*criu-process-*",), ("root", "criu"), 40),
-    Case("criu-process-whole", f"{RUN} snapshot=criu-process-whole --scenario fresh-node", 25, ("artifacts/*criu-process-whole-*",), ("root", "criu"), 40),
-    Case("criu-container", f"{RUN} image=full-pull,snapshot=criu-container", 40, ("artifacts/*criu-container-*",), ("root", "criu", "runc"), 40),
+    Case(
+        "criu-process",
+        f"{RUN} snapshot=criu-process --scenario warm-node",
+        25,
+        ("artifacts/*criu-process-*",),
+        ("root", "criu"),
+        40,
+    ),
+    Case(
+        "criu-process-whole",
+        f"{RUN} snapshot=criu-process-whole --scenario fresh-node",
+        25,
+        ("artifacts/*criu-process-whole-*",),
+        ("root", "criu"),
+        40,
+    ),
+    Case(
+        "criu-container",
+        f"{RUN} image=full-pull,snapshot=criu-container",
+        40,
+        ("artifacts/*criu-container-*",),
+        ("root", "criu", "runc"),
+        40,
+    ),
     Case("estargz-lazy", f"{RUN} image=estargz-lazy", 40, ("artifacts/*estargz-*",), ("fuse",), 40),
     Case("object-pull-zstd", f"{RUN} image=object-pull-zstd", 20, ("artifacts/*image-*-zstd",)),
-    Case("weights converted", f"{RUN} no-image,weights=gguf --scenario warm-node", 15, ("artifacts/weights/*gguf*",)),
-    Case("compile-cache", f"{RUN} no-image,device=compile-cache --scenario warm-node", 30, ("artifacts/compile-cache-*",)),
+    Case(
+        "weights converted",
+        f"{RUN} no-image,weights=gguf --scenario warm-node",
+        15,
+        ("artifacts/weights/*gguf*",),
+    ),
+    Case(
+        "compile-cache",
+        f"{RUN} no-image,device=compile-cache --scenario warm-node",
+        30,
+        ("artifacts/compile-cache-*",),
+    ),
     Case("containerd-pull", f"{RUN} image=containerd-pull", 20, (), ("root", "containers"), 40),
-    Case("containerd-stargz", f"{RUN} image=containerd-stargz", 25, ("artifacts/*estargz-*",), ("root", "containers", "stargz", "fuse"), 40),
-    Case("criu-container-packed", f"{RUN} image=full-pull,snapshot=criu-container-packed --scenario warm-node", 40, ("artifacts/*criu-container-packed-*",), ("root", "criu", "runc"), 40),
+    Case(
+        "containerd-stargz",
+        f"{RUN} image=containerd-stargz",
+        25,
+        ("artifacts/*estargz-*",),
+        ("root", "containers", "stargz", "fuse"),
+        40,
+    ),
+    Case(
+        "criu-container-packed",
+        f"{RUN} image=full-pull,snapshot=criu-container-packed --scenario warm-node",
+        40,
+        ("artifacts/*criu-container-packed-*",),
+        ("root", "criu", "runc"),
+        40,
+    ),
     Case("image mount", "image mount oci:{lazy}:{tiny} {out}/at", 4, (), ("fuse",), 4),
-    Case("bench lazy", "bench lazy --blocks 1 --links 1gbit --arms full,lazy", 30, (), ("fuse",), 40),
+    Case(
+        "bench lazy", "bench lazy --blocks 1 --links 1gbit --arms full,lazy", 30, (), ("fuse",), 40
+    ),
     Case("zygote", f"{RUN} no-image,process=zygote --scenario warm-node", 15),
     Case("image build", "image build --out {out}/built", 25),
     Case("image convert", "image convert {image} {out}/lazy", 12),
@@ -77,7 +128,12 @@ CASES = [
     Case("bench load", "bench load --preset tiny --blocks 1 --cache cold,warm", 15),
     Case("notebooks run", "notebooks run 00 --preset ci --out {out}/notebooks", 30),
     Case("report", "report --preset tiny --blocks 1 --notebook 00 --out {out}/report", 25),
-    Case("ablate", "ablate --preset tiny --blocks 1 --kinds add-one --scenario warm-node --out {out}/ablate.json", 25),
+    Case(
+        "ablate",
+        "ablate --preset tiny --blocks 1 --kinds add-one --scenario warm-node --out"
+        " {out}/ablate.json",
+        25,
+    ),
     Case("registry", "registry serve --root {out}/registry", 3),
     Case("store", "store serve --root {out}/store", 3),
     Case("workshop", "workshop pack --no-wheels --no-image --preset tiny --out {out}/pack.tar", 4),
@@ -95,18 +151,24 @@ def line_above(pid: int) -> set[int]:
 
 
 def ours(home: Path) -> list[tuple[int, str]]:
-    """Processes that have this workspace, or the directory around it, in their environment, arguments or open files."""
+    """Processes that have this workspace, or the directory around it, in their environment,
+    arguments or open files."""
     found, above = [], line_above(os.getpid())
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) not in above:
             try:
-                about = Path(f"/proc/{name}/environ").read_bytes() + Path(f"/proc/{name}/cmdline").read_bytes()
+                about = (
+                    Path(f"/proc/{name}/environ").read_bytes()
+                    + Path(f"/proc/{name}/cmdline").read_bytes()
+                )
                 state = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[0]
                 maps = Path(f"/proc/{name}/maps").read_bytes()
             except OSError:
                 continue
             if (str(home).encode() in about or str(home).encode() in maps) and state != "Z":
-                found.append((int(name), about.replace(b"\0", b" ").decode(errors="replace")[-200:]))
+                found.append(
+                    (int(name), about.replace(b"\0", b" ").decode(errors="replace")[-200:])
+                )
     return found
 
 
@@ -119,7 +181,11 @@ def listening(pids: list[int] | None = None) -> set[int]:
         except OSError:
             continue
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return {int(r[1].rpartition(":")[2], 16) for r in rows if r[3] == "0A" and (pids is None or f"socket:[{r[9]}]" in sockets)}
+    return {
+        int(r[1].rpartition(":")[2], 16)
+        for r in rows
+        if r[3] == "0A" and (pids is None or f"socket:[{r[9]}]" in sockets)
+    }
 
 
 def namespaces() -> set[str]:
@@ -127,23 +193,32 @@ def namespaces() -> set[str]:
 
 
 def half_made(top: Path) -> list[str]:
-    """Hidden or marked names down to the third level. Locks are empty and stay: removing one would race with who waits for it."""
+    """Hidden or marked names down to the third level. Locks are empty and stay: removing one would
+    race with who waits for it."""
     found, folders = [], [str(top)]
     for _ in range(3):
         below = []
         for folder in folders:
             try:
                 below += [entry.path for entry in os.scandir(folder)]
-            except OSError:  # a file; or a mount whose server was killed, which is found among the mounts
+            except OSError:
+                # a file; or a mount whose server was killed, which is found among the mounts
                 continue
-        found += [path for path in below if (MARKED.search(name := os.path.basename(path)) or name.startswith(".")) and not name.endswith(".lock") and name != ".labkit"]
+        found += [
+            path
+            for path in below
+            if (MARKED.search(name := os.path.basename(path)) or name.startswith("."))
+            and not name.endswith(".lock")
+            and name != ".labkit"
+        ]
         folders = [path for path in below if "/rootfs" not in path]
     return found
 
 
 @dataclass
 class Place:
-    """Where it all happens: `top` holds a workspace, a temporary directory and a directory for what commands write elsewhere."""
+    """Where it all happens: `top` holds a workspace, a temporary directory and a directory for what
+    commands write elsewhere."""
 
     top: Path
     bystanders: set[int]
@@ -159,36 +234,72 @@ class Place:
         return {**os.environ, "LABKIT_HOME": str(self.home), "TMPDIR": str(self.tmp)}
 
     def left(self, ports: set[int]) -> dict[str, object]:
-        return {k: v for k, v in {
-            "processes": [found for found in ours(self.top) if found[0] not in self.bystanders],
-            "mounts": [line for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines() if str(self.top) in line],
-            "nodes": [str(p) for p in self.space.nodes.iterdir()], "ledgers": [p.name for p in self.space.ledger.iterdir()],
-            "half made": sorted(set(half_made(self.home)) - self.hidden_before), "half made elsewhere": half_made(self.out), "temporary files": sorted(os.listdir(self.tmp)),
-            "soaked": [p.name for p in self.space.artifacts.glob("soak-*")],
-            "in memory": [p.name for p in Path("/dev/shm").iterdir() if MARKED.search(p.name) and p.owner() == self.home.owner() and p.name.startswith("labkit") and p.stat().st_mtime > self.began],
-            "network namespaces": sorted(namespaces() - self.netns), "ports": sorted(ports & listening()),
-            "containers": [str(p) for p in Path("/sys/fs/cgroup/labkit").glob("labkit-*") if self.is_ours(p)] if Path("/sys/fs/cgroup/labkit").exists() else [],
-        }.items() if v}
+        return {
+            k: v
+            for k, v in {
+                "processes": [found for found in ours(self.top) if found[0] not in self.bystanders],
+                "mounts": [
+                    line
+                    for line in (
+                        Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+                    )
+                    if str(self.top) in line
+                ],
+                "nodes": [str(p) for p in self.space.nodes.iterdir()],
+                "ledgers": [p.name for p in self.space.ledger.iterdir()],
+                "half made": sorted(set(half_made(self.home)) - self.hidden_before),
+                "half made elsewhere": half_made(self.out),
+                "temporary files": sorted(os.listdir(self.tmp)),
+                "soaked": [p.name for p in self.space.artifacts.glob("soak-*")],
+                "in memory": [
+                    p.name
+                    for p in Path("/dev/shm").iterdir()
+                    if MARKED.search(p.name)
+                    and p.owner() == self.home.owner()
+                    and p.name.startswith("labkit")
+                    and p.stat().st_mtime > self.began
+                ],
+                "network namespaces": sorted(namespaces() - self.netns),
+                "ports": sorted(ports & listening()),
+                "containers": (
+                    [
+                        str(p)
+                        for p in Path("/sys/fs/cgroup/labkit").glob("labkit-*")
+                        if self.is_ours(p)
+                    ]
+                    if Path("/sys/fs/cgroup/labkit").exists()
+                    else []
+                ),
+            }.items()
+            if v
+        }
 
     began = 0.0
 
     def is_ours(self, group: Path) -> bool:
-        """Another run on this host may have containers, too: those made since, without a stranger in them."""
+        """Another run on this host may have containers, too: those made since, without a stranger
+        in them."""
         try:
             members = [int(pid) for pid in (group / "cgroup.procs").read_text().split()]
-            return group.stat().st_ctime > self.began and all(str(self.top).encode() in Path(f"/proc/{pid}/mountinfo").read_bytes() for pid in members)
+            return group.stat().st_ctime > self.began and all(
+                str(self.top).encode() in Path(f"/proc/{pid}/mountinfo").read_bytes()
+                for pid in members
+            )
         except OSError:
             return False
 
 
 def copied(source: Path, target: Path) -> None:
-    if subprocess.run(["cp", "-al", str(source), str(target)], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["cp", "-al", str(source), str(target)], capture_output=True, check=False
+    ).returncode:
         shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
 
 
 @pytest.fixture(scope="module")
 def place(home_with_image, tmp_path_factory):
-    """A workspace of its own whose image and checkpoint are made, so that kills meet trials and not only preparations; and the bystanders."""
+    """A workspace of its own whose image and checkpoint are made, so that kills meet trials and not
+    only preparations; and the bystanders."""
     top = tmp_path_factory.mktemp("killed")
     for name in ("lab", "tmp", "out"):
         (top / name).mkdir(mode=0o700)
@@ -211,15 +322,28 @@ def ledger_lines(home: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in (home / "ledger").glob("*.jsonl"))
 
 
-def wait_for_the_moment(process: subprocess.Popen, home: Path, draw: random.Random, case: Case) -> tuple[str, set[int]]:
-    """Until so many lines are on the ledger, or so much time is over. What it then is, and what its processes listen on."""
+def wait_for_the_moment(
+    process: subprocess.Popen, home: Path, draw: random.Random, case: Case
+) -> tuple[str, set[int]]:
+    """Until so many lines are on the ledger, or so much time is over. What it then is, and what its
+    processes listen on."""
     began, by_time = time.monotonic(), draw.random() < 0.4
     moment_s, lines = draw.uniform(0.2, case.span_s), draw.randint(2, case.milestones)
     until = began + (moment_s if by_time else case.span_s)
-    while process.poll() is None and time.monotonic() < until and (by_time or ledger_lines(home) < lines):
+    while (
+        process.poll() is None
+        and time.monotonic() < until
+        and (by_time or ledger_lines(home) < lines)
+    ):
         time.sleep(0.002)
-    said = f"{time.monotonic() - began:.2f} s" if by_time else f"{ledger_lines(home)} lines on its ledger"
-    return said + (", already over" if process.poll() is not None else ""), listening([pid for pid, _ in ours(home.parent)])
+    said = (
+        f"{time.monotonic() - began:.2f} s"
+        if by_time
+        else f"{ledger_lines(home)} lines on its ledger"
+    )
+    return said + (", already over" if process.poll() is not None else ""), listening(
+        [pid for pid, _ in ours(home.parent)]
+    )
 
 
 def kill(process: subprocess.Popen, how: str) -> None:
@@ -244,7 +368,11 @@ def test_commands_killed_at_drawn_moments_leave_nothing(place, capsys):
     only = os.environ.get("LABKIT_KILLS_ONLY", "")
     order: list[Case] = []
     while len(order) < KILLS:
-        order += [c for c in draw.sample(cases, len(cases)) if any(word in c.name for word in only.split(","))]
+        order += [
+            c
+            for c in draw.sample(cases, len(cases))
+            if any(word in c.name for word in only.split(","))
+        ]
     turn = draw.randrange(len(HOW))
     for i, case in enumerate(order[:KILLS]):
         how = HOW[(turn + i) % len(HOW)]
@@ -254,19 +382,40 @@ def test_commands_killed_at_drawn_moments_leave_nothing(place, capsys):
                 shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
         model = place.home / "models" / "tiny-safetensors"
         (place.out / "at").mkdir()
-        argv = [*LABKIT, *case.argv.format(out=place.out, image=place.image, model=model, lazy=place.top / "lazy", tiny=REFERENCE).split()]
-        process = subprocess.Popen(argv, env=place.env, cwd=place.out, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        argv = [
+            *LABKIT,
+            *case.argv.format(
+                out=place.out,
+                image=place.image,
+                model=model,
+                lazy=place.top / "lazy",
+                tiny=REFERENCE,
+            ).split(),
+        ]
+        process = subprocess.Popen(
+            argv,
+            env=place.env,
+            cwd=place.out,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         moment, ports = wait_for_the_moment(process, place.home, draw, case)
         hits += process.poll() is None
         assert process.poll() in (None, 0, 1), f"{case.name} ended by itself: {' '.join(argv)}"
         kill(process, how)
         if how.endswith("watchdog"):
-            code = "from labkit.core.ledger import sweep; from labkit.core.workspace import Workspace; sweep(Workspace.default())"
+            code = (
+                "from labkit.core.ledger import sweep; from labkit.core.workspace import Workspace;"
+                " sweep(Workspace.default())"
+            )
             subprocess.run([sys.executable, "-c", code], env=place.env, check=True, timeout=120)
         until = time.monotonic() + PATIENCE_S
         while place.left(ports) and time.monotonic() < until:
             time.sleep(0.1)
-        assert place.left(ports) == {}, f"kill {i} (LABKIT_KILLS_SEED={seed}): {case.name} by {how} at {moment}"
+        assert place.left(ports) == {}, (
+            f"kill {i} (LABKIT_KILLS_SEED={seed}): {case.name} by {how} at {moment}"
+        )
         for record in [*place.space.runs.glob("*.json"), *place.out.glob("run.json")]:
             assert records.read(record).experiment["preset"] == "tiny"
         for made in place.out.iterdir():
@@ -276,15 +425,45 @@ def test_commands_killed_at_drawn_moments_leave_nothing(place, capsys):
             with capsys.disabled():
                 print(f"\n{i + 1}/{KILLS} {case.name} by {how} at {moment}", end="", flush=True)
     with capsys.disabled():
-        print("\n" + json.dumps({"kills": KILLS, "in_flight": hits, "commands": len({n for n, _ in met}), "left": 0, "seed": seed}))
+        print(
+            "\n"
+            + json.dumps(
+                {
+                    "kills": KILLS,
+                    "in_flight": hits,
+                    "commands": len({n for n, _ in met}),
+                    "left": 0,
+                    "seed": seed,
+                }
+            )
+        )
 
 
 def test_a_record_that_was_interrupted_can_be_resumed(place):
     out = place.home / "runs" / "resumed.json"
-    command = [*LABKIT, "run", "no-image", "--preset", "tiny", "--scenario", "warm-node", "--out", str(out), "--json"]
-    subprocess.run([*command, "--blocks", "1"], env=place.env, check=False, capture_output=True, timeout=300)
+    command = [
+        *LABKIT,
+        "run",
+        "no-image",
+        "--preset",
+        "tiny",
+        "--scenario",
+        "warm-node",
+        "--out",
+        str(out),
+        "--json",
+    ]
+    subprocess.run(
+        [*command, "--blocks", "1"], env=place.env, check=False, capture_output=True, timeout=300
+    )
     first = records.read(out)
-    subprocess.run([*command, "--blocks", "2", "--resume"], env=place.env, check=False, capture_output=True, timeout=300)
+    subprocess.run(
+        [*command, "--blocks", "2", "--resume"],
+        env=place.env,
+        check=False,
+        capture_output=True,
+        timeout=300,
+    )
     both = records.read(out)
     assert both.id == first.id
     assert both.trials[0] == first.trials[0]

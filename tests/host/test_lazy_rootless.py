@@ -1,4 +1,5 @@
-"""The lazy mount without root: through fusermount3, seen by its user alone, and as the root of a container of that user's own."""
+"""The lazy mount without root: through fusermount3, seen by its user alone, and as the root of a
+container of that user's own."""
 
 from __future__ import annotations
 
@@ -51,7 +52,10 @@ def home():
     """A home that an ordinary user may enter: pytest's own directories are closed to others."""
     tool = shutil.which("fusermount3")
     if not tool or not os.stat(tool).st_mode & stat.S_ISUID:
-        reason = "fusermount3 is not set-uid root: users cannot mount here (chmod u+s /usr/bin/fusermount3)"
+        reason = (
+            "fusermount3 is not set-uid root: users cannot mount here (chmod u+s"
+            " /usr/bin/fusermount3)"
+        )
         (pytest.fail if "fuse" in REQUIRED else pytest.skip)(reason)
     made = Path(tempfile.mkdtemp(prefix="labkit-rootless-"))
     made.chmod(0o755)
@@ -62,7 +66,8 @@ def home():
 
 
 def copied(lab_home: Path, home: Path) -> None:
-    """What root prepared before this test, copied (never linked: it changes owner): the same bytes as a user's own, and minutes less."""
+    """What root prepared before this test, copied (never linked: it changes owner): the same bytes
+    as a user's own, and minutes less."""
     (home / "lab/artifacts").mkdir(parents=True)
     for room in ("images", "models"):
         if (lab_home / room).exists():
@@ -76,11 +81,20 @@ def copied(lab_home: Path, home: Path) -> None:
 def test_a_user_mounts_reads_and_unmounts(home):
     tiny_layout(home / "plain", 1_500_000)
     convert(oci.Layout(home / "plain"), REFERENCE, oci.Layout.create(home / "lazy"))
-    done = as_ordinary_user([sys.executable, "-c", BY_HAND, str(home / "lazy"), str(home / "mnt")], home=home, fuse=True, timeout=120)
+    done = as_ordinary_user(
+        [sys.executable, "-c", BY_HAND, str(home / "lazy"), str(home / "mnt")],
+        home=home,
+        fuse=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     seen = json.loads(done.stdout.splitlines()[-1])
     assert seen["text"] == "tiny\n" and seen["big"] == 750_000 and seen["inside"] == "tiny\n"
-    assert " - fuse.labkit " in seen["line"] and f"user_id={UID}" in seen["line"] and "allow_other" not in seen["line"]
+    assert (
+        " - fuse.labkit " in seen["line"]
+        and f"user_id={UID}" in seen["line"]
+        and "allow_other" not in seen["line"]
+    )
     assert seen["owner"] == UID and seen["write"]
     assert (seen["unmount"], seen["exit"], seen["left"]) == (0, 0, []), seen
 
@@ -88,20 +102,45 @@ def test_a_user_mounts_reads_and_unmounts(home):
 @pytest.mark.needs("userns")
 def test_a_container_in_the_users_own_namespace_starts_from_the_lazy_mount(lab_home, home):
     copied(lab_home, home)
-    done = as_ordinary_user([*LABKIT, "run", "image=estargz-lazy,process=userns", "--preset", "tiny", "--blocks", "1", "--json"], home=home, fuse=True, timeout=500)
+    done = as_ordinary_user(
+        [
+            *LABKIT,
+            "run",
+            "image=estargz-lazy,process=userns",
+            "--preset",
+            "tiny",
+            "--blocks",
+            "1",
+            "--json",
+        ],
+        home=home,
+        fuse=True,
+        timeout=500,
+    )
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
     doc = json.loads(done.stdout.strip().splitlines()[-1])
     assert doc["failed"] == 0 and doc["trials"] == 1 and doc["host"]["rootness"] != "root"
     arm = doc["results"][0]
-    assert arm["cache"] == "cold" and {"mount", "start", "import", "first_token"} <= set(arm["phases"]) and "pull" not in arm["phases"]
-    assert "before the server started" in arm["evidence"] and "own namespaces (user, mnt, pid)" in arm["evidence"]
+    assert (
+        arm["cache"] == "cold"
+        and {"mount", "start", "import", "first_token"} <= set(arm["phases"])
+        and "pull" not in arm["phases"]
+    )
+    assert (
+        "before the server started" in arm["evidence"]
+        and "own namespaces (user, mnt, pid)" in arm["evidence"]
+    )
     assert not list((home / "lab/nodes").iterdir())
 
 
 def test_without_fuse_the_stack_is_refused_with_the_reason_and_the_fix(home):
     if os.stat("/dev/fuse").st_mode & 0o006 == 0o006:
         pytest.skip("/dev/fuse is open to every user here")
-    done = as_ordinary_user([*LABKIT, "run", "image=estargz-lazy,process=userns", "--preset", "tiny", "--blocks", "1"], home=home, timeout=120)
+    done = as_ordinary_user(
+        [*LABKIT, "run", "image=estargz-lazy,process=userns", "--preset", "tiny", "--blocks", "1"],
+        home=home,
+        timeout=120,
+    )
     said = done.stderr + done.stdout
     assert done.returncode and "Traceback" not in said, said
     assert "estargz-lazy: fuse: /dev/fuse does not open" in said and "chmod 666 /dev/fuse" in said

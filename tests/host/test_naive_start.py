@@ -1,4 +1,5 @@
-"""The naive stack, end to end: as root and as an ordinary user, with a client outside the lab that agrees."""
+"""The naive stack, end to end: as root and as an ordinary user, with a client outside the lab that
+agrees."""
 
 from __future__ import annotations
 
@@ -17,9 +18,12 @@ from labkit.core.ledger import remove_tree
 from tests.support.ordinary import as_ordinary_user
 
 LABKIT = [sys.executable, "-m", "labkit"]
-#: curl in a shell loop, timed by the shell: asks until an answer's first byte comes; max_tokens 1, so that is the first token.
-OUTSIDE = (r"""TIMEFORMAT=%R; time until curl -sf -o /dev/null -H 'Content-Type: application/json' """
-           r"""-d '{"prompt": "The first token of a cold start", "max_tokens": 1}' $LABKIT_URL/v1/completions; do sleep 0.005; done""")
+#: curl in a shell loop, timed by the shell: asks until an answer's first byte comes; max_tokens 1,
+#: so that is the first token.
+OUTSIDE = (
+    r"""TIMEFORMAT=%R; time until curl -sf -o /dev/null -H 'Content-Type: application/json' """
+    r"""-d '{"prompt": "The first token of a cold start", "max_tokens": 1}' $LABKIT_URL/v1/completions; do sleep 0.005; done"""
+)
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> dict:
@@ -32,13 +36,29 @@ def shows_an_honest_start(doc: dict) -> None:
     arm = doc["results"][0]
     assert arm["cache"] == "cold"
     assert arm["unaccounted_share"] <= 0.05
-    assert {"pull", "unpack", "start", "import", "build", "load", "warmup", "ready", "first_token"} <= set(arm["phases"])
+    assert {
+        "pull",
+        "unpack",
+        "start",
+        "import",
+        "build",
+        "load",
+        "warmup",
+        "ready",
+        "first_token",
+    } <= set(arm["phases"])
     assert "registry sent" in arm["evidence"]
 
 
 def test_naive_comes_to_its_first_token_in_a_container(lab_home):
-    done = subprocess.run([*LABKIT, "run", "naive,process=container", "--preset", "tiny", "--blocks", "1", "--json"], capture_output=True, text=True,
-                          env={**os.environ, "LABKIT_HOME": str(lab_home)}, timeout=500, check=False)
+    done = subprocess.run(
+        [*LABKIT, "run", "naive,process=container", "--preset", "tiny", "--blocks", "1", "--json"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "LABKIT_HOME": str(lab_home)},
+        timeout=500,
+        check=False,
+    )
     shows_an_honest_start(last_line(done))
 
 
@@ -57,20 +77,46 @@ def test_naive_comes_to_its_first_token_without_root(home_with_image, ordinary_h
     (home / "lab").mkdir()
     for room in ("images", "models"):
         shutil.copytree(home_with_image / room, home / "lab" / room, symlinks=True)
-    done = as_ordinary_user([*LABKIT, "run", "naive", "--preset", "tiny", "--blocks", "1", "--json"], home=home, timeout=500)
+    done = as_ordinary_user(
+        [*LABKIT, "run", "naive", "--preset", "tiny", "--blocks", "1", "--json"],
+        home=home,
+        timeout=500,
+    )
     doc = last_line(done)
     shows_an_honest_start(doc)
     assert doc["host"]["rootness"] != "root"
     assert doc["results"][0]["stack"]["process"] == "userns"
 
 
-def test_naive_comes_to_its_first_token_in_a_process_and_a_client_outside_the_lab_measures_the_same(lab_home, tmp_path):
-    """Both ask the same server, so one of them is served second; on a busy machine that can take a moment: the better of three."""
+def test_naive_comes_to_its_first_token_in_a_process_and_a_client_outside_the_lab_measures_the_same(
+    lab_home, tmp_path
+):
+    """Both ask the same server, so one of them is served second; on a busy machine that can take a
+    moment: the better of three."""
     pairs = []
     for attempt in range(3):
         out = tmp_path / f"run-{attempt}.json"
-        done = subprocess.run([*LABKIT, "run", "naive,process=process", "--preset", "tiny", "--blocks", "1", "--json", "--out", str(out), "--at-t0", OUTSIDE],
-                              capture_output=True, text=True, env={**os.environ, "LABKIT_HOME": str(lab_home)}, timeout=500, check=False)
+        done = subprocess.run(
+            [
+                *LABKIT,
+                "run",
+                "naive,process=process",
+                "--preset",
+                "tiny",
+                "--blocks",
+                "1",
+                "--json",
+                "--out",
+                str(out),
+                "--at-t0",
+                OUTSIDE,
+            ],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "LABKIT_HOME": str(lab_home)},
+            timeout=500,
+            check=False,
+        )
         doc = last_line(done)
         shows_an_honest_start(doc)
         measured = doc["first_token_s"]

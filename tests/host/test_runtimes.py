@@ -1,4 +1,5 @@
-"""Three runtimes, one meaning: the image's own interpreter answers, sees what the plan shows it, and dies with its agent."""
+"""Three runtimes, one meaning: the image's own interpreter answers, sees what the plan shows it,
+and dies with its agent."""
 
 from __future__ import annotations
 
@@ -24,7 +25,11 @@ from labkit.image.unpack import unpack_image
 from labkit.technique import Seen, technique
 
 NAME = "lab/python:latest"
-RUNTIMES = [pytest.param("process"), pytest.param("userns", marks=pytest.mark.needs("userns")), pytest.param("runc", marks=pytest.mark.needs("runc"))]
+RUNTIMES = [
+    pytest.param("process"),
+    pytest.param("userns", marks=pytest.mark.needs("userns")),
+    pytest.param("runc", marks=pytest.mark.needs("runc")),
+]
 
 SERVER = textwrap.dedent("""
     import http.server, json, os, sys, ssl, sqlite3
@@ -65,10 +70,19 @@ def ctx(tmp_path, workspace, python_image):
         folder.mkdir()
     (tmp_path / "model/file").write_text("weights")
     with Ledger.open(workspace, watch=False) as ledger:
-        made = StepContext(node=node, port=port, timeline_path=tmp_path / "run/timeline.jsonl", ledger=ledger,
-                           server_args=["-c", SERVER, str(port), str(tmp_path / "model")],
-                           server_env={"LABKIT_TIMELINE": str(tmp_path / "run/timeline.jsonl"), "LABKIT_RUN": ledger.mark},
-                           server_binds=[(str(tmp_path / "model"), str(tmp_path / "model"))], state={"rootfs": str(rootfs), "image_config": config})
+        made = StepContext(
+            node=node,
+            port=port,
+            timeline_path=tmp_path / "run/timeline.jsonl",
+            ledger=ledger,
+            server_args=["-c", SERVER, str(port), str(tmp_path / "model")],
+            server_env={
+                "LABKIT_TIMELINE": str(tmp_path / "run/timeline.jsonl"),
+                "LABKIT_RUN": ledger.mark,
+            },
+            server_binds=[(str(tmp_path / "model"), str(tmp_path / "model"))],
+            state={"rootfs": str(rootfs), "image_config": config},
+        )
         try:
             yield made
         finally:
@@ -97,13 +111,17 @@ def test_the_images_interpreter_answers_and_the_kernel_confirms_it(runtime, ctx)
     assert "listening\n" in list(ctx.state["server_log"])
     assert ctx.timeline_path.read_text() == "{}\n"
     proc = process_facts(facts["server_pid"])
-    judged = technique(runtime).engaged(Seen(plan=LaunchPlan({}), facts={"start": facts}, proc=proc))
+    judged = technique(runtime).engaged(
+        Seen(plan=LaunchPlan({}), facts={"start": facts}, proc=proc)
+    )
     assert judged.engaged, judged.how
     if runtime != "process":
         assert not seen["wrote"] and "work" not in seen["root"] and seen["shm"]
         assert sorted(os.listdir(ctx.state["rootfs"])) == before  # the image is not written into
         assert not judged.facts.get("mapped_from_host")
-        other = technique(runtime).engaged(Seen(plan=LaunchPlan({}), facts={"start": facts}, proc=process_facts(os.getpid())))
+        other = technique(runtime).engaged(
+            Seen(plan=LaunchPlan({}), facts={"start": facts}, proc=process_facts(os.getpid()))
+        )
         assert not other.engaged
 
 
@@ -175,16 +193,49 @@ def test_a_server_of_the_host_is_no_evidence_for_the_image(ctx):
     facts = start.process(ctx)
     ask(ctx.port)
     proc = process_facts(facts["server_pid"])
-    foreign = replace(Seen(plan=LaunchPlan({}), facts={"start": facts}, proc={**proc, "maps": [*proc["maps"], "/usr/lib/libforeign.so"]}))
+    foreign = replace(
+        Seen(
+            plan=LaunchPlan({}),
+            facts={"start": facts},
+            proc={**proc, "maps": [*proc["maps"], "/usr/lib/libforeign.so"]},
+        )
+    )
     assert not technique("process").engaged(foreign).engaged
 
 
 @pytest.mark.needs("skopeo", "umoci")
 def test_skopeo_and_umoci_accept_what_the_lab_builds(tmp_path, python_image):
     _, _, layout = python_image
-    subprocess.run(["skopeo", "copy", "--quiet", f"oci:{layout.path}:{NAME}", f"oci:{tmp_path}/copy:x"], check=True, capture_output=True)
+    subprocess.run(
+        ["skopeo", "copy", "--quiet", f"oci:{layout.path}:{NAME}", f"oci:{tmp_path}/copy:x"],
+        check=True,
+        capture_output=True,
+    )
     manifest = tiny.tiny_layout(tmp_path / "tiny")
     unpack_image(oci.Layout(tmp_path / "tiny"), manifest, tmp_path / "ours")
     rootless = [] if os.geteuid() == 0 else ["--rootless"]
-    subprocess.run(["umoci", "unpack", *rootless, "--image", f"{tmp_path}/tiny:{tiny.REFERENCE}", str(tmp_path / "theirs")], check=True, capture_output=True)
-    assert subprocess.run(["diff", "-r", "--no-dereference", str(tmp_path / "ours"), str(tmp_path / "theirs/rootfs")], capture_output=True).returncode == 0
+    subprocess.run(
+        [
+            "umoci",
+            "unpack",
+            *rootless,
+            "--image",
+            f"{tmp_path}/tiny:{tiny.REFERENCE}",
+            str(tmp_path / "theirs"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    assert (
+        subprocess.run(
+            [
+                "diff",
+                "-r",
+                "--no-dereference",
+                str(tmp_path / "ours"),
+                str(tmp_path / "theirs/rootfs"),
+            ],
+            capture_output=True,
+        ).returncode
+        == 0
+    )

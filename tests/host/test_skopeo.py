@@ -1,4 +1,5 @@
-"""A real client against the embedded registry: both directions, under each fault that a client is meant to survive."""
+"""A real client against the embedded registry: both directions, under each fault that a client is
+meant to survive."""
 
 from __future__ import annotations
 
@@ -14,9 +15,18 @@ from labkit.net.serving import serving
 pytestmark = pytest.mark.needs("skopeo")
 
 #: skopeo (1.9) gets through these by itself …
-SURVIVED = ["429:nth=3,retry_after=1", "reset:nth=1,path=/blobs/,min_bytes=100000", "straggler:nth=1,path=/blobs/,slowed_to=1MB/s"]
-#: … and gives these up at once or later, whatever --retry-times says; called again it goes on with what is there.
-SECOND_TRY = ["503:nth=3,retry_after=1", "500:nth=3", "truncate:nth=1,path=/blobs/,min_bytes=100000"]
+SURVIVED = [
+    "429:nth=3,retry_after=1",
+    "reset:nth=1,path=/blobs/,min_bytes=100000",
+    "straggler:nth=1,path=/blobs/,slowed_to=1MB/s",
+]
+#: … and gives these up at once or later, whatever --retry-times says; called again it goes on with
+#: what is there.
+SECOND_TRY = [
+    "503:nth=3,retry_after=1",
+    "500:nth=3",
+    "truncate:nth=1,path=/blobs/,min_bytes=100000",
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +38,25 @@ def layout(tmp_path_factory):
 
 
 def skopeo(*args, check=True):
-    done = subprocess.run(["skopeo", "--insecure-policy", *args], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        ["skopeo", "--insecure-policy", *args], capture_output=True, text=True, timeout=120
+    )
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
 
 
 def copy(source, target, *more, **options):
     # This registry speaks plain HTTP.
-    return skopeo("copy", "--retry-times=3", "--src-tls-verify=false", "--dest-tls-verify=false", *more, source, target, **options)
+    return skopeo(
+        "copy",
+        "--retry-times=3",
+        "--src-tls-verify=false",
+        "--dest-tls-verify=false",
+        *more,
+        source,
+        target,
+        **options,
+    )
 
 
 @pytest.mark.parametrize("fault", ["", *SURVIVED, *SECOND_TRY])
@@ -56,9 +77,13 @@ def test_skopeo_pushes_and_pulls_the_same_image(layout, tmp_path, fault):
     assert bool(hits) == bool(fault)
     want = oci.Layout(layout).manifest("latest")
     assert oci.Layout(tmp_path / "back").manifest("latest").layers == tuple(
-        oci.Descriptor(d.media_type, d.digest, d.size_bytes, d.annotations) for d in want.layers)
+        oci.Descriptor(d.media_type, d.digest, d.size_bytes, d.annotations) for d in want.layers
+    )
     for layer in want.layers:
-        assert oci.digest_of(oci.Layout(tmp_path / "back").blob_path(layer.digest).read_bytes()) == layer.digest
+        assert (
+            oci.digest_of(oci.Layout(tmp_path / "back").blob_path(layer.digest).read_bytes())
+            == layer.digest
+        )
 
 
 def test_a_corrupt_layer_is_refused_by_skopeo_too(layout, tmp_path):
@@ -76,7 +101,12 @@ def test_a_second_repository_gets_its_layers_by_mount_not_by_upload(layout, tmp_
         served.reset()
         copy(f"docker://{served.address}/lab/one:v1", f"docker://{served.address}/lab/two:v1")
         assert served.stats()["bytes_received"] < 20_000
-        assert "v1" in skopeo("list-tags", "--tls-verify=false", f"docker://{served.address}/lab/two").stdout
+        assert (
+            "v1"
+            in skopeo(
+                "list-tags", "--tls-verify=false", f"docker://{served.address}/lab/two"
+            ).stdout
+        )
 
 
 @pytest.mark.needs("rclone")
@@ -90,8 +120,21 @@ def test_rclone_lists_and_copies_from_the_store(tmp_path):
     # rclone's own transport refuses a custom CA bundle, which plain HTTP does not need.
     env = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
     with serving_store(tmp_path / "store") as served:
-        remote = [":s3,provider=Other,access_key_id={AWS_ACCESS_KEY_ID},secret_access_key={AWS_SECRET_ACCESS_KEY},endpoint='{AWS_ENDPOINT_URL}':lab".format(**served.env)]
-        for args in (["copy", remote[0] + "/models/x", str(tmp_path / "down")], ["copy", str(tmp_path / "down"), remote[0] + "/up"],
-                     ["check", remote[0] + "/up", str(tmp_path / "m"), "--download"]):
-            done = subprocess.run(["rclone", "--config", "/dev/null", *args], capture_output=True, text=True, timeout=60, env=env)
+        remote = [
+            ":s3,provider=Other,access_key_id={AWS_ACCESS_KEY_ID},secret_access_key={AWS_SECRET_ACCESS_KEY},endpoint='{AWS_ENDPOINT_URL}':lab".format(
+                **served.env
+            )
+        ]
+        for args in (
+            ["copy", remote[0] + "/models/x", str(tmp_path / "down")],
+            ["copy", str(tmp_path / "down"), remote[0] + "/up"],
+            ["check", remote[0] + "/up", str(tmp_path / "m"), "--download"],
+        ):
+            done = subprocess.run(
+                ["rclone", "--config", "/dev/null", *args],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                env=env,
+            )
             assert done.returncode == 0, done.stderr[-2000:]

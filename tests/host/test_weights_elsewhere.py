@@ -50,21 +50,38 @@ def test_llama_cpp_agrees_on_tokens_and_logits(checkpoint, tmp_path, kind, withi
     import json
 
     convert(checkpoint, tmp_path / "gguf", f"gguf:{kind}")
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path / "gguf" / "model.gguf"), PROMPT, str(tmp_path / "logits.npy")], capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            PROGRAM,
+            str(tmp_path / "gguf" / "model.gguf"),
+            PROMPT,
+            str(tmp_path / "logits.npy"),
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.splitlines()[-1]) == Tokenizer.from_dir(checkpoint).encode(PROMPT)
     theirs = torch.from_numpy(np.load(tmp_path / "logits.npy"))
     ours = logits_of(ggufs.load, tmp_path / "gguf", checkpoint)
-    # F32 shows that the file is right. Of the others llama.cpp also rounds activations to F16 or 8 bits, layer by layer:
-    # its distance is judged against the spread of the logits.
+    # F32 shows that the file is right. Of the others llama.cpp also rounds activations to F16 or 8
+    # bits, layer by layer: its distance is judged against the spread of the logits.
     assert (theirs - ours).abs().max() < within * max(1.0, float(ours.std()))
 
 
 def test_transformers_agrees_on_the_safetensors_we_convert_back(checkpoint, tmp_path):
-    transformers = pytest.importorskip("transformers", reason="the test-only oracle (pip install transformers)")
+    transformers = pytest.importorskip(
+        "transformers", reason="the test-only oracle (pip install transformers)"
+    )
     convert(checkpoint, tmp_path / "pickle", "pickle")
     convert(tmp_path / "pickle", tmp_path / "back", "safetensors")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back", dtype=torch.float32, attn_implementation="eager").eval()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "back", dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     ids = torch.tensor([Tokenizer.from_dir(checkpoint).encode(PROMPT)])
     with torch.inference_mode():
-        assert (theirs(ids).logits[0] - logits_of(safe.load_pread, tmp_path / "back", checkpoint)).abs().max() < 1e-3
+        assert (
+            theirs(ids).logits[0] - logits_of(safe.load_pread, tmp_path / "back", checkpoint)
+        ).abs().max() < 1e-3

@@ -1,10 +1,11 @@
-"""A headless Chromium for tests: pages and JupyterLab are looked at as a person's browser shows them.
+"""A headless Chromium for tests: pages and JupyterLab are looked at as a person's browser shows
+them.
 
     with browser() as driver:
         driver.get(page.as_uri()); assert errors(driver) == []
 
-Needs Debian's chromium and chromium-driver, and selenium. Each one has a profile of its own; nothing is left.
-"""
+Needs Debian's chromium and chromium-driver, and selenium. Each one has a profile of its own;
+nothing is left."""
 
 from __future__ import annotations
 
@@ -15,8 +16,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-FLAGS = ("--headless=new", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars", "--force-color-profile=srgb")
+FLAGS = (
+    "--headless=new",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--force-color-profile=srgb",
+)
 
 
 @contextmanager
@@ -26,13 +37,23 @@ def browser(width: int = 1200, height: int = 1400, dark: bool = False) -> Iterat
     profile = tempfile.mkdtemp(prefix="labkit-chromium-")
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
-    for flag in (*FLAGS, f"--window-size={width},{height}", f"--user-data-dir={profile}", *(["--no-sandbox"] if os.geteuid() == 0 else [])):
+    for flag in (
+        *FLAGS,
+        f"--window-size={width},{height}",
+        f"--user-data-dir={profile}",
+        *(["--no-sandbox"] if os.geteuid() == 0 else []),
+    ):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    driver = webdriver.Chrome(
+        options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))
+    )
     try:
         if dark:
-            driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]})
+            driver.execute_cdp_cmd(
+                "Emulation.setEmulatedMedia",
+                {"features": [{"name": "prefers-color-scheme", "value": "dark"}]},
+            )
         yield driver
     finally:
         driver.quit()
@@ -51,7 +72,8 @@ def requested(driver: Any) -> list[str]:
 
 @contextmanager
 def jupyterlab(folder: Any, environment: dict[str, str] | None = None) -> Iterator[str]:
-    """A real JupyterLab serving `folder` on loopback; yields its address. Ended with all its kernels."""
+    """A real JupyterLab serving `folder` on loopback; yields its address. Ended with all its
+    kernels."""
     import secrets
     import signal
     import socket
@@ -65,16 +87,43 @@ def jupyterlab(folder: Any, environment: dict[str, str] | None = None) -> Iterat
         port = probe.getsockname()[1]
     token = secrets.token_hex(8)
     settings = tempfile.mkdtemp(prefix="labkit-jupyter-")
-    own = {**os.environ, **(environment or {}), "JUPYTER_CONFIG_DIR": settings, "JUPYTER_DATA_DIR": settings, "JUPYTER_RUNTIME_DIR": settings}
-    own.pop("CI", None)  # this is a person's JupyterLab, wherever the test runs: in CI the lab would show lines in place of widgets
-    server = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1", f"--IdentityProvider.token={token}",
-                               "--expose-app-in-browser", "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", f"--notebook-dir={folder}"],
-                              env=own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    own = {
+        **os.environ,
+        **(environment or {}),
+        "JUPYTER_CONFIG_DIR": settings,
+        "JUPYTER_DATA_DIR": settings,
+        "JUPYTER_RUNTIME_DIR": settings,
+    }
+    # this is a person's JupyterLab, wherever the test runs: in CI the lab would show lines in place
+    # of widgets
+    own.pop("CI", None)
+    server = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "jupyterlab",
+            "--no-browser",
+            "--allow-root",
+            f"--port={port}",
+            "--ip=127.0.0.1",
+            f"--IdentityProvider.token={token}",
+            "--expose-app-in-browser",
+            "--LabApp.news_url=",
+            "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+            f"--notebook-dir={folder}",
+        ],
+        env=own,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         until_s = time.monotonic() + 60
         while time.monotonic() < until_s:
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=2).read()
+                urllib.request.urlopen(
+                    f"http://127.0.0.1:{port}/api?token={token}", timeout=2
+                ).read()
                 break
             except OSError:
                 time.sleep(0.2)
@@ -89,19 +138,34 @@ def jupyterlab(folder: Any, environment: dict[str, str] | None = None) -> Iterat
         shutil.rmtree(settings, ignore_errors=True)
 
 
-OPEN = "return !!(window.jupyterapp && window.jupyterapp.shell.currentWidget && window.jupyterapp.shell.currentWidget.content && window.jupyterapp.shell.currentWidget.content.widgets)"
+OPEN = (
+    "return !!(window.jupyterapp && window.jupyterapp.shell.currentWidget &&"
+    " window.jupyterapp.shell.currentWidget.content &&"
+    " window.jupyterapp.shell.currentWidget.content.widgets)"
+)
 CELLS = """const cells = [...window.jupyterapp.shell.currentWidget.content.widgets].filter(c => c.model.type === 'code' && c.model.sharedModel.getSource().trim());
 return cells.map(c => [c.model.executionCount, c.promptNode ? c.promptNode.textContent : '', c.outputArea.model.toJSON().some(o => o.output_type === 'error')])"""
 
 
 def run_all_cells(driver: Any, address: str, timeout_s: float = 120) -> list[list[Any]]:
-    """Open a notebook, wait for its kernel, run all cells as the menu does, wait for the last. Returns [count, prompt, failed] a cell."""
+    """Open a notebook, wait for its kernel, run all cells as the menu does, wait for the last.
+    Returns [count, prompt, failed] a cell."""
     from selenium.webdriver.support.ui import WebDriverWait
 
     driver.get(address)
     wait = WebDriverWait(driver, timeout_s, poll_frequency=0.3)
     wait.until(lambda d: d.execute_script(OPEN))
-    wait.until(lambda d: d.execute_script("const s = window.jupyterapp.shell.currentWidget.sessionContext; return s.session && s.session.kernel && s.session.kernel.status === 'idle'"))
+    wait.until(
+        lambda d: d.execute_script(
+            "const s = window.jupyterapp.shell.currentWidget.sessionContext; return s.session &&"
+            " s.session.kernel && s.session.kernel.status === 'idle'"
+        )
+    )
     driver.execute_script("window.jupyterapp.commands.execute('notebook:run-all-cells')")
-    wait.until(lambda d: (cells := d.execute_script(CELLS)) and (all(c[0] for c in cells) or any(c[2] for c in cells)))
+    wait.until(
+        lambda d: (
+            (cells := d.execute_script(CELLS))
+            and (all(c[0] for c in cells) or any(c[2] for c in cells))
+        )
+    )
     return driver.execute_script(CELLS)

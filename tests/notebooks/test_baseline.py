@@ -1,4 +1,5 @@
-"""`--baseline` on real starts: a loader that sleeps is found out and named, by the exit status and by its phase."""
+"""`--baseline` on real starts: a loader that sleeps is found out and named, by the exit status and
+by its phase."""
 
 from __future__ import annotations
 
@@ -21,13 +22,34 @@ def planted(into: Path, seconds: float) -> Path:
     text = loader.read_text(encoding="utf-8")
     line = '    with local_shards(source, "pickle") as here:\n'
     assert text.count(line) == 1
-    loader.write_text(text.replace(line, f"    import time\n\n    time.sleep({seconds})\n{line}"), encoding="utf-8")
+    loader.write_text(
+        text.replace(line, f"    import time\n\n    time.sleep({seconds})\n{line}"),
+        encoding="utf-8",
+    )
     return into
 
 
 def notebooks_run(tree: Path, home: Path, *more: str) -> tuple[int, dict, str]:
-    done = subprocess.run([sys.executable, "-m", "labkit", "notebooks", "run", str(NOTEBOOK), "-p", f"blocks={BLOCKS}", "--out", str(home / "out"), *more], cwd=tree,
-                          env={**os.environ, "PYTHONPATH": str(tree), "LABKIT_HOME": str(home)}, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "labkit",
+            "notebooks",
+            "run",
+            str(NOTEBOOK),
+            "-p",
+            f"blocks={BLOCKS}",
+            "--out",
+            str(home / "out"),
+            *more,
+        ],
+        cwd=tree,
+        env={**os.environ, "PYTHONPATH": str(tree), "LABKIT_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
     lines = done.stdout.strip().splitlines()
     return done.returncode, json.loads(lines[-1]) if lines else {}, done.stdout + done.stderr
 
@@ -36,7 +58,9 @@ def test_a_loader_that_sleeps_200_ms_is_named_as_load(tmp_path):
     home, baseline = tmp_path / "home", tmp_path / "baseline.json"
     code, _, said = notebooks_run(ROOT, home, "--save-baseline", str(baseline))
     assert code == 0, said
-    code, doc, said = notebooks_run(planted(tmp_path / "slow", 0.2), home, "--baseline", str(baseline))
+    code, doc, said = notebooks_run(
+        planted(tmp_path / "slow", 0.2), home, "--baseline", str(baseline)
+    )
     assert code == 1 and doc["failed"] == 0, said
     assert len(doc["slower"]) == 1 and ": load took" in doc["slower"][0], said
     found = doc["baseline"]["compared"].popitem()[1]["load"]

@@ -1,4 +1,5 @@
-"""Pages and notebooks in a real browser: no console error, nothing fetched from outside, ink that follows the page."""
+"""Pages and notebooks in a real browser: no console error, nothing fetched from outside, ink that
+follows the page."""
 
 from __future__ import annotations
 
@@ -14,8 +15,12 @@ pytestmark = pytest.mark.needs("chromium", "package:selenium")
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = Path(__file__).parent / "fixtures"
-#: In one step: a widget that draws itself anew between looking for it and reading it would be a stale element.
-STATUS = "const line = document.querySelector('.jp-OutputArea [role=status]'); return line ? line.innerText : ''"
+#: In one step: a widget that draws itself anew between looking for it and reading it would be a
+#: stale element.
+STATUS = (
+    "const line = document.querySelector('.jp-OutputArea [role=status]'); return line ?"
+    " line.innerText : ''"
+)
 INK = "return getComputedStyle(document.querySelector('figure svg')).color"
 
 
@@ -30,10 +35,17 @@ def made(tmp_path_factory) -> Path:
     shutil.copy(ROOT / "data" / "fixtures" / "fixture_arms.json", recorded / "arms.json")
     (recorded / "torn.json").write_text("{")
     patch.setenv(replay.ENV, str(recorded.parent))
-    patch.setattr(report, "_naive", lambda *_: records.read(ROOT / "data" / "fixtures" / "fixture_naive.json"))
+    patch.setattr(
+        report, "_naive", lambda *_: records.read(ROOT / "data" / "fixtures" / "fixture_naive.json")
+    )
     record = str(ROOT / "data" / "fixtures" / "fixture_naive.json")
     patch.setattr(execute, "parameters_for", lambda *_: {"record": record})
-    done = report.report(out / "report", [FIXTURES / "figures_and_progress.ipynb"], records=[recorded / "arms.json"], say=lambda _: None)
+    done = report.report(
+        out / "report",
+        [FIXTURES / "figures_and_progress.ipynb"],
+        records=[recorded / "arms.json"],
+        say=lambda _: None,
+    )
     assert done.failed == (), done.failed
     built = gallery.build(out / "site", out / "report" / "notebooks")
     assert (built.notebooks, built.runs, len(built.skipped)) == (1, 1, 1)
@@ -50,8 +62,14 @@ def light():
 
 
 def _pages(made: Path) -> list[Path]:
-    return [made / "report" / "index.html", made / "report" / "notebooks" / "figures_and_progress.html", made / "report" / "notebooks" / "index.html",
-            made / "site" / "index.html", made / "site" / "figures_and_progress.html", made / "site" / "recorded" / "fixture-host" / "arms.html"]
+    return [
+        made / "report" / "index.html",
+        made / "report" / "notebooks" / "figures_and_progress.html",
+        made / "report" / "notebooks" / "index.html",
+        made / "site" / "index.html",
+        made / "site" / "figures_and_progress.html",
+        made / "site" / "recorded" / "fixture-host" / "arms.html",
+    ]
 
 
 def test_pages_open_without_a_console_error_and_fetch_nothing(made, light):
@@ -66,20 +84,33 @@ def test_pages_open_without_a_console_error_and_fetch_nothing(made, light):
 def test_links_of_every_page_lead_to_a_file(made, light):
     for page in _pages(made):
         light.get(page.as_uri())
-        for target in light.execute_script("return [...document.querySelectorAll('a[href]')].map(a => a.href)"):
+        for target in light.execute_script(
+            "return [...document.querySelectorAll('a[href]')].map(a => a.href)"
+        ):
             if target.startswith("file:"):
-                assert Path(target.removeprefix("file://").partition("#")[0]).exists(), (page, target)
+                assert Path(target.removeprefix("file://").partition("#")[0]).exists(), (
+                    page,
+                    target,
+                )
 
 
 def test_figures_have_a_name_and_a_twin_in_words(made, light):
     light.get((made / "report" / "index.html").as_uri())
-    names = light.execute_script("return [...document.querySelectorAll('figure svg')].map(s => s.getAttribute('aria-label'))")
+    names = light.execute_script(
+        "return [...document.querySelectorAll('figure svg')].map(s => s.getAttribute('aria-label'))"
+    )
     assert len(names) >= 6 and all(len(name) > 20 for name in names)
-    assert light.execute_script("return [...document.querySelectorAll('figure')].every(f => f.querySelector('details pre').textContent.length > 50)")
+    assert light.execute_script(
+        "return [...document.querySelectorAll('figure')].every(f => f.querySelector('details"
+        " pre').textContent.length > 50)"
+    )
 
 
 def test_no_page_is_wider_than_its_window_on_a_phone(made, light):
-    light.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True})
+    light.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True},
+    )
     for page in _pages(made):
         light.get(page.as_uri())
         assert light.execute_script("return document.documentElement.scrollWidth") <= 391, page
@@ -90,7 +121,10 @@ def test_ink_is_dark_on_a_light_page_and_light_on_a_dark_one(made, light):
     page = (made / "report" / "index.html").as_uri()
     seen = {}
     for scheme in ("light", "dark"):
-        light.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+        light.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia",
+            {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+        )
         light.get(page)
         seen[scheme] = int(light.execute_script(INK).split("(")[1].split(",")[0])
     assert seen["light"] < 60 and seen["dark"] > 200
@@ -116,12 +150,29 @@ def test_jupyterlab_runs_a_notebook_and_its_figures_follow_the_theme(tmp_path, l
     with jupyterlab(work, {"LABKIT_HOME": str(tmp_path / "home")}) as address:
         cells = run_all_cells(light, address.format(name="figures.ipynb"))
         assert [c[2] for c in cells] == [False] * 5
-        assert light.execute_script("return document.querySelectorAll('.jp-OutputArea figure svg').length") >= 1
-        assert light.execute_script("return document.querySelectorAll('.jp-OutputArea .jupyter-widgets').length") >= 1
-        assert "block 5/5" in light.execute_script("return document.querySelector('.jp-Notebook').innerText")
+        assert (
+            light.execute_script(
+                "return document.querySelectorAll('.jp-OutputArea figure svg').length"
+            )
+            >= 1
+        )
+        assert (
+            light.execute_script(
+                "return document.querySelectorAll('.jp-OutputArea .jupyter-widgets').length"
+            )
+            >= 1
+        )
+        assert "block 5/5" in light.execute_script(
+            "return document.querySelector('.jp-Notebook').innerText"
+        )
         shades = []
         for theme in ("JupyterLab Light", "JupyterLab Dark"):
-            light.execute_async_script("const done = arguments[1]; window.jupyterapp.commands.execute('apputils:change-theme', {theme: arguments[0]}).then(() => setTimeout(done, 1500))", theme)
+            light.execute_async_script(
+                "const done = arguments[1];"
+                " window.jupyterapp.commands.execute('apputils:change-theme', {theme:"
+                " arguments[0]}).then(() => setTimeout(done, 1500))",
+                theme,
+            )
             shades.append(int(light.execute_script(INK).split("(")[1].split(",")[0]))
         assert shades[0] < 80 < 180 < shades[1], shades
 
@@ -137,16 +188,46 @@ def test_the_stack_bench_works_by_keyboard_alone_and_its_result_stays(tmp_path, 
 
     run = json.loads((ROOT / "data" / "fixtures" / "fixture_naive.json").read_text())
     naive = {"image": "full-pull", "process": "runc", "weights": "pickle"}
-    run["experiment"]["arms"] = [{"name": "naive", "stack": {**naive, "weights": "safetensors"}, "scenario": "fresh-node", "link": "1gbit"}]
+    run["experiment"]["arms"] = [
+        {
+            "name": "naive",
+            "stack": {**naive, "weights": "safetensors"},
+            "scenario": "fresh-node",
+            "link": "1gbit",
+        }
+    ]
     record = tmp_path / "run.json"
     record.write_text(json.dumps(run))
     assert asdict(records.read(record))["trials"]
     work = tmp_path / "work"
     work.mkdir()
-    cell = {"cell_type": "code", "id": "a", "metadata": {}, "outputs": [], "execution_count": None,
-            "source": f"from labkit.core import records\nfrom labkit.face.widgets import StackBench\nbench = StackBench(recorded=records.read({str(record)!r}))\nbench"}
-    (work / "bench.ipynb").write_text(json.dumps({"cells": [cell], "nbformat": 4, "nbformat_minor": 5,
-                                                  "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}}))
+    cell = {
+        "cell_type": "code",
+        "id": "a",
+        "metadata": {},
+        "outputs": [],
+        "execution_count": None,
+        "source": (
+            "from labkit.core import records\nfrom labkit.face.widgets import StackBench\nbench ="
+            f" StackBench(recorded=records.read({str(record)!r}))\nbench"
+        ),
+    }
+    (work / "bench.ipynb").write_text(
+        json.dumps(
+            {
+                "cells": [cell],
+                "nbformat": 4,
+                "nbformat_minor": 5,
+                "metadata": {
+                    "kernelspec": {
+                        "name": "python3",
+                        "display_name": "Python 3",
+                        "language": "python",
+                    }
+                },
+            }
+        )
+    )
     with jupyterlab(work, {"LABKIT_HOME": str(tmp_path / "home")}) as address:
         assert [c[2] for c in run_all_cells(light, address.format(name="bench.ipynb"))] == [False]
         wait = WebDriverWait(light, 60, poll_frequency=0.2)
@@ -181,22 +262,57 @@ def test_the_planner_works_by_keyboard_alone_and_its_forecast_stays_as_a_figure(
     paths = [str(records.write(run, tmp_path / f"{run.id}.json")) for run in three(noise=0.02)]
     work = tmp_path / "work"
     work.mkdir()
-    cell = {"cell_type": "code", "id": "a", "metadata": {}, "outputs": [], "execution_count": None,
-            "source": f"from labkit.core import records\nfrom labkit.face.planner import PlanBench\nbench = PlanBench([records.read(p) for p in {paths!r}], image_gb=1.0, model_gb=2.0)\nbench"}
-    (work / "plan.ipynb").write_text(json.dumps({"cells": [cell], "nbformat": 4, "nbformat_minor": 5,
-                                                 "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}}))
+    cell = {
+        "cell_type": "code",
+        "id": "a",
+        "metadata": {},
+        "outputs": [],
+        "execution_count": None,
+        "source": (
+            "from labkit.core import records\nfrom labkit.face.planner import PlanBench\nbench ="
+            f" PlanBench([records.read(p) for p in {paths!r}], image_gb=1.0, model_gb=2.0)\nbench"
+        ),
+    }
+    (work / "plan.ipynb").write_text(
+        json.dumps(
+            {
+                "cells": [cell],
+                "nbformat": 4,
+                "nbformat_minor": 5,
+                "metadata": {
+                    "kernelspec": {
+                        "name": "python3",
+                        "display_name": "Python 3",
+                        "language": "python",
+                    }
+                },
+            }
+        )
+    )
     with jupyterlab(work, {"LABKIT_HOME": str(tmp_path / "home")}) as address:
         assert [c[2] for c in run_all_cells(light, address.format(name="plan.ipynb"))] == [False]
         wait = WebDriverWait(light, 60, poll_frequency=0.2)
-        fields = wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, ".jp-OutputArea input[type=text]"))
+        fields = wait.until(
+            lambda d: d.find_elements(By.CSS_SELECTOR, ".jp-OutputArea input[type=text]")
+        )
         assert len(fields) == 7 and [f.get_attribute("value") for f in fields[:3]] == ["1", "2", ""]
         fields[1].send_keys(Keys.CONTROL, "a")
-        fields[1].send_keys("16", *[Keys.TAB] * 5)  # over link, disk, requests and price to the guess
+        # over link, disk, requests and price to the guess
+        fields[1].send_keys("16", *[Keys.TAB] * 5)
         light.switch_to.active_element.send_keys("200", Keys.TAB)
         assert light.switch_to.active_element.tag_name == "button"
         light.switch_to.active_element.send_keys(Keys.SPACE)
-        wait.until(lambda d: "guessed 3 min 20 s" in d.execute_script(STATUS) and "predicted" in d.execute_script(STATUS))
-        figure = wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, ".jp-OutputArea figure svg"))[0]
+        wait.until(
+            lambda d: (
+                "guessed 3 min 20 s" in d.execute_script(STATUS)
+                and "predicted" in d.execute_script(STATUS)
+            )
+        )
+        figure = wait.until(
+            lambda d: d.find_elements(By.CSS_SELECTOR, ".jp-OutputArea figure svg")
+        )[0]
         assert "Predicted cold start" in figure.get_attribute("aria-label")
-        assert "model 16 GB" in light.execute_script("return document.querySelector('.jp-Notebook').innerText")
+        assert "model 16 GB" in light.execute_script(
+            "return document.querySelector('.jp-Notebook').innerText"
+        )
         light.save_screenshot(str(tmp_path / "plan.png"))

@@ -1,4 +1,5 @@
-"""Headless notebooks: the outcome is what happened, nothing outlives a notebook, and a mistake is found before anything runs."""
+"""Headless notebooks: the outcome is what happened, nothing outlives a notebook, and a mistake is
+found before anything runs."""
 
 from __future__ import annotations
 
@@ -22,24 +23,35 @@ def _run(name: str, tmp_path: Path, timeout_s: float = 120, **values) -> execute
     return execute.run_one(FIXTURES / f"{name}.ipynb", tmp_path / "out", values, timeout_s)
 
 
-@pytest.mark.parametrize(("name", "outcome", "said"), [
-    ("passes", "ok", ""),
-    ("failing_cell", "failed", "planted in the second cell"),
-    ("dead_kernel_in_last_cell", "dead_kernel", "died"),
-    ("kernel_exits_cleanly", "dead_kernel", "died"),
-    ("wrong_solution", "failed", "CheckFailed: anatomy.floor"),
-    ("exercise_is_filled", "ok", ""),
-])
+@pytest.mark.parametrize(
+    ("name", "outcome", "said"),
+    [
+        ("passes", "ok", ""),
+        ("failing_cell", "failed", "planted in the second cell"),
+        ("dead_kernel_in_last_cell", "dead_kernel", "died"),
+        ("kernel_exits_cleanly", "dead_kernel", "died"),
+        ("wrong_solution", "failed", "CheckFailed: anatomy.floor"),
+        ("exercise_is_filled", "ok", ""),
+    ],
+)
 def test_the_outcome_is_what_happened(name, outcome, said, tmp_path):
     made = _run(name, tmp_path)
     assert (made.outcome, said in made.error) == (outcome, True), made
-    assert Path(made.executed).exists() and len(made.cells) >= len([c for c in canonical.load(FIXTURES / f"{name}.ipynb")["cells"] if c["cell_type"] == "code"])
+    assert Path(made.executed).exists() and len(made.cells) >= len(
+        [c for c in canonical.load(FIXTURES / f"{name}.ipynb")["cells"] if c["cell_type"] == "code"]
+    )
 
 
 def test_a_time_out_ends_children_in_sessions_of_their_own(tmp_path):
     pid_file = tmp_path / "pid"
-    for timeout_s in (6, 20, 60):  # a loaded machine starts a kernel late; the property is about what is running by then
-        made = _run("endless_with_child_in_own_session", tmp_path, timeout_s=timeout_s, pid_file=str(pid_file))
+    # a loaded machine starts a kernel late; the property is about what is running by then
+    for timeout_s in (6, 20, 60):
+        made = _run(
+            "endless_with_child_in_own_session",
+            tmp_path,
+            timeout_s=timeout_s,
+            pid_file=str(pid_file),
+        )
         assert made.outcome == "timeout" and f"not over after {timeout_s} s" in made.error
         if pid_file.exists():
             break
@@ -49,7 +61,9 @@ def test_a_time_out_ends_children_in_sessions_of_their_own(tmp_path):
 
 
 def test_a_child_left_behind_by_a_good_notebook_is_ended_and_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(execute, "_end", lambda mark, patience_s=0.0, end=execute._end: end(mark, 0.0))
+    monkeypatch.setattr(
+        execute, "_end", lambda mark, patience_s=0.0, end=execute._end: end(mark, 0.0)
+    )
     pid_file = tmp_path / "pid"
     made = _run("leaves_child_in_own_session", tmp_path, pid_file=str(pid_file))
     assert made.outcome == "ok" and made.ended >= 1 and start_time(int(pid_file.read_text())) == 0
@@ -58,10 +72,25 @@ def test_a_child_left_behind_by_a_good_notebook_is_ended_and_counted(tmp_path, m
 def test_the_command_reports_failures_by_exit_status_page_and_last_line(tmp_path, capsys):
     from labkit.cli import main
 
-    code = main(["notebooks", "run", str(FIXTURES / "passes.ipynb"), str(FIXTURES / "failing_cell.ipynb"), "--out", str(tmp_path / "out"), "--preset", "ci"])
+    code = main(
+        [
+            "notebooks",
+            "run",
+            str(FIXTURES / "passes.ipynb"),
+            str(FIXTURES / "failing_cell.ipynb"),
+            "--out",
+            str(tmp_path / "out"),
+            "--preset",
+            "ci",
+        ]
+    )
     said = capsys.readouterr().out
     doc = json.loads(said.strip().split("\n")[-1])
-    assert code == 1 and doc["failed"] == 1 and [n["outcome"] for n in doc["notebooks"]] == ["ok", "failed"]
+    assert (
+        code == 1
+        and doc["failed"] == 1
+        and [n["outcome"] for n in doc["notebooks"]] == ["ok", "failed"]
+    )
     page = (tmp_path / "out" / "index.html").read_text()
     assert "planted in the second cell" in page and "failing_cell.html" in page
     assert "planted in the second cell" in (tmp_path / "out" / "failing_cell.html").read_text()
@@ -70,7 +99,17 @@ def test_the_command_reports_failures_by_exit_status_page_and_last_line(tmp_path
 def test_an_unknown_parameter_is_an_error_before_anything_runs(tmp_path, capsys):
     from labkit.cli import main
 
-    code = main(["notebooks", "run", str(FIXTURES / "passes.ipynb"), "-p", "lable=x", "--out", str(tmp_path / "out")])
+    code = main(
+        [
+            "notebooks",
+            "run",
+            str(FIXTURES / "passes.ipynb"),
+            "-p",
+            "lable=x",
+            "--out",
+            str(tmp_path / "out"),
+        ]
+    )
     assert code == 2 and "has no parameter 'lable'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

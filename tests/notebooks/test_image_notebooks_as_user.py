@@ -1,4 +1,5 @@
-"""Notebooks 02 and 03 as an ordinary user: live where a user may mount, replayed and stamped where not."""
+"""Notebooks 02 and 03 as an ordinary user: live where a user may mount, replayed and stamped where
+not."""
 
 from __future__ import annotations
 
@@ -22,8 +23,11 @@ pytestmark = [pytest.mark.needs("root"), pytest.mark.timeout(400)]
 def home(lab_home):
     made = Path(tempfile.mkdtemp(prefix="labkit-reader-"))
     made.chmod(0o755)
-    if (lab_home / "images/interpreter").exists():  # built before by root: the same bytes as a user's own
-        shutil.copytree(lab_home / "images/interpreter", made / "lab/images/interpreter", symlinks=True)
+    # built before by root: the same bytes as a user's own
+    if (lab_home / "images/interpreter").exists():
+        shutil.copytree(
+            lab_home / "images/interpreter", made / "lab/images/interpreter", symlinks=True
+        )
     yield made
     with open("/proc/self/mountinfo") as lines:
         assert not [line for line in lines if str(made) in line]
@@ -33,27 +37,52 @@ def home(lab_home):
 def executed(home: Path, name: str, *, fuse: bool) -> str:
     """Everything the notebook printed; it must have run to its end."""
     out = home / "out"
-    done = as_ordinary_user([sys.executable, "-m", "labkit", "notebooks", "run", str(ROOT / f"notebooks/{name}.ipynb"), "--preset", "ci", "--out", str(out)],
-                            home=home, fuse=fuse, cwd=home, timeout=350)
+    done = as_ordinary_user(
+        [
+            sys.executable,
+            "-m",
+            "labkit",
+            "notebooks",
+            "run",
+            str(ROOT / f"notebooks/{name}.ipynb"),
+            "--preset",
+            "ci",
+            "--out",
+            str(out),
+        ],
+        home=home,
+        fuse=fuse,
+        cwd=home,
+        timeout=350,
+    )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    page, = out.rglob(f"{name}*.ipynb")
+    (page,) = out.rglob(f"{name}*.ipynb")
     texts = []
     for cell in json.loads(page.read_text())["cells"]:
         for output in cell.get("outputs", ()):
-            texts += ["".join(output.get("text", "")), *("".join(v) for k, v in output.get("data", {}).items() if k.startswith("text/"))]
+            texts += [
+                "".join(output.get("text", "")),
+                *("".join(v) for k, v in output.get("data", {}).items() if k.startswith("text/")),
+            ]
     return "\n".join(texts)
 
 
 def test_the_pull_notebook_runs_for_a_user_and_names_what_it_could_not_pull_with(home):
     said = executed(home, "02_image_pull", fuse=False)
     assert "bucket against the stock pull" in said
-    assert "ctr " in said and "root" in said  # the arm that needs root says so, and is not left out in silence
+    # the arm that needs root says so, and is not left out in silence
+    assert "ctr " in said and "root" in said
 
 
 def test_the_lazy_notebook_without_fuse_says_what_it_lost_and_replays(home):
     said = executed(home, "03_lazy_pull", fuse=False)
-    # A device that is root's only does not open; one that is everybody's (as udev makes it) opens, and the helper may not mount.
-    why, fix = ("/dev/fuse does not open", "chmod 666 /dev/fuse") if not os.stat("/dev/fuse").st_mode & 0o002 else ("fusermount3 cannot mount", "fuse3")
+    # A device that is root's only does not open; one that is everybody's (as udev makes it) opens,
+    # and the helper may not mount.
+    why, fix = (
+        ("/dev/fuse does not open", "chmod 666 /dev/fuse")
+        if not os.stat("/dev/fuse").st_mode & 0o002
+        else ("fusermount3 cannot mount", "fuse3")
+    )
     assert said.count(f"Not measured here: FUSE: {why}") == 3 and fix in said
     assert said.count("replayed from") >= 2  # the text twin of both figures
 

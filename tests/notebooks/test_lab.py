@@ -1,4 +1,5 @@
-"""Every notebook of the lab runs top to bottom, headless, on this host: live where it can, replayed and stamped where it cannot."""
+"""Every notebook of the lab runs top to bottom, headless, on this host: live where it can, replayed
+and stamped where it cannot."""
 
 from __future__ import annotations
 
@@ -20,7 +21,25 @@ def test_the_ten_questions_have_their_notebooks():
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_runs_top_to_bottom(name, lab_home, tmp_path):
-    done = subprocess.run([sys.executable, "-m", "labkit", "notebooks", "run", name, "--preset", "ci", "--out", str(tmp_path)], cwd=ROOT,
-                          env={**os.environ, "LABKIT_HOME": str(lab_home)}, capture_output=True, text=True, timeout=850, check=False)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "labkit",
+            "notebooks",
+            "run",
+            name,
+            "--preset",
+            "ci",
+            "--out",
+            str(tmp_path),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "LABKIT_HOME": str(lab_home)},
+        capture_output=True,
+        text=True,
+        timeout=850,
+        check=False,
+    )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert list(tmp_path.rglob(f"{name}*.html")), "no page was written"

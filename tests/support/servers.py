@@ -1,4 +1,5 @@
-"""Every server of the lab, small and in this process, with requests it understands: for contracts that all of them keep."""
+"""Every server of the lab, small and in this process, with requests it understands: for contracts
+that all of them keep."""
 
 from __future__ import annotations
 
@@ -22,8 +23,15 @@ from labkit.subject.server import State
 
 BLOB = b"forty-two bytes that stand for a layer ...."
 DIGEST = "sha256:" + hashlib.sha256(BLOB).hexdigest()
-MANIFEST = json.dumps({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-                       "config": {"digest": DIGEST, "size": len(BLOB)}, "layers": [], "subject": {"digest": DIGEST}}).encode()
+MANIFEST = json.dumps(
+    {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {"digest": DIGEST, "size": len(BLOB)},
+        "layers": [],
+        "subject": {"digest": DIGEST},
+    }
+).encode()
 NAMES = ("registry", "store", "store-gcs", "store-with-registry", "subject", "subject-loading")
 
 
@@ -38,7 +46,8 @@ def request(method: str, target: str, body: bytes = b"", **headers: str) -> byte
 
 @dataclass
 class Subject:
-    """A running server, a request that must always be answered so, and what mutations start from."""
+    """A running server, a request that must always be answered so, and what mutations start
+    from."""
 
     name: str
     server: Any
@@ -77,14 +86,22 @@ class Subject:
 _LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+: [\t\x20-\x7e\x80-\xff]*")
 
 
-def read_answer(raw: bytes, bodiless: bool = False, whole: bool = True) -> tuple[int, dict[str, str], bytes]:
+def read_answer(
+    raw: bytes, bodiless: bool = False, whole: bool = True
+) -> tuple[int, dict[str, str], bytes]:
     """The first final answer, strictly read; what is left must begin another one."""
     while True:
         head, end, rest = raw.partition(b"\r\n\r\n")
         first, *lines = head.split(b"\r\n")
         assert end and re.fullmatch(rb"HTTP/1\.1 [1-5][0-9]{2} [ -~]*", first), raw[:300]
         assert all(_LINE.fullmatch(line) for line in lines), head
-        status, headers = int(first[9:12]), {n.decode().lower(): v.decode("latin-1") for n, _, v in (x.partition(b": ") for x in lines)}
+        status, headers = (
+            int(first[9:12]),
+            {
+                n.decode().lower(): v.decode("latin-1")
+                for n, _, v in (x.partition(b": ") for x in lines)
+            },
+        )
         assert len(headers) == len(lines), "a header twice"
         if status != 100:
             break
@@ -96,7 +113,7 @@ def read_answer(raw: bytes, bodiless: bool = False, whole: bool = True) -> tuple
         while True:
             size, _, rest = rest.partition(b"\r\n")
             assert re.fullmatch(rb"[0-9a-f]+", size), size
-            block, rest = rest[: int(size, 16)], rest[int(size, 16):]
+            block, rest = rest[: int(size, 16)], rest[int(size, 16) :]
             assert len(block) == int(size, 16) and rest.startswith(b"\r\n")
             body, rest = body + block, rest[2:]
             if not block:
@@ -120,7 +137,13 @@ class Engine:
 
     def answer(self, asked: Any) -> Iterator[Any]:
         for number in range(min(asked.max_tokens, 3)):
-            yield SimpleNamespace(token=number, text="é\r\n", logprob=-0.5, prompt_tokens=1, finish="length" if number == 2 else None)
+            yield SimpleNamespace(
+                token=number,
+                text="é\r\n",
+                logprob=-0.5,
+                prompt_tokens=1,
+                finish="length" if number == 2 else None,
+            )
 
     def call(self, what: Any) -> Any:
         return what()
@@ -141,41 +164,122 @@ def serving(name: str, root: Path, **options: Any) -> Iterator[Subject]:
         engine = state.engine = None if name == "subject-loading" else Engine()
         with subject_http.Server("127.0.0.1", 0, state) as server:
             body = json.dumps({"prompt": "x", "max_tokens": 3, "stream": True}).encode()
-            yield Subject(name, server, request("GET", "/health"), 503 if engine is None else 200, [
-                request("GET", "/v1/models"), request("POST", "/v1/completions", body, Content_Type="application/json"),
-                request("POST", "/v1/completions", body.replace(b"true", b"false")), request("GET", "/_labkit/identity"),
-                request("POST", "/_labkit/shrink", X_Labkit="1"), request("POST", "/v1/completions", b"5\r\nhello\r\n0\r\n\r\n", Transfer_Encoding="chunked")],
-                "/_labkit/shrink", lambda: engine.shrunk if engine else 0)
+            yield Subject(
+                name,
+                server,
+                request("GET", "/health"),
+                503 if engine is None else 200,
+                [
+                    request("GET", "/v1/models"),
+                    request("POST", "/v1/completions", body, Content_Type="application/json"),
+                    request("POST", "/v1/completions", body.replace(b"true", b"false")),
+                    request("GET", "/_labkit/identity"),
+                    request("POST", "/_labkit/shrink", X_Labkit="1"),
+                    request(
+                        "POST",
+                        "/v1/completions",
+                        b"5\r\nhello\r\n0\r\n\r\n",
+                        Transfer_Encoding="chunked",
+                    ),
+                ],
+                "/_labkit/shrink",
+                lambda: engine.shrunk if engine else 0,
+            )
         return
     registry, store = Registry(root / "registry"), Store(root / "store", open_writes=True)
     hex_digest, stamp = DIGEST[7:], time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     registry.blob_path(hex_digest).write_bytes(BLOB)
     registry.note_blob("lab/x", hex_digest)
-    images = [request("GET", "/v2/"), request("GET", "/v2/_catalog?n=1&last=a"), request("GET", f"/v2/lab/x/blobs/{DIGEST}", Range="bytes=0-3,5-9"),
-              request("PUT", "/v2/lab/x/manifests/latest", MANIFEST, Content_Type="application/vnd.oci.image.manifest.v1+json"),
-              request("GET", "/v2/lab/x/manifests/latest"), request("GET", "/v2/lab/x/tags/list?n=5"), request("POST", "/v2/lab/x/blobs/uploads/"),
-              request("POST", f"/v2/lab/x/blobs/uploads/?digest={DIGEST}", BLOB), request("HEAD", f"/v2/lab/x/blobs/{DIGEST}"),
-              request("GET", f"/v2/lab/x/referrers/{DIGEST}"), request("DELETE", "/v2/lab/x/manifests/nothing")]
-    objects = [request("PUT", "/lab/a/key", b"hello", x_amz_meta_made="by-test", Content_Type="text/plain"), request("GET", "/lab/a/key", Range="bytes=1-2, 3-"),
-               request("GET", "/lab?list-type=2&prefix=a%2F&delimiter=%2F&max-keys=10&encoding-type=url"), request("HEAD", "/lab/a/key"),
-               request("PUT", "/lab/chunked", b"5;chunk-signature=0\r\nhello\r\n0\r\nx-amz-checksum-crc32c:NhCmhg==\r\n\r\n", x_amz_content_sha256="STREAMING-UNSIGNED-PAYLOAD-TRAILER",
-                       x_amz_decoded_content_length="5", x_amz_trailer="x-amz-checksum-crc32c"),
-               request("POST", "/lab?delete", b"<Delete><Object><Key>a/none</Key></Object></Delete>"), request("POST", "/lab/parts?uploads"),
-               request("PUT", "/lab/copy", x_amz_copy_source="/lab/a/key"), request("PUT", "/lab/b", b"5\r\nhello\r\n0\r\n\r\n", Transfer_Encoding="chunked"),
-               request("GET", "/lab/a/key", If_Modified_Since="Fri, 27 Nov 2026 14:00:00 GMT", If_None_Match='"x"'),
-               request("GET", f"/lab/a/key?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=labkit%2F{stamp[:8]}%2Fus-east-1%2Fs3%2Faws4_request&X-Amz-Date={stamp}"
-                       "&X-Amz-Expires=600&X-Amz-SignedHeaders=host&X-Amz-Signature=00"),
-               request("GET", "/lab/a/key", Authorization=f"AWS4-HMAC-SHA256 Credential=labkit/{stamp[:8]}/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=00",
-                       x_amz_date=stamp)]
-    cloud = [request("GET", "/storage/v1/b/lab/o?prefix=a&maxResults=5"), request("GET", "/storage/v1/b/lab/o/a%2Fkey?alt=media", Range="bytes=0-1"),
-             request("GET", "/storage/v1/b/lab/o/a%2Fkey"), request("GET", "/download/storage/v1/b/lab/o/a%2Fkey?alt=media")]
-    seeds = {"registry": images, "store": objects, "store-gcs": [*objects[:1], *cloud], "store-with-registry": images + objects + cloud}[name]
+    images = [
+        request("GET", "/v2/"),
+        request("GET", "/v2/_catalog?n=1&last=a"),
+        request("GET", f"/v2/lab/x/blobs/{DIGEST}", Range="bytes=0-3,5-9"),
+        request(
+            "PUT",
+            "/v2/lab/x/manifests/latest",
+            MANIFEST,
+            Content_Type="application/vnd.oci.image.manifest.v1+json",
+        ),
+        request("GET", "/v2/lab/x/manifests/latest"),
+        request("GET", "/v2/lab/x/tags/list?n=5"),
+        request("POST", "/v2/lab/x/blobs/uploads/"),
+        request("POST", f"/v2/lab/x/blobs/uploads/?digest={DIGEST}", BLOB),
+        request("HEAD", f"/v2/lab/x/blobs/{DIGEST}"),
+        request("GET", f"/v2/lab/x/referrers/{DIGEST}"),
+        request("DELETE", "/v2/lab/x/manifests/nothing"),
+    ]
+    objects = [
+        request(
+            "PUT", "/lab/a/key", b"hello", x_amz_meta_made="by-test", Content_Type="text/plain"
+        ),
+        request("GET", "/lab/a/key", Range="bytes=1-2, 3-"),
+        request("GET", "/lab?list-type=2&prefix=a%2F&delimiter=%2F&max-keys=10&encoding-type=url"),
+        request("HEAD", "/lab/a/key"),
+        request(
+            "PUT",
+            "/lab/chunked",
+            b"5;chunk-signature=0\r\nhello\r\n0\r\nx-amz-checksum-crc32c:NhCmhg==\r\n\r\n",
+            x_amz_content_sha256="STREAMING-UNSIGNED-PAYLOAD-TRAILER",
+            x_amz_decoded_content_length="5",
+            x_amz_trailer="x-amz-checksum-crc32c",
+        ),
+        request("POST", "/lab?delete", b"<Delete><Object><Key>a/none</Key></Object></Delete>"),
+        request("POST", "/lab/parts?uploads"),
+        request("PUT", "/lab/copy", x_amz_copy_source="/lab/a/key"),
+        request("PUT", "/lab/b", b"5\r\nhello\r\n0\r\n\r\n", Transfer_Encoding="chunked"),
+        request(
+            "GET",
+            "/lab/a/key",
+            If_Modified_Since="Fri, 27 Nov 2026 14:00:00 GMT",
+            If_None_Match='"x"',
+        ),
+        request(
+            "GET",
+            f"/lab/a/key?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=labkit%2F{stamp[:8]}%2Fus-east-1%2Fs3%2Faws4_request&X-Amz-Date={stamp}"
+            "&X-Amz-Expires=600&X-Amz-SignedHeaders=host&X-Amz-Signature=00",
+        ),
+        request(
+            "GET",
+            "/lab/a/key",
+            Authorization=(
+                f"AWS4-HMAC-SHA256 Credential=labkit/{stamp[:8]}/us-east-1/s3/aws4_request,"
+                " SignedHeaders=host, Signature=00"
+            ),
+            x_amz_date=stamp,
+        ),
+    ]
+    cloud = [
+        request("GET", "/storage/v1/b/lab/o?prefix=a&maxResults=5"),
+        request("GET", "/storage/v1/b/lab/o/a%2Fkey?alt=media", Range="bytes=0-1"),
+        request("GET", "/storage/v1/b/lab/o/a%2Fkey"),
+        request("GET", "/download/storage/v1/b/lab/o/a%2Fkey?alt=media"),
+    ]
+    seeds = {
+        "registry": images,
+        "store": objects,
+        "store-gcs": [*objects[:1], *cloud],
+        "store-with-registry": images + objects + cloud,
+    }[name]
 
     def both(asked: Any) -> Any:
-        return registry(asked) if asked.path.startswith("/v2/") or asked.path == "/v2" else store(asked)
+        return (
+            registry(asked)
+            if asked.path.startswith("/v2/") or asked.path == "/v2"
+            else store(asked)
+        )
 
     app = {"registry": registry, "store-with-registry": both}.get(name, store)
     with Server(app, name=f"labkit-{name}", **options) as server:
-        yield Subject(name, server, images[0] if name == "registry" else request("GET", "/lab?list-type=2"), 200,
-                      [*seeds, request("GET", "/_labkit/stats"), request("POST", "/_labkit/faults", b"[]", Content_Type="application/json")],
-                      "/_labkit/link", lambda: server.link.spec)
+        yield Subject(
+            name,
+            server,
+            images[0] if name == "registry" else request("GET", "/lab?list-type=2"),
+            200,
+            [
+                *seeds,
+                request("GET", "/_labkit/stats"),
+                request("POST", "/_labkit/faults", b"[]", Content_Type="application/json"),
+            ],
+            "/_labkit/link",
+            lambda: server.link.spec,
+        )

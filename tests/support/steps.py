@@ -21,7 +21,13 @@ def fail(ctx):
 
 
 def start(ctx, mode="ok"):
-    process = subprocess.Popen([sys.executable, SERVER, str(ctx.port), mode], env=ctx.server_env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        [sys.executable, SERVER, str(ctx.port), mode],
+        env=ctx.server_env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     log = collections.deque(maxlen=100)
     drain = threading.Thread(target=lambda: log.extend(process.stdout), daemon=True)
     drain.start()
@@ -36,7 +42,8 @@ def start(ctx, mode="ok"):
 
 
 def start_and_linger(ctx, pause_s=0.5):
-    """The server answers long before this step reports: as a start that is short and an agent that is busy."""
+    """The server answers long before this step reports: as a start that is short and an agent that
+    is busy."""
     import time
 
     facts = start(ctx)
@@ -45,7 +52,8 @@ def start_and_linger(ctx, pause_s=0.5):
 
 
 def start_and_tell(ctx, said):
-    """A server whose log quotes the key of its environment, and a step whose facts hold what it was told."""
+    """A server whose log quotes the key of its environment, and a step whose facts hold what it was
+    told."""
     facts = start(ctx)
     ctx.state["server_log"].append(f"my key is {ctx.server_env['MY_API_KEY']}")
     print(f"the agent says {said}", file=sys.stderr)

@@ -1,4 +1,5 @@
-"""A server small enough to see through, with the faults a trial must survive. Arguments: PORT MODE."""
+"""A server small enough to see through, with the faults a trial must survive. Arguments: PORT
+MODE."""
 
 import json
 import os
@@ -15,7 +16,12 @@ def span(name, start, end):
     path = os.environ.get("LABKIT_TIMELINE")
     if path:
         with open(path, "a") as out:
-            out.write(json.dumps({"name": name, "start_s": start, "end_s": end, "source": "server", "detail": {}}) + "\n")
+            out.write(
+                json.dumps(
+                    {"name": name, "start_s": start, "end_s": end, "source": "server", "detail": {}}
+                )
+                + "\n"
+            )
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -40,8 +46,13 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         for token in TOKENS:
-            event = b"data: " + json.dumps({"choices": [{"text": "x", "token_ids": [token]}]}).encode() + b"\n\n"
-            # Two HTTP chunks an event, cut in the middle of the JSON: framing is not the client's excuse.
+            event = (
+                b"data: "
+                + json.dumps({"choices": [{"text": "x", "token_ids": [token]}]}).encode()
+                + b"\n\n"
+            )
+            # Two HTTP chunks an event, cut in the middle of the JSON: framing is not the client's
+            # excuse.
             for piece in (event[:20], event[20:]):
                 self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
         self.wfile.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")

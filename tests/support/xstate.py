@@ -1,4 +1,5 @@
-"""A kernel that has AMX, for hosts that have not: it answers as Linux on a Sapphire Rapids does, and forgets over a restore as CRIU makes it."""
+"""A kernel that has AMX, for hosts that have not: it answers as Linux on a Sapphire Rapids does,
+and forgets over a restore as CRIU makes it."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ PLAIN, AMX = 0x200E7, 0x600E7
 
 
 class KernelWithAMX:
-    """`masks`: pid -> mask (or an exception); who is not in it has `default`. `how`: "grants", "denies", or "forgets" what it granted."""
+    """`masks`: pid -> mask (or an exception); who is not in it has `default`. `how`: "grants",
+    "denies", or "forgets" what it granted."""
 
     def __init__(self, default: int = PLAIN):
         self.masks: dict[int, int | Exception] = {}

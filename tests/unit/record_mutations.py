@@ -1,4 +1,5 @@
-"""Valid records of the repository, damaged anywhere: what a hypothesis test feeds to everything that reads one."""
+"""Valid records of the repository, damaged anywhere: what a hypothesis test feeds to everything
+that reads one."""
 
 from __future__ import annotations
 
@@ -12,17 +13,56 @@ from hypothesis import strategies as st
 from labkit.core import question
 
 ROOT = Path(__file__).resolve().parents[2]
-VALID = [ROOT / "data" / "fixtures" / "fixture_naive.json", ROOT / "data" / "fixtures" / "fixture_arms.json",
-         ROOT / "data" / "recorded" / "epyc-2" / "naive-small.json", ROOT / "data" / "recorded" / "epyc-2" / "stacked-fresh-small.json"]
+VALID = [
+    ROOT / "data" / "fixtures" / "fixture_naive.json",
+    ROOT / "data" / "fixtures" / "fixture_arms.json",
+    ROOT / "data" / "recorded" / "epyc-2" / "naive-small.json",
+    ROOT / "data" / "recorded" / "epyc-2" / "stacked-fresh-small.json",
+]
 EVIL = "\x1b[2J\x1b]0;owned\x07\u202egnp\u0085\r\nFAKE"
-VALUES: list[Any] = [None, True, -1, -1.5, 0, 1e308, 1e-320, 10**400, float("nan"), float("inf"), -float("inf"), "", "x", EVIL, "$\\frac{$", "\ud800", [], [1], [None], {}, {"x": 1},
-                     {"name": 3}, [[]], [{}], 3.7, 2**70]
+VALUES: list[Any] = [
+    None,
+    True,
+    -1,
+    -1.5,
+    0,
+    1e308,
+    1e-320,
+    10**400,
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    "",
+    "x",
+    EVIL,
+    "$\\frac{$",
+    "\ud800",
+    [],
+    [1],
+    [None],
+    {},
+    {"x": 1},
+    {"name": 3},
+    [[]],
+    [{}],
+    3.7,
+    2**70,
+]
 
 
 def places(doc: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a document; of a list its first members, of samples none: nobody reads those, nor what lies deeper than anything that is read."""
-    inside = doc.items() if isinstance(doc, dict) else list(enumerate(doc))[:4] if isinstance(doc, list) else ()
-    return ([path] if path else []) + [p for k, v in inside if k != "series" and len(path) < 8 for p in places(v, (*path, k))]
+    """Every place in a document; of a list its first members, of samples none: nobody reads those,
+    nor what lies deeper than anything that is read."""
+    inside = (
+        doc.items()
+        if isinstance(doc, dict)
+        else list(enumerate(doc))[:4]
+        if isinstance(doc, list)
+        else ()
+    )
+    return ([path] if path else []) + [
+        p for k, v in inside if k != "series" and len(path) < 8 for p in places(v, (*path, k))
+    ]
 
 
 def _deep(levels: int) -> Any:
@@ -37,7 +77,10 @@ def damaged(draw: st.DrawFn) -> Any:
     """A record with one to three things changed."""
     doc = json.loads(draw(st.sampled_from(VALID)).read_text(encoding="utf-8"))
     if draw(st.booleans()):  # as records are written now
-        doc["experiment"]["conditions"] = {**question.chosen(preset="small", environment={"OMP_NUM_THREADS": "2"}), "image_digest": "sha256:0"}
+        doc["experiment"]["conditions"] = {
+            **question.chosen(preset="small", environment={"OMP_NUM_THREADS": "2"}),
+            "image_digest": "sha256:0",
+        }
     doc["trials"] = doc["trials"][: draw(st.integers(2, 8))]
     for _ in range(draw(st.integers(1, 3))):
         every = places(doc)

@@ -1,4 +1,5 @@
-"""The house stands as STYLE.md says: imports go one way, modules open with what they model, import labkit is light."""
+"""The house stands as STYLE.md says: imports go one way, modules open with what they model, import
+labkit is light."""
 
 from __future__ import annotations
 
@@ -12,25 +13,45 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted((ROOT / "labkit").rglob("*.py"))
 
-#: Rooms by height. A module may import from its own room and from lower ones; rooms of one height do not know each other,
-#: but for the pairs in BESIDE.
-HEIGHT = {"errors": 0, "core": 1, "net": 2, "technique": 3, "objects": 4, "subject": 5, "image": 5, "weights": 5, "device": 5, "snapshot": 5,
-          "stack": 6, "bench": 7, "decide": 7, "byo": 7, "face": 8, "lessons": 9, "cli": 10}
+#: Rooms by height. A module may import from its own room and from lower ones; rooms of one height
+#: do not know each other, but for the pairs in BESIDE.
+HEIGHT = {
+    "errors": 0,
+    "core": 1,
+    "net": 2,
+    "technique": 3,
+    "objects": 4,
+    "subject": 5,
+    "image": 5,
+    "weights": 5,
+    "device": 5,
+    "snapshot": 5,
+    "stack": 6,
+    "bench": 7,
+    "decide": 7,
+    "byo": 7,
+    "face": 8,
+    "lessons": 9,
+    "cli": 10,
+}
 BESIDE = {
     ("weights", "subject"),  # loaders fill the subject's model; formats are checked against it
     ("snapshot", "device"),  # a CUDA checkpoint inside a CRIU one
     ("snapshot", "image"),  # a container checkpoint is taken through the image's runtime
     ("snapshot", "subject"),
-    ("snapshot", "weights"),  # what is dumped was loaded by a loader, from a checkpoint in its format
+    # what is dumped was loaded by a loader, from a checkpoint in its format
+    ("snapshot", "weights"),
     ("device", "subject"),
     ("device", "weights"),  # what stays on the device was put there by a loader
     ("device", "image"),  # what a process on the host prints is drained in one place
     ("image", "subject"),
     ("bench", "decide"),
     ("bench", "face"),  # labkit.face.live: progress of a bench that takes minutes
-    ("face", "lessons"),  # the stack widget replays a recorded run where the host cannot do a technique
+    # the stack widget replays a recorded run where the host cannot do a technique
+    ("face", "lessons"),
 }
-#: Text output, the types of arguments and the error family are the ground floor's, wherever they are used.
+#: Text output, the types of arguments and the error family are the ground floor's, wherever they
+#: are used.
 GROUND = {"labkit.cli.output", "labkit.cli.arguments", "labkit.errors"}
 
 
@@ -44,7 +65,12 @@ def imports(path: Path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (a.name for a in node.names if a.name.startswith("labkit."))
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("labkit") and not node.level:
+        elif (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.startswith("labkit")
+            and not node.level
+        ):
             if node.module == "labkit":
                 yield from (f"labkit.{a.name}" for a in node.names)
             else:
@@ -60,16 +86,25 @@ def test_imports_go_one_way(path):
         other = room(name)
         if name in GROUND or other not in HEIGHT or other == own:
             continue
-        assert HEIGHT[other] < HEIGHT[own] or (own, other) in BESIDE, f"{path.relative_to(ROOT)} imports {name}: {own} may not know {other}"
+        assert HEIGHT[other] < HEIGHT[own] or (own, other) in BESIDE, (
+            f"{path.relative_to(ROOT)} imports {name}: {own} may not know {other}"
+        )
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if p.stat().st_size], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if p.stat().st_size], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_a_module_opens_with_what_it_models(path):
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{path.relative_to(ROOT)} has no docstring"
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), (
+        f"{path.relative_to(ROOT)} has no docstring"
+    )
 
 
 def test_every_room_has_a_height():
-    rooms = {p.relative_to(ROOT / "labkit").parts[0].removesuffix(".py") for p in MODULES} - {"__init__", "__main__"}
+    rooms = {p.relative_to(ROOT / "labkit").parts[0].removesuffix(".py") for p in MODULES} - {
+        "__init__",
+        "__main__",
+    }
     assert rooms <= set(HEIGHT), rooms - set(HEIGHT)
 
 
@@ -80,12 +115,19 @@ def test_only_the_face_knows_plots_and_widgets():
         text = path.read_text(encoding="utf-8")
         for banned in ("matplotlib", "ipywidgets"):
             tree = ast.parse(text)
-            names = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names] + [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
-            assert not any(n.split(".")[0] == banned for n in names), f"{path.relative_to(ROOT)} imports {banned}"
+            names = [
+                a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names
+            ] + [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+            assert not any(n.split(".")[0] == banned for n in names), (
+                f"{path.relative_to(ROOT)} imports {banned}"
+            )
 
 
 def test_importing_labkit_loads_nothing_heavy():
-    code = "import sys, labkit; print([m for m in ('torch', 'numpy', 'matplotlib', 'IPython', 'ipywidgets') if m in sys.modules])"
+    code = (
+        "import sys, labkit; print([m for m in ('torch', 'numpy', 'matplotlib', 'IPython',"
+        " 'ipywidgets') if m in sys.modules])"
+    )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
@@ -97,18 +139,31 @@ def test_every_public_name_resolves():
 
 
 def test_no_room_has_a_name_that_says_nothing():
-    assert not [p for p in MODULES if p.stem in ("utils", "util", "helpers", "helper", "common", "misc", "manager", "base")]
+    assert not [
+        p
+        for p in MODULES
+        if p.stem in ("utils", "util", "helpers", "helper", "common", "misc", "manager", "base")
+    ]
 
 
-#: What a killed run leaves is found by its mark and by its ledger. A file is here with the reason for which it does without.
+#: What a killed run leaves is found by its mark and by its ledger. A file is here with the reason
+#: for which it does without.
 UNNOTED_NAMES = {
-    "labkit/cli/__init__.py": "the traceback of a mistake of the lab: it is left on purpose, and its path said",
+    "labkit/cli/__init__.py": (
+        "the traceback of a mistake of the lab: it is left on purpose, and its path said"
+    ),
     "labkit/core/beside.py": "the one place that gives and notes such names",
-    "labkit/net/fetch.py": "a fetch that was killed is resumed from its .part: it is left on purpose, and the node or layout it is in is noted",
+    "labkit/net/fetch.py": (
+        "a fetch that was killed is resumed from its .part: it is left on purpose, and the node or"
+        " layout it is in is noted"
+    ),
     "labkit/image/lazyfs/stats.py": "beside the counters on a node, which is noted",
     "labkit/snapshot/images.py": "in a directory of links on a node, which is noted",
     "labkit/snapshot/techniques.py": "a lock, empty: removing it would race with who waits for it",
-    "labkit/weights/loaders/nearby.py": "in a trial's server, whose TMPDIR is on its node; importing the ledger there would cost the measured start",
+    "labkit/weights/loaders/nearby.py": (
+        "in a trial's server, whose TMPDIR is on its node; importing the ledger there would cost"
+        " the measured start"
+    ),
     "labkit/weights/loaders/sdk.py": "the same",
 }
 UNMARKED_STARTS = {
@@ -123,34 +178,75 @@ UNMARKED_STARTS = {
 
 
 def unnoted_names(tree: ast.AST):
-    """Temporary names that a module gives itself: tempfile's (but for files without a name), and hidden or half ones beside a target."""
+    """Temporary names that a module gives itself: tempfile's (but for files without a name), and
+    hidden or half ones beside a target."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "tempfile" and node.attr not in ("TemporaryFile", "gettempdir"):
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "tempfile"
+            and node.attr not in ("TemporaryFile", "gettempdir")
+        ):
             yield node.lineno
         elif isinstance(node, ast.ImportFrom) and node.module == "tempfile":
             yield node.lineno
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("with_name", "with_suffix", "joinpath"):
+        elif (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in ("with_name", "with_suffix", "joinpath")
+        ):
             said = "".join(ast.unparse(a) for a in node.args)
-            if (node.func.attr == "with_name" and said.startswith(("\".", "f\".", "'.", "f'."))) or any(end in said for end in (".part", ".tmp", ".partial", ".new")):
+            if (
+                node.func.attr == "with_name" and said.startswith(('".', 'f".', "'.", "f'."))
+            ) or any(end in said for end in (".part", ".tmp", ".partial", ".new")):
                 yield node.lineno
 
 
 def unmarked_starts(tree: ast.AST):
     """Processes given an environment that is not seen to carry the mark."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name) and node.func.value.id in ("subprocess", "os"):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and isinstance(node.func.value, ast.Name)
+            and node.func.value.id in ("subprocess", "os")
+        ):
             for keyword in node.keywords:
-                if keyword.arg == "env" and not any(word in ast.unparse(keyword.value) for word in ("os.environ", "marked(")):
+                if keyword.arg == "env" and not any(
+                    word in ast.unparse(keyword.value) for word in ("os.environ", "marked(")
+                ):
                     yield node.lineno
 
 
-@pytest.mark.parametrize("search,excused", [(unnoted_names, UNNOTED_NAMES), (unmarked_starts, UNMARKED_STARTS)], ids=["names", "starts"])
+@pytest.mark.parametrize(
+    "search,excused",
+    [(unnoted_names, UNNOTED_NAMES), (unmarked_starts, UNMARKED_STARTS)],
+    ids=["names", "starts"],
+)
 def test_nothing_is_made_or_started_past_the_ledger(search, excused):
-    found = {str(p.relative_to(ROOT)): lines for p in MODULES if (lines := list(search(ast.parse(p.read_text(encoding="utf-8")))))}
-    assert set(found) - set(excused) == set(), "labkit.core.beside gives noted names, labkit.core.ledger.marked an environment with the mark"
-    assert set(excused) - set(found) - {"labkit/core/beside.py"} == set(), "an excuse that nobody needs any more"
+    found = {
+        str(p.relative_to(ROOT)): lines
+        for p in MODULES
+        if (lines := list(search(ast.parse(p.read_text(encoding="utf-8")))))
+    }
+    assert set(found) - set(excused) == set(), (
+        "labkit.core.beside gives noted names, labkit.core.ledger.marked an environment with the"
+        " mark"
+    )
+    assert set(excused) - set(found) - {"labkit/core/beside.py"} == set(), (
+        "an excuse that nobody needs any more"
+    )
 
 
-@pytest.mark.parametrize("code", ["tempfile.mkdtemp()", "from tempfile import mkstemp", "p.with_name(f'.{p.name}.x')", "p.with_name(p.name + '.part')", "subprocess.Popen(a, env={})"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "tempfile.mkdtemp()",
+        "from tempfile import mkstemp",
+        "p.with_name(f'.{p.name}.x')",
+        "p.with_name(p.name + '.part')",
+        "subprocess.Popen(a, env={})",
+    ],
+)
 def test_the_search_for_what_goes_past_the_ledger_finds_it(code):
     assert [*unnoted_names(ast.parse(code)), *unmarked_starts(ast.parse(code))] == [1]

@@ -18,4 +18,7 @@ def test_a_heavy_module_is_seen_when_it_is_loaded():
 def test_the_difference_is_taken_within_blocks_and_failed_ones_are_left_out():
     labkit = [Measured(0.030), Measured(0.050), Measured(float("nan"), failed="loads torch")]
     bare = [Measured(0.020), Measured(0.030), Measured(0.020)]
-    assert imports.added_ms(labkit, bare) == pytest.approx([10.0, 20.0]) and imports.added_ms("missing", bare) == []
+    assert (
+        imports.added_ms(labkit, bare) == pytest.approx([10.0, 20.0])
+        and imports.added_ms("missing", bare) == []
+    )

@@ -31,7 +31,12 @@ def test_settled_cold_is_proven_cold_and_settled_warm_warm(disk):
     file_of(disk / "a" / "weights", 300)
     file_of(disk / "b", 5)
     cold_state = cold.settle([disk], "cold", caches=False)
-    assert (cold_state.state, cold_state.resident_bytes, cold_state.files, cold_state.total_bytes) == ("cold", 0, 2, 305 * PAGE)
+    assert (
+        cold_state.state,
+        cold_state.resident_bytes,
+        cold_state.files,
+        cold_state.total_bytes,
+    ) == ("cold", 0, 2, 305 * PAGE)
     warm_state = cold.settle([disk], "warm")
     assert (warm_state.state, warm_state.resident_bytes) == ("warm", 305 * PAGE)
 
@@ -39,7 +44,10 @@ def test_settled_cold_is_proven_cold_and_settled_warm_warm(disk):
 def test_proving_changes_nothing(disk):
     file_of(disk / "weights", 100)
     cold.settle([disk], "warm")
-    assert cold.prove([disk], "cold").state == "unverified" and cold.prove([disk], "warm").state == "warm"
+    assert (
+        cold.prove([disk], "cold").state == "unverified"
+        and cold.prove([disk], "warm").state == "warm"
+    )
 
 
 def test_half_a_file_in_memory_is_seen_as_half(disk):
@@ -50,7 +58,11 @@ def test_half_a_file_in_memory_is_seen_as_half(disk):
         file.seek(100 * PAGE)
         os.read(file.fileno(), 64 * PAGE)
     seen = cold.residency([path])
-    assert seen.state == "partial" and 64 * PAGE <= seen.resident_bytes < 300 * PAGE and seen.stubborn[0]["path"] == str(path)
+    assert (
+        seen.state == "partial"
+        and 64 * PAGE <= seen.resident_bytes < 300 * PAGE
+        and seen.stubborn[0]["path"] == str(path)
+    )
 
 
 def test_both_ways_of_asking_the_kernel_agree(disk, monkeypatch):
@@ -68,15 +80,22 @@ def test_both_ways_of_asking_the_kernel_agree(disk, monkeypatch):
 def test_pages_that_a_process_has_mapped_refuse_and_are_named(disk):
     path = file_of(disk / "mapped", 64)
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
-        assert sum(mapping[:: PAGE]) >= 0
+        assert sum(mapping[::PAGE]) >= 0
         state = cold.settle([path], "cold", caches=False)
-    assert state.state == "unverified" and "mapped by" in state.note and state.resident_bytes == 64 * PAGE
+    assert (
+        state.state == "unverified"
+        and "mapped by" in state.note
+        and state.resident_bytes == 64 * PAGE
+    )
 
 
 def test_a_hard_link_is_counted_once(disk):
     path = file_of(disk / "a", 3)
     os.link(path, disk / "b")
-    assert cold.walk([disk]).total_bytes == 3 * PAGE and cold.walk([path, disk / "b", path]).total_bytes == 3 * PAGE
+    assert (
+        cold.walk([disk]).total_bytes == 3 * PAGE
+        and cold.walk([path, disk / "b", path]).total_bytes == 3 * PAGE
+    )
 
 
 def test_links_out_of_a_tree_are_not_followed_but_said(disk):
@@ -119,12 +138,17 @@ def test_memory_file_systems_can_never_be_cold():
         state = cold.settle([path], "cold", caches=False)
     finally:
         os.unlink(path)
-    assert state.state == "unverified" and "tmpfs" in state.note and state.never_evictable_files == 1
+    assert (
+        state.state == "unverified" and "tmpfs" in state.note and state.never_evictable_files == 1
+    )
 
 
 def test_files_just_written_are_written_out_before_they_are_evicted(disk):
     path = file_of(disk / "dirty", 2000)
-    assert cold.settle([path], "cold", caches=False).state == "cold" and path.stat().st_size == 2000 * PAGE
+    assert (
+        cold.settle([path], "cold", caches=False).state == "cold"
+        and path.stat().st_size == 2000 * PAGE
+    )
 
 
 def test_a_state_nobody_knows_is_refused():
@@ -134,14 +158,26 @@ def test_a_state_nobody_knows_is_refused():
 
 @pytest.mark.needs("root", "command:mount")
 def test_an_overlay_does_not_pass_for_cold(disk):
-    """An overlay's inode has no pages of its own: asked with cachestat it would always look cold."""
+    """An overlay's inode has no pages of its own: asked with cachestat it would always look
+    cold."""
     import subprocess
 
     for name in ("lower", "upper", "work", "merged"):
         (disk / name).mkdir()
     file_of(disk / "lower" / "weights", 50)
     try:
-        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", f"lowerdir={disk}/lower,upperdir={disk}/upper,workdir={disk}/work", str(disk / "merged")], check=True)
+        subprocess.run(
+            [
+                "mount",
+                "-t",
+                "overlay",
+                "overlay",
+                "-o",
+                f"lowerdir={disk}/lower,upperdir={disk}/upper,workdir={disk}/work",
+                str(disk / "merged"),
+            ],
+            check=True,
+        )
     except subprocess.CalledProcessError:
         pytest.skip("overlay cannot be mounted here")
     try:
@@ -174,7 +210,9 @@ def test_the_residency_of_other_peoples_files_is_never_taken_for_absent(open_to_
             os.setgid(65534)
             os.setuid(65534)
             state = cold.prove([path], "cold")
-            os.write(theirs, f"{state.state} {state.unprovable_files} {state.resident_bytes}".encode())
+            os.write(
+                theirs, f"{state.state} {state.unprovable_files} {state.resident_bytes}".encode()
+            )
         except BaseException as error:
             os.write(theirs, f"failed {type(error).__name__}: {error}".encode())
         finally:

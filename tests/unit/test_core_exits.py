@@ -17,15 +17,26 @@ RECORDS = """6,1,10,-;traps: python[41] trap invalid opcode ip:7f10 sp:7ffd erro
 """
 
 
-@pytest.mark.parametrize("code, text", [(0, "ended with exit code 0"), (3, "ended with exit code 3"), (-4, "ended by SIGILL (illegal instruction)"),
-                                        (-10, "ended by SIGUSR1"), (-64, "ended by SIGRTMAX"), (-200, "ended by signal 200")])
+@pytest.mark.parametrize(
+    "code, text",
+    [
+        (0, "ended with exit code 0"),
+        (3, "ended with exit code 3"),
+        (-4, "ended by SIGILL (illegal instruction)"),
+        (-10, "ended by SIGUSR1"),
+        (-64, "ended by SIGRTMAX"),
+        (-200, "ended by signal 200"),
+    ],
+)
 def test_an_exit_code_in_words(code, text):
     assert exits.describe(code) == text
 
 
 def test_an_illegal_instruction_comes_with_the_way_round_it():
     why, fix = exits.advice(-signal.SIGILL)
-    assert "AMX" in why and "MKL_ENABLE_INSTRUCTIONS=AVX512 ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16" in fix
+    assert (
+        "AMX" in why and "MKL_ENABLE_INSTRUCTIONS=AVX512 ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16" in fix
+    )
     assert exits.advice(1) == exits.advice(None) == ("", "")
 
 
@@ -49,7 +60,10 @@ def test_a_child_that_runs_and_a_stranger_have_no_code():
 
 
 def test_a_detached_process_becomes_our_child_and_its_end_is_ours_to_read(tmp_path):
-    code = f"import os, subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import sys; sys.stdin.read(); sys.exit(7)']); open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid))"
+    code = (
+        "import os, subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import sys;"
+        f" sys.stdin.read(); sys.exit(7)']); open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid))"
+    )
     with exits.adopting():
         launcher = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
         assert launcher.wait() == 0
@@ -65,6 +79,8 @@ def test_a_detached_process_becomes_our_child_and_its_end_is_ours_to_read(tmp_pa
 def test_the_kernels_line_about_a_fault_is_the_processes_own(tmp_path, monkeypatch):
     monkeypatch.setattr(exits, "_records", lambda _: iter(RECORDS.splitlines()))
     (tmp_path / "kmsg").touch()
-    assert exits.kernel_line(41, tmp_path / "kmsg").startswith("traps: python[41] trap invalid opcode")
+    assert exits.kernel_line(41, tmp_path / "kmsg").startswith(
+        "traps: python[41] trap invalid opcode"
+    )
     assert exits.kernel_line(4, tmp_path / "kmsg") == ""
     assert exits.kernel_line(41, tmp_path / "absent") == ""

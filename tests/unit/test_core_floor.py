@@ -10,8 +10,16 @@ from hypothesis import strategies as st
 
 from labkit.core import floor
 
-RATES = {"disk_read_bytes_per_s": 1e9, "loopback_bytes_per_s": 2e9, "decompress_gzip_bytes_per_s": 3e8, "decompress_isal_bytes_per_s": 6e8,
-         "memcpy_bytes_per_s": 1e10, "h2d_pinned_bytes_per_s": 2.5e10, "h2d_pageable_bytes_per_s": 1e10, "cpus": 2}
+RATES = {
+    "disk_read_bytes_per_s": 1e9,
+    "loopback_bytes_per_s": 2e9,
+    "decompress_gzip_bytes_per_s": 3e8,
+    "decompress_isal_bytes_per_s": 6e8,
+    "memcpy_bytes_per_s": 1e10,
+    "h2d_pinned_bytes_per_s": 2.5e10,
+    "h2d_pageable_bytes_per_s": 1e10,
+    "cpus": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +65,38 @@ def test_a_gpus_bus_is_measured_both_ways_pinned_and_pageable(monkeypatch):
     torch = pytest.importorskip("torch")
     real = {name: getattr(torch, name) for name in ("empty", "ones")}
     for name in real:
-        monkeypatch.setattr(torch, name, lambda *a, name=name, device=None, pin_memory=False, **k: real[name](*a, **k))
+        monkeypatch.setattr(
+            torch,
+            name,
+            lambda *a, name=name, device=None, pin_memory=False, **k: real[name](*a, **k),
+        )
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     rates = floor._measure_device(1 << 20)
-    assert set(rates) == {f"{way}_{kind}_bytes_per_s" for way in ("h2d", "d2h") for kind in ("pinned", "pageable")} and min(rates.values()) > 0
-    assert floor.rate_of({"h2d_pinned_bytes_per_s": 5e10, "d2h_pinned_bytes_per_s": 9e10, "h2d_pageable_bytes_per_s": 1e10}, "h2d") == 5e10
+    assert (
+        set(rates)
+        == {
+            f"{way}_{kind}_bytes_per_s" for way in ("h2d", "d2h") for kind in ("pinned", "pageable")
+        }
+        and min(rates.values()) > 0
+    )
+    assert (
+        floor.rate_of(
+            {
+                "h2d_pinned_bytes_per_s": 5e10,
+                "d2h_pinned_bytes_per_s": 9e10,
+                "h2d_pageable_bytes_per_s": 1e10,
+            },
+            "h2d",
+        )
+        == 5e10
+    )
 
 
 def test_a_floor_is_bytes_over_the_slowest_resource_on_the_way():
-    assert floor.phase_floors({"pull": 125_000_000, "load": 10**9}, RATES, "1gbit") == {"pull": 1.0, "load": 1.0}
+    assert floor.phase_floors({"pull": 125_000_000, "load": 10**9}, RATES, "1gbit") == {
+        "pull": 1.0,
+        "load": 1.0,
+    }
     assert floor.phase_floors({"pull": 2 * 10**9}, RATES, "loopback") == {"pull": 1.0}
 
 
@@ -74,7 +105,11 @@ def test_the_fastest_decompressor_on_all_cpus_bounds_unpacking():
 
 
 def test_a_technique_can_name_its_resource_and_the_slowest_counts():
-    found = floor.phase_floors({"load@link": 250_000_000, "load@h2d": 25 * 10**9, "load": 10**9}, RATES, SimpleNamespace(rate_bytes_per_s=125e6, first_byte_s=0.03))
+    found = floor.phase_floors(
+        {"load@link": 250_000_000, "load@h2d": 25 * 10**9, "load": 10**9},
+        RATES,
+        SimpleNamespace(rate_bytes_per_s=125e6, first_byte_s=0.03),
+    )
     assert found == {"load": 2.03}
 
 
@@ -91,7 +126,15 @@ def test_what_was_not_measured_is_left_out_rather_than_guessed():
     assert floor.phase_floors({"load@h2d": 10**9, "warmup": 5, "pull": 5}, {}, "loopback") == {}
 
 
-@pytest.mark.parametrize(("link", "seconds"), [("1gbit-bucket", 8.0), ("rate=1gbit,first_byte=30ms", 8.03), ("50MB/s", 20.0), ("name=x,rate=125000000B/s,first_byte=30ms", 8.03)])
+@pytest.mark.parametrize(
+    ("link", "seconds"),
+    [
+        ("1gbit-bucket", 8.0),
+        ("rate=1gbit,first_byte=30ms", 8.03),
+        ("50MB/s", 20.0),
+        ("name=x,rate=125000000B/s,first_byte=30ms", 8.03),
+    ],
+)
 def test_link_names_are_understood_without_the_network_room(link, seconds):
     assert floor.phase_floors({"pull": 10**9}, RATES, link) == {"pull": seconds}
 

@@ -1,4 +1,5 @@
-"""Nothing that the lab did not make is replaced by what it makes, and no record by another unasked."""
+"""Nothing that the lab did not make is replaced by what it makes, and no record by another
+unasked."""
 
 from __future__ import annotations
 
@@ -22,10 +23,12 @@ def nothing_is_prepared(monkeypatch, workspace):
     """A workspace in which anything that begins to prepare fails the test."""
     import importlib
 
-    module = importlib.import_module("labkit.stack.experiment")  # the package has a function of this name
+    # the package has a function of this name
+    module = importlib.import_module("labkit.stack.experiment")
 
     def begun(*_, **__):
         raise AssertionError("preparation began before the output was looked at")
+
     monkeypatch.setenv("LABKIT_HOME", str(workspace.root))
     monkeypatch.setattr(module._Conduct, "ready", begun)
     return workspace
@@ -35,24 +38,61 @@ def same(path: Path, before: bytes) -> bool:
     return path.read_bytes() == before
 
 
-@pytest.mark.parametrize("command", [["run", "naive"], ["ablate", "--only", "safetensors"], ["run", "--command", "sleep 1", "--url", "http://127.0.0.1:8000", "--weights", str(ROOT / "data")]], ids=lambda c: " ".join(c[:2]))
-def test_a_record_is_not_overwritten_unasked_and_the_fix_is_named(nothing_is_prepared, tmp_path, capsys, command):
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run", "naive"],
+        ["ablate", "--only", "safetensors"],
+        [
+            "run",
+            "--command",
+            "sleep 1",
+            "--url",
+            "http://127.0.0.1:8000",
+            "--weights",
+            str(ROOT / "data"),
+        ],
+    ],
+    ids=lambda c: " ".join(c[:2]),
+)
+def test_a_record_is_not_overwritten_unasked_and_the_fix_is_named(
+    nothing_is_prepared, tmp_path, capsys, command
+):
     path = tmp_path / "r.json"
     path.write_bytes(before := NAIVE.read_bytes())
     assert main([*command, "--out", str(path)]) == 2
-    assert "--resume" in (said := capsys.readouterr().err) and "--overwrite" in said and same(path, before)
+    assert (
+        "--resume" in (said := capsys.readouterr().err)
+        and "--overwrite" in said
+        and same(path, before)
+    )
 
 
 @pytest.mark.parametrize("option", ["--resume", "--overwrite"])
-@pytest.mark.parametrize("make", [lambda p: p.write_text("my thesis"), lambda p: p.write_text("{}"), lambda p: p.mkdir(), lambda p: os.mkfifo(p), lambda p: p.symlink_to("/dev/null"),
-                                  lambda p: p.symlink_to(p.parent / "nowhere"), lambda p: p.write_text(NAIVE.read_text()[:500])], ids=["text", "json", "directory", "pipe", "device", "dangling", "torn"])
-def test_what_is_no_record_is_not_replaced_even_when_asked(nothing_is_prepared, tmp_path, capsys, option, make):
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: p.write_text("my thesis"),
+        lambda p: p.write_text("{}"),
+        lambda p: p.mkdir(),
+        lambda p: os.mkfifo(p),
+        lambda p: p.symlink_to("/dev/null"),
+        lambda p: p.symlink_to(p.parent / "nowhere"),
+        lambda p: p.write_text(NAIVE.read_text()[:500]),
+    ],
+    ids=["text", "json", "directory", "pipe", "device", "dangling", "torn"],
+)
+def test_what_is_no_record_is_not_replaced_even_when_asked(
+    nothing_is_prepared, tmp_path, capsys, option, make
+):
     path = tmp_path / "r.json"
     make(path)
     before = os.lstat(path)
     assert main(["run", "naive", "--out", str(path), option]) == 2
     said = capsys.readouterr().err
-    assert ("move it away" in said or "that is a directory" in said) and os.lstat(path)[:3] == before[:3]
+    assert ("move it away" in said or "that is a directory" in said) and os.lstat(path)[
+        :3
+    ] == before[:3]
 
 
 @pytest.mark.parametrize("option", ["--resume", "--overwrite"])
@@ -74,14 +114,20 @@ def test_a_record_is_written_where_nothing_is_and_where_it_was_asked_to(tmp_path
 
 
 def test_a_report_does_not_take_the_place_of_a_stranger(nothing_is_prepared, tmp_path, capsys):
-    for name, inside in (("index.html", "<html>my site"), ("naive.json", "mine"), ("notebooks/index.html", "mine")):
+    for name, inside in (
+        ("index.html", "<html>my site"),
+        ("naive.json", "mine"),
+        ("notebooks/index.html", "mine"),
+    ):
         folder = tmp_path / name.replace("/", "-")
         target = folder / name
         target.parent.mkdir(parents=True)
         target.write_text(inside)
         assert main(["report", "--out", str(folder), "--notebook", "01_anatomy"]) == 2
         assert "it would be lost" in (said := capsys.readouterr().err) or "not a run record" in said
-        assert target.read_text() == inside and sorted(p.name for p in folder.rglob("*") if p.is_file()) == [target.name]
+        assert target.read_text() == inside and sorted(
+            p.name for p in folder.rglob("*") if p.is_file()
+        ) == [target.name]
 
 
 def test_the_lab_replaces_its_own_pages(tmp_path):
@@ -90,14 +136,19 @@ def test_the_lab_replaces_its_own_pages(tmp_path):
     pages.write(tmp_path / "index.html", pages.page("one", "1"))
     pages.write(tmp_path / "index.html", pages.page("two", "2"))
     assert "<title>two" in (tmp_path / "index.html").read_text()
-    (tmp_path / "index.html").write_text(pages.page("old", "").replace('<meta name="generator" content="labkit">', ""))
+    (tmp_path / "index.html").write_text(
+        pages.page("old", "").replace('<meta name="generator" content="labkit">', "")
+    )
     pages.write(tmp_path / "index.html", pages.page("three", "3"))
 
 
 def test_a_gallery_does_not_take_the_place_of_a_site(tmp_path, capsys):
     (tmp_path / "index.html").write_text("<!doctype html><title>mine")
     assert main(["site", "--out", str(tmp_path), "--executed", str(tmp_path / "none")]) == 2
-    assert "not a page of the lab" in capsys.readouterr().err and (tmp_path / "index.html").read_text() == "<!doctype html><title>mine"
+    assert (
+        "not a page of the lab" in capsys.readouterr().err
+        and (tmp_path / "index.html").read_text() == "<!doctype html><title>mine"
+    )
 
 
 def test_an_executed_notebook_never_takes_the_place_of_the_notebook(tmp_path, capsys):
@@ -108,11 +159,30 @@ def test_an_executed_notebook_never_takes_the_place_of_the_notebook(tmp_path, ca
 
 
 @pytest.mark.parametrize("option", ["--save-baseline", "--save-seconds"])
-@pytest.mark.parametrize("inside", ["my notes", "{}", "[]", '{"seconds": 3, "host": "x", "baseline": 1}'])
+@pytest.mark.parametrize(
+    "inside", ["my notes", "{}", "[]", '{"seconds": 3, "host": "x", "baseline": 1}']
+)
 def test_baselines_and_seconds_take_the_place_of_their_kind_alone(tmp_path, capsys, option, inside):
     (tmp_path / "mine").write_text(inside)
-    assert main(["notebooks", "run", "01_anatomy", "--out", str(tmp_path / "out"), option, str(tmp_path / "mine")]) == 2
-    assert "fix:" in capsys.readouterr().err and (tmp_path / "mine").read_text() == inside and not (tmp_path / "out").exists()
+    assert (
+        main(
+            [
+                "notebooks",
+                "run",
+                "01_anatomy",
+                "--out",
+                str(tmp_path / "out"),
+                option,
+                str(tmp_path / "mine"),
+            ]
+        )
+        == 2
+    )
+    assert (
+        "fix:" in capsys.readouterr().err
+        and (tmp_path / "mine").read_text() == inside
+        and not (tmp_path / "out").exists()
+    )
 
 
 def test_a_pack_takes_the_place_of_a_pack_alone(tmp_path, capsys):
@@ -120,7 +190,21 @@ def test_a_pack_takes_the_place_of_a_pack_alone(tmp_path, capsys):
     with tarfile.open(other, "w") as archive:
         archive.add(NAIVE, "home/me/record.json")
     before = other.read_bytes()
-    assert main(["workshop", "pack", "--out", str(other), "--preset", "tiny", "--no-image", "--no-wheels"]) == 2
+    assert (
+        main(
+            [
+                "workshop",
+                "pack",
+                "--out",
+                str(other),
+                "--preset",
+                "tiny",
+                "--no-image",
+                "--no-wheels",
+            ]
+        )
+        == 2
+    )
     assert "not a pack of the lab" in capsys.readouterr().err and same(other, before)
 
 

@@ -13,8 +13,16 @@ from labkit.errors import BadInput, IncomparableRecords
 
 
 def run_of(host="h1", scenario="warm-node", link="loopback", state="cold", preset="small") -> Run:
-    return Run("id", "2026-01-01T00:00:00+00:00", host={"id": host}, experiment={"arms": [{"name": "a", "scenario": scenario, "link": link}], "preset": preset},
-               trials=(Trial("a", 0, 0, total_s=1.5, phases={"load": 1.0}, cache={"state": state}), Trial("a", 1, 0, outcome="oom")))
+    return Run(
+        "id",
+        "2026-01-01T00:00:00+00:00",
+        host={"id": host},
+        experiment={"arms": [{"name": "a", "scenario": scenario, "link": link}], "preset": preset},
+        trials=(
+            Trial("a", 0, 0, total_s=1.5, phases={"load": 1.0}, cache={"state": state}),
+            Trial("a", 1, 0, outcome="oom"),
+        ),
+    )
 
 
 def test_a_run_read_back_is_the_run_written(tmp_path):
@@ -24,7 +32,11 @@ def test_a_run_read_back_is_the_run_written(tmp_path):
 
 def test_failed_trials_stay_in_the_record_and_out_of_the_figures():
     run = run_of()
-    assert len(run.of_arm("a")) == 1 and len(run.of_arm("a", only_ok=False)) == 2 and [t.outcome for t in run.failed] == ["oom"]
+    assert (
+        len(run.of_arm("a")) == 1
+        and len(run.of_arm("a", only_ok=False)) == 2
+        and [t.outcome for t in run.failed] == ["oom"]
+    )
 
 
 def test_a_write_that_fails_leaves_the_old_record_and_no_other_file(tmp_path, monkeypatch):
@@ -32,14 +44,27 @@ def test_a_write_that_fails_leaves_the_old_record_and_no_other_file(tmp_path, mo
 
     def full_disk(*_):
         raise OSError("no space left on device")
+
     monkeypatch.setattr(records.os, "fsync", full_disk)
     with pytest.raises(OSError):
         records.write(replace(run_of(), id="new"), path)
     assert records.read(path).id == "id" and [p.name for p in tmp_path.iterdir()] == ["run.json"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"schema": 1}', '{"schema": 1, "trials": [{"nonsense": 1}], "id": "x", "created": ""}',
-                                  '{"schema": 1, "trials": [3], "id": "x", "created": ""}', '{"schema": 1, "trials": []}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        '{"schema": 1}',
+        '{"schema": 1, "trials": [{"nonsense": 1}], "id": "x", "created": ""}',
+        '{"schema": 1, "trials": [3], "id": "x", "created": ""}',
+        '{"schema": 1, "trials": []}',
+    ],
+)
 def test_what_is_no_run_is_refused_with_a_fix(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(BadInput) as caught:
@@ -75,7 +100,16 @@ def test_any_bytes_are_a_run_or_a_bad_input(tmp_path_factory, data):
         records.read(path)
 
 
-@pytest.mark.parametrize("difference", [{"host": "h2"}, {"scenario": "fresh-node"}, {"link": "1gbit"}, {"state": "warm"}, {"preset": "tiny"}])
+@pytest.mark.parametrize(
+    "difference",
+    [
+        {"host": "h2"},
+        {"scenario": "fresh-node"},
+        {"link": "1gbit"},
+        {"state": "warm"},
+        {"preset": "tiny"},
+    ],
+)
 def test_runs_that_differ_in_what_they_measure_are_not_compared(difference):
     with pytest.raises(IncomparableRecords, match=next(iter(difference.values()))):
         question.comparable(run_of(), run_of(**difference))

@@ -17,7 +17,11 @@ VALUES = st.lists(st.floats(0.001, 1e4), min_size=1, max_size=30)
 @given(VALUES)
 def test_the_interval_holds_the_median_and_stays_within_the_data(xs):
     low, high = stats.interval(xs)
-    assert min(xs) <= low <= stats.median(xs) * (1 + 1e-12) and stats.median(xs) <= high * (1 + 1e-12) and high <= max(xs)
+    assert (
+        min(xs) <= low <= stats.median(xs) * (1 + 1e-12)
+        and stats.median(xs) <= high * (1 + 1e-12)
+        and high <= max(xs)
+    )
 
 
 @given(VALUES)
@@ -45,10 +49,16 @@ def test_many_values_take_the_ranks_of_the_normal_law():
     assert low == pytest.approx(500 - 31, abs=2) and high == pytest.approx(500 + 31, abs=2)
 
 
-@given(st.lists(st.tuples(st.floats(0.01, 100), st.floats(0.01, 100)), min_size=1, max_size=15).filter(lambda p: len(p) % 2))
+@given(
+    st.lists(st.tuples(st.floats(0.01, 100), st.floats(0.01, 100)), min_size=1, max_size=15).filter(
+        lambda p: len(p) % 2
+    )
+)
 def test_a_ratio_read_the_other_way_round_is_its_inverse(pairs):
     one, other = stats.paired_ratio(pairs), stats.paired_ratio([(b, a) for a, b in pairs])
-    assert one["median"] == pytest.approx(1 / other["median"]) and one["low"] == pytest.approx(1 / other["high"])
+    assert one["median"] == pytest.approx(1 / other["median"]) and one["low"] == pytest.approx(
+        1 / other["high"]
+    )
     assert one["significant"] == other["significant"]
 
 
@@ -60,11 +70,16 @@ def test_pairing_sees_through_drift_that_hides_a_difference_from_unpaired_runs()
 
 
 def test_four_pairs_are_never_significant_however_far_apart():
-    assert not stats.paired_ratio([(1, 10)] * 4)["significant"] and stats.paired_ratio([(1, 10)] * 5)["significant"]
+    assert (
+        not stats.paired_ratio([(1, 10)] * 4)["significant"]
+        and stats.paired_ratio([(1, 10)] * 5)["significant"]
+    )
 
 
 def test_an_interval_that_holds_one_is_not_significant():
-    assert not stats.paired_ratio([(1.0, 1.1), (1.1, 1.0), (1, 1), (1.2, 1), (1, 1.2)])["significant"]
+    assert not stats.paired_ratio([(1.0, 1.1), (1.1, 1.0), (1, 1), (1.2, 1), (1, 1.2)])[
+        "significant"
+    ]
 
 
 def test_clearly_different_runs_without_common_blocks_are_significant():
@@ -94,23 +109,52 @@ def test_a_quantile_lies_between_the_extremes(xs, q):
 
 
 def _run(**arms: tuple[str, list[float]]) -> Run:
-    trials = [Trial(name, block, 0, total_s=s, phases={"load": s / 2}, cache={"state": state}) for name, (state, times) in arms.items() for block, s in enumerate(times)]
-    return Run("r", "now", experiment={"arms": [{"name": n, "scenario": "warm-node", "link": "loopback"} for n in arms]}, trials=tuple(trials))
+    trials = [
+        Trial(name, block, 0, total_s=s, phases={"load": s / 2}, cache={"state": state})
+        for name, (state, times) in arms.items()
+        for block, s in enumerate(times)
+    ]
+    return Run(
+        "r",
+        "now",
+        experiment={
+            "arms": [{"name": n, "scenario": "warm-node", "link": "loopback"} for n in arms]
+        },
+        trials=tuple(trials),
+    )
 
 
 def test_a_speedup_is_how_many_times_faster_paired_by_block():
-    found = stats.speedup(_run(fast=("cold", [1, 2, 3, 4, 5]), naive=("cold", [2, 4, 6, 8, 10])), "fast", "naive")
-    assert (found["median"], found["low"], found["high"], found["n"], found["significant"]) == (2, 2, 2, 5, True)
+    found = stats.speedup(
+        _run(fast=("cold", [1, 2, 3, 4, 5]), naive=("cold", [2, 4, 6, 8, 10])), "fast", "naive"
+    )
+    assert (found["median"], found["low"], found["high"], found["n"], found["significant"]) == (
+        2,
+        2,
+        2,
+        5,
+        True,
+    )
 
 
 def test_blocks_in_which_one_arm_failed_are_left_out():
     run = _run(fast=("cold", [1, 2, 3]), naive=("cold", [2, 4, 6]))
-    broken = Run("r", "now", experiment=run.experiment, trials=tuple(t if t.block else Trial(t.arm, 0, 0, outcome="oom") for t in run.trials))
+    broken = Run(
+        "r",
+        "now",
+        experiment=run.experiment,
+        trials=tuple(t if t.block else Trial(t.arm, 0, 0, outcome="oom") for t in run.trials),
+    )
     assert stats.speedup(broken, "fast", "naive")["blocks"] == [1, 2]
 
 
 def test_a_speedup_of_one_phase():
-    assert stats.speedup(_run(a=("cold", [1, 1]), b=("cold", [3, 3])), "a", "b", phase="load")["median"] == 3
+    assert (
+        stats.speedup(_run(a=("cold", [1, 1]), b=("cold", [3, 3])), "a", "b", phase="load")[
+            "median"
+        ]
+        == 3
+    )
 
 
 def test_a_warm_arm_is_not_compared_with_a_cold_one():

@@ -15,7 +15,11 @@ def test_a_span_written_by_one_process_is_read_by_another(tmp_path):
     with timeline.span("load", source="server", path=path, loader="pickle") as facts:
         facts["bytes"] = 7
     (found,) = timeline.read(path)
-    assert (found.name, found.source, found.detail) == ("load", "server", {"loader": "pickle", "bytes": 7}) and found.duration_s >= 0
+    assert (found.name, found.source, found.detail) == (
+        "load",
+        "server",
+        {"loader": "pickle", "bytes": 7},
+    ) and found.duration_s >= 0
 
 
 def test_the_environment_names_the_file(tmp_path, monkeypatch):
@@ -59,7 +63,10 @@ def _write_many(path: str, name: str) -> None:
 
 def test_lines_of_many_writers_never_mix(tmp_path):
     path = str(tmp_path / "t.jsonl")
-    writers = [multiprocessing.get_context("spawn").Process(target=_write_many, args=(path, f"w{i}")) for i in range(3)]
+    writers = [
+        multiprocessing.get_context("spawn").Process(target=_write_many, args=(path, f"w{i}"))
+        for i in range(3)
+    ]
     for w in writers:
         w.start()
     for w in writers:
@@ -79,4 +86,8 @@ def test_overlapping_phases_are_counted_once(intervals):
 
 
 def test_a_phase_and_its_parts_are_told_apart():
-    assert Span("load", 0, 1).is_phase and not Span("load.download", 0, 1).is_phase and Span("load.download", 0, 1).phase == "load"
+    assert (
+        Span("load", 0, 1).is_phase
+        and not Span("load.download", 0, 1).is_phase
+        and Span("load.download", 0, 1).phase == "load"
+    )

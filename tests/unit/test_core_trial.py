@@ -33,8 +33,13 @@ def ledger(workspace):
 
 def plan(mode="ok", *, before=(), **more):
     steps = (*before, Step("start", "tests.support.steps:start", {"mode": mode}))
-    return LaunchPlan(stack={"image": "none"}, steps=steps, server_env={"PATH": os.environ["PATH"]}, expected_tokens=(7, 8, 9),
-                      **{"timeout_s": 20.0, **more})
+    return LaunchPlan(
+        stack={"image": "none"},
+        steps=steps,
+        server_env={"PATH": os.environ["PATH"]},
+        expected_tokens=(7, 8, 9),
+        **{"timeout_s": 20.0, **more},
+    )
 
 
 def run(mode, workspace, ledger, **more):
@@ -42,12 +47,16 @@ def run(mode, workspace, ledger, **more):
 
 
 def test_a_start_that_works_is_ok_and_its_phases_add_up(workspace, ledger):
-    trial = run("ok", workspace, ledger, before=(Step("pull", "tests.support.steps:pull", {"size": 5000}),))
+    trial = run(
+        "ok", workspace, ledger, before=(Step("pull", "tests.support.steps:pull", {"size": 5000}),)
+    )
     assert trial.outcome == "ok", trial.error
     assert trial.tokens == [7, 8, 9]
     assert {"pull", "start", "import", "first_token"} <= set(trial.phases)
     assert trial.facts["steps"]["pull"]["bytes_fetched"] == 5000
-    assert sum(trial.phases.values()) + trial.unaccounted_s == pytest.approx(trial.total_s, rel=0.02)
+    assert sum(trial.phases.values()) + trial.unaccounted_s == pytest.approx(
+        trial.total_s, rel=0.02
+    )
     assert trial.cache["state"] == "cold"
 
 
@@ -58,7 +67,10 @@ def test_the_client_asks_again_until_the_server_can_answer(mode, workspace, ledg
     assert trial.facts["attempts"] > 2
 
 
-@pytest.mark.parametrize("mode, outcome", [("wrong", "wrong_tokens"), ("crash", "crashed"), ("die", "killed"), ("refuse", "crashed")])
+@pytest.mark.parametrize(
+    "mode, outcome",
+    [("wrong", "wrong_tokens"), ("crash", "crashed"), ("die", "killed"), ("refuse", "crashed")],
+)
 def test_a_failure_is_an_outcome_with_its_reason(mode, outcome, workspace, ledger):
     trial = run(mode, workspace, ledger)
     assert trial.outcome == outcome
@@ -83,7 +95,12 @@ def test_no_token_in_time_is_a_time_out(workspace, ledger):
 def test_a_failed_step_keeps_its_what_why_fix(workspace, ledger):
     trial = run("ok", workspace, ledger, before=(Step("pull", "tests.support.steps:fail"),))
     assert trial.outcome == "crashed"
-    assert trial.error == {"kind": "TransferError", "what": "the registry is gone", "why": "no bytes", "fix": "start it"}
+    assert trial.error == {
+        "kind": "TransferError",
+        "what": "the registry is gone",
+        "why": "no bytes",
+        "fix": "start it",
+    }
 
 
 def test_evidence_that_is_missing_fails_the_trial(workspace, ledger):
@@ -107,8 +124,19 @@ def test_the_judge_sees_the_process_from_outside(workspace, ledger):
 
 def test_an_answer_that_outruns_the_agents_report_is_still_looked_at(workspace, ledger):
     looked = {}
-    slow = LaunchPlan(stack={}, steps=(Step("start", "tests.support.steps:start_and_linger"),), server_env={"PATH": os.environ["PATH"]}, timeout_s=20.0)
-    run_trial(slow, arm="a", workspace=workspace, ledger=ledger, judge=lambda seen: looked.update(seen) or [])
+    slow = LaunchPlan(
+        stack={},
+        steps=(Step("start", "tests.support.steps:start_and_linger"),),
+        server_env={"PATH": os.environ["PATH"]},
+        timeout_s=20.0,
+    )
+    run_trial(
+        slow,
+        arm="a",
+        workspace=workspace,
+        ledger=ledger,
+        judge=lambda seen: looked.update(seen) or [],
+    )
     assert looked["proc"]["pid"] and looked["facts"]["start"]["pid"]
 
 
@@ -121,7 +149,10 @@ def test_nothing_is_left_after_a_trial(mode, workspace, ledger):
 
 
 def test_a_client_outside_the_lab_is_heard(workspace, ledger):
-    shell = "until curl -sf -o /dev/null -d '{}' $LABKIT_URL/v1/completions; do :; done; echo came through"
+    shell = (
+        "until curl -sf -o /dev/null -d '{}' $LABKIT_URL/v1/completions; do :; done; echo came"
+        " through"
+    )
     trial = run_trial(plan(), arm="a", workspace=workspace, ledger=ledger, at_t0=shell)
     assert "came through" in trial.facts["outside_client"]
 
@@ -141,16 +172,27 @@ with Ledger.open(space) as ledger:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_harness_killed_in_mid_trial_leaves_nothing(how, workspace):
-    harness = subprocess.Popen([sys.executable, "-c", HARNESS, str(workspace.root)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-                               env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+    harness = subprocess.Popen(
+        [sys.executable, "-c", HARNESS, str(workspace.root)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
+    )
     mark = harness.stdout.readline().strip()
     until = time.monotonic() + 30
-    while not any("tiny_server" in Path(f"/proc/{p}/cmdline").read_text() for p in marked_pids(mark)) and time.monotonic() < until:
+    while (
+        not any("tiny_server" in Path(f"/proc/{p}/cmdline").read_text() for p in marked_pids(mark))
+        and time.monotonic() < until
+    ):
         time.sleep(0.02)
     harness.send_signal(how)
     harness.wait(30)
     until = time.monotonic() + 30
-    while (marked_pids(mark) or list(workspace.ledger.iterdir()) or list(workspace.nodes.iterdir())) and time.monotonic() < until:
+    while (
+        marked_pids(mark) or list(workspace.ledger.iterdir()) or list(workspace.nodes.iterdir())
+    ) and time.monotonic() < until:
         time.sleep(0.05)
     assert marked_pids(mark) == []
     assert list(workspace.nodes.iterdir()) == []
@@ -172,19 +214,40 @@ def test_chunked_framing_survives_any_cut():
 
 
 def test_start_reaches_to_the_servers_first_line_and_first_token_from_ready():
-    spans = [timeline.Span("start", 1.0, 1.1, "agent"), timeline.Span("import", 1.5, 2.0, "server"), timeline.Span("ready", 2.0, 2.1, "server")]
+    spans = [
+        timeline.Span("start", 1.0, 1.1, "agent"),
+        timeline.Span("import", 1.5, 2.0, "server"),
+        timeline.Span("ready", 2.0, 2.1, "server"),
+    ]
     whole = {s.name: s for s in complete(spans, 0.0, 3.0)}
-    assert (whole["start"].end_s, whole["first_token"].start_s, whole["first_token"].end_s) == (1.5, 2.1, 3.0)
+    assert (whole["start"].end_s, whole["first_token"].start_s, whole["first_token"].end_s) == (
+        1.5,
+        2.1,
+        3.0,
+    )
 
 
-@pytest.mark.parametrize("raw", [b"HTTP/1.1 2_0 OK\r\n\r\n", b"HTTP/1.1 two OK\r\n\r\n", b"nonsense\r\n\r\n", b"HTTP/1.1\r\n\r\n", b"\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n",
-                                 b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1_0\r\n", b"HTTP/1.1 200 OK\r\nA: " + b"b" * 100_000], ids=lambda raw: repr(raw[:60]))
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"HTTP/1.1 2_0 OK\r\n\r\n",
+        b"HTTP/1.1 two OK\r\n\r\n",
+        b"nonsense\r\n\r\n",
+        b"HTTP/1.1\r\n\r\n",
+        b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1_0\r\n",
+        b"HTTP/1.1 200 OK\r\nA: " + b"b" * 100_000,
+    ],
+    ids=lambda raw: repr(raw[:60]),
+)
 def test_a_server_that_speaks_nonsense_is_asked_again_and_never_ends_the_client(raw):
     import socket
     import threading
 
     asked = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
+
         def serve():
             while len(asked) < 3:
                 sock, _ = listener.accept()
@@ -195,6 +258,8 @@ def test_a_server_that_speaks_nonsense_is_asked_again_and_never_ends_the_client(
 
         thread = threading.Thread(target=serve)
         thread.start()
-        answer = ask("127.0.0.1", listener.getsockname()[1], {"prompt": "x"}, give_up=lambda: len(asked) >= 3)
+        answer = ask(
+            "127.0.0.1", listener.getsockname()[1], {"prompt": "x"}, give_up=lambda: len(asked) >= 3
+        )
         thread.join()
     assert answer.first_token_s is None and answer.attempts == 3

@@ -8,12 +8,32 @@ from labkit.core import units
 from labkit.errors import BadInput
 
 
-@pytest.mark.parametrize(("text", "size_bytes"), [("250MB", 250_000_000), ("2GiB", 2**31), ("4096", 4096), ("1.5kb", 1500), (" 3 m ", 3_000_000), (7, 7)])
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [
+        ("250MB", 250_000_000),
+        ("2GiB", 2**31),
+        ("4096", 4096),
+        ("1.5kb", 1500),
+        (" 3 m ", 3_000_000),
+        (7, 7),
+    ],
+)
 def test_sizes_are_decimal_unless_the_text_says_binary(text, size_bytes):
     assert units.parse_bytes(text) == size_bytes
 
 
-@pytest.mark.parametrize(("text", "rate"), [("1gbit", 125e6), ("1Gbps", None), ("50MB/s", 50e6), ("200mbit", 25e6), ("8bit", 1.0), (5, 5.0)])
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("1gbit", 125e6),
+        ("1Gbps", None),
+        ("50MB/s", 50e6),
+        ("200mbit", 25e6),
+        ("8bit", 1.0),
+        (5, 5.0),
+    ],
+)
 def test_links_are_in_bits_and_disks_in_bytes(text, rate):
     if rate is None:
         with pytest.raises(BadInput):
@@ -47,10 +67,24 @@ def test_any_text_is_a_rate_or_a_bad_input(text):
 
 @given(st.integers(1000, 10**15))
 def test_a_shown_size_reads_back_within_one_per_cent(size_bytes):
-    assert units.parse_bytes(units.show_bytes(size_bytes).replace(" ", "")) == pytest.approx(size_bytes, rel=0.01)
+    assert units.parse_bytes(units.show_bytes(size_bytes).replace(" ", "")) == pytest.approx(
+        size_bytes, rel=0.01
+    )
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(4.3e-5, "43 µs"), (0.0431, "43.1 ms"), (3.217, "3.22 s"), (75, "75.0 s"), (400, "6 min 40 s"), (86_400, "24 h 0 min"), (-0.5, "-500 ms"), (0, "0 µs")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (4.3e-5, "43 µs"),
+        (0.0431, "43.1 ms"),
+        (3.217, "3.22 s"),
+        (75, "75.0 s"),
+        (400, "6 min 40 s"),
+        (86_400, "24 h 0 min"),
+        (-0.5, "-500 ms"),
+        (0, "0 µs"),
+    ],
+)
 def test_seconds_are_shown_in_the_unit_people_use(seconds, text):
     assert units.show_s(seconds) == text
 

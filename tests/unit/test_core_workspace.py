@@ -25,17 +25,34 @@ def test_an_unknown_room_is_refused(workspace):
 
 def test_a_new_node_avoids_where_recent_ones_were(workspace, monkeypatch):
     """Placement is the file system's; here inodes follow from the name, as with `chattr +T`."""
+
     class Stat:
         def __init__(self, inode):
             self.st_ino = inode
 
-    inodes = {"a": 1_000, "b": 1_500, "b-1": 90_000_000, "c": 90_000_001, **{f"c-{n}": 999 + n for n in range(1, 16)}}
+    inodes = {
+        "a": 1_000,
+        "b": 1_500,
+        "b-1": 90_000_000,
+        "c": 90_000_001,
+        **{f"c-{n}": 999 + n for n in range(1, 16)},
+    }
     real = os.stat
-    monkeypatch.setattr(room.Path, "stat", lambda self, **kw: Stat(inodes[self.name]) if self.name in inodes else real(self, **kw))
+    monkeypatch.setattr(
+        room.Path,
+        "stat",
+        lambda self, **kw: Stat(inodes[self.name]) if self.name in inodes else real(self, **kw),
+    )
     assert workspace.new_node("a").name == "a"
     assert workspace.new_node("b").name == "b-1"
-    assert workspace.new_node("c").name == "c-15", "no place is free: the last one is taken, not an error"
-    assert sorted(p.name for p in workspace.nodes.iterdir()) == ["a", "b-1", "c-15"], "refused places are given back"
+    assert workspace.new_node("c").name == "c-15", (
+        "no place is free: the last one is taken, not an error"
+    )
+    assert sorted(p.name for p in workspace.nodes.iterdir()) == [
+        "a",
+        "b-1",
+        "c-15",
+    ], "refused places are given back"
 
 
 def test_old_places_count_no_more_and_a_torn_list_is_no_error(workspace):
@@ -49,7 +66,8 @@ def test_spread_says_whether_the_file_system_took_it(tmp_path):
     assert room.spread(tmp_path / "absent") is False
 
 
-# -- whose it is ---------------------------------------------------------------------------------------------------------------------
+# -- whose it is -----------------------------------------------------------------------------------
+
 
 def let_through(path):
     """Others may pass these directories, as they may pass /home."""
@@ -103,17 +121,34 @@ def test_what_cannot_be_a_workspace_is_said_with_a_fix(tmp_path, what):
             made = Workspace.at(tmp_path / "lab")
             (made.root / "runs").write_text("x")
             made.room("runs")
-        Workspace.at({"file": tmp_path / "file", "below a file": tmp_path / "file" / "lab", "loop": tmp_path / "loop"}.get(what, "a\0b"))
+        Workspace.at(
+            {
+                "file": tmp_path / "file",
+                "below a file": tmp_path / "file" / "lab",
+                "loop": tmp_path / "loop",
+            }.get(what, "a\0b")
+        )
     assert refused.value.fix
 
 
 @pytest.mark.needs("root")
 def test_a_read_only_and_a_full_place_are_said_with_a_fix(tmp_path):
-    script = "mount -t tmpfs -o size=4k,nr_inodes=2 tmpfs $0; mkdir $0/x; $1 -c 'from labkit.core.workspace import Workspace as W; W.at(\"'$0'/lab\")'; mount -o remount,ro $0; " \
-             "$1 -c 'from labkit.core.workspace import Workspace as W; W.at(\"'$0'/lab\")'"
+    script = (
+        "mount -t tmpfs -o size=4k,nr_inodes=2 tmpfs $0; mkdir $0/x; $1 -c 'from"
+        " labkit.core.workspace import Workspace as W; W.at(\"'$0'/lab\")'; mount -o remount,ro $0;"
+        " $1 -c 'from labkit.core.workspace import Workspace as W; W.at(\"'$0'/lab\")'"
+    )
     (tmp_path / "at").mkdir()
-    done = subprocess.run(["unshare", "--mount", "sh", "-c", script, str(tmp_path / "at"), sys.executable], capture_output=True, text=True, check=False)
-    assert "lab cannot be used: No space left on device" in done.stderr and "lab cannot be used: Read-only file system" in done.stderr
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, str(tmp_path / "at"), sys.executable],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (
+        "lab cannot be used: No space left on device" in done.stderr
+        and "lab cannot be used: Read-only file system" in done.stderr
+    )
     assert done.stderr.count("fix: ") == 2
 
 
@@ -129,7 +164,9 @@ def test_the_workspace_of_another_user_is_refused_and_not_touched(tmp_path):
     assert (home / "lab" / "ledger" / "1-1-0.jsonl").exists()
     root_s = Workspace.at(tmp_path / "root-s")
     let_through(tmp_path)
-    done = as_ordinary_user([sys.executable, "-c", WHERE], home=home, env={"LABKIT_HOME": str(root_s.root)})
+    done = as_ordinary_user(
+        [sys.executable, "-c", WHERE], home=home, env={"LABKIT_HOME": str(root_s.root)}
+    )
     assert done.returncode and "belongs to user root" in done.stderr + str(done.stdout)
 
 
@@ -142,16 +179,29 @@ def test_root_under_sudo_and_its_user_do_not_lock_each_other_out(tmp_path, first
     of_root.mkdir(mode=0o700)
     os.chown(home, UID, UID)
     let_through(tmp_path)
-    code = f"import pwd; from labkit.core import workspace as w; real = pwd.getpwuid; w.pwd = type('P', (), {{'getpwuid': staticmethod(lambda n: type('U', (), {{'pw_dir': {str(of_root)!r}, 'pw_name': 'root'}}) if n == 0 else real(n))}}); " + WHERE
+    code = (
+        "import pwd; from labkit.core import workspace as w; real = pwd.getpwuid; w.pwd ="
+        " type('P', (), {'getpwuid': staticmethod(lambda n: type('U', (), {'pw_dir':"
+        f" {str(of_root)!r}, 'pw_name': 'root'}}) if n == 0 else real(n))}}); " + WHERE
+    )
 
     def as_root() -> None:
-        done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "HOME": str(home), "LABKIT_HOME": "", "SUDO_UID": str(UID)}, capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == str(of_root / ".cache" / "labkit" / "ledger") and "as root the workspace is" in done.stderr
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "HOME": str(home), "LABKIT_HOME": "", "SUDO_UID": str(UID)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert (
+            done.stdout.strip() == str(of_root / ".cache" / "labkit" / "ledger")
+            and "as root the workspace is" in done.stderr
+        )
 
     def as_user() -> None:
         done = as_ordinary_user([sys.executable, "-c", WHERE], home=home, env={"LABKIT_HOME": ""})
         assert done.stdout.strip() == str(home / ".cache" / "labkit" / "ledger"), done.stderr
 
-    for turn in ((as_root, as_user, as_root) if first == "root" else (as_user, as_root, as_user)):
+    for turn in (as_root, as_user, as_root) if first == "root" else (as_user, as_root, as_user):
         turn()
     assert all(p.stat().st_uid == UID for p in (home / ".cache").rglob("*"))

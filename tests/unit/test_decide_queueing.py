@@ -12,7 +12,13 @@ from labkit.decide.queueing import Policy, replay
 from labkit.errors import BadInput
 
 TRACE = st.lists(st.floats(0, 1000), max_size=40).map(sorted)
-POLICY = st.builds(lambda keep, low, more, ways: Policy(keep, low, max(1, low + more), ways), st.floats(0, 100) | st.just(math.inf), st.integers(0, 3), st.integers(0, 4), st.integers(1, 3))
+POLICY = st.builds(
+    lambda keep, low, more, ways: Policy(keep, low, max(1, low + more), ways),
+    st.floats(0, 100) | st.just(math.inf),
+    st.integers(0, 3),
+    st.integers(0, 4),
+    st.integers(1, 3),
+)
 
 
 @settings(deadline=None)
@@ -21,8 +27,12 @@ def test_every_request_is_served_once_and_the_books_balance(trace, cold, service
     out = replay(trace, cold, service, policy)
     assert len(out.waits) == len(trace) and all(w >= 0 for w in out.waits)
     assert out.peak_replicas <= policy.max_replicas and out.waited_for_start <= len(trace)
-    assert out.gpu_s >= len(trace) * service / policy.concurrency - 1e-6  # work cannot be done by a GPU nobody paid for
-    assert all(end >= start for start, end in out.intervals) and len(out.intervals) == out.cold_starts + policy.min_replicas
+    # work cannot be done by a GPU nobody paid for
+    assert out.gpu_s >= len(trace) * service / policy.concurrency - 1e-6
+    assert (
+        all(end >= start for start, end in out.intervals)
+        and len(out.intervals) == out.cold_starts + policy.min_replicas
+    )
 
 
 @given(TRACE.filter(lambda t: len(t) > 1), st.floats(0, 30))
@@ -75,7 +85,10 @@ def test_a_generated_trace_has_its_rate_ascends_and_repeats_with_its_seed(shape)
     make = queueing.TRACES[shape]
     trace = make(0.1, 86_400 * 5, seed=3)
     assert len(trace) == pytest.approx(0.1 * 86_400 * 5, rel=0.1)
-    assert trace == sorted(trace) == make(0.1, 86_400 * 5, seed=3) != make(0.1, 86_400 * 5, seed=4) and trace[-1] < 86_400 * 5
+    assert (
+        trace == sorted(trace) == make(0.1, 86_400 * 5, seed=3) != make(0.1, 86_400 * 5, seed=4)
+        and trace[-1] < 86_400 * 5
+    )
 
 
 def test_a_day_has_its_quiet_hours():
@@ -84,14 +97,23 @@ def test_a_day_has_its_quiet_hours():
     assert noon > 5 * night
 
 
-@pytest.mark.parametrize(("text", "arrivals"), [("0\n1.5\n4\n", [0, 1.5, 4]), ("arrival_s\n10\n12\n", [0, 2]), ("id,timestamp\na,2026-01-01T00:00:05Z\nb,2026-01-01T00:00:00Z\n", [0, 5]),
-                                                ("1767225600\n\n1767225660\n", [0, 60])])
+@pytest.mark.parametrize(
+    ("text", "arrivals"),
+    [
+        ("0\n1.5\n4\n", [0, 1.5, 4]),
+        ("arrival_s\n10\n12\n", [0, 2]),
+        ("id,timestamp\na,2026-01-01T00:00:05Z\nb,2026-01-01T00:00:00Z\n", [0, 5]),
+        ("1767225600\n\n1767225660\n", [0, 60]),
+    ],
+)
 def test_a_trace_is_seconds_or_iso_with_or_without_a_head(tmp_path, text, arrivals):
     (tmp_path / "t.csv").write_text(text)
     assert queueing.read_trace(tmp_path / "t.csv") == arrivals
 
 
-@pytest.mark.parametrize("text", ["", "time\n", "0\nlater\n", "id,timestamp\na\n", "nan\n", "0\ninf\n"])
+@pytest.mark.parametrize(
+    "text", ["", "time\n", "0\nlater\n", "id,timestamp\na\n", "nan\n", "0\ninf\n"]
+)
 def test_a_bad_trace_is_refused_and_names_the_line(tmp_path, text):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(BadInput) as caught:
@@ -110,7 +132,15 @@ def test_any_bytes_are_a_trace_or_a_bad_input(tmp_path_factory, data):
     assert trace and trace[0] == 0 and trace == sorted(trace)
 
 
-@pytest.mark.parametrize("bad", [{"keep_alive_s": -1}, {"min_replicas": 3, "max_replicas": 2}, {"concurrency": 0}, {"max_replicas": 0}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"keep_alive_s": -1},
+        {"min_replicas": 3, "max_replicas": 2},
+        {"concurrency": 0},
+        {"max_replicas": 0},
+    ],
+)
 def test_a_policy_that_makes_no_sense_is_refused(bad):
     with pytest.raises(BadInput):
         Policy(**bad)

@@ -11,8 +11,15 @@ from labkit.core.workspace import Workspace
 from labkit.technique import Subject, technique
 
 
-@pytest.mark.parametrize(("args", "device"), [((), "cpu"), (("--device", "cuda"), "cuda"), (("--device", "cuda", "--port", "1", "--device", "cpu"), "cpu"),
-                                              (("--model", "--device"), "cpu")])
+@pytest.mark.parametrize(
+    ("args", "device"),
+    [
+        ((), "cpu"),
+        (("--device", "cuda"), "cuda"),
+        (("--device", "cuda", "--port", "1", "--device", "cpu"), "cpu"),
+        (("--model", "--device"), "cpu"),
+    ],
+)
 def test_the_last_device_told_counts(args, device):
     assert told_device(args) == device
 
@@ -27,13 +34,20 @@ def test_the_cache_is_filled_on_the_servers_own_device(tmp_path, monkeypatch):
     model = tmp_path / "model"
     model.mkdir()
     space = Workspace.at(tmp_path / "lab")
-    made = {device: technique("compile-cache").prepare(Subject(model_dir=model, device=device), space) for device in ("cpu", "cuda", "cpu")}
+    made = {
+        device: technique("compile-cache").prepare(Subject(model_dir=model, device=device), space)
+        for device in ("cpu", "cuda", "cpu")
+    }
     assert [told_device(extra) for extra in told] == ["cpu", "cuda"]  # the third found its cache
-    assert made["cpu"].digest != made["cuda"].digest and made["cpu"].paths["cache"] != made["cuda"].paths["cache"]
+    assert (
+        made["cpu"].digest != made["cuda"].digest
+        and made["cpu"].paths["cache"] != made["cuda"].paths["cache"]
+    )
 
 
 def on_gpu(counted, files, *, before=None, tmp_path):
-    """What a trial on a GPU shows: the compiler's count in the warm-up's span, and files in the cache."""
+    """What a trial on a GPU shows: the compiler's count in the warm-up's span, and files in the
+    cache."""
     from dataclasses import replace
 
     from labkit.core.plan import LaunchPlan
@@ -46,20 +60,78 @@ def on_gpu(counted, files, *, before=None, tmp_path):
         (cache / name).parent.mkdir(parents=True, exist_ok=True)
         (cache / name).write_bytes(b"x")
     plan = LaunchPlan(stack={}, server_args=("--compile", "--device", "cuda"))
-    plan = replace(plan, state={"compile_cache": str(cache), "compile_cache_files": compiled_files(cache) if before is None else before, "compile_cache_bytes": 5})
+    plan = replace(
+        plan,
+        state={
+            "compile_cache": str(cache),
+            "compile_cache_files": compiled_files(cache) if before is None else before,
+            "compile_cache_bytes": 5,
+        },
+    )
     span = Span("warmup", 1.0, 2.0, "server", {"tokens": 5, **counted})
-    return Seen(plan=plan, spans=[span], proc={"maps": ["/usr/lib/libcuda.so.1"]}, facts={"start": {"empty_cache": str(cache)}}, stores={})
+    return Seen(
+        plan=plan,
+        spans=[span],
+        proc={"maps": ["/usr/lib/libcuda.so.1"]},
+        facts={"start": {"empty_cache": str(cache)}},
+        stores={},
+    )
 
 
-@pytest.mark.parametrize(("technique_name", "counted", "files", "before", "good"), [
-    ("compile-cache", {"graphs_from_cache": 2, "graphs_made_anew": 0}, ["triton/A/k.cubin"], None, True),
-    ("compile-cache", {"graphs_from_cache": 1, "graphs_made_anew": 1}, ["triton/A/k.cubin"], None, False),
-    ("compile-cache", {}, ["triton/A/k.cubin"], None, False),  # torch.compile fell back to eager: nothing anew, and nothing from the cache
-    ("compile-cache", {"graphs_from_cache": 2, "graphs_made_anew": 0}, ["triton/A/k.cubin"], {}, False),
-    ("compile-cold", {"graphs_from_cache": 0, "graphs_made_anew": 2}, ["triton/A/k.cubin", "triton/B/cuda_utils.so"], None, True),
-    ("compile-cold", {"graphs_from_cache": 0, "graphs_made_anew": 2}, ["triton/B/cuda_utils.so"], None, False),  # a launcher is no kernel
-    ("compile-cold", {"graphs_from_cache": 2, "graphs_made_anew": 0}, ["triton/A/k.cubin"], None, False),
-])
-def test_on_a_gpu_the_compiler_s_own_count_and_its_kernels_are_the_evidence(tmp_path, technique_name, counted, files, before, good):
-    found = technique(technique_name).engaged(on_gpu(counted, files, before=before, tmp_path=tmp_path))
+@pytest.mark.parametrize(
+    ("technique_name", "counted", "files", "before", "good"),
+    [
+        (
+            "compile-cache",
+            {"graphs_from_cache": 2, "graphs_made_anew": 0},
+            ["triton/A/k.cubin"],
+            None,
+            True,
+        ),
+        (
+            "compile-cache",
+            {"graphs_from_cache": 1, "graphs_made_anew": 1},
+            ["triton/A/k.cubin"],
+            None,
+            False,
+        ),
+        # torch.compile fell back to eager: nothing anew, and nothing from the cache
+        ("compile-cache", {}, ["triton/A/k.cubin"], None, False),
+        (
+            "compile-cache",
+            {"graphs_from_cache": 2, "graphs_made_anew": 0},
+            ["triton/A/k.cubin"],
+            {},
+            False,
+        ),
+        (
+            "compile-cold",
+            {"graphs_from_cache": 0, "graphs_made_anew": 2},
+            ["triton/A/k.cubin", "triton/B/cuda_utils.so"],
+            None,
+            True,
+        ),
+        # a launcher is no kernel
+        (
+            "compile-cold",
+            {"graphs_from_cache": 0, "graphs_made_anew": 2},
+            ["triton/B/cuda_utils.so"],
+            None,
+            False,
+        ),
+        (
+            "compile-cold",
+            {"graphs_from_cache": 2, "graphs_made_anew": 0},
+            ["triton/A/k.cubin"],
+            None,
+            False,
+        ),
+    ],
+)
+def test_on_a_gpu_the_compiler_s_own_count_and_its_kernels_are_the_evidence(
+    tmp_path, technique_name, counted, files, before, good
+):
+    found = technique(technique_name).engaged(
+        on_gpu(counted, files, before=before, tmp_path=tmp_path)
+    )
     assert found.engaged is good, found.how

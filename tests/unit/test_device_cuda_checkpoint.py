@@ -1,4 +1,5 @@
-"""The CUDA checkpoint state machine against the fake driver: every transition, every failure, at every step."""
+"""The CUDA checkpoint state machine against the fake driver: every transition, every failure, at
+every step."""
 
 from __future__ import annotations
 
@@ -43,7 +44,12 @@ def test_a_failed_park_ends_running_or_in_a_clear_terminal_error(failing, late, 
         assert driver.state(PID) == "running"
 
 
-@given(plan=st.lists(st.tuples(st.sampled_from(ACTIONS), st.sampled_from(["", "fail", "late", "break"])), max_size=14))
+@given(
+    plan=st.lists(
+        st.tuples(st.sampled_from(ACTIONS), st.sampled_from(["", "fail", "late", "break"])),
+        max_size=14,
+    )
+)
 @settings(deadline=None)
 def test_any_sequence_of_steps_and_failures_keeps_driver_and_report_in_agreement(plan):
     driver = FakeDriver({PID: BYTES})
@@ -90,7 +96,9 @@ def test_a_restore_that_fails_leaves_it_checkpointed_and_can_be_tried_again():
     driver.fail["restore"] = "CUDA_ERROR_NOT_INITIALIZED"
     with pytest.raises(cuda.CudaCheckpointError) as caught:
         cuda.wake(driver, PID)
-    assert caught.value.state == "checkpointed" == driver.state(PID) and "restore" in caught.value.fix
+    assert (
+        caught.value.state == "checkpointed" == driver.state(PID) and "restore" in caught.value.fix
+    )
     cuda.wake(driver, PID)
     assert driver.state(PID) == "running"
 
@@ -124,7 +132,8 @@ int cuCheckpointProcessUnlock(int pid, void *a) { if (state != 1 || !zero(a, 0, 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    """A libcuda.so.1 of ten lines that keeps the driver's states and looks at the arguments it is given."""
+    """A libcuda.so.1 of ten lines that keeps the driver's states and looks at the arguments it is
+    given."""
     import shutil
     import subprocess
 
@@ -132,7 +141,9 @@ def library(tmp_path_factory):
         pytest.skip("no C compiler")
     folder = tmp_path_factory.mktemp("stub")
     (folder / "stub.c").write_text(STUB)
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", folder / "libcuda.so.1", folder / "stub.c"], check=True)
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-o", folder / "libcuda.so.1", folder / "stub.c"], check=True
+    )
     return str(folder / "libcuda.so.1")
 
 
@@ -156,8 +167,13 @@ def test_a_host_without_the_driver_and_a_driver_without_the_calls_say_what_is_mi
     with pytest.raises(MissingCapability, match="no NVIDIA driver"):
         cuda.Libcuda(str(tmp_path / "none.so"))
     if shutil.which("cc"):
-        (tmp_path / "old.c").write_text("int cuInit(unsigned f) { return 0; } int cuDriverGetVersion(int *v) { *v = 12040; return 0; }")
-        subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "old.so", tmp_path / "old.c"], check=True)
+        (tmp_path / "old.c").write_text(
+            "int cuInit(unsigned f) { return 0; } int cuDriverGetVersion(int *v) { *v = 12040;"
+            " return 0; }"
+        )
+        subprocess.run(
+            ["cc", "-shared", "-fPIC", "-o", tmp_path / "old.so", tmp_path / "old.c"], check=True
+        )
         with pytest.raises(MissingCapability, match="CUDA 12.4"):
             cuda.Libcuda(str(tmp_path / "old.so"))
 

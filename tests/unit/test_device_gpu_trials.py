@@ -1,4 +1,5 @@
-"""The GPU trials' own housekeeping: each guarded, the record written as it grows. Nothing here needs or imitates a GPU."""
+"""The GPU trials' own housekeeping: each guarded, the record written as it grows. Nothing here
+needs or imitates a GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ def fine(name, command, environment, limit_s):
 @pytest.mark.parametrize("plan", PLANS)
 def test_without_a_gpu_every_trial_says_unavailable(tmp_path, plan):
     record = gpu_trials.run(tmp_path, plan, has_gpu=False)
-    assert {t["outcome"] for t in record["trials"]} == {"unavailable"} and len(record["trials"]) == len(PLANS[plan][0])
+    assert {t["outcome"] for t in record["trials"]} == {"unavailable"} and len(
+        record["trials"]
+    ) == len(PLANS[plan][0])
 
 
 def test_a_trial_that_crashes_loses_nothing_of_the_others(tmp_path):
@@ -30,7 +33,10 @@ def test_a_trial_that_crashes_loses_nothing_of_the_others(tmp_path):
         return fine(name, *rest)
 
     gpu_trials.run(tmp_path, execute=execute, has_gpu=True)
-    written = {t["name"]: t["outcome"] for t in json.loads((tmp_path / "gpu-trials-first.json").read_text())["trials"]}
+    written = {
+        t["name"]: t["outcome"]
+        for t in json.loads((tmp_path / "gpu-trials-first.json").read_text())["trials"]
+    }
     assert written.pop("decode") == "crashed" and set(written.values()) == {"ok"}
 
 
@@ -55,16 +61,24 @@ def test_what_needs_a_model_that_was_not_made_is_skipped_and_names_it(tmp_path):
     def execute(name, *rest):
         return {"outcome": "timeout", "seconds": 1.0} if name == "model" else fine(name, *rest)
 
-    trials = {t["name"]: t for t in gpu_trials.run(tmp_path, execute=execute, has_gpu=True)["trials"]}
+    trials = {
+        t["name"]: t for t in gpu_trials.run(tmp_path, execute=execute, has_gpu=True)["trials"]
+    }
     assert trials["load-warm"]["outcome"] == "skipped" and "model" in trials["load-warm"]["error"]
     assert trials["context"]["outcome"] == "ok"
 
 
 def test_a_trial_that_failed_in_part_does_not_stop_what_comes_after_it(tmp_path):
     def execute(name, *rest):
-        return {**fine(name, *rest), "outcome": "failed"} if name in ("facts", "model") else fine(name, *rest)
+        return (
+            {**fine(name, *rest), "outcome": "failed"}
+            if name in ("facts", "model")
+            else fine(name, *rest)
+        )
 
-    assert {t["outcome"] for t in gpu_trials.run(tmp_path, execute=execute, has_gpu=True)["trials"]} == {"ok", "failed"}
+    assert {
+        t["outcome"] for t in gpu_trials.run(tmp_path, execute=execute, has_gpu=True)["trials"]
+    } == {"ok", "failed"}
 
 
 def test_only_some_bring_what_they_need(tmp_path):
@@ -85,7 +99,12 @@ def test_the_shape_and_the_folder_reach_the_command(tmp_path):
 
 
 def test_what_is_missing_on_a_host_is_unavailable_with_its_reason():
-    done = gpu_trials.in_process("x", ["labkit", "run", "no-image,device=fewer-graphs", "--scenario", "hot-node"], {"CUDA_VISIBLE_DEVICES": ""}, 60)
+    done = gpu_trials.in_process(
+        "x",
+        ["labkit", "run", "no-image,device=fewer-graphs", "--scenario", "hot-node"],
+        {"CUDA_VISIBLE_DEVICES": ""},
+        60,
+    )
     if done["outcome"] != "ok":  # a host with a GPU runs it
         assert done["outcome"] == "unavailable" and "gpu" in done["error"]
 
@@ -94,7 +113,9 @@ def test_what_is_missing_on_a_host_is_unavailable_with_its_reason():
 def test_every_trial_names_a_module_and_options_that_are_there(plan, name):
     import importlib.util
 
-    module, *options = [o.replace("{out}", "/x").replace("{preset}", "1b") for o in PLANS[plan][0][name].command]
+    module, *options = [
+        o.replace("{out}", "/x").replace("{preset}", "1b") for o in PLANS[plan][0][name].command
+    ]
     assert importlib.util.find_spec(module)
     if module == "labkit":
         from labkit.cli import parser
@@ -112,10 +133,22 @@ def script(tmp_path, text):
     return ["trial_under_test"], {"PYTHONPATH": f"{tmp_path}:."}
 
 
-@pytest.mark.parametrize("ending, outcome, kept", [("", "ok", {"n": 2}), ("raise SystemExit(1)", "failed", {"n": 2}), ("import os; os.kill(os.getpid(), 9)", "crashed", {"n": 2}),
-                                                   ("raise SystemExit(3)", "unavailable", {"n": 2}), ("import time; time.sleep(60)", "timeout", {"n": 2})])
+@pytest.mark.parametrize(
+    "ending, outcome, kept",
+    [
+        ("", "ok", {"n": 2}),
+        ("raise SystemExit(1)", "failed", {"n": 2}),
+        ("import os; os.kill(os.getpid(), 9)", "crashed", {"n": 2}),
+        ("raise SystemExit(3)", "unavailable", {"n": 2}),
+        ("import time; time.sleep(60)", "timeout", {"n": 2}),
+    ],
+)
 def test_what_was_printed_is_kept_whatever_becomes_of_the_trial(tmp_path, ending, outcome, kept):
-    command, environment = script(tmp_path, f"import sys\nprint('{{\"n\": 1}}')\nprint('{{\"n\": 2}}')\nprint('{{\"n\": 3', flush=True)\nprint('why', file=sys.stderr, flush=True)\n{ending}\n")
+    command, environment = script(
+        tmp_path,
+        "import sys\nprint('{\"n\": 1}')\nprint('{\"n\": 2}')\nprint('{\"n\": 3',"
+        f" flush=True)\nprint('why', file=sys.stderr, flush=True)\n{ending}\n",
+    )
     done = gpu_trials.in_process("x", command, environment, 3.0)
     assert (done["outcome"], done.get("result")) == (outcome, kept)
     assert outcome == "ok" or "why" in done["error"]
@@ -124,15 +157,23 @@ def test_what_was_printed_is_kept_whatever_becomes_of_the_trial(tmp_path, ending
 def test_what_hangs_is_ended_with_everything_below_it(tmp_path):
     from labkit.core.takedown import start_time
 
-    command, environment = script(tmp_path, "import json, signal, subprocess, sys, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-                                  "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
-                                  "print(json.dumps({'pid': p.pid}), flush=True)\ntime.sleep(600)\n")
+    command, environment = script(
+        tmp_path,
+        "import json, signal, subprocess, sys, time\nsignal.signal(signal.SIGINT,"
+        " signal.SIG_IGN)\np = subprocess.Popen([sys.executable, '-c', 'import time;"
+        " time.sleep(600)'], start_new_session=True)\nprint(json.dumps({'pid': p.pid}),"
+        " flush=True)\ntime.sleep(600)\n",
+    )
     done = gpu_trials.in_process("x", command, environment, 2.0)
     assert done["outcome"] == "timeout" and not start_time(done["result"]["pid"])
 
 
 def test_what_hangs_can_put_away_its_things_first(tmp_path):
-    command, environment = script(tmp_path, "import time\nprint('{}', flush=True)\ntry:\n    time.sleep(60)\nfinally:\n    print('{\"put_away\": true}', flush=True)\n")
+    command, environment = script(
+        tmp_path,
+        "import time\nprint('{}', flush=True)\ntry:\n    time.sleep(60)\nfinally:\n   "
+        " print('{\"put_away\": true}', flush=True)\n",
+    )
     assert gpu_trials.in_process("x", command, environment, 2.0)["result"] == {"put_away": True}
 
 
@@ -150,7 +191,9 @@ def test_facts_leave_a_reason_in_the_place_of_an_answer_and_no_serial_number(mon
     assert gpu_facts.main() == 0
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert "no such device" in last["first"]["failed"] and last["second"] == {"x": 1}
-    assert gpu_facts._PRIVATE.match("    GPU UUID                              : GPU-1234") and gpu_facts._PRIVATE.match("    Serial Number                         : 123")
+    assert gpu_facts._PRIVATE.match(
+        "    GPU UUID                              : GPU-1234"
+    ) and gpu_facts._PRIVATE.match("    Serial Number                         : 123")
 
 
 def test_a_refused_dump_brings_the_parked_process_back():

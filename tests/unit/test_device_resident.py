@@ -1,4 +1,5 @@
-"""Weights that a daemon holds: the loader's contract over the simulated device, what it refuses, and what counts as evidence."""
+"""Weights that a daemon holds: the loader's contract over the simulated device, what it refuses,
+and what counts as evidence."""
 
 from __future__ import annotations
 
@@ -23,7 +24,11 @@ from labkit.technique import Artifact, Seen, technique
 class Model(nn.Module):
     def __init__(self):
         super().__init__()
-        self.embed, self.norm, self.head = nn.Embedding(32, 16), nn.RMSNorm(16), nn.Linear(16, 32, bias=False)
+        self.embed, self.norm, self.head = (
+            nn.Embedding(32, 16),
+            nn.RMSNorm(16),
+            nn.Linear(16, 32, bias=False),
+        )
 
 
 def build(where: str = "meta") -> Model:
@@ -47,7 +52,17 @@ def daemon(checkpoint, tmp_path):
     folder = tmp_path / ("a-long-name-" * 12)
     folder.mkdir(mode=0o700)
     read_end, write_end = os.pipe()
-    process = subprocess.Popen([*interpreter.module("labkit.device.resident"), str(write_end), str(folder), str(checkpoint[0]), "cpu"], stdin=subprocess.PIPE, pass_fds=(write_end,))
+    process = subprocess.Popen(
+        [
+            *interpreter.module("labkit.device.resident"),
+            str(write_end),
+            str(folder),
+            str(checkpoint[0]),
+            "cpu",
+        ],
+        stdin=subprocess.PIPE,
+        pass_fds=(write_end,),
+    )
     os.close(write_end)
     with os.fdopen(read_end) as answers:
         said = json.loads(answers.readline() or "{}")
@@ -64,7 +79,9 @@ def test_parameters_are_views_of_the_daemons_memory_and_bit_identical(checkpoint
     facts = [resident.load(m, str(source), "cpu", folder=str(folder)) for m in (one, two)]
     for model, fact in zip((one, two), facts, strict=True):
         assert all(torch.equal(model.state_dict()[n], t) for n, t in tensors.items())
-        assert fact["copied_bytes"] == 0 and fact["mapped_bytes"] == fact["size_bytes"] == sum(t.nbytes for t in tensors.values())
+        assert fact["copied_bytes"] == 0 and fact["mapped_bytes"] == fact["size_bytes"] == sum(
+            t.nbytes for t in tensors.values()
+        )
     one.norm.weight.data.fill_(7)  # they are the same bytes
     assert bool((two.norm.weight == 7).all())
     assert said["pid"] == process.pid == facts[0]["daemon_pid"] and "simulated" in facts[0]["label"]
@@ -75,7 +92,11 @@ def test_initialised_models_are_filled_and_the_copy_is_counted(checkpoint, daemo
     model = build("cpu")
     before = {n: p.data_ptr() for n, p in model.named_parameters()}
     facts = resident.load(model, str(source), "cpu", folder=str(daemon[1]))
-    assert {n: p.data_ptr() for n, p in model.named_parameters()} == before and facts["copied_bytes"] == facts["size_bytes"] and not facts["mapped_bytes"]
+    assert (
+        {n: p.data_ptr() for n, p in model.named_parameters()} == before
+        and facts["copied_bytes"] == facts["size_bytes"]
+        and not facts["mapped_bytes"]
+    )
     assert all(torch.equal(p, tensors[n]) for n, p in model.named_parameters())
 
 
@@ -105,7 +126,17 @@ def test_what_is_not_of_this_daemon_is_refused(checkpoint, daemon, tmp_path, mon
 
 def test_a_daemon_that_cannot_load_says_why(tmp_path):
     read_end, write_end = os.pipe()
-    done = subprocess.run([*interpreter.module("labkit.device.resident"), str(write_end), str(tmp_path), str(tmp_path), "cpu"], stdin=subprocess.DEVNULL, pass_fds=(write_end,))
+    done = subprocess.run(
+        [
+            *interpreter.module("labkit.device.resident"),
+            str(write_end),
+            str(tmp_path),
+            str(tmp_path),
+            "cpu",
+        ],
+        stdin=subprocess.DEVNULL,
+        pass_fds=(write_end,),
+    )
     os.close(write_end)
     with os.fdopen(read_end) as answers:
         assert "no safetensors checkpoint" in json.loads(answers.readline())["failed"]
@@ -113,45 +144,84 @@ def test_a_daemon_that_cannot_load_says_why(tmp_path):
 
 
 def artifact(tmp_path) -> Artifact:
-    return Artifact("device-resident", "d", {"model_dir": str(tmp_path)}, {"model_key": "models/m", "prepare_s": 0.0, "size_bytes": 0, "weights_bytes": 2_000_000_000})
+    return Artifact(
+        "device-resident",
+        "d",
+        {"model_dir": str(tmp_path)},
+        {
+            "model_key": "models/m",
+            "prepare_s": 0.0,
+            "size_bytes": 0,
+            "weights_bytes": 2_000_000_000,
+        },
+    )
 
 
 def plan(tmp_path, scenario="warm-node", **stack) -> LaunchPlan:
-    return technique("device-resident").apply(LaunchPlan(stack={"image": "host-env", **stack}, scenario=scenario, server_args=("--device", "cuda"), cold_paths=("/x/site-packages/torch",)), artifact(tmp_path))
+    return technique("device-resident").apply(
+        LaunchPlan(
+            stack={"image": "host-env", **stack},
+            scenario=scenario,
+            server_args=("--device", "cuda"),
+            cold_paths=("/x/site-packages/torch",),
+        ),
+        artifact(tmp_path),
+    )
 
 
 def test_no_byte_is_asked_of_disk_or_bus_and_what_the_daemon_maps_is_said(tmp_path):
     made = plan(tmp_path)
     assert not [k for k in made.floors_bytes if k.startswith("load")]
-    assert made.cold_paths == (str(tmp_path),) and made.state["resident_before_t0"] == ["/x/site-packages/torch"]
+    assert made.cold_paths == (str(tmp_path),) and made.state["resident_before_t0"] == [
+        "/x/site-packages/torch"
+    ]
     assert [s.call for s in made.steps] == ["labkit.device.resident:offer"]
     for wrong in ({"scenario": "fresh-node"}, {"image": "full-pull"}):
         with pytest.raises(BadInput):
             plan(tmp_path, **wrong)
 
 
-GOOD = {"mapped_bytes": 2_000_000_000, "copied_bytes": 0, "read_in_load_bytes": 30_000, "daemon_pid": 41, "parameters": 9, "device_parameters": 9, "device_bytes": 2_000_000_000,
-        "allocated_bytes": 34_000_000}
+GOOD = {
+    "mapped_bytes": 2_000_000_000,
+    "copied_bytes": 0,
+    "read_in_load_bytes": 30_000,
+    "daemon_pid": 41,
+    "parameters": 9,
+    "device_parameters": 9,
+    "device_bytes": 2_000_000_000,
+    "allocated_bytes": 34_000_000,
+}
 HELD = {"pid": 41, "weights_bytes": 2_000_000_000, "device_bytes_held": 2_500_000_000, "label": ""}
 
 
-@pytest.mark.parametrize(("load", "held", "proc", "good"), [
-    ({}, {}, {}, True),
-    ({}, {"device_bytes_held": None}, {}, True),  # NVML shows no processes in many containers
-    ({"mapped_bytes": 1_000_000_000}, {}, {}, False),
-    ({"copied_bytes": 1}, {}, {}, False),
-    ({"read_in_load_bytes": 200_000_000}, {}, {}, False),
-    ({"allocated_bytes": 2_034_000_000}, {}, {}, False),
-    ({"device_parameters": 8}, {}, {}, False),
-    ({"daemon_pid": 42}, {}, {}, False),
-    ({}, {"device_bytes_held": 500_000_000}, {}, False),
-    ({}, {}, {"io": {"rchar": 2_000_000_000}}, False),
-    ({}, {}, {"maps": ["{model}/model.safetensors"]}, False),
-])
+@pytest.mark.parametrize(
+    ("load", "held", "proc", "good"),
+    [
+        ({}, {}, {}, True),
+        ({}, {"device_bytes_held": None}, {}, True),  # NVML shows no processes in many containers
+        ({"mapped_bytes": 1_000_000_000}, {}, {}, False),
+        ({"copied_bytes": 1}, {}, {}, False),
+        ({"read_in_load_bytes": 200_000_000}, {}, {}, False),
+        ({"allocated_bytes": 2_034_000_000}, {}, {}, False),
+        ({"device_parameters": 8}, {}, {}, False),
+        ({"daemon_pid": 42}, {}, {}, False),
+        ({}, {"device_bytes_held": 500_000_000}, {}, False),
+        ({}, {}, {"io": {"rchar": 2_000_000_000}}, False),
+        ({}, {}, {"maps": ["{model}/model.safetensors"]}, False),
+    ],
+)
 def test_evidence_is_the_daemon_s_memory_and_nothing_read(tmp_path, load, held, proc, good):
     (tmp_path / "model.safetensors").write_bytes(b"")
-    seen = Seen(plan=plan(tmp_path, scenario="hot-node"), spans=(Span("load", 1.0, 1.1, "server", GOOD | load),), facts={"start": {"resident": HELD | held}},
-                proc={"io": {"rchar": 40_000_000}, "maps": []} | {k: [m.replace("{model}", str(tmp_path)) for m in v] if k == "maps" else v for k, v in proc.items()})
+    seen = Seen(
+        plan=plan(tmp_path, scenario="hot-node"),
+        spans=(Span("load", 1.0, 1.1, "server", GOOD | load),),
+        facts={"start": {"resident": HELD | held}},
+        proc={"io": {"rchar": 40_000_000}, "maps": []}
+        | {
+            k: [m.replace("{model}", str(tmp_path)) for m in v] if k == "maps" else v
+            for k, v in proc.items()
+        },
+    )
     found = technique("device-resident").engaged(seen)
     assert found.engaged is good, found.how
     assert not technique("device-resident").engaged(replace(seen, facts={})).engaged

@@ -1,4 +1,5 @@
-"""Sleep and wake against the simulated device memory; CUDA graphs against the stand-in that records nothing."""
+"""Sleep and wake against the simulated device memory; CUDA graphs against the stand-in that records
+nothing."""
 
 from __future__ import annotations
 
@@ -25,24 +26,47 @@ GPU_TECHNIQUES = ("all-graphs", "fewer-graphs", "warm-standby")
 
 def small_model(tied: bool = False) -> Llama:
     torch.manual_seed(7)
-    config = LlamaConfig.from_json({"model_type": "llama", "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-                                    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-                                    "tie_word_embeddings": tied, "torch_dtype": "float32"})
+    config = LlamaConfig.from_json(
+        {
+            "model_type": "llama",
+            "vocab_size": 97,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 64,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "tie_word_embeddings": tied,
+            "torch_dtype": "float32",
+        }
+    )
     return Llama(config, torch.float32).finish(64)
 
 
 def tokens(model: Llama, cache=None, step=None) -> list[int]:
-    return [t for t, _ in generate(model, PROMPT, 12, cache=cache or model.new_cache(64), step=step)]
+    return [
+        t for t, _ in generate(model, PROMPT, 12, cache=cache or model.new_cache(64), step=step)
+    ]
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_model_that_slept_answers_as_before_and_held_nothing_meanwhile(tied):
     model, memory = small_model(tied), FakeMemory()
-    before, size_bytes = tokens(model), sum(p.numel() * p.element_size() for p in model.parameters())
+    before, size_bytes = (
+        tokens(model),
+        sum(p.numel() * p.element_size() for p in model.parameters()),
+    )
     sleeping = standby.sleep(model, memory)
     assert sleeping.size_bytes == size_bytes and all(p.numel() == 0 for p in model.parameters())
     standby.wake(sleeping, memory)
-    assert memory.used_bytes() == sleeping.arena_bytes and 0 <= sleeping.arena_bytes - size_bytes < standby.ALIGNED_BYTES * len(sleeping.parameters)
+    assert (
+        memory.used_bytes() == sleeping.arena_bytes
+        and 0
+        <= sleeping.arena_bytes - size_bytes
+        < standby.ALIGNED_BYTES * len(sleeping.parameters)
+    )
     assert tokens(model) == before
 
 
@@ -56,7 +80,11 @@ def test_a_wake_that_does_not_fit_leaves_all_of_it_asleep_and_can_be_tried_again
     memory.room_bytes = int(share * sleeping.size_bytes)
     with pytest.raises(DriverRefused, match="OUT_OF_MEMORY"):
         standby.wake(sleeping, memory)
-    assert not sleeping.awake and all(p.numel() == 0 for p in model.parameters()) and memory.used_bytes() == 0
+    assert (
+        not sleeping.awake
+        and all(p.numel() == 0 for p in model.parameters())
+        and memory.used_bytes() == 0
+    )
     memory.room_bytes = None
     standby.wake(sleeping, memory)
     assert tokens(model) == before
@@ -87,7 +115,11 @@ def test_a_recorded_batch_gives_each_request_its_own_logits():
     step = graphs.Graphs(model, cache, (1, 2, 4), graphs.Simulated())
     together = step(ids, position, cache, None)
     assert step.replayed == 1
-    for row, alone in zip(together, (model(one[None], position, model.new_cache(64), None) for one in ids), strict=True):
+    for row, alone in zip(
+        together,
+        (model(one[None], position, model.new_cache(64), None) for one in ids),
+        strict=True,
+    ):
         assert torch.allclose(row, alone[0], atol=1e-5)
     assert step.slots[2].cache.keys[0].data_ptr() == step.slots[4].cache.keys[0].data_ptr()
 
@@ -113,29 +145,54 @@ def test_batch_sizes_that_are_none_are_refused(text):
 
 @pytest.mark.parametrize("name", GPU_TECHNIQUES)
 def test_on_a_host_without_a_gpu_the_technique_says_that_it_needs_one(name, monkeypatch):
-    monkeypatch.setattr("labkit.device.techniques.capability", lambda what: host.Capability(what, False, "no NVIDIA driver", "", "a GPU host"))
+    monkeypatch.setattr(
+        "labkit.device.techniques.capability",
+        lambda what: host.Capability(what, False, "no NVIDIA driver", "", "a GPU host"),
+    )
     found = technique(name).available(host.card())
-    assert not found.ok and found.missing.startswith("gpu:") and "GPU host" in found.fix and found.why
+    assert (
+        not found.ok and found.missing.startswith("gpu:") and "GPU host" in found.fix and found.why
+    )
 
 
 def test_fewer_graphs_asks_for_fewer_and_both_run_on_the_gpu(monkeypatch):
     monkeypatch.delenv("LABKIT_FAKE_CUDA", raising=False)
-    plans = {name: technique(name).apply(LaunchPlan(stack={"device": name}), Artifact(name)) for name in ("all-graphs", "fewer-graphs")}
-    asked = {name: plan.server_args[plan.server_args.index("--graphs") + 1] for name, plan in plans.items()}
-    assert asked["fewer-graphs"] == "1" and len(graphs.parse_sizes(asked["all-graphs"])) == len(BATCHES)
+    plans = {
+        name: technique(name).apply(LaunchPlan(stack={"device": name}), Artifact(name))
+        for name in ("all-graphs", "fewer-graphs")
+    }
+    asked = {
+        name: plan.server_args[plan.server_args.index("--graphs") + 1]
+        for name, plan in plans.items()
+    }
+    assert asked["fewer-graphs"] == "1" and len(graphs.parse_sizes(asked["all-graphs"])) == len(
+        BATCHES
+    )
     assert all(on_gpu(plan) for plan in plans.values())
 
 
 def test_a_standby_on_a_fresh_node_or_with_an_image_is_refused():
     standing = technique("warm-standby")
     with pytest.raises(BadInput, match="resident before t0"):
-        standing.apply(LaunchPlan(stack={"image": "host-env"}, scenario="fresh-node"), Artifact(standing.name))
+        standing.apply(
+            LaunchPlan(stack={"image": "host-env"}, scenario="fresh-node"), Artifact(standing.name)
+        )
     with pytest.raises(BadInput, match="has an image"):
-        standing.apply(LaunchPlan(stack={"image": "full-pull"}, scenario="warm-node"), Artifact(standing.name))
+        standing.apply(
+            LaunchPlan(stack={"image": "full-pull"}, scenario="warm-node"), Artifact(standing.name)
+        )
 
 
 def test_a_standby_s_floor_is_the_bus_and_its_process_layer_starts_nothing():
-    plan = LaunchPlan(stack={"image": "host-env"}, scenario="warm-node", floors_bytes={"load": 5}, state={"weights": {"bytes": 5}}, cold_paths=("/x/site-packages/torch", "/models/m"))
+    plan = LaunchPlan(
+        stack={"image": "host-env"},
+        scenario="warm-node",
+        floors_bytes={"load": 5},
+        state={"weights": {"bytes": 5}},
+        cold_paths=("/x/site-packages/torch", "/models/m"),
+    )
     made = technique("warm-standby").apply(plan, Artifact("warm-standby"))
     assert made.floors_bytes == {"load@h2d": 5} and {"process", "weights"} <= set(made.replaces)
-    assert made.cold_paths == ("/models/m",) and made.state["resident_before_t0"] == ["/x/site-packages/torch"]
+    assert made.cold_paths == ("/models/m",) and made.state["resident_before_t0"] == [
+        "/x/site-packages/torch"
+    ]

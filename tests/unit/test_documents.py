@@ -13,10 +13,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").rglob("[0-9a-z]*.ipynb"))
-PAGES = sorted(p for p in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "binder").glob("*.md")]) + [p for p in NOTEBOOKS if ".ipynb_checkpoints" not in p.parts]
+PAGES = sorted(
+    p for p in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "binder").glob("*.md")]
+) + [p for p in NOTEBOOKS if ".ipynb_checkpoints" not in p.parts]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-#: A path of this tree, as prose writes it: `docs/LOG.md`, `notebooks/01_anatomy.ipynb`, `tests/support/`.
-NAMED = re.compile(r"`((?:labkit|notebooks|tests|data|docs|scripts|binder|\.devcontainer)/[\w./-]+)`")
+#: A path of this tree, as prose writes it: `docs/LOG.md`, `notebooks/01_anatomy.ipynb`,
+#: `tests/support/`.
+NAMED = re.compile(
+    r"`((?:labkit|notebooks|tests|data|docs|scripts|binder|\.devcontainer)/[\w./-]+)`"
+)
 COMMAND = re.compile(r"(?:^|`)((?:\.venv/bin/)?labkit [a-z][^`\n#]*)", re.M)
 #: What prose says of an outcome, not to be typed.
 MADE_BY_A_RUN = ("report/", "site/")
@@ -26,7 +31,11 @@ def text_of(page: Path) -> str:
     """The words of a page; of a notebook those of its markdown cells."""
     if page.suffix == ".md":
         return page.read_text(encoding="utf-8")
-    return "\n\n".join("".join(c["source"]) for c in json.loads(page.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown")
+    return "\n\n".join(
+        "".join(c["source"])
+        for c in json.loads(page.read_text(encoding="utf-8"))["cells"]
+        if c["cell_type"] == "markdown"
+    )
 
 
 def _name(page: Path) -> str:
@@ -35,7 +44,10 @@ def _name(page: Path) -> str:
 
 def anchors(page: Path) -> set[str]:
     """Headings as a forge links them."""
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", text_of(page), re.M)}
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+        for heading in re.findall(r"^#+ (.+)$", text_of(page), re.M)
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
@@ -46,7 +58,9 @@ def test_relative_links_lead_to_a_file_and_its_heading(page):
             continue
         path, _, heading = target.partition("#")
         found = (page.parent / path).resolve() if path else page
-        if not found.exists() or (heading and found.suffix in (".md", ".ipynb") and heading not in anchors(found)):
+        if not found.exists() or (
+            heading and found.suffix in (".md", ".ipynb") and heading not in anchors(found)
+        ):
             dead.append(target)
     assert not dead
 
@@ -55,7 +69,11 @@ def test_relative_links_lead_to_a_file_and_its_heading(page):
 def test_files_named_in_prose_exist(page):
     if page.name == "LOG.md":
         return  # it speaks of what was
-    missing = [name for name in NAMED.findall(text_of(page)) if not (ROOT / name).exists() and "<" not in name and not name.endswith("measured.json")]
+    missing = [
+        name
+        for name in NAMED.findall(text_of(page))
+        if not (ROOT / name).exists() and "<" not in name and not name.endswith("measured.json")
+    ]
     assert not missing
 
 
@@ -73,7 +91,11 @@ def test_commands_in_prose_are_understood(page, line):
     from labkit import cli
     from labkit.errors import BadInput
 
-    if "…" in line.replace("'transformers serve …'", "") or line.endswith("/") or page == "docs/LOG.md":
+    if (
+        "…" in line.replace("'transformers serve …'", "")
+        or line.endswith("/")
+        or page == "docs/LOG.md"
+    ):
         pytest.skip("an abbreviation")
     words = shlex.split(line)[1:]
     words = words[: next((i for i, w in enumerate(words) if w in ("&&", "|", ">", ";")), None)]
@@ -85,7 +107,9 @@ def test_commands_in_prose_are_understood(page, line):
     except SystemExit as wrong:  # --help
         assert not wrong.code, line
     except BadInput as wrong:
-        assert "the following arguments are required" in wrong.what and len(words) == 2, f"{line}: {wrong}"
+        assert "the following arguments are required" in wrong.what and len(words) == 2, (
+            f"{line}: {wrong}"
+        )
 
 
 def test_targets_of_make_in_prose_exist():
@@ -95,7 +119,8 @@ def test_targets_of_make_in_prose_exist():
 
 
 def test_each_notebook_stands_alone():
-    """It imports what it uses, reads nothing that another notebook left, and says where to go next."""
+    """It imports what it uses, reads nothing that another notebook left, and says where to go
+    next."""
     for page in (p for p in NOTEBOOKS if p.parent.name == "notebooks"):
         cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
         code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
@@ -106,8 +131,14 @@ def test_each_notebook_stands_alone():
 
 def test_the_spelling_is_checked_with_the_style():
     lint = (ROOT / "Makefile").read_text(encoding="utf-8").split("lint:")[1].split("\n\n")[0]
-    spelt = next(line for line in lint.splitlines() if "codespell" in line).split("codespell", 1)[1].split()
-    done = subprocess.run([sys.executable, "-m", "codespell_lib", *spelt], cwd=ROOT, capture_output=True, text=True)
+    spelt = (
+        next(line for line in lint.splitlines() if "codespell" in line)
+        .split("codespell", 1)[1]
+        .split()
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "codespell_lib", *spelt], cwd=ROOT, capture_output=True, text=True
+    )
     if "No module named" in done.stderr:
         pytest.skip("codespell is not installed: pip install -e '.[dev]'")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -32,30 +32,41 @@ def tar_of(*items: tuple[str, dict], format: int = tarfile.PAX_FORMAT) -> bytes:
 
 
 HARD_CASES = tar_of(
-    ("usr", {"type": tarfile.DIRTYPE, "mode": 0o755}), ("usr/a", {"data": b"hello", "mtime": 1_500_000_000, "mode": 0o4755, "uid": 5}),
+    ("usr", {"type": tarfile.DIRTYPE, "mode": 0o755}),
+    ("usr/a", {"data": b"hello", "mtime": 1_500_000_000, "mode": 0o4755, "uid": 5}),
     ("usr/many-chunks", {"data": random.Random(1).randbytes(300_000) + bytes(400_000)}),
-    ("usr/hard", {"type": tarfile.LNKTYPE, "linkname": "usr/a"}), ("usr/soft", {"type": tarfile.SYMTYPE, "linkname": "a"}),
-    ("usr/" + "n" * 240, {"data": b"long"}), (b"usr/\xff\xfe".decode("utf-8", "surrogateescape"), {"data": b"not utf-8"}),
-    ("empty", {}), ("null", {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 3}), ("pipe", {"type": tarfile.FIFOTYPE}),
-    (".wh.gone", {}), ("attributes", {"data": b"x", "pax_headers": {"SCHILY.xattr.user.k": "v"}}),
-    ("far-future", {"data": b"y", "mtime": 9e9, "uid": 3_000_000}))
+    ("usr/hard", {"type": tarfile.LNKTYPE, "linkname": "usr/a"}),
+    ("usr/soft", {"type": tarfile.SYMTYPE, "linkname": "a"}),
+    ("usr/" + "n" * 240, {"data": b"long"}),
+    (b"usr/\xff\xfe".decode("utf-8", "surrogateescape"), {"data": b"not utf-8"}),
+    ("empty", {}),
+    ("null", {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 3}),
+    ("pipe", {"type": tarfile.FIFOTYPE}),
+    (".wh.gone", {}),
+    ("attributes", {"data": b"x", "pax_headers": {"SCHILY.xattr.user.k": "v"}}),
+    ("far-future", {"data": b"y", "mtime": 9e9, "uid": 3_000_000}),
+)
 
 
 def make(raw: bytes, directory, name: str = "blob", **options):
-    with source.spool([raw[i:i + 1000] for i in range(0, len(raw), 1000)], directory) as layer:
+    with source.spool([raw[i : i + 1000] for i in range(0, len(raw), 1000)], directory) as layer:
         made = writer.write(layer, directory / name, **options)
     return made, (directory / name).read_bytes()
 
 
 def opened(blob: bytes, made) -> reader.Layer:
-    return reader.open_layer(lambda start, size: blob[start:start + size], len(blob), made.toc_digest)
+    return reader.open_layer(
+        lambda start, size: blob[start : start + size], len(blob), made.toc_digest
+    )
 
 
 def test_any_runtime_unpacks_the_blob_and_finds_the_diff_id(tmp_path):
     made, blob = make(HARD_CASES, tmp_path)
     plain = gzip.decompress(blob)
     assert "sha256:" + hashlib.sha256(plain).hexdigest() == made.diff_id
-    assert "sha256:" + hashlib.sha256(blob).hexdigest() == made.digest and len(blob) == made.size_bytes
+    assert (
+        "sha256:" + hashlib.sha256(blob).hexdigest() == made.digest and len(blob) == made.size_bytes
+    )
     ours = {m.name: m for m in tarfile.open(fileobj=io.BytesIO(plain))}
     for theirs in tarfile.open(fileobj=io.BytesIO(HARD_CASES)):
         same = ours[theirs.name]
@@ -78,7 +89,10 @@ def test_every_file_reads_back_by_ranges(tmp_path):
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_the_same_input_gives_the_same_blob_with_any_number_of_threads(tmp_path, threads):
-    assert make(HARD_CASES, tmp_path, threads=threads, prioritised=["empty", "usr/hard"])[0] == make(HARD_CASES, tmp_path, "again", threads=3, prioritised=["empty", "usr/hard"])[0]
+    assert (
+        make(HARD_CASES, tmp_path, threads=threads, prioritised=["empty", "usr/hard"])[0]
+        == make(HARD_CASES, tmp_path, "again", threads=3, prioritised=["empty", "usr/hard"])[0]
+    )
 
 
 def test_prioritised_files_come_first_with_their_parents_and_link_targets(tmp_path):
@@ -91,7 +105,10 @@ def test_prioritised_files_come_first_with_their_parents_and_link_targets(tmp_pa
 
 def test_without_prioritised_files_the_other_landmark_is_there(tmp_path):
     made, blob = make(HARD_CASES, tmp_path)
-    assert layout.NO_PREFETCH in [m.name for m in tarfile.open(fileobj=io.BytesIO(blob))] and made.prefetch_bytes == 0
+    assert (
+        layout.NO_PREFETCH in [m.name for m in tarfile.open(fileobj=io.BytesIO(blob))]
+        and made.prefetch_bytes == 0
+    )
 
 
 def test_converting_an_estargz_layer_again_leaves_its_own_files_out(tmp_path):
@@ -101,20 +118,29 @@ def test_converting_an_estargz_layer_again_leaves_its_own_files_out(tmp_path):
 
 
 def test_sparse_members_are_written_out_in_full(tmp_path):
-    raw = bytearray(tar_of(("sparse", {"data": b"A" * 512 + b"B" * 512}), format=tarfile.GNU_FORMAT))
-    head = raw[:512]  # an old GNU sparse header: two pieces of 512 bytes, at 0 and at 1 MiB, of a file of 1 MiB + 512
+    raw = bytearray(
+        tar_of(("sparse", {"data": b"A" * 512 + b"B" * 512}), format=tarfile.GNU_FORMAT)
+    )
+    # an old GNU sparse header: two pieces of 512 bytes, at 0 and at 1 MiB, of a file of 1 MiB + 512
+    head = raw[:512]
     head[156:157] = b"S"
-    head[386:386 + 48] = b"".join(b"%011o\0" % n for n in (0, 512, 1 << 20, 512))
+    head[386 : 386 + 48] = b"".join(b"%011o\0" % n for n in (0, 512, 1 << 20, 512))
     head[482], head[483:495] = 0, b"%011o\0" % ((1 << 20) + 512)
     head[148:156] = b" " * 8
     head[148:156] = b"%06o\0 " % sum(head)
     raw[:512] = head
     made, blob = make(bytes(raw), tmp_path)
-    assert reader.read(opened(blob, made), "sparse") == b"A" * 512 + bytes((1 << 20) - 512) + b"B" * 512
+    assert (
+        reader.read(opened(blob, made), "sparse")
+        == b"A" * 512 + bytes((1 << 20) - 512) + b"B" * 512
+    )
 
 
 def test_a_decompression_bomb_is_refused(tmp_path):
-    with pytest.raises(BadInput, match="expands"), source.spool([bytes(1000)] * 20, tmp_path, limit_bytes=10_000):
+    with (
+        pytest.raises(BadInput, match="expands"),
+        source.spool([bytes(1000)] * 20, tmp_path, limit_bytes=10_000),
+    ):
         pass
 
 
@@ -143,7 +169,9 @@ def test_a_member_gives_the_bytes_asked_for_or_nothing(data, size):
 @settings(deadline=None)
 @given(st.data())
 def test_a_corrupt_blob_never_gives_wrong_bytes(tmp_path_factory, data):
-    made, blob = _BLOB.setdefault("it", make(HARD_CASES, tmp_path_factory.mktemp("blob"), chunk_bytes=100_000))
+    made, blob = _BLOB.setdefault(
+        "it", make(HARD_CASES, tmp_path_factory.mktemp("blob"), chunk_bytes=100_000)
+    )
     broken = bytearray(blob)
     for _ in range(data.draw(st.integers(1, 3))):
         broken[data.draw(st.integers(0, len(blob) - 1))] ^= data.draw(st.integers(1, 255))
@@ -165,33 +193,87 @@ def test_a_chunk_in_front_of_a_huge_member_costs_only_itself():
 def test_a_toc_other_than_the_manifests_is_refused(tmp_path):
     made, blob = make(HARD_CASES, tmp_path)
     with pytest.raises(BadInput, match="not the one its manifest names"):
-        reader.open_layer(lambda start, size: blob[start:start + size], len(blob), "sha256:" + "0" * 64)
+        reader.open_layer(
+            lambda start, size: blob[start : start + size], len(blob), "sha256:" + "0" * 64
+        )
 
 
 def entry(name="a", **more) -> dict:
-    return {"name": name, "type": "reg", "size": 10, "mode": 0o644, "offset": 0, "chunkDigest": "sha256:" + "0" * 64} | more
+    return {
+        "name": name,
+        "type": "reg",
+        "size": 10,
+        "mode": 0o644,
+        "offset": 0,
+        "chunkDigest": "sha256:" + "0" * 64,
+    } | more
 
 
 HOSTILE = {
-    "a name that climbs": [entry("../etc/passwd")], "a name in the middle that climbs": [entry("a/../../b")], "a name with NUL": [entry("a\0b")],
-    "a name that is a number": [entry(7)], "no name": [{"type": "reg"}], "an unknown type": [entry(type="socket")],
-    "a negative size": [entry(size=-1)], "a size of 2**70": [entry(size=2**70)], "a float size": [entry(size=1.5)], "a boolean size": [entry(size=True)],
-    "an offset behind the TOC": [entry(offset=1001)], "a chunk in the TOC": [entry(offset=1000)], "a negative offset": [entry(offset=-5)],
-    "a chunk without digest": [entry(chunkDigest="")], "a digest of md5": [entry(chunkDigest="md5:0")],
-    "chunks with a gap": [entry(chunkSize=3), {"name": "a", "type": "chunk", "chunkOffset": 5, "offset": 9, "chunkDigest": "sha256:" + "0" * 64}],
-    "chunks that overlap": [entry(chunkSize=6), {"name": "a", "type": "chunk", "chunkOffset": 5, "offset": 9, "chunkDigest": "sha256:" + "0" * 64}],
-    "chunks beyond the size": [entry(chunkSize=11)], "too few chunks": [entry(chunkSize=4)],
-    "a chunk of another file": [entry(chunkSize=4), {"name": "b", "type": "chunk", "chunkOffset": 4, "offset": 9}],
-    "a chunk without a file": [{"name": "a", "type": "chunk"}], "two chunks in one place": [entry(), entry("b")],
-    "a chunk of 200 MB": [entry(size=200 << 20)], "a hard link to nothing": [{"name": "a", "type": "hardlink", "linkName": "b"}],
+    "a name that climbs": [entry("../etc/passwd")],
+    "a name in the middle that climbs": [entry("a/../../b")],
+    "a name with NUL": [entry("a\0b")],
+    "a name that is a number": [entry(7)],
+    "no name": [{"type": "reg"}],
+    "an unknown type": [entry(type="socket")],
+    "a negative size": [entry(size=-1)],
+    "a size of 2**70": [entry(size=2**70)],
+    "a float size": [entry(size=1.5)],
+    "a boolean size": [entry(size=True)],
+    "an offset behind the TOC": [entry(offset=1001)],
+    "a chunk in the TOC": [entry(offset=1000)],
+    "a negative offset": [entry(offset=-5)],
+    "a chunk without digest": [entry(chunkDigest="")],
+    "a digest of md5": [entry(chunkDigest="md5:0")],
+    "chunks with a gap": [
+        entry(chunkSize=3),
+        {
+            "name": "a",
+            "type": "chunk",
+            "chunkOffset": 5,
+            "offset": 9,
+            "chunkDigest": "sha256:" + "0" * 64,
+        },
+    ],
+    "chunks that overlap": [
+        entry(chunkSize=6),
+        {
+            "name": "a",
+            "type": "chunk",
+            "chunkOffset": 5,
+            "offset": 9,
+            "chunkDigest": "sha256:" + "0" * 64,
+        },
+    ],
+    "chunks beyond the size": [entry(chunkSize=11)],
+    "too few chunks": [entry(chunkSize=4)],
+    "a chunk of another file": [
+        entry(chunkSize=4),
+        {"name": "b", "type": "chunk", "chunkOffset": 4, "offset": 9},
+    ],
+    "a chunk without a file": [{"name": "a", "type": "chunk"}],
+    "two chunks in one place": [entry(), entry("b")],
+    "a chunk of 200 MB": [entry(size=200 << 20)],
+    "a hard link to nothing": [{"name": "a", "type": "hardlink", "linkName": "b"}],
     "a hard link to itself": [{"name": "a", "type": "hardlink", "linkName": "a"}],
-    "hard links in a ring": [{"name": "a", "type": "hardlink", "linkName": "b"}, {"name": "b", "type": "hardlink", "linkName": "a"}],
+    "hard links in a ring": [
+        {"name": "a", "type": "hardlink", "linkName": "b"},
+        {"name": "b", "type": "hardlink", "linkName": "a"},
+    ],
     "a hard link out of the root": [{"name": "a", "type": "hardlink", "linkName": "../../b"}],
-    "a hard link to a directory": [{"name": "d", "type": "dir"}, {"name": "a", "type": "hardlink", "linkName": "d"}],
-    "a symlink to nothing": [{"name": "a", "type": "symlink"}], "a file as directory": [entry("d"), {"name": "d/x", "type": "dir"}],
-    "a root that is a file": [entry("./")], "a time that is none": [entry(modtime="yesterday")], "a time that is a number": [entry(modtime=3)],
-    "attributes that are a list": [entry(xattrs=[1])], "attributes that are not base64": [entry(xattrs={"user.a": "*"})],
-    "an entry that is a string": ["a"], "a shared member": [entry(innerOffset=5)],
+    "a hard link to a directory": [
+        {"name": "d", "type": "dir"},
+        {"name": "a", "type": "hardlink", "linkName": "d"},
+    ],
+    "a symlink to nothing": [{"name": "a", "type": "symlink"}],
+    "a file as directory": [entry("d"), {"name": "d/x", "type": "dir"}],
+    "a root that is a file": [entry("./")],
+    "a time that is none": [entry(modtime="yesterday")],
+    "a time that is a number": [entry(modtime=3)],
+    "attributes that are a list": [entry(xattrs=[1])],
+    "attributes that are not base64": [entry(xattrs={"user.a": "*"})],
+    "an entry that is a string": ["a"],
+    "a shared member": [entry(innerOffset=5)],
 }
 
 
@@ -201,18 +283,51 @@ def test_a_hostile_toc_is_refused(case):
         toc.parse(json.dumps({"version": 1, "entries": HOSTILE[case]}).encode(), toc_offset=1000)
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b'{"version":2,"entries":[]}', b'{"version":1,"entries":{}}', b'{"version":1}', b"[" * 100_000, b"\xff"])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"version":2,"entries":[]}',
+        b'{"version":1,"entries":{}}',
+        b'{"version":1}',
+        b"[" * 100_000,
+        b"\xff",
+    ],
+)
 def test_what_is_no_toc_is_refused(raw):
     with pytest.raises(BadInput):
         toc.parse(raw, toc_offset=1000)
 
 
-json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5)
-some_entry = st.fixed_dictionaries({}, optional={
-    "name": st.sampled_from(["a", "b/c", "a/b", "..", "/", ""]) | json_values, "type": st.sampled_from(["reg", "dir", "chunk", "hardlink", "symlink", "char"]) | json_values,
-    "size": st.integers(0, 100) | json_values, "offset": st.integers(0, 1000) | json_values, "chunkOffset": st.integers(0, 100) | json_values,
-    "chunkSize": st.integers(0, 100) | json_values, "chunkDigest": st.just("sha256:" + "0" * 64) | json_values, "linkName": st.sampled_from(["a", "b/c"]) | json_values,
-    "modtime": st.text(max_size=25) | json_values, "xattrs": json_values, "mode": json_values, "devMajor": json_values})
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+some_entry = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.sampled_from(["a", "b/c", "a/b", "..", "/", ""]) | json_values,
+        "type": (
+            st.sampled_from(["reg", "dir", "chunk", "hardlink", "symlink", "char"]) | json_values
+        ),
+        "size": st.integers(0, 100) | json_values,
+        "offset": st.integers(0, 1000) | json_values,
+        "chunkOffset": st.integers(0, 100) | json_values,
+        "chunkSize": st.integers(0, 100) | json_values,
+        "chunkDigest": st.just("sha256:" + "0" * 64) | json_values,
+        "linkName": st.sampled_from(["a", "b/c"]) | json_values,
+        "modtime": st.text(max_size=25) | json_values,
+        "xattrs": json_values,
+        "mode": json_values,
+        "devMajor": json_values,
+    },
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -242,10 +357,19 @@ def test_a_directory_named_without_slash_gets_one_and_a_link_keeps_its_target():
     assert writer.toc_entry(Member("l", HARDLINK, link="d/x"))["linkName"] == "d/x"
 
 
-@given(st.binary(min_size=1, max_size=300).filter(lambda b: b"\0" not in b and b.strip(b"/")), st.integers(0, 2**40), st.integers(-5, 2**36), st.integers(0, 2**31))
+@given(
+    st.binary(min_size=1, max_size=300).filter(lambda b: b"\0" not in b and b.strip(b"/")),
+    st.integers(0, 2**40),
+    st.integers(-5, 2**36),
+    st.integers(0, 2**31),
+)
 def test_any_header_is_read_back_by_tarfile(name, size, seconds, uid):
     text = name.decode("utf-8", "surrogateescape").strip("/")
     member = Member(text, FILE, 0o600, uid, uid, 0, seconds * 10**9)
-    info = tarfile.open(fileobj=io.BytesIO(writer.header(member, 0) + bytes(1024)), errors="surrogateescape", encoding="utf-8").next()
+    info = tarfile.open(
+        fileobj=io.BytesIO(writer.header(member, 0) + bytes(1024)),
+        errors="surrogateescape",
+        encoding="utf-8",
+    ).next()
     assert (info.name, info.uid, int(info.mtime)) == (text, uid, seconds)
     assert size >= 0

@@ -10,7 +10,14 @@ import pytest
 from labkit.core.records import Trial
 from labkit.face import live
 
-GOOD = Trial("naive", 0, 0, total_s=8.31, phases={"load": 3.1, "import": 2.2, "unpack": 1.9, "pull": 0.1}, cache={"state": "cold"})
+GOOD = Trial(
+    "naive",
+    0,
+    0,
+    total_s=8.31,
+    phases={"load": 3.1, "import": 2.2, "unpack": 1.9, "pull": 0.1},
+    cache={"state": "cold"},
+)
 BAD = Trial("naive", 1, 0, outcome="timeout", error={"what": "no token within 300 s"})
 
 
@@ -82,7 +89,9 @@ def test_the_widget_leaves_its_lines_as_html_that_an_exported_page_keeps(monkeyp
 
     import IPython.display
 
-    monkeypatch.setattr(IPython.display, "display", lambda *_a, **k: Handle() if k.get("display_id") else None)
+    monkeypatch.setattr(
+        IPython.display, "display", lambda *_a, **k: Handle() if k.get("display_id") else None
+    )
     _told("widget")
     assert "8.31 s" in shown[-1] and "FAILED timeout" in shown[-1]
 
@@ -90,5 +99,8 @@ def test_the_widget_leaves_its_lines_as_html_that_an_exported_page_keeps(monkeyp
 def test_progress_needs_no_matplotlib():
     import subprocess
 
-    code = "import sys, labkit.face.live as l; l.Progress(1, show='plain'); assert not {'matplotlib', 'ipywidgets', 'IPython', 'torch'} & set(sys.modules)"
+    code = (
+        "import sys, labkit.face.live as l; l.Progress(1, show='plain'); assert not {'matplotlib',"
+        " 'ipywidgets', 'IPython', 'torch'} & set(sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,4 +1,5 @@
-"""Colours and figures: readable on both pages, apart for colour-blind readers, never without a twin in words."""
+"""Colours and figures: readable on both pages, apart for colour-blind readers, never without a twin
+in words."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def arms():
 
 
 def _linear(colour: str) -> list[float]:
-    parts = [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     return [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
 
 
@@ -46,15 +47,31 @@ def _contrast(a: str, b: str) -> float:
 
 # Machado et al. 2009, severity 1, in linear RGB.
 BLINDNESS = {
-    "protanopia": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
-    "deuteranopia": ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)),
-    "tritanopia": ((1.255528, -0.076749, -0.178779), (-0.078411, 0.930809, 0.147602), (0.004733, 0.691367, 0.303900)),
+    "protanopia": (
+        (0.152286, 1.052583, -0.204868),
+        (0.114503, 0.786281, 0.099216),
+        (-0.003882, -0.048116, 1.051998),
+    ),
+    "deuteranopia": (
+        (0.367322, 0.860646, -0.227968),
+        (0.280085, 0.672501, 0.047413),
+        (-0.011820, 0.042940, 0.968881),
+    ),
+    "tritanopia": (
+        (1.255528, -0.076749, -0.178779),
+        (-0.078411, 0.930809, 0.147602),
+        (0.004733, 0.691367, 0.303900),
+    ),
 }
 
 
 def _lab(rgb: list[float]) -> tuple[float, float, float]:
     r, g, b = (min(max(c, 0.0), 1.0) for c in rgb)
-    x, y, z = (0.4124 * r + 0.3576 * g + 0.1805 * b) / 0.9505, 0.2126 * r + 0.7152 * g + 0.0722 * b, (0.0193 * r + 0.1192 * g + 0.9505 * b) / 1.089
+    x, y, z = (
+        (0.4124 * r + 0.3576 * g + 0.1805 * b) / 0.9505,
+        0.2126 * r + 0.7152 * g + 0.0722 * b,
+        (0.0193 * r + 0.1192 * g + 0.9505 * b) / 1.089,
+    )
     fx, fy, fz = (t ** (1 / 3) if t > 0.008856 else 7.787 * t + 16 / 116 for t in (x, y, z))
     return 116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)
 
@@ -87,7 +104,11 @@ def test_phases_that_follow_each_other_differ_for_colour_blind_readers_by_colour
     for one, other in {pair for o in orders for pair in itertools.pairwise(o)}:
         a, b = _seen(theme.PHASE_COLOURS[one], kind), _seen(theme.PHASE_COLOURS[other], kind)
         apart = sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) ** 0.5
-        assert apart >= 12 or theme.PHASE_HATCHES[one] != theme.PHASE_HATCHES[other], (one, other, apart)
+        assert apart >= 12 or theme.PHASE_HATCHES[one] != theme.PHASE_HATCHES[other], (
+            one,
+            other,
+            apart,
+        )
 
 
 @pytest.mark.parametrize("kind", BLINDNESS)
@@ -106,7 +127,11 @@ def _overlaps(figure) -> list[tuple[str, str]]:
     boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in texts]
     page = figure.bbox
     found = [(a[0], b[0]) for a, b in itertools.combinations(boxes, 2) if a[1].overlaps(b[1])]
-    return found + [(text, "outside the figure") for text, box in boxes if box.x0 < -1 or box.y0 < -1 or box.x1 > page.x1 + 1 or box.y1 > page.y1 + 1]
+    return found + [
+        (text, "outside the figure")
+        for text, box in boxes
+        if box.x0 < -1 or box.y0 < -1 or box.x1 > page.x1 + 1 or box.y1 > page.y1 + 1
+    ]
 
 
 @pytest.mark.parametrize("name", ["waterfall", "waterfall-replayed", "strip", "compare", "phases"])
@@ -114,8 +139,13 @@ def _overlaps(figure) -> list[tuple[str, str]]:
 def test_no_label_overlaps_another_or_leaves_the_figure(naive, arms, name, look):
     from labkit.lessons.replay import marked
 
-    picture = {"waterfall": lambda: waterfall(naive), "waterfall-replayed": lambda: waterfall(marked(naive)), "strip": lambda: compare.strip(arms),
-               "compare": lambda: compare.compare(arms), "phases": lambda: compare.phases(arms)}[name]()
+    picture = {
+        "waterfall": lambda: waterfall(naive),
+        "waterfall-replayed": lambda: waterfall(marked(naive)),
+        "strip": lambda: compare.strip(arms),
+        "compare": lambda: compare.compare(arms),
+        "phases": lambda: compare.phases(arms),
+    }[name]()
     assert _overlaps(picture.figure(look)) == []
 
 
@@ -131,7 +161,12 @@ def test_a_figure_says_in_words_what_it_draws(naive):
     shown = words.choose(naive)
     for phase in shown.trial.phases:
         assert phase in picture.text
-    assert "unaccounted" in picture.text and "cache cold" in picture.text and "n = 5" in picture.text and "fixture host" in picture.text
+    assert (
+        "unaccounted" in picture.text
+        and "cache cold" in picture.text
+        and "n = 5" in picture.text
+        and "fixture host" in picture.text
+    )
     assert "naive" in picture.alt
 
 
@@ -145,7 +180,9 @@ def test_the_same_record_gives_the_same_bytes(naive, tmp_path):
 def test_a_notebook_gets_html_png_and_text(naive):
     bundle = waterfall(naive)._repr_mimebundle_()
     assert set(bundle) == {"text/html", "image/png", "text/plain"}
-    assert "<details>" in bundle["text/html"] and "http://" not in re.sub(r"http://www\.w3\.org\S*|http://creativecommons\S*|http://purl\S*", "", bundle["text/html"])
+    assert "<details>" in bundle["text/html"] and "http://" not in re.sub(
+        r"http://www\.w3\.org\S*|http://creativecommons\S*|http://purl\S*", "", bundle["text/html"]
+    )
 
 
 def test_a_replayed_run_is_stamped_wherever_it_is_shown(naive):
@@ -153,7 +190,9 @@ def test_a_replayed_run_is_stamped_wherever_it_is_shown(naive):
 
     run = marked(json_copy(naive, simulated=""))
     for picture in (waterfall(run), compare.strip(run), compare.compare(run), compare.phases(run)):
-        texts = [t.get_text() for t in picture.figure().findobj(match=lambda a: hasattr(a, "get_text"))]
+        texts = [
+            t.get_text() for t in picture.figure().findobj(match=lambda a: hasattr(a, "get_text"))
+        ]
         assert any("replayed from fixture host" in t for t in texts)
     assert "replayed from" in waterfall(run).text
 
@@ -183,7 +222,10 @@ def test_unaccounted_time_is_a_row_and_pieces_never_leave_the_trial(naive):
 
 def test_failed_trials_are_shown_not_left_out(arms):
     assert "failed: timeout" in compare.strip(arms).text
-    texts = [t.get_text() for t in compare.strip(arms).figure().findobj(match=lambda a: hasattr(a, "get_text"))]
+    texts = [
+        t.get_text()
+        for t in compare.strip(arms).figure().findobj(match=lambda a: hasattr(a, "get_text"))
+    ]
     assert any("timeout" in t for t in texts)
 
 
@@ -231,5 +273,9 @@ def test_a_replayed_run_says_so_in_every_figure_table_and_text_twin(arms):
     assert stamp.startswith("replayed from ") and not compare.stamp(live)
     for picture in (compare.strip(shown), compare.compare(shown), compare.phases(shown)):
         assert stamp in picture.text, picture.name
-        assert stamp in picture.alt or stamp.capitalize() in picture.alt or stamp in picture.text.splitlines()[0], picture.name
+        assert (
+            stamp in picture.alt
+            or stamp.capitalize() in picture.alt
+            or stamp in picture.text.splitlines()[0]
+        ), picture.name
     assert stamp in effects_table(shown).text and stamp in effects_table(shown).html()

@@ -1,4 +1,5 @@
-"""The stack bench: the same with a mouse, with a keyboard, with plain calls and on an exported page."""
+"""The stack bench: the same with a mouse, with a keyboard, with plain calls and on an exported
+page."""
 
 from __future__ import annotations
 
@@ -21,10 +22,26 @@ def _stacked() -> records.Run:
     run = records.read(FIXTURES / "fixture_arms.json")
     facts = json.loads(json.dumps(run.experiment))
     naive = {"image": "full-pull", "process": "runc", "weights": "pickle"}
-    names = {"naive": ("naive", naive), "estargz-lazy": ("object-pull", {**naive, "image": "object-pull"}),
-             "estargz-lazy, not optimised": ("object-pull + safetensors", {**naive, "image": "object-pull", "weights": "safetensors"})}
-    facts["arms"] = [{"name": names[a["name"]][0], "stack": names[a["name"]][1], "scenario": "fresh-node", "link": "1gbit"} for a in facts["arms"]]
-    return replace(run, experiment=facts, trials=tuple(replace(t, arm=names[t.arm][0]) for t in run.trials))
+    names = {
+        "naive": ("naive", naive),
+        "estargz-lazy": ("object-pull", {**naive, "image": "object-pull"}),
+        "estargz-lazy, not optimised": (
+            "object-pull + safetensors",
+            {**naive, "image": "object-pull", "weights": "safetensors"},
+        ),
+    }
+    facts["arms"] = [
+        {
+            "name": names[a["name"]][0],
+            "stack": names[a["name"]][1],
+            "scenario": "fresh-node",
+            "link": "1gbit",
+        }
+        for a in facts["arms"]
+    ]
+    return replace(
+        run, experiment=facts, trials=tuple(replace(t, arm=names[t.arm][0]) for t in run.trials)
+    )
 
 
 @pytest.fixture
@@ -93,11 +110,15 @@ def test_with_widgets_every_control_is_native_and_the_result_stays_on_the_page(b
         def update(self, html) -> None:
             updates.append(html.data)
 
-    monkeypatch.setattr(IPython.display, "display", lambda *_a, **k: Handle() if k.get("display_id") else None)
+    monkeypatch.setattr(
+        IPython.display, "display", lambda *_a, **k: Handle() if k.get("display_id") else None
+    )
     monkeypatch.setenv("LABKIT_DISPLAY", "widget")
     bench._ipython_display_()
     view = bench._view
-    assert {type(w) for w in view.menus.values()} == {ipywidgets.Dropdown} and isinstance(view.button, ipywidgets.Button)
+    assert {type(w) for w in view.menus.values()} == {ipywidgets.Dropdown} and isinstance(
+        view.button, ipywidgets.Button
+    )
     view.menus["image"].value = "object-pull"
     view.guess.value = 5.0
     view.button.click()
@@ -139,7 +160,9 @@ def test_claims_keep_rows_that_nothing_measured():
 
 def test_a_table_escapes_what_it_shows():
     html = Table(("<a>",), (("<script>",),), "<b>", ("<i>",)).html()
-    assert not {"<a>", "<script>", "<b>", "<i>"} & {t for t in ("<a>", "<script>", "<b>", "<i>") if t in html}
+    assert not {"<a>", "<script>", "<b>", "<i>"} & {
+        t for t in ("<a>", "<script>", "<b>", "<i>") if t in html
+    }
 
 
 def test_predictions_are_refused_where_no_parts_were_measured_alone():

@@ -29,7 +29,21 @@ def driver(tmp_path):
     if not compiler:
         pytest.skip("no C compiler")
     library = tmp_path / "libcuda.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", "-std=gnu17", "-w", f'-DFAKECUDA_DIR="{tmp_path}/state"', str(ROOT / "tests" / "fakecuda" / "driver.c"), "-o", str(library), "-ldl"], check=True)
+    subprocess.run(
+        [
+            compiler,
+            "-shared",
+            "-fPIC",
+            "-std=gnu17",
+            "-w",
+            f'-DFAKECUDA_DIR="{tmp_path}/state"',
+            str(ROOT / "tests" / "fakecuda" / "driver.c"),
+            "-o",
+            str(library),
+            "-ldl",
+        ],
+        check=True,
+    )
     return cuda.Libcuda(str(library))
 
 
@@ -49,7 +63,9 @@ def _started(pid):
 
 def record(out, plan="first", text=None, **trial):
     out.mkdir(exist_ok=True)
-    (out / f"gpu-trials-{plan}.json").write_text(text or json.dumps({"trials": [{"name": "a", "outcome": "ok", "result": {}, **trial}]}))
+    (out / f"gpu-trials-{plan}.json").write_text(
+        text or json.dumps({"trials": [{"name": "a", "outcome": "ok", "result": {}, **trial}]})
+    )
     return out
 
 
@@ -67,7 +83,9 @@ def test_the_fake_driver_refuses_a_step_from_a_wrong_state_and_an_unknown_proces
         driver.state(os.getpid())
 
 
-def test_the_fake_driver_takes_a_process_with_another_start_time_for_one_that_criu_restored_only_when_it_was_parked(driver, process, tmp_path):
+def test_the_fake_driver_takes_a_process_with_another_start_time_for_one_that_criu_restored_only_when_it_was_parked(
+    driver, process, tmp_path
+):
     state = tmp_path / "state" / str(process)
     state.write_text("0 1000 1 0\n")
     with pytest.raises(cuda.DriverRefused):
@@ -80,20 +98,60 @@ def test_a_record_in_which_all_trials_are_ok_holds(rehearsal, tmp_path):
     assert rehearsal.judge(record(tmp_path / "out"), "first", 1, 10) == ([], [])
 
 
-def test_a_trial_that_failed_a_record_that_is_no_json_and_a_plan_that_took_too_long_do_not_hold(rehearsal, tmp_path):
-    assert "boom" in rehearsal.judge(record(tmp_path / "a", outcome="failed", result={"failed": ["boom"]}), "first", 1, 10)[0][0]
-    assert "NaN" in rehearsal.judge(record(tmp_path / "b", text='{"trials": [{"name": "a", "outcome": "ok", "result": {"x": NaN}}]}'), "first", 1, 10)[0][0]
+def test_a_trial_that_failed_a_record_that_is_no_json_and_a_plan_that_took_too_long_do_not_hold(
+    rehearsal, tmp_path
+):
+    assert (
+        "boom"
+        in rehearsal.judge(
+            record(tmp_path / "a", outcome="failed", result={"failed": ["boom"]}), "first", 1, 10
+        )[0][0]
+    )
+    assert (
+        "NaN"
+        in rehearsal.judge(
+            record(
+                tmp_path / "b",
+                text='{"trials": [{"name": "a", "outcome": "ok", "result": {"x": NaN}}]}',
+            ),
+            "first",
+            1,
+            10,
+        )[0][0]
+    )
     assert "20 s, of 10 s" in rehearsal.judge(record(tmp_path / "c"), "first", 20, 10)[0][0]
     assert "no usable record" in rehearsal.judge(tmp_path, "second", 1, 10)[0][0]
 
 
-def test_what_the_fake_runtime_cannot_do_is_waived_only_where_nothing_else_failed(rehearsal, tmp_path):
+def test_what_the_fake_runtime_cannot_do_is_waived_only_where_nothing_else_failed(
+    rehearsal, tmp_path
+):
     excused = "cudnn: the server ended\n…RuntimeError: cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"
-    wrong, waived = rehearsal.judge(record(tmp_path / "a", outcome="failed", result={"failed": [excused]}), "first", 1, 10)
+    wrong, waived = rehearsal.judge(
+        record(tmp_path / "a", outcome="failed", result={"failed": [excused]}), "first", 1, 10
+    )
     assert not wrong and len(waived) == 1
-    assert rehearsal.judge(record(tmp_path / "b", outcome="failed", result={"failed": [excused, "eager: boom"]}), "first", 1, 10)[0]
-    row = {"arm": "instanttensor.warm", "failed": 1, "missing": "every trial failed: 'cudaMalloc' -> 801:operation not supported"}
-    assert not rehearsal.judge(record(tmp_path / "c", outcome="failed", result={"failed": 1, "results": [row, {"arm": "safetensors.warm", "failed": 0}]}), "first", 1, 10)[0]
+    assert rehearsal.judge(
+        record(tmp_path / "b", outcome="failed", result={"failed": [excused, "eager: boom"]}),
+        "first",
+        1,
+        10,
+    )[0]
+    row = {
+        "arm": "instanttensor.warm",
+        "failed": 1,
+        "missing": "every trial failed: 'cudaMalloc' -> 801:operation not supported",
+    }
+    assert not rehearsal.judge(
+        record(
+            tmp_path / "c",
+            outcome="failed",
+            result={"failed": 1, "results": [row, {"arm": "safetensors.warm", "failed": 0}]},
+        ),
+        "first",
+        1,
+        10,
+    )[0]
 
 
 def test_what_would_not_come_back_is_found(rehearsal, tmp_path):
@@ -104,7 +162,11 @@ def test_what_would_not_come_back_is_found(rehearsal, tmp_path):
     (tmp_path / "a" / "b" / "c" / "deep").write_text("")
     (tmp_path / "with space").write_text("")
     (tmp_path / "link").symlink_to("a")
-    assert [line.rpartition(": ")[2] for line in rehearsal.misfits(tmp_path)] == ["3 folders down", "not a plain file", "a name with other characters"]
+    assert [line.rpartition(": ")[2] for line in rehearsal.misfits(tmp_path)] == [
+        "3 folders down",
+        "not a plain file",
+        "a name with other characters",
+    ]
     for i in range(9):
         (tmp_path / f"f{i}").write_text("")
     assert "at most 8 come back" in rehearsal.misfits(tmp_path)[0]

@@ -24,7 +24,10 @@ def test_the_tiny_image_has_the_same_digest_every_time(tmp_path):
     first, second = build.tiny_layout(tmp_path / "a"), build.tiny_layout(tmp_path / "b")
     assert first == second
     for blob in oci.Layout(tmp_path / "a").blobs(first):
-        assert oci.Layout(tmp_path / "b").blob_path(blob.digest).read_bytes() == oci.Layout(tmp_path / "a").blob_path(blob.digest).read_bytes()
+        assert (
+            oci.Layout(tmp_path / "b").blob_path(blob.digest).read_bytes()
+            == oci.Layout(tmp_path / "a").blob_path(blob.digest).read_bytes()
+        )
 
 
 def test_a_layer_names_neither_its_builder_nor_its_time(tmp_path):
@@ -35,7 +38,10 @@ def test_a_layer_names_neither_its_builder_nor_its_time(tmp_path):
     os.utime(source, (2_000_000, 2_000_000))
     assert b"".join(tar_chunks({"d/file": Entry(source=source)})) == before
     members = read_tar([before]).getmembers()
-    assert [(m.name, m.uid, m.gid, m.uname, m.mtime) for m in members] == [("d", 0, 0, "", 0), ("d/file", 0, 0, "", 0)]
+    assert [(m.name, m.uid, m.gid, m.uname, m.mtime) for m in members] == [
+        ("d", 0, 0, "", 0),
+        ("d/file", 0, 0, "", 0),
+    ]
 
 
 def test_a_source_that_shrinks_while_read_is_an_error(tmp_path):
@@ -57,13 +63,21 @@ def test_bytecode_in_the_image_is_used_though_all_times_are_zero(tmp_path):
     (tmp_path / "scratch").mkdir()
     entries = closure.tree_entries(tmp_path / "src", "site")
     entries |= closure.bytecode_entries(entries, tmp_path / "scratch")
-    assert sorted(n for n in entries if n.endswith(".pyc")) == [f"site/__pycache__/{n}.{sys.implementation.cache_tag}.pyc" for n in ("fresh", "ready")]
+    assert sorted(n for n in entries if n.endswith(".pyc")) == [
+        f"site/__pycache__/{n}.{sys.implementation.cache_tag}.pyc" for n in ("fresh", "ready")
+    ]
     with growing(tmp_path / "root") as tree:
         apply_layer(tar_chunks(entries), tree)
     # The sources are changed behind the importer's back: what answers is the bytecode, unchecked.
     for name in ("ready", "fresh"):
         (tmp_path / "root/site" / f"{name}.py").write_text("WORD = 'compiled again'\n")
-        said = subprocess.run([sys.executable, "-B", "-c", f"import {name}; print({name}.WORD)"], cwd=tmp_path / "root/site", capture_output=True, text=True, check=True)
+        said = subprocess.run(
+            [sys.executable, "-B", "-c", f"import {name}; print({name}.WORD)"],
+            cwd=tmp_path / "root/site",
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert said.stdout.strip() == "from source"
 
 
@@ -75,7 +89,9 @@ def test_stale_or_foreign_bytecode_is_not_taken(tmp_path):
     source.write_text("x = 22\n")
     assert not closure.is_current(compiled, source)
     compiled.write_bytes(b"\0" * 16)
-    assert not closure.is_current(compiled, source) and not closure.is_current(tmp_path / "none.pyc", source)
+    assert not closure.is_current(compiled, source) and not closure.is_current(
+        tmp_path / "none.pyc", source
+    )
 
 
 def test_the_dynamic_linker_is_read_from_the_program():
@@ -86,13 +102,17 @@ def test_the_dynamic_linker_is_read_from_the_program():
 
 def test_libraries_outside_the_packages_come_flat_with_libc_among_them():
     entries = closure.library_entries([Path(os.path.realpath(sys.executable))])
-    assert len({os.path.dirname(n) for n in entries}) == 1 and any(n.endswith("/libc.so.6") for n in entries)
+    assert len({os.path.dirname(n) for n in entries}) == 1 and any(
+        n.endswith("/libc.so.6") for n in entries
+    )
 
 
 def test_distributions_bring_what_they_require_and_leave_out_what_is_said():
     found = closure.distributions(["papermill"])
     assert {"papermill", "nbformat", "jupyter-core"} <= set(found)
-    assert "nbformat" not in closure.distributions(["papermill"], without=["nbformat"]) and "jupyter-core" in closure.distributions(["papermill"], without=["nbformat"])
+    assert "nbformat" not in closure.distributions(
+        ["papermill"], without=["nbformat"]
+    ) and "jupyter-core" in closure.distributions(["papermill"], without=["nbformat"])
     assert closure.distributions(["no-such-distribution-here"]) == {}
 
 
@@ -100,7 +120,9 @@ def test_unchanged_inputs_are_not_built_again_and_changed_ones_are(tmp_path, mon
     source = tmp_path / "src"
     source.mkdir()
     (source / "a.py").write_text("x = 1\n")
-    monkeypatch.setattr(build._Parts, "entries", lambda self, part, weights: closure.tree_entries(source, "app"))
+    monkeypatch.setattr(
+        build._Parts, "entries", lambda self, part, weights: closure.tree_entries(source, "app")
+    )
     said: list[str] = []
     digests = []
     for text in (None, None, "x = 2\n"):
@@ -130,10 +152,13 @@ def test_a_root_is_laid_over_an_image_without_writing_into_it(tmp_path):
     (image / "lib").symlink_to("usr/lib")
     (image / "file").write_text("x")
     before = sorted(str(p) for p in image.rglob("*"))
-    laid = lay_out(image, tmp_path / "root", ["/srv/models/small", "/tmp/x", "/work/deep/dir", "/usr/lib"])
+    laid = lay_out(
+        image, tmp_path / "root", ["/srv/models/small", "/tmp/x", "/work/deep/dir", "/usr/lib"]
+    )
     assert sorted(str(p) for p in image.rglob("*")) == before
     binds = {below for _, below in laid.binds}
-    assert binds == {"usr", "root", "file", "srv/data"}  # srv is split: something is to appear in it
+    # srv is split: something is to appear in it
+    assert binds == {"usr", "root", "file", "srv/data"}
     for point in ("srv/models/small", "tmp/x", "work/deep/dir", "proc", "dev"):
         assert (laid.skeleton / point).is_dir()
     assert os.readlink(laid.skeleton / "lib") == "usr/lib"
@@ -162,7 +187,11 @@ def test_the_bytecode_header_is_the_unchecked_kind(tmp_path):
     (tmp_path / "a.py").write_text("x = 1\n")
     made = closure.bytecode_entries(closure.tree_entries(tmp_path, "s"), tmp_path)
     head = next(iter(made.values())).data
-    assert head is not None and head[:4] == importlib.util.MAGIC_NUMBER and int.from_bytes(head[4:8], "little") == 1
+    assert (
+        head is not None
+        and head[:4] == importlib.util.MAGIC_NUMBER
+        and int.from_bytes(head[4:8], "little") == 1
+    )
 
 
 @pytest.mark.parametrize("wanted", [30_000, 95_000, 400_000])
@@ -174,7 +203,9 @@ def test_extra_content_of_an_image_is_more_of_the_same_in_any_size(tmp_path, wan
         packages[f"site/file{i}"] = Entry(source=source)
     made = build.extra_entries(packages, wanted)
     assert 0.98 * wanted < sum(e.source.stat().st_size for e in made.values()) <= wanted
-    assert made == build.extra_entries(packages, wanted) and all(name.startswith("opt/extra/") for name in made)
+    assert made == build.extra_entries(packages, wanted) and all(
+        name.startswith("opt/extra/") for name in made
+    )
 
 
 def test_nothing_to_copy_makes_no_extra_content():

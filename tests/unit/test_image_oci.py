@@ -1,4 +1,5 @@
-"""OCI documents are read as hostile input: what parses is believable, everything else is a BadInput."""
+"""OCI documents are read as hostile input: what parses is believable, everything else is a
+BadInput."""
 
 from __future__ import annotations
 
@@ -12,10 +13,23 @@ from labkit.errors import BadInput
 from labkit.image import oci
 
 DIGEST = "sha256:" + "a" * 64
-GOOD = {"schemaVersion": 2, "mediaType": oci.MANIFEST, "config": {"mediaType": oci.CONFIG, "digest": DIGEST, "size": 2},
-        "layers": [{"mediaType": oci.LAYER_GZIP, "digest": DIGEST, "size": 10}]}
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
-                    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12) | st.sampled_from(list(GOOD) + ["digest", "size"]), inner, max_size=5))
+GOOD = {
+    "schemaVersion": 2,
+    "mediaType": oci.MANIFEST,
+    "config": {"mediaType": oci.CONFIG, "digest": DIGEST, "size": 2},
+    "layers": [{"mediaType": oci.LAYER_GZIP, "digest": DIGEST, "size": 10}],
+}
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.text(max_size=12) | st.sampled_from(list(GOOD) + ["digest", "size"]),
+            inner,
+            max_size=5,
+        )
+    ),
+)
 
 
 def test_a_manifest_reads_back_as_it_was_written():
@@ -38,10 +52,24 @@ def test_a_manifest_with_one_strange_field_is_refused_or_still_believable(value,
         made = oci.parse_manifest(json.dumps({**GOOD, key: value}).encode())
     except BadInput:
         return
-    assert all(layer.size_bytes >= 0 and layer.digest.startswith("sha256:") for layer in made.layers)
+    assert all(
+        layer.size_bytes >= 0 and layer.digest.startswith("sha256:") for layer in made.layers
+    )
 
 
-@pytest.mark.parametrize("digest", ["sha256:../../etc/passwd", "sha256:" + "A" * 64, "sha256:" + "a" * 63, "md5:" + "a" * 32, "", None, 7, DIGEST + "\n"])
+@pytest.mark.parametrize(
+    "digest",
+    [
+        "sha256:../../etc/passwd",
+        "sha256:" + "A" * 64,
+        "sha256:" + "a" * 63,
+        "md5:" + "a" * 32,
+        "",
+        None,
+        7,
+        DIGEST + "\n",
+    ],
+)
 def test_a_digest_that_could_become_a_path_is_refused(digest):
     with pytest.raises(BadInput):
         oci.check_digest(digest)
@@ -58,13 +86,22 @@ def test_a_document_beyond_the_limit_is_refused_unread():
         oci.parse_manifest(b" " * (oci.DOCUMENT_LIMIT_BYTES + 1))
 
 
-@pytest.mark.parametrize("text,shown", [("lab/subject", "lab/subject:latest"), ("http://h:5000/lab/x:1", "http://h:5000/lab/x:1"),
-                                        (f"lab/x@{DIGEST}", f"lab/x@{DIGEST}")])
+@pytest.mark.parametrize(
+    "text,shown",
+    [
+        ("lab/subject", "lab/subject:latest"),
+        ("http://h:5000/lab/x:1", "http://h:5000/lab/x:1"),
+        (f"lab/x@{DIGEST}", f"lab/x@{DIGEST}"),
+    ],
+)
 def test_references_are_completed(text, shown):
     assert str(oci.parse_reference(text)) == shown
 
 
-@pytest.mark.parametrize("text", ["", "Lab/X", "http://host", "ftp://h/x", "a/../b", "x:tag/y", "x@sha256:zz", "lab/x: y"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "Lab/X", "http://host", "ftp://h/x", "a/../b", "x:tag/y", "x@sha256:zz", "lab/x: y"],
+)
 def test_what_is_no_reference_says_how_to_write_one(text):
     with pytest.raises(BadInput):
         oci.parse_reference(text)
@@ -84,7 +121,9 @@ def test_an_image_of_another_name_or_machine_is_not_taken(tmp_path):
     with pytest.raises(BadInput, match="lab/two"):
         layout.manifest_descriptor("lab/two:latest")
     with pytest.raises(BadInput, match="not for"):
-        oci.choose([oci.Descriptor(oci.MANIFEST, DIGEST, 1, {}, {"architecture": "vax", "os": "linux"})])
+        oci.choose(
+            [oci.Descriptor(oci.MANIFEST, DIGEST, 1, {}, {"architecture": "vax", "os": "linux"})]
+        )
 
 
 def test_adding_a_name_again_replaces_it(tmp_path):

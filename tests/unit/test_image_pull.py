@@ -1,4 +1,5 @@
-"""A full pull brings the image whole and right, through faults; a wrong byte never gets its name on disk."""
+"""A full pull brings the image whole and right, through faults; a wrong byte never gets its name on
+disk."""
 
 from __future__ import annotations
 
@@ -52,22 +53,38 @@ def test_the_steps_leave_a_root_directory_and_its_config(tmp_path, source, ledge
     assert ctx.state["image_config"]["config"]["WorkingDir"] == "/app"
 
 
-@pytest.mark.parametrize("fault", ["503:nth=2,retry_after=0.01", "429:nth=2,retry_after=0.01", "reset:nth=3", "truncate:nth=3"])
+@pytest.mark.parametrize(
+    "fault",
+    ["503:nth=2,retry_after=0.01", "429:nth=2,retry_after=0.01", "reset:nth=3", "truncate:nth=3"],
+)
 def test_faults_that_a_client_survives_are_survived(tmp_path, source, ledger, fault):
     root, manifest = source
     with serving("registry", root, ledger=ledger, faults=[fault]) as served:
-        made, facts = pull.pull_into(oci.Layout(tmp_path / "got"), f"{served.url}/{tiny.REFERENCE}", client=Client(retry=FAST))
+        made, facts = pull.pull_into(
+            oci.Layout(tmp_path / "got"),
+            f"{served.url}/{tiny.REFERENCE}",
+            client=Client(retry=FAST),
+        )
     assert made == manifest and facts["retries"] >= 1
     for blob in oci.Layout(tmp_path / "got").blobs(made):
-        assert oci.digest_of(oci.Layout(tmp_path / "got").blob_path(blob.digest).read_bytes()) == blob.digest
+        assert (
+            oci.digest_of(oci.Layout(tmp_path / "got").blob_path(blob.digest).read_bytes())
+            == blob.digest
+        )
 
 
 def test_corruption_that_never_ends_is_an_error_and_keeps_no_blob(tmp_path, source, ledger):
     root, manifest = source
     biggest = max(manifest.layers, key=lambda b: b.size_bytes)
-    with serving("registry", root, ledger=ledger, faults=[f"corrupt:rate=1,path=/blobs/{biggest.digest}"]) as served:
+    with serving(
+        "registry", root, ledger=ledger, faults=[f"corrupt:rate=1,path=/blobs/{biggest.digest}"]
+    ) as served:
         with pytest.raises(TransferError, match="digest"):
-            pull.pull_into(oci.Layout(tmp_path / "got"), f"{served.url}/{tiny.REFERENCE}", client=Client(retry=FAST))
+            pull.pull_into(
+                oci.Layout(tmp_path / "got"),
+                f"{served.url}/{tiny.REFERENCE}",
+                client=Client(retry=FAST),
+            )
     assert biggest.digest[7:] not in os.listdir(tmp_path / "got/blobs/sha256")
 
 
@@ -81,8 +98,15 @@ def test_a_second_pull_fetches_no_blob(tmp_path, source, ledger):
 
 def test_an_image_that_is_not_there_says_so(tmp_path, source, ledger):
     root, _ = source
-    with serving("registry", root, ledger=ledger) as served, pytest.raises(TransferError, match="404"):
-        pull.pull_into(oci.Layout(tmp_path / "got"), f"{served.url}/lab/other:latest", client=Client(retry=FAST))
+    with (
+        serving("registry", root, ledger=ledger) as served,
+        pytest.raises(TransferError, match="404"),
+    ):
+        pull.pull_into(
+            oci.Layout(tmp_path / "got"),
+            f"{served.url}/lab/other:latest",
+            client=Client(retry=FAST),
+        )
 
 
 def test_a_reference_without_a_registry_is_refused(tmp_path):
@@ -95,4 +119,8 @@ def test_the_warm_nodes_root_is_made_once_for_a_manifest(tmp_path):
     first, config = pull.ensure_rootfs(tmp_path / "layout", tiny.REFERENCE, tmp_path / "room")
     inode = first.stat().st_ino
     again, _ = pull.ensure_rootfs(tmp_path / "layout", tiny.REFERENCE, tmp_path / "room")
-    assert again == first and again.stat().st_ino == inode and config["config"]["Cmd"] == ["/usr/bin/app"]
+    assert (
+        again == first
+        and again.stat().st_ino == inode
+        and config["config"]["Cmd"] == ["/usr/bin/app"]
+    )

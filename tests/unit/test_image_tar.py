@@ -16,11 +16,15 @@ from labkit.image.codecs import OUT_BYTES, Hashed, decompress
 from labkit.image.layers import gzip_chunks
 from labkit.image.tar import TarReader
 
-NAMES = st.text(st.characters(blacklist_characters="\0/", blacklist_categories=("Cs",)), min_size=1, max_size=150)
+NAMES = st.text(
+    st.characters(blacklist_characters="\0/", blacklist_categories=("Cs",)),
+    min_size=1,
+    max_size=150,
+)
 
 
 def _pieces(raw: bytes, size: int):
-    return (raw[at:at + size] for at in range(0, len(raw), size))
+    return (raw[at : at + size] for at in range(0, len(raw), size))
 
 
 def _read(raw: bytes, piece: int = 1000):
@@ -31,8 +35,14 @@ def _read(raw: bytes, piece: int = 1000):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(NAMES, st.binary(max_size=1500), st.integers(0, 0o7777), st.integers(0, 2**33)), max_size=6),
-       st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]), st.integers(1, 2000))
+@given(
+    st.lists(
+        st.tuples(NAMES, st.binary(max_size=1500), st.integers(0, 0o7777), st.integers(0, 2**33)),
+        max_size=6,
+    ),
+    st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),
+    st.integers(1, 2000),
+)
 def test_members_are_what_the_standard_library_wrote(files, form, piece):
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=form) as tar:
@@ -42,7 +52,8 @@ def test_members_are_what_the_standard_library_wrote(files, form, piece):
             tar.addfile(head, io.BytesIO(data))
     found = _read(out.getvalue(), piece)
     assert [(m.name.rstrip("/"), d, m.mode, m.mtime_ns) for m, d in found if m.type == "0"] == [
-        (n, d, mode, mtime * 10**9) for n, d, mode, mtime in files]
+        (n, d, mode, mtime * 10**9) for n, d, mode, mtime in files
+    ]
 
 
 @settings(max_examples=100, deadline=None)
@@ -105,7 +116,14 @@ def test_a_bomb_comes_out_in_bounded_pieces(fast):
 
 
 @pytest.mark.parametrize("fast", [False, True])
-@pytest.mark.parametrize("damage", [lambda raw: raw[:-9], lambda raw: b"PK" + raw[2:], lambda raw: raw[:40] + bytes(30) + raw[70:]])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda raw: raw[:-9],
+        lambda raw: b"PK" + raw[2:],
+        lambda raw: raw[:40] + bytes(30) + raw[70:],
+    ],
+)
 def test_damaged_gzip_is_refused(damage, fast):
     raw = gzip.compress(bytes(range(256)) * 50)
     with pytest.raises(BadInput, match="gzip"):

@@ -1,4 +1,5 @@
-"""The process that writes an image's files: the same tree as in this process, and nothing kept of what did not end well."""
+"""The process that writes an image's files: the same tree as in this process, and nothing kept of
+what did not end well."""
 
 from __future__ import annotations
 
@@ -31,18 +32,36 @@ def layer(*members: tuple[str, dict]) -> bytes:
 
 
 BIG = os.urandom(1 << 16) * 700  # more than the whole ring
-LAYERS = [layer(("a/b", {"data": b"one"}), ("a/gone", {"data": b"x"}), ("big", {"data": BIG}), ("ln", {"type": tarfile.SYMTYPE, "linkname": "a/b"})),
-          layer(("a/.wh.gone", {}), ("a/c", {"data": b"two", "mode": 0o755}), ("hard", {"type": tarfile.LNKTYPE, "linkname": "a/c"})),
-          layer()]
+LAYERS = [
+    layer(
+        ("a/b", {"data": b"one"}),
+        ("a/gone", {"data": b"x"}),
+        ("big", {"data": BIG}),
+        ("ln", {"type": tarfile.SYMTYPE, "linkname": "a/b"}),
+    ),
+    layer(
+        ("a/.wh.gone", {}),
+        ("a/c", {"data": b"two", "mode": 0o755}),
+        ("hard", {"type": tarfile.LNKTYPE, "linkname": "a/c"}),
+    ),
+    layer(),
+]
 
 
 def pieces(raw: bytes, size: int = 300_001):
     for at in range(0, len(raw), size):
-        yield raw[at:at + size]
+        yield raw[at : at + size]
 
 
 def tree_of(root):
-    return {str(p.relative_to(root)): (p.lstat().st_mode, p.lstat().st_mtime_ns if not p.is_dir() else 0, p.read_bytes() if p.is_file() else b"") for p in sorted(root.rglob("*"))}
+    return {
+        str(p.relative_to(root)): (
+            p.lstat().st_mode,
+            p.lstat().st_mtime_ns if not p.is_dir() else 0,
+            p.read_bytes() if p.is_file() else b"",
+        )
+        for p in sorted(root.rglob("*"))
+    }
 
 
 @pytest.mark.parametrize("size", [700, 300_001, 3 * SLOT_BYTES + 5])
@@ -56,7 +75,11 @@ def test_the_tree_is_the_one_that_this_process_would_write(tmp_path, size):
             writer.layer(pieces(raw, size if len(raw) < 1 << 20 else max(size, 65_536)))
         facts = writer.commit()
     assert tree_of(tmp_path / "there") == tree_of(tmp_path / "here")
-    assert facts == {"members": tree.members, "written_bytes": tree.written_bytes, "skipped_xattrs": 0}
+    assert facts == {
+        "members": tree.members,
+        "written_bytes": tree.written_bytes,
+        "skipped_xattrs": 0,
+    }
 
 
 def test_nothing_has_its_name_before_the_commit_and_nothing_stays_without_one(tmp_path):
@@ -77,15 +100,19 @@ def test_chunks_that_end_in_an_error_leave_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("bad", "limits", "match"), [
-    (layer(("../out", {"data": b"x"})), Limits(), "climbs"),
-    (layer(("big", {"data": BIG})), Limits(total_bytes=1 << 20), "limit"),
-    (LAYERS[1][:700], Limits(), "sound tar"),
-])
+@pytest.mark.parametrize(
+    ("bad", "limits", "match"),
+    [
+        (layer(("../out", {"data": b"x"})), Limits(), "climbs"),
+        (layer(("big", {"data": BIG})), Limits(total_bytes=1 << 20), "limit"),
+        (LAYERS[1][:700], Limits(), "sound tar"),
+    ],
+)
 def test_what_is_refused_is_raised_here(tmp_path, bad, limits, match):
     with pytest.raises(BadInput, match=match), writing(tmp_path / "root", limits) as writer:
         writer.layer(pieces(bad))
-        writer.layer(pieces(LAYERS[0]))  # more than the ring: the refusal is seen while sending, or at the commit
+        # more than the ring: the refusal is seen while sending, or at the commit
+        writer.layer(pieces(LAYERS[0]))
         writer.commit()
     assert list(tmp_path.iterdir()) == []
 

@@ -22,12 +22,18 @@ def reg(name: str, size: int = 0) -> Entry:
 
 
 def test_an_upper_file_replaces_a_lower_one_and_a_directory_keeps_what_is_in_it():
-    made = layers([Entry("d", "dir", mode=0o700), reg("d/a"), reg("d/b")], [Entry("d", "dir", mode=0o755), reg("d/a", 5)])
+    made = layers(
+        [Entry("d", "dir", mode=0o700), reg("d/a"), reg("d/b")],
+        [Entry("d", "dir", mode=0o755), reg("d/a", 5)],
+    )
     assert made.at("d/a").layer == 1 and made.at("d/b").layer == 0 and made.at("d").mode == 0o755
 
 
 def test_a_whiteout_hides_the_layers_below_and_not_its_own():
-    made = layers([reg("d/a"), reg("d/b"), reg("c")], [reg("d/.wh.a"), reg("d/.wh.b"), reg("d/b"), reg(".wh.c")])
+    made = layers(
+        [reg("d/a"), reg("d/b"), reg("c")],
+        [reg("d/.wh.a"), reg("d/.wh.b"), reg("d/b"), reg(".wh.c")],
+    )
     assert made.at("d/a") is None and made.at("d/b").layer == 1 and made.at("c") is None
 
 
@@ -42,14 +48,31 @@ def test_a_file_over_a_directory_and_a_directory_over_a_file():
 
 
 def test_names_of_one_hard_link_are_one_node_also_when_the_target_comes_later():
-    made = layers([Entry("l2", "hardlink", link="l1"), Entry("l1", "hardlink", link="z"), reg("z", 7)])
-    assert made.at("l1") is made.at("z") is made.at("l2") and made.at("z").nlink == 3 and made.at("z").size == 7
+    made = layers(
+        [Entry("l2", "hardlink", link="l1"), Entry("l1", "hardlink", link="z"), reg("z", 7)]
+    )
+    assert (
+        made.at("l1") is made.at("z") is made.at("l2")
+        and made.at("z").nlink == 3
+        and made.at("z").size == 7
+    )
 
 
 def test_entries_below_a_lower_layers_symlink_land_where_it_leads():
-    made = layers([Entry("bin", "symlink", link="usr/bin"), Entry("usr/bin", "dir"), Entry("abs", "symlink", link="/usr")],
-                  [reg("bin/tool"), reg("abs/x"), Entry("up", "symlink", link="../../.."), reg("up/y")])
-    assert made.at("usr/bin/tool") and made.at("bin").kind == "symlink" and made.at("usr/x") and made.at("y")
+    made = layers(
+        [
+            Entry("bin", "symlink", link="usr/bin"),
+            Entry("usr/bin", "dir"),
+            Entry("abs", "symlink", link="/usr"),
+        ],
+        [reg("bin/tool"), reg("abs/x"), Entry("up", "symlink", link="../../.."), reg("up/y")],
+    )
+    assert (
+        made.at("usr/bin/tool")
+        and made.at("bin").kind == "symlink"
+        and made.at("usr/x")
+        and made.at("y")
+    )
 
 
 def test_a_loop_of_symlinks_ends():
@@ -67,13 +90,27 @@ def test_landmarks_and_tocs_are_not_shown():
 
 
 def test_mount_points_for_a_runtime_are_added_and_change_nothing_that_is_there():
-    made = build([Toc([reg("etc/hosts", 3)], 100, 0)], extra_dirs=["/srv/models", "etc"], extra_files=["etc/hosts", "etc/resolv.conf"])
-    assert made.at("srv/models").kind == "dir" and made.at("etc/hosts").size == 3 and made.at("etc/resolv.conf").size == 0
+    made = build(
+        [Toc([reg("etc/hosts", 3)], 100, 0)],
+        extra_dirs=["/srv/models", "etc"],
+        extra_files=["etc/hosts", "etc/resolv.conf"],
+    )
+    assert (
+        made.at("srv/models").kind == "dir"
+        and made.at("etc/hosts").size == 3
+        and made.at("etc/resolv.conf").size == 0
+    )
 
 
-names = st.sampled_from(["a", "b", "d/a", "d/b", "d", "d/e/f", ".wh.a", "d/.wh.b", "d/.wh..wh..opq", ".wh.d", "l/a"])
-entries = st.builds(lambda name, kind, link: Entry(name, kind, link=link if kind == "symlink" else ""), names,
-                    st.sampled_from(["reg", "dir", "symlink"]), st.sampled_from(["a", "/d", "..", "l", "."]))
+names = st.sampled_from(
+    ["a", "b", "d/a", "d/b", "d", "d/e/f", ".wh.a", "d/.wh.b", "d/.wh..wh..opq", ".wh.d", "l/a"]
+)
+entries = st.builds(
+    lambda name, kind, link: Entry(name, kind, link=link if kind == "symlink" else ""),
+    names,
+    st.sampled_from(["reg", "dir", "symlink"]),
+    st.sampled_from(["a", "/d", "..", "l", "."]),
+)
 
 
 @given(st.lists(st.lists(entries, max_size=8), max_size=4))
@@ -97,13 +134,17 @@ def test_intervals_are_a_set_of_integers(steps, asked):
         model = model | set(range(start, end)) if add else model - set(range(start, end))
     start, end = asked
     assert made.has(start, end) == model.issuperset(range(start, end)) and made.total == len(model)
-    assert {x for a, b in made.missing(start, end) for x in range(a, b)} == set(range(start, end)) - model
+    assert {x for a, b in made.missing(start, end) for x in range(a, b)} == set(
+        range(start, end)
+    ) - model
 
 
 def test_a_blob_knows_what_it_holds_and_another_mount_finds_it(tmp_path):
     blob = BlobStore(tmp_path).open("sha256:" + "a" * 64, 100 * BLOCK)
     blob.write(3 * BLOCK, b"x" * BLOCK)
-    assert blob.own(3 * BLOCK, 4 * BLOCK) and not blob.has(3 * BLOCK, 5 * BLOCK) and not blob.has(0, 1)
+    assert (
+        blob.own(3 * BLOCK, 4 * BLOCK) and not blob.has(3 * BLOCK, 5 * BLOCK) and not blob.has(0, 1)
+    )
     other = BlobStore(tmp_path).open("sha256:" + "a" * 64, 100 * BLOCK)
     assert other.has(3 * BLOCK, 4 * BLOCK) and not other.own(3 * BLOCK, 4 * BLOCK)
     assert other.missing(0, 5 * BLOCK)[0] != []
@@ -124,7 +165,11 @@ def test_the_size_bound_removes_other_images_before_ones_own_bytes(tmp_path):
     store = BlobStore(tmp_path, limit_bytes=80 * BLOCK)
     blob = store.open("sha256:" + "b" * 64, 64 * BLOCK)
     blob.write(0, b"y" * 32 * BLOCK)
-    assert store.keep_bound() >= 16 * BLOCK and store.used_bytes() <= 80 * BLOCK and blob.own(0, 32 * BLOCK)
+    assert (
+        store.keep_bound() >= 16 * BLOCK
+        and store.used_bytes() <= 80 * BLOCK
+        and blob.own(0, 32 * BLOCK)
+    )
 
 
 def test_a_blob_in_use_elsewhere_is_not_removed_and_ones_own_front_is(tmp_path):

@@ -12,38 +12,100 @@ from labkit.core.records import Run, Trial
 from labkit.errors import BadInput
 from labkit.lessons import baseline
 
-PHASES = {"pull": 0.4, "unpack": 8.0, "start": 0.06, "import": 1.4, "context": 0.001, "build": 1.3, "load": 1.6, "warmup": 0.08, "ready": 0.001, "first_token": 0.04}
+PHASES = {
+    "pull": 0.4,
+    "unpack": 8.0,
+    "start": 0.06,
+    "import": 1.4,
+    "context": 0.001,
+    "build": 1.3,
+    "load": 1.6,
+    "warmup": 0.08,
+    "ready": 0.001,
+    "first_token": 0.04,
+}
 
 
-def _run(seed: int, extra: dict[str, float] | None = None, n: int = 5, drift: float = 1.0, noise: float = 0.02, tail: float = 0.0, **host) -> Run:
-    """Log-normal noise on every phase; with `tail`, that share of the phases takes 20 to 100 % longer."""
+def _run(
+    seed: int,
+    extra: dict[str, float] | None = None,
+    n: int = 5,
+    drift: float = 1.0,
+    noise: float = 0.02,
+    tail: float = 0.0,
+    **host,
+) -> Run:
+    """Log-normal noise on every phase; with `tail`, that share of the phases takes 20 to 100 %
+    longer."""
     rng = random.Random(seed)
     trials = []
     for block in range(n):
         long = {p: 1 + (rng.uniform(0.2, 1.0) if rng.random() < tail else 0.0) for p in PHASES}
-        phases = {p: s * drift * long[p] * rng.lognormvariate(0, noise) + (extra or {}).get(p, 0.0) for p, s in PHASES.items()}
-        trials.append(Trial("naive", block, 0, total_s=sum(phases.values()) + 0.01, phases=phases, cache={"state": "cold"}))
+        phases = {
+            p: s * drift * long[p] * rng.lognormvariate(0, noise) + (extra or {}).get(p, 0.0)
+            for p, s in PHASES.items()
+        }
+        trials.append(
+            Trial(
+                "naive",
+                block,
+                0,
+                total_s=sum(phases.values()) + 0.01,
+                phases=phases,
+                cache={"state": "cold"},
+            )
+        )
     arms = [{"name": "naive", "stack": {}, "scenario": "warm-node", "link": "loopback"}]
-    return Run("x", "2024-01-01", {"id": "one", **host}, {"arms": arms, "preset": "small"}, {}, tuple(trials))
+    return Run(
+        "x",
+        "2024-01-01",
+        {"id": "one", **host},
+        {"arms": arms, "preset": "small"},
+        {},
+        tuple(trials),
+    )
 
 
 def _false_alarms(reruns: int, **how) -> int:
-    return sum(bool(baseline.regressions([_run(2 * seed, **how)], [_run(2 * seed + 1, **how)])) for seed in range(reruns))
+    return sum(
+        bool(baseline.regressions([_run(2 * seed, **how)], [_run(2 * seed + 1, **how)]))
+        for seed in range(reruns)
+    )
 
 
 def test_a_planted_slowdown_is_named_by_its_phase():
     found = baseline.regressions([_run(1)], [_run(2, {"load": 0.2})])
-    assert len(found) == 1 and found[0].startswith("naive (warm-node, loopback, small, cold): load took") and "import took" not in found[0]
+    assert (
+        len(found) == 1
+        and found[0].startswith("naive (warm-node, loopback, small, cold): load took")
+        and "import took" not in found[0]
+    )
 
 
 def test_200_ms_on_a_load_of_1_6_s_are_caught_in_nine_of_ten_reruns_of_five_trials():
-    caught = [baseline.regressions([_run(2 * seed)], [_run(2 * seed + 1, {"load": 0.2})]) for seed in range(60)]
-    assert sum(bool(c) and "load took" in c[0] for c in caught) >= 54 and not any("import took" in line for c in caught for line in c)
+    caught = [
+        baseline.regressions([_run(2 * seed)], [_run(2 * seed + 1, {"load": 0.2})])
+        for seed in range(60)
+    ]
+    assert sum(bool(c) and "load took" in c[0] for c in caught) >= 54 and not any(
+        "import took" in line for c in caught for line in c
+    )
 
 
-@pytest.mark.parametrize("how", [{"noise": 0.02}, {"noise": 0.05}, {"noise": 0.15}, {"noise": 0.05, "tail": 0.1}, {"noise": 0.05, "n": 12}], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"noise": 0.02},
+        {"noise": 0.05},
+        {"noise": 0.15},
+        {"noise": 0.05, "tail": 0.1},
+        {"noise": 0.05, "n": 12},
+    ],
+    ids=str,
+)
 def test_ten_clean_reruns_raise_an_alarm_in_fewer_than_one_case_of_twenty(how):
-    assert _false_alarms(120, **how) <= 2  # 0.5 % a rerun is 5 % in ten; 2 of 120 is chance at that rate, 3 is not
+    # 0.5 % a rerun is 5 % in ten; 2 of 120 is chance at that rate, 3 is not
+    assert _false_alarms(120, **how) <= 2
 
 
 def test_a_machine_a_little_slower_in_every_phase_is_said_and_raises_no_alarm():
@@ -62,7 +124,11 @@ def test_a_slow_phase_is_named_on_a_slower_machine_too():
 
 def test_a_verdict_says_what_it_could_not_have_seen():
     noisy = baseline.judge([_run(1, noise=0.15)], [_run(2, {"load": 0.2}, noise=0.15)])
-    assert not noisy.slower and "a loss would have shown from" in noisy.visible[0] and "trials" in noisy.visible[0]
+    assert (
+        not noisy.slower
+        and "a loss would have shown from" in noisy.visible[0]
+        and "trials" in noisy.visible[0]
+    )
     assert noisy.shifts["naive (warm-node, loopback, small, cold)"]["load"].visible_s > 0.2
 
 
@@ -88,7 +154,21 @@ def test_another_host_is_never_compared(other):
         baseline.regressions([_run(1)], [replace(_run(2), host=other)])
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "3", "null", '["trials"]', '{"baseline": 3}', '{"baseline": [null]}', '{"baseline": [{"trials": [{"oops": 1}]}]}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "[]",
+        "3",
+        "null",
+        '["trials"]',
+        '{"baseline": 3}',
+        '{"baseline": [null]}',
+        '{"baseline": [{"trials": [{"oops": 1}]}]}',
+        "[" * 100_000,
+    ],
+)
 def test_a_damaged_baseline_is_refused(tmp_path, text):
     path = tmp_path / "b.json"
     path.write_text(text)
@@ -101,12 +181,24 @@ def test_a_damaged_run_of_a_baseline_is_named_by_its_place(tmp_path):
     doc = json.loads(path.read_text())
     doc["baseline"][1]["trials"][2]["phases"]["load"] = -1.2
     path.write_text(json.dumps(doc))
-    with pytest.raises(BadInput, match=r"baseline\[1\] is a damaged run record: trials\[2\]\.phases\.load: -1\.2 is not a time"):
+    with pytest.raises(
+        BadInput,
+        match=(
+            r"baseline\[1\] is a damaged run record: trials\[2\]\.phases\.load: -1\.2 is not a time"
+        ),
+    ):
         baseline.read(path)
 
 
 def test_what_keeps_a_stack_from_its_baseline_is_named():
     other = replace(_run(2), experiment={**_run(2).experiment, "conditions": {"timeout_s": 5.0}})
     with pytest.raises(BadInput) as caught:
-        baseline.judge([replace(_run(1), experiment={**_run(1).experiment, "conditions": {"timeout_s": 300.0}})], [other])
+        baseline.judge(
+            [
+                replace(
+                    _run(1), experiment={**_run(1).experiment, "conditions": {"timeout_s": 300.0}}
+                )
+            ],
+            [other],
+        )
     assert "timeout_s: 300.0 against 5.0" in caught.value.why

@@ -29,11 +29,23 @@ def test_links_between_notebooks_lead_somewhere(path):
         if cell["cell_type"] == "markdown":
             for target in re.findall(r"\]\(([\w./-]+\.(?:ipynb|md))\)", cell["source"]):
                 # A link may lead to a notebook that the design names and another change brings.
-                assert (path.parent / target).resolve().exists() or Path(target).stem in PLANNED, target
+                assert (path.parent / target).resolve().exists() or Path(target).stem in PLANNED, (
+                    target
+                )
 
 
-PLANNED = {"00_start_here", "01_anatomy", "02_image_pull", "03_lazy_pull", "04_model_formats", "05_streaming", "06_gpu_init", "07_checkpoints",
-           "08_stacking", "09_decide"}
+PLANNED = {
+    "00_start_here",
+    "01_anatomy",
+    "02_image_pull",
+    "03_lazy_pull",
+    "04_model_formats",
+    "05_streaming",
+    "06_gpu_init",
+    "07_checkpoints",
+    "08_stacking",
+    "09_decide",
+}
 
 
 def _spoiled(path: Path, tmp_path: Path) -> Path:
@@ -74,30 +86,62 @@ def _code(doc):
     return [c for c in doc["cells"] if c["cell_type"] == "code"]
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    (lambda d: _code(d)[1].update(source="\n".join(f"a{i} = {i}" for i in range(16))), "16 lines of code"),
-    (lambda d: _code(d)[0].update(metadata={}), "0 cells tagged"),
-    (lambda d: _code(d)[1].update(metadata={"tags": ["parameters"]}), "2 cells tagged"),
-    (lambda d: _code(d)[1].update(metadata={"tags": ["oops"]}), "unknown tag oops"),
-    (lambda d: _code(d)[1].update(source="def ("), "does not parse"),
-    (lambda d: _code(d)[0].update(source="blocks = len([])"), "not a plain value"),
-    (lambda d: _code(d)[0].update(source="import os"), "is not `name = value`"),
-    (lambda d: d["metadata"]["labkit"].pop("minutes"), "labkit.minutes is missing"),
-    (lambda d: d["metadata"]["labkit"]["presets"]["ci"].update(nothing=1), "parameters that do not exist: nothing"),
-    (lambda d: d["cells"].pop(0), "the first cell is the title"),
-    (lambda d: _code(d)[1].update(metadata={"tags": ["exercise"], "labkit": {"exercise": "start.no_such"}}), "does not hold"),
-    (lambda d: _code(d)[1].update(metadata={"tags": ["exercise"]}), "without metadata labkit.exercise"),
-    (lambda d: [c.update(source="pass") for c in _code(d) if "check(" in c["source"]], "no later cell calls check"),
-])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda d: _code(d)[1].update(source="\n".join(f"a{i} = {i}" for i in range(16))),
+            "16 lines of code",
+        ),
+        (lambda d: _code(d)[0].update(metadata={}), "0 cells tagged"),
+        (lambda d: _code(d)[1].update(metadata={"tags": ["parameters"]}), "2 cells tagged"),
+        (lambda d: _code(d)[1].update(metadata={"tags": ["oops"]}), "unknown tag oops"),
+        (lambda d: _code(d)[1].update(source="def ("), "does not parse"),
+        (lambda d: _code(d)[0].update(source="blocks = len([])"), "not a plain value"),
+        (lambda d: _code(d)[0].update(source="import os"), "is not `name = value`"),
+        (lambda d: d["metadata"]["labkit"].pop("minutes"), "labkit.minutes is missing"),
+        (
+            lambda d: d["metadata"]["labkit"]["presets"]["ci"].update(nothing=1),
+            "parameters that do not exist: nothing",
+        ),
+        (lambda d: d["cells"].pop(0), "the first cell is the title"),
+        (
+            lambda d: _code(d)[1].update(
+                metadata={"tags": ["exercise"], "labkit": {"exercise": "start.no_such"}}
+            ),
+            "does not hold",
+        ),
+        (
+            lambda d: _code(d)[1].update(metadata={"tags": ["exercise"]}),
+            "without metadata labkit.exercise",
+        ),
+        (
+            lambda d: [c.update(source="pass") for c in _code(d) if "check(" in c["source"]],
+            "no later cell calls check",
+        ),
+    ],
+)
 def test_what_has_no_single_right_form_is_named(tmp_path, change, said):
     assert any(said in what for what in _look(tmp_path, change))
 
 
 @given(st.text(max_size=60))
 def test_canonical_form_is_a_fixed_point_for_any_source(source):
-    doc = {"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": [
-        {"cell_type": "markdown", "metadata": {"x": 1}, "source": source},
-        {"cell_type": "code", "metadata": {"tags": ["b", "a"]}, "source": source, "outputs": [{}], "execution_count": 7}]}
+    doc = {
+        "nbformat": 4,
+        "nbformat_minor": 4,
+        "metadata": {},
+        "cells": [
+            {"cell_type": "markdown", "metadata": {"x": 1}, "source": source},
+            {
+                "cell_type": "code",
+                "metadata": {"tags": ["b", "a"]},
+                "source": source,
+                "outputs": [{}],
+                "execution_count": 7,
+            },
+        ],
+    }
     before = copy.deepcopy(doc)
     once = canonical.canonical(doc)
     assert doc == before and canonical.canonical(once) == once
@@ -111,7 +155,10 @@ def test_what_is_no_notebook_is_refused(tmp_path, text):
         canonical.load(path)
 
 
-@pytest.mark.parametrize(("text", "pair"), [("a=1", ("a", "1")), ("label=a=b", ("label", "a=b")), (" blocks =2", ("blocks", "2"))])
+@pytest.mark.parametrize(
+    ("text", "pair"),
+    [("a=1", ("a", "1")), ("label=a=b", ("label", "a=b")), (" blocks =2", ("blocks", "2"))],
+)
 def test_a_parameter_may_hold_equals_signs(text, pair):
     assert execute.parse_parameter(text) == pair
 
@@ -124,7 +171,10 @@ def test_what_is_no_parameter_is_refused(text):
 
 def test_parameters_are_read_with_the_type_of_their_default():
     path = ROOT / "tests" / "notebooks" / "fixtures" / "passes.ipynb"
-    assert execute.parameters_for(path, "", {"blocks": "3", "label": "7"}) == {"blocks": 3, "label": "7"}
+    assert execute.parameters_for(path, "", {"blocks": "3", "label": "7"}) == {
+        "blocks": 3,
+        "label": "7",
+    }
     assert execute.parameters_for(path, "ci", {}) == {"blocks": 2}
     with pytest.raises(BadInput, match="has no parameter 'lable'"):
         execute.parameters_for(path, "", {"lable": "x"})

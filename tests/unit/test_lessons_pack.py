@@ -21,8 +21,15 @@ def unpacked(tmp_path_factory):
     from labkit.core.workspace import Workspace
 
     folder = tmp_path_factory.mktemp("pack")
-    made = pack.pack(folder / "w.tar", presets=["tiny"], image=False, wheels=False, records=[ROOT / "data" / "fixtures" / "fixture_naive.json"],
-                     workspace=Workspace.at(folder / "home"), say=lambda _: None)
+    made = pack.pack(
+        folder / "w.tar",
+        presets=["tiny"],
+        image=False,
+        wheels=False,
+        records=[ROOT / "data" / "fixtures" / "fixture_naive.json"],
+        workspace=Workspace.at(folder / "home"),
+        say=lambda _: None,
+    )
     assert made.size_bytes == (folder / "w.tar").stat().st_size
     with tarfile.open(folder / "w.tar") as archive:
         archive.extractall(folder / "out", filter="data")
@@ -31,7 +38,13 @@ def unpacked(tmp_path_factory):
 
 def test_an_unpacked_archive_verifies_and_holds_the_lab(unpacked):
     assert pack.verify(unpacked) > 100
-    for name in ("unpack.sh", "lab/pyproject.toml", "lab/labkit/__init__.py", "lab/notebooks/01_anatomy.ipynb", "records/fixture_naive.json"):
+    for name in (
+        "unpack.sh",
+        "lab/pyproject.toml",
+        "lab/labkit/__init__.py",
+        "lab/notebooks/01_anatomy.ipynb",
+        "records/fixture_naive.json",
+    ):
         assert (unpacked / name).exists(), name
     assert list((unpacked / "models").glob("tiny*/*.safetensors"))
     assert not list(unpacked.rglob("__pycache__")) and not list(unpacked.rglob(".git"))
@@ -47,8 +60,16 @@ def test_the_set_up_script_refuses_another_python_in_words(unpacked, tmp_path):
     fake = tmp_path / "python"
     fake.write_text("#!/bin/sh\nexit 1\n")
     fake.chmod(0o755)
-    done = subprocess.run(["bash", str(unpacked / "unpack.sh")], env={"PATH": "/usr/bin:/bin", "PYTHON": str(fake)}, capture_output=True, text=True)
-    assert done.returncode == 2 and f"packed for Python {sys.version_info[0]}.{sys.version_info[1]}" in done.stdout
+    done = subprocess.run(
+        ["bash", str(unpacked / "unpack.sh")],
+        env={"PATH": "/usr/bin:/bin", "PYTHON": str(fake)},
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        done.returncode == 2
+        and f"packed for Python {sys.version_info[0]}.{sys.version_info[1]}" in done.stdout
+    )
 
 
 def test_a_changed_or_missing_file_is_named(unpacked):
@@ -67,7 +88,17 @@ def test_a_changed_or_missing_file_is_named(unpacked):
     assert "lab/README.md" in manifest["files"]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": {"a": {}}}', '{"files": {"../x": {"sha256": "0", "size_bytes": 0}}}', '{"files": {"/etc/passwd": {"sha256": "0", "size_bytes": 1}}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"files": {"a": {}}}',
+        '{"files": {"../x": {"sha256": "0", "size_bytes": 0}}}',
+        '{"files": {"/etc/passwd": {"sha256": "0", "size_bytes": 1}}}',
+    ],
+)
 def test_a_hostile_or_torn_manifest_is_refused(tmp_path, text):
     (tmp_path / "MANIFEST.json").write_text(text)
     with pytest.raises(BadInput):
@@ -79,7 +110,14 @@ def test_a_record_that_is_none_is_refused_before_anything_is_written(tmp_path):
 
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(BadInput):
-        pack.pack(tmp_path / "w.tar", presets=[], image=False, wheels=False, records=[tmp_path / "bad.json"], workspace=Workspace.at(tmp_path / "home"))
+        pack.pack(
+            tmp_path / "w.tar",
+            presets=[],
+            image=False,
+            wheels=False,
+            records=[tmp_path / "bad.json"],
+            workspace=Workspace.at(tmp_path / "home"),
+        )
     assert not (tmp_path / "w.tar").exists()
 
 
@@ -91,12 +129,22 @@ def test_a_packed_image_is_used_as_it_is(tmp_path, monkeypatch):
     layout = oci.Layout.create(home.images / "subject").path
     (layout / "built").mkdir()
     (layout / "built" / "app-1.json").write_text("{}")
-    monkeypatch.setattr(build, "ensure_image", lambda space, keep=build.ensure_image, **k: (layout, build.REFERENCE) if space is home else keep(space, **k))
-    pack.pack(tmp_path / "w.tar", presets=[], image=True, wheels=False, workspace=home, say=lambda _: None)
+    monkeypatch.setattr(
+        build,
+        "ensure_image",
+        lambda space, keep=build.ensure_image, **k: (
+            (layout, build.REFERENCE) if space is home else keep(space, **k)
+        ),
+    )
+    pack.pack(
+        tmp_path / "w.tar", presets=[], image=True, wheels=False, workspace=home, say=lambda _: None
+    )
     with tarfile.open(tmp_path / "w.tar") as archive:
         archive.extractall(tmp_path / "out", filter="data")
     packed = tmp_path / "out" / pack.TOP / "images"
-    assert (packed / "subject" / build.AS_PACKED).exists() and not (packed / "subject" / "built").exists()
+    assert (packed / "subject" / build.AS_PACKED).exists() and not (
+        packed / "subject" / "built"
+    ).exists()
     packed.rename(there.root / "images-packed")
     there.images.rmdir()
     (there.root / "images-packed").rename(there.root / "images")
@@ -119,7 +167,9 @@ def test_minutes_come_from_the_notebook_itself():
 
 
 def test_a_schedule_reads_as_a_table():
-    text = syllabus.schedule((syllabus.Part("00_start_here", "must"), syllabus.Pause(10)), start="13:30", slack=0.0).text
+    text = syllabus.schedule(
+        (syllabus.Part("00_start_here", "must"), syllabus.Pause(10)), start="13:30", slack=0.0
+    ).text
     assert "13:30" in text and "14:00" in text and "break" in text
 
 
@@ -129,19 +179,38 @@ def _result(name: str, seconds: float, outcome: str = "ok"):
     return Result(name, outcome, seconds)
 
 
-def test_measured_seconds_of_one_host_add_up_and_the_defaults_count_before_a_preset(tmp_path, monkeypatch):
+def test_measured_seconds_of_one_host_add_up_and_the_defaults_count_before_a_preset(
+    tmp_path, monkeypatch
+):
     (tmp_path / "syllabi").mkdir()
     path = tmp_path / "syllabi" / "measured.json"
     monkeypatch.setattr(syllabus, "folder", lambda: tmp_path)
-    syllabus.save_measured(path, [_result("00_start_here", 20.04), _result("01_anatomy", 30.0), _result("02_image_pull", 9, "failed")], "ci")
+    syllabus.save_measured(
+        path,
+        [
+            _result("00_start_here", 20.04),
+            _result("01_anatomy", 30.0),
+            _result("02_image_pull", 9, "failed"),
+        ],
+        "ci",
+    )
     syllabus.save_measured(path, [_result("01_anatomy", 200.0)], "")
-    assert [syllabus.machine_s(n) for n in ("00_start_here", "01_anatomy", "02_image_pull")] == [(20.0, "ci"), (200.0, "defaults"), (None, "")]
+    assert [syllabus.machine_s(n) for n in ("00_start_here", "01_anatomy", "02_image_pull")] == [
+        (20.0, "ci"),
+        (200.0, "defaults"),
+        (None, ""),
+    ]
     monkeypatch.setattr("labkit.core.host.card", lambda: {"title": "another machine"})
     syllabus.save_measured(path, [_result("00_start_here", 5.0)], "ci")
-    assert syllabus.machine_s("01_anatomy") == (None, "") and syllabus.machine_s("00_start_here") == (5.0, "ci")
+    assert syllabus.machine_s("01_anatomy") == (None, "") and syllabus.machine_s(
+        "00_start_here"
+    ) == (5.0, "ci")
 
 
 def test_a_whole_notebook_never_gets_fewer_minutes_than_its_machine_took(monkeypatch):
     monkeypatch.setattr(syllabus, "machine_s", lambda name: (3600.0, syllabus.DEFAULTS))
-    whole, part = syllabus.Part("00_start_here", "must"), syllabus.Part("00_start_here", "must", "section 1", 10)
+    whole, part = (
+        syllabus.Part("00_start_here", "must"),
+        syllabus.Part("00_start_here", "must", "section 1", 10),
+    )
     assert [m for _, m in syllabus.planned((whole, part), 0.1)] == [66, 11]

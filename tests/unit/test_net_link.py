@@ -27,7 +27,11 @@ def test_every_preset_says_where_its_figures_come_from_and_survives_its_own_text
 def test_the_spec_of_any_link_reads_back_as_the_same_limits():
     made = link.parse("rate=1gbit,connection=50MB/s,first_byte=30ms")
     again = link.parse(made.spec)
-    assert (again.rate_bytes_per_s, again.connection_bytes_per_s, again.first_byte_s) == (125e6, 50e6, 0.03)
+    assert (again.rate_bytes_per_s, again.connection_bytes_per_s, again.first_byte_s) == (
+        125e6,
+        50e6,
+        0.03,
+    )
     assert "emulated" in made.label and "30 ms" in made.label
 
 
@@ -36,7 +40,10 @@ def test_a_preset_can_be_changed_in_one_field():
     assert (made.rate_bytes_per_s, made.first_byte_s) == (125e6, 0.005)
 
 
-@pytest.mark.parametrize("text", ["1gbot", "rate=fast", "rate=0bit", "rate=1gbit,colour=red", "first_byte=30", "=", "rate"])
+@pytest.mark.parametrize(
+    "text",
+    ["1gbot", "rate=fast", "rate=0bit", "rate=1gbit,colour=red", "first_byte=30", "=", "rate"],
+)
 def test_nonsense_is_refused_with_a_fix(text):
     with pytest.raises(BadInput):
         link.parse(text)
@@ -81,7 +88,10 @@ def test_idle_time_is_not_saved_up(clock):
 def test_the_link_never_carries_more_than_its_rate_since_it_became_busy(slices):
     now = [0.0]
     saved = link.time.monotonic, link.time.sleep
-    link.time.monotonic, link.time.sleep = (lambda: now[0]), (lambda s: now.__setitem__(0, now[0] + s))
+    link.time.monotonic, link.time.sleep = (
+        (lambda: now[0]),
+        (lambda s: now.__setitem__(0, now[0] + s)),
+    )
     try:
         sent = 0
         with link.Pacer(link.parse("5MB/s")).lane() as lane:
@@ -114,12 +124,18 @@ def test_the_same_seed_hits_the_same_requests_in_any_order():
 
 def test_nth_hits_exactly_one_matching_request():
     drawn = faults.parse(["reset:nth=2,path=/blobs/"])
-    hits = [bool(drawn.draw("GET", p, size_bytes=9)) for p in ("/blobs/a", "/tags", "/blobs/b", "/blobs/c")]
+    hits = [
+        bool(drawn.draw("GET", p, size_bytes=9))
+        for p in ("/blobs/a", "/tags", "/blobs/b", "/blobs/c")
+    ]
     assert hits == [False, False, True, False]
     assert drawn.hits == {"reset": 1}
 
 
-@pytest.mark.parametrize("text", ["teapot:rate=1", "503", "503:rate=2", "reset:nth=x", "reset:nth=1,colour=red", "503:rate"])
+@pytest.mark.parametrize(
+    "text",
+    ["teapot:rate=1", "503", "503:rate=2", "reset:nth=x", "reset:nth=1,colour=red", "503:rate"],
+)
 def test_a_fault_that_says_nothing_is_refused(text):
     with pytest.raises(BadInput):
         faults.parse([text])

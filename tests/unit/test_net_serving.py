@@ -1,4 +1,5 @@
-"""Servers as processes of their own: they come up, answer, and go – with the block, with the parent, with the ledger."""
+"""Servers as processes of their own: they come up, answer, and go – with the block, with the
+parent, with the ledger."""
 
 from __future__ import annotations
 
@@ -16,7 +17,10 @@ from labkit.net.serving import serving, serving_registry, serving_store
 
 def test_both_kinds_come_up_count_and_end_with_the_block(tmp_path, workspace):
     with Ledger.open(workspace, watch=False) as ledger:
-        with serving_registry(tmp_path / "r", ledger=ledger, link="200mbit") as registry, serving_store(tmp_path / "s", ledger=ledger) as store:
+        with (
+            serving_registry(tmp_path / "r", ledger=ledger, link="200mbit") as registry,
+            serving_store(tmp_path / "s", ledger=ledger) as store,
+        ):
             assert {e["target"] for e in open_entries(ledger.path)} == {registry.pid, store.pid}
             assert (registry.stats()["link"], store.stats()["requests"]) == ("200mbit", 0)
             assert store.env["AWS_ENDPOINT_URL"] == store.url
@@ -41,8 +45,13 @@ def test_a_server_that_cannot_start_says_why(tmp_path):
 
 
 def test_a_server_ends_when_its_parent_is_killed(tmp_path):
-    code = ("import sys, time\nfrom labkit.net.serving import serving\nwith serving('store', sys.argv[1]) as served:\n print(served.pid, flush=True)\n time.sleep(60)")
-    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    code = (
+        "import sys, time\nfrom labkit.net.serving import serving\nwith serving('store',"
+        " sys.argv[1]) as served:\n print(served.pid, flush=True)\n time.sleep(60)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     assert parent.stdout
     pid = int(parent.stdout.readline())
     born = start_time(pid)
@@ -60,7 +69,14 @@ def test_pulls_of_a_tiny_image_are_compared_with_floors_and_evidence(tmp_path, m
     monkeypatch.setenv("LABKIT_HOME", str(tmp_path / "home"))
     from labkit.bench.pull import compare_pulls
 
-    doc = compare_pulls("registry-one-stream", "object-pull", "object-pull-none", image="tiny", link="loopback", blocks=1)
+    doc = compare_pulls(
+        "registry-one-stream",
+        "object-pull",
+        "object-pull-none",
+        image="tiny",
+        link="loopback",
+        blocks=1,
+    )
     rows = {r["arm"]: r for r in doc["results"]}
     assert all(r["n"] == 1 and not r["failed"] and r["floor_s"] > 0 for r in rows.values())
     assert {"object-pull_vs_floor", "object-pull-none_vs_object-pull"} <= set(doc["ratios"])

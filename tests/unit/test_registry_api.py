@@ -59,7 +59,10 @@ def test_an_upload_in_chunks_goes_on_where_it_was(registry):
     assert call(registry, "GET", place)[1]["range"] == "0-999"
     assert call(registry, "PATCH", place, data[1000:20000], Content_Range="1000-19999")[0] == 202
     assert call(registry, "PUT", f"{place}?digest={digest(data)}", data[20000:])[0] == 201
-    assert call(registry, "GET", f"/v2/lab/x/blobs/{digest(data)}", Range="bytes=999-1001")[2] == data[999:1002]
+    assert (
+        call(registry, "GET", f"/v2/lab/x/blobs/{digest(data)}", Range="bytes=999-1001")[2]
+        == data[999:1002]
+    )
 
 
 def test_an_upload_survives_a_restart_of_the_registry(tmp_path):
@@ -82,22 +85,43 @@ def test_bytes_of_another_digest_never_get_its_name(registry):
 def test_a_blob_belongs_to_its_repositories_until_mounted_into_another(registry):
     assert upload(registry, b"layer") == 201
     assert call(registry, "HEAD", f"/v2/lab/y/blobs/{digest(b'layer')}")[0] == 404
-    assert call(registry, "POST", f"/v2/lab/y/blobs/uploads/?mount={digest(b'layer')}&from=lab/x")[0] == 201
+    assert (
+        call(registry, "POST", f"/v2/lab/y/blobs/uploads/?mount={digest(b'layer')}&from=lab/x")[0]
+        == 201
+    )
     assert call(registry, "HEAD", f"/v2/lab/y/blobs/{digest(b'layer')}")[1]["content-length"] == "5"
-    assert call(registry, "POST", f"/v2/lab/y/blobs/uploads/?mount={digest(b'absent')}&from=lab/x")[0] == 202
+    assert (
+        call(registry, "POST", f"/v2/lab/y/blobs/uploads/?mount={digest(b'absent')}&from=lab/x")[0]
+        == 202
+    )
 
 
 def test_a_manifest_needs_its_blobs_and_then_has_tags(registry):
     upload(registry, b"{}")
-    doc = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": {"mediaType": oci.CONFIG, "digest": digest(b"{}"), "size": 2}, "layers": []}
-    bad = json.dumps({**doc, "layers": [{"mediaType": oci.LAYER, "digest": digest(b"no"), "size": 2}]}).encode()
+    doc = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": oci.CONFIG, "digest": digest(b"{}"), "size": 2},
+        "layers": [],
+    }
+    bad = json.dumps(
+        {**doc, "layers": [{"mediaType": oci.LAYER, "digest": digest(b"no"), "size": 2}]}
+    ).encode()
     good = json.dumps(doc).encode()
     assert call(registry, "PUT", "/v2/lab/x/manifests/v1", bad)[0] == 400
     assert call(registry, "PUT", f"/v2/lab/x/manifests/{digest(b'another')}", good)[0] == 400
     for tag in ("v1", "v2", "v3"):
-        assert call(registry, "PUT", f"/v2/lab/x/manifests/{tag}", good, Content_Type=oci.MANIFEST)[0] == 201
+        assert (
+            call(registry, "PUT", f"/v2/lab/x/manifests/{tag}", good, Content_Type=oci.MANIFEST)[0]
+            == 201
+        )
     status, headers, raw = call(registry, "GET", "/v2/lab/x/manifests/v2")
-    assert (status, raw, headers["content-type"], headers["docker-content-digest"]) == (200, good, oci.MANIFEST, digest(good))
+    assert (status, raw, headers["content-type"], headers["docker-content-digest"]) == (
+        200,
+        good,
+        oci.MANIFEST,
+        digest(good),
+    )
     _, headers, raw = call(registry, "GET", "/v2/lab/x/tags/list?n=2")
     assert json.loads(raw)["tags"] == ["v1", "v2"] and "last=v2" in headers["link"]
     assert json.loads(call(registry, "GET", "/v2/lab/x/tags/list?n=2&last=v2")[2])["tags"] == ["v3"]
@@ -115,8 +139,19 @@ def test_a_layout_is_published_by_link_and_can_be_pulled_while_serving(registry,
     assert publish_image(registry.app.root, layout.path, REFERENCE)["kept"] == 5
 
 
-@pytest.mark.parametrize("path", ["/v2/../../etc/passwd", "/v2/lab/x/blobs/sha256:../../x", "/v2/LAB/manifests/x", "/v2/lab/x/manifests/..", "/v2/lab/x/blobs/md5:00",
-                                  "/v2/lab/x/blobs/uploads/../../blobs", "/v2/%2e%2e/manifests/x", "/nothing"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v2/../../etc/passwd",
+        "/v2/lab/x/blobs/sha256:../../x",
+        "/v2/LAB/manifests/x",
+        "/v2/lab/x/manifests/..",
+        "/v2/lab/x/blobs/md5:00",
+        "/v2/lab/x/blobs/uploads/../../blobs",
+        "/v2/%2e%2e/manifests/x",
+        "/nothing",
+    ],
+)
 def test_no_path_leads_out(registry, path):
     assert call(registry, "GET", path)[0] in (400, 404)
 
@@ -134,7 +169,7 @@ def test_publishing_what_is_no_layout_is_bad_input(tmp_path):
         publish_image(tmp_path / "r", tmp_path, "lab/x:latest")
 
 
-# -- images in a bucket -----------------------------------------------------------------------------------------------
+# -- images in a bucket ----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -149,8 +184,18 @@ def pull(server, prefix, root, scratch, **options):
 
 
 def tree(root):
-    return {str(p.relative_to(root)): (p.lstat().st_mode, p.lstat().st_size if p.is_file() else 0, hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() and not p.is_symlink() else "")
-            for p in sorted(root.rglob("*"))}
+    return {
+        str(p.relative_to(root)): (
+            p.lstat().st_mode,
+            p.lstat().st_size if p.is_file() else 0,
+            (
+                hashlib.sha256(p.read_bytes()).hexdigest()
+                if p.is_file() and not p.is_symlink()
+                else ""
+            ),
+        )
+        for p in sorted(root.rglob("*"))
+    }
 
 
 def test_every_codec_unpacks_to_the_same_tree(bucket, layout, tmp_path):
@@ -167,14 +212,22 @@ def test_every_codec_unpacks_to_the_same_tree(bucket, layout, tmp_path):
 
 
 def test_recompressing_twice_gives_the_same_digests(layout, tmp_path):
-    made = [push.recompress(layout, REFERENCE, oci.Layout.create(tmp_path / n), "zstd").as_bytes() for n in "ab"]
+    made = [
+        push.recompress(layout, REFERENCE, oci.Layout.create(tmp_path / n), "zstd").as_bytes()
+        for n in "ab"
+    ]
     assert made[0] == made[1]
 
 
 def test_a_push_sends_only_what_is_missing(bucket, layout):
     with objectpull.open_bucket("s3://lab/pushed", environment(bucket.url)) as target:
         first, second = (push.push(layout, REFERENCE, target) for _ in range(2))
-    assert (first["sent_blobs"], first["there"], second["sent_blobs"], second["there"]) == (4, 0, 0, 4)
+    assert (first["sent_blobs"], first["there"], second["sent_blobs"], second["there"]) == (
+        4,
+        0,
+        0,
+        4,
+    )
 
 
 def test_one_corrupt_answer_is_fetched_again_and_two_are_refused(bucket, layout, tmp_path):
@@ -193,13 +246,20 @@ def test_one_corrupt_answer_is_fetched_again_and_two_are_refused(bucket, layout,
 def test_a_killed_pull_goes_on_where_it_was(bucket, layout, tmp_path):
     push.publish_objects(bucket.app.disk.root, layout, REFERENCE)
     pull(bucket, "images", tmp_path / "root", tmp_path / "scratch", keep_blobs=True)
-    largest = max((p for p in (tmp_path / "scratch").iterdir() if not p.suffix), key=lambda p: p.stat().st_size)
+    largest = max(
+        (p for p in (tmp_path / "scratch").iterdir() if not p.suffix),
+        key=lambda p: p.stat().st_size,
+    )
     journal = largest.with_name(largest.name + ".parts")
     journal.write_bytes(journal.read_bytes().split(b"\n")[0] + b"\n12 torn")
     bucket.counters.clear()
     facts = pull(bucket, "images", tmp_path / "again", tmp_path / "scratch")
     assert tree(tmp_path / "again") == tree(tmp_path / "root")
-    sent = sum(c["bytes_sent"] for path, c in bucket.counters.as_json()["by_path"].items() if path.endswith(largest.name))
+    sent = sum(
+        c["bytes_sent"]
+        for path, c in bucket.counters.as_json()["by_path"].items()
+        if path.endswith(largest.name)
+    )
     assert sent == largest_size(layout) - 50_000 and facts["resumed_bytes"] > 0
 
 
@@ -222,10 +282,31 @@ def test_a_layer_that_unpacks_to_something_else_is_refused(bucket, layout, tmp_p
 
 def manifest_of(registry, **more):
     upload(registry, b"config")
-    return json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": {"digest": digest(b"config"), "size": 6}, "layers": [], **more}).encode()
+    return json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": {"digest": digest(b"config"), "size": 6},
+            "layers": [],
+            **more,
+        }
+    ).encode()
 
 
-@pytest.mark.parametrize("kind", ["text/html\r\nX-Injected: 1", "a/b\n", "日本/x", "", "no-slash", 5, None, ["a/b"], "a/" + "b" * 500])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "text/html\r\nX-Injected: 1",
+        "a/b\n",
+        "日本/x",
+        "",
+        "no-slash",
+        5,
+        None,
+        ["a/b"],
+        "a/" + "b" * 500,
+    ],
+)
 def test_a_manifest_cannot_say_that_it_is_a_header(registry, kind):
     """Its media type becomes the Content-Type of every answer that holds it."""
     raw = manifest_of(registry, mediaType=kind)
@@ -233,15 +314,33 @@ def test_a_manifest_cannot_say_that_it_is_a_header(registry, kind):
     assert call(registry, "GET", "/v2/lab/x/manifests/latest")[0] == 404
 
 
-@pytest.mark.parametrize("subject", [{"digest": "sha256:x\r\nX-Injected: 1"}, {"digest": 5}, {"digest": ["a"]}, {}, "x", 5, ["digest"]])
+@pytest.mark.parametrize(
+    "subject",
+    [
+        {"digest": "sha256:x\r\nX-Injected: 1"},
+        {"digest": 5},
+        {"digest": ["a"]},
+        {},
+        "x",
+        5,
+        ["digest"],
+    ],
+)
 def test_a_manifests_subject_is_a_digest_or_refused(registry, subject):
-    status, headers, _ = call(registry, "PUT", "/v2/lab/x/manifests/latest", manifest_of(registry, subject=subject))
+    status, headers, _ = call(
+        registry, "PUT", "/v2/lab/x/manifests/latest", manifest_of(registry, subject=subject)
+    )
     assert "x-injected" not in headers and (status == 400 or not subject)
 
 
-@pytest.mark.parametrize("layers", [[{"digest": 5}], [{"digest": None}], [5], "x", None, [{"digest": "sha256:../../x"}]])
+@pytest.mark.parametrize(
+    "layers", [[{"digest": 5}], [{"digest": None}], [5], "x", None, [{"digest": "sha256:../../x"}]]
+)
 def test_layers_that_name_no_digest_are_a_bad_manifest(registry, layers):
-    assert call(registry, "PUT", "/v2/lab/x/manifests/latest", manifest_of(registry, layers=layers))[0] == 400
+    assert (
+        call(registry, "PUT", "/v2/lab/x/manifests/latest", manifest_of(registry, layers=layers))[0]
+        == 400
+    )
 
 
 def test_a_stored_type_that_no_header_can_hold_is_a_clear_500(registry, capsys):
@@ -255,14 +354,23 @@ def test_a_stored_type_that_no_header_can_hold_is_a_clear_500(registry, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["a" * 256, "/".join(["aaa"] * 80), "lab/blobs", "lab/manifests/x", "tags"])
+@pytest.mark.parametrize(
+    "name", ["a" * 256, "/".join(["aaa"] * 80), "lab/blobs", "lab/manifests/x", "tags"]
+)
 def test_a_name_that_the_folder_cannot_hold_is_refused(registry, name):
     assert call(registry, "POST", f"/v2/{name}/blobs/uploads/")[0] == 400
 
 
 @pytest.mark.parametrize("n", ["²", "%C2%B2", "-1", "1_0", "+1", "x"])
 def test_a_page_size_is_digits(registry, n):
-    assert call(registry, "GET", f"/v2/_catalog?n={n.encode('unicode_escape').decode() if n == '²' else n}")[0] == 400
+    assert (
+        call(
+            registry,
+            "GET",
+            f"/v2/_catalog?n={n.encode('unicode_escape').decode() if n == '²' else n}",
+        )[0]
+        == 400
+    )
 
 
 def test_what_is_there_is_never_missing_for_want_of_descriptors(registry, monkeypatch):

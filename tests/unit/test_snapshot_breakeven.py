@@ -8,8 +8,15 @@ from hypothesis import strategies as st
 from labkit.snapshot.breakeven import Case, break_even_rate
 
 
-@given(weights=st.integers(0, 10**11), heap=st.integers(10**6, 10**9), computed=st.floats(0.1, 60), fixed=st.floats(0.0, 5))
-def test_above_the_break_even_rate_a_restore_wins_and_below_it_a_start(weights, heap, computed, fixed):
+@given(
+    weights=st.integers(0, 10**11),
+    heap=st.integers(10**6, 10**9),
+    computed=st.floats(0.1, 60),
+    fixed=st.floats(0.0, 5),
+)
+def test_above_the_break_even_rate_a_restore_wins_and_below_it_a_start(
+    weights, heap, computed, fixed
+):
     case = Case(weights, heap, computed, fixed, copy_bytes_per_s=float("inf"))
     rate = case.break_even_bytes_per_s()
     if rate == float("inf"):

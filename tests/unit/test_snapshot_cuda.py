@@ -1,4 +1,5 @@
-"""What becomes of a restored GPU process, and of descriptors that are closed in another process. No GPU, no CRIU."""
+"""What becomes of a restored GPU process, and of descriptors that are closed in another process. No
+GPU, no CRIU."""
 
 from __future__ import annotations
 
@@ -16,15 +17,24 @@ from labkit.device.fake_driver import FakeDriver
 from labkit.snapshot import criu, cuda, descriptors, tracee
 from labkit.snapshot.explain import SnapshotError
 
-traces = pytest.mark.skipif(not tracee.supported(), reason="system calls are carried out on x86-64 only")
+traces = pytest.mark.skipif(
+    not tracee.supported(), reason="system calls are carried out on x86-64 only"
+)
 
 
 @pytest.fixture
 def child():
-    """A process with /dev/zero under two numbers, one of them to be closed on exec, that answers what it can read from them."""
-    code = ("import os, sys\nfd = os.open('/dev/zero', os.O_RDWR | os.O_CLOEXEC); os.dup2(fd, 37, inheritable=True)\nprint(fd, flush=True)\n"
-            "for line in sys.stdin:\n    try: print(len(os.read(int(line), 3)), flush=True)\n    except OSError as error: print(-error.errno, flush=True)\n")
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    """A process with /dev/zero under two numbers, one of them to be closed on exec, that answers
+    what it can read from them."""
+    code = (
+        "import os, sys\nfd = os.open('/dev/zero', os.O_RDWR | os.O_CLOEXEC); os.dup2(fd, 37,"
+        " inheritable=True)\nprint(fd, flush=True)\nfor line in sys.stdin:\n    try:"
+        " print(len(os.read(int(line), 3)), flush=True)\n    except OSError as error:"
+        " print(-error.errno, flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     process.fd = int(process.stdout.readline())
 
     def reads(fd: int) -> int:
@@ -43,7 +53,11 @@ def test_what_was_closed_in_another_process_is_open_again_under_its_numbers(chil
     before = descriptors.open_ones(child.pid, "/dev/zero")
     assert [one.number for one in before] == [child.fd, 37] and child.reads(37) == 3
     closed = descriptors.close(child.pid, "/dev/zero")
-    assert closed == before and descriptors.open_ones(child.pid, "/dev/zero") == [] and child.reads(37) < 0
+    assert (
+        closed == before
+        and descriptors.open_ones(child.pid, "/dev/zero") == []
+        and child.reads(37) < 0
+    )
     descriptors.reopen(child.pid, closed)
     assert descriptors.open_ones(child.pid, "/dev/zero") == before
     assert child.reads(37) == 3 == child.reads(child.fd)
@@ -58,11 +72,16 @@ def test_a_file_that_is_not_there_any_more_is_an_error_with_its_name(child):
 
 def test_what_a_process_holds_of_the_driver_s_files_is_told(child):
     found = served.held(child.pid, "/dev/zero")
-    assert found["descriptors"] == {str(child.fd): "/dev/zero", "37": "/dev/zero"} and found["mappings"] == []
+    assert (
+        found["descriptors"] == {str(child.fd): "/dev/zero", "37": "/dev/zero"}
+        and found["mappings"] == []
+    )
 
 
 def restored(tmp_path, monkeypatch, restore) -> dict:
-    serving = SimpleNamespace(port=1, log=tmp_path / "server.log", answer=client.Answer(0.0, 1.0, tokens=[1, 2]))
+    serving = SimpleNamespace(
+        port=1, log=tmp_path / "server.log", answer=client.Answer(0.0, 1.0, tokens=[1, 2])
+    )
     serving.log.write_text("")
     monkeypatch.setattr(cuda, "restore", restore)
     (tmp_path / "images").mkdir(exist_ok=True)
@@ -71,23 +90,40 @@ def restored(tmp_path, monkeypatch, restore) -> dict:
     return one
 
 
-def test_a_restored_process_that_died_is_an_outcome_with_its_signal_and_its_last_words(tmp_path, monkeypatch):
+def test_a_restored_process_that_died_is_an_outcome_with_its_signal_and_its_last_words(
+    tmp_path, monkeypatch
+):
     def restore(*_, **__):
-        code = f"import os; open({str(tmp_path / 'server.log')!r}, 'a').write('it met a tile'); os.kill(os.getpid(), {int(signal.SIGILL)})"
-        pid = os.posix_spawn(sys.executable, [sys.executable, "-c", code], os.environ)  # nobody else takes its exit status
+        code = (
+            f"import os; open({str(tmp_path / 'server.log')!r}, 'a').write('it met a tile');"
+            f" os.kill(os.getpid(), {int(signal.SIGILL)})"
+        )
+        # nobody else takes its exit status
+        pid = os.posix_spawn(sys.executable, [sys.executable, "-c", code], os.environ)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         return pid
 
     one = restored(tmp_path, monkeypatch, restore)
-    assert one["outcome"] == "died" and "SIGILL" in one["error"] and "it met a tile" in one["error"] and one["gone_to_first_token_s"] is None
+    assert (
+        one["outcome"] == "died"
+        and "SIGILL" in one["error"]
+        and "it met a tile" in one["error"]
+        and one["gone_to_first_token_s"] is None
+    )
 
 
 def test_a_restore_that_is_refused_is_an_outcome_with_the_reason(tmp_path, monkeypatch):
     def restore(*_, **__):
-        raise SnapshotError("the driver did not restore process 7", "the GPU is of another model", "")
+        raise SnapshotError(
+            "the driver did not restore process 7", "the GPU is of another model", ""
+        )
 
     one = restored(tmp_path, monkeypatch, restore)
-    assert one["outcome"] == "refused" and "another model" in one["error"] and "gone_to_first_token_s" not in one
+    assert (
+        one["outcome"] == "refused"
+        and "another model" in one["error"]
+        and "gone_to_first_token_s" not in one
+    )
 
 
 def test_a_process_whose_gpu_state_does_not_come_back_is_ended(tmp_path, monkeypatch):
@@ -103,11 +139,16 @@ def test_a_process_whose_gpu_state_does_not_come_back_is_ended(tmp_path, monkeyp
     process.returncode = -9
 
 
-def test_a_refused_dump_closes_nothing_for_good_and_brings_the_process_back(tmp_path, monkeypatch, child):
+def test_a_refused_dump_closes_nothing_for_good_and_brings_the_process_back(
+    tmp_path, monkeypatch, child
+):
     driver = FakeDriver({child.pid: 1000})
 
     def refuse(*_, **__):
-        assert driver.state(child.pid) == "checkpointed" and descriptors.open_ones(child.pid, "/dev/zero") == []
+        assert (
+            driver.state(child.pid) == "checkpointed"
+            and descriptors.open_ones(child.pid, "/dev/zero") == []
+        )
         raise SnapshotError("refused")
 
     if not tracee.supported():
@@ -116,4 +157,8 @@ def test_a_refused_dump_closes_nothing_for_good_and_brings_the_process_back(tmp_
     seen: dict = {}
     with pytest.raises(SnapshotError, match="refused"):
         cuda.dump(driver, child.pid, tmp_path, tmp_path, close="/dev/zero", found=seen)
-    assert driver.state(child.pid) == "running" and child.reads(37) == 3 and seen["device_bytes"] == 1000
+    assert (
+        driver.state(child.pid) == "running"
+        and child.reads(37) == 3
+        and seen["device_bytes"] == 1000
+    )

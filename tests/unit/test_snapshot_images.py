@@ -10,18 +10,29 @@ from hypothesis import strategies as st
 from labkit.errors import BadInput
 from labkit.snapshot import images
 
-FIELD = st.one_of(st.tuples(st.integers(1, 300), st.just(0), st.integers(0, 2**64 - 1)),
-                  st.tuples(st.integers(1, 300), st.just(2), st.binary(max_size=40)),
-                  st.tuples(st.integers(1, 300), st.just(1), st.binary(min_size=8, max_size=8)),
-                  st.tuples(st.integers(1, 300), st.just(5), st.binary(min_size=4, max_size=4)))
+FIELD = st.one_of(
+    st.tuples(st.integers(1, 300), st.just(0), st.integers(0, 2**64 - 1)),
+    st.tuples(st.integers(1, 300), st.just(2), st.binary(max_size=40)),
+    st.tuples(st.integers(1, 300), st.just(1), st.binary(min_size=8, max_size=8)),
+    st.tuples(st.integers(1, 300), st.just(5), st.binary(min_size=4, max_size=4)),
+)
 
 
 def image(*messages: bytes) -> bytes:
-    return struct.pack("<II", images.IMG_COMMON, 0x1234) + b"".join(struct.pack("<I", len(m)) + m for m in messages)
+    return struct.pack("<II", images.IMG_COMMON, 0x1234) + b"".join(
+        struct.pack("<I", len(m)) + m for m in messages
+    )
 
 
 def listening(port: int) -> bytes:
-    socket = images.encode([(1, 0, 78), (5, 0, 6), (images.INET_STATE, 0, images.TCP_LISTEN), (images.INET_SRC_PORT, 0, port)])
+    socket = images.encode(
+        [
+            (1, 0, 78),
+            (5, 0, 6),
+            (images.INET_STATE, 0, images.TCP_LISTEN),
+            (images.INET_SRC_PORT, 0, port),
+        ]
+    )
     return images.encode([(1, 0, 4), (2, 0, 78), (images.ENTRY_INET, 2, socket)])
 
 
@@ -68,7 +79,9 @@ def test_a_snapshot_moves_to_any_port(port, new, tmp_path_factory):
 
 
 def test_paths_move_by_the_longest_match_and_whole_names_only(tmp_path):
-    (tmp_path / "files.img").write_bytes(image(opened(1, "/m/a.bin"), opened(2, "/m/deep/b.bin"), opened(3, "/mother")))
+    (tmp_path / "files.img").write_bytes(
+        image(opened(1, "/m/a.bin"), opened(2, "/m/deep/b.bin"), opened(3, "/mother"))
+    )
     images.move(tmp_path, paths={"/m": "/new", "/m/deep": "/other"})
     assert images.mapped_files(tmp_path) == {1: "/new/a.bin", 2: "/other/b.bin", 3: "/mother"}
 

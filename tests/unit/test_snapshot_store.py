@@ -1,4 +1,5 @@
-"""Snapshots on disk: whole or not there, tied to their host, checked byte for byte, no secret named by value."""
+"""Snapshots on disk: whole or not there, tied to their host, checked byte for byte, no secret named
+by value."""
 
 from __future__ import annotations
 
@@ -18,7 +19,17 @@ def make(target, *, pages: bytes = b"p" * 5_000_000, **more) -> store.Snapshot:
     with store.writing(target) as part:
         (part / "images" / "pages-1.img").write_bytes(pages)
         (part / "images" / "core-1.img").write_bytes(b"core")
-        store.seal(part, store.Manifest("criu-process", store.place(), "4.2", "2026-01-01", store.describe(part / "images"), **more))
+        store.seal(
+            part,
+            store.Manifest(
+                "criu-process",
+                store.place(),
+                "4.2",
+                "2026-01-01",
+                store.describe(part / "images"),
+                **more,
+            ),
+        )
     return store.open_snapshot(target)
 
 
@@ -52,14 +63,19 @@ def test_a_dump_in_place_of_another_leaves_nothing_of_the_first(tmp_path):
     assert os.listdir(tmp_path) == ["s"]
 
 
-@given(key=st.sampled_from(["kernel", "cpu", "cpu_features", "machine"]), other=st.text(min_size=1, max_size=20))
+@given(
+    key=st.sampled_from(["kernel", "cpu", "cpu_features", "machine"]),
+    other=st.text(min_size=1, max_size=20),
+)
 @settings(deadline=None, max_examples=12)
 def test_one_changed_byte_of_the_place_is_refused_with_the_reason(key, other, tmp_path_factory):
     snapshot = make(tmp_path_factory.mktemp("place") / "s", pages=b"x")
     snapshot.refuse_if_foreign()
     if other == snapshot.manifest.place[key]:
         return
-    foreign = replace(snapshot, manifest=replace(snapshot.manifest, place={**snapshot.manifest.place, key: other}))
+    foreign = replace(
+        snapshot, manifest=replace(snapshot.manifest, place={**snapshot.manifest.place, key: other})
+    )
     with pytest.raises(SnapshotRefused) as caught:
         foreign.refuse_if_foreign()
     assert other in caught.value.what
@@ -72,14 +88,18 @@ def test_another_major_version_of_criu_is_refused(tmp_path):
         snapshot.refuse_if_foreign(criu="3.17")
 
 
-@given(name=st.sampled_from(["pages-1.img", "core-1.img"]), at=st.integers(0, 4_999_999), cut=st.booleans())
+@given(
+    name=st.sampled_from(["pages-1.img", "core-1.img"]),
+    at=st.integers(0, 4_999_999),
+    cut=st.booleans(),
+)
 @settings(deadline=None, max_examples=12)
 def test_any_damaged_byte_is_found(name, at, cut, tmp_path_factory):
     snapshot = make(tmp_path_factory.mktemp("damage") / "s")
     path = snapshot.images / name
     data = bytearray(path.read_bytes())
     at %= len(data)
-    path.write_bytes(data[:at] if cut else data[:at] + bytes([data[at] ^ 1]) + data[at + 1:])
+    path.write_bytes(data[:at] if cut else data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
     with pytest.raises(SnapshotRefused, match=name):
         snapshot.verify()
 
@@ -92,7 +112,10 @@ def test_reading_ahead_finds_any_damaged_byte_of_the_pages(at, tmp_path_factory)
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(data)
-    with readahead.reading(readahead.pieces_of(snapshot)) as ahead, pytest.raises(SnapshotRefused, match="pages-1.img"):
+    with (
+        readahead.reading(readahead.pieces_of(snapshot)) as ahead,
+        pytest.raises(SnapshotRefused, match="pages-1.img"),
+    ):
         ahead.checked()
     ahead.join()
 
@@ -113,7 +136,10 @@ def test_a_file_of_the_working_set_that_is_gone_stops_nothing(tmp_path):
     ahead.join()
 
 
-@given(ranges=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 10**4)), max_size=20), gap=st.integers(0, 10**4))
+@given(
+    ranges=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 10**4)), max_size=20),
+    gap=st.integers(0, 10**4),
+)
 def test_merged_ranges_cover_what_they_were_made_of_and_stay_apart(ranges, gap):
     merged = readahead.merge(ranges, gap)
     for offset, length in ranges:
@@ -121,7 +147,10 @@ def test_merged_ranges_cover_what_they_were_made_of_and_stay_apart(ranges, gap):
     assert all(a[0] + a[1] + gap < b[0] for a, b in zip(merged, merged[1:], strict=False))
 
 
-@pytest.mark.parametrize("name", ["HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_API_KEY", "db_password", "GITHUB_PAT", "Credential"])
+@pytest.mark.parametrize(
+    "name",
+    ["HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_API_KEY", "db_password", "GITHUB_PAT", "Credential"],
+)
 def test_secrets_are_named_and_scrubbed(name):
     environment = {name: "value", "PATH": "/bin", "SSH_AUTH_SOCK": "/run/x"}
     assert store.secrets_in(environment) == [name]
@@ -129,8 +158,16 @@ def test_secrets_are_named_and_scrubbed(name):
 
 
 def test_what_is_no_secret_is_neither_named_nor_scrubbed_and_a_password_in_a_url_is():
-    environment = {"TOKENIZERS_PARALLELISM": "false", "XDG_SESSION_ID": "3", "MODEL_KEY": "models/small", "DATABASE_URL": "postgres://me:sesame99@db/x", "HTTP_PROXY": "http://proxy:3128"}
-    assert store.secrets_in(environment) == ["DATABASE_URL"] and "sesame99" not in str(store.scrubbed(environment))
+    environment = {
+        "TOKENIZERS_PARALLELISM": "false",
+        "XDG_SESSION_ID": "3",
+        "MODEL_KEY": "models/small",
+        "DATABASE_URL": "postgres://me:sesame99@db/x",
+        "HTTP_PROXY": "http://proxy:3128",
+    }
+    assert store.secrets_in(environment) == ["DATABASE_URL"] and "sesame99" not in str(
+        store.scrubbed(environment)
+    )
 
 
 def modes(folder) -> set[tuple[bool, str]]:
@@ -141,19 +178,25 @@ OWNERS = {(True, "0o700"), (False, "0o600")}
 
 
 @pytest.mark.parametrize("compression", ["none", "zstd"])
-def test_a_snapshot_stays_its_owners_packed_published_fetched_and_unpacked(tmp_path, monkeypatch, compression):
+def test_a_snapshot_stays_its_owners_packed_published_fetched_and_unpacked(
+    tmp_path, monkeypatch, compression
+):
     from labkit.core.plan import StepContext
     from labkit.net.serving import serving
     from labkit.objects.client import open_bucket
     from labkit.snapshot import process, transport, unpacking
 
-    monkeypatch.setattr("labkit.snapshot.images.move", lambda *_, **__: None)  # there is no files.img in it to edit
+    # there is no files.img in it to edit
+    monkeypatch.setattr("labkit.snapshot.images.move", lambda *_, **__: None)
     before = os.umask(0o022)
     try:
         snapshot = make(tmp_path / "s", secrets=("HF_TOKEN",))
         transport.pack(snapshot, tmp_path / "packed", compression)
         transport.publish(snapshot, tmp_path / "bucket", "snapshots/s", compression=compression)
-        with serving("store", tmp_path / "bucket") as running, open_bucket("s3://lab/snapshots/s", {"AWS_ENDPOINT_URL": running.url}) as bucket:
+        with (
+            serving("store", tmp_path / "bucket") as running,
+            open_bucket("s3://lab/snapshots/s", {"AWS_ENDPOINT_URL": running.url}) as bucket,
+        ):
             transport.pull(bucket, tmp_path / "pulled")
         ctx = StepContext(tmp_path / "node", 0, tmp_path / "timeline", None, [], {}, [])
         ctx.node.mkdir()
@@ -161,12 +204,23 @@ def test_a_snapshot_stays_its_owners_packed_published_fetched_and_unpacked(tmp_p
         process.place(snapshot, tmp_path / "placed", port=None, moved={})
     finally:
         os.umask(before)
-    for made in (tmp_path / "packed", tmp_path / "pulled", ctx.node / "snapshot", tmp_path / "placed"):
+    for made in (
+        tmp_path / "packed",
+        tmp_path / "pulled",
+        ctx.node / "snapshot",
+        tmp_path / "placed",
+    ):
         assert modes(made) <= OWNERS, made
-    assert {mode for is_dir, mode in modes(tmp_path / "bucket" / "lab" / "snapshots" / "s") if not is_dir} == {"0o600"}
+    assert {
+        mode
+        for is_dir, mode in modes(tmp_path / "bucket" / "lab" / "snapshots" / "s")
+        if not is_dir
+    } == {"0o600"}
 
 
-def test_a_snapshot_stays_its_owners_where_it_is_copied_to_another_file_system(tmp_path, monkeypatch):
+def test_a_snapshot_stays_its_owners_where_it_is_copied_to_another_file_system(
+    tmp_path, monkeypatch
+):
     from labkit.objects.place import link_or_copy
     from labkit.snapshot import process
 
@@ -174,14 +228,20 @@ def test_a_snapshot_stays_its_owners_where_it_is_copied_to_another_file_system(t
 
     def other_file_system(*_):
         raise OSError("Invalid cross-device link")
+
     monkeypatch.setattr(os, "link", other_file_system)
     monkeypatch.setattr("labkit.snapshot.images.move", lambda *_, **__: None)
-    assert link_or_copy(snapshot.images / "pages-1.img", tmp_path / "bucket" / "pages-1.img") in ("copied", "cloned")
+    assert link_or_copy(snapshot.images / "pages-1.img", tmp_path / "bucket" / "pages-1.img") in (
+        "copied",
+        "cloned",
+    )
     assert stat.S_IMODE((tmp_path / "bucket" / "pages-1.img").stat().st_mode) == 0o600
     assert modes(process.place(snapshot, tmp_path / "placed", port=None, moved={})) == OWNERS
 
 
-def test_pushing_a_snapshot_says_whose_secrets_go_with_it_and_no_value(tmp_path, monkeypatch, capsys):
+def test_pushing_a_snapshot_says_whose_secrets_go_with_it_and_no_value(
+    tmp_path, monkeypatch, capsys
+):
     import json
 
     from labkit.cli import main
@@ -196,7 +256,9 @@ def test_pushing_a_snapshot_says_whose_secrets_go_with_it_and_no_value(tmp_path,
             monkeypatch.setenv(name, value)
         assert main(["snapshot", "push", str(tmp_path / "s"), "s3://lab/x"]) == 0
     said = capsys.readouterr()
-    assert "with the values of HF_TOKEN" in said.out and json.loads(said.out.splitlines()[-1])["secrets"] == ["HF_TOKEN"]
+    assert "with the values of HF_TOKEN" in said.out and json.loads(said.out.splitlines()[-1])[
+        "secrets"
+    ] == ["HF_TOKEN"]
     assert "sesame-4421-x" not in said.out + said.err
 
 
@@ -225,29 +287,48 @@ def test_a_published_snapshot_comes_back_byte_for_byte(tmp_path, compression):
 
     snapshot = make(tmp_path / "s", pages=os.urandom(3_000_000) + bytes(6_000_000))
     facts = transport.publish(snapshot, tmp_path / "bucket", "snapshots/s", compression=compression)
-    assert sorted(os.listdir(tmp_path)) == ["bucket", "s"] and sorted(os.listdir(tmp_path / "bucket")) == [".labkit", "lab"]
+    assert sorted(os.listdir(tmp_path)) == ["bucket", "s"] and sorted(
+        os.listdir(tmp_path / "bucket")
+    ) == [".labkit", "lab"]
     assert (facts["stored_bytes"] < 5_000_000) == (compression == "zstd")
-    with serving("store", tmp_path / "bucket") as running, open_bucket("s3://lab/snapshots/s", {"AWS_ENDPOINT_URL": running.url}) as bucket:
+    with (
+        serving("store", tmp_path / "bucket") as running,
+        open_bucket("s3://lab/snapshots/s", {"AWS_ENDPOINT_URL": running.url}) as bucket,
+    ):
         transport.pull(bucket, tmp_path / "node")
     store.open_snapshot(tmp_path / "node").verify()
 
 
-@given(at=st.integers(0, 10**9), name=st.sampled_from(["pages-1.img", "core-1.img"]), compression=st.sampled_from(["none", "zstd"]))
+@given(
+    at=st.integers(0, 10**9),
+    name=st.sampled_from(["pages-1.img", "core-1.img"]),
+    compression=st.sampled_from(["none", "zstd"]),
+)
 @settings(deadline=None, max_examples=8)
-def test_a_snapshot_that_was_damaged_in_the_bucket_is_refused_on_the_node(at, name, compression, tmp_path_factory):
+def test_a_snapshot_that_was_damaged_in_the_bucket_is_refused_on_the_node(
+    at, name, compression, tmp_path_factory
+):
     from labkit.net.serving import serving
     from labkit.objects.client import open_bucket
     from labkit.snapshot import transport
 
     top = tmp_path_factory.mktemp("bucket")
-    transport.publish(make(top / "s", pages=os.urandom(1_000_000) + bytes(4_000_000)), top / "bucket", "snapshots/s", compression=compression)
+    transport.publish(
+        make(top / "s", pages=os.urandom(1_000_000) + bytes(4_000_000)),
+        top / "bucket",
+        "snapshots/s",
+        compression=compression,
+    )
     path = top / "bucket" / "lab" / "snapshots" / "s" / "images" / name
     data = bytearray(path.read_bytes())
     data[at % len(data)] ^= 1
     path.unlink()
     path.write_bytes(data)
-    with serving("store", top / "bucket") as running, open_bucket("s3://lab/snapshots/s", {"AWS_ENDPOINT_URL": running.url}) as bucket, \
-            pytest.raises(SnapshotRefused, match=name):
+    with (
+        serving("store", top / "bucket") as running,
+        open_bucket("s3://lab/snapshots/s", {"AWS_ENDPOINT_URL": running.url}) as bucket,
+        pytest.raises(SnapshotRefused, match=name),
+    ):
         transport.pull(bucket, top / "node")
         store.open_snapshot(top / "node").verify()
 

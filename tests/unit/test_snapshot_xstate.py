@@ -1,4 +1,5 @@
-"""CPU permissions: read and asked for inside of another process, and handed on – against the real kernel, and against one that has AMX."""
+"""CPU permissions: read and asked for inside of another process, and handed on – against the real
+kernel, and against one that has AMX."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from labkit.snapshot.explain import SnapshotError, SnapshotRefused
 from labkit.snapshot.tracee import Tracee, TraceError, supported
 from tests.support.xstate import AMX, PLAIN, KernelWithAMX
 
-traced = pytest.mark.skipif(not supported(), reason="x86-64 only: other architectures have no such permissions")
+traced = pytest.mark.skipif(
+    not supported(), reason="x86-64 only: other architectures have no such permissions"
+)
 GETPID, ARCH_PRCTL, NO_SUCH_CALL = 39, 158, 1000
 
 
@@ -27,12 +30,17 @@ def state(pid: int) -> str:
 
 @pytest.fixture
 def busy():
-    """Four threads: one sleeps in a call that would return early if it were not restarted, three compute."""
-    code = ("import threading, time\n"
-            "def work():\n    while True: sum(range(500))\n"
-            "for _ in range(3): threading.Thread(target=work, daemon=True).start()\n"
-            "print('ready', flush=True)\nbegan = time.monotonic()\ntime.sleep(1)\nprint(time.monotonic() - began >= 1, flush=True)\nprint(input(), flush=True)")
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    """Four threads: one sleeps in a call that would return early if it were not restarted, three
+    compute."""
+    code = (
+        "import threading, time\ndef work():\n    while True: sum(range(500))\nfor _ in range(3):"
+        " threading.Thread(target=work, daemon=True).start()\nprint('ready', flush=True)\nbegan ="
+        " time.monotonic()\ntime.sleep(1)\nprint(time.monotonic() - began >= 1,"
+        " flush=True)\nprint(input(), flush=True)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "ready\n"
     yield process
     process.kill()
@@ -48,9 +56,14 @@ def test_a_call_is_made_by_the_process_itself(busy):
 
 @traced
 def test_the_mask_read_from_outside_is_the_one_that_the_process_reads_itself():
-    code = (f"import ctypes\nmask = ctypes.c_uint64()\nfailed = ctypes.CDLL(None).syscall({ARCH_PRCTL}, {xstate.GET_PERMISSION}, ctypes.byref(mask))\n"
-            "print(0 if failed else mask.value, flush=True)\ninput()")
-    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    code = (
+        f"import ctypes\nmask = ctypes.c_uint64()\nfailed = ctypes.CDLL(None).syscall({ARCH_PRCTL},"
+        f" {xstate.GET_PERMISSION}, ctypes.byref(mask))\nprint(0 if failed else mask.value,"
+        " flush=True)\ninput()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert xstate.Kernel().of(child.pid) == int(child.stdout.readline())
     finally:
@@ -82,9 +95,15 @@ def test_a_stopped_process_is_still_stopped_afterwards(busy):
 
 @traced
 def test_a_signal_that_comes_meanwhile_is_delivered():
-    """To the one thread there is: a second would take it, and a deadly one would end the process under the tracer's eyes."""
-    code = "import signal\nsignal.signal(signal.SIGUSR1, lambda *_: print('heard', flush=True))\nprint('ready', flush=True)\ninput()"
-    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    """To the one thread there is: a second would take it, and a deadly one would end the process
+    under the tracer's eyes."""
+    code = (
+        "import signal\nsignal.signal(signal.SIGUSR1, lambda *_: print('heard',"
+        " flush=True))\nprint('ready', flush=True)\ninput()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert child.stdout.readline() == "ready\n"
         with Tracee(child.pid) as tracee:
@@ -115,14 +134,18 @@ def test_who_is_traced_already_or_gone_is_refused_in_words(busy):
 
 @traced
 def test_the_kernels_own_answer_to_a_request_comes_back(busy):
-    """On a host with AMX it is granted, and inherited by nobody else; on one without, the kernel's refusal is the answer."""
+    """On a host with AMX it is granted, and inherited by nobody else; on one without, the kernel's
+    refusal is the answer."""
     kernel = xstate.Kernel()
     before = kernel.of(busy.pid)
     answer = kernel.request(busy.pid, 18)
     if kernel.supported() & xstate.DYNAMIC_MASK:
         assert answer == 0 and kernel.of(busy.pid) == before | xstate.DYNAMIC_MASK
     else:
-        assert answer in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV) and kernel.of(busy.pid) == before
+        assert (
+            answer in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV)
+            and kernel.of(busy.pid) == before
+        )
 
 
 @pytest.fixture
@@ -137,7 +160,11 @@ def test_what_a_process_had_is_asked_for_again_and_read_back(amx, busy):
     wanted = {str(busy.pid): AMX}
     handed = xstate.hand_on(busy.pid, wanted)
     assert amx.requests == [(busy.pid, 18)]
-    assert (handed.restored, handed.now, handed.lacking) == ({str(busy.pid): PLAIN}, {str(busy.pid): AMX}, {})
+    assert (handed.restored, handed.now, handed.lacking) == (
+        {str(busy.pid): PLAIN},
+        {str(busy.pid): AMX},
+        {},
+    )
     assert xstate.Handed.from_facts(handed.as_facts()) == handed
     assert "0x200e7 → 0x600e7" in handed.handed_on
 
@@ -180,9 +207,14 @@ def test_a_mask_that_cannot_be_read_stops_the_dump_only_where_it_may_matter(amx,
 
 
 def test_children_are_read_too_and_dead_ones_are_left_out(amx):
-    code = ("import os, subprocess, sys\nchild = subprocess.Popen([sys.executable, '-c', 'input()'])\n"
-            "zombie = os.fork() or os._exit(0)\nos.waitid(os.P_PID, zombie, os.WEXITED | os.WNOWAIT)\nprint(child.pid, zombie, flush=True)\nchild.wait()")
-    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    code = (
+        "import os, subprocess, sys\nchild = subprocess.Popen([sys.executable, '-c',"
+        " 'input()'])\nzombie = os.fork() or os._exit(0)\nos.waitid(os.P_PID, zombie, os.WEXITED |"
+        " os.WNOWAIT)\nprint(child.pid, zombie, flush=True)\nchild.wait()"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
         child, zombie = map(int, parent.stdout.readline().split())
         amx.masks |= {parent.pid: PLAIN, child: AMX, zombie: TraceError("no such process")}
@@ -193,8 +225,20 @@ def test_children_are_read_too_and_dead_ones_are_left_out(amx):
 
 @pytest.mark.needs("root")
 def test_numbers_are_those_of_the_dumps_own_namespace(amx):
-    outer = subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", "print(1, flush=True); input()"],
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    outer = subprocess.Popen(
+        [
+            "unshare",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            sys.executable,
+            "-c",
+            "print(1, flush=True); input()",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         outer.stdout.readline()
         inner = int(Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text())

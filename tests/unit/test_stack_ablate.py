@@ -16,23 +16,62 @@ from labkit.technique import Claim
 NAIVE = {"image": "full-pull", "process": "process", "weights": "pickle"}
 
 
-def run_of(arm_phases: dict[str, tuple[dict[str, str], dict[str, float]]], blocks: int = 5, noise: float = 0.01) -> Run:
+def run_of(
+    arm_phases: dict[str, tuple[dict[str, str], dict[str, float]]],
+    blocks: int = 5,
+    noise: float = 0.01,
+) -> Run:
     trials = []
     for block in range(blocks):
         for name, (_, phases) in arm_phases.items():
             scale = 1 + noise * (block - blocks // 2)
             scaled = {p: s * scale for p, s in phases.items()}
-            trials.append(Trial(name, block, 0, total_s=sum(scaled.values()), phases=scaled, unaccounted_s=0.0, cache={"state": "cold"}))
-    return Run("x", "2026-01-01", {"id": "h"}, {"arms": [{"name": n, "stack": s, "scenario": "fresh-node", "link": "1gbit"} for n, (s, _) in arm_phases.items()], "blocks": blocks},
-               trials=tuple(trials))
+            trials.append(
+                Trial(
+                    name,
+                    block,
+                    0,
+                    total_s=sum(scaled.values()),
+                    phases=scaled,
+                    unaccounted_s=0.0,
+                    cache={"state": "cold"},
+                )
+            )
+    return Run(
+        "x",
+        "2026-01-01",
+        {"id": "h"},
+        {
+            "arms": [
+                {"name": n, "stack": s, "scenario": "fresh-node", "link": "1gbit"}
+                for n, (s, _) in arm_phases.items()
+            ],
+            "blocks": blocks,
+        },
+        trials=tuple(trials),
+    )
 
 
-RUN = run_of({
-    "naive": (NAIVE, {"pull": 4, "unpack": 4, "import": 2, "build": 1, "load": 3, "first_token": 0.1}),
-    "estargz-lazy": ({**NAIVE, "image": "estargz-lazy"}, {"mount": 0.4, "import": 4, "build": 1, "load": 3, "first_token": 0.1}),
-    "safetensors": ({**NAIVE, "weights": "safetensors"}, {"pull": 4, "unpack": 4, "import": 2, "build": 0, "load": 1, "first_token": 0.1}),
-    "both": ({**NAIVE, "image": "estargz-lazy", "weights": "safetensors"}, {"mount": 0.4, "import": 4, "build": 0, "load": 1, "first_token": 0.1}),
-})
+RUN = run_of(
+    {
+        "naive": (
+            NAIVE,
+            {"pull": 4, "unpack": 4, "import": 2, "build": 1, "load": 3, "first_token": 0.1},
+        ),
+        "estargz-lazy": (
+            {**NAIVE, "image": "estargz-lazy"},
+            {"mount": 0.4, "import": 4, "build": 1, "load": 3, "first_token": 0.1},
+        ),
+        "safetensors": (
+            {**NAIVE, "weights": "safetensors"},
+            {"pull": 4, "unpack": 4, "import": 2, "build": 0, "load": 1, "first_token": 0.1},
+        ),
+        "both": (
+            {**NAIVE, "image": "estargz-lazy", "weights": "safetensors"},
+            {"mount": 0.4, "import": 4, "build": 0, "load": 1, "first_token": 0.1},
+        ),
+    }
+)
 
 
 def test_on_a_fresh_node_nothing_that_uses_the_hosts_own_environment_is_compared():
@@ -46,41 +85,92 @@ def test_on_a_fresh_node_nothing_that_uses_the_hosts_own_environment_is_compared
 def test_the_ladder_ends_on_one_snapshot():
     rungs = [s.name for s in arms(["ladder"], ["safetensors", "criu-process", "criu-container"])]
     assert rungs == ["naive", "ladder: safetensors", "ladder: safetensors + criu-process"]
-    assert arms(["ladder"], ["safetensors", "criu-container"])[-1].layers["snapshot"] == "criu-container"
+    assert (
+        arms(["ladder"], ["safetensors", "criu-container"])[-1].layers["snapshot"]
+        == "criu-container"
+    )
 
 
 def test_a_container_snapshot_on_another_image_is_another_arm():
     made = arms(["add-one", "ladder"], ["estargz-lazy", "labkit-streamer", "criu-container"])
     assert [(s.layers["image"], s.name) for s in made if s.layers.get("snapshot")] == [
-        ("full-pull", "criu-container"), ("estargz-lazy", "ladder: estargz-lazy + labkit-streamer + criu-container")]
+        ("full-pull", "criu-container"),
+        ("estargz-lazy", "ladder: estargz-lazy + labkit-streamer + criu-container"),
+    ]
 
 
 def test_the_search_combines_only_what_goes_together():
-    layers = {"naive": {}, "overlap": {"weights": "overlap"}, "labkit-streamer": {"weights": "labkit-streamer"}, "zygote": {"image": "host-env", "process": "zygote"},
-              "criu-container": {"process": "runc", "snapshot": "criu-container"},
-              "criu-process": {"image": "host-env", "process": "process", "snapshot": "criu-process"}}
-    seconds = {"naive": 3.4, "overlap": 2.1, "labkit-streamer": 2.2, "zygote": 1.3, "criu-container": 0.7, "criu-process": 0.8}
+    layers = {
+        "naive": {},
+        "overlap": {"weights": "overlap"},
+        "labkit-streamer": {"weights": "labkit-streamer"},
+        "zygote": {"image": "host-env", "process": "zygote"},
+        "criu-container": {"process": "runc", "snapshot": "criu-container"},
+        "criu-process": {"image": "host-env", "process": "process", "snapshot": "criu-process"},
+    }
+    seconds = {
+        "naive": 3.4,
+        "overlap": 2.1,
+        "labkit-streamer": 2.2,
+        "zygote": 1.3,
+        "criu-container": 0.7,
+        "criu-process": 0.8,
+    }
     run = run_of({name: ({**NAIVE, **layers[name]}, {"load": seconds[name]}) for name in layers})
     made = {s.name: s.layers for s in combined(run, [n for n in layers if n != "naive"])}
-    assert set(made) == {"criu-container", "zygote + overlap", "zygote + labkit-streamer", "criu-process"}
-    assert made["criu-container"]["image"] == "full-pull" and made["criu-process"]["image"] == "host-env"
+    assert set(made) == {
+        "criu-container",
+        "zygote + overlap",
+        "zygote + labkit-streamer",
+        "criu-process",
+    }
+    assert (
+        made["criu-container"]["image"] == "full-pull"
+        and made["criu-process"]["image"] == "host-env"
+    )
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", "3", '{"host": 1}', '{"host": "HERE"}', '{"host": "HERE", "layers": ["x"]}', '{"host": "HERE", "layers": {"image": 3}}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "null",
+        "3",
+        '{"host": 1}',
+        '{"host": "HERE"}',
+        '{"host": "HERE", "layers": ["x"]}',
+        '{"host": "HERE", "layers": {"image": 3}}',
+        "[" * 100_000,
+    ],
+)
 def test_a_damaged_result_of_a_search_is_no_result(workspace, text):
     from labkit.core import host
     from labkit.errors import BadInput
     from labkit.stack import search
 
-    search._saved(workspace, "warm-node", "loopback", "tiny").write_text(text.replace("HERE", host.card()["id"]))
+    search._saved(workspace, "warm-node", "loopback", "tiny").write_text(
+        text.replace("HERE", host.card()["id"])
+    )
     with pytest.raises(BadInput, match="best-here is not known"):
         search.best_here(workspace, "warm-node", "loopback", "tiny")
 
 
 def test_what_is_unclear_alone_is_tried_beside_the_others():
-    layers = {"naive": {}, "estargz-lazy": {"image": "estargz-lazy"}, "safetensors": {"weights": "safetensors"}, "overlap": {"weights": "overlap"},
-              "tensorizer": {"weights": "tensorizer"}}
-    seconds = {"naive": 13.0, "estargz-lazy": 5.8, "safetensors": 12.6, "overlap": 13.6, "tensorizer": 18.0}
+    layers = {
+        "naive": {},
+        "estargz-lazy": {"image": "estargz-lazy"},
+        "safetensors": {"weights": "safetensors"},
+        "overlap": {"weights": "overlap"},
+        "tensorizer": {"weights": "tensorizer"},
+    }
+    seconds = {
+        "naive": 13.0,
+        "estargz-lazy": 5.8,
+        "safetensors": 12.6,
+        "overlap": 13.6,
+        "tensorizer": 18.0,
+    }
     run = run_of({name: ({**NAIVE, **layers[name]}, {"load": seconds[name]}) for name in layers})
     made = {s.name for s in combined(run, [n for n in layers if n != "naive"])}
     assert "estargz-lazy + overlap" in made
@@ -94,7 +184,10 @@ def test_what_only_pulls_is_no_candidate_where_nothing_is_pulled(scenario, monke
     for each in techniques():
         monkeypatch.setattr(each, "available", lambda host: YES, raising=False)
     names, missing = candidates(host.card(), scenario=scenario)
-    assert not {"containerd-pull", "containerd-stargz"} & set(names) and scenario in missing["containerd-pull"]
+    assert (
+        not {"containerd-pull", "containerd-stargz"} & set(names)
+        and scenario in missing["containerd-pull"]
+    )
 
 
 def test_effects_are_paired_and_signed():
@@ -112,12 +205,26 @@ def test_the_sum_of_gains_and_the_critical_path_are_set_against_the_measured_arm
 
 
 def test_an_arm_whose_parts_were_not_measured_alone_has_no_prediction():
-    assert predict(run_of({"naive": (NAIVE, {"load": 1}), "new": ({**NAIVE, "weights": "gguf"}, {"load": 2})}), "new") is None
+    assert (
+        predict(
+            run_of(
+                {"naive": (NAIVE, {"load": 1}), "new": ({**NAIVE, "weights": "gguf"}, {"load": 2})}
+            ),
+            "new",
+        )
+        is None
+    )
 
 
 def test_a_failed_arm_is_kept_with_its_reason():
     broken = Trial("gguf", 0, 0, outcome="crashed", error={"what": "no such file"})
-    run = Run("x", "", {}, {"arms": [*RUN.experiment["arms"], {"name": "gguf", "stack": {}}], "blocks": 5}, trials=(*RUN.trials, broken))
+    run = Run(
+        "x",
+        "",
+        {},
+        {"arms": [*RUN.experiment["arms"], {"name": "gguf", "stack": {}}], "blocks": 5},
+        trials=(*RUN.trials, broken),
+    )
     assert next(e for e in effects(run) if e.arm == "gguf").missing == "no such file"
 
 
@@ -132,15 +239,38 @@ def test_claims_are_generated_from_records_and_unmeasured_rows_are_kept():
 
 def _loaded(device: str) -> Run:
     """A streamed start against the one without an image, five blocks, on a host with an A100."""
-    arms = [{"name": n, "scenario": "warm-node", "link": "loopback", "stack": {"image": "host-env", "process": "process", "weights": w}} for n, w in (("no-image", "pickle"), ("streamed", "labkit-streamer"))]
-    trials = tuple(Trial(n, b, 0, total_s=2 * s, phases={"load": s}, cache={"state": "cold"}) for b in range(5) for n, s in (("no-image", 4.0), ("streamed", 2.0)))
-    return Run("x", "now", {"id": "h", "gpus": [{"name": "NVIDIA A100"}]}, {"arms": arms, "preset": "1b", "conditions": {"preset": "1b", "device": device}}, trials=trials)
+    arms = [
+        {
+            "name": n,
+            "scenario": "warm-node",
+            "link": "loopback",
+            "stack": {"image": "host-env", "process": "process", "weights": w},
+        }
+        for n, w in (("no-image", "pickle"), ("streamed", "labkit-streamer"))
+    ]
+    trials = tuple(
+        Trial(n, b, 0, total_s=2 * s, phases={"load": s}, cache={"state": "cold"})
+        for b in range(5)
+        for n, s in (("no-image", 4.0), ("streamed", 2.0))
+    )
+    return Run(
+        "x",
+        "now",
+        {"id": "h", "gpus": [{"name": "NVIDIA A100"}]},
+        {"arms": arms, "preset": "1b", "conditions": {"preset": "1b", "device": device}},
+        trials=trials,
+    )
 
 
 def test_a_claim_about_a_gpu_is_judged_of_a_run_on_one_and_on_a_cpu_it_is_other_hardware():
-    on_gpu, = (r for r in claims([_loaded("cuda")]) if r.technique)
-    assert (on_gpu.verdict, on_gpu.ratio["median"]) == ("holds", 0.5) and "on NVIDIA A100" in on_gpu.setup and "no image" in on_gpu.setup and "claimed for" not in on_gpu.setup
-    on_cpu, = (r for r in claims([_loaded("cpu")]) if r.technique)
+    (on_gpu,) = (r for r in claims([_loaded("cuda")]) if r.technique)
+    assert (
+        (on_gpu.verdict, on_gpu.ratio["median"]) == ("holds", 0.5)
+        and "on NVIDIA A100" in on_gpu.setup
+        and "no image" in on_gpu.setup
+        and "claimed for" not in on_gpu.setup
+    )
+    (on_cpu,) = (r for r in claims([_loaded("cpu")]) if r.technique)
     assert (on_cpu.verdict, on_cpu.ratio["median"]) == ("other hardware", 0.5)
     h100 = _loaded("cuda")
     h100.host["gpus"] = [{"name": "NVIDIA H100"}]
@@ -149,18 +279,30 @@ def test_a_claim_about_a_gpu_is_judged_of_a_run_on_one_and_on_a_cpu_it_is_other_
 
 def test_rows_of_gpu_trials_stand_in_their_article_s_row():
     article = ROWS[-1]
-    more = Row(article.claim, article.layer, article.label, "cuda-checkpoint + criu", {"median": 0.5, "low": 0.5, "high": 0.5, "significant": False}, verdict="not significant")
+    more = Row(
+        article.claim,
+        article.layer,
+        article.label,
+        "cuda-checkpoint + criu",
+        {"median": 0.5, "low": 0.5, "high": 0.5, "significant": False},
+        verdict="not significant",
+    )
     rows = claims([RUN], [more])
-    assert [r.technique for r in rows if r.label == article.label] == ["cuda-checkpoint + criu"] and rows[-1].published
+    assert [r.technique for r in rows if r.label == article.label] == [
+        "cuda-checkpoint + criu"
+    ] and rows[-1].published
 
 
-@pytest.mark.parametrize("ratio, expected", [
-    ({"median": 0.3, "low": 0.25, "high": 0.35, "significant": True}, "holds"),
-    ({"median": 0.05, "low": 0.04, "high": 0.06, "significant": True}, "larger"),
-    ({"median": 0.8, "low": 0.7, "high": 0.9, "significant": True}, "smaller"),
-    ({"median": 1.3, "low": 1.2, "high": 1.4, "significant": True}, "slower here"),
-    ({"median": 0.9, "low": 0.7, "high": 1.1, "significant": False}, "not significant"),
-])
+@pytest.mark.parametrize(
+    "ratio, expected",
+    [
+        ({"median": 0.3, "low": 0.25, "high": 0.35, "significant": True}, "holds"),
+        ({"median": 0.05, "low": 0.04, "high": 0.06, "significant": True}, "larger"),
+        ({"median": 0.8, "low": 0.7, "high": 0.9, "significant": True}, "smaller"),
+        ({"median": 1.3, "low": 1.2, "high": 1.4, "significant": True}, "slower here"),
+        ({"median": 0.9, "low": 0.7, "high": 1.1, "significant": False}, "not significant"),
+    ],
+)
 def test_a_verdict_compares_the_interval_with_the_claimed_range(ratio, expected):
     assert verdict(ratio, Claim("", "", 0.2, 0.4)) == expected
 
@@ -190,7 +332,11 @@ def test_an_image_runtime_without_an_image_is_refused():
 
 
 def test_no_combination_is_measured_twice():
-    stacks = [Stack("a", NAIVE), Stack("b", dict(NAIVE)), Stack("c", {**NAIVE, "weights": "safetensors"})]
+    stacks = [
+        Stack("a", NAIVE),
+        Stack("b", dict(NAIVE)),
+        Stack("c", {**NAIVE, "weights": "safetensors"}),
+    ]
     assert [s.name for s in distinct(stacks)] == ["a", "c"]
 
 

@@ -1,4 +1,5 @@
-"""Checkpoints: deterministic, whole or absent, in the public layout; damaged ones are refused by file and tensor."""
+"""Checkpoints: deterministic, whole or absent, in the public layout; damaged ones are refused by
+file and tensor."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ def copy(tiny, tmp_path) -> Path:
 
 def test_the_same_preset_gives_the_same_bytes(tiny, tmp_path):
     checkpoint.make_checkpoint(tmp_path / "again", "tiny", shards=3)
-    assert {p.name: p.read_bytes() for p in tiny.iterdir()} == {p.name: p.read_bytes() for p in (tmp_path / "again").iterdir()}
+    assert {p.name: p.read_bytes() for p in tiny.iterdir()} == {
+        p.name: p.read_bytes() for p in (tmp_path / "again").iterdir()
+    }
 
 
 @pytest.mark.parametrize("fmt", checkpoint.FORMATS)
@@ -47,14 +50,23 @@ def test_shards_written_side_by_side_are_the_shards_written_one_by_one(tmp_path,
     for name, cpus in (("alone", 1), ("many", 16)):
         monkeypatch.setattr(checkpoint, "cpu_count", lambda cpus=cpus: cpus)
         checkpoint.make_checkpoint(tmp_path / name, "tiny", fmt=fmt, shards=5)
-    assert [f.name for f in sorted((tmp_path / "alone").iterdir())] == [f.name for f in sorted((tmp_path / "many").iterdir())]
-    assert all((tmp_path / "many" / f.name).read_bytes() == f.read_bytes() for f in (tmp_path / "alone").iterdir())
+    assert [f.name for f in sorted((tmp_path / "alone").iterdir())] == [
+        f.name for f in sorted((tmp_path / "many").iterdir())
+    ]
+    assert all(
+        (tmp_path / "many" / f.name).read_bytes() == f.read_bytes()
+        for f in (tmp_path / "alone").iterdir()
+    )
 
 
 def test_shards_of_pickle_are_held_as_far_as_memory_goes(monkeypatch):
     monkeypatch.setattr(checkpoint, "cpu_count", lambda: 16)
     monkeypatch.setattr(checkpoint, "meminfo_bytes", lambda name: 7 * checkpoint.SHARD_BYTES)
-    assert (checkpoint._at_once(15, "pickle"), checkpoint._at_once(15, "safetensors"), checkpoint._at_once(1, "pickle")) == (3, 15, 1)
+    assert (
+        checkpoint._at_once(15, "pickle"),
+        checkpoint._at_once(15, "safetensors"),
+        checkpoint._at_once(1, "pickle"),
+    ) == (3, 15, 1)
 
 
 def test_a_shard_that_cannot_be_written_ends_the_making_and_leaves_nothing(tmp_path, monkeypatch):
@@ -73,8 +85,13 @@ def test_a_shard_that_cannot_be_written_ends_the_making_and_leaves_nothing(tmp_p
 
 def test_the_values_do_not_depend_on_this_host(tiny):
     """Digests noted when the recipe was made: another CPU or numpy gives the same ones."""
-    noted = json.loads((Path(__file__).parents[2] / "data/fixtures/subject/tiny-digests.json").read_text())
-    assert {n: d["sha256"] for n, d in json.loads((tiny / "digests.json").read_text())["tensors"].items()} == noted
+    noted = json.loads(
+        (Path(__file__).parents[2] / "data/fixtures/subject/tiny-digests.json").read_text()
+    )
+    assert {
+        n: d["sha256"]
+        for n, d in json.loads((tiny / "digests.json").read_text())["tensors"].items()
+    } == noted
 
 
 def test_one_tensor_can_be_made_again_alone(tiny):
@@ -82,7 +99,7 @@ def test_one_tensor_can_be_made_again_alone(tiny):
     for name in ("model.layers.3.mlp.down_proj.weight", "lm_head.weight", "model.norm.weight"):
         at = where.tensors[name]
         alone = np.concatenate(list(values.blocks(name, at.shape, config))).tobytes()
-        assert alone == at.file.read_bytes()[at.start:at.end]
+        assert alone == at.file.read_bytes()[at.start : at.end]
 
 
 def test_blocks_do_not_change_the_anchored_head(monkeypatch):
@@ -90,10 +107,16 @@ def test_blocks_do_not_change_the_anchored_head(monkeypatch):
     config = checkpoint.PRESETS["tiny"]
     monkeypatch.setattr(values, "BLOCK", 128 * 128)
     shape = (config.vocab_size, config.hidden_size)
-    head = values.to_float32(np.concatenate(list(values.blocks("lm_head.weight", shape, config)))).reshape(shape)
-    embedding = values.to_float32(np.concatenate(list(values.blocks("model.embed_tokens.weight", shape, config)))).reshape(shape)
+    head = values.to_float32(
+        np.concatenate(list(values.blocks("lm_head.weight", shape, config)))
+    ).reshape(shape)
+    embedding = values.to_float32(
+        np.concatenate(list(values.blocks("model.embed_tokens.weight", shape, config)))
+    ).reshape(shape)
     tokens = np.arange(3, config.vocab_size)
-    assert (np.argmax(embedding[tokens] @ head.T, axis=1) == values.successor(tokens, config.vocab_size)).mean() > 0.99
+    assert (
+        np.argmax(embedding[tokens] @ head.T, axis=1) == values.successor(tokens, config.vocab_size)
+    ).mean() > 0.99
 
 
 @pytest.mark.parametrize("fmt", checkpoint.FORMATS)
@@ -102,14 +125,19 @@ def test_every_format_holds_the_same_tensors(tiny, tmp_path, fmt, shards):
     checkpoint.make_checkpoint(tmp_path / "other", "tiny", fmt=fmt, shards=shards)
     report = verify(tmp_path / "other")
     assert report["wrong"] == [] and report["files"] == shards and report["tensors"] == 57
-    sums = [{n: d["sha256"] for n, d in json.loads((p / "digests.json").read_text())["tensors"].items()} for p in (tiny, tmp_path / "other")]
+    sums = [
+        {n: d["sha256"] for n, d in json.loads((p / "digests.json").read_text())["tensors"].items()}
+        for p in (tiny, tmp_path / "other")
+    ]
     assert sums[0] == sums[1]
 
 
 def test_the_reference_library_reads_what_we_wrote(tiny):
     safetensors = pytest.importorskip("safetensors.torch")
     for file in sorted(tiny.glob("*.safetensors")):
-        assert {n: tuple(t.shape) for n, t in safetensors.load_file(file).items()} == {n: t.shape for n, t in read_header(file).items()}
+        assert {n: tuple(t.shape) for n, t in safetensors.load_file(file).items()} == {
+            n: t.shape for n, t in read_header(file).items()
+        }
 
 
 def test_one_flipped_bit_is_found_and_named(copy):
@@ -123,7 +151,10 @@ def test_one_flipped_bit_is_found_and_named(copy):
 
 
 def test_a_killed_maker_leaves_nothing_at_all(tmp_path):
-    process = subprocess.Popen([sys.executable, "-m", "labkit", "model", "make", "--bytes", "3GB", str(tmp_path / "m")], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "labkit", "model", "make", "--bytes", "3GB", str(tmp_path / "m")],
+        stdout=subprocess.DEVNULL,
+    )
     until = time.monotonic() + 60
     while not list(tmp_path.glob(".m.*.part/*.safetensors")) and time.monotonic() < until:
         time.sleep(0.01)
@@ -162,10 +193,14 @@ def test_ensure_makes_once_and_then_finds(workspace, monkeypatch):
 def test_splitting_keeps_every_tensor_once_in_order(shards):
     shapes = checkpoint.PRESETS["tiny"].shapes()
     groups = checkpoint.split(shapes, shards)
-    assert [n for g in groups for n in g] == list(shapes) and len(groups) == max(1, shards) and all(groups)
+    assert (
+        [n for g in groups for n in g] == list(shapes)
+        and len(groups) == max(1, shards)
+        and all(groups)
+    )
 
 
-# ---- damaged and hostile directories -----------------------------------------------------------------------------------
+# ---- damaged and hostile directories -------------------------------------------------------------
 
 
 def test_a_truncated_shard_names_file_and_tensor(copy):
@@ -178,7 +213,9 @@ def test_a_truncated_shard_names_file_and_tensor(copy):
 def test_a_missing_shard_names_it_and_a_tensor_it_holds(copy):
     shard = sorted(copy.glob("*.safetensors"))[1]
     shard.unlink()
-    with pytest.raises(BadInput, match=rf"{shard.name}: no such file; the index says it holds model\."):
+    with pytest.raises(
+        BadInput, match=rf"{shard.name}: no such file; the index says it holds model\."
+    ):
         open_directory(copy)
 
 
@@ -202,7 +239,13 @@ def test_an_index_that_points_elsewhere_is_refused(copy):
 def test_a_config_of_another_model_names_the_tensor(copy):
     doc = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**doc, "intermediate_size": 512}))
-    with pytest.raises(BadInput, match=r"tensor model\.layers\.0\.mlp\.gate_proj\.weight has shape \(448, 128\), config.json asks for \(512, 128\)"):
+    with pytest.raises(
+        BadInput,
+        match=(
+            r"tensor model\.layers\.0\.mlp\.gate_proj\.weight has shape \(448, 128\), config.json"
+            r" asks for \(512, 128\)"
+        ),
+    ):
         open_directory(copy)
 
 
@@ -225,29 +268,75 @@ def file_of(header: object, data: bytes = b"", length: int | None = None) -> byt
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
-@pytest.mark.parametrize("raw, said", [
-    (b"", "too few"), (file_of({}, length=2**63), "header says it is 9223372036854775808 bytes"), (file_of({}, length=3), "header says it is 3"),
-    (file_of(b"[[[["), "not JSON"), (file_of([]), "JSON list"), (file_of({"t": 1}), "wrong type"),
-    (file_of({"t": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"1234"), "tensor 't' ends"),
-    (file_of({"t": {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 8]}}, b"12345678"), "are stored"),
-    (file_of({"t": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, b"1234"), "wrong type"),
-    (file_of({"t": {"dtype": "XX", "shape": [1], "data_offsets": [0, 4]}}, b"1234"), "'XX' is unknown"),
-    (file_of({n: {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]} for n in "ab"}, b"1234"), "begins inside"),
-    (file_of({"a": {"dtype": "U8", "shape": [2], "data_offsets": [2, 4]}}, b"1234"), "unexplained"),
-    (file_of({"a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}}, b"1234"), "at the end"),
-    (file_of(b'{"a":' * 50_000), "not JSON"),
-])
+@pytest.mark.parametrize(
+    "raw, said",
+    [
+        (b"", "too few"),
+        (file_of({}, length=2**63), "header says it is 9223372036854775808 bytes"),
+        (file_of({}, length=3), "header says it is 3"),
+        (file_of(b"[[[["), "not JSON"),
+        (file_of([]), "JSON list"),
+        (file_of({"t": 1}), "wrong type"),
+        (
+            file_of({"t": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"1234"),
+            "tensor 't' ends",
+        ),
+        (
+            file_of(
+                {"t": {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 8]}},
+                b"12345678",
+            ),
+            "are stored",
+        ),
+        (
+            file_of({"t": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, b"1234"),
+            "wrong type",
+        ),
+        (
+            file_of({"t": {"dtype": "XX", "shape": [1], "data_offsets": [0, 4]}}, b"1234"),
+            "'XX' is unknown",
+        ),
+        (
+            file_of(
+                {n: {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]} for n in "ab"}, b"1234"
+            ),
+            "begins inside",
+        ),
+        (
+            file_of({"a": {"dtype": "U8", "shape": [2], "data_offsets": [2, 4]}}, b"1234"),
+            "unexplained",
+        ),
+        (
+            file_of({"a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}}, b"1234"),
+            "at the end",
+        ),
+        (file_of(b'{"a":' * 50_000), "not JSON"),
+    ],
+)
 def test_a_lying_header_is_refused_with_its_reason(tmp_path, raw, said):
     (tmp_path / "model.safetensors").write_bytes(raw)
     with pytest.raises(BadInput, match=said):
         read_header(tmp_path / "model.safetensors")
 
 
-ENTRY = st.fixed_dictionaries({}, optional={"dtype": st.sampled_from(["F32", "BF16", "U8", "", 3]), "shape": st.lists(st.integers(-2, 2**65), max_size=4),
-                                            "data_offsets": st.lists(st.integers(-2, 2**65), max_size=3)})
+ENTRY = st.fixed_dictionaries(
+    {},
+    optional={
+        "dtype": st.sampled_from(["F32", "BF16", "U8", "", 3]),
+        "shape": st.lists(st.integers(-2, 2**65), max_size=4),
+        "data_offsets": st.lists(st.integers(-2, 2**65), max_size=3),
+    },
+)
 
 
-@given(st.binary(max_size=200) | st.builds(file_of, st.dictionaries(st.text(max_size=5), ENTRY | st.integers() | st.none(), max_size=4), st.binary(max_size=64)))
+@given(
+    st.binary(max_size=200)
+    | st.builds(
+        file_of,
+        st.dictionaries(st.text(max_size=5), ENTRY | st.integers() | st.none(), max_size=4),
+        st.binary(max_size=64),
+    )
+)
 @settings(max_examples=500, deadline=None)
 def test_any_header_gives_tensors_inside_the_file_or_one_bad_input(raw):
     try:

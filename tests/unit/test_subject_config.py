@@ -14,19 +14,35 @@ from labkit.subject.checkpoint import PRESETS, config_of
 from labkit.subject.config import LlamaConfig
 
 GOOD = PRESETS["8b"].to_json()
-ANY = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20), lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=8)
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_config_written_and_read_again_is_the_same(preset):
-    assert LlamaConfig.from_json(json.loads(json.dumps(PRESETS[preset].to_json()))) == PRESETS[preset]
+    assert (
+        LlamaConfig.from_json(json.loads(json.dumps(PRESETS[preset].to_json()))) == PRESETS[preset]
+    )
 
 
 def test_the_8b_shape_is_llama_3_1_8b():
     assert PRESETS["8b"].parameters == 8_030_261_248
 
 
-@given(st.dictionaries(st.sampled_from(sorted(GOOD) + ["rope_parameters", "sliding_window", "quantization_config"]), ANY, max_size=6))
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            sorted(GOOD) + ["rope_parameters", "sliding_window", "quantization_config"]
+        ),
+        ANY,
+        max_size=6,
+    )
+)
 @settings(max_examples=400, deadline=None)
 def test_any_fields_give_a_config_or_one_bad_input(fields):
     try:
@@ -44,11 +60,19 @@ def test_any_bytes_give_a_config_or_one_bad_input(raw):
         LlamaConfig.from_bytes(raw)
 
 
-@pytest.mark.parametrize("change, named", [
-    ({"model_type": "gpt2"}, "gpt2"), ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "yarn"), ({"hidden_act": "gelu"}, "gelu"),
-    ({"num_key_value_heads": 5}, "5 key/value"), ({"use_sliding_window": True, "sliding_window": 4096}, "sliding_window"),
-    ({"quantization_config": {"bits": 4}}, "quantization_config"), ({"hidden_size": None}, "hidden_size"), ({"head_dim": 7}, "head_dim"),
-])
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"model_type": "gpt2"}, "gpt2"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "yarn"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"num_key_value_heads": 5}, "5 key/value"),
+        ({"use_sliding_window": True, "sliding_window": 4096}, "sliding_window"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"head_dim": 7}, "head_dim"),
+    ],
+)
 def test_what_cannot_be_reproduced_is_refused_by_name(change, named):
     with pytest.raises(BadInput, match=named):
         LlamaConfig.from_json({**GOOD, **change})
@@ -84,7 +108,26 @@ def test_the_made_vocabulary_is_padded_to_the_models(size):
     assert tokenizer.Tokenizer.from_bytes(tokenizer.tokenizer_json(size)).size == size
 
 
-@given(ANY | st.fixed_dictionaries({"prompt": ANY}, optional={k: ANY for k in ("max_tokens", "temperature", "stream", "stop", "n", "stream_options", "logprobs", "ignore_eos", "model")}))
+@given(
+    ANY
+    | st.fixed_dictionaries(
+        {"prompt": ANY},
+        optional={
+            k: ANY
+            for k in (
+                "max_tokens",
+                "temperature",
+                "stream",
+                "stop",
+                "n",
+                "stream_options",
+                "logprobs",
+                "ignore_eos",
+                "model",
+            )
+        },
+    )
+)
 @settings(max_examples=400, deadline=None)
 def test_any_request_is_understood_or_refused_with_a_4xx(doc):
     try:

@@ -1,42 +1,89 @@
-"""The model agrees with the public implementation, and holds nothing that a checkpoint does not name."""
+"""The model agrees with the public implementation, and holds nothing that a checkpoint does not
+name."""
 
 from __future__ import annotations
 
 import pytest
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers", reason="the test-only oracle (pip install transformers)")
+transformers = pytest.importorskip(
+    "transformers", reason="the test-only oracle (pip install transformers)"
+)
 
 from labkit.subject import plain  # noqa: E402
 from labkit.subject.config import LlamaConfig  # noqa: E402
 from labkit.subject.llama import Llama, generate, generate_greedy  # noqa: E402
 
-SHAPE = dict(vocab_size=300, hidden_size=64, intermediate_size=112, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-             max_position_embeddings=256, bos_token_id=0, eos_token_id=1)
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+SHAPE = dict(
+    vocab_size=300,
+    hidden_size=64,
+    intermediate_size=112,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=256,
+    bos_token_id=0,
+    eos_token_id=1,
+)
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 
 
 def oracle(kind: str):
     makers = {
         "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE)),
-        "llama-tied": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE, tie_word_embeddings=True)),
-        "llama-bias-headdim": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True, head_dim=24)),
-        "llama3-scaling": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE, rope_parameters=LLAMA3)),
-        "llama-linear": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE, rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 10_000.0})),
+        "llama-tied": lambda: transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(**SHAPE, tie_word_embeddings=True)
+        ),
+        "llama-bias-headdim": lambda: transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True, head_dim=24)
+        ),
+        "llama3-scaling": lambda: transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(**SHAPE, rope_parameters=LLAMA3)
+        ),
+        "llama-linear": lambda: transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                **SHAPE,
+                rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 10_000.0},
+            )
+        ),
         "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SHAPE)),
-        "qwen2-tied": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SHAPE, tie_word_embeddings=True)),
-        "mistral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**SHAPE, sliding_window=None)),
+        "qwen2-tied": lambda: transformers.Qwen2ForCausalLM(
+            transformers.Qwen2Config(**SHAPE, tie_word_embeddings=True)
+        ),
+        "mistral": lambda: transformers.MistralForCausalLM(
+            transformers.MistralConfig(**SHAPE, sliding_window=None)
+        ),
     }
     torch.manual_seed(5)
     model = makers[kind]().float().eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():  # biases start at zero and norms at one: make both matter
+        # biases start at zero and norms at one: make both matter
+        for name, parameter in model.named_parameters():
             if name.endswith("bias") or "norm" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     return model
 
 
-@pytest.fixture(scope="module", params=["llama", "llama-tied", "llama-bias-headdim", "llama3-scaling", "llama-linear", "qwen2", "qwen2-tied", "mistral"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "llama",
+        "llama-tied",
+        "llama-bias-headdim",
+        "llama3-scaling",
+        "llama-linear",
+        "qwen2",
+        "qwen2-tied",
+        "mistral",
+    ],
+)
 def pair(request, tmp_path_factory):
     """(theirs, ours), ours loaded from what theirs saved."""
     directory = tmp_path_factory.mktemp("hf") / request.param
@@ -58,7 +105,14 @@ def test_logits_equal_transformers_to_1e_4_in_float32(pair):
 def test_greedy_tokens_with_our_cache_equal_transformers_own(pair):
     theirs, ours = pair
     ids = [0, 17, 230, 5]
-    expected = theirs.generate(torch.tensor([ids]), attention_mask=torch.ones(1, 4, dtype=torch.long), max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)[0, len(ids):].tolist()
+    expected = theirs.generate(
+        torch.tensor([ids]),
+        attention_mask=torch.ones(1, 4, dtype=torch.long),
+        max_new_tokens=12,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )[0, len(ids) :].tolist()
     assert list(generate_greedy(ours, ids, 12)) == expected
 
 
@@ -80,8 +134,14 @@ def test_a_cache_used_before_does_not_change_the_answer(pair):
 def test_parameter_names_and_shapes_are_the_public_ones(pair):
     theirs, ours = pair
     tied = ours.config.tie_word_embeddings
-    public = {n: tuple(p.shape) for n, p in theirs.state_dict().items() if not (tied and n == "lm_head.weight")}
-    assert {n: tuple(p.shape) for n, p in ours.state_dict().items()} == public == ours.config.shapes()
+    public = {
+        n: tuple(p.shape)
+        for n, p in theirs.state_dict().items()
+        if not (tied and n == "lm_head.weight")
+    }
+    assert (
+        {n: tuple(p.shape) for n, p in ours.state_dict().items()} == public == ours.config.shapes()
+    )
 
 
 def test_building_on_meta_loads_no_compiler():
@@ -98,7 +158,14 @@ with torch.device("meta"):
 assert all(p.is_meta for p in model.parameters())
 print(len(set(sys.modules) - before))
 """
-    assert int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) < 20
+    assert (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        < 20
+    )
 
 
 def test_random_initialisation_is_torchs_own():
@@ -124,7 +191,9 @@ def test_a_model_with_a_hole_is_refused_by_name():
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 @pytest.mark.parametrize("fmt", ["safetensors", "pickle"])
-def test_the_public_library_loads_what_we_make_and_gives_the_same_logits_and_words(tmp_path, family, fmt):
+def test_the_public_library_loads_what_we_make_and_gives_the_same_logits_and_words(
+    tmp_path, family, fmt
+):
     from labkit.subject.checkpoint import make_checkpoint
     from labkit.subject.tokenizer import Tokenizer
 

@@ -26,17 +26,40 @@ from labkit.subject import checkpoint, reference
 
 class Running:
     def __init__(self, model: str, *args: str, **env: str):
-        self.process = subprocess.Popen([sys.executable, "-m", "labkit.subject.server", "--model", model, "--port", "0", "--name", "tiny", *args],
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **env})
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "labkit.subject.server",
+                "--model",
+                model,
+                "--port",
+                "0",
+                "--name",
+                "tiny",
+                *args,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **env},
+        )
         line = self.process.stdout.readline()
         if not line:
             raise AssertionError(self.process.stderr.read())
         self.port = int(line.split(":")[2].split(" ")[0])
 
-    def ask(self, method: str, path: str, body: object = None, raw: bytes | None = None) -> tuple[int, bytes]:
+    def ask(
+        self, method: str, path: str, body: object = None, raw: bytes | None = None
+    ) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            connection.request(method, path, raw if raw is not None else None if body is None else json.dumps(body), CONTROL)
+            connection.request(
+                method,
+                path,
+                raw if raw is not None else None if body is None else json.dumps(body),
+                CONTROL,
+            )
             reply = connection.getresponse()
             return reply.status, reply.read()
         finally:
@@ -73,7 +96,9 @@ def server(model, timeline_path):
 
 @pytest.fixture(scope="module")
 def expected(model, tmp_path_factory) -> dict:
-    return reference.reference(model, "The first token", 8, workspace=Workspace.at(tmp_path_factory.mktemp("lab")))
+    return reference.reference(
+        model, "The first token", 8, workspace=Workspace.at(tmp_path_factory.mktemp("lab"))
+    )
 
 
 def events(data: bytes) -> list[dict]:
@@ -85,29 +110,51 @@ def events(data: bytes) -> list[dict]:
 def test_the_phases_are_written_in_order_and_leave_no_gap(server, timeline_path):
     spans = [s for s in timeline.read(timeline_path) if s.is_phase]
     assert [s.name for s in spans] == ["import", "context", "build", "load", "warmup", "ready"]
-    assert timeline.union_s(spans, spans[0].start_s, spans[-1].end_s) > 0.98 * (spans[-1].end_s - spans[0].start_s)
+    assert timeline.union_s(spans, spans[0].start_s, spans[-1].end_s) > 0.98 * (
+        spans[-1].end_s - spans[0].start_s
+    )
 
 
 def test_the_answer_is_the_references(server, expected):
     choice = server.complete(prompt="The first token", max_tokens=8)["choices"][0]
-    assert choice["token_ids"] == expected["tokens"] and choice["text"] == expected["text"] and choice["finish_reason"] == "length"
+    assert (
+        choice["token_ids"] == expected["tokens"]
+        and choice["text"] == expected["text"]
+        and choice["finish_reason"] == "length"
+    )
 
 
 def test_streaming_gives_the_same_tokens_and_text_one_by_one(server, expected):
-    status, data = server.ask("POST", "/v1/completions", {"prompt": "The first token", "max_tokens": 8, "stream": True, "stream_options": {"include_usage": True}})
+    status, data = server.ask(
+        "POST",
+        "/v1/completions",
+        {
+            "prompt": "The first token",
+            "max_tokens": 8,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        },
+    )
     found = events(data)
     choices = [e["choices"][0] for e in found if e["choices"]]
     assert status == 200 and all(len(c["token_ids"]) == 1 for c in choices)
-    assert [c["token_ids"][0] for c in choices] == expected["tokens"] and "".join(c["text"] for c in choices) == expected["text"]
+    assert [c["token_ids"][0] for c in choices] == expected["tokens"] and "".join(
+        c["text"] for c in choices
+    ) == expected["text"]
     assert found[-1]["usage"] == {"prompt_tokens": 4, "completion_tokens": 8, "total_tokens": 12}
 
 
 def test_token_ids_as_prompt_mean_the_same_as_their_text(server, expected):
-    assert server.complete(prompt=expected["prompt_tokens"], max_tokens=8)["choices"][0]["token_ids"] == expected["tokens"]
+    assert (
+        server.complete(prompt=expected["prompt_tokens"], max_tokens=8)["choices"][0]["token_ids"]
+        == expected["tokens"]
+    )
 
 
 def test_log_probabilities_are_the_references(server, expected):
-    found = server.complete(prompt="The first token", max_tokens=8, logprobs=1)["choices"][0]["logprobs"]["token_logprobs"]
+    found = server.complete(prompt="The first token", max_tokens=8, logprobs=1)["choices"][0][
+        "logprobs"
+    ]["token_logprobs"]
     assert found == pytest.approx(expected["logprobs"], abs=1e-3)
 
 
@@ -117,25 +164,44 @@ def test_stop_strings_end_the_text_before_themselves(server, expected):
     assert choice["finish_reason"] == "stop" and choice["text"] == expected["text"].split(word)[0]
 
 
-@pytest.mark.parametrize("method, path, body, status", [
-    ("POST", "/v1/completions", {}, 400), ("POST", "/v1/completions", {"prompt": [4096]}, 400), ("POST", "/v1/completions", {"prompt": "x", "max_tokens": 0}, 400),
-    ("POST", "/v1/completions", {"prompt": "x " * 2000}, 400), ("POST", "/v1/completions", {"prompt": "x", "n": 2}, 400), ("GET", "/v1/completions", None, 405),
-    ("POST", "/nowhere", {}, 404), ("GET", "/", None, 404)])
+@pytest.mark.parametrize(
+    "method, path, body, status",
+    [
+        ("POST", "/v1/completions", {}, 400),
+        ("POST", "/v1/completions", {"prompt": [4096]}, 400),
+        ("POST", "/v1/completions", {"prompt": "x", "max_tokens": 0}, 400),
+        ("POST", "/v1/completions", {"prompt": "x " * 2000}, 400),
+        ("POST", "/v1/completions", {"prompt": "x", "n": 2}, 400),
+        ("GET", "/v1/completions", None, 405),
+        ("POST", "/nowhere", {}, 404),
+        ("GET", "/", None, 404),
+    ],
+)
 def test_a_clients_mistake_is_a_4xx_in_openais_shape(server, method, path, body, status):
     found, data = server.ask(method, path, body)
     assert found == status and json.loads(data)["error"]["type"] == "invalid_request_error"
 
 
 @given(st.binary(max_size=400))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_no_body_ends_the_server(server, raw):
     status, _ = server.ask("POST", "/v1/completions", raw=raw)
     assert 400 <= status < 500
 
 
-@pytest.mark.parametrize("raw", [b"\x00\xff\r\n\r\n", b"GET /health HTTP/9.9\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
-                                 b"POST /v1/completions HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
-                                 b"POST /v1/completions HTTP/1.1\r\nContent-Length: 50\r\n\r\n{"])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\x00\xff\r\n\r\n",
+        b"GET /health HTTP/9.9\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nContent-Length: 50\r\n\r\n{",
+    ],
+)
 def test_no_bytes_on_the_socket_end_the_server(server, raw):
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         connection.sendall(raw)
@@ -145,16 +211,28 @@ def test_no_bytes_on_the_socket_end_the_server(server, raw):
 
 
 def test_a_client_that_leaves_in_mid_stream_does_not_hold_the_next_one_up(server):
-    body = json.dumps({"prompt": "x", "max_tokens": 900, "stream": True, "ignore_eos": True}).encode()
+    body = json.dumps(
+        {"prompt": "x", "max_tokens": 900, "stream": True, "ignore_eos": True}
+    ).encode()
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n%b"
+            % (len(body), body)
+        )
         connection.recv(100)
     assert server.complete(prompt="y", max_tokens=1)["usage"]["completion_tokens"] == 1
 
 
 def test_many_clients_at_once_all_get_the_same_answer(server, expected):
     found: list[list[int]] = []
-    threads = [threading.Thread(target=lambda: found.append(server.complete(prompt="The first token", max_tokens=8)["choices"][0]["token_ids"])) for _ in range(8)]
+    threads = [
+        threading.Thread(
+            target=lambda: found.append(
+                server.complete(prompt="The first token", max_tokens=8)["choices"][0]["token_ids"]
+            )
+        )
+        for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -164,14 +242,21 @@ def test_many_clients_at_once_all_get_the_same_answer(server, expected):
 
 def test_identity_names_the_process(server):
     found = json.loads(server.ask("GET", "/_labkit/identity")[1])
-    assert found["pid"] == server.process.pid and len(found["nonce"]) == 32 and found["start_monotonic_s"] < timeline.now_s()
+    assert (
+        found["pid"] == server.process.pid
+        and len(found["nonce"]) == 32
+        and found["start_monotonic_s"] < timeline.now_s()
+    )
 
 
 def test_shrinking_frees_the_cache_and_changes_no_answer(server, expected):
     server.complete(prompt="The first token", max_tokens=1)
     assert json.loads(server.ask("POST", "/_labkit/shrink")[1])["kv_cache_bytes"] > 1_000_000
     assert json.loads(server.ask("POST", "/_labkit/shrink")[1])["kv_cache_bytes"] == 0
-    assert server.complete(prompt="The first token", max_tokens=8)["choices"][0]["token_ids"] == expected["tokens"]
+    assert (
+        server.complete(prompt="The first token", max_tokens=8)["choices"][0]["token_ids"]
+        == expected["tokens"]
+    )
 
 
 def test_reseeding_is_counted(server):
@@ -182,7 +267,10 @@ def test_reseeding_is_counted(server):
 def test_the_naive_start_gives_the_same_tokens(model, expected):
     naive = Running(str(model), "--init", "random", "--prefault")
     try:
-        assert naive.complete(prompt="The first token", max_tokens=8)["choices"][0]["token_ids"] == expected["tokens"]
+        assert (
+            naive.complete(prompt="The first token", max_tokens=8)["choices"][0]["token_ids"]
+            == expected["tokens"]
+        )
     finally:
         naive.end()
 
@@ -194,11 +282,22 @@ def test_config_and_tokenizer_come_from_a_bucket_and_the_loader_gets_its_url(mod
 
     (tmp_path / "lab" / "models").mkdir(parents=True)
     (tmp_path / "lab" / "models" / "tiny").symlink_to(model)
-    (tmp_path / "stand_in.py").write_text(f"def load(model, source, device):\n    from labkit.subject import plain\n    assert source == 's3://lab/models/tiny'\n    return plain.load(model, {str(model)!r}, device)\n")
-    store = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path)))
+    (tmp_path / "stand_in.py").write_text(
+        "def load(model, source, device):\n    from labkit.subject import plain\n    assert source"
+        f" == 's3://lab/models/tiny'\n    return plain.load(model, {str(model)!r}, device)\n"
+    )
+    store = ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    )
     threading.Thread(target=store.serve_forever, daemon=True).start()
     try:
-        running = Running("s3://lab/models/tiny", "--loader", "stand_in:load", AWS_ENDPOINT_URL=f"http://127.0.0.1:{store.server_port}", PYTHONPATH=str(tmp_path))
+        running = Running(
+            "s3://lab/models/tiny",
+            "--loader",
+            "stand_in:load",
+            AWS_ENDPOINT_URL=f"http://127.0.0.1:{store.server_port}",
+            PYTHONPATH=str(tmp_path),
+        )
         assert running.ask("GET", "/health")[0] == 200
         running.end()
     finally:
@@ -206,12 +305,30 @@ def test_config_and_tokenizer_come_from_a_bucket_and_the_loader_gets_its_url(mod
 
 
 def test_an_early_bound_server_says_503_until_a_token_can_be_served(model, tmp_path):
-    (tmp_path / "slow.py").write_text("import os, time\ndef load(model, source, device):\n    from labkit.subject import plain\n    while not os.path.exists(os.environ['GO']):\n        time.sleep(0.01)\n    return plain.load(model, source, device)\n")
+    (tmp_path / "slow.py").write_text(
+        "import os, time\ndef load(model, source, device):\n    from labkit.subject import plain\n "
+        "   while not os.path.exists(os.environ['GO']):\n        time.sleep(0.01)\n    return"
+        " plain.load(model, source, device)\n"
+    )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", "labkit.subject.server", "--model", str(model), "--port", str(port), "--early-bind", "--loader", "slow:load"],
-                               env={**os.environ, "PYTHONPATH": str(tmp_path), "GO": str(tmp_path / "go")}, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "labkit.subject.server",
+            "--model",
+            str(model),
+            "--port",
+            str(port),
+            "--early-bind",
+            "--loader",
+            "slow:load",
+        ],
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "GO": str(tmp_path / "go")},
+        stdout=subprocess.PIPE,
+    )
     try:
         seen = []
         until = time.monotonic() + 60
@@ -231,10 +348,29 @@ def test_an_early_bound_server_says_503_until_a_token_can_be_served(model, tmp_p
         process.wait()
 
 
-@pytest.mark.parametrize("args, said", [(["--loader", "labkit.nothing:load"], "--loader labkit.nothing:load"), (["--loader-options", "[1]"], "a JSON object"),
-                                        (["--device", "tpu"], "--device tpu")])
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        (["--loader", "labkit.nothing:load"], "--loader labkit.nothing:load"),
+        (["--loader-options", "[1]"], "a JSON object"),
+        (["--device", "tpu"], "--device tpu"),
+    ],
+)
 def test_a_wrong_option_is_one_clear_line_and_exit_2(model, args, said):
-    done = subprocess.run([sys.executable, "-m", "labkit.subject.server", "--model", str(model), "--port", "0", *args], capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "labkit.subject.server",
+            "--model",
+            str(model),
+            "--port",
+            "0",
+            *args,
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 
@@ -249,15 +385,30 @@ def test_a_reference_of_a_damaged_model_is_a_bad_input(model, workspace, tmp_pat
 
 def test_a_reference_says_where_it_was_computed(model, workspace):
     answer = reference.reference(model, "x", 2, workspace=workspace)
-    assert (answer["device"], answer["dtype"]) == ("cpu", "bfloat16") and answer["torch"] and len(answer["tokens"]) == 2
+    assert (
+        (answer["device"], answer["dtype"]) == ("cpu", "bfloat16")
+        and answer["torch"]
+        and len(answer["tokens"]) == 2
+    )
 
 
-def test_tokens_of_a_gpus_servers_are_compared_with_a_gpus_reference_or_it_says_why_not(model, workspace, monkeypatch):
+def test_tokens_of_a_gpus_servers_are_compared_with_a_gpus_reference_or_it_says_why_not(
+    model, workspace, monkeypatch
+):
     from labkit.stack.experiment import _model_and_answer
 
     asked = []
-    monkeypatch.setattr(reference, "reference", lambda directory, prompt, n, *, device="cpu", workspace: asked.append(device) or {"tokens": [1], "device": device})
-    assert _model_and_answer(str(model), workspace, "tiny", 1, "cuda")[1] == {"tokens": [1], "device": "cuda"}
+    monkeypatch.setattr(
+        reference,
+        "reference",
+        lambda directory, prompt, n, *, device="cpu", workspace: (
+            asked.append(device) or {"tokens": [1], "device": device}
+        ),
+    )
+    assert _model_and_answer(str(model), workspace, "tiny", 1, "cuda")[1] == {
+        "tokens": [1],
+        "device": "cuda",
+    }
 
     def no_gpu(directory, prompt, n, *, device="cpu", workspace):
         if device != "cpu":
@@ -273,7 +424,9 @@ def test_on_a_gpu_cudnn_is_asked_last_unless_somebody_says_otherwise(model, monk
     from labkit.subject import llama, server
 
     def told(*args):
-        monkeypatch.setattr(server.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
+        monkeypatch.setattr(
+            server.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name))
+        )
         with pytest.raises(BadInput):
             server.load(None, server.parser().parse_args(["--model", str(model), *args]))
         return llama.prefer_flash()
@@ -281,6 +434,8 @@ def test_on_a_gpu_cudnn_is_asked_last_unless_somebody_says_otherwise(model, monk
     monkeypatch.delenv(llama.CUDNN_LAST, raising=False)
     assert "cuDNN last" in told() and os.environ[llama.CUDNN_LAST] == "1"
     monkeypatch.setenv(llama.CUDNN_LAST, "0")
-    assert "own choice" in told() and os.environ[llama.CUDNN_LAST] == "0", "the environment's word is left alone"
+    assert "own choice" in told() and os.environ[llama.CUDNN_LAST] == "0", (
+        "the environment's word is left alone"
+    )
     assert "cuDNN last" in told("--attention", "flash")
     assert "own choice" in told("--attention", "default") and os.environ[llama.CUDNN_LAST] == "0"

@@ -1,4 +1,5 @@
-"""Formats: what a header says is read, what it claims falsely is refused, and nothing in a file is ever run."""
+"""Formats: what a header says is read, what it claims falsely is refused, and nothing in a file is
+ever run."""
 
 from __future__ import annotations
 
@@ -25,8 +26,18 @@ from labkit.weights.source import open_source
 
 #: 10 000 a format in a release: LABKIT_FUZZ=10000 pytest tests/unit/test_weights_formats.py
 FUZZ = int(os.environ.get("LABKIT_FUZZ", "400"))
-CONFIG = {"model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
-          "num_key_value_heads": 1, "bos_token_id": 0, "eos_token_id": 1, "rope_theta": 1e4}
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "rope_theta": 1e4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +47,48 @@ def models(tmp_path_factory) -> dict[str, Path]:
     source = root / "safetensors"
     source.mkdir()
     torch.manual_seed(1)
-    shapes = {"model.embed_tokens.weight": (64, 32), "model.norm.weight": (32,), "lm_head.weight": (64, 32)}
-    layer = {"self_attn.q_proj": (32, 32), "self_attn.k_proj": (16, 32), "self_attn.v_proj": (16, 32), "self_attn.o_proj": (32, 32), "mlp.gate_proj": (64, 32),
-             "mlp.up_proj": (64, 32), "mlp.down_proj": (32, 64), "input_layernorm": (32,), "post_attention_layernorm": (32,)}
+    shapes = {
+        "model.embed_tokens.weight": (64, 32),
+        "model.norm.weight": (32,),
+        "lm_head.weight": (64, 32),
+    }
+    layer = {
+        "self_attn.q_proj": (32, 32),
+        "self_attn.k_proj": (16, 32),
+        "self_attn.v_proj": (16, 32),
+        "self_attn.o_proj": (32, 32),
+        "mlp.gate_proj": (64, 32),
+        "mlp.up_proj": (64, 32),
+        "mlp.down_proj": (32, 64),
+        "input_layernorm": (32,),
+        "post_attention_layernorm": (32,),
+    }
     shapes |= {f"model.layers.0.{k}.weight": s for k, s in layer.items()}
-    save_file({k: torch.randn(s).to(torch.bfloat16) for k, s in shapes.items()}, source / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {k: torch.randn(s).to(torch.bfloat16) for k, s in shapes.items()},
+        source / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     (source / "config.json").write_text(json.dumps(CONFIG))
-    (source / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": {chr(256 + i): i for i in range(60)}, "merges": [["Ā", "ā"]]},
-                                                       "added_tokens": [{"id": 0, "content": "<|begin|>", "special": True}]}))
+    (source / "tokenizer.json").write_text(
+        json.dumps(
+            {
+                "model": {
+                    "type": "BPE",
+                    "vocab": {chr(256 + i): i for i in range(60)},
+                    "merges": [["Ā", "ā"]],
+                },
+                "added_tokens": [{"id": 0, "content": "<|begin|>", "special": True}],
+            }
+        )
+    )
     for to in ("pickle", "gguf:Q8_0"):
         convert(source, root / to.partition(":")[0], to)
-    return {"safetensors": source / "model.safetensors", "pickle": root / "pickle" / "pytorch_model.bin", "gguf": root / "gguf" / "model.gguf"}
+    return {
+        "safetensors": source / "model.safetensors",
+        "pickle": root / "pickle" / "pytorch_model.bin",
+        "gguf": root / "gguf" / "model.gguf",
+    }
 
 
 class Payload:
@@ -60,21 +102,32 @@ def test_a_layouts_places_are_where_the_bytes_are(models, format):
     tensors = load_file(models["safetensors"])
     assert {e.name for e in layout.tensors} == set(tensors)
     for entry in layout.tensors:
-        assert raw[entry.offset:entry.end] == tensors[entry.name].contiguous().view(torch.uint8).numpy().tobytes()
+        assert (
+            raw[entry.offset : entry.end]
+            == tensors[entry.name].contiguous().view(torch.uint8).numpy().tobytes()
+        )
 
 
 def test_a_gguf_header_agrees_with_the_reference_reader(models):
     gguf = pytest.importorskip("gguf")
     layout, reference = read_layout(models["gguf"]), gguf.GGUFReader(str(models["gguf"]))
-    theirs = {t.name: (int(t.data_offset), int(t.n_bytes), t.tensor_type.name) for t in reference.tensors}
+    theirs = {
+        t.name: (int(t.data_offset), int(t.n_bytes), t.tensor_type.name) for t in reference.tensors
+    }
     assert {e.name: (e.offset, e.size_bytes, e.dtype) for e in layout.tensors} == theirs
-    assert layout.metadata["tokenizer.ggml.tokens"].count == 64 and layout.metadata["llama.block_count"] == 1
+    assert (
+        layout.metadata["tokenizer.ggml.tokens"].count == 64
+        and layout.metadata["llama.block_count"] == 1
+    )
 
 
 def test_the_type_table_is_ggmls():
     gguf = pytest.importorskip("gguf")
     for kind, (name, block, size) in gguf_header.TYPES.items():
-        assert gguf.GGMLQuantizationType(kind).name == name and gguf.GGML_QUANT_SIZES[kind] == (block, size)
+        assert gguf.GGMLQuantizationType(kind).name == name and gguf.GGML_QUANT_SIZES[kind] == (
+            block,
+            size,
+        )
 
 
 @pytest.mark.parametrize("kind", ["F32", "BF16"])
@@ -84,7 +137,9 @@ def test_gguf_keeps_every_bit_of_a_bf16_checkpoint(models, tmp_path, kind):
     convert(models["safetensors"].parent, tmp_path / "out", f"gguf:{kind}")
     path = tmp_path / "out" / "model.gguf"
     back, there = dict(tensors(path, read_layout(path))), load_file(models["safetensors"])
-    assert set(back) == set(there) and all(torch.equal(back[k].to(torch.bfloat16), there[k]) for k in there)
+    assert set(back) == set(there) and all(
+        torch.equal(back[k].to(torch.bfloat16), there[k]) for k in there
+    )
 
 
 def test_dequantised_values_are_those_of_the_reference(models):
@@ -94,9 +149,13 @@ def test_dequantised_values_are_those_of_the_reference(models):
     mine = dict(tensors(models["gguf"], read_layout(models["gguf"])))
     for t in gguf.GGUFReader(str(models["gguf"])).tensors:
         public = gguf_names.to_public(t.name)
-        wanted = torch.from_numpy(gguf.quants.dequantize(t.data, t.tensor_type).copy()).reshape(mine[public].shape)
+        wanted = torch.from_numpy(gguf.quants.dequantize(t.data, t.tensor_type).copy()).reshape(
+            mine[public].shape
+        )
         heads = gguf_names.heads_of(public, 2, 1)
-        assert torch.equal(mine[public].float(), gguf_names.to_halves(wanted, heads) if heads else wanted)
+        assert torch.equal(
+            mine[public].float(), gguf_names.to_halves(wanted, heads) if heads else wanted
+        )
 
 
 @given(heads=st.integers(1, 4), half=st.integers(1, 4), width=st.integers(1, 3))
@@ -109,7 +168,9 @@ def test_a_conversion_carries_digests_and_never_overwrites(models, tmp_path):
     source = models["safetensors"].parent
     (source / "digests.json").write_text("{}")
     convert(source, tmp_path / "out", "pickle")
-    assert (tmp_path / "out" / "digests.json").exists() and (tmp_path / "out" / "tokenizer.json").exists()
+    assert (tmp_path / "out" / "digests.json").exists() and (
+        tmp_path / "out" / "tokenizer.json"
+    ).exists()
     with pytest.raises(BadInput, match="exists"):
         convert(source, tmp_path / "out", "pickle")
     with pytest.raises(BadInput, match="no format"):
@@ -117,7 +178,8 @@ def test_a_conversion_carries_digests_and_never_overwrites(models, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 
-# -- pickle ------------------------------------------------------------------------------------------------------------
+# -- pickle ----------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("protocol", range(2, 6))
 def test_a_pickles_payload_is_named_and_not_run(tmp_path, protocol):
@@ -145,7 +207,8 @@ def test_every_way_to_call_is_found():
         assert any("would call os.system('true')" in f for f in follow.findings()), program
 
 
-# -- hostile headers -----------------------------------------------------------------------------------------------------
+# -- hostile headers -------------------------------------------------------------------------------
+
 
 def _safetensors(doc, tail: bytes = b"") -> bytes:
     raw = doc if isinstance(doc, bytes) else json.dumps(doc).encode()
@@ -155,19 +218,51 @@ def _safetensors(doc, tail: bytes = b"") -> bytes:
 HOSTILE = {
     "length beyond the file": struct.pack("<Q", 1 << 60) + b"{}",
     "nesting": _safetensors(b'{"a":' * 100_000 + b"1" + b"}" * 100_000),
-    "overlap": _safetensors({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}, "b": {"dtype": "U8", "shape": [4], "data_offsets": [2, 6]}}, b"123456"),
+    "overlap": _safetensors(
+        {
+            "a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]},
+            "b": {"dtype": "U8", "shape": [4], "data_offsets": [2, 6]},
+        },
+        b"123456",
+    ),
     "hole": _safetensors({"a": {"dtype": "U8", "shape": [2], "data_offsets": [2, 4]}}, b"1234"),
-    "past the end": _safetensors({"a": {"dtype": "U8", "shape": [9], "data_offsets": [0, 9]}}, b"1234"),
-    "negative": _safetensors({"a": {"dtype": "U8", "shape": [-4], "data_offsets": [0, -4]}}, b"1234"),
-    "huge shape": _safetensors({"a": {"dtype": "F32", "shape": [1 << 40, 1 << 40], "data_offsets": [0, 4]}}, b"1234"),
-    "huge number": _safetensors(b'{"a":{"dtype":"U8","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,4]}}', b"1234"),
-    "twice": _safetensors(b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}', b"1234"),
+    "past the end": _safetensors(
+        {"a": {"dtype": "U8", "shape": [9], "data_offsets": [0, 9]}}, b"1234"
+    ),
+    "negative": _safetensors(
+        {"a": {"dtype": "U8", "shape": [-4], "data_offsets": [0, -4]}}, b"1234"
+    ),
+    "huge shape": _safetensors(
+        {"a": {"dtype": "F32", "shape": [1 << 40, 1 << 40], "data_offsets": [0, 4]}}, b"1234"
+    ),
+    "huge number": _safetensors(
+        b'{"a":{"dtype":"U8","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,4]}}', b"1234"
+    ),
+    "twice": _safetensors(
+        b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}',
+        b"1234",
+    ),
     "not text": _safetensors(b'{"\xff\xff":1}'),
     "NaN": _safetensors(b'{"a":NaN}'),
-    "trailing bytes": _safetensors({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}, b"1234"),
+    "trailing bytes": _safetensors(
+        {"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}, b"1234"
+    ),
     "gguf 10^9 tensors": b"GGUF" + struct.pack("<IQQ", 3, 10**9, 0),
-    "gguf a long array": b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", 9, 4, 1 << 61),
-    "gguf nested arrays": b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"k" + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 50,
+    "gguf a long array": (
+        b"GGUF"
+        + struct.pack("<IQQ", 3, 0, 1)
+        + struct.pack("<Q", 1)
+        + b"k"
+        + struct.pack("<IIQ", 9, 4, 1 << 61)
+    ),
+    "gguf nested arrays": (
+        b"GGUF"
+        + struct.pack("<IQQ", 3, 0, 1)
+        + struct.pack("<Q", 1)
+        + b"k"
+        + struct.pack("<I", 9)
+        + struct.pack("<IQ", 9, 1) * 50
+    ),
     "gguf a long key": b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1 << 50),
     "pickle without an end": b"\x80\x04N",
     "pickle underflow": b"\x80\x04\x85R.",
@@ -185,13 +280,18 @@ def test_a_hostile_header_is_refused_in_words(tmp_path, what):
     assert refused.value.what and len(str(refused.value)) < 1000
 
 
-READERS = {"safetensors": lambda raw: safetensors_header.parse(raw[8:8 + safetensors_header.header_length(raw[:8], len(raw))], len(raw)),
-           "gguf": lambda raw: gguf_header.parse(io.BytesIO(raw), len(raw)),
-           "pickle": lambda raw: pickle_listing.parse(io.BytesIO(raw), len(raw))}
+READERS = {
+    "safetensors": lambda raw: safetensors_header.parse(
+        raw[8 : 8 + safetensors_header.header_length(raw[:8], len(raw))], len(raw)
+    ),
+    "gguf": lambda raw: gguf_header.parse(io.BytesIO(raw), len(raw)),
+    "pickle": lambda raw: pickle_listing.parse(io.BytesIO(raw), len(raw)),
+}
 
 
 def mangled(raw: bytes, noise: random.Random) -> bytes:
-    """A few of: flipped bytes, forged numbers, cut, doubled – in the header more often than behind it."""
+    """A few of: flipped bytes, forged numbers, cut, doubled – in the header more often than behind
+    it."""
     data = bytearray(raw)
     for _ in range(noise.randint(1, 4)):
         at = noise.randrange(min(len(data), noise.choice((16, 256, 4096, len(data)))) or 1)
@@ -199,13 +299,16 @@ def mangled(raw: bytes, noise: random.Random) -> bytes:
         if kind == 0:
             data[at] ^= 1 << noise.randrange(8)
         elif kind == 1:
-            data[at:at + 8] = struct.pack("<Q", noise.choice((0, 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1, noise.getrandbits(64))))
+            data[at : at + 8] = struct.pack(
+                "<Q",
+                noise.choice((0, 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1, noise.getrandbits(64))),
+            )
         elif kind == 2:
-            del data[noise.randrange(len(data)):]
+            del data[noise.randrange(len(data)) :]
         elif kind == 3:
-            data[at:at] = data[at:at + noise.randrange(64)]
+            data[at:at] = data[at : at + noise.randrange(64)]
         else:
-            data[at:at + 4] = noise.choice((b"[[[[", b"}}}}", b"-1e9", b"\x80\x04(R", b"cos\n"))
+            data[at : at + 4] = noise.choice((b"[[[[", b"}}}}", b"-1e9", b"\x80\x04(R", b"cos\n"))
         data = data or bytearray(b"\0")
     return bytes(data)
 
@@ -229,23 +332,40 @@ def test_fuzzed_headers_are_read_or_refused_in_bounded_memory(models, format):
 
 @given(st.binary(max_size=400))
 def test_noise_is_never_more_than_a_refusal(raw):
-    for prefix, format in ((b"", "safetensors"), (b"GGUF\x03\0\0\0", "gguf"), (b"\x80\x04", "pickle"), (b"PK\x03\x04", "pickle")):
+    for prefix, format in (
+        (b"", "safetensors"),
+        (b"GGUF\x03\0\0\0", "gguf"),
+        (b"\x80\x04", "pickle"),
+        (b"PK\x03\x04", "pickle"),
+    ):
         try:
             READERS[format](prefix + raw)
         except BadInput:
             pass
 
 
-@given(st.dictionaries(st.text(min_size=1, max_size=8), st.lists(st.integers(0, 5), max_size=3), max_size=6))
+@given(
+    st.dictionaries(
+        st.text(min_size=1, max_size=8), st.lists(st.integers(0, 5), max_size=3), max_size=6
+    )
+)
 def test_what_the_reference_library_writes_we_read(tmp_path_factory, shapes):
-    tensors = {name: torch.zeros(shape, dtype=torch.float16) for name, shape in shapes.items() if name != "__metadata__"}
+    tensors = {
+        name: torch.zeros(shape, dtype=torch.float16)
+        for name, shape in shapes.items()
+        if name != "__metadata__"
+    }
     path = tmp_path_factory.mktemp("st") / "x.safetensors"
     save_file(tensors, path)
-    assert {e.name: e.shape for e in safetensors_header.read(path).tensors} == {n: tuple(t.shape) for n, t in tensors.items()}
+    assert {e.name: e.shape for e in safetensors_header.read(path).tensors} == {
+        n: tuple(t.shape) for n, t in tensors.items()
+    }
 
 
 def test_an_index_may_not_leave_its_directory(tmp_path):
     for name in ("../secret", "/etc/passwd", "", "a/b", 3):
-        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
+        (tmp_path / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {"w": name}})
+        )
         with pytest.raises(BadInput):
             open_source(tmp_path).shards("safetensors")

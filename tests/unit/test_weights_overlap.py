@@ -1,4 +1,5 @@
-"""Weights that start to arrive at t0: a shard has its name only when whole, and the loader waits for names, not for luck."""
+"""Weights that start to arrive at t0: a shard has its name only when whole, and the loader waits
+for names, not for luck."""
 
 from __future__ import annotations
 
@@ -23,8 +24,16 @@ def checkpoint(tmp_path):
 
 
 def context(tmp_path, **more):
-    return StepContext(node=tmp_path, port=0, timeline_path=tmp_path / "timeline.jsonl", ledger=None, server_args=["--model", "s3://lab/models/x"],
-                       server_env={}, server_binds=[], **more)
+    return StepContext(
+        node=tmp_path,
+        port=0,
+        timeline_path=tmp_path / "timeline.jsonl",
+        ledger=None,
+        server_args=["--model", "s3://lab/models/x"],
+        server_env={},
+        server_binds=[],
+        **more,
+    )
 
 
 def test_the_shards_arrive_whole_and_the_server_is_led_to_them(tmp_path, checkpoint):
@@ -34,7 +43,9 @@ def test_the_shards_arrive_whole_and_the_server_is_led_to_them(tmp_path, checkpo
         overlap.fetch_small(ctx, "s3://lab/models/x", {"AWS_ENDPOINT_URL": served.url})
         overlap.fetch_shards(ctx, "s3://lab/models/x", {"AWS_ENDPOINT_URL": served.url})
     assert ctx.server_args[1] == str(tmp_path / "model")
-    assert (tmp_path / "model/model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
+    assert (tmp_path / "model/model.safetensors").read_bytes() == (
+        checkpoint / "model.safetensors"
+    ).read_bytes()
     assert [s.name for s in read(ctx.timeline_path)] == ["load.ahead"]
 
 
@@ -54,7 +65,9 @@ def test_the_shards_leave_the_link_to_a_mount_until_it_has_what_the_start_touche
 
 
 def test_a_mount_that_is_stuck_holds_the_shards_up_for_a_while_only(tmp_path, monkeypatch):
-    link = overlap.ImageFirst(context(tmp_path, state={"link_free_when": str(tmp_path / "never")}), parts=0)
+    link = overlap.ImageFirst(
+        context(tmp_path, state={"link_free_when": str(tmp_path / "never")}), parts=0
+    )
     now = [100.0]
     monkeypatch.setattr(overlap.time, "monotonic", lambda: now[0])
     assert not link.may_go()
@@ -69,14 +82,18 @@ def test_shards_come_whole_beside_a_mount_that_never_says_it_is_done(tmp_path, c
         overlap.fetch_small(ctx, "s3://lab/models/x", {"AWS_ENDPOINT_URL": served.url})
         facts = overlap.fetch_shards(ctx, "s3://lab/models/x", {"AWS_ENDPOINT_URL": served.url})
     assert facts["bytes_fetched"] == 10_240_000
-    assert (tmp_path / "model/model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
+    assert (tmp_path / "model/model.safetensors").read_bytes() == (
+        checkpoint / "model.safetensors"
+    ).read_bytes()
 
 
 def test_a_store_that_is_gone_is_told_to_the_waiting_loader(tmp_path):
     (tmp_path / "model").mkdir()
     ctx = context(tmp_path, state={"ahead": str(tmp_path / "model")})
     with pytest.raises(TransferError):
-        overlap.fetch_shards(ctx, "s3://lab/models/none", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
+        overlap.fetch_shards(
+            ctx, "s3://lab/models/none", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+        )
     with pytest.raises(TransferError, match="did not arrive"):
         overlap.wait_for(tmp_path / "model", ["model.safetensors"], patience_s=60)
 
@@ -103,26 +120,36 @@ def test_read_ahead_goes_through_every_file(tmp_path, checkpoint):
     assert facts["bytes_read"] == sum(f.stat().st_size for f in checkpoint.iterdir())
 
 
-@pytest.mark.parametrize("scenario, first", [("fresh-node", ["fetch_small", "fetch_shards"]), ("warm-node", ["expect_loader", "read_ahead"])])
+@pytest.mark.parametrize(
+    "scenario, first",
+    [
+        ("fresh-node", ["fetch_small", "fetch_shards"]),
+        ("warm-node", ["expect_loader", "read_ahead"]),
+    ],
+)
 def test_the_move_stands_before_every_other_step(scenario, first, tmp_path):
-    state = {"bucket": "http://127.0.0.1:1", "store": "s3://lab"} if scenario == "fresh-node" else {}
+    state = (
+        {"bucket": "http://127.0.0.1:1", "store": "s3://lab"} if scenario == "fresh-node" else {}
+    )
     plan = LaunchPlan(stack={"weights": "overlap"}, scenario=scenario, state=state)
-    artifact = Artifact("overlap", "d", {"model_dir": str(tmp_path)}, {"model_key": "models/x", "weights_bytes": 5})
+    artifact = Artifact(
+        "overlap", "d", {"model_dir": str(tmp_path)}, {"model_key": "models/x", "weights_bytes": 5}
+    )
     made = technique("overlap").apply(plan, artifact)
     assert [s.call.rpartition(":")[2] for s in made.steps] == first
     assert made.steps[-1].background
 
 
 def test_a_move_that_began_after_the_start_is_no_overlap():
-    plan = LaunchPlan(stack={"weights": "overlap"}, state={"weights": {"bytes": 10, "remote": False}})
+    plan = LaunchPlan(
+        stack={"weights": "overlap"}, state={"weights": {"bytes": 10, "remote": False}}
+    )
     start = Span("start", 0.0, 1.0)
     late = Seen(plan, spans=(start, Span("load.ahead", 1.5, 2.0, detail={"bytes": 10})))
     early = Seen(plan, spans=(start, Span("load.ahead", 0.1, 2.0, detail={"bytes": 10})))
     short = Seen(plan, spans=(start, Span("load.ahead", 0.1, 2.0, detail={"bytes": 9})))
     asked = technique("overlap")
     assert [asked.engaged(s).engaged for s in (late, early, short)] == [False, True, False]
-
-
 
 
 def test_reading_ahead_ends_where_the_loader_takes_over(tmp_path, checkpoint, monkeypatch):
@@ -154,13 +181,20 @@ def test_the_loader_says_that_it_has_come(tmp_path, monkeypatch):
     monkeypatch.setenv(overlap.TAKEN_OVER, str(tmp_path / "taken"))
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(LabError):
-        overlap.load(torch.nn.Linear(1, 1), str(tmp_path))  # the file is empty: there is nothing to load
+        # the file is empty: there is nothing to load
+        overlap.load(torch.nn.Linear(1, 1), str(tmp_path))
     assert (tmp_path / "taken").exists()
 
 
 def taken_over(read_bytes, rchar):
-    plan = LaunchPlan(stack={"weights": "overlap"}, state={"weights": {"bytes": 1000, "remote": False, "directory": "/m"}})
-    spans = (Span("load.ahead", 0.0, 1.0, "agent", {"bytes": read_bytes, "taken_over": True}), Span("start", 0.1, 0.2, "agent", {}))
+    plan = LaunchPlan(
+        stack={"weights": "overlap"},
+        state={"weights": {"bytes": 1000, "remote": False, "directory": "/m"}},
+    )
+    spans = (
+        Span("load.ahead", 0.0, 1.0, "agent", {"bytes": read_bytes, "taken_over": True}),
+        Span("start", 0.1, 0.2, "agent", {}),
+    )
     return Seen(plan=plan, spans=spans, proc={"io": {"rchar": rchar}, "maps": []})
 
 

@@ -19,7 +19,13 @@ from labkit.weights import packed
 def weights(count: int = 3_000_000) -> bytes:
     import torch
 
-    return torch.randn(count, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16).view(torch.uint8).numpy().tobytes()
+    return (
+        torch.randn(count, generator=torch.Generator().manual_seed(1))
+        .to(torch.bfloat16)
+        .view(torch.uint8)
+        .numpy()
+        .tobytes()
+    )
 
 
 @given(raw=st.binary(max_size=3000), width=st.sampled_from(packed.WIDTHS))
@@ -37,8 +43,20 @@ def test_any_frame_is_read_or_refused(data, width, size):
         pass
 
 
-@given(raw=st.one_of(st.binary(max_size=200), st.recursive(st.none() | st.integers() | st.text(max_size=5), lambda c: st.lists(c, max_size=3) | st.dictionaries(
-    st.sampled_from(["files", "frames", "width", "size_bytes", "x"]), c, max_size=4)).map(lambda d: json.dumps(d).encode())))
+@given(
+    raw=st.one_of(
+        st.binary(max_size=200),
+        st.recursive(
+            st.none() | st.integers() | st.text(max_size=5),
+            lambda c: (
+                st.lists(c, max_size=3)
+                | st.dictionaries(
+                    st.sampled_from(["files", "frames", "width", "size_bytes", "x"]), c, max_size=4
+                )
+            ),
+        ).map(lambda d: json.dumps(d).encode()),
+    )
+)
 @settings(deadline=None)
 def test_any_index_is_read_or_refused(raw):
     try:
@@ -69,7 +87,12 @@ def bring(top, served, target) -> int:
     try:
         with open_bucket("s3://lab/models/p", {"AWS_ENDPOINT_URL": served.url}) as bucket:
             index = packed.parse_index(bucket.get(packed.INDEX).body)
-            return packed.fetch(bucket.client, bucket.url, {name: (about, fd) for name, about in index.items()}, connections=4)
+            return packed.fetch(
+                bucket.client,
+                bucket.url,
+                {name: (about, fd) for name, about in index.items()},
+                connections=4,
+            )
     finally:
         os.close(fd)
 
@@ -79,7 +102,10 @@ def test_a_packed_model_comes_back_byte_for_byte_over_a_bucket(published, tmp_pa
     served.reset()
     crossed = bring(top, served, tmp_path / "here")
     assert (tmp_path / "here").read_bytes() == (top / "m" / "model.safetensors").read_bytes()
-    assert crossed == facts["stored_bytes"] < 0.72 * facts["size_bytes"] and served.stats()["bytes_sent"] >= crossed
+    assert (
+        crossed == facts["stored_bytes"] < 0.72 * facts["size_bytes"]
+        and served.stats()["bytes_sent"] >= crossed
+    )
 
 
 @given(at=st.integers(0, 10**9))

@@ -1,4 +1,5 @@
-"""The streamer: every byte in its place or a clear error, whatever the disk does; memory bounded by the ring."""
+"""The streamer: every byte in its place or a clear error, whatever the disk does; memory bounded by
+the ring."""
 
 from __future__ import annotations
 
@@ -29,7 +30,10 @@ from labkit.weights.streamer.plan import PAGE_BYTES, File, open_files, plan_chun
 
 def tensors() -> dict[str, torch.Tensor]:
     torch.manual_seed(3)
-    return {f"{i}.weight": torch.randn(n, 33).to(torch.bfloat16) for i, n in enumerate((700, 1, 333, 64, 2500))}
+    return {
+        f"{i}.weight": torch.randn(n, 33).to(torch.bfloat16)
+        for i, n in enumerate((700, 1, 333, 64, 2500))
+    }
 
 
 @pytest.fixture
@@ -40,7 +44,9 @@ def directory(tmp_path) -> Path:
 
 def empty() -> nn.ModuleList:
     with torch.device("meta"):
-        return nn.ModuleList(nn.Linear(33, t.shape[0], bias=False, dtype=torch.bfloat16) for t in tensors().values())
+        return nn.ModuleList(
+            nn.Linear(33, t.shape[0], bias=False, dtype=torch.bfloat16) for t in tensors().values()
+        )
 
 
 def right(model: nn.Module) -> bool:
@@ -58,15 +64,27 @@ def evicted(directory: Path) -> Path:
 @pytest.mark.parametrize("cold", [False, True])
 def test_every_byte_is_in_its_place(directory, how, cold):
     model = empty()
-    facts = streamer.load(model, str(evicted(directory) if cold else directory), "cpu", chunk_bytes=8192, threads=4, **how)
+    facts = streamer.load(
+        model,
+        str(evicted(directory) if cold else directory),
+        "cpu",
+        chunk_bytes=8192,
+        threads=4,
+        **how,
+    )
     assert right(model)
-    assert facts["mapped_bytes"] or facts["direct_bytes"] + facts["cached_bytes"] >= facts["size_bytes"]
+    assert (
+        facts["mapped_bytes"]
+        or facts["direct_bytes"] + facts["cached_bytes"] >= facts["size_bytes"]
+    )
     assert how.get("road") != "mapped" or facts["mapped_bytes"] >= facts["size_bytes"]
     assert not (how.get("road") == "direct" or "ring" in how) or not facts["mapped_bytes"]
 
 
 @pytest.mark.parametrize("ahead, mapped", [(128 << 10, False), (1 << 20, True)])
-def test_a_cold_file_is_mapped_where_the_kernel_reads_far_ahead(directory, monkeypatch, ahead, mapped):
+def test_a_cold_file_is_mapped_where_the_kernel_reads_far_ahead(
+    directory, monkeypatch, ahead, mapped
+):
     monkeypatch.setattr(disks, "read_ahead_bytes", lambda device: ahead)
     monkeypatch.setattr(local, "resident_share", lambda *range: 0.0)
     model = empty()
@@ -88,7 +106,11 @@ def test_where_mapping_brings_a_page_not_the_chunks_are_read(directory, monkeypa
     monkeypatch.setattr(places, "populate", lambda *how: False)
     model = empty()
     facts = streamer.load(model, str(directory), "cpu", road="mapped")
-    assert right(model) and not facts["mapped_bytes"] and facts["direct_bytes"] + facts["cached_bytes"] >= facts["size_bytes"]
+    assert (
+        right(model)
+        and not facts["mapped_bytes"]
+        and facts["direct_bytes"] + facts["cached_bytes"] >= facts["size_bytes"]
+    )
 
 
 def test_a_file_cut_off_while_it_is_mapped_is_an_error_and_no_signal(directory, monkeypatch):
@@ -122,13 +144,23 @@ def test_files_of_a_tmpfs_are_in_memory_without_their_pages_being_counted(ring, 
         assert facts["cached_bytes" if ring else "mapped_bytes"] >= facts["size_bytes"]
 
 
-def test_of_a_file_that_is_almost_in_memory_only_the_missing_pieces_are_read_in(tmp_path, monkeypatch):
+def test_of_a_file_that_is_almost_in_memory_only_the_missing_pieces_are_read_in(
+    tmp_path, monkeypatch
+):
     save_file(tensors(), tmp_path / "model.safetensors")
     size, asked = (tmp_path / "model.safetensors").stat().st_size, []
     real = places.populate
     monkeypatch.setattr(local, "PIECE_BYTES", PAGE_BYTES)
-    monkeypatch.setattr(local, "resident_share", lambda fd, offset, length: 0.99 if length == size else float(offset != 2 * PAGE_BYTES))
-    monkeypatch.setattr(places, "populate", lambda memory, pieces, *how: asked.extend(pieces) or real(memory, pieces, *how))
+    monkeypatch.setattr(
+        local,
+        "resident_share",
+        lambda fd, offset, length: 0.99 if length == size else float(offset != 2 * PAGE_BYTES),
+    )
+    monkeypatch.setattr(
+        places,
+        "populate",
+        lambda memory, pieces, *how: asked.extend(pieces) or real(memory, pieces, *how),
+    )
     model = empty()
     facts = streamer.load(model, str(tmp_path), "cpu")
     assert right(model) and facts["mapped_bytes"] == size
@@ -141,7 +173,11 @@ def test_a_tensor_at_an_odd_place_is_copied_to_an_even_one():
     assert view(memory, Entry("none", "BF16", (0, 4), 3, 0), 3).shape == (0, 4)
 
 
-@given(sizes=st.lists(st.integers(0, 20_000), min_size=1, max_size=8), chunk_pages=st.integers(1, 4), tail=st.sampled_from([0, 4096]))
+@given(
+    sizes=st.lists(st.integers(0, 20_000), min_size=1, max_size=8),
+    chunk_pages=st.integers(1, 4),
+    tail=st.sampled_from([0, 4096]),
+)
 def test_a_plan_covers_every_tensor_once(sizes, chunk_pages, tail):
     at, entries = 500, []
     for i, size in enumerate(sizes):
@@ -149,7 +185,9 @@ def test_a_plan_covers_every_tensor_once(sizes, chunk_pages, tail):
         at += size
     files = [File("f", Layout("safetensors", "f", at, 500, tuple(entries), {}))]
     chunks = plan_chunks(files, chunk_pages * PAGE_BYTES, tail)
-    assert all(c.offset % PAGE_BYTES == 0 and 0 < c.length <= chunk_pages * PAGE_BYTES for c in chunks)
+    assert all(
+        c.offset % PAGE_BYTES == 0 and 0 < c.length <= chunk_pages * PAGE_BYTES for c in chunks
+    )
     reached = 0
     for c in chunks:
         assert c.offset == reached
@@ -168,7 +206,11 @@ def test_short_reads_and_refused_direct_reads_lose_nothing(tmp_path_factory, see
         with lock:
             what = noise.random()
         if what < 0.2:
-            raise OSError(errno.EINVAL if what < 0.1 else errno.EIO, "refused") if os.get_blocking(fd) and is_direct(fd) else InterruptedError()
+            raise (
+                OSError(errno.EINVAL if what < 0.1 else errno.EIO, "refused")
+                if os.get_blocking(fd) and is_direct(fd)
+                else InterruptedError()
+            )
         if what < 0.7:
             limit = 1 + int(noise.random() * len(buffers[0]))
             if is_direct(fd):
@@ -184,7 +226,16 @@ def test_short_reads_and_refused_direct_reads_lose_nothing(tmp_path_factory, see
                 continue
 
     model = empty()
-    streamer.load(model, str(evicted(directory)), "cpu", ring=ring, chunk_bytes=16_384, threads=3, road="direct", preadv=patient)
+    streamer.load(
+        model,
+        str(evicted(directory)),
+        "cpu",
+        ring=ring,
+        chunk_bytes=16_384,
+        threads=3,
+        road="direct",
+        preadv=patient,
+    )
     assert right(model)
 
 
@@ -202,12 +253,28 @@ def test_a_disk_that_fails_is_a_clear_error(directory, ring):
         return os.preadv(fd, buffers, offset)
 
     with pytest.raises(TransferError, match="Input/output error"):
-        streamer.load(empty(), str(evicted(directory)), "cpu", ring=ring, chunk_bytes=8192, threads=4, road="direct", preadv=broken)
+        streamer.load(
+            empty(),
+            str(evicted(directory)),
+            "cpu",
+            ring=ring,
+            chunk_bytes=8192,
+            threads=4,
+            road="direct",
+            preadv=broken,
+        )
 
 
 def test_a_file_that_ends_early_is_refused(directory):
     with pytest.raises(BadInput, match="ended"):
-        streamer.load(empty(), str(evicted(directory)), "cpu", chunk_bytes=8192, road="direct", preadv=lambda fd, buffers, offset: 0)
+        streamer.load(
+            empty(),
+            str(evicted(directory)),
+            "cpu",
+            chunk_bytes=8192,
+            road="direct",
+            preadv=lambda fd, buffers, offset: 0,
+        )
 
 
 def test_a_file_that_changes_meanwhile_is_refused(directory):
@@ -254,16 +321,18 @@ class LateCopies:
 @settings(max_examples=20, deadline=None)
 @given(slots=st.integers(2, 5), threads=st.integers(1, 4))
 def test_a_slot_is_not_read_into_before_its_copy_has_arrived(tmp_path_factory, slots, threads):
-    """Asynchronous copies, as on a GPU: the fake runs each only when it is waited for, so a slot reused too early shows."""
+    """Asynchronous copies, as on a GPU: the fake runs each only when it is waited for, so a slot
+    reused too early shows."""
     directory = tmp_path_factory.mktemp("late")
     save_file(tensors(), directory / "model.safetensors")
     files = open_files(open_source(directory))
     copies = LateCopies()
     ring, into = Ring(slots, 8192, copies), Tensors(files[0], "cpu", {})
     with open(directory / "model.safetensors", "rb") as file:
+
         def work(chunk):
             slot = ring.take()
-            os.preadv(file.fileno(), [ring.memory(slot)[:chunk.length]], chunk.offset)
+            os.preadv(file.fileno(), [ring.memory(slot)[: chunk.length]], chunk.offset)
             ring.move(slot, chunk, into)
 
         streamer.in_parallel(plan_chunks(files, 8192), work, threads)
@@ -274,12 +343,25 @@ def test_a_slot_is_not_read_into_before_its_copy_has_arrived(tmp_path_factory, s
 
 
 def test_tensors_of_a_device_lie_in_one_allocation_a_shard_each_where_any_kernel_can_take_it():
-    entries = [Entry("a", "BF16", (3, 5), 104, 30), Entry("b", "F32", (0, 4), 134, 0), Entry("c", "F32", (7,), 134, 28), Entry("d", "U8", (), 162, 1)]
+    entries = [
+        Entry("a", "BF16", (3, 5), 104, 30),
+        Entry("b", "F32", (0, 4), 134, 0),
+        Entry("c", "F32", (7,), 134, 28),
+        Entry("d", "U8", (), 162, 1),
+    ]
     made = places._room(entries, "cpu")
-    assert {n: (t.dtype, tuple(t.shape)) for n, t in made.items()} == {"a": (torch.bfloat16, (3, 5)), "b": (torch.float32, (0, 4)), "c": (torch.float32, (7,)), "d": (torch.uint8, ())}
+    assert {n: (t.dtype, tuple(t.shape)) for n, t in made.items()} == {
+        "a": (torch.bfloat16, (3, 5)),
+        "b": (torch.float32, (0, 4)),
+        "c": (torch.float32, (7,)),
+        "d": (torch.uint8, ()),
+    }
     full = [t for t in made.values() if t.numel()]
     assert len({t.untyped_storage().data_ptr() for t in full}) == 1
-    assert all(t.storage_offset() * t.element_size() % places.ALIGNED_BYTES == 0 and t.is_contiguous() for t in full)
+    assert all(
+        t.storage_offset() * t.element_size() % places.ALIGNED_BYTES == 0 and t.is_contiguous()
+        for t in full
+    )
     for i, tensor in enumerate(full):
         tensor.fill_(i)
     assert [float(t.float().reshape(-1)[-1]) for t in full] == [0, 1, 2], "none lies in another"
@@ -289,7 +371,9 @@ def test_for_a_gpu_more_threads_read_larger_pieces(monkeypatch):
     monkeypatch.setattr(places.os, "cpu_count", lambda: 16)
     large = [File("x", Layout("safetensors", "x", 16_000_000_000, 100, (), {}))]
     assert places.preferred(large, "cuda") == 16 and places.preferred(large) == 8
-    assert places.preferred([File("x", Layout("safetensors", "x", 1000, 100, (), {}))], "cuda:0") == 1
+    assert (
+        places.preferred([File("x", Layout("safetensors", "x", 1000, 100, (), {}))], "cuda:0") == 1
+    )
 
 
 def test_a_tensor_on_a_numbered_device_is_on_the_device_that_was_asked_for(monkeypatch):
@@ -315,12 +399,26 @@ def test_a_runtime_that_only_torch_has_is_shown_to_fastsafetensors(monkeypatch):
     from labkit.weights.loaders import fast
 
     told, maps = [], "7f00-7f01 r-xp 00000000 fe:00 1 /env/nvidia/cu13/lib/libcudart.so.13\n"
-    package, cpp, copier, nogds = (types.ModuleType(n) for n in ("fastsafetensors", "fastsafetensors.cpp", "fastsafetensors.copier", "fastsafetensors.copier.nogds"))
+    package, cpp, copier, nogds = (
+        types.ModuleType(n)
+        for n in (
+            "fastsafetensors",
+            "fastsafetensors.cpp",
+            "fastsafetensors.copier",
+            "fastsafetensors.copier.nogds",
+        )
+    )
     cpp.load_library_functions, package.cpp, copier.nogds = told.append, cpp, nogds
     for made in (package, cpp, copier, nogds):
         monkeypatch.setitem(sys.modules, made.__name__, made)
     real_open = builtins.open
-    monkeypatch.setattr(builtins, "open", lambda path, *a, **k: io.StringIO(maps) if path == "/proc/self/maps" else real_open(path, *a, **k))
+    monkeypatch.setattr(
+        builtins,
+        "open",
+        lambda path, *a, **k: (
+            io.StringIO(maps) if path == "/proc/self/maps" else real_open(path, *a, **k)
+        ),
+    )
     monkeypatch.setattr(ctypes, "CDLL", lambda name: None)
     assert fast.runtime_of_torch() == "" and not told, "a toolkit's runtime is found by itself"
 
@@ -328,7 +426,10 @@ def test_a_runtime_that_only_torch_has_is_shown_to_fastsafetensors(monkeypatch):
         raise OSError(name)
 
     monkeypatch.setattr(ctypes, "CDLL", not_there)
-    assert fast.runtime_of_torch() == "/env/nvidia/cu13/lib/libcudart.so.13" == told[0] and nogds._loaded_library is True
+    assert (
+        fast.runtime_of_torch() == "/env/nvidia/cu13/lib/libcudart.so.13" == told[0]
+        and nogds._loaded_library is True
+    )
 
 
 def test_the_first_error_ends_all_threads():
@@ -348,7 +449,9 @@ def test_the_ring_bounds_the_memory(tmp_path):
     import subprocess
     import sys
 
-    save_file({"weight": torch.zeros(8192, 8192, dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
+    save_file(
+        {"weight": torch.zeros(8192, 8192, dtype=torch.bfloat16)}, tmp_path / "model.safetensors"
+    )
     program = """
 import sys, torch
 from labkit.core.observe import resident_bytes
@@ -358,6 +461,13 @@ before = resident_bytes()[0]
 streamer.load(model, sys.argv[1], "cpu", ring=True, chunk_bytes=1 << 20, threads=4, slots=8)
 print(resident_bytes()[1] - before)
 """
-    peak = int(subprocess.run([sys.executable, "-c", program, str(evicted(tmp_path))], capture_output=True, text=True, check=True).stdout)
+    peak = int(
+        subprocess.run(
+            [sys.executable, "-c", program, str(evicted(tmp_path))],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    )
     assert peak >= 8192 * 8192 * 2  # else something else was measured
     assert peak <= (8192 * 8192 * 2) + (8 << 20) + (64 << 20)

@@ -1,13 +1,14 @@
 """One gzip member in, one out: libdeflate where the wheel `deflate` is installed, zlib where not.
 
-Members here are at most one chunk, so a whole-buffer codec fits, and it is the limit of both conversion and mount.
-Measured on libtorch and torch's Python files, one thread: libdeflate level 6 writes 102 MB/s at 1.004 × zlib level 9's
-size (zlib 9: 11.5 MB/s, zlib 6: 34, ISA-L 3: 253 at 1.13 ×) and reads 1180 MB/s (zlib 445, ISA-L 661).
+Members here are at most one chunk, so a whole-buffer codec fits, and it is the limit of both
+conversion and mount. Measured on libtorch and torch's Python files, one thread: libdeflate level 6
+writes 102 MB/s at 1.004 × zlib level 9's size (zlib 9: 11.5 MB/s, zlib 6: 34, ISA-L 3: 253 at 1.13
+×) and reads 1180 MB/s (zlib 445, ISA-L 661).
 
     compress(data) ; decompress(member, size_bytes=len(data)) == data
 
-Output is bounded by `size_bytes`, whatever the member holds or claims. Lesson: notebooks/03_lazy_pull.
-"""
+Output is bounded by `size_bytes`, whatever the member holds or claims. Lesson:
+notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from labkit.errors import BadInput
 
 try:
     import deflate as _deflate
-except ImportError:  # the wheel is missing on rare platforms; sizes and digests of what is written differ then
+except ImportError:
+    # the wheel is missing on rare platforms; sizes and digests of what is written differ then
     _deflate = None
 
 LEVEL = 6
@@ -32,13 +34,19 @@ def compress(data: bytes, level: int = LEVEL) -> bytes:
         return _deflate.gzip_compress(data, level)
     engine = zlib.compressobj(min(level, 9), zlib.DEFLATED, -15, 9)
     body = engine.compress(data) + engine.flush()
-    return _HEAD + body + zlib.crc32(data).to_bytes(4, "little") + (len(data) & 0xFFFFFFFF).to_bytes(4, "little")
+    return (
+        _HEAD
+        + body
+        + zlib.crc32(data).to_bytes(4, "little")
+        + (len(data) & 0xFFFFFFFF).to_bytes(4, "little")
+    )
 
 
 def decompress(member: bytes, size_bytes: int) -> bytes:
     """The first `size_bytes` of the first member; there may be more in it, and more behind it.
 
-    The reference writer puts a file's padding and the next file's tar header into the member of its last chunk."""
+    The reference writer puts a file's padding and the next file's tar header into the member of its
+    last chunk."""
     if size_bytes <= 0:
         raise BadInput(f"a chunk of {size_bytes} bytes", why="corrupt or forged")
     try:
@@ -46,14 +54,21 @@ def decompress(member: bytes, size_bytes: int) -> bytes:
         if made is None:
             made = zlib.decompressobj(31).decompress(member, size_bytes)
     except _BAD as bad:
-        raise BadInput(f"a chunk is not a gzip member of {size_bytes} bytes: {bad}", why="corrupt on the way, or forged") from None
+        raise BadInput(
+            f"a chunk is not a gzip member of {size_bytes} bytes: {bad}",
+            why="corrupt on the way, or forged",
+        ) from None
     if len(made) < size_bytes:
-        raise BadInput(f"a chunk holds {len(made)} bytes, its TOC says {size_bytes}", why="corrupt on the way, or forged")
+        raise BadInput(
+            f"a chunk holds {len(made)} bytes, its TOC says {size_bytes}",
+            why="corrupt on the way, or forged",
+        )
     return made if len(made) == size_bytes else made[:size_bytes]
 
 
 def _whole(member: bytes, size_bytes: int) -> bytes | None:
-    """By libdeflate, which only knows whole members: None for one that holds more than the chunk and some headers."""
+    """By libdeflate, which only knows whole members: None for one that holds more than the chunk
+    and some headers."""
     if _deflate is None:
         return None
     try:
@@ -70,6 +85,8 @@ def decompress_bounded(member: bytes, limit_bytes: int) -> bytes:
     except zlib.error as bad:
         raise BadInput(f"not a gzip member: {bad}", why="corrupt on the way, or forged") from None
     if not engine.eof:
-        raise BadInput(f"a gzip member that is cut off or holds more than {limit_bytes} bytes",
-                       why="a truncated layer, or one made to fill this machine's memory")
+        raise BadInput(
+            f"a gzip member that is cut off or holds more than {limit_bytes} bytes",
+            why="a truncated layer, or one made to fill this machine's memory",
+        )
     return made

@@ -1,13 +1,14 @@
-"""An OCI layout in, the same image as eStargz layers out; optimised by an access record where one is given.
+"""An OCI layout in, the same image as eStargz layers out; optimised by an access record where one
+is given.
 
-    made = convert(Layout(src), "lab/subject:latest", Layout.create(out), record=access_record.read("start.jsonl"))
+    made = convert(Layout(src), "lab/subject:latest", Layout.create(out),
+        record=access_record.read("start.jsonl"))
     made.layers[0].size_bytes, made.convert_s
 
-Config and order of layers stay; diff ids, digests and sizes are those of the new blobs. Touched byte ranges of a record
-become a layer annotation, so that a mount of ours prefetches the touched chunks of a library, not all of it. Layers that
-were converted before and still fit are linked, not made again (`kept`).
-Limit: the codec, 100 MB/s a core. Lesson: notebooks/03_lazy_pull.
-"""
+Config and order of layers stay; diff ids, digests and sizes are those of the new blobs. Touched
+byte ranges of a record become a layer annotation, so that a mount of ours prefetches the touched
+chunks of a library, not all of it. Layers that were converted before and still fit are linked, not
+made again (`kept`). Limit: the codec, 100 MB/s a core. Lesson: notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
@@ -46,10 +47,21 @@ class Converted:
         return sum(layer.size_bytes for layer in self.layers)
 
 
-def convert(source: oci.Layout, name: str, target: oci.Layout, *, record: Sequence[Access] = (), target_name: str = "",
-            chunk_bytes: int = layout.CHUNK_BYTES, level: int = LEVEL, threads: int | None = None, kept: kept_layers.Search | None = None,
-            any_order: bool = False) -> Converted:
-    """`any_order`: a kept layer serves in whatever order and at whatever level it is. Raises BadInput for a layout or layer that is not sound."""
+def convert(
+    source: oci.Layout,
+    name: str,
+    target: oci.Layout,
+    *,
+    record: Sequence[Access] = (),
+    target_name: str = "",
+    chunk_bytes: int = layout.CHUNK_BYTES,
+    level: int = LEVEL,
+    threads: int | None = None,
+    kept: kept_layers.Search | None = None,
+    any_order: bool = False,
+) -> Converted:
+    """`any_order`: a kept layer serves in whatever order and at whatever level it is. Raises
+    BadInput for a layout or layer that is not sound."""
     started = time.monotonic()
     manifest = source.manifest_with_layers(name)
     config = source.config(manifest)
@@ -65,45 +77,95 @@ def convert(source: oci.Layout, name: str, target: oci.Layout, *, record: Sequen
             had = kept(layer.digest, options, None if any_order else accesses) if kept else None
             if had is not None:
                 link_or_copy(had.blob, target.blob_path(had.written.digest))
-                made, descriptor, order = replace(had.written, missing=had.missing(accesses)), had.descriptor, had.order
+                made, descriptor, order = (
+                    replace(had.written, missing=had.missing(accesses)),
+                    had.descriptor,
+                    had.order,
+                )
                 linked += 1
             else:
-                made, descriptor = _layer(source, layer, target, room / str(index), accesses, options, threads)
+                made, descriptor = _layer(
+                    source, layer, target, room / str(index), accesses, options, threads
+                )
                 order = tuple(accesses)
             written.append(made)
             descriptors.append(descriptor)
             orders.append(order)
     config["rootfs"] = {"type": "layers", "diff_ids": [w.diff_id for w in written]}
-    new_config = target.write_blob(oci.canonical(config), manifest.config.media_type if "docker" not in manifest.config.media_type else oci.CONFIG)
-    entry = target.add(oci.Manifest(new_config, tuple(descriptors), manifest.annotations), target_name or name)
+    new_config = target.write_blob(
+        oci.canonical(config),
+        manifest.config.media_type if "docker" not in manifest.config.media_type else oci.CONFIG,
+    )
+    entry = target.add(
+        oci.Manifest(new_config, tuple(descriptors), manifest.annotations), target_name or name
+    )
     files = {a.path for a in record}
     missing = files.intersection(*(set(w.missing) for w in written)) if written else set()
-    return Converted(entry, tuple(written), time.monotonic() - started, manifest.layers_bytes, options, tuple(orders),
-                     {"files_recorded": len(files), "files_not_in_image": sorted(missing)[:20], "layers_kept": linked})
+    return Converted(
+        entry,
+        tuple(written),
+        time.monotonic() - started,
+        manifest.layers_bytes,
+        options,
+        tuple(orders),
+        {
+            "files_recorded": len(files),
+            "files_not_in_image": sorted(missing)[:20],
+            "layers_kept": linked,
+        },
+    )
 
 
-def _layer(source: oci.Layout, layer: oci.Descriptor, target: oci.Layout, blob: Path, accesses: Sequence[Access], options: kept_layers.Options,
-           threads: int | None) -> tuple[writer.Written, oci.Descriptor]:
+def _layer(
+    source: oci.Layout,
+    layer: oci.Descriptor,
+    target: oci.Layout,
+    blob: Path,
+    accesses: Sequence[Access],
+    options: kept_layers.Options,
+    threads: int | None,
+) -> tuple[writer.Written, oci.Descriptor]:
     """One layer converted into the target's blobs; `blob` is where it is written first."""
-    chunks = decompress(file_chunks(source.blob_path(layer.digest)), codec_of(layer.media_type), fast=True)
+    chunks = decompress(
+        file_chunks(source.blob_path(layer.digest)), codec_of(layer.media_type), fast=True
+    )
     with spool(chunks, blob.parent) as plain:
-        made = writer.write(plain, blob, prioritised=[a.path for a in accesses], chunk_bytes=options.chunk_bytes, level=options.level, threads=threads)
-    annotations = {layout.TOC_DIGEST: made.toc_digest, layout.UNCOMPRESSED_SIZE: str(made.uncompressed_bytes)}
+        made = writer.write(
+            plain,
+            blob,
+            prioritised=[a.path for a in accesses],
+            chunk_bytes=options.chunk_bytes,
+            level=options.level,
+            threads=threads,
+        )
+    annotations = {
+        layout.TOC_DIGEST: made.toc_digest,
+        layout.UNCOMPRESSED_SIZE: str(made.uncompressed_bytes),
+    }
     annotations |= {k: v for k, v in layer.annotations.items() if k == oci.UNPACKED_BYTES}
     if any(a.ranges for a in accesses):
-        annotations[layout.TOUCHED_RANGES] = layout.format_ranges(touched_ranges(blob, made, accesses))
+        annotations[layout.TOUCHED_RANGES] = layout.format_ranges(
+            touched_ranges(blob, made, accesses)
+        )
     os.chmod(blob, 0o644)
     os.replace(blob, target.blob_path(made.digest))
     return made, oci.Descriptor(oci.LAYER_GZIP, made.digest, made.size_bytes, annotations)
 
 
-def touched_ranges(blob: Path, made: writer.Written, accesses: Sequence[Access]) -> list[tuple[int, int]]:
-    """Ranges of the blob that hold the chunks a recorded start touched, merged over gaps below 256 KiB."""
+def touched_ranges(
+    blob: Path, made: writer.Written, accesses: Sequence[Access]
+) -> list[tuple[int, int]]:
+    """Ranges of the blob that hold the chunks a recorded start touched, merged over gaps below 256
+    KiB."""
     with open(blob, "rb") as file:
+
         def read_at(start: int, size: int) -> bytes:
             return os.pread(file.fileno(), size, start)
 
-        files = {e.name: e for e in reader.open_layer(read_at, made.size_bytes, made.toc_digest).toc.entries}
+        files = {
+            e.name: e
+            for e in reader.open_layer(read_at, made.size_bytes, made.toc_digest).toc.entries
+        }
     spans: list[tuple[int, int]] = []
     for access in accesses:
         entry: toc.Entry | None = files.get(access.path)
@@ -111,7 +173,9 @@ def touched_ranges(blob: Path, made: writer.Written, accesses: Sequence[Access])
             entry = files.get(entry.link)
         for chunk in entry.chunks if entry is not None else ():
             end = chunk.file_offset + chunk.size
-            if not access.ranges or any(a < end and b > chunk.file_offset for a, b in access.ranges):
+            if not access.ranges or any(
+                a < end and b > chunk.file_offset for a, b in access.ranges
+            ):
                 spans.append((chunk.start, chunk.end))
     merged: list[tuple[int, int]] = []
     for start, end in sorted(spans):

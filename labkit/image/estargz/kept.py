@@ -1,9 +1,9 @@
 """Layers that were converted before, found again by the digest of what they were made from.
 
-An edit of the app changes the image's last layer; the gigabyte below it would be converted again only because the
-manifest's digest changed. A layout keeps a note of what each of its layers was made from and in which order, and the
-next conversion links those that still fit: same source, same options, and a recorded start that touches what they were
-ordered for.
+An edit of the app changes the image's last layer; the gigabyte below it would be converted again
+only because the manifest's digest changed. A layout keeps a note of what each of its layers was
+made from and in which order, and the next conversion links those that still fit: same source, same
+options, and a recorded start that touches what they were ordered for.
 
     made = convert(source, name, target, record=record, kept=search(artifacts.glob("estargz-*")))
     note(target, source.manifest(name), made)          # layers.json, for the next one
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from labkit.image.estargz.convert import Converted
 
 NOTE = "layers.json"
-FORMAT = 1  # of the writer's output: raise it when the same input and options shall give another blob
+# of the writer's output: raise it when the same input and options shall give another blob
+FORMAT = 1
 FITS = 0.98  # of the chunks a new record touches must be among those the kept layer was ordered for
 
 
@@ -53,11 +54,14 @@ class Kept:
     order: tuple[Access, ...]
 
     def fits(self, options: Options, accesses: Sequence[Access] | None) -> bool:
-        """Whether it was made as asked, and a start that touches `accesses` finds nearly all of it in front."""
+        """Whether it was made as asked, and a start that touches `accesses` finds nearly all of it
+        in front."""
         if accesses is None:
             return replace(self.options, level=options.level) == options
         now = touched_chunks(accesses, options.chunk_bytes)
-        return self.options == options and len(now & touched_chunks(self.order, options.chunk_bytes)) >= FITS * len(now)
+        return self.options == options and len(
+            now & touched_chunks(self.order, options.chunk_bytes)
+        ) >= FITS * len(now)
 
     def missing(self, accesses: Sequence[Access]) -> tuple[str, ...]:
         """Paths of `accesses` that the layer does not hold, as far as its order can tell."""
@@ -65,7 +69,8 @@ class Kept:
         return tuple(a.path for a in accesses if a.path not in held)
 
 
-#: (digest of a source layer, options, accesses or None for "in whatever order, at whatever level") -> a kept layer that fits
+#: (digest of a source layer, options, accesses or None for "in whatever order, at whatever level")
+#: -> a kept layer that fits
 Search = Callable[[str, Options, Sequence[Access] | None], Kept | None]
 
 
@@ -89,14 +94,18 @@ def touched_chunks(accesses: Iterable[Access], chunk_bytes: int) -> frozenset[tu
         if not access.ranges:
             made.add((access.path, -1))
         for start, end in access.ranges:
-            made.update((access.path, i) for i in range(start // chunk_bytes, (end - 1) // chunk_bytes + 1))
+            made.update(
+                (access.path, i) for i in range(start // chunk_bytes, (end - 1) // chunk_bytes + 1)
+            )
     return frozenset(made)
 
 
 def note(target: oci.Layout, source: oci.Manifest, made: Converted) -> None:
     """Write down what each layer of a converted layout was made from, and how."""
-    rows = [{"source": one.digest, "written": asdict(written), "order": [a.as_json() for a in order]}
-            for one, written, order in zip(source.layers, made.layers, made.orders, strict=True)]
+    rows = [
+        {"source": one.digest, "written": asdict(written), "order": [a.as_json() for a in order]}
+        for one, written, order in zip(source.layers, made.layers, made.orders, strict=True)
+    ]
     (target.path / NOTE).write_text(json.dumps({"options": asdict(made.options), "layers": rows}))
 
 
@@ -116,7 +125,14 @@ def _read(folder: Path) -> list[tuple[str, Kept]]:
             written = Written(**{**row["written"], "missing": tuple(row["written"]["missing"])})
             blob = layout.blob_path(descriptor.digest)
             if written.digest == descriptor.digest and blob.stat().st_size == written.size_bytes:
-                order = tuple(Access(a["path"], a.get("layerIndex"), ranges=tuple((x, y) for x, y in a.get("ranges", ()))) for a in row["order"])
+                order = tuple(
+                    Access(
+                        a["path"],
+                        a.get("layerIndex"),
+                        ranges=tuple((x, y) for x, y in a.get("ranges", ())),
+                    )
+                    for a in row["order"]
+                )
                 made.append((row["source"], Kept(blob, descriptor, written, options, order)))
         return made
     except (OSError, ValueError, KeyError, TypeError, LabError):

@@ -1,8 +1,10 @@
-"""Any tar layer as a list of members and a file to read their bytes from: reordering needs random access.
+"""Any tar layer as a list of members and a file to read their bytes from: reordering needs random
+access.
 
-A layer is decompressed once into a spool (a file without a name in the output's directory), as prioritised files go
-first. Limit: one thread of decompression, then the spool's disk. Sparse members of GNU tar are written out in full, as
-the format's other readers do; an expansion over `limit_bytes` is refused.
+A layer is decompressed once into a spool (a file without a name in the output's directory), as
+prioritised files go first. Limit: one thread of decompression, then the spool's disk. Sparse
+members of GNU tar are written out in full, as the format's other readers do; an expansion over
+`limit_bytes` is refused.
 
     with spool(chunks, directory) as layer:
         layer.members[0].member.name ; layer.read(offset, size)
@@ -46,7 +48,9 @@ class Spool:
 
 
 @contextmanager
-def spool(chunks: Iterable[bytes], directory: str | Path, limit_bytes: int = LIMIT_BYTES) -> Iterator[Spool]:
+def spool(
+    chunks: Iterable[bytes], directory: str | Path, limit_bytes: int = LIMIT_BYTES
+) -> Iterator[Spool]:
     """Raises BadInput for what is no sound tar stream or expands beyond the limit."""
     with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
         written = 0
@@ -56,10 +60,13 @@ def spool(chunks: Iterable[bytes], directory: str | Path, limit_bytes: int = LIM
             for chunk in stream:
                 written += len(chunk)
                 if written > limit_bytes:
-                    raise BadInput(f"the layer expands to more than {limit_bytes} bytes", why="a decompression bomb, or a layer for another host")
+                    raise BadInput(
+                        f"the layer expands to more than {limit_bytes} bytes",
+                        why="a decompression bomb, or a layer for another host",
+                    )
                 rest = memoryview(chunk)
                 while rest:
-                    rest = rest[file.write(rest):]
+                    rest = rest[file.write(rest) :]
                 yield chunk
 
         stream = iter(chunks)
@@ -80,24 +87,38 @@ def spool(chunks: Iterable[bytes], directory: str | Path, limit_bytes: int = LIM
 
 @contextmanager
 def _densified(file, directory: str | Path, limit_bytes: int) -> Iterator[Spool]:
-    """The same archive with its sparse members written out, through tarfile, which knows every variant of them."""
+    """The same archive with its sparse members written out, through tarfile, which knows every
+    variant of them."""
     with tempfile.TemporaryFile(dir=directory, buffering=0) as out:
         file.seek(0)
         try:
-            with tarfile.open(fileobj=file, mode="r:", errorlevel=2) as source, \
-                    tarfile.open(fileobj=out, mode="w:", format=tarfile.PAX_FORMAT) as target:
+            with (
+                tarfile.open(fileobj=file, mode="r:", errorlevel=2) as source,
+                tarfile.open(fileobj=out, mode="w:", format=tarfile.PAX_FORMAT) as target,
+            ):
                 total = 0
                 for info in source:
                     total += info.size if info.isreg() or info.issparse() else 0
                     if total > limit_bytes:
-                        raise BadInput(f"the layer's sparse files expand to more than {limit_bytes} bytes", why="a decompression bomb")
+                        raise BadInput(
+                            f"the layer's sparse files expand to more than {limit_bytes} bytes",
+                            why="a decompression bomb",
+                        )
                     plain = source.extractfile(info) if info.isreg() or info.issparse() else None
                     info.sparse = None
                     info.type = tarfile.REGTYPE if plain else info.type
-                    info.pax_headers = {k: v for k, v in info.pax_headers.items() if not k.startswith("GNU.sparse") and k not in ("size", "path")}
+                    info.pax_headers = {
+                        k: v
+                        for k, v in info.pax_headers.items()
+                        if not k.startswith("GNU.sparse") and k not in ("size", "path")
+                    }
                     target.addfile(info, plain)
         except (tarfile.TarError, ValueError, OverflowError, EOFError) as bad:
-            raise BadInput(f"layer is not a sound tar stream: {bad}", why="a corrupt or forged sparse member") from None
+            raise BadInput(
+                f"layer is not a sound tar stream: {bad}", why="a corrupt or forged sparse member"
+            ) from None
         out.seek(0)
         reader = TarReader(iter(lambda: out.read(1 << 20), b""))
-        yield Spool(out.fileno(), [Placed(m, reader.offset) for m in reader], os.fstat(out.fileno()).st_size)
+        yield Spool(
+            out.fileno(), [Placed(m, reader.offset) for m in reader], os.fstat(out.fileno()).st_size
+        )

@@ -1,13 +1,13 @@
 """A TOC as files: every entry of `stargz.index.json`, checked before anything is believed.
 
     toc = parse(raw_json, toc_offset=footer_offset)
-    toc.entries[3].chunks[0]      # Chunk(start=…, end=…, file_offset=0, size=4096, digest="sha256:…")
+    toc.entries[3].chunks[0]      # Chunk(start=…, end=…, file_offset=0, size=4096,
+        digest="sha256:…")
 
-A TOC comes from whoever made the image. Refused with BadInput, never repaired: names that leave the root, types nobody
-knows, chunks outside of the blob, overlapping or with gaps, larger than 128 MiB (they are decompressed in memory), or
-without a digest; hard links to nothing; files used as directories. Cost: about 10 µs an entry.
-Lesson: notebooks/03_lazy_pull.
-"""
+A TOC comes from whoever made the image. Refused with BadInput, never repaired: names that leave the
+root, types nobody knows, chunks outside of the blob, overlapping or with gaps, larger than 128 MiB
+(they are decompressed in memory), or without a digest; hard links to nothing; files used as
+directories. Cost: about 10 µs an entry. Lesson: notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ _CLEAN = re.compile(r"(?=[\x01-\x7f]{1,255}\Z)[^/.][^/]*(?:/[^/.][^/]*)*\Z").mat
 
 
 class Chunk(NamedTuple):
-    """[start, end) of the blob holds a gzip member of `size` bytes, to be found at `file_offset` of its file."""
+    """[start, end) of the blob holds a gzip member of `size` bytes, to be found at `file_offset` of
+    its file."""
 
     start: int
     end: int
@@ -46,7 +47,8 @@ class Chunk(NamedTuple):
 
 @dataclass(slots=True)
 class Entry:
-    """One file. `name` without leading or trailing slash ("" is the root), surrogateescape for bytes that are no UTF-8."""
+    """One file. `name` without leading or trailing slash ("" is the root), surrogateescape for
+    bytes that are no UTF-8."""
 
     name: str
     kind: str
@@ -74,12 +76,16 @@ class Toc:
 
 
 def _refuse(what: str) -> BadInput:
-    return BadInput(f"the layer's TOC is refused: {what}", why="a corrupt or forged eStargz layer; nothing of it was mounted",
-                    fix="convert the image again from its source: labkit image convert LAYOUT OUT")
+    return BadInput(
+        f"the layer's TOC is refused: {what}",
+        why="a corrupt or forged eStargz layer; nothing of it was mounted",
+        fix="convert the image again from its source: labkit image convert LAYOUT OUT",
+    )
 
 
 def clean_name(raw: Any) -> str:
-    """`./usr//bin/` -> `usr/bin`. Raises BadInput for names that leave the root or that no file can have."""
+    """`./usr//bin/` -> `usr/bin`. Raises BadInput for names that leave the root or that no file can
+    have."""
     if type(raw) is not str or len(raw) > 4096:
         raise _refuse(f"a name that is no name: {str(raw)[:60]!r}")
     if _CLEAN(raw):  # nearly all of them
@@ -107,11 +113,14 @@ def _whole(doc: dict[str, Any], key: str, limit: int) -> int:
 
 @lru_cache(maxsize=4096)
 def _seconds(text: str) -> int:
-    """RFC 3339 -> seconds since 1970, 0 where there is no time. Fractions are cut: Python's .pyc files compare whole seconds."""
+    """RFC 3339 -> seconds since 1970, 0 where there is no time. Fractions are cut: Python's .pyc
+    files compare whole seconds."""
     if not text:
         return 0
     try:
-        date = tuple(int(text[a:b]) for a, b in ((0, 4), (5, 7), (8, 10), (11, 13), (14, 16), (17, 19)))
+        date = tuple(
+            int(text[a:b]) for a, b in ((0, 4), (5, 7), (8, 10), (11, 13), (14, 16), (17, 19))
+        )
         shift = 0
         if text[-1] not in "Zz":
             shift = (int(text[-5:-3]) * 60 + int(text[-2:])) * (60 if text[-6] == "+" else -60)
@@ -121,7 +130,12 @@ def _seconds(text: str) -> int:
 
 
 def _is_digest(text: Any) -> bool:
-    return type(text) is str and len(text) == 71 and text.startswith("sha256:") and not text[7:].strip("0123456789abcdef")
+    return (
+        type(text) is str
+        and len(text) == 71
+        and text.startswith("sha256:")
+        and not text[7:].strip("0123456789abcdef")
+    )
 
 
 def parse(raw: bytes, toc_offset: int) -> Toc:
@@ -130,12 +144,17 @@ def parse(raw: bytes, toc_offset: int) -> Toc:
         doc = json.loads(raw)
     except (ValueError, RecursionError) as bad:
         raise _refuse(f"it is not JSON ({str(bad)[:80]})") from None
-    if not isinstance(doc, dict) or doc.get("version") != 1 or not isinstance(doc.get("entries"), list):
+    if (
+        not isinstance(doc, dict)
+        or doc.get("version") != 1
+        or not isinstance(doc.get("entries"), list)
+    ):
         raise _refuse("it is no TOC of version 1")
     if len(doc["entries"]) > ENTRIES_LIMIT:
         raise _refuse(f"it has {len(doc['entries'])} entries")
     made: list[Entry] = []
-    spans: list[tuple[Entry, int, int, int, str]] = []  # file, blob offset, file offset, size (0: the rest), digest
+    # file, blob offset, file offset, size (0: the rest), digest
+    spans: list[tuple[Entry, int, int, int, str]] = []
     offsets: set[int] = {toc_offset}
     current: Entry | None = None
     for item in doc["entries"]:
@@ -155,18 +174,34 @@ def parse(raw: bytes, toc_offset: int) -> Toc:
             if not _is_digest(digest):
                 raise _refuse(f"a chunk of {name[:80]!r} without a sha256 digest")
             if item.get("innerOffset"):
-                raise _refuse(f"{name[:80]!r} shares a gzip member with other files (min-chunk-size)")
+                raise _refuse(
+                    f"{name[:80]!r} shares a gzip member with other files (min-chunk-size)"
+                )
             if offset >= toc_offset:
                 raise _refuse(f"a chunk of {name[:80]!r} outside of the blob")
             if offset in offsets:
                 raise _refuse(f"two chunks at offset {offset}")
             offsets.add(offset)
-            spans.append((entry, offset, _whole(item, "chunkOffset", SIZE_LIMIT_BYTES), _whole(item, "chunkSize", SIZE_LIMIT_BYTES), digest))
+            spans.append(
+                (
+                    entry,
+                    offset,
+                    _whole(item, "chunkOffset", SIZE_LIMIT_BYTES),
+                    _whole(item, "chunkSize", SIZE_LIMIT_BYTES),
+                    digest,
+                )
+            )
     _place(spans, sorted(offsets))
     for entry in made:
         chunks = entry.chunks
-        if entry.kind == "reg" and (chunks[0].size if len(chunks) == 1 else sum([c.size for c in chunks])) != entry.size:
-            raise _refuse(f"the chunks of {entry.name[:80]!r} do not make up its {entry.size} bytes")
+        if (
+            entry.kind == "reg"
+            and (chunks[0].size if len(chunks) == 1 else sum([c.size for c in chunks]))
+            != entry.size
+        ):
+            raise _refuse(
+                f"the chunks of {entry.name[:80]!r} do not make up its {entry.size} bytes"
+            )
     _check_tree(made)
     landmark = next((e for e in made if e.name == PREFETCH and e.chunks), None)
     return Toc(made, toc_offset, landmark.chunks[0].start if landmark else 0)
@@ -178,8 +213,14 @@ def _entry(item: dict[str, Any], name: str, kind: Any) -> Entry:
     modtime = item.get("modtime", "")
     if type(modtime) is not str:
         raise _refuse(f"the time of {name[:80]!r}")
-    entry = Entry(name, kind, mode=_whole(item, "mode", 2**32 - 1) & 0o7777, uid=_whole(item, "uid", 2**32 - 1),
-                  gid=_whole(item, "gid", 2**32 - 1), mtime_s=_seconds(modtime))
+    entry = Entry(
+        name,
+        kind,
+        mode=_whole(item, "mode", 2**32 - 1) & 0o7777,
+        uid=_whole(item, "uid", 2**32 - 1),
+        gid=_whole(item, "gid", 2**32 - 1),
+        mtime_s=_seconds(modtime),
+    )
     if kind == "reg":
         entry.size = _whole(item, "size", SIZE_LIMIT_BYTES)
     elif kind == "hardlink":
@@ -200,13 +241,16 @@ def _xattrs(doc: Any, name: str) -> dict[str, bytes]:
         made = {k: base64.b64decode(v, validate=True) for k, v in doc.items()}
     except (AttributeError, ValueError, TypeError):
         raise _refuse(f"the extended attributes of {name[:80]!r}") from None
-    if sum(len(k) + len(v) for k, v in made.items()) > 65536 or any(not 0 < len(k) <= 255 or "\0" in k for k in made):
+    if sum(len(k) + len(v) for k, v in made.items()) > 65536 or any(
+        not 0 < len(k) <= 255 or "\0" in k for k in made
+    ):
         raise _refuse(f"the extended attributes of {name[:80]!r}")
     return made
 
 
 def _place(spans: list[tuple[Entry, int, int, int, str]], edges: list[int]) -> None:
-    """A member ends at the latest where the next one starts; the last chunk of a file holds the rest of it."""
+    """A member ends at the latest where the next one starts; the last chunk of a file holds the
+    rest of it."""
     for entry, offset, file_offset, size, digest in spans:
         expected = entry.chunks[-1].file_offset + entry.chunks[-1].size if entry.chunks else 0
         size = size or entry.size - file_offset
@@ -224,7 +268,9 @@ def _check_tree(entries: list[Entry]) -> None:
         if entry.name == "" and entry.kind != "dir":
             raise _refuse("a root that is no directory")
         kinds[entry.name] = entry.kind
-    links = {e.name: e.link for e in entries if e.kind == "hardlink" and kinds[e.name] == "hardlink"}
+    links = {
+        e.name: e.link for e in entries if e.kind == "hardlink" and kinds[e.name] == "hardlink"
+    }
     for name, target in links.items():
         steps = 0
         while target in links and steps < 100:

@@ -1,12 +1,12 @@
-"""Tar members in, an eStargz blob out: prioritised files first, a member a chunk, the TOC, the footer.
+"""Tar members in, an eStargz blob out: prioritised files first, a member a chunk, the TOC, the
+footer.
 
     with spool(chunks, out.parent) as layer:
         made = write(layer, out, prioritised=["usr/bin/python3.11", …], threads=2)
     made.digest, made.diff_id, made.toc_digest, made.size_bytes
 
-Limit: the codec (100 MB/s a core at level 6); hashing adds 10 %. The same input gives the same bytes, whatever the
-number of threads. Lesson: notebooks/03_lazy_pull.
-"""
+Limit: the codec (100 MB/s a core at level 6); hashing adds 10 %. The same input gives the same
+bytes, whatever the number of threads. Lesson: notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
@@ -31,7 +31,15 @@ from labkit.image.tar import BLOCK, BLOCKDEV, CHAR, DIR, FIFO, FILE, HARDLINK, S
 
 _BATCH_BYTES = 512 << 10  # one task of the pool: a large chunk, or many small files
 _AHEAD = 8
-_KINDS = {FILE: "reg", DIR: "dir", SYMLINK: "symlink", HARDLINK: "hardlink", CHAR: "char", BLOCKDEV: "block", FIFO: "fifo"}
+_KINDS = {
+    FILE: "reg",
+    DIR: "dir",
+    SYMLINK: "symlink",
+    HARDLINK: "hardlink",
+    CHAR: "char",
+    BLOCKDEV: "block",
+    FIFO: "fifo",
+}
 _NINES_S = 253402300799  # the year 9999: RFC 3339 ends there
 
 
@@ -48,8 +56,11 @@ class Written:
     missing: tuple[str, ...] = ()  # prioritised names that the layer does not hold
 
 
-def order(members: list[Placed], prioritised: Iterable[str]) -> tuple[list[Placed], list[Placed], list[str]]:
-    """(first, rest, names not here). A file brings its directories and the target of its hard link; the last of a name wins."""
+def order(
+    members: list[Placed], prioritised: Iterable[str]
+) -> tuple[list[Placed], list[Placed], list[str]]:
+    """(first, rest, names not here). A file brings its directories and the target of its hard link;
+    the last of a name wins."""
     named: dict[str, Placed] = {}
     for placed in members:
         name = clean_name(placed.member.name)
@@ -94,7 +105,12 @@ def header(member: Member, size_bytes: int) -> bytes:
     for key, raw in (("path", name), ("linkpath", link)):
         if len(raw) > 100 or not raw.isascii():
             pax.append((key, raw))
-    numbers = {"uid": member.uid, "gid": member.gid, "size": size_bytes, "mtime": member.mtime_ns // 10**9}
+    numbers = {
+        "uid": member.uid,
+        "gid": member.gid,
+        "size": size_bytes,
+        "mtime": member.mtime_ns // 10**9,
+    }
     for key, digits in (("uid", 7), ("gid", 7), ("size", 11), ("mtime", 11)):
         if not 0 <= numbers[key] < 8**digits:
             pax.append((key, str(numbers[key]).encode()))
@@ -103,8 +119,20 @@ def header(member: Member, size_bytes: int) -> bytes:
     made = b""
     if pax:
         body = b"".join(_record(k, v) for k, v in pax)
-        made = _block(b"PaxHeaders.0/" + name[:80].rstrip(b"/"), b"x", b"", 0o644, {"size": len(body)}) + body + bytes(-len(body) % BLOCK)
-    return made + _block(name[:100], member.type.encode(), link[:100], member.mode, numbers, member.major, member.minor)
+        made = (
+            _block(b"PaxHeaders.0/" + name[:80].rstrip(b"/"), b"x", b"", 0o644, {"size": len(body)})
+            + body
+            + bytes(-len(body) % BLOCK)
+        )
+    return made + _block(
+        name[:100],
+        member.type.encode(),
+        link[:100],
+        member.mode,
+        numbers,
+        member.major,
+        member.minor,
+    )
 
 
 def _record(key: str, value: bytes) -> bytes:
@@ -114,22 +142,50 @@ def _record(key: str, value: bytes) -> bytes:
     return str(size).encode() + body
 
 
-def _block(name: bytes, kind: bytes, link: bytes, mode: int, numbers: dict[str, int], major: int = 0, minor: int = 0) -> bytes:
-    raw = b"".join((name.ljust(100, b"\0"), b"%07o\0" % mode, b"%07o\0" % numbers.get("uid", 0), b"%07o\0" % numbers.get("gid", 0),
-                    b"%011o\0" % numbers.get("size", 0), b"%011o\0" % numbers.get("mtime", 0), b" " * 8, kind, link.ljust(100, b"\0"),
-                    b"ustar\x0000", bytes(64), b"%07o\0" % major, b"%07o\0" % minor, bytes(155))).ljust(BLOCK, b"\0")
+def _block(
+    name: bytes,
+    kind: bytes,
+    link: bytes,
+    mode: int,
+    numbers: dict[str, int],
+    major: int = 0,
+    minor: int = 0,
+) -> bytes:
+    raw = b"".join(
+        (
+            name.ljust(100, b"\0"),
+            b"%07o\0" % mode,
+            b"%07o\0" % numbers.get("uid", 0),
+            b"%07o\0" % numbers.get("gid", 0),
+            b"%011o\0" % numbers.get("size", 0),
+            b"%011o\0" % numbers.get("mtime", 0),
+            b" " * 8,
+            kind,
+            link.ljust(100, b"\0"),
+            b"ustar\x0000",
+            bytes(64),
+            b"%07o\0" % major,
+            b"%07o\0" % minor,
+            bytes(155),
+        )
+    ).ljust(BLOCK, b"\0")
     return raw[:148] + b"%06o\0 " % sum(raw) + raw[156:]
 
 
 def toc_entry(member: Member) -> dict[str, Any]:
-    """The TOC's words for a member, without its chunks. Zero values are left out, as the reference writer does."""
-    made: dict[str, Any] = {"name": member.name + ("/" if member.type == DIR and not member.name.endswith("/") else ""),
-                            "type": _KINDS[member.type]}
+    """The TOC's words for a member, without its chunks. Zero values are left out, as the reference
+    writer does."""
+    made: dict[str, Any] = {
+        "name": member.name + ("/" if member.type == DIR and not member.name.endswith("/") else ""),
+        "type": _KINDS[member.type],
+    }
     if member.type == FILE and member.size_bytes:
         made["size"] = member.size_bytes
     seconds = member.mtime_ns // 10**9
     if 0 < seconds <= _NINES_S:
-        made["modtime"] = datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        made["modtime"] = datetime.fromtimestamp(seconds, timezone.utc).strftime(
+            "%Y-%m-%dT%H:%M:%SZ"
+        )
     if member.type in (SYMLINK, HARDLINK):
         made["linkName"] = member.link
     made["mode"] = member.mode
@@ -154,7 +210,9 @@ class _Piece:
     last: bool = False
 
 
-def _pieces(groups: list[tuple[Placed, dict[str, Any]]], chunk_bytes: int, entries: list[dict[str, Any]]) -> Iterator[_Piece]:
+def _pieces(
+    groups: list[tuple[Placed, dict[str, Any]]], chunk_bytes: int, entries: list[dict[str, Any]]
+) -> Iterator[_Piece]:
     pending = b""  # padding of the last file and headers that wait for the next payload
     for placed, entry in groups:
         member, size = placed.member, placed.member.size_bytes if placed.member.type == FILE else 0
@@ -193,11 +251,21 @@ def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
         yield batch
 
 
-def write(layer: Spool, path: str | Path, *, prioritised: Iterable[str] = (), chunk_bytes: int = layout.CHUNK_BYTES,
-          level: int = LEVEL, threads: int | None = None) -> Written:
-    """Write the blob to `path`. Raises BadInput for names that leave the root or a truncated spool."""
+def write(
+    layer: Spool,
+    path: str | Path,
+    *,
+    prioritised: Iterable[str] = (),
+    chunk_bytes: int = layout.CHUNK_BYTES,
+    level: int = LEVEL,
+    threads: int | None = None,
+) -> Written:
+    """Write the blob to `path`. Raises BadInput for names that leave the root or a truncated
+    spool."""
     first, rest, missing = order(layer.members, prioritised)
-    landmark = Member(name=layout.PREFETCH if first else layout.NO_PREFETCH, type=FILE, mode=0o644, size_bytes=1)
+    landmark = Member(
+        name=layout.PREFETCH if first else layout.NO_PREFETCH, type=FILE, mode=0o644, size_bytes=1
+    )
     mark = Placed(landmark, -1)  # its one byte is not in the spool
     groups = [(p, toc_entry(p.member)) for p in (*first, mark, *rest)]
     entries: list[dict[str, Any]] = []
@@ -209,9 +277,13 @@ def write(layer: Spool, path: str | Path, *, prioritised: Iterable[str] = (), ch
             if piece.entry is None:
                 done.append((piece.raw, compress(piece.raw, level), ""))
                 continue
-            data = layout.LANDMARK_BYTE if piece.offset < 0 else layer.read(piece.offset, piece.size)
+            data = (
+                layout.LANDMARK_BYTE if piece.offset < 0 else layer.read(piece.offset, piece.size)
+            )
             if len(data) != piece.size:
-                raise BadInput("the spooled layer ended early", why="the disk is full, or the spool was cut")
+                raise BadInput(
+                    "the spooled layer ended early", why="the disk is full, or the spool was cut"
+                )
             done.append((data, compress(data, level), "sha256:" + hashlib.sha256(data).hexdigest()))
         return done
 
@@ -257,5 +329,14 @@ def write(layer: Spool, path: str | Path, *, prioritised: Iterable[str] = (), ch
             blob.update(member)
             out.write(member)
             at, plain = at + len(member), plain + len(data)
-    return Written("sha256:" + blob.hexdigest(), at, "sha256:" + diff.hexdigest(), "sha256:" + hashlib.sha256(raw).hexdigest(),
-                   toc_offset, plain, prefetch_end, chunks, tuple(missing))
+    return Written(
+        "sha256:" + blob.hexdigest(),
+        at,
+        "sha256:" + diff.hexdigest(),
+        "sha256:" + hashlib.sha256(raw).hexdigest(),
+        toc_offset,
+        plain,
+        prefetch_end,
+        chunks,
+        tuple(missing),
+    )

@@ -1,4 +1,5 @@
-"""lazyfs: an image's merged layers as a read-only FUSE mount whose bytes arrive when they are touched.
+"""lazyfs: an image's merged layers as a read-only FUSE mount whose bytes arrive when they are
+touched.
 
     wire    the FUSE kernel protocol, as bytes
     mount   /dev/fuse as root, fusermount3 for everybody else; unmounting
@@ -10,9 +11,10 @@
     stats   what was sent, from where, and who waited
     session an image reference to a mounted directory, in a process of its own
 
-    python -m labkit.image.lazyfs http://127.0.0.1:5000/lab/subject:esgz /mnt/image --cache DIR --stats FILE
+    python -m labkit.image.lazyfs http://127.0.0.1:5000/lab/subject:esgz /mnt/image --cache DIR
+        --stats FILE
 
-The kernel protocol is spoken directly over /dev/fuse: with opens answered once for all (FUSE_NO_OPEN_SUPPORT), year-long
-entry and attribute times and negative entries, a warm mount costs no round trips at all; a library binding costs one
-Python call and several copies for each. Lesson: notebooks/03_lazy_pull.
-"""
+The kernel protocol is spoken directly over /dev/fuse: with opens answered once for all
+(FUSE_NO_OPEN_SUPPORT), year-long entry and attribute times and negative entries, a warm mount costs
+no round trips at all; a library binding costs one Python call and several copies for each. Lesson:
+notebooks/03_lazy_pull."""

@@ -1,9 +1,10 @@
-"""`python -m labkit.image.lazyfs REF DIR`: mount an image and serve it until it is unmounted or told to stop.
+"""`python -m labkit.image.lazyfs REF DIR`: mount an image and serve it until it is unmounted or
+told to stop.
 
-With `--resident` alone it waits for its arguments as one line of JSON on stdin. One line on stdout once the mount stands:
-{"mounted": DIR, …}. SIGTERM, SIGINT and SIGHUP unmount; so does `umount DIR`.
-Exit codes: 0 unmounted · 2 refused · 3 no FUSE here · 4 the registry did not deliver. Lesson: notebooks/03_lazy_pull.
-"""
+With `--resident` alone it waits for its arguments as one line of JSON on stdin. One line on stdout
+once the mount stands: {"mounted": DIR, …}. SIGTERM, SIGINT and SIGHUP unmount; so does `umount
+DIR`. Exit codes: 0 unmounted · 2 refused · 3 no FUSE here · 4 the registry did not deliver. Lesson:
+notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
@@ -28,21 +29,58 @@ from labkit.image.lazyfs.stats import prefetched
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("reference", type=reference, help="http://HOST:PORT/NAME:TAG, or oci:LAYOUT:NAME:TAG; its layers must be eStargz")
+    parser.add_argument(
+        "reference",
+        type=reference,
+        help="http://HOST:PORT/NAME:TAG, or oci:LAYOUT:NAME:TAG; its layers must be eStargz",
+    )
     parser.add_argument("target", help="an empty directory")
-    parser.add_argument("--cache", type=Path, help="folder for what arrives, shared by mounts (default: artifacts/lazyfs of the workspace)")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        help=(
+            "folder for what arrives, shared by mounts (default: artifacts/lazyfs of the workspace)"
+        ),
+    )
     parser.add_argument("--cache-limit", type=parse_bytes, default=64 << 30, metavar="SIZE")
-    parser.add_argument("--memory", type=parse_bytes, default=256 << 20, metavar="SIZE", help="decompressed chunks held (default 256 MiB)")
+    parser.add_argument(
+        "--memory",
+        type=parse_bytes,
+        default=256 << 20,
+        metavar="SIZE",
+        help="decompressed chunks held (default 256 MiB)",
+    )
     parser.add_argument("--connections", type=count("--connections", 1, 1024), default=4)
-    parser.add_argument("--io-timeout", type=seconds("--io-timeout"), default=30.0, metavar="S", help="a read without bytes fails with EIO after this (default 30); once nothing came for so long, after 1 s")
+    parser.add_argument(
+        "--io-timeout",
+        type=seconds("--io-timeout"),
+        default=30.0,
+        metavar="S",
+        help=(
+            "a read without bytes fails with EIO after this (default 30); once nothing came for so"
+            " long, after 1 s"
+        ),
+    )
     parser.add_argument("--no-prefetch", action="store_true")
     parser.add_argument("--no-background", action="store_true", help="fetch only what is touched")
     parser.add_argument("--record", type=Path, help="write the order of first touches here")
     parser.add_argument("--stats", type=Path, help="keep counters in this JSON file")
-    parser.add_argument("--extra-dir", action="append", default=[], help="an empty directory to show (a mount point for a runtime)")
+    parser.add_argument(
+        "--extra-dir",
+        action="append",
+        default=[],
+        help="an empty directory to show (a mount point for a runtime)",
+    )
     parser.add_argument("--extra-file", action="append", default=[])
     parser.add_argument("--allow-other", action="store_true", default=None)
-    parser.add_argument("--read-ahead-kb", type=count("--read-ahead-kb", 0, 1 << 20), default=0, help="how far the kernel reads ahead, as root (default 256 with a recorded order, else 1024)")
+    parser.add_argument(
+        "--read-ahead-kb",
+        type=count("--read-ahead-kb", 0, 1 << 20),
+        default=0,
+        help=(
+            "how far the kernel reads ahead, as root (default 256 with a recorded order, else 1024)"
+        ),
+    )
     parser.add_argument("--log", default="", help="append log lines to this file (default: stderr)")
 
 
@@ -58,28 +96,51 @@ def options_of(args: argparse.Namespace) -> Options:
         from labkit.core.workspace import Workspace
 
         cache = Workspace.default().artifacts / "lazyfs"
-    return Options(cache, args.cache_limit, args.memory, args.connections, args.io_timeout, not args.no_prefetch,
-                   not args.no_background, args.record, args.stats, tuple(args.extra_dir), tuple(args.extra_file), args.allow_other,
-                   args.read_ahead_kb)
+    return Options(
+        cache,
+        args.cache_limit,
+        args.memory,
+        args.connections,
+        args.io_timeout,
+        not args.no_prefetch,
+        not args.no_background,
+        args.record,
+        args.stats,
+        tuple(args.extra_dir),
+        tuple(args.extra_file),
+        args.allow_other,
+        args.read_ahead_kb,
+    )
 
 
 def serve(args: argparse.Namespace) -> int:
     sys.setswitchinterval(0.0005)  # a request must not wait 5 ms for a thread that hashes
-    logging.basicConfig(filename=args.log or None, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(
+        filename=args.log or None,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+    )
     try:
         if args.record:
             access_record.refuse_stranger(args.record)
         if args.stats:
-            outputs.refuse_stranger(args.stats, lambda head: not head.strip() or b'"fetched_bytes"' in head, "counters of a mount", "--stats")
+            outputs.refuse_stranger(
+                args.stats,
+                lambda head: not head.strip() or b'"fetched_bytes"' in head,
+                "counters of a mount",
+                "--stats",
+            )
         noted = current().note("action", "unmount-lazy", path=os.path.realpath(args.target))
         with Session(args.reference, args.target, options_of(args)) as session:
+
             def on_signal(_number: int, _frame: object) -> None:
                 threading.Thread(target=session.stop, daemon=True).start()
 
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, on_signal)
             threading.Thread(target=_announce, args=(session,), daemon=True).start()
-            session_thread = threading.Thread(target=session.serve, daemon=True)  # signals need a main thread that is free
+            # signals need a main thread that is free
+            session_thread = threading.Thread(target=session.serve, daemon=True)
             session_thread.start()
             while session_thread.is_alive() and not session.over:
                 session_thread.join(0.2)
@@ -87,27 +148,46 @@ def serve(args: argparse.Namespace) -> int:
     except LabError as error:
         print(json.dumps({"error": error.as_json()}), flush=True)
         print(error, file=sys.stderr)
-        return 3 if isinstance(error, MissingCapability) else 4 if isinstance(error, TransferError) else 2
+        return (
+            3
+            if isinstance(error, MissingCapability)
+            else 4
+            if isinstance(error, TransferError)
+            else 2
+        )
     return 0
 
 
 def _announce(session: Session) -> None:
     session.after_mount()
-    print(json.dumps({"mounted": session.target, "pid": os.getpid(), "fetched_bytes": sum(session.stats.bytes.values()), **session.facts,
-                      "config": session.config}), flush=True)
+    print(
+        json.dumps(
+            {
+                "mounted": session.target,
+                "pid": os.getpid(),
+                "fetched_bytes": sum(session.stats.bytes.values()),
+                **session.facts,
+                "config": session.config,
+            }
+        ),
+        flush=True,
+    )
     if session.stats.path:
         session.feed.prefetched.wait()
         prefetched(session.stats.path).touch()
 
 
 def main(argv: Sequence[str]) -> int:
-    if list(argv) == ["--resident"]:  # imported and waiting before there is anything to mount, as a node's snapshotter does
+    # imported and waiting before there is anything to mount, as a node's snapshotter does
+    if list(argv) == ["--resident"]:
         print("{}", flush=True)
         line = sys.stdin.readline()
         if not line.strip():
             return 0
         argv = json.loads(line)
-    parser = argparse.ArgumentParser(prog="python -m labkit.image.lazyfs", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m labkit.image.lazyfs", description=__doc__.partition("\n")[0]
+    )
     add_arguments(parser)
     return serve(parser.parse_args(argv))
 
@@ -115,4 +195,5 @@ def main(argv: Sequence[str]) -> int:
 if __name__ == "__main__":
     code = main(sys.argv[1:])
     sys.stdout.flush()
-    os._exit(code)  # a reader that still holds a file of a detached mount must not keep this process
+    # a reader that still holds a file of a detached mount must not keep this process
+    os._exit(code)

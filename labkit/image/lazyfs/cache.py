@@ -1,10 +1,12 @@
-"""Blobs on disk as they arrive, and chunks in memory: what came once is not fetched again, and nothing is believed twice.
+"""Blobs on disk as they arrive, and chunks in memory: what came once is not fetched again, and
+nothing is believed twice.
 
-On disk a blob is one sparse file under its digest: bytes stand where they stand in the blob, so a stream of a thousand
-small files is one sequential write, and any number of mounts may fill the same file. There is no index to tear: which
-ranges are there is asked of the file system (SEEK_HOLE), and every chunk is checked against its TOC digest each time it
-is read. A torn or forged range fails that check and is fetched again. The size bound is kept by removing the blobs of
-other images, least recently used first, and then by punching holes into one's own.
+On disk a blob is one sparse file under its digest: bytes stand where they stand in the blob, so a
+stream of a thousand small files is one sequential write, and any number of mounts may fill the same
+file. There is no index to tear: which ranges are there is asked of the file system (SEEK_HOLE), and
+every chunk is checked against its TOC digest each time it is read. A torn or forged range fails
+that check and is fetched again. The size bound is kept by removing the blobs of other images, least
+recently used first, and then by punching holes into one's own.
 
     store = BlobStore(Path("~/cache"), limit_bytes=20 << 30)
     blob = store.open("sha256:…", size_bytes)
@@ -78,7 +80,8 @@ class Intervals:
 
 
 class Blob:
-    """One blob's file. `written` is what this process put there; what others put there is found by `has`."""
+    """One blob's file. `written` is what this process put there; what others put there is found by
+    `has`."""
 
     def __init__(self, path: Path, size_bytes: int):
         self.path, self.size_bytes = path, size_bytes
@@ -106,23 +109,29 @@ class Blob:
             return self.written.has(start, end)
 
     def has(self, start: int, end: int) -> bool:
-        """Whether the range may be read. False alarms are possible at the edges of what others wrote: verify."""
+        """Whether the range may be read. False alarms are possible at the edges of what others
+        wrote: verify."""
         return self.own(start, end) or self._there(start, end)
 
     def missing(self, start: int, end: int, *, trust_others: bool = True) -> list[tuple[int, int]]:
-        """Parts of the range to fetch. `trust_others=False`: also what only seems to be here, after it failed its check."""
+        """Parts of the range to fetch. `trust_others=False`: also what only seems to be here, after
+        it failed its check."""
         with self._lock:
             parts = self.written.missing(start, end)
         return [r for r in parts if not (trust_others and self._there(*r))]
 
     def _there(self, start: int, end: int) -> bool:
-        """Whether others put it there. A block that this process wrote a part of says nothing about the rest of it."""
+        """Whether others put it there. A block that this process wrote a part of says nothing about
+        the rest of it."""
         low, high = start // BLOCK * BLOCK, -(-end // BLOCK) * BLOCK
         with self._lock:
             if self.written.missing(low, high) != [(low, high)]:
                 return False
         try:
-            return os.lseek(self.fd, start, os.SEEK_DATA) == start and os.lseek(self.fd, start, os.SEEK_HOLE) >= end
+            return (
+                os.lseek(self.fd, start, os.SEEK_DATA) == start
+                and os.lseek(self.fd, start, os.SEEK_HOLE) >= end
+            )
         except OSError:  # no data after start
             return False
 
@@ -141,7 +150,8 @@ def _punch(fd: int, start: int, end: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     if libc.fallocate(fd, _PUNCH, start, end - start):
-        os.pwrite(fd, bytes(min(end - start, 1 << 20)), start)  # no holes on this file system: zeros fail verification too
+        # no holes on this file system: zeros fail verification too
+        os.pwrite(fd, bytes(min(end - start, 1 << 20)), start)
 
 
 class BlobStore:
@@ -157,7 +167,8 @@ class BlobStore:
         while True:
             blob = Blob(path, size_bytes)
             with contextlib.suppress(FileNotFoundError):
-                if os.stat(path).st_ino == os.fstat(blob.fd).st_ino:  # else: removed by another mount just now
+                # else: removed by another mount just now
+                if os.stat(path).st_ino == os.fstat(blob.fd).st_ino:
                     self._open[digest] = blob
                     return blob
             blob.close()
@@ -175,11 +186,14 @@ class BlobStore:
         before = used
         if used <= self.limit_bytes:
             return 0
-        for path in sorted(self.root.glob("*.blob"), key=lambda p: p.stat().st_mtime if p.exists() else 0):
+        for path in sorted(
+            self.root.glob("*.blob"), key=lambda p: p.stat().st_mtime if p.exists() else 0
+        ):
             if used <= self.limit_bytes:
                 break
             used -= _remove_unused(path)
-        for blob in self._open.values():  # oldest bytes of one's own, at the front of the blob, are the ones served first
+        # oldest bytes of one's own, at the front of the blob, are the ones served first
+        for blob in self._open.values():
             for start, end in blob.written.spans():
                 if used <= self.limit_bytes:
                     break
@@ -211,7 +225,8 @@ def _remove_unused(path: Path) -> int:
 
 
 class ChunkMemory:
-    """Decompressed, verified chunks by digest, up to `limit_bytes`; what the kernel has read to its end goes first."""
+    """Decompressed, verified chunks by digest, up to `limit_bytes`; what the kernel has read to its
+    end goes first."""
 
     def __init__(self, limit_bytes: int = 256 << 20):
         self.limit_bytes, self.used_bytes = limit_bytes, 0
@@ -222,7 +237,8 @@ class ChunkMemory:
         return self._chunks.get(digest)
 
     def put(self, digest: str, data: bytes, *, ahead: bool = False) -> bool:
-        """`ahead`: only where there is room; a chunk nobody asked for yet must not push out one in use."""
+        """`ahead`: only where there is room; a chunk nobody asked for yet must not push out one in
+        use."""
         with self._lock:
             if digest in self._chunks:
                 return True
@@ -236,7 +252,8 @@ class ChunkMemory:
             return True
 
     def served(self, digest: str, to_its_end: bool) -> None:
-        """The kernel keeps what it was given: a chunk served to its end is the next to go, others stay longer."""
+        """The kernel keeps what it was given: a chunk served to its end is the next to go, others
+        stay longer."""
         with self._lock:
             if digest in self._chunks:
                 self._chunks.move_to_end(digest, last=not to_its_end)

@@ -1,20 +1,21 @@
-"""What to fetch next: what somebody waits for, then what a recorded start touched, then the rest of the image.
+"""What to fetch next: what somebody waits for, then what a recorded start touched, then the rest of
+the image.
 
     feed = Feed(layers, source, memory, stats)
     feed.start()
-    data = feed.chunk(layer=0, chunk=node.chunks[3])     # waits; raises TransferError after `timeout_s`
+    data = feed.chunk(layer=0, chunk=node.chunks[3])     # waits; raises TransferError after
+        `timeout_s`
 
-A source that delivered nothing at all for `timeout_s` counts as gone: from then on a read tries it anew and gives up
-after a second, until a byte comes. Kernel and dynamic linker ask several times for a page they did not get; each would
-wait the whole time again.
+A source that delivered nothing at all for `timeout_s` counts as gone: from then on a read tries it
+anew and gives up after a second, until a byte comes. Kernel and dynamic linker ask several times
+for a page they did not get; each would wait the whole time again.
 
-Demand: a missing chunk becomes requests of at most 1 MiB on several connections, extended to 128 KiB forward (a round
-trip of 20 ms carries more), merged with waiting neighbours; one that a running stream is about to deliver waits for
-that stream; one that stalls is asked for again on another connection. Prefetch: one request for each touched range, in
-blob order, which is access order. Background: 4 MiB at a time, only while nobody has asked for anything for a while.
-Limit: the link, then decompression (1 GB/s a core).
-Lesson: notebooks/03_lazy_pull.
-"""
+Demand: a missing chunk becomes requests of at most 1 MiB on several connections, extended to 128
+KiB forward (a round trip of 20 ms carries more), merged with waiting neighbours; one that a running
+stream is about to deliver waits for that stream; one that stalls is asked for again on another
+connection. Prefetch: one request for each touched range, in blob order, which is access order.
+Background: 4 MiB at a time, only while nobody has asked for anything for a while. Limit: the link,
+then decompression (1 GB/s a core). Lesson: notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
@@ -45,8 +46,17 @@ PROBE_S = 1.0  # for a read while the source is gone
 
 
 class Feed:
-    def __init__(self, layers: list[LayerFeed], source: Source, memory: ChunkMemory, stats: Stats, *, connections: int = 4,
-                 timeout_s: float = 30.0, background: bool = True):
+    def __init__(
+        self,
+        layers: list[LayerFeed],
+        source: Source,
+        memory: ChunkMemory,
+        stats: Stats,
+        *,
+        connections: int = 4,
+        timeout_s: float = 30.0,
+        background: bool = True,
+    ):
         self.layers, self.source, self.memory, self.stats = layers, source, memory, stats
         self.timeout_s, self.background, self.connections = timeout_s, background, connections
         self.transfers = Transfers(layers, source, stats, on_prefetched=self._queue_ahead)
@@ -74,7 +84,8 @@ class Feed:
     # ---- readers
 
     def chunk(self, layer: int, chunk: Chunk) -> bytes:
-        """The chunk's verified bytes. Raises TransferError (did not arrive) or BadInput (arrived wrong, several times)."""
+        """The chunk's verified bytes. Raises TransferError (did not arrive) or BadInput (arrived
+        wrong, several times)."""
         data = self.memory.get(chunk.digest)
         if data is not None:
             self.stats.add(self.stats.hits, "memory")
@@ -87,7 +98,8 @@ class Feed:
                     self._making[chunk.digest] = made
                     break
             data = other.result(self.timeout_s * 2)
-            if data is not None:  # None: decompression ahead found it wrong; now it is this reader's to fetch
+            # None: decompression ahead found it wrong; now it is this reader's to fetch
+            if data is not None:
                 return data
         try:
             data = self._make(layer, chunk)
@@ -116,10 +128,19 @@ class Feed:
             data = self._checked(layer, chunk)
             if data is not None:
                 return data
-        log.error("blob %s of %s: bytes %d-%d arrived wrong %d times: EIO", self.layers[layer].digest, self.source.name, chunk.start,
-                  chunk.end, CORRUPT_TRIES)
-        raise BadInput(f"{self.layers[layer].digest}: bytes {chunk.start}-{chunk.end} arrived wrong {CORRUPT_TRIES} times",
-                       why="the store's copy is corrupt or forged")
+        log.error(
+            "blob %s of %s: bytes %d-%d arrived wrong %d times: EIO",
+            self.layers[layer].digest,
+            self.source.name,
+            chunk.start,
+            chunk.end,
+            CORRUPT_TRIES,
+        )
+        raise BadInput(
+            f"{self.layers[layer].digest}: bytes {chunk.start}-{chunk.end} arrived wrong"
+            f" {CORRUPT_TRIES} times",
+            why="the store's copy is corrupt or forged",
+        )
 
     def _checked(self, layer: int, chunk: Chunk) -> bytes | None:
         """From the blob on disk; None if it is not what the TOC says, and then it is forgotten."""
@@ -130,8 +151,13 @@ class Feed:
         except BadInput:
             if ours:
                 self.stats.add(self.stats.counts, "corrupt")
-                log.warning("blob %s of %s: bytes %d-%d arrived wrong, fetching them again", self.layers[layer].digest,
-                            self.source.name, chunk.start, chunk.end)
+                log.warning(
+                    "blob %s of %s: bytes %d-%d arrived wrong, fetching them again",
+                    self.layers[layer].digest,
+                    self.source.name,
+                    chunk.start,
+                    chunk.end,
+                )
             blob.forget(chunk.start, chunk.end)
             return None
 
@@ -147,14 +173,34 @@ class Feed:
         try:
             while not blob.own(chunk.start, chunk.end):
                 now_s = time.monotonic()
-                left_s = started_s + (min(PROBE_S, self.timeout_s) if self.transfers.gone else self.timeout_s) - now_s
+                left_s = (
+                    started_s
+                    + (min(PROBE_S, self.timeout_s) if self.transfers.gone else self.timeout_s)
+                    - now_s
+                )
                 if self.transfers.closed or left_s <= 0:
-                    self.transfers.gone = self.transfers.gone or now_s - self.transfers.heard_s >= self.timeout_s
-                    why = self.transfers.problem.get(layer, "no answer") if not self.transfers.closed else "unmounted"
-                    log.error("blob %s of %s: bytes %d-%d did not arrive in %.1f s (%s): EIO", self.layers[layer].digest,
-                              self.source.name, chunk.start, chunk.end, now_s - started_s, why)
-                    raise TransferError(f"{self.layers[layer].digest}: bytes {chunk.start}-{chunk.end} did not arrive in {now_s - started_s:.1f} s",
-                                        why=why)
+                    self.transfers.gone = (
+                        self.transfers.gone or now_s - self.transfers.heard_s >= self.timeout_s
+                    )
+                    why = (
+                        self.transfers.problem.get(layer, "no answer")
+                        if not self.transfers.closed
+                        else "unmounted"
+                    )
+                    log.error(
+                        "blob %s of %s: bytes %d-%d did not arrive in %.1f s (%s): EIO",
+                        self.layers[layer].digest,
+                        self.source.name,
+                        chunk.start,
+                        chunk.end,
+                        now_s - started_s,
+                        why,
+                    )
+                    raise TransferError(
+                        f"{self.layers[layer].digest}: bytes {chunk.start}-{chunk.end} did not"
+                        f" arrive in {now_s - started_s:.1f} s",
+                        why=why,
+                    )
                 with self._moved:
                     self._ask(layer, chunk, now_s)
                     if not blob.own(chunk.start, chunk.end):
@@ -166,7 +212,8 @@ class Feed:
                 self._moved.notify_all()
 
     def _ask(self, layer: int, chunk: Chunk, now_s: float) -> None:
-        """Under the lock: cover what is missing of the chunk by requests that are not under way yet."""
+        """Under the lock: cover what is missing of the chunk by requests that are not under way
+        yet."""
         blob = self.layers[layer].blob
         for start, end in blob.missing(chunk.start, chunk.end, trust_others=False):
             while start < end:
@@ -183,12 +230,17 @@ class Feed:
                 start = stop
 
     def _under_way(self, layer: int, start: int, end: int, now_s: float) -> int | None:
-        """Up to where a running transfer will deliver from `start`, if it will soon; stalled ones get a second request."""
+        """Up to where a running transfer will deliver from `start`, if it will soon; stalled ones
+        get a second request."""
         for stream in self.transfers.streams:
             if stream.layer != layer or not stream.at <= start < stream.end:
                 continue
             if stream.reason == "demand":
-                if now_s - stream.moved_s > HEDGE_S and not stream.hedged and stream not in self.transfers.queue:
+                if (
+                    now_s - stream.moved_s > HEDGE_S
+                    and not stream.hedged
+                    and stream not in self.transfers.queue
+                ):
                     stream.hedged = True
                     self.stats.add(self.stats.counts, "hedged")
                     continue  # ask again on another connection; the first to arrive wins
@@ -203,8 +255,15 @@ class Feed:
         if end - start >= FORWARD_BYTES:
             return end
         at = bisect_left(feed.starts, end)
-        while at < len(feed.chunks) and feed.chunks[at].end - start <= FORWARD_BYTES and not feed.blob.own(feed.chunks[at].start, feed.chunks[at].end) \
-                and not any(s.layer == layer and s.at <= feed.chunks[at].start < s.end for s in self.transfers.streams):
+        while (
+            at < len(feed.chunks)
+            and feed.chunks[at].end - start <= FORWARD_BYTES
+            and not feed.blob.own(feed.chunks[at].start, feed.chunks[at].end)
+            and not any(
+                s.layer == layer and s.at <= feed.chunks[at].start < s.end
+                for s in self.transfers.streams
+            )
+        ):
             end = feed.chunks[at].end
             at += 1
         return end
@@ -215,8 +274,13 @@ class Feed:
             if not self.transfers.queue:
                 return
             stream = self.transfers.queue.popleft()
-            for other in sorted((q for q in self.transfers.queue if q.layer == stream.layer), key=lambda q: q.at):
-                if 0 <= other.at - stream.end <= FORWARD_BYTES // 2 and other.end - stream.at <= PART_BYTES:
+            for other in sorted(
+                (q for q in self.transfers.queue if q.layer == stream.layer), key=lambda q: q.at
+            ):
+                if (
+                    0 <= other.at - stream.end <= FORWARD_BYTES // 2
+                    and other.end - stream.at <= PART_BYTES
+                ):
                     stream.end = other.end
                     self.transfers.queue.remove(other)
                     self.transfers.streams.remove(other)
@@ -225,21 +289,35 @@ class Feed:
     # ---- prefetch, decompression ahead, background
 
     def _prefetch_all(self) -> None:
-        wanted = [(index, start, end) for index, feed in enumerate(self.layers) for a, b in feed.prefetch for start, end in feed.blob.missing(a, b)]
-        for index, feed in enumerate(self.layers):  # what an earlier mount left here is decompressed ahead as well
+        wanted = [
+            (index, start, end)
+            for index, feed in enumerate(self.layers)
+            for a, b in feed.prefetch
+            for start, end in feed.blob.missing(a, b)
+        ]
+        # what an earlier mount left here is decompressed ahead as well
+        for index, feed in enumerate(self.layers):
             for a, b in feed.prefetch:
                 self._queue_ahead(index, a, b, here=True)
-        with ThreadPoolExecutor(min(self.connections, max(1, len(self.layers))), "prefetch") as pool:
+        with ThreadPoolExecutor(
+            min(self.connections, max(1, len(self.layers))), "prefetch"
+        ) as pool:
             by_layer: dict[int, list[tuple[int, int]]] = {}
             for index, start, end in wanted:
                 by_layer.setdefault(index, []).append((start, end))
-            list(pool.map(lambda item: [self._run("prefetch", item[0], a, b) for a, b in item[1]], by_layer.items()))
+            list(
+                pool.map(
+                    lambda item: [self._run("prefetch", item[0], a, b) for a, b in item[1]],
+                    by_layer.items(),
+                )
+            )
         self.prefetched.set()
         if self.background:
             self._fill()
 
     def _run(self, reason: str, layer: int, start: int, end: int) -> bool:
-        for a, b in self.layers[layer].blob.missing(start, end):  # a demand may have brought a part of it meanwhile
+        # a demand may have brought a part of it meanwhile
+        for a, b in self.layers[layer].blob.missing(start, end):
             stream = Stream(layer, a, b, reason, time.monotonic())
             with self._moved:
                 self.transfers.streams.append(stream)
@@ -252,8 +330,10 @@ class Feed:
         feed = self.layers[layer]
         first = bisect_right(feed.starts, low) - 1
         done = []
-        for chunk in feed.chunks[max(0, first):bisect_right(feed.starts, high)]:
-            if (low < chunk.end <= high or here) and (not here or feed.blob.has(chunk.start, chunk.end)):
+        for chunk in feed.chunks[max(0, first) : bisect_right(feed.starts, high)]:
+            if (low < chunk.end <= high or here) and (
+                not here or feed.blob.has(chunk.start, chunk.end)
+            ):
                 done.append((layer, chunk))
         if done:
             with self._moved:
@@ -267,7 +347,11 @@ class Feed:
                 if not self._ahead:
                     continue
                 layer, chunk = self._ahead.popleft()
-                if chunk.digest in self._making or self.memory.get(chunk.digest) is not None or chunk.digest in self.stats.touched:
+                if (
+                    chunk.digest in self._making
+                    or self.memory.get(chunk.digest) is not None
+                    or chunk.digest in self.stats.touched
+                ):
                     continue
                 if self.memory.used_bytes + chunk.size > self.memory.limit_bytes:
                     continue
@@ -284,7 +368,8 @@ class Feed:
                 made.set_result(data)
 
     def _busy(self) -> bool:
-        """Whether somebody waits, or the file system was read a moment ago: a start that finds everything is still a start."""
+        """Whether somebody waits, or the file system was read a moment ago: a start that finds
+        everything is still a start."""
         reads, now_s = self.stats.counts["reads"], time.monotonic()
         if reads != self._reads or self.transfers.demand:
             self._reads, self._demand_s = reads, now_s
@@ -298,6 +383,8 @@ class Feed:
                     while not self.transfers.closed and self._busy():
                         with self._moved:
                             self._moved.wait(QUIET_S / 4)
-                    if self.transfers.closed or not self._run("background", layer, at, min(end, at + BACKGROUND_BYTES)):
+                    if self.transfers.closed or not self._run(
+                        "background", layer, at, min(end, at + BACKGROUND_BYTES)
+                    ):
                         return
         self.complete.set()

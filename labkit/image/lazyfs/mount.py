@@ -1,10 +1,11 @@
-"""Mounting a FUSE file system and getting rid of it again: mount(2) as root, fusermount3 for everybody else.
+"""Mounting a FUSE file system and getting rid of it again: mount(2) as root, fusermount3 for
+everybody else.
 
     fd = mount("/mnt/image", owner=(0, 0))
     unmount("/mnt/image")        # also when its server is gone or hangs
 
-Without root the mount is seen by its user only, and the kernel reads at most 128 KiB ahead. Lesson: notebooks/03_lazy_pull.
-"""
+Without root the mount is seen by its user only, and the kernel reads at most 128 KiB ahead. Lesson:
+notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
@@ -22,20 +23,28 @@ from labkit.errors import BadInput, MissingCapability
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOATIME = 1, 2, 4, 1024
 FSTYPE = LAZY_FSTYPE
 READ_AHEAD_KB = 1024  # fewer round trips, where every touch is one
-READ_AHEAD_RECORDED_KB = 256  # what a start touches is prefetched: further ahead lies what it does not, and would wait for it
+# what a start touches is prefetched: further ahead lies what it does not, and would wait for it
+READ_AHEAD_RECORDED_KB = 256
 
 __all__ = ["is_mounted", "mount", "read_ahead", "unmount"]
 
 
-def mount(target: str | os.PathLike[str], *, name: str = "labkit", allow_other: bool | None = None) -> int:
+def mount(
+    target: str | os.PathLike[str], *, name: str = "labkit", allow_other: bool | None = None
+) -> int:
     """Mount and return the descriptor of /dev/fuse. Raises MissingCapability or BadInput.
 
-    allow_other (default: as root only) lets other users, and containers with other user ids, see the mount."""
+    allow_other (default: as root only) lets other users, and containers with other user ids, see
+    the mount."""
     target = os.path.realpath(target)
     if not os.path.isdir(target):
         raise BadInput(f"{target} is not a directory", fix=f"mkdir -p {target}")
     if is_mounted(target):
-        raise BadInput(f"something is mounted on {target}", why="mounting over it would hide it", fix=f"umount {target}")
+        raise BadInput(
+            f"something is mounted on {target}",
+            why="mounting over it would hide it",
+            fix=f"umount {target}",
+        )
     name = "".join(c if c.isalnum() or c in "-_./:@" else "_" for c in name)[:200]
     if os.geteuid() == 0:
         fd = _as_root(target, name, True if allow_other is None else allow_other)
@@ -50,11 +59,21 @@ def _as_root(target: str, name: str, allow_other: bool) -> int | None:
         fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise _missing(str(error)) from None
-    options = f"fd={fd},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()},default_permissions"
+    options = (
+        f"fd={fd},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()},default_permissions"
+    )
     options += ",allow_other" if allow_other else ""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(name.encode(), target.encode("utf-8", "surrogateescape"), FSTYPE.encode(),
-                  MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOATIME, options.encode()) == 0:
+    if (
+        libc.mount(
+            name.encode(),
+            target.encode("utf-8", "surrogateescape"),
+            FSTYPE.encode(),
+            MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOATIME,
+            options.encode(),
+        )
+        == 0
+    ):
         return fd
     os.close(fd)
     return None
@@ -66,10 +85,18 @@ def _fusermount(target: str, name: str, allow_other: bool) -> int:
         raise _missing("fusermount3 is not installed")
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        options = f"ro,nosuid,nodev,default_permissions,fsname={name},subtype=labkit" + (",allow_other" if allow_other else "")
-        done = subprocess.run([tool, "-o", options, "--", target], env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
-                              pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                              stderr=subprocess.PIPE, timeout=30)
+        options = f"ro,nosuid,nodev,default_permissions,fsname={name},subtype=labkit" + (
+            ",allow_other" if allow_other else ""
+        )
+        done = subprocess.run(
+            [tool, "-o", options, "--", target],
+            env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=30,
+        )
         if done.returncode:
             raise _missing(done.stderr.decode(errors="replace").strip()[:200])
         _, fds, _, _ = socket.recv_fds(ours, 1, 1)
@@ -78,15 +105,24 @@ def _fusermount(target: str, name: str, allow_other: bool) -> int:
 
 
 def _missing(why: str) -> MissingCapability:
-    return MissingCapability(f"this host cannot mount FUSE file systems: {why}", why="the image can only be pulled whole here",
-                             fix="run on Linux with /dev/fuse, and install fuse3 (apt-get install fuse3); in a container add --device /dev/fuse")
+    return MissingCapability(
+        f"this host cannot mount FUSE file systems: {why}",
+        why="the image can only be pulled whole here",
+        fix=(
+            "run on Linux with /dev/fuse, and install fuse3 (apt-get install fuse3); in a container"
+            " add --device /dev/fuse"
+        ),
+    )
 
 
 def read_ahead(target: str | os.PathLike[str], kilobytes: int = READ_AHEAD_KB) -> bool:
-    """Let the kernel read further ahead than 128 KiB: fewer, larger requests for mapped libraries. Needs root."""
+    """Let the kernel read further ahead than 128 KiB: fewer, larger requests for mapped libraries.
+    Needs root."""
     try:
         device = os.stat(target).st_dev
-        Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb").write_text(str(kilobytes))
+        Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb").write_text(
+            str(kilobytes)
+        )
         return True
     except OSError:
         return False

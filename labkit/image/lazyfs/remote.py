@@ -1,11 +1,12 @@
 """Where a mount's blobs come from: a registry over HTTP, or an OCI layout on this disk.
 
-    source = open_source("http://127.0.0.1:5000/lab/subject:esgz")       # or "oci:/path/to/layout:lab/subject:esgz"
+    source = open_source("http://127.0.0.1:5000/lab/subject:esgz")       # or
+        "oci:/path/to/layout:lab/subject:esgz"
     manifest = source.manifest()
     for piece in source.stream(digest, 0, 4096): …
 
-Limit: the link; connections are kept open, as a new one costs a round trip. Lesson: notebooks/03_lazy_pull.
-"""
+Limit: the link; connections are kept open, as a new one costs a round trip. Lesson:
+notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
@@ -68,7 +69,9 @@ class LayoutSource:
                 while start < end:
                     data = file.read(min(STEP_BYTES, end - start))
                     if not data:
-                        raise TransferError(f"{digest} ends at {start}", why="the layout's blob is truncated")
+                        raise TransferError(
+                            f"{digest} ends at {start}", why="the layout's blob is truncated"
+                        )
                     start += len(data)
                     yield memoryview(data)
         except OSError as error:
@@ -83,7 +86,10 @@ class RegistrySource:
 
     def __init__(self, reference: oci.Reference, timeout_s: float = 10.0):
         if not reference.base:
-            raise BadInput(f"{reference} names no registry", fix="write it like http://127.0.0.1:5000/lab/subject:latest")
+            raise BadInput(
+                f"{reference} names no registry",
+                fix="write it like http://127.0.0.1:5000/lab/subject:latest",
+            )
         self.reference, self.name = reference, str(reference)
         self.base = f"{reference.base}/v2/{reference.name}"
         self.client = Client(timeout_s=timeout_s)
@@ -91,30 +97,48 @@ class RegistrySource:
     def manifest(self) -> oci.Manifest:
         target = self.reference.target
         for _ in range(3):
-            raw = self.client.ask("GET", f"{self.base}/manifests/{target}", {"Accept": oci.ACCEPT}, limit_bytes=oci.DOCUMENT_LIMIT_BYTES).body
+            raw = self.client.ask(
+                "GET",
+                f"{self.base}/manifests/{target}",
+                {"Accept": oci.ACCEPT},
+                limit_bytes=oci.DOCUMENT_LIMIT_BYTES,
+            ).body
             if target.startswith("sha256:") and oci.digest_of(raw) != target:
-                raise TransferError(f"{self.name}: the manifest's digest is {oci.digest_of(raw)[:19]}…, not {target[:19]}…")
+                raise TransferError(
+                    f"{self.name}: the manifest's digest is {oci.digest_of(raw)[:19]}…, not"
+                    f" {target[:19]}…"
+                )
             if b'"manifests"' not in raw:
                 return oci.parse_manifest(raw)
             target = oci.choose(oci.parse_index(raw)).digest
         raise BadInput(f"{self.name}: indexes nested too deep")
 
     def config(self, manifest: oci.Manifest) -> dict:
-        raw = self.client.ask("GET", f"{self.base}/blobs/{manifest.config.digest}", limit_bytes=oci.DOCUMENT_LIMIT_BYTES).body
+        raw = self.client.ask(
+            "GET",
+            f"{self.base}/blobs/{manifest.config.digest}",
+            limit_bytes=oci.DOCUMENT_LIMIT_BYTES,
+        ).body
         if oci.digest_of(raw) != manifest.config.digest:
             raise TransferError(f"{self.name}: the config is not the one its manifest names")
         return oci.parse_config(raw, len(manifest.layers))
 
     def stream(self, digest: str, start: int, end: int) -> Iterator[memoryview]:
-        """[start, end) of a blob in pieces of at most 256 KiB. One attempt. Raises TransferError (Busy: with the time to wait)."""
+        """[start, end) of a blob in pieces of at most 256 KiB. One attempt. Raises TransferError
+        (Busy: with the time to wait)."""
         at, url = start, f"{self.base}/blobs/{digest}"
         try:
-            with self.client.open("GET", url, {"Range": f"bytes={start}-{end - 1}"}, ok=(206, 200)) as (answer, wire):
+            with self.client.open(
+                "GET", url, {"Range": f"bytes={start}-{end - 1}"}, ok=(206, 200)
+            ) as (answer, wire):
                 if answer.status == 200 and start:
-                    raise TransferError(f"{url}: the store ignores ranges", why="a lazy mount reads the middle of a layer")
+                    raise TransferError(
+                        f"{url}: the store ignores ranges",
+                        why="a lazy mount reads the middle of a layer",
+                    )
                 view = memoryview(bytearray(STEP_BYTES))
                 while at < end:
-                    size = wire.read_into(view[:min(STEP_BYTES, end - at)])
+                    size = wire.read_into(view[: min(STEP_BYTES, end - at)])
                     if not size:
                         raise Broken(f"the answer ended {end - at} bytes early")
                     at += size
@@ -122,7 +146,10 @@ class RegistrySource:
         except Refused as error:
             if error.again:
                 after = error.answer.headers.get("retry-after", "")
-                raise Busy(f"{url}: {error}", min(10.0, float(after)) if after.replace(".", "", 1).isdigit() else 0.1) from None
+                raise Busy(
+                    f"{url}: {error}",
+                    min(10.0, float(after)) if after.replace(".", "", 1).isdigit() else 0.1,
+                ) from None
             raise TransferError(f"{url}: {error}") from None
         except (Broken, OSError, ValueError) as error:
             raise TransferError(f"{digest[:19]}…: {error}") from None

@@ -3,11 +3,10 @@
     server = Server(fd, tree, feed, stats)
     server.run()              # until unmounted
 
-A few threads read /dev/fuse; what is in memory is answered at once (10–20 µs), a read that has to wait goes to a pool,
-so that one slow chunk never holds a look-up. Opens and directory opens are declined once ("needs no open"), after which
-the kernel sends none and keeps pages and directories cached; extended attributes likewise where the image has none.
-Lesson: notebooks/03_lazy_pull.
-"""
+A few threads read /dev/fuse; what is in memory is answered at once (10–20 µs), a read that has to
+wait goes to a pool, so that one slow chunk never holds a look-up. Opens and directory opens are
+declined once ("needs no open"), after which the kernel sends none and keeps pages and directories
+cached; extended attributes likewise where the image has none. Lesson: notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
@@ -29,7 +28,9 @@ log = logging.getLogger("labkit.lazyfs")
 
 _SILENT = frozenset((wire.FORGET, wire.BATCH_FORGET))
 _READ_ONLY = errno.EROFS
-_UNKNOWN = frozenset((wire.OPEN, wire.OPENDIR, wire.FLUSH, wire.ACCESS, wire.BMAP, wire.POLL, wire.LSEEK, wire.STATX))
+_UNKNOWN = frozenset(
+    (wire.OPEN, wire.OPENDIR, wire.FLUSH, wire.ACCESS, wire.BMAP, wire.POLL, wire.LSEEK, wire.STATX)
+)
 
 
 class Refusal(Exception):
@@ -39,11 +40,28 @@ class Refusal(Exception):
 
 
 class Server:
-    """`on_read(node, offset, size)` sees every read that reaches the server: the kernel asks for each page once."""
+    """`on_read(node, offset, size)` sees every read that reaches the server: the kernel asks for
+    each page once."""
 
-    def __init__(self, fd: int, tree: Tree, feed: Feed, stats: Stats, *, threads: int = 3, squash: tuple[int, int] | None = None,
-                 on_read: Callable[[Node, int, int], None] | None = None):
-        self.fd, self.tree, self.feed, self.stats, self.squash, self.on_read = fd, tree, feed, stats, squash, on_read
+    def __init__(
+        self,
+        fd: int,
+        tree: Tree,
+        feed: Feed,
+        stats: Stats,
+        *,
+        threads: int = 3,
+        squash: tuple[int, int] | None = None,
+        on_read: Callable[[Node, int, int], None] | None = None,
+    ):
+        self.fd, self.tree, self.feed, self.stats, self.squash, self.on_read = (
+            fd,
+            tree,
+            feed,
+            stats,
+            squash,
+            on_read,
+        )
         self.threads = threads
         self.ready = threading.Event()
         self._waiting: set[int] = set()
@@ -51,13 +69,24 @@ class Server:
         self._pool = ThreadPoolExecutor(32, "read")
         self._entries: dict[int, bytes] = {}
         self._listings: dict[int, list[tuple[Node, bytes, bytes]]] = {}
-        self._handlers = {wire.LOOKUP: self._lookup, wire.GETATTR: self._getattr, wire.READLINK: self._readlink,
-                          wire.READDIR: self._readdir, wire.READDIRPLUS: self._readdirplus, wire.STATFS_OP: self._statfs,
-                          wire.GETXATTR: self._getxattr, wire.LISTXATTR: self._listxattr, wire.INIT: self._init}
+        self._handlers = {
+            wire.LOOKUP: self._lookup,
+            wire.GETATTR: self._getattr,
+            wire.READLINK: self._readlink,
+            wire.READDIR: self._readdir,
+            wire.READDIRPLUS: self._readdirplus,
+            wire.STATFS_OP: self._statfs,
+            wire.GETXATTR: self._getxattr,
+            wire.LISTXATTR: self._listxattr,
+            wire.INIT: self._init,
+        }
 
     def run(self) -> None:
         """Serve until the file system is unmounted (or the connection aborted)."""
-        others = [threading.Thread(target=self._loop, name=f"fuse-{i}", daemon=True) for i in range(1, self.threads)]
+        others = [
+            threading.Thread(target=self._loop, name=f"fuse-{i}", daemon=True)
+            for i in range(1, self.threads)
+        ]
         for thread in others:
             thread.start()
         self._loop()
@@ -82,17 +111,28 @@ class Server:
             if opcode in _SILENT:
                 continue
             if opcode == wire.READ:
-                self._read(unique, nodeid, view[wire.IN.size:size])
+                self._read(unique, nodeid, view[wire.IN.size : size])
                 continue
             if opcode == wire.INTERRUPT:
-                self._interrupt(int.from_bytes(view[wire.IN.size:wire.IN.size + 8], "little"))
+                self._interrupt(int.from_bytes(view[wire.IN.size : wire.IN.size + 8], "little"))
                 continue
             try:
                 handler = self._handlers.get(opcode)
                 if handler is None:
-                    raise Refusal(errno.ENOSYS if opcode in _UNKNOWN else errno.ENOTTY if opcode == wire.IOCTL else
-                                  0 if opcode in (wire.RELEASE, wire.RELEASEDIR, wire.DESTROY) else _READ_ONLY)
-                body = handler(nodeid, view[wire.IN.size:size])
+                    raise Refusal(
+                        errno.ENOSYS
+                        if opcode in _UNKNOWN
+                        else (
+                            errno.ENOTTY
+                            if opcode == wire.IOCTL
+                            else (
+                                0
+                                if opcode in (wire.RELEASE, wire.RELEASEDIR, wire.DESTROY)
+                                else _READ_ONLY
+                            )
+                        )
+                    )
+                body = handler(nodeid, view[wire.IN.size : size])
                 self._send([wire.header_of(unique, len(body)), body])
             except Refusal as refusal:
                 self._send([wire.failure(unique, refusal.code)])
@@ -104,7 +144,8 @@ class Server:
         try:
             os.writev(self.fd, parts)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EBADF):  # the asker was interrupted, or all is over
+            # the asker was interrupted, or all is over
+            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EBADF):
                 log.error("writing /dev/fuse: %s", error)
 
     # ---- names and attributes
@@ -157,7 +198,10 @@ class Server:
             if node.children is None:
                 raise Refusal(errno.ENOTDIR)
             names = [(b".", node), (b"..", node.parent), *node.children.items()]
-            made = [(child, name, wire.dirent(child.ino, at + 1, name, wire.TYPE_BITS[child.kind])) for at, (name, child) in enumerate(names)]
+            made = [
+                (child, name, wire.dirent(child.ino, at + 1, name, wire.TYPE_BITS[child.kind]))
+                for at, (name, child) in enumerate(names)
+            ]
             self._listings[nodeid] = made
         return made
 
@@ -165,7 +209,13 @@ class Server:
         _, offset, size, _ = wire.READ_IN.unpack_from(body)
         parts, room = [], size
         for node, name, plain in self._listing(nodeid)[offset:]:
-            head = b"" if not plus else bytes(len(wire.NEGATIVE)) if name in (b".", b"..") else self._entry(node)
+            head = (
+                b""
+                if not plus
+                else bytes(len(wire.NEGATIVE))
+                if name in (b".", b"..")
+                else self._entry(node)
+            )
             room -= len(head) + len(plain)
             if room < 0:
                 break
@@ -179,7 +229,9 @@ class Server:
         if not self.tree.has_xattrs:
             raise Refusal(errno.ENOSYS)
         size, _ = wire.GETXATTR_IN.unpack_from(body)
-        value = (self._node(nodeid).xattrs or {}).get(bytes(body[wire.GETXATTR_IN.size:]).rstrip(b"\0"))
+        value = (self._node(nodeid).xattrs or {}).get(
+            bytes(body[wire.GETXATTR_IN.size :]).rstrip(b"\0")
+        )
         if value is None:
             raise Refusal(errno.ENODATA)
         return _sized(value, size)
@@ -240,7 +292,10 @@ class Server:
     def _answer(self, unique: int, offset: int, size: int, chunks, data: list[bytes]) -> None:
         parts: list[bytes | memoryview] = [wire.header_of(unique, size)]
         for chunk, held in zip(chunks, data, strict=True):
-            low, high = max(0, offset - chunk.file_offset), min(chunk.size, offset + size - chunk.file_offset)
+            low, high = (
+                max(0, offset - chunk.file_offset),
+                min(chunk.size, offset + size - chunk.file_offset),
+            )
             parts.append(held if low == 0 and high == chunk.size else memoryview(held)[low:high])
             self.stats.touch(chunk.digest, chunk.size)
             self.feed.memory.served(chunk.digest, high == chunk.size)
@@ -270,6 +325,30 @@ def _sized(value: bytes, size: int) -> bytes:
     return value
 
 
-_NAMES = {getattr(wire, name): name for name in ("LOOKUP", "FORGET", "GETATTR", "READLINK", "OPEN", "READ", "RELEASE", "GETXATTR", "LISTXATTR",
-                                                 "FLUSH", "INIT", "OPENDIR", "READDIR", "RELEASEDIR", "ACCESS", "INTERRUPT", "DESTROY",
-                                                 "IOCTL", "BATCH_FORGET", "READDIRPLUS", "LSEEK", "STATX")}
+_NAMES = {
+    getattr(wire, name): name
+    for name in (
+        "LOOKUP",
+        "FORGET",
+        "GETATTR",
+        "READLINK",
+        "OPEN",
+        "READ",
+        "RELEASE",
+        "GETXATTR",
+        "LISTXATTR",
+        "FLUSH",
+        "INIT",
+        "OPENDIR",
+        "READDIR",
+        "RELEASEDIR",
+        "ACCESS",
+        "INTERRUPT",
+        "DESTROY",
+        "IOCTL",
+        "BATCH_FORGET",
+        "READDIRPLUS",
+        "LSEEK",
+        "STATX",
+    )
+}

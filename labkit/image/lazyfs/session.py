@@ -1,10 +1,11 @@
 """An image reference to a mounted directory: manifest, TOCs, tree, mount, request loop, take-down.
 
-    with Session("http://127.0.0.1:5000/lab/subject:esgz", "/mnt/image", Options(cache=Path("/tmp/cache"))) as session:
+    with Session("http://127.0.0.1:5000/lab/subject:esgz", "/mnt/image",
+        Options(cache=Path("/tmp/cache"))) as session:
         session.serve()
 
-Two round trips before the mount stands: the manifest, then each layer's footer and TOC side by side. Everything else is
-fetched when it is touched, or ahead of it. Lesson: notebooks/03_lazy_pull.
+Two round trips before the mount stands: the manifest, then each layer's footer and TOC side by
+side. Everything else is fetched when it is touched, or ahead of it. Lesson: notebooks/03_lazy_pull.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ log = logging.getLogger("labkit.lazyfs")
 
 @dataclass(frozen=True)
 class Options:
-    """`io_timeout_s`: when a read that gets no bytes fails with EIO. `record`: file for the order of first touches.
-    `read_ahead_kb`: how far the kernel reads ahead (0: `mount.READ_AHEAD_*`)."""
+    """`io_timeout_s`: when a read that gets no bytes fails with EIO. `record`: file for the order
+    of first touches. `read_ahead_kb`: how far the kernel reads ahead (0: `mount.READ_AHEAD_*`)."""
 
     cache: Path
     cache_limit_bytes: int = 64 << 30
@@ -71,7 +72,10 @@ class Touches:
         held[2].add((offset, offset + size))
 
     def accesses(self) -> list[access_record.Access]:
-        return [access_record.Access(node.path, node.layer, "", at_s, tuple(_merged(ranges))) for node, at_s, ranges in list(self.seen.values())]
+        return [
+            access_record.Access(node.path, node.layer, "", at_s, tuple(_merged(ranges)))
+            for node, at_s, ranges in list(self.seen.values())
+        ]
 
 
 def _merged(ranges: set[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -85,7 +89,8 @@ def _merged(ranges: set[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 class Session:
-    """Everything of one mount. Opening it mounts; closing it unmounts, whatever state the mount is in."""
+    """Everything of one mount. Opening it mounts; closing it unmounts, whatever state the mount is
+    in."""
 
     def __init__(self, reference: str, target: str | os.PathLike[str], options: Options):
         self.reference, self.target, self.options = reference, os.path.realpath(target), options
@@ -96,11 +101,13 @@ class Session:
         self.facts: dict[str, Any] = {}
         self._fd = -1
         self._stop = threading.Event()
-        self.over = False  # unmounted at our own wish; who still holds a file gets an error once the process is gone
+        # unmounted at our own wish; who still holds a file gets an error once the process is gone
+        self.over = False
 
     def open(self) -> Session:
         """Mount. Raises LabError; nothing stays mounted then."""
-        gc.disable()  # a hundred thousand objects that all stay: every pass over them is for nothing
+        # a hundred thousand objects that all stay: every pass over them is for nothing
+        gc.disable()
         try:
             return self._open()
         finally:
@@ -115,46 +122,90 @@ class Session:
         with ThreadPoolExecutor(min(8, max(1, len(manifest.layers)))) as pool:
             opened = list(pool.map(self._open_layer, manifest.layers))
         toc_s = time.monotonic() - started_s - manifest_s
-        made = tree.build([toc for toc, _ in opened], self.options.extra_dirs, self.options.extra_files)
+        made = tree.build(
+            [toc for toc, _ in opened], self.options.extra_dirs, self.options.extra_files
+        )
         layers = [feed for _, feed in opened]
         room = self.options.cache_limit_bytes > sum(f.blob.size_bytes for f in layers) * 1.1
-        self.feed = Feed(layers, self.source, ChunkMemory(self.options.memory_bytes), self.stats, connections=self.options.connections,
-                         timeout_s=self.options.io_timeout_s, background=self.options.background and room)
+        self.feed = Feed(
+            layers,
+            self.source,
+            ChunkMemory(self.options.memory_bytes),
+            self.stats,
+            connections=self.options.connections,
+            timeout_s=self.options.io_timeout_s,
+            background=self.options.background and room,
+        )
         self.feed.start()  # bytes flow while the kernel is still mounting
-        self._fd = mount.mount(self.target, name=self.reference, allow_other=self.options.allow_other)
+        self._fd = mount.mount(
+            self.target, name=self.reference, allow_other=self.options.allow_other
+        )
         squash = (os.geteuid(), os.getegid()) if os.geteuid() else None
-        self.server = Server(self._fd, made, self.feed, self.stats, squash=squash, on_read=self.touches)
-        self.stats.about |= {"mountpoint": self.target, "blobs_bytes": sum(f.blob.size_bytes for f in layers),
-                             "content_bytes": sum(toc.content_bytes for toc, _ in opened), "chunks": sum(len(f.chunks) for f in layers),
-                             "prefetch_planned_bytes": sum(b - a for f in layers for a, b in f.prefetch)}
-        self.facts = {"manifest_s": manifest_s, "toc_s": toc_s, "mount_s": time.monotonic() - started_s, "layers": len(layers),
-                      "nodes": len(made.nodes)} | {k: v for k, v in self.stats.about.items() if k.endswith("_bytes")}
+        self.server = Server(
+            self._fd, made, self.feed, self.stats, squash=squash, on_read=self.touches
+        )
+        self.stats.about |= {
+            "mountpoint": self.target,
+            "blobs_bytes": sum(f.blob.size_bytes for f in layers),
+            "content_bytes": sum(toc.content_bytes for toc, _ in opened),
+            "chunks": sum(len(f.chunks) for f in layers),
+            "prefetch_planned_bytes": sum(b - a for f in layers for a, b in f.prefetch),
+        }
+        self.facts = {
+            "manifest_s": manifest_s,
+            "toc_s": toc_s,
+            "mount_s": time.monotonic() - started_s,
+            "layers": len(layers),
+            "nodes": len(made.nodes),
+        } | {k: v for k, v in self.stats.about.items() if k.endswith("_bytes")}
         return self
 
     def _open_layer(self, descriptor: oci.Descriptor) -> tuple[Toc, LayerFeed]:
         digest = descriptor.annotations.get(layout.TOC_DIGEST)
         if digest is None:
-            raise BadInput(f"{self.reference}: layer {descriptor.digest[:19]}… has no TOC digest in the manifest",
-                           why="it is no eStargz layer, or nobody vouches for its TOC; a lazy mount would have to believe it",
-                           fix="labkit image convert LAYOUT OUT, then push that")
+            raise BadInput(
+                f"{self.reference}: layer {descriptor.digest[:19]}… has no TOC digest in the"
+                " manifest",
+                why=(
+                    "it is no eStargz layer, or nobody vouches for its TOC; a lazy mount would have"
+                    " to believe it"
+                ),
+                fix="labkit image convert LAYOUT OUT, then push that",
+            )
         blob = self.store.open(descriptor.digest, descriptor.size_bytes)
         try:
             raw, offset = fetch_toc(self._reader(descriptor, blob), descriptor.size_bytes, digest)
         except BadInput:  # what an earlier mount left here may be torn: once more, from the source
-            raw, offset = fetch_toc(self._reader(descriptor, blob, trust_cache=False), descriptor.size_bytes, digest)
+            raw, offset = fetch_toc(
+                self._reader(descriptor, blob, trust_cache=False), descriptor.size_bytes, digest
+            )
         toc = parse(raw, offset)
         ranges: list[tuple[int, int]] = []
         if self.options.prefetch:
             text = descriptor.annotations.get(layout.TOUCHED_RANGES)
-            ranges = layout.parse_ranges(text, offset) if text is not None else [(0, toc.prefetch_end)] if toc.prefetch_end else []
-        return toc, LayerFeed(descriptor.digest, blob, [c for e in toc.entries for c in e.chunks], ranges)
+            ranges = (
+                layout.parse_ranges(text, offset)
+                if text is not None
+                else [(0, toc.prefetch_end)]
+                if toc.prefetch_end
+                else []
+            )
+        return toc, LayerFeed(
+            descriptor.digest, blob, [c for e in toc.entries for c in e.chunks], ranges
+        )
 
-    def _reader(self, descriptor: oci.Descriptor, blob: Blob, trust_cache: bool = True) -> Callable[[int, int], bytes]:
+    def _reader(
+        self, descriptor: oci.Descriptor, blob: Blob, trust_cache: bool = True
+    ) -> Callable[[int, int], bytes]:
         """Footer and TOC through the disk cache, with retries."""
+
         def read_at(start: int, size: int) -> bytes:
             end, deadline_s = start + size, time.monotonic() + self.options.io_timeout_s
             if size > self.options.memory_bytes:
-                raise BadInput(f"{descriptor.digest}: a TOC of {size} bytes", why="larger than the mount's memory bound")
+                raise BadInput(
+                    f"{descriptor.digest}: a TOC of {size} bytes",
+                    why="larger than the mount's memory bound",
+                )
             while not (trust_cache and blob.has(start, end)):
                 try:
                     at = start
@@ -169,6 +220,7 @@ class Session:
                         raise
                     self._stop.wait(error.retry_after_s if isinstance(error, Busy) else 0.1)
             return blob.read(start, size)
+
         return read_at
 
     def serve(self) -> None:
@@ -182,7 +234,11 @@ class Session:
         """What touches the mount itself: only once the loop runs."""
         if self.server.ready.wait(5) and os.geteuid() == 0:
             recorded = any(feed.prefetch for feed in self.feed.layers)
-            mount.read_ahead(self.target, self.options.read_ahead_kb or (mount.READ_AHEAD_RECORDED_KB if recorded else mount.READ_AHEAD_KB))
+            mount.read_ahead(
+                self.target,
+                self.options.read_ahead_kb
+                or (mount.READ_AHEAD_RECORDED_KB if recorded else mount.READ_AHEAD_KB),
+            )
 
     def _tick(self) -> None:
         last = -1

@@ -1,10 +1,13 @@
-"""What a mount did, as counters in a JSON file: bytes by the reason they were fetched, hits, waiting.
+"""What a mount did, as counters in a JSON file: bytes by the reason they were fetched, hits,
+waiting.
 
-    {"bytes": {"demand": …, "prefetch": …, "background": …, "toc": …}, "hits": {"memory": …, "disk": …, "network": …},
-     "blocked_s": …, "reads": …, "read_bytes": …, "requests": {"LOOKUP": …}, "errors": …, "corrupt": …, …}
+    {"bytes": {"demand": …, "prefetch": …, "background": …, "toc": …}, "hits": {"memory": …, "disk":
+        …, "network": …},
+     "blocked_s": …, "reads": …, "read_bytes": …, "requests": {"LOOKUP": …}, "errors": …, "corrupt":
+         …, …}
 
-The file is replaced in one step about twice a second while something changes, and at the end. Lesson: notebooks/03_lazy_pull.
-"""
+The file is replaced in one step about twice a second while something changes, and at the end.
+Lesson: notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
@@ -48,11 +51,28 @@ class Stats:
     def as_json(self) -> dict[str, Any]:
         with self._lock:
             fetched = {k: self.bytes[k] for k in ("demand", "prefetch", "background", "toc")}
-            return {**self.about, "bytes": fetched, "fetched_bytes": sum(fetched.values()),
-                    "hits": {k: self.hits[k] for k in ("memory", "disk", "network")},
-                    "blocked_s": round(self.blocked_s, 4), "touched_chunks": len(self.touched), "touched_bytes": self.touched_bytes,
-                    **{k: self.counts[k] for k in ("reads", "read_bytes", "errors", "corrupt", "retries", "hedged", "fetches")},
-                    "requests": dict(self.requests)}
+            return {
+                **self.about,
+                "bytes": fetched,
+                "fetched_bytes": sum(fetched.values()),
+                "hits": {k: self.hits[k] for k in ("memory", "disk", "network")},
+                "blocked_s": round(self.blocked_s, 4),
+                "touched_chunks": len(self.touched),
+                "touched_bytes": self.touched_bytes,
+                **{
+                    k: self.counts[k]
+                    for k in (
+                        "reads",
+                        "read_bytes",
+                        "errors",
+                        "corrupt",
+                        "retries",
+                        "hedged",
+                        "fetches",
+                    )
+                },
+                "requests": dict(self.requests),
+            }
 
     def write(self) -> None:
         """Replace the file if anything changed."""
@@ -62,7 +82,10 @@ class Stats:
         if body == self._last:
             return
         part = self.path.with_name(f".{self.path.name}-{os.getpid()}")
-        part.write_text(body[:-1] + f',"at_s":{time.monotonic():.3f},"up_s":{time.monotonic() - self.started_s:.3f}}}')
+        part.write_text(
+            body[:-1]
+            + f',"at_s":{time.monotonic():.3f},"up_s":{time.monotonic() - self.started_s:.3f}}}'
+        )
         os.replace(part, self.path)
         self._last = body
 

@@ -1,7 +1,10 @@
-"""The node agent's step: mount an image lazily on this node, in a process of its own, noted for take-down.
+"""The node agent's step: mount an image lazily on this node, in a process of its own, noted for
+take-down.
 
-    Step("mount", "labkit.image.lazyfs.step:mount_image", {"reference": "http://127.0.0.1:5000/lab/subject:esgz"})
-    # ctx.state: rootfs, image_config, lazyfs_stats, link_free_when; what the mount logs is in server_log, between the server's own lines
+    Step("mount", "labkit.image.lazyfs.step:mount_image", {"reference":
+        "http://127.0.0.1:5000/lab/subject:esgz"})
+    # ctx.state: rootfs, image_config, lazyfs_stats, link_free_when; what the mount logs is in
+        server_log, between the server's own lines
 
 Limit: two round trips and the TOC (12 µs an entry). Lesson: notebooks/03_lazy_pull.
 """
@@ -27,10 +30,18 @@ _KINDS = {kind.__name__: kind for kind in (BadInput, MissingCapability, Transfer
 
 
 def resident(ctx: StepContext, **_args: Any) -> None:
-    """Before t0: the mount's process, started and imported, without an image. A node's snapshotter is resident, too."""
+    """Before t0: the mount's process, started and imported, without an image. A node's snapshotter
+    is resident, too."""
     here = str(Path(__file__).resolve().parents[3])
-    process = subprocess.Popen([*module("labkit.image.lazyfs"), "--resident"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, start_new_session=True, env={**os.environ, "PYTHONPATH": here}, cwd="/")
+    process = subprocess.Popen(
+        [*module("labkit.image.lazyfs"), "--resident"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": here},
+        cwd="/",
+    )
     noted = ctx.ledger.note("process", process.pid)
 
     def end() -> None:
@@ -45,14 +56,18 @@ def resident(ctx: StepContext, **_args: Any) -> None:
 
     ctx.on_stop(end)
     assert process.stdout and process.stderr
-    drain(ctx, os.dup(process.stderr.fileno()))  # a server that dies of EIO knows only its own half of why
+    # a server that dies of EIO knows only its own half of why
+    drain(ctx, os.dup(process.stderr.fileno()))
     process.stderr.close()
     process.stdout.readline()
     ctx.state["lazyfs_process"] = process
 
 
-def mount_image(ctx: StepContext, reference: str = "", options: list[str] | None = None, cache: str = "") -> dict[str, Any]:
-    """Step `mount`. `reference` defaults to the plan's own; `options`: of `python -m labkit.image.lazyfs`."""
+def mount_image(
+    ctx: StepContext, reference: str = "", options: list[str] | None = None, cache: str = ""
+) -> dict[str, Any]:
+    """Step `mount`. `reference` defaults to the plan's own; `options`: of `python -m
+    labkit.image.lazyfs`."""
     if "lazyfs_process" not in ctx.state:
         resident(ctx)
     process = ctx.state["lazyfs_process"]
@@ -70,7 +85,15 @@ def mount_image(ctx: StepContext, reference: str = "", options: list[str] | None
         ctx.ledger.done(mounted)
 
     ctx.on_stop(end)
-    argv = [reference, str(target), "--cache", cache or str(ctx.node / "blobs"), "--stats", str(stats), *(options or [])]
+    argv = [
+        reference,
+        str(target),
+        "--cache",
+        cache or str(ctx.node / "blobs"),
+        "--stats",
+        str(stats),
+        *(options or []),
+    ]
     line = b""
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(json.dumps(argv).encode() + b"\n")
@@ -79,12 +102,18 @@ def mount_image(ctx: StepContext, reference: str = "", options: list[str] | None
     try:
         said = json.loads(line)
     except ValueError:
-        raise TrialError(f"the lazy mount of {reference} ended without a word (exit {process.wait()})",
-                         why="".join(ctx.state.get("server_log", []))[-800:]) from None
+        raise TrialError(
+            f"the lazy mount of {reference} ended without a word (exit {process.wait()})",
+            why="".join(ctx.state.get("server_log", []))[-800:],
+        ) from None
     if "error" in said:
         doc = said["error"]
         raise _KINDS.get(doc["kind"], TrialError)(doc["what"], doc["why"], doc["fix"])
-    ctx.state["rootfs"], ctx.state["image_config"], ctx.state["lazyfs_stats"] = str(target), said.pop("config"), str(stats)
+    ctx.state["rootfs"], ctx.state["image_config"], ctx.state["lazyfs_stats"] = (
+        str(target),
+        said.pop("config"),
+        str(stats),
+    )
     ctx.state["link_free_when"] = str(prefetched(stats))
     return {"stats": str(stats), **said}
 

@@ -1,9 +1,10 @@
-"""`estargz-lazy`: the image is mounted, not pulled; its bytes arrive when the start touches them, most of them just before.
+"""`estargz-lazy`: the image is mounted, not pulled; its bytes arrive when the start touches them,
+most of them just before.
 
-`prepare` makes the image once: convert it, start the server once from a lazy mount of it and write down what it touches,
-convert it again with that order. Evidence: the server's files are on a FUSE mount of ours, and less than half
-of the image had come when the server started (a fraction of a per cent, in fact); a pull under that name is a failed trial. Lesson: notebooks/03_lazy_pull.
-"""
+`prepare` makes the image once: convert it, start the server once from a lazy mount of it and write
+down what it touches, convert it again with that order. Evidence: the server's files are on a FUSE
+mount of ours, and less than half of the image had come when the server started (a fraction of a per
+cent, in fact); a pull under that name is a failed trial. Lesson: notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
@@ -39,16 +40,35 @@ def lazy_name(reference: str) -> str:
     return reference + TAG
 
 
-def record_start(layout: oci.Layout, name: str, model_dir: Path, workspace: Workspace, *, timeout_s: float = 240.0) -> list[access_record.Access]:
-    """Start the subject's server once from a lazy mount of the layout; what it touched up to its first token, in order."""
+def record_start(
+    layout: oci.Layout,
+    name: str,
+    model_dir: Path,
+    workspace: Workspace,
+    *,
+    timeout_s: float = 240.0,
+) -> list[access_record.Access]:
+    """Start the subject's server once from a lazy mount of the layout; what it touched up to its
+    first token, in order."""
     with Ledger.open(workspace) as ledger, scratch("record-", workspace.nodes) as node:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        ctx = StepContext(node=node, port=port, timeline_path=node / "timeline", ledger=ledger, server_env={MARK: ledger.mark},
-                          server_args=["--model", str(model_dir), "--host", "127.0.0.1", "--port", str(port)], server_binds=[])
+        ctx = StepContext(
+            node=node,
+            port=port,
+            timeline_path=node / "timeline",
+            ledger=ledger,
+            server_env={MARK: ledger.mark},
+            server_args=["--model", str(model_dir), "--host", "127.0.0.1", "--port", str(port)],
+            server_binds=[],
+        )
         try:
-            mount_image(ctx, f"oci:{layout.path}:{name}", ["--record", str(node / "record"), "--no-background", "--read-ahead-kb", "128"])
+            mount_image(
+                ctx,
+                f"oci:{layout.path}:{name}",
+                ["--record", str(node / "record"), "--no-background", "--read-ahead-kb", "128"],
+            )
             from labkit.image import start
 
             start.process(ctx)
@@ -64,7 +84,11 @@ def _first_token(port: int, timeout_s: float, ctx: StepContext) -> None:
     until = time.monotonic() + timeout_s
     while time.monotonic() < until:
         with contextlib.suppress(OSError):
-            request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/completions", body, {"Content-Type": "application/json"})
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{port}/v1/completions",
+                body,
+                {"Content-Type": "application/json"},
+            )
             with urllib.request.urlopen(request, timeout=timeout_s) as answer:
                 answer.read()
                 return
@@ -72,12 +96,17 @@ def _first_token(port: int, timeout_s: float, ctx: StepContext) -> None:
         if process is not None and process.poll() is not None:
             break
         time.sleep(0.05)
-    raise TrialError("the server did not answer from the lazy mount", why="".join(ctx.state.get("server_log", []))[-1500:])
+    raise TrialError(
+        "the server did not answer from the lazy mount",
+        why="".join(ctx.state.get("server_log", []))[-1500:],
+    )
 
 
-def lazy_layout(layout: oci.Layout, reference: str, model_dir: Path, workspace: Workspace) -> tuple[oci.Layout, dict[str, Any]]:
-    """The image as optimised eStargz, made once for each manifest, from layers converted before where they still fit; facts
-    say what that cost."""
+def lazy_layout(
+    layout: oci.Layout, reference: str, model_dir: Path, workspace: Workspace
+) -> tuple[oci.Layout, dict[str, Any]]:
+    """The image as optimised eStargz, made once for each manifest, from layers converted before
+    where they still fit; facts say what that cost."""
     digest = layout.manifest_descriptor(reference).digest
     target = workspace.artifacts / f"estargz-{digest[7:19]}"
     facts_file = target / "made.json"
@@ -90,23 +119,49 @@ def lazy_layout(layout: oci.Layout, reference: str, model_dir: Path, workspace: 
     return oci.Layout(target), json.loads(facts_file.read_text())
 
 
-def _make_lazy(layout: oci.Layout, reference: str, model_dir: Path, workspace: Workspace, target: Path) -> None:
+def _make_lazy(
+    layout: oci.Layout, reference: str, model_dir: Path, workspace: Workspace, target: Path
+) -> None:
     with becoming(target) as part:
         began_s = time.monotonic()
         before = kept.search(workspace.artifacts.glob("estargz-*"))
         with scratch(".plain-", workspace.artifacts) as plain:
             first = oci.Layout.create(plain)
-            convert(layout, reference, first, chunk_bytes=CHUNK_BYTES, level=1, kept=before, any_order=True)  # only to be read once, from here
+            # only to be read once, from here
+            convert(
+                layout,
+                reference,
+                first,
+                chunk_bytes=CHUNK_BYTES,
+                level=1,
+                kept=before,
+                any_order=True,
+            )
             first_s = time.monotonic() - began_s
             record = record_start(first, reference, model_dir, workspace)
             record_s = time.monotonic() - began_s - first_s
         made_in = oci.Layout.create(part)
-        made = convert(layout, reference, made_in, record=record, chunk_bytes=CHUNK_BYTES, target_name=lazy_name(reference), kept=before)
+        made = convert(
+            layout,
+            reference,
+            made_in,
+            record=record,
+            chunk_bytes=CHUNK_BYTES,
+            target_name=lazy_name(reference),
+            kept=before,
+        )
         access_record.write(part / "access.jsonl", record)
         kept.note(made_in, layout.manifest(reference), made)
-        facts = {"prepare_s": time.monotonic() - began_s, "convert_s": made.convert_s, "record_s": record_s, "plain_s": first_s,
-                 "size_bytes": made.size_bytes, "source_bytes": made.source_bytes, "files_touched": len(record),
-                 "layers_kept": made.facts["layers_kept"]}
+        facts = {
+            "prepare_s": time.monotonic() - began_s,
+            "convert_s": made.convert_s,
+            "record_s": record_s,
+            "plain_s": first_s,
+            "size_bytes": made.size_bytes,
+            "source_bytes": made.source_bytes,
+            "files_touched": len(record),
+            "layers_kept": made.facts["layers_kept"],
+        }
         (part / "made.json").write_text(json.dumps(facts))
 
 
@@ -115,20 +170,36 @@ class EstargzLazy(ImageTechnique):
     name = "estargz-lazy"
     title = "mount the image, fetch what is touched (our own FUSE mount of eStargz layers)"
     lesson = "03_lazy_pull"
-    claims = (Claim("lazy pulling starts containers before the image is here: 60-80 % less pull time", "the article, phase 1; no hardware given", 0.2, 0.4, "pull"),)
+    claims = (
+        Claim(
+            "lazy pulling starts containers before the image is here: 60-80 % less pull time",
+            "the article, phase 1; no hardware given",
+            0.2,
+            0.4,
+            "pull",
+        ),
+    )
 
     def available(self, host: Any) -> Availability:
         return availability("fuse")
 
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
         made = super().prepare(subject, workspace)
-        layout, facts = lazy_layout(oci.Layout(made.paths["layout"]), subject.image_reference, subject.model_dir, workspace)
-        return replace(made, paths={**made.paths, "lazy_layout": str(layout.path)}, facts={**made.facts, **facts, "lazy_reference": lazy_name(subject.image_reference)})
+        layout, facts = lazy_layout(
+            oci.Layout(made.paths["layout"]), subject.image_reference, subject.model_dir, workspace
+        )
+        return replace(
+            made,
+            paths={**made.paths, "lazy_layout": str(layout.path)},
+            facts={**made.facts, **facts, "lazy_reference": lazy_name(subject.image_reference)},
+        )
 
     def publish(self, artifact: Artifact, subject: Subject, roots: dict[str, Path]) -> None:
         from labkit.image.publish import publish_image
 
-        publish_image(roots["registry"], artifact.paths["lazy_layout"], artifact.facts["lazy_reference"])
+        publish_image(
+            roots["registry"], artifact.paths["lazy_layout"], artifact.facts["lazy_reference"]
+        )
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
         if plan.scenario != "fresh-node":
@@ -136,23 +207,47 @@ class EstargzLazy(ImageTechnique):
         # What the trial is judged by; no floor: how much must move is what the technique changes.
         plan = replace(plan, state={**plan.state, "lazy_image_bytes": artifact.facts["size_bytes"]})
         reference = f"{plan.state['registry']}/{artifact.facts['lazy_reference']}"
-        return plan.with_steps(Step("mount", "labkit.image.lazyfs.step:mount_image", {"reference": reference}))
+        return plan.with_steps(
+            Step("mount", "labkit.image.lazyfs.step:mount_image", {"reference": reference})
+        )
 
     def engaged(self, seen: Seen) -> Evidence:
         if seen.plan.scenario != "fresh-node":
             return self.engaged_on_warm_node(seen)
         whole = seen.plan.state.get("lazy_image_bytes", 0)
-        blobs = [c for path, c in seen.stores.get("registry", {}).get("by_path", {}).items() if "/blobs/" in path]
+        blobs = [
+            c
+            for path, c in seen.stores.get("registry", {}).get("by_path", {}).items()
+            if "/blobs/" in path
+        ]
         sent = sum(c["bytes_sent"] for c in blobs)
         fuse = [line for line in seen.proc.get("mounts", []) if " fuse.labkit " in line]
         counted = stats.read(seen.facts.get("mount", {}).get("stats", ""))
-        facts = {"registry_bytes": sent, "image_bytes": whole, "mounts": len(fuse), "mount": counted}
+        facts = {
+            "registry_bytes": sent,
+            "image_bytes": whole,
+            "mounts": len(fuse),
+            "mount": counted,
+        }
         if not fuse:
             return Evidence(self.name, False, "no lazy mount in the server's mount table", facts)
         before = seen.facts.get("mount", {}).get("fetched_bytes", whole)
         facts["bytes_before_start"] = before
         if not sent or before >= whole / 2:
-            return Evidence(self.name, False, f"{before / 1e6:.1f} MB of {whole / 1e6:.1f} MB were here before the server started: that is a pull", facts)
+            return Evidence(
+                self.name,
+                False,
+                f"{before / 1e6:.1f} MB of {whole / 1e6:.1f} MB were here before the server"
+                " started: that is a pull",
+                facts,
+            )
         by = counted.get("bytes", {})
-        return Evidence(self.name, True, f"{before / 1e6:.1f} MB of {whole / 1e6:.1f} MB before the server started, "
-                        f"{sent / 1e6:.1f} MB by its first token (prefetch {by.get('prefetch', 0) / 1e6:.1f}, demand {by.get('demand', 0) / 1e6:.1f}); readers waited {counted.get('blocked_s', 0):.2f} s", facts)
+        return Evidence(
+            self.name,
+            True,
+            f"{before / 1e6:.1f} MB of {whole / 1e6:.1f} MB before the server started,"
+            f" {sent / 1e6:.1f} MB by its first token (prefetch {by.get('prefetch', 0) / 1e6:.1f},"
+            f" demand {by.get('demand', 0) / 1e6:.1f}); readers waited"
+            f" {counted.get('blocked_s', 0):.2f} s",
+            facts,
+        )

@@ -1,13 +1,15 @@
-"""Ranges of blobs on their way from a source to this disk: resumed after breaks, held back while readers wait.
+"""Ranges of blobs on their way from a source to this disk: resumed after breaks, held back while
+readers wait.
 
     transfers = Transfers(layers, source, stats)
-    transfers.deliver(Stream(layer=0, at=0, end=1 << 20, reason="background", moved_s=now), deadline_s=inf)
+    transfers.deliver(Stream(layer=0, at=0, end=1 << 20, reason="background", moved_s=now),
+        deadline_s=inf)
 
-Three reasons share the link: `demand` (somebody waits), `prefetch` and `background`; the last two stop reading while a
-demand is under way, and the store stops sending once the window is full. `moved` is the one lock of a mount's transfers:
-everything below is changed under it, and a change is announced on it. What a reader is told when a source is gone is in
-labkit.image.lazyfs.feed. Limit: the link. Lesson: notebooks/03_lazy_pull.
-"""
+Three reasons share the link: `demand` (somebody waits), `prefetch` and `background`; the last two
+stop reading while a demand is under way, and the store stops sending once the window is full.
+`moved` is the one lock of a mount's transfers: everything below is changed under it, and a change
+is announced on it. What a reader is told when a source is gone is in labkit.image.lazyfs.feed.
+Limit: the link. Lesson: notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
@@ -58,14 +60,28 @@ class Stream:
     over: bool = False
 
     def soon(self, end: int) -> bool:
-        return self.at < end <= self.end and end - self.at <= max(NEAR_BYTES, self.rate_bytes_per_s * NEAR_S)
+        return self.at < end <= self.end and end - self.at <= max(
+            NEAR_BYTES, self.rate_bytes_per_s * NEAR_S
+        )
 
 
 class Transfers:
-    """`on_prefetched(layer, low, high)`: bytes that were fetched ahead of any reader have arrived."""
+    """`on_prefetched(layer, low, high)`: bytes that were fetched ahead of any reader have
+    arrived."""
 
-    def __init__(self, layers: list[LayerFeed], source: Source, stats: Stats, on_prefetched: Callable[[int, int, int], None] = lambda *_: None):
-        self.layers, self.source, self.stats, self.on_prefetched = layers, source, stats, on_prefetched
+    def __init__(
+        self,
+        layers: list[LayerFeed],
+        source: Source,
+        stats: Stats,
+        on_prefetched: Callable[[int, int, int], None] = lambda *_: None,
+    ):
+        self.layers, self.source, self.stats, self.on_prefetched = (
+            layers,
+            source,
+            stats,
+            on_prefetched,
+        )
         self.moved = threading.Condition()
         self.streams: list[Stream] = []
         self.queue: deque[Stream] = deque()  # of demands that no connection has taken up yet
@@ -98,11 +114,18 @@ class Transfers:
                     pause_s = min(pause_s * 2, 2.0)
                     if time.monotonic() + wait_s >= deadline_s:
                         if not self.gone:
-                            log.warning("blob %s of %s: %s; giving this request up", self.layers[stream.layer].digest, self.source.name, error)
+                            log.warning(
+                                "blob %s of %s: %s; giving this request up",
+                                self.layers[stream.layer].digest,
+                                self.source.name,
+                                error,
+                            )
                         return False
                     with self.moved:
                         asked = self.probes
-                        self.moved.wait_for(lambda asked=asked: self.closed or asked != self.probes, wait_s)
+                        self.moved.wait_for(
+                            lambda asked=asked: self.closed or asked != self.probes, wait_s
+                        )
             return True
         finally:
             with self.moved:
@@ -123,7 +146,9 @@ class Transfers:
                 stream.at += len(piece)
                 stream.moved_s = self.heard_s = time.monotonic()
                 self.gone = False
-                stream.rate_bytes_per_s = (stream.at - began_at) / max(1e-4, stream.moved_s - began_s)
+                stream.rate_bytes_per_s = (stream.at - began_at) / max(
+                    1e-4, stream.moved_s - began_s
+                )
                 self.moved.notify_all()
             if stream.reason == "prefetch":
                 self.on_prefetched(stream.layer, low, stream.at)
@@ -137,7 +162,9 @@ class Transfers:
                 return
 
     def _yield(self, stream: Stream) -> None:
-        """Stop reading while a reader waits for something else; the store stops sending once the window is full."""
+        """Stop reading while a reader waits for something else; the store stops sending once the
+        window is full."""
+
         def free() -> bool:
             return self.closed or not any(s.reason == "demand" for s in self.streams)
 

@@ -3,10 +3,10 @@
     tree = build([toc_of_lowest_layer, …, toc_of_topmost])
     node = tree.at("usr/bin/python3.11"); node.layer, node.chunks
 
-Upper entries replace lower ones, `.wh.NAME` hides NAME of the layers below, `.wh..wh..opq` all of a directory; names of
-one hard link are one node. Entries below a symbolic link of a lower layer land where the link leads, within the root.
-Cost: 5 µs an entry, held in memory (about 0.5 kB each). Lesson: notebooks/03_lazy_pull.
-"""
+Upper entries replace lower ones, `.wh.NAME` hides NAME of the layers below, `.wh..wh..opq` all of a
+directory; names of one hard link are one node. Entries below a symbolic link of a lower layer land
+where the link leads, within the root. Cost: 5 µs an entry, held in memory (about 0.5 kB each).
+Lesson: notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
@@ -26,11 +26,44 @@ _LINKS_LIMIT = 40
 class Node:
     """An inode. `children` of a directory by name in bytes; `layer` and `chunks` of a file."""
 
-    __slots__ = ("ino", "kind", "mode", "uid", "gid", "size", "mtime_s", "nlink", "rdev", "target", "xattrs", "children",
-                 "parent", "layer", "chunks", "path", "starts")
+    __slots__ = (
+        "ino",
+        "kind",
+        "mode",
+        "uid",
+        "gid",
+        "size",
+        "mtime_s",
+        "nlink",
+        "rdev",
+        "target",
+        "xattrs",
+        "children",
+        "parent",
+        "layer",
+        "chunks",
+        "path",
+        "starts",
+    )
 
-    def __init__(self, kind: str, path: str, mode: int = 0o755, uid: int = 0, gid: int = 0, mtime_s: int = 0, layer: int = -1):
-        self.ino, self.kind, self.mode, self.uid, self.gid, self.mtime_s = 0, kind, mode, uid, gid, mtime_s
+    def __init__(
+        self,
+        kind: str,
+        path: str,
+        mode: int = 0o755,
+        uid: int = 0,
+        gid: int = 0,
+        mtime_s: int = 0,
+        layer: int = -1,
+    ):
+        self.ino, self.kind, self.mode, self.uid, self.gid, self.mtime_s = (
+            0,
+            kind,
+            mode,
+            uid,
+            gid,
+            mtime_s,
+        )
         self.size, self.nlink, self.rdev, self.target, self.layer = 0, 1, 0, b"", layer
         self.xattrs: dict[bytes, bytes] | None = None
         self.children: dict[bytes, Node] | None = {} if kind == "dir" else None
@@ -42,7 +75,16 @@ class Node:
     def attributes(self, squash: tuple[int, int] | None = None) -> bytes:
         uid, gid = squash or (self.uid, self.gid)
         size = len(self.target) if self.kind == "symlink" else self.size
-        return wire.attributes(self.ino, wire.TYPE_BITS[self.kind] | self.mode, size, self.nlink, uid, gid, self.rdev, self.mtime_s)
+        return wire.attributes(
+            self.ino,
+            wire.TYPE_BITS[self.kind] | self.mode,
+            size,
+            self.nlink,
+            uid,
+            gid,
+            self.rdev,
+            self.mtime_s,
+        )
 
     def chunks_of(self, offset: int, size: int) -> Sequence[Chunk]:
         """The chunks that hold [offset, offset + size)."""
@@ -50,7 +92,11 @@ class Node:
             return self.chunks
         if not self.starts:
             self.starts = [c.file_offset for c in self.chunks]
-        return self.chunks[max(0, bisect_right(self.starts, offset) - 1):bisect_right(self.starts, offset + size - 1)]
+        return self.chunks[
+            max(0, bisect_right(self.starts, offset) - 1) : bisect_right(
+                self.starts, offset + size - 1
+            )
+        ]
 
 
 class Tree:
@@ -62,7 +108,9 @@ class Tree:
     def at(self, path: str) -> Node | None:
         node: Node | None = self.root
         for part in (p for p in path.split("/") if p):
-            node = (node.children or {}).get(part.encode("utf-8", "surrogateescape")) if node else None
+            node = (
+                (node.children or {}).get(part.encode("utf-8", "surrogateescape")) if node else None
+            )
         return node
 
     def number(self) -> None:
@@ -80,8 +128,11 @@ class Tree:
                 stack.extend(node.children.values())
 
 
-def build(tocs: Sequence[Toc], extra_dirs: Iterable[str] = (), extra_files: Iterable[str] = ()) -> Tree:
-    """Lowest layer first. `extra_dirs`, `extra_files`: empty mount points to add for a runtime. Raises BadInput."""
+def build(
+    tocs: Sequence[Toc], extra_dirs: Iterable[str] = (), extra_files: Iterable[str] = ()
+) -> Tree:
+    """Lowest layer first. `extra_dirs`, `extra_files`: empty mount points to add for a runtime.
+    Raises BadInput."""
     tree = Tree()
     for index, toc in enumerate(tocs):
         _apply(tree, toc.entries, index)
@@ -89,7 +140,9 @@ def build(tocs: Sequence[Toc], extra_dirs: Iterable[str] = (), extra_files: Iter
         for name in names:
             parent, leaf = _parent(tree, name.strip("/"), -1)
             if leaf and leaf not in parent.children:
-                _attach(parent, leaf, Node(kind, name.strip("/"), 0o755 if kind == "dir" else 0o644))
+                _attach(
+                    parent, leaf, Node(kind, name.strip("/"), 0o755 if kind == "dir" else 0o644)
+                )
     tree.number()
     return tree
 
@@ -107,7 +160,7 @@ def _apply(tree: Tree, entries: list[Entry], layer: int) -> None:
             if node is not None and node.children is not None:
                 node.children.clear()
         elif leaf.startswith(WHITEOUT):
-            hidden = leaf[len(WHITEOUT):]
+            hidden = leaf[len(WHITEOUT) :]
             node = _existing(tree, directory)
             if node is not None and node.children is not None and hidden not in ("", ".", ".."):
                 gone = node.children.pop(_bytes(hidden), None)
@@ -126,15 +179,24 @@ def _apply(tree: Tree, entries: list[Entry], layer: int) -> None:
     while waiting:
         left = [entry for entry in waiting if not _link(tree, entry, layer)]
         if len(left) == len(waiting):
-            raise BadInput(f"the hard link {left[0].name[:80]!r} points at no file of its layer", why="a corrupt or forged layer")
+            raise BadInput(
+                f"the hard link {left[0].name[:80]!r} points at no file of its layer",
+                why="a corrupt or forged layer",
+            )
         waiting = left
 
 
 def _add(tree: Tree, entry: Entry, layer: int, known: dict[str, Node]) -> None:
-    """`known`: directories by their text, looked up before; as files come directory by directory, nearly all are."""
+    """`known`: directories by their text, looked up before; as files come directory by directory,
+    nearly all are."""
     if not entry.name:
         root = tree.root
-        root.mode, root.uid, root.gid, root.mtime_s = entry.mode, entry.uid, entry.gid, entry.mtime_s
+        root.mode, root.uid, root.gid, root.mtime_s = (
+            entry.mode,
+            entry.uid,
+            entry.gid,
+            entry.mtime_s,
+        )
         return
     node = Node(entry.kind, entry.name, entry.mode, entry.uid, entry.gid, entry.mtime_s, layer)
     node.size, node.chunks = entry.size, entry.chunks
@@ -188,7 +250,8 @@ def _existing(tree: Tree, path: str) -> Node | None:
 
 
 def _parent(tree: Tree, name: str, layer: int) -> tuple[Node, bytes]:
-    """(directory node, last part) for an entry, making directories that no entry names, following lower layers' links."""
+    """(directory node, last part) for an entry, making directories that no entry names, following
+    lower layers' links."""
     parts = name.split("/")
     node, todo, followed = tree.root, parts[:-1][::-1], 0
     while todo:

@@ -1,12 +1,15 @@
-"""Two small experiments on a lazy mount, for notebooks: what one program touches, and when laziness loses.
+"""Two small experiments on a lazy mount, for notebooks: what one program touches, and when laziness
+loses.
 
-    touched = touch(layout, name, ["-c", "import torch"])          # files and bytes of it, from an image on this disk
-    doc = crossover(["200mbit", "1gbit"], shares=(0.05, 0.25, 1))  # seconds to read a share: mounted, and pulled whole
+    touched = touch(layout, name, ["-c", "import torch"])          # files and bytes of it, from an
+        image on this disk
+    doc = crossover(["200mbit", "1gbit"], shares=(0.05, 0.25, 1))  # seconds to read a share:
+        mounted, and pulled whole
 
-Both are measured here, through the mount's own process; where there is no FUSE they raise MissingCapability.
-`crossover` reads the worst case on purpose: many small files, in random order, nothing prefetched, so that every file
-costs a round trip. Limits: one round trip a file, against bytes ÷ rate of the whole. Lesson: notebooks/03_lazy_pull.
-"""
+Both are measured here, through the mount's own process; where there is no FUSE they raise
+MissingCapability. `crossover` reads the worst case on purpose: many small files, in random order,
+nothing prefetched, so that every file costs a round trip. Limits: one round trip a file, against
+bytes ÷ rate of the whole. Lesson: notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
@@ -47,22 +50,42 @@ def need_fuse() -> None:
 
 
 @contextmanager
-def mounted(reference: str, *options: str, workspace: Workspace | None = None) -> Iterator[StepContext]:
-    """The node agent's mount step without an agent: ctx.state["rootfs"], ["image_config"], ["lazyfs_stats"]."""
+def mounted(
+    reference: str, *options: str, workspace: Workspace | None = None
+) -> Iterator[StepContext]:
+    """The node agent's mount step without an agent: ctx.state["rootfs"], ["image_config"],
+    ["lazyfs_stats"]."""
     need_fuse()
     space = workspace or Workspace.default()
     with Ledger.open(space) as ledger, scratch("lazy-", space.nodes) as node:
-        ctx = StepContext(node=node, port=0, timeline_path=node / "timeline", ledger=ledger, server_args=[], server_env={}, server_binds=[])
+        ctx = StepContext(
+            node=node,
+            port=0,
+            timeline_path=node / "timeline",
+            ledger=ledger,
+            server_args=[],
+            server_env={},
+            server_binds=[],
+        )
         try:
-            ctx.state["mount_facts"] = mount_image(ctx, reference, ["--record", f"{node}/record", *options])
+            ctx.state["mount_facts"] = mount_image(
+                ctx, reference, ["--record", f"{node}/record", *options]
+            )
             yield ctx
         finally:
             for end in reversed(ctx._ends):
                 end()
 
 
-def run_from(reference: str, program: Sequence[str], *options: str, timeout_s: float = 240.0, workspace: Workspace | None = None) -> dict[str, Any]:
-    """Run the image's interpreter with `program` from a fresh lazy mount: {"mount_s", "run_s", "record", "stats"}."""
+def run_from(
+    reference: str,
+    program: Sequence[str],
+    *options: str,
+    timeout_s: float = 240.0,
+    workspace: Workspace | None = None,
+) -> dict[str, Any]:
+    """Run the image's interpreter with `program` from a fresh lazy mount: {"mount_s", "run_s",
+    "record", "stats"}."""
     from labkit.image import start
 
     with mounted(reference, *options, workspace=workspace) as ctx:
@@ -72,30 +95,69 @@ def run_from(reference: str, program: Sequence[str], *options: str, timeout_s: f
         ctx.server_args = list(program)
         argv, environment = start.process_command(ctx, ctx.state["rootfs"])
         began_s = time.monotonic()
-        done = subprocess.run(argv, env=marked(environment), capture_output=True, text=True, timeout=timeout_s, cwd="/")
+        done = subprocess.run(
+            argv,
+            env=marked(environment),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            cwd="/",
+        )
         run_s = time.monotonic() - began_s
         if done.returncode:
             raise TrialError("the program did not run from the lazy mount", why=done.stderr[-1000:])
         ctx._ends.pop()()  # unmounting writes the record
-        record, counted = access_record.read(ctx.node / "record"), stats.read(ctx.state["lazyfs_stats"])
-    return {"mount_s": ctx.state["mount_facts"]["mount_s"], "run_s": run_s, "record": [a.as_json() for a in record], "stats": counted}
+        record, counted = (
+            access_record.read(ctx.node / "record"),
+            stats.read(ctx.state["lazyfs_stats"]),
+        )
+    return {
+        "mount_s": ctx.state["mount_facts"]["mount_s"],
+        "run_s": run_s,
+        "record": [a.as_json() for a in record],
+        "stats": counted,
+    }
 
 
 def touch(layout: oci.Layout, name: str, program: Sequence[str]) -> dict[str, Any]:
-    """What `program` touches, in order, from an eStargz layout on this disk: `run_from`, and the image's own sizes.
+    """What `program` touches, in order, from an eStargz layout on this disk: `run_from`, and the
+    image's own sizes.
 
     {…, "files": {path: [touched bytes, bytes present]}, "files_present", "bytes_present"}"""
     sizes: dict[str, int] = {}
     for layer in layout.manifest(name).layers:
         raw = layout.blob_path(layer.digest).read_bytes()
-        toc = reader.open_layer(lambda at, size, raw=raw: raw[at:at + size], len(raw), layer.annotations[shape.TOC_DIGEST]).toc
-        sizes |= {e.name: e.size for e in toc.entries if e.kind == "reg" and e.name not in shape.OWN_NAMES}
-    made = run_from(f"oci:{layout.path}:{name}", program, "--no-background", "--no-prefetch", "--read-ahead-kb", "128")
-    files = {a["path"]: [sum(b - x for x, b in a["ranges"]), sizes.get(a["path"], 0)] for a in made["record"]}
-    return {**made, "files": files, "files_present": len(sizes), "bytes_present": sum(sizes.values())}
+        toc = reader.open_layer(
+            lambda at, size, raw=raw: raw[at : at + size],
+            len(raw),
+            layer.annotations[shape.TOC_DIGEST],
+        ).toc
+        sizes |= {
+            e.name: e.size for e in toc.entries if e.kind == "reg" and e.name not in shape.OWN_NAMES
+        }
+    made = run_from(
+        f"oci:{layout.path}:{name}",
+        program,
+        "--no-background",
+        "--no-prefetch",
+        "--read-ahead-kb",
+        "128",
+    )
+    files = {
+        a["path"]: [sum(b - x for x, b in a["ranges"]), sizes.get(a["path"], 0)]
+        for a in made["record"]
+    }
+    return {
+        **made,
+        "files": files,
+        "files_present": len(sizes),
+        "bytes_present": sum(sizes.values()),
+    }
 
 
-def lazy_image(parts: Sequence[str], workspace: Workspace | None = None) -> tuple[oci.Layout, oci.Layout, str]:
+def lazy_image(
+    parts: Sequence[str], workspace: Workspace | None = None
+) -> tuple[oci.Layout, oci.Layout, str]:
     """(image as built, the same as eStargz, its name): built once, kept in the workspace."""
     from labkit.image import build
 
@@ -112,22 +174,37 @@ def lazy_image(parts: Sequence[str], workspace: Workspace | None = None) -> tupl
     return plain, oci.Layout(target), name
 
 
-def optimised(plain: oci.Layout, name: str, record: Sequence[dict[str, Any]], root: Path) -> oci.Layout:
+def optimised(
+    plain: oci.Layout, name: str, record: Sequence[dict[str, Any]], root: Path
+) -> oci.Layout:
     """The image once more, in the order of a record; written below `root`."""
-    accesses = [access_record.Access(a["path"], a.get("layerIndex"), "", a.get("at_s"), tuple((x, y) for x, y in a["ranges"])) for a in record]
+    accesses = [
+        access_record.Access(
+            a["path"], a.get("layerIndex"), "", a.get("at_s"), tuple((x, y) for x, y in a["ranges"])
+        )
+        for a in record
+    ]
     made = oci.Layout.create(root)
     convert(plain, name, made, record=accesses, chunk_bytes=1 << 20)
     return made
 
 
-def before_and_after(plain_lazy: oci.Layout, tuned: oci.Layout, name: str, program: Sequence[str], link: str) -> dict[str, dict[str, Any]]:
-    """`run_from` over an emulated link, each image once, from empty caches of the mount: {"as converted", "optimised"}."""
+def before_and_after(
+    plain_lazy: oci.Layout, tuned: oci.Layout, name: str, program: Sequence[str], link: str
+) -> dict[str, dict[str, Any]]:
+    """`run_from` over an emulated link, each image once, from empty caches of the mount: {"as
+    converted", "optimised"}."""
     space = Workspace.default()
     with Ledger.open(space) as ledger, scratch("before-after-", space.artifacts) as room:
         for layout, tag in ((plain_lazy, "as-converted"), (tuned, "optimised")):
             _publish(room, layout, name, f"lab/image:{tag}")
         with serving("registry", room, link=link, ledger=ledger) as served:
-            return {tag.replace("-", " "): run_from(f"{served.url}/lab/image:{tag}", program, "--no-background") for tag in ("as-converted", "optimised")}
+            return {
+                tag.replace("-", " "): run_from(
+                    f"{served.url}/lab/image:{tag}", program, "--no-background"
+                )
+                for tag in ("as-converted", "optimised")
+            }
 
 
 def _publish(root: Path, layout: oci.Layout, name: str, under: str) -> None:
@@ -142,9 +219,16 @@ def _publish(root: Path, layout: oci.Layout, name: str, under: str) -> None:
         publish_image(root, other.path, under)
 
 
-def crossover(links: Sequence[str], shares: Sequence[float] = (0.02, 0.1, 0.3, 1.0), *, files: int = 150, file_bytes: int = 100_000,
-              workspace: Workspace | None = None) -> dict[str, Any]:
-    """{"rows": [{"link", "share", "lazy_s"}], "full": {link: seconds of pull + unpack}, "files", "bytes"}. Raises MissingCapability."""
+def crossover(
+    links: Sequence[str],
+    shares: Sequence[float] = (0.02, 0.1, 0.3, 1.0),
+    *,
+    files: int = 150,
+    file_bytes: int = 100_000,
+    workspace: Workspace | None = None,
+) -> dict[str, Any]:
+    """{"rows": [{"link", "share", "lazy_s"}], "full": {link: seconds of pull + unpack}, "files",
+    "bytes"}. Raises MissingCapability."""
     need_fuse()
     space = workspace or Workspace.default()
     names = [f"data/{i:04}" for i in range(files)]
@@ -166,10 +250,22 @@ def crossover(links: Sequence[str], shares: Sequence[float] = (0.02, 0.1, 0.3, 1
                 full[link] = time.monotonic() - began_s
                 for share in shares:
                     began_s = time.monotonic()
-                    with mounted(f"{served.url}/lab/share:lazy", "--no-prefetch", "--no-background", workspace=space) as ctx:
+                    with mounted(
+                        f"{served.url}/lab/share:lazy",
+                        "--no-prefetch",
+                        "--no-background",
+                        workspace=space,
+                    ) as ctx:
                         ready_s = ctx.state["mount_facts"]["mount_s"]
-                        began_s = time.monotonic()  # the mount's process is resident on a node: its start is not counted
-                        for name in order[:max(1, round(share * files))]:
+                        # the mount's process is resident on a node: its start is not counted
+                        began_s = time.monotonic()
+                        for name in order[: max(1, round(share * files))]:
                             (Path(ctx.state["rootfs"]) / name).read_bytes()
-                        rows.append({"link": link, "share": share, "lazy_s": ready_s + time.monotonic() - began_s})
+                        rows.append(
+                            {
+                                "link": link,
+                                "share": share,
+                                "lazy_s": ready_s + time.monotonic() - began_s,
+                            }
+                        )
     return {"rows": rows, "full": full, "files": files, "bytes": files * file_bytes}

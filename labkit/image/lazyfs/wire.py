@@ -1,9 +1,8 @@
 """The FUSE kernel protocol of a read-only file system: requests as numbers, replies as bytes.
 
-A request is a header of 40 bytes and a body, read from /dev/fuse; a reply is a header of 16 and a body. Protocol 7.31 is
-the least asked for (Linux 5.4: FUSE_MAX_PAGES, cached symlinks, opens that need no answer). Source: linux/fuse.h.
-Lesson: notebooks/03_lazy_pull.
-"""
+A request is a header of 40 bytes and a body, read from /dev/fuse; a reply is a header of 16 and a
+body. Protocol 7.31 is the least asked for (Linux 5.4: FUSE_MAX_PAGES, cached symlinks, opens that
+need no answer). Source: linux/fuse.h. Lesson: notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
@@ -29,22 +28,62 @@ ACCESS, INTERRUPT, BMAP, DESTROY, IOCTL, POLL, BATCH_FORGET = 34, 36, 37, 38, 39
 READDIRPLUS, LSEEK, STATX = 44, 46, 52
 
 ASYNC_READ, EXPORT_SUPPORT, BIG_WRITES = 1 << 0, 1 << 4, 1 << 5
-DO_READDIRPLUS, READDIRPLUS_AUTO, NO_OPEN_SUPPORT, PARALLEL_DIROPS = 1 << 13, 1 << 14, 1 << 17, 1 << 18
+DO_READDIRPLUS, READDIRPLUS_AUTO, NO_OPEN_SUPPORT, PARALLEL_DIROPS = (
+    1 << 13,
+    1 << 14,
+    1 << 17,
+    1 << 18,
+)
 MAX_PAGES, CACHE_SYMLINKS, NO_OPENDIR_SUPPORT = 1 << 22, 1 << 23, 1 << 24
-WANTED = (ASYNC_READ | EXPORT_SUPPORT | BIG_WRITES | DO_READDIRPLUS | READDIRPLUS_AUTO | NO_OPEN_SUPPORT | PARALLEL_DIROPS
-          | MAX_PAGES | CACHE_SYMLINKS | NO_OPENDIR_SUPPORT)
+WANTED = (
+    ASYNC_READ
+    | EXPORT_SUPPORT
+    | BIG_WRITES
+    | DO_READDIRPLUS
+    | READDIRPLUS_AUTO
+    | NO_OPEN_SUPPORT
+    | PARALLEL_DIROPS
+    | MAX_PAGES
+    | CACHE_SYMLINKS
+    | NO_OPENDIR_SUPPORT
+)
 
 FOREVER_S = 365 * 86400  # the tree never changes while it is mounted
 PAGE = 4096
 MAX_READ_PAGES = 256
 MAX_WRITE = 4096
 REQUEST_BYTES = 64 << 10  # more than any request of a read-only mount
-TYPE_BITS = {"dir": stat.S_IFDIR, "reg": stat.S_IFREG, "symlink": stat.S_IFLNK, "char": stat.S_IFCHR, "block": stat.S_IFBLK,
-             "fifo": stat.S_IFIFO}
+TYPE_BITS = {
+    "dir": stat.S_IFDIR,
+    "reg": stat.S_IFREG,
+    "symlink": stat.S_IFLNK,
+    "char": stat.S_IFCHR,
+    "block": stat.S_IFBLK,
+    "fifo": stat.S_IFIFO,
+}
 
 
-def attributes(ino: int, mode: int, size: int, nlink: int, uid: int, gid: int, rdev: int, mtime_s: int) -> bytes:
-    return ATTR.pack(ino, size, (size + 511) // 512, mtime_s, mtime_s, mtime_s, 0, 0, 0, mode, nlink, uid, gid, rdev, PAGE, 0)
+def attributes(
+    ino: int, mode: int, size: int, nlink: int, uid: int, gid: int, rdev: int, mtime_s: int
+) -> bytes:
+    return ATTR.pack(
+        ino,
+        size,
+        (size + 511) // 512,
+        mtime_s,
+        mtime_s,
+        mtime_s,
+        0,
+        0,
+        0,
+        mode,
+        nlink,
+        uid,
+        gid,
+        rdev,
+        PAGE,
+        0,
+    )
 
 
 def entry(ino: int, attr: bytes) -> bytes:
@@ -61,8 +100,20 @@ def dirent(ino: int, cookie: int, name: bytes, mode: int) -> bytes:
 
 def init_reply(minor: int, readahead: int, flags: int) -> bytes:
     """Everything wanted that the kernel offers."""
-    return INIT_OUT.pack(MAJOR, min(minor, 38), max(readahead, MAX_READ_PAGES * PAGE), flags & WANTED, 64, 48, MAX_WRITE, 1,
-                         MAX_READ_PAGES, 0, 0, 0)
+    return INIT_OUT.pack(
+        MAJOR,
+        min(minor, 38),
+        max(readahead, MAX_READ_PAGES * PAGE),
+        flags & WANTED,
+        64,
+        48,
+        MAX_WRITE,
+        1,
+        MAX_READ_PAGES,
+        0,
+        0,
+        0,
+    )
 
 
 def header_of(unique: int, body_bytes: int) -> bytes:

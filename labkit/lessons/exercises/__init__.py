@@ -1,1 +1,2 @@
-"""Exercises, one module a notebook: `labkit.lessons.exercises.anatomy` holds those of 01_anatomy as `EXERCISES`."""
+"""Exercises, one module a notebook: `labkit.lessons.exercises.anatomy` holds those of 01_anatomy as
+`EXERCISES`."""

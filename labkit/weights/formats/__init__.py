@@ -1,1 +1,2 @@
-"""Formats: what is in a checkpoint file, read from its header alone, and conversion between them."""
+"""Formats: what is in a checkpoint file, read from its header alone, and conversion between
+them."""

@@ -1,13 +1,14 @@
-"""Conversion between formats: a checkpoint directory in, the same tensors in another format out, as many shards at once as there are CPUs, each mapped.
+"""Conversion between formats: a checkpoint directory in, the same tensors in another format out, as
+many shards at once as there are CPUs, each mapped.
 
     convert("/models/small", "/models/small-pickle", "pickle")
     convert("/models/small", "/models/small-gguf", "gguf:Q8_0")
 
-Limit: read once, write once; peak memory ≤ the largest shard + 1 GiB. Sharding is kept for pickle and safetensors (GGUF
-and tensorizer are one file by nature). Everything that is not weights – configuration, tokenizer, digests – is carried
-along, so that the result is a model directory like the source. Written beside the target and renamed: a killed
-conversion leaves nothing that looks whole. Lesson: notebooks/04_model_formats.
-"""
+Limit: read once, write once; peak memory ≤ the largest shard + 1 GiB. Sharding is kept for pickle
+and safetensors (GGUF and tensorizer are one file by nature). Everything that is not weights –
+configuration, tokenizer, digests – is carried along, so that the result is a model directory like
+the source. Written beside the target and renamed: a killed conversion leaves nothing that looks
+whole. Lesson: notebooks/04_model_formats."""
 
 from __future__ import annotations
 
@@ -30,25 +31,39 @@ WEIGHT_SUFFIXES = (".bin", ".safetensors", ".gguf", ".tensors", ".pt", ".pth")
 
 
 def format_of(source: Source) -> str:
-    """The format a model directory is in. safetensors first: a directory with both is read the safe way."""
+    """The format a model directory is in. safetensors first: a directory with both is read the safe
+    way."""
     for name in ("safetensors", "pickle", "gguf", "tensorizer"):
         single, index = LAYOUT[name]
         if source.exists(single) or (index and source.exists(index)):
             return name
-    raise BadInput(f"no checkpoint at {source.root}", why="none of " + ", ".join(single for single, _ in LAYOUT.values()) + " is there",
-                   fix="labkit model make --preset small DIR")
+    raise BadInput(
+        f"no checkpoint at {source.root}",
+        why="none of " + ", ".join(single for single, _ in LAYOUT.values()) + " is there",
+        fix="labkit model make --preset small DIR",
+    )
 
 
-def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], to: str) -> dict[str, Any]:
-    """Write `target` (a directory that must not exist) in format `to`. Facts: convert_s, size_bytes, shards, format.
+def convert(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], to: str
+) -> dict[str, Any]:
+    """Write `target` (a directory that must not exist) in format `to`. Facts: convert_s,
+    size_bytes, shards, format.
 
     Raises BadInput for an unknown format, a source without weights, or a target that exists."""
     name, _, detail = to.partition(":")
     if name not in FORMATS or (detail and name != "gguf"):
-        raise BadInput(f"no format {to!r}", fix="one of pickle, safetensors, tensorizer, gguf, gguf:BF16, gguf:Q8_0, gguf:Q4_0 …")
+        raise BadInput(
+            f"no format {to!r}",
+            fix="one of pickle, safetensors, tensorizer, gguf, gguf:BF16, gguf:Q8_0, gguf:Q4_0 …",
+        )
     opened, final = open_source(source), Path(target)
     if final.exists():
-        raise BadInput(f"{final} exists", why="a conversion never writes over a model", fix="give a new directory")
+        raise BadInput(
+            f"{final} exists",
+            why="a conversion never writes over a model",
+            fix="give a new directory",
+        )
     started_s = time.monotonic()
     with becoming(final) as partial:
         _carry(Path(opened.root), partial)
@@ -61,13 +76,22 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], to: 
         else:
             facts = _to_shards(opened, partial, name)
     size_bytes = sum(f.stat().st_size for f in final.iterdir() if f.suffix in WEIGHT_SUFFIXES)
-    return facts | {"format": to, "convert_s": time.monotonic() - started_s, "size_bytes": size_bytes}
+    return facts | {
+        "format": to,
+        "convert_s": time.monotonic() - started_s,
+        "size_bytes": size_bytes,
+    }
 
 
 def _carry(source: Path, target: Path) -> None:
     """Everything beside the weights and their index."""
     for file in sorted(source.iterdir()):
-        if file.is_file() and not file.name.startswith(".") and file.suffix not in WEIGHT_SUFFIXES and not file.name.endswith(".index.json"):
+        if (
+            file.is_file()
+            and not file.name.startswith(".")
+            and file.suffix not in WEIGHT_SUFFIXES
+            and not file.name.endswith(".index.json")
+        ):
             shutil.copy2(file, target / file.name)
 
 
@@ -81,7 +105,11 @@ def shard_tensors(source: Source, format: str, name: str) -> dict[str, Any]:
         import torch
 
         return torch.load(source.path(name), map_location="cpu", weights_only=True, mmap=True)
-    raise BadInput(f"{source.root} is {format}", why="conversion starts from full-precision shards", fix="convert from the safetensors or pickle checkpoint")
+    raise BadInput(
+        f"{source.root} is {format}",
+        why="conversion starts from full-precision shards",
+        fix="convert from the safetensors or pickle checkpoint",
+    )
 
 
 def all_tensors(source: Source) -> Iterator[tuple[str, Any]]:
@@ -103,21 +131,32 @@ def _to_shards(source: Source, target: Path, to: str) -> dict[str, Any]:
     total_bytes = 0
 
     def one(i: int) -> tuple[dict[str, str], int]:
-        tensors = {name: tensor.contiguous() for name, tensor in shard_tensors(source, came, shards[i]).items()}
+        tensors = {
+            name: tensor.contiguous()
+            for name, tensor in shard_tensors(source, came, shards[i]).items()
+        }
         out = single if len(shards) == 1 else f"{stem}-{i + 1:05d}-of-{len(shards):05d}.{suffix}"
         if to == "pickle":
             torch.save(tensors, target / out)
         else:
             save_file(tensors, target / out, metadata={"format": "pt"})
-        return dict.fromkeys(tensors, out), sum(t.numel() * t.element_size() for t in tensors.values())
+        return dict.fromkeys(tensors, out), sum(
+            t.numel() * t.element_size() for t in tensors.values()
+        )
 
-    # Mapped, so no shard is in memory beyond what the page cache holds; a checksum a shard takes one core.
+    # Mapped, so no shard is in memory beyond what the page cache holds; a checksum a shard takes
+    # one core.
     with ThreadPoolExecutor(min(len(shards), cpu_count())) as many:
         for names, size_bytes in many.map(one, range(len(shards))):
             weight_map |= names
             total_bytes += size_bytes
     if len(shards) > 1:
-        (target / index).write_text(json.dumps({"metadata": {"total_size": total_bytes}, "weight_map": weight_map}, indent=2) + "\n")
+        (target / index).write_text(
+            json.dumps(
+                {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}, indent=2
+            )
+            + "\n"
+        )
     return {"shards": len(shards), "tensors": len(weight_map)}
 
 

@@ -1,12 +1,14 @@
-"""GGUF: magic, version, typed key-values (the tokenizer is among them), tensor table, then aligned tensors.
+"""GGUF: magic, version, typed key-values (the tokenizer is among them), tensor table, then aligned
+tensors.
 
     layout = read(Path("model.gguf"))
-    layout.metadata["llama.block_count"], layout.metadata["tokenizer.ggml.tokens"]   # 2, Items('string', 32000, first…)
+    layout.metadata["llama.block_count"], layout.metadata["tokenizer.ggml.tokens"]   # 2,
+        Items('string', 32000, first…)
 
-Everything is counted and prefixed by lengths, so every one of them can lie. Arrays are walked, not kept: of each the
-count and its first items. Limits: 64 MiB of key-values, 4 million strings (the largest vocabulary in use has 0.26
-million), nesting of two. Source: ggml's docs/gguf.md and the type table of ggml. Lesson: notebooks/04_model_formats.
-"""
+Everything is counted and prefixed by lengths, so every one of them can lie. Arrays are walked, not
+kept: of each the count and its first items. Limits: 64 MiB of key-values, 4 million strings (the
+largest vocabulary in use has 0.26 million), nesting of two. Source: ggml's docs/gguf.md and the
+type table of ggml. Lesson: notebooks/04_model_formats."""
 
 from __future__ import annotations
 
@@ -17,7 +19,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from labkit.errors import BadInput
-from labkit.weights.formats.layout import MAX_TENSORS, Entry, Layout, check_places, common_alignment, element_count
+from labkit.weights.formats.layout import (
+    MAX_TENSORS,
+    Entry,
+    Layout,
+    check_places,
+    common_alignment,
+    element_count,
+)
 
 MAX_KEY_VALUES = 65_536
 MAX_VALUES_BYTES = 64 << 20
@@ -25,15 +34,54 @@ MAX_STRINGS = 4_000_000
 KEPT = 4
 
 #: number -> (name, elements a block, bytes a block)
-TYPES = {0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24),
-         8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 40), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144),
-         13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74),
-         18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
-         23: ("IQ4_XS", 256, 136), 24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
-         29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17)}
+TYPES = {
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    9: ("Q8_1", 32, 40),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+    15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98),
+    19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18),
+    21: ("IQ3_S", 256, 110),
+    22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136),
+    24: ("I8", 1, 1),
+    25: ("I16", 1, 2),
+    26: ("I32", 1, 4),
+    27: ("I64", 1, 8),
+    28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56),
+    30: ("BF16", 1, 2),
+    34: ("TQ1_0", 256, 54),
+    35: ("TQ2_0", 256, 66),
+    39: ("MXFP4", 32, 17),
+}
 #: value types: number -> (name, struct code)
-SCALARS = {0: ("uint8", "B"), 1: ("int8", "b"), 2: ("uint16", "H"), 3: ("int16", "h"), 4: ("uint32", "I"), 5: ("int32", "i"),
-           6: ("float32", "f"), 7: ("bool", "?"), 10: ("uint64", "Q"), 11: ("int64", "q"), 12: ("float64", "d")}
+SCALARS = {
+    0: ("uint8", "B"),
+    1: ("int8", "b"),
+    2: ("uint16", "H"),
+    3: ("int16", "h"),
+    4: ("uint32", "I"),
+    5: ("int32", "i"),
+    6: ("float32", "f"),
+    7: ("bool", "?"),
+    10: ("uint64", "Q"),
+    11: ("int64", "q"),
+    12: ("float64", "d"),
+}
 STRING, ARRAY = 8, 9
 
 
@@ -47,17 +95,24 @@ class Items:
 
 
 class _Cursor:
-    """Reads forward and never past the file's end: a length is checked against what is left before it is used."""
+    """Reads forward and never past the file's end: a length is checked against what is left before
+    it is used."""
 
     def __init__(self, file: BinaryIO, size_bytes: int):
         self.file, self.size_bytes, self.at, self.strings = file, size_bytes, 0, 0
 
     def take(self, length: int, what: str) -> bytes:
         if length > self.size_bytes - self.at:
-            raise BadInput(f"{what} says {length} bytes, {self.size_bytes - self.at} are left", why="a truncated or forged file; nothing was loaded",
-                           fix="fetch the file again")
+            raise BadInput(
+                f"{what} says {length} bytes, {self.size_bytes - self.at} are left",
+                why="a truncated or forged file; nothing was loaded",
+                fix="fetch the file again",
+            )
         if length > MAX_VALUES_BYTES or self.at > MAX_VALUES_BYTES:
-            raise BadInput(f"{what}: more than {MAX_VALUES_BYTES} bytes of key-values", why="real headers stay far below")
+            raise BadInput(
+                f"{what}: more than {MAX_VALUES_BYTES} bytes of key-values",
+                why="real headers stay far below",
+            )
         data = self.file.read(length)
         if len(data) != length:
             raise BadInput(f"{what}: the file ended while it was read")
@@ -66,7 +121,10 @@ class _Cursor:
 
     def skip(self, length: int, what: str) -> None:
         if length > self.size_bytes - self.at or length > MAX_VALUES_BYTES:
-            raise BadInput(f"{what} says {length} bytes, {self.size_bytes - self.at} are left", why="a truncated or forged file; nothing was loaded")
+            raise BadInput(
+                f"{what} says {length} bytes, {self.size_bytes - self.at} are left",
+                why="a truncated or forged file; nothing was loaded",
+            )
         self.file.seek(length, os.SEEK_CUR)
         self.at += length
 
@@ -76,7 +134,10 @@ class _Cursor:
     def string(self, what: str) -> str:
         self.strings += 1
         if self.strings > MAX_STRINGS:
-            raise BadInput(f"more than {MAX_STRINGS} strings", why="the largest vocabulary in use has 0.26 million")
+            raise BadInput(
+                f"more than {MAX_STRINGS} strings",
+                why="the largest vocabulary in use has 0.26 million",
+            )
         return self.take(self.number("Q", what), what).decode("utf-8", "replace")
 
 
@@ -94,13 +155,22 @@ def _value(cursor: _Cursor, kind: int, what: str, depth: int = 0) -> Any:
         name, code = SCALARS[of]
         width = struct.calcsize("<" + code)
         if count * width > cursor.size_bytes - cursor.at:
-            raise BadInput(f"{what}: an array of {count} items does not fit the file", why="a truncated or forged file; nothing was loaded")
+            raise BadInput(
+                f"{what}: an array of {count} items does not fit the file",
+                why="a truncated or forged file; nothing was loaded",
+            )
         kept = min(count, KEPT)
         first = struct.unpack(f"<{kept}{code}", cursor.take(kept * width, what))
         cursor.skip((count - kept) * width, what)
         return Items(name, count, first)
-    if of not in (STRING, ARRAY) or count * (8 if of == STRING else 12) > cursor.size_bytes - cursor.at:
-        raise BadInput(f"{what}: an array of {count} items of type {of} does not fit the file", why="a truncated or forged file; nothing was loaded")
+    if (
+        of not in (STRING, ARRAY)
+        or count * (8 if of == STRING else 12) > cursor.size_bytes - cursor.at
+    ):
+        raise BadInput(
+            f"{what}: an array of {count} items of type {of} does not fit the file",
+            why="a truncated or forged file; nothing was loaded",
+        )
     first = []
     for _ in range(count):
         item = _value(cursor, of, what, depth + 1)
@@ -126,10 +196,20 @@ def parse(file: BinaryIO, size_bytes: int, path: str = "") -> Layout:
         raise BadInput("not a GGUF file")
     version = cursor.number("I", "the version")
     if version not in (2, 3):
-        raise BadInput(f"GGUF version {version}", why="2 and 3 are read, little-endian", fix="convert it with llama.cpp's gguf-py")
-    tensor_count, pair_count = cursor.number("Q", "the tensor count"), cursor.number("Q", "the key-value count")
+        raise BadInput(
+            f"GGUF version {version}",
+            why="2 and 3 are read, little-endian",
+            fix="convert it with llama.cpp's gguf-py",
+        )
+    tensor_count, pair_count = (
+        cursor.number("Q", "the tensor count"),
+        cursor.number("Q", "the key-value count"),
+    )
     if tensor_count > MAX_TENSORS or pair_count > MAX_KEY_VALUES:
-        raise BadInput(f"{tensor_count} tensors and {pair_count} key-values", why=f"real files stay below {MAX_TENSORS} and {MAX_KEY_VALUES}")
+        raise BadInput(
+            f"{tensor_count} tensors and {pair_count} key-values",
+            why=f"real files stay below {MAX_TENSORS} and {MAX_KEY_VALUES}",
+        )
     metadata: dict[str, Any] = {}
     for _ in range(pair_count):
         key = cursor.string("a key")
@@ -137,17 +217,34 @@ def parse(file: BinaryIO, size_bytes: int, path: str = "") -> Layout:
             raise BadInput(f"the key {key[:80]} occurs twice")
         metadata[key] = _value(cursor, cursor.number("I", key[:80]), key[:80])
     alignment = metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1) or alignment > 1 << 20:
-        raise BadInput(f"general.alignment is {str(alignment)[:40]}", why="a power of two is needed")
+    if (
+        not isinstance(alignment, int)
+        or alignment <= 0
+        or alignment & (alignment - 1)
+        or alignment > 1 << 20
+    ):
+        raise BadInput(
+            f"general.alignment is {str(alignment)[:40]}", why="a power of two is needed"
+        )
     entries = _table(cursor, tensor_count, alignment)
     begin = -(-cursor.at // alignment) * alignment
     placed = tuple(Entry(e.name, e.dtype, e.shape, begin + e.offset, e.size_bytes) for e in entries)
     check_places(placed, begin, size_bytes, exact=False)
-    return Layout("gguf", path, size_bytes, begin, placed, metadata, (), common_alignment([e.offset for e in placed]))
+    return Layout(
+        "gguf",
+        path,
+        size_bytes,
+        begin,
+        placed,
+        metadata,
+        (),
+        common_alignment([e.offset for e in placed]),
+    )
 
 
 def _table(cursor: _Cursor, count: int, alignment: int) -> list[Entry]:
-    """The tensor table, offsets relative to the data. Shapes come fastest dimension first and are turned round."""
+    """The tensor table, offsets relative to the data. Shapes come fastest dimension first and are
+    turned round."""
     entries: list[Entry] = []
     names: set[str] = set()
     for _ in range(count):
@@ -158,13 +255,18 @@ def _table(cursor: _Cursor, count: int, alignment: int) -> list[Entry]:
         dimensions = cursor.number("I", name[:80])
         if dimensions > 4:
             raise BadInput(f"{name[:80]}: {dimensions} dimensions", why="GGUF has at most 4")
-        shape = tuple(reversed(struct.unpack(f"<{dimensions}Q", cursor.take(8 * dimensions, name[:80]))))
+        shape = tuple(
+            reversed(struct.unpack(f"<{dimensions}Q", cursor.take(8 * dimensions, name[:80])))
+        )
         kind, offset = cursor.number("I", name[:80]), cursor.number("Q", name[:80])
         if kind not in TYPES:
             raise BadInput(f"{name[:80]}: unknown tensor type {kind}")
         dtype, block, block_bytes = TYPES[kind]
         elements = element_count(shape, name)
         if (shape and shape[-1] % block) or offset % alignment or offset >= 1 << 63:
-            raise BadInput(f"{name[:80]}: a row of {shape[-1] if shape else 0} does not divide into blocks of {block}, or offset {offset} is not aligned to {alignment}")
+            raise BadInput(
+                f"{name[:80]}: a row of {shape[-1] if shape else 0} does not divide into blocks of"
+                f" {block}, or offset {offset} is not aligned to {alignment}"
+            )
         entries.append(Entry(name, dtype, shape, offset, elements // block * block_bytes))
     return entries

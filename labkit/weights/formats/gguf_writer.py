@@ -2,11 +2,11 @@
 
     write_gguf(open_source("/models/tiny"), Path("model.gguf"), "Q8_0")
 
-One file: architecture keys, the tokenizer (byte-level BPE: tokens padded to the vocabulary, types, merges, special ids),
-the tensors – matrices in the type asked for, norms and biases in F32. Tensors are quantised and written one at a time:
-peak memory is one tensor in float32, twice. Types: those `gguf.quants` can write (no K-quants). Source: ggml's
-docs/gguf.md, llama.cpp's convert_hf_to_gguf.py. Lesson: notebooks/04_model_formats.
-"""
+One file: architecture keys, the tokenizer (byte-level BPE: tokens padded to the vocabulary, types,
+merges, special ids), the tensors – matrices in the type asked for, norms and biases in F32. Tensors
+are quantised and written one at a time: peak memory is one tensor in float32, twice. Types: those
+`gguf.quants` can write (no K-quants). Source: ggml's docs/gguf.md, llama.cpp's
+convert_hf_to_gguf.py. Lesson: notebooks/04_model_formats."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
 
 
 def write_gguf(source: Source, path: Path, kind: str) -> dict[str, Any]:
-    """Facts: shards, tensors, kept_f16 (matrices whose rows do not divide into blocks). Raises BadInput."""
+    """Facts: shards, tensors, kept_f16 (matrices whose rows do not divide into blocks). Raises
+    BadInput."""
     import logging
 
     import gguf
@@ -32,10 +33,18 @@ def write_gguf(source: Source, path: Path, kind: str) -> dict[str, Any]:
     from labkit.weights.formats.convert import format_of
 
     if kind not in WRITABLE:
-        raise BadInput(f"GGUF type {kind!r} cannot be written", why="K-quants and IQ need llama.cpp's own quantiser", fix="one of " + ", ".join(WRITABLE))
+        raise BadInput(
+            f"GGUF type {kind!r} cannot be written",
+            why="K-quants and IQ need llama.cpp's own quantiser",
+            fix="one of " + ", ".join(WRITABLE),
+        )
     config = _json(source, "config.json")
     if config.get("model_type", "llama") not in ARCHITECTURES:
-        raise BadInput(f"model_type {config.get('model_type')!r}", why="its tensors have no agreed GGUF names here", fix="use llama.cpp's convert_hf_to_gguf.py")
+        raise BadInput(
+            f"model_type {config.get('model_type')!r}",
+            why="its tensors have no agreed GGUF names here",
+            fix="use llama.cpp's convert_hf_to_gguf.py",
+        )
     logging.getLogger("gguf").setLevel(logging.ERROR)
     architecture = ARCHITECTURES[config.get("model_type", "llama")]
     writer = gguf.GGUFWriter(str(path), architecture)
@@ -45,11 +54,21 @@ def write_gguf(source: Source, path: Path, kind: str) -> dict[str, Any]:
     plan = _plan(source, came, kind)
     frequencies = _frequency_factors(config)
     for _, name, shape, qtype in plan:
-        row_bytes = gguf.quants.quant_shape_to_byte_shape(shape, qtype) if qtype not in _PLAIN(gguf) else None
-        size = math.prod(row_bytes) if row_bytes else math.prod(shape) * (4 if qtype == gguf.GGMLQuantizationType.F32 else 2)
+        row_bytes = (
+            gguf.quants.quant_shape_to_byte_shape(shape, qtype)
+            if qtype not in _PLAIN(gguf)
+            else None
+        )
+        size = (
+            math.prod(row_bytes)
+            if row_bytes
+            else math.prod(shape) * (4 if qtype == gguf.GGMLQuantizationType.F32 else 2)
+        )
         writer.add_tensor_info(name, shape, _numpy_dtype(qtype, gguf), size, raw_dtype=qtype)
     if frequencies is not None:
-        writer.add_tensor_info("rope_freqs.weight", frequencies.shape, frequencies.dtype, frequencies.nbytes)
+        writer.add_tensor_info(
+            "rope_freqs.weight", frequencies.shape, frequencies.dtype, frequencies.nbytes
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -69,7 +88,10 @@ def _PLAIN(gguf: Any) -> tuple[Any, ...]:
 def _numpy_dtype(qtype: Any, gguf: Any) -> Any:
     import numpy as np
 
-    return {gguf.GGMLQuantizationType.F32: np.dtype(np.float32), gguf.GGMLQuantizationType.F16: np.dtype(np.float16)}.get(qtype, np.dtype(np.int8))
+    return {
+        gguf.GGMLQuantizationType.F32: np.dtype(np.float32),
+        gguf.GGMLQuantizationType.F16: np.dtype(np.float16),
+    }.get(qtype, np.dtype(np.int8))
 
 
 def _json(source: Source, name: str) -> dict[str, Any]:
@@ -77,8 +99,11 @@ def _json(source: Source, name: str) -> dict[str, Any]:
     try:
         doc = json.loads(raw or b"")
     except (ValueError, RecursionError):
-        raise BadInput(f"{source.root}/{name} is missing or no JSON", why="a GGUF file carries configuration and tokenizer",
-                       fix="labkit model make --preset small DIR, or a complete public model directory") from None
+        raise BadInput(
+            f"{source.root}/{name} is missing or no JSON",
+            why="a GGUF file carries configuration and tokenizer",
+            fix="labkit model make --preset small DIR, or a complete public model directory",
+        ) from None
     if not isinstance(doc, dict):
         raise BadInput(f"{source.root}/{name} is not a JSON object")
     return doc
@@ -92,7 +117,9 @@ def _keys(writer: Any, config: dict[str, Any], kind: str) -> None:
     import gguf
 
     heads = int(config["num_attention_heads"])
-    writer.add_name("labkit " + str(config.get("_name_or_path") or config.get("model_type", "llama")))
+    writer.add_name(
+        "labkit " + str(config.get("_name_or_path") or config.get("model_type", "llama"))
+    )
     writer.add_context_length(int(config.get("max_position_embeddings", 2048)))
     writer.add_embedding_length(int(config["hidden_size"]))
     writer.add_block_count(int(config["num_hidden_layers"]))
@@ -106,7 +133,13 @@ def _keys(writer: Any, config: dict[str, Any], kind: str) -> None:
     writer.add_rope_freq_base(float(rope.get("rope_theta") or config.get("rope_theta", 10_000.0)))
     writer.add_layer_norm_rms_eps(float(config.get("rms_norm_eps", 1e-6)))
     writer.add_vocab_size(int(config["vocab_size"]))
-    writer.add_file_type(getattr(gguf.LlamaFileType, {"F32": "ALL_F32"}.get(kind, f"MOSTLY_{kind}"), gguf.LlamaFileType.MOSTLY_F16))
+    writer.add_file_type(
+        getattr(
+            gguf.LlamaFileType,
+            {"F32": "ALL_F32"}.get(kind, f"MOSTLY_{kind}"),
+            gguf.LlamaFileType.MOSTLY_F16,
+        )
+    )
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     scaling = config.get("rope_scaling") or rope
     if (scaling.get("rope_type") or scaling.get("type")) == "linear":
@@ -115,20 +148,30 @@ def _keys(writer: Any, config: dict[str, Any], kind: str) -> None:
 
 
 def _frequency_factors(config: dict[str, Any]) -> Any:
-    """Llama 3's stretched wavelengths as GGUF stores them: a divisor a frequency (float32), or None."""
+    """Llama 3's stretched wavelengths as GGUF stores them: a divisor a frequency (float32), or
+    None."""
     import numpy as np
 
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if (scaling.get("rope_type") or scaling.get("type")) != "llama3":
         return None
-    base = float((config.get("rope_parameters") or {}).get("rope_theta") or config.get("rope_theta", 10_000.0))
+    base = float(
+        (config.get("rope_parameters") or {}).get("rope_theta")
+        or config.get("rope_theta", 10_000.0)
+    )
     half = np.arange(0, _head_dim(config), 2, dtype=np.float64) / _head_dim(config)
     wavelength = 2 * math.pi * base**half
-    factor, low, high = float(scaling["factor"]), float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+    factor, low, high = (
+        float(scaling["factor"]),
+        float(scaling["low_freq_factor"]),
+        float(scaling["high_freq_factor"]),
+    )
     original = float(scaling["original_max_position_embeddings"])
     smooth = (original / wavelength - low) / (high - low)
     between = 1 / ((1 - smooth) / factor + smooth)
-    return np.where(wavelength > original / low, factor, np.where(wavelength < original / high, 1.0, between)).astype(np.float32)
+    return np.where(
+        wavelength > original / low, factor, np.where(wavelength < original / high, 1.0, between)
+    ).astype(np.float32)
 
 
 def _tokenizer(writer: Any, source: Source, vocabulary: int) -> None:
@@ -137,23 +180,37 @@ def _tokenizer(writer: Any, source: Source, vocabulary: int) -> None:
     doc = _json(source, "tokenizer.json")
     model = doc.get("model") or {}
     if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
-        raise BadInput("tokenizer.json is not byte-level BPE", why="only that kind is written here", fix="use llama.cpp's convert_hf_to_gguf.py")
+        raise BadInput(
+            "tokenizer.json is not byte-level BPE",
+            why="only that kind is written here",
+            fix="use llama.cpp's convert_hf_to_gguf.py",
+        )
     tokens, types = [f"[PAD{i}]" for i in range(vocabulary)], [gguf.TokenType.UNUSED] * vocabulary
     special = {t["id"] for t in doc.get("added_tokens", []) if t.get("special")}
-    for text, number in {**model["vocab"], **{t["content"]: t["id"] for t in doc.get("added_tokens", [])}}.items():
+    for text, number in {
+        **model["vocab"],
+        **{t["content"]: t["id"] for t in doc.get("added_tokens", [])},
+    }.items():
         if 0 <= number < vocabulary:
-            tokens[number], types[number] = text, gguf.TokenType.CONTROL if number in special else gguf.TokenType.NORMAL
+            tokens[number], types[number] = (
+                text,
+                (gguf.TokenType.CONTROL if number in special else gguf.TokenType.NORMAL),
+            )
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in model.get("merges", [])])
+    writer.add_token_merges(
+        [m if isinstance(m, str) else " ".join(m) for m in model.get("merges", [])]
+    )
     config = _json(source, "config.json")
     begin, end = config.get("bos_token_id"), config.get("eos_token_id")
     end = end[0] if isinstance(end, list) and end else end
     if isinstance(begin, int):
         writer.add_bos_token_id(begin)
-        writer.add_add_bos_token("TemplateProcessing" in json.dumps(doc.get("post_processor") or {}))
+        writer.add_add_bos_token(
+            "TemplateProcessing" in json.dumps(doc.get("post_processor") or {})
+        )
     if isinstance(end, int):
         writer.add_eos_token_id(end)
     unknown = next((t["id"] for t in doc.get("added_tokens", []) if "unk" in t["content"]), None)
@@ -162,7 +219,8 @@ def _tokenizer(writer: Any, source: Source, vocabulary: int) -> None:
 
 
 def _plan(source: Source, came: str, kind: str) -> list[tuple[str, str, tuple[int, ...], Any]]:
-    """(public name, GGUF name, shape, type) in the order of the shards; from the headers where there are some."""
+    """(public name, GGUF name, shape, type) in the order of the shards; from the headers where
+    there are some."""
     import gguf
 
     from labkit.weights.formats.layout import read_layout
@@ -174,7 +232,11 @@ def _plan(source: Source, came: str, kind: str) -> list[tuple[str, str, tuple[in
             if name is None:
                 if entry.name.endswith("rotary_emb.inv_freq"):
                     continue
-                raise BadInput(f"{entry.name} has no GGUF name", why="a file without it would answer nonsense", fix="use llama.cpp's convert_hf_to_gguf.py")
+                raise BadInput(
+                    f"{entry.name} has no GGUF name",
+                    why="a file without it would answer nonsense",
+                    fix="use llama.cpp's convert_hf_to_gguf.py",
+                )
             qtype = gguf.GGMLQuantizationType.F32
             if len(entry.shape) > 1:
                 qtype = getattr(gguf.GGMLQuantizationType, kind)
@@ -184,7 +246,14 @@ def _plan(source: Source, came: str, kind: str) -> list[tuple[str, str, tuple[in
     return plan
 
 
-def _tensors(writer: Any, source: Source, came: str, plan: list[tuple[str, str, tuple[int, ...], Any]], config: dict[str, Any], architecture: str) -> None:
+def _tensors(
+    writer: Any,
+    source: Source,
+    came: str,
+    plan: list[tuple[str, str, tuple[int, ...], Any]],
+    config: dict[str, Any],
+    architecture: str,
+) -> None:
     import gguf
     import torch
 

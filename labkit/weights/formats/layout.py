@@ -1,14 +1,17 @@
-"""What is in a checkpoint file, as its header tells it: tensors with dtype, shape and place, metadata, findings.
+"""What is in a checkpoint file, as its header tells it: tensors with dtype, shape and place,
+metadata, findings.
 
-    layout = read_layout("model.safetensors")      # the format is told by the first bytes, not by the name
+    layout = read_layout("model.safetensors")      # the format is told by the first bytes, not by
+        the name
     layout.tensors[0]                              # Entry(name, dtype, shape, offset, size_bytes)
 
-Named tuples, because a loader pays for this import and for every entry: a frozen dataclass costs four times as much.
+Named tuples, because a loader pays for this import and for every entry: a frozen dataclass costs
+four times as much.
 
-A header is hostile input. Every reader keeps the same limits: nothing is allocated from a length that the file itself
-does not hold, counts and nesting are bounded, nothing is executed, and whatever is wrong is a BadInput with the reason.
-Limit: the header's bytes; the tensors are never touched. Lesson: notebooks/04_model_formats.
-"""
+A header is hostile input. Every reader keeps the same limits: nothing is allocated from a length
+that the file itself does not hold, counts and nesting are bounded, nothing is executed, and
+whatever is wrong is a BadInput with the reason. Limit: the header's bytes; the tensors are never
+touched. Lesson: notebooks/04_model_formats."""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ from typing import Any, NamedTuple
 
 from labkit.errors import BadInput
 
-#: A real header spends about 100 bytes a tensor; 8 MiB of forged JSON expands to below 512 MiB of Python objects.
+#: A real header spends about 100 bytes a tensor; 8 MiB of forged JSON expands to below 512 MiB of
+#: Python objects.
 MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 100_000
 MAX_DIMENSIONS = 16
@@ -41,7 +45,8 @@ class Entry(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """A file's contents. `findings`: what a reader should know (unaligned tensors, code that a pickle would run)."""
+    """A file's contents. `findings`: what a reader should know (unaligned tensors, code that a
+    pickle would run)."""
 
     format: str
     path: str
@@ -65,7 +70,8 @@ def common_alignment(offsets: Sequence[int]) -> int:
 
 
 def element_count(shape: Sequence[Any], name: str) -> int:
-    """Product of a shape that a file claims. Raises BadInput for what is not a shape, or does not fit 63 bits."""
+    """Product of a shape that a file claims. Raises BadInput for what is not a shape, or does not
+    fit 63 bits."""
     if not isinstance(shape, (list, tuple)) or len(shape) > MAX_DIMENSIONS:
         raise BadInput(f"{name[:80]}: not a shape")
     count = 1
@@ -74,25 +80,42 @@ def element_count(shape: Sequence[Any], name: str) -> int:
             raise BadInput(f"{name[:80]}: a dimension is {str(n)[:40]}")
         count *= n
         if count >= 1 << 63:
-            raise BadInput(f"{name[:80]}: a shape of more than 2^63 elements", why="a forged header; nothing was allocated")
+            raise BadInput(
+                f"{name[:80]}: a shape of more than 2^63 elements",
+                why="a forged header; nothing was allocated",
+            )
     return count
 
 
 def check_places(entries: Sequence[Entry], begin: int, size_bytes: int, *, exact: bool) -> None:
-    """Tensors lie in [begin, size_bytes), none over another. `exact`: without holes and to the end. Raises BadInput."""
+    """Tensors lie in [begin, size_bytes), none over another. `exact`: without holes and to the end.
+    Raises BadInput."""
     reached = begin
     for entry in sorted(entries, key=attrgetter("offset", "size_bytes")):
         end = entry.offset + entry.size_bytes
         if end > size_bytes or entry.offset < begin:
-            raise BadInput(f"{entry.name[:80]} is said to lie at {entry.offset}–{end}, the file has {size_bytes} bytes",
-                           why="a truncated or forged file; nothing was loaded", fix="fetch the file again, then labkit model verify DIR")
+            raise BadInput(
+                f"{entry.name[:80]} is said to lie at {entry.offset}–{end}, the file has"
+                f" {size_bytes} bytes",
+                why="a truncated or forged file; nothing was loaded",
+                fix="fetch the file again, then labkit model verify DIR",
+            )
         if entry.offset < reached and entry.size_bytes:
-            raise BadInput(f"{entry.name[:80]} overlaps the tensor before it", why="two tensors of one file never share bytes; the header is forged")
+            raise BadInput(
+                f"{entry.name[:80]} overlaps the tensor before it",
+                why="two tensors of one file never share bytes; the header is forged",
+            )
         if exact and entry.offset != reached:
-            raise BadInput(f"{reached - entry.offset:+d} bytes between tensors before {entry.name[:80]}", why="the format allows no holes: bytes could hide there")
+            raise BadInput(
+                f"{reached - entry.offset:+d} bytes between tensors before {entry.name[:80]}",
+                why="the format allows no holes: bytes could hide there",
+            )
         reached = max(reached, end)
     if exact and reached != size_bytes:
-        raise BadInput(f"{size_bytes - reached} bytes after the last tensor", why="the format ends with its last tensor; the file is damaged or carries something")
+        raise BadInput(
+            f"{size_bytes - reached} bytes after the last tensor",
+            why="the format ends with its last tensor; the file is damaged or carries something",
+        )
 
 
 def sniff(path: str | os.PathLike[str]) -> str:
@@ -104,17 +127,26 @@ def sniff(path: str | os.PathLike[str]) -> str:
         raise BadInput(f"{path}: {error.strerror}", fix="give a checkpoint file") from None
     if head[:4] == b"GGUF":
         return "gguf"
-    if head[:4] in (b"PK\x03\x04", b"PK\x05\x06") or (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
+    if head[:4] in (b"PK\x03\x04", b"PK\x05\x06") or (
+        head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    ):
         return "pickle"
     if len(head) >= 9 and head[8:9] == b"{":
         return "safetensors"
-    raise BadInput(f"{path}: neither safetensors, GGUF nor pickle", why=f"it begins with {head[:9].hex(' ') or 'nothing'}",
-                   fix="labkit model inspect reads those three")
+    raise BadInput(
+        f"{path}: neither safetensors, GGUF nor pickle",
+        why=f"it begins with {head[:9].hex(' ') or 'nothing'}",
+        fix="labkit model inspect reads those three",
+    )
 
 
 def read_layout(path: str | os.PathLike[str]) -> Layout:
     """The layout of a file of any of the three formats. Raises BadInput."""
     from labkit.weights.formats import gguf_header, pickle_listing, safetensors_header
 
-    readers = {"safetensors": safetensors_header.read, "gguf": gguf_header.read, "pickle": pickle_listing.read}
+    readers = {
+        "safetensors": safetensors_header.read,
+        "gguf": gguf_header.read,
+        "pickle": pickle_listing.read,
+    }
     return readers[sniff(path)](Path(path))

@@ -4,13 +4,13 @@
     layout.findings          # ("byte 27: would call os.system('curl …')", …)
     layout.tensors[0]        # found by following the program symbolically
 
-A PyTorch checkpoint is a zip of one pickle (`data.pkl`: a dict of calls to `_rebuild_tensor_v2`) and one uncompressed file a
-storage. Loading runs the program, and a program may call anything importable: that is what `weights_only=True` refuses.
-`Follow` steps through the opcodes with symbols in place of objects: a GLOBAL becomes a `Name`, a REDUCE a `Call`.
+A PyTorch checkpoint is a zip of one pickle (`data.pkl`: a dict of calls to `_rebuild_tensor_v2`)
+and one uncompressed file a storage. Loading runs the program, and a program may call anything
+importable: that is what `weights_only=True` refuses. `Follow` steps through the opcodes with
+symbols in place of objects: a GLOBAL becomes a `Name`, a REDUCE a `Call`.
 
-Limits: 8 MiB and 2 million opcodes of program, 64 MiB of zip directory. Source: Lib/pickletools.py, APPNOTE.TXT 6.3.
-Lesson: notebooks/04_model_formats.
-"""
+Limits: 8 MiB and 2 million opcodes of program, 64 MiB of zip directory. Source: Lib/pickletools.py,
+APPNOTE.TXT 6.3. Lesson: notebooks/04_model_formats."""
 
 from __future__ import annotations
 
@@ -38,10 +38,28 @@ MAX_DIRECTORY_BYTES = 64 << 20
 MAX_MEMBERS = 200_000
 
 #: What a checkpoint of plain tensors names. Everything else is a finding.
-STORAGES = {"DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8, "IntStorage": 4, "ShortStorage": 2,
-            "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1, "ComplexFloatStorage": 8, "ComplexDoubleStorage": 16, "UntypedStorage": 1}
-HARMLESS = {("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter"),
-            ("torch", "Size"), ("torch.serialization", "_get_layout")} | {("torch", s) for s in STORAGES}
+STORAGES = {
+    "DoubleStorage": 8,
+    "FloatStorage": 4,
+    "HalfStorage": 2,
+    "BFloat16Storage": 2,
+    "LongStorage": 8,
+    "IntStorage": 4,
+    "ShortStorage": 2,
+    "CharStorage": 1,
+    "ByteStorage": 1,
+    "BoolStorage": 1,
+    "ComplexFloatStorage": 8,
+    "ComplexDoubleStorage": 16,
+    "UntypedStorage": 1,
+}
+HARMLESS = {
+    ("collections", "OrderedDict"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_parameter"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+} | {("torch", s) for s in STORAGES}
 
 
 @dataclass(frozen=True)
@@ -79,12 +97,33 @@ class Unknown:
 
 _UNKNOWN = Unknown()
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_LITERALS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES",
-             "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "FLOAT", "BINFLOAT"}
+_LITERALS = {
+    "INT",
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG",
+    "LONG1",
+    "LONG4",
+    "STRING",
+    "BINSTRING",
+    "SHORT_BINSTRING",
+    "BINBYTES",
+    "SHORT_BINBYTES",
+    "BINBYTES8",
+    "BYTEARRAY8",
+    "UNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE",
+    "BINUNICODE8",
+    "FLOAT",
+    "BINFLOAT",
+}
 
 
 class Follow:
-    """The pickle machine with symbols. After `run`, `names` holds every import, `calls` every call, `result` the object."""
+    """The pickle machine with symbols. After `run`, `names` holds every import, `calls` every call,
+    `result` the object."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -98,7 +137,10 @@ class Follow:
     def run(self, program: bytes) -> int:
         """Follow one pickle; gives the position after its STOP. Raises BadInput."""
         if len(program) > MAX_HEADER_BYTES:
-            raise BadInput(f"a pickle program of {len(program)} bytes", why=f"a checkpoint's own stays far below {MAX_HEADER_BYTES}")
+            raise BadInput(
+                f"a pickle program of {len(program)} bytes",
+                why=f"a checkpoint's own stays far below {MAX_HEADER_BYTES}",
+            )
         try:
             for opcode, argument, position in pickletools.genops(program):
                 self.opcodes += 1
@@ -108,8 +150,21 @@ class Follow:
                     self.result = self.stack.pop()
                     return position + 1
                 self._step(opcode.name, argument, position)
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, struct.error, UnicodeDecodeError, EOFError) as error:
-            raise BadInput(f"the pickle program is broken at opcode {self.opcodes}: {str(error)[:120]}", why="truncated or forged; nothing was run") from None
+        except (
+            ValueError,
+            IndexError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            struct.error,
+            UnicodeDecodeError,
+            EOFError,
+        ) as error:
+            raise BadInput(
+                f"the pickle program is broken at opcode {self.opcodes}: {str(error)[:120]}",
+                why="truncated or forged; nothing was run",
+            ) from None
         raise BadInput("the pickle program has no end", why="truncated or forged; nothing was run")
 
     def _to_mark(self) -> list[Any]:
@@ -134,7 +189,11 @@ class Follow:
         elif name == "MARK":
             stack.append(Mark())
         elif name in ("EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"):
-            stack.append({"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": list}[name]())
+            stack.append(
+                {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": list}[
+                    name
+                ]()
+            )
         elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
             count = int(name[-1])
             items = tuple(stack[-count:])
@@ -197,7 +256,9 @@ class Follow:
     def _import(self, name: str, argument: Any, at: int) -> None:
         if name == "STACK_GLOBAL":
             last, first = self.stack.pop(), self.stack.pop()
-            made = Name(first if isinstance(first, str) else "?", last if isinstance(last, str) else "?")
+            made = Name(
+                first if isinstance(first, str) else "?", last if isinstance(last, str) else "?"
+            )
             self.stack.append(made)
         else:
             module, _, attribute = argument.partition(" ")
@@ -215,10 +276,25 @@ class Follow:
             if (name.module, name.name) not in HARMLESS:
                 found.append((at, f"byte {at}: would import {name}"))
         for call in self.calls:
-            if not isinstance(call.what, Name) or (call.what.module, call.what.name) not in HARMLESS:
-                found.append((call.at, f"byte {call.at}: would call {call.what if isinstance(call.what, Name) else 'a computed object'}({_shown(call.arguments)})"))
+            if (
+                not isinstance(call.what, Name)
+                or (call.what.module, call.what.name) not in HARMLESS
+            ):
+                found.append(
+                    (
+                        call.at,
+                        (
+                            f"byte {call.at}: would call"
+                            f" {call.what if isinstance(call.what, Name) else 'a computed object'}({_shown(call.arguments)})"
+                        ),
+                    )
+                )
         for at, target in self.builds:
-            if not isinstance(target, Call) or not isinstance(target.what, Name) or (target.what.module, target.what.name) not in HARMLESS:
+            if (
+                not isinstance(target, Call)
+                or not isinstance(target.what, Name)
+                or (target.what.module, target.what.name) not in HARMLESS
+            ):
                 found.append((at, f"byte {at}: would set the state of an object"))
         return [text for _, text in sorted(found)[:100]]
 
@@ -226,8 +302,15 @@ class Follow:
 def _shown(arguments: Any) -> str:
     """Arguments without recursion: one level, each cut."""
     items = arguments if isinstance(arguments, tuple) else (arguments,)
-    return ", ".join(repr(i)[:80] if isinstance(i, (str, bytes, int, float, bool, type(None))) and not (isinstance(i, int) and abs(i) >> 64)
-                     else type(i).__name__ for i in items[:8])
+    return ", ".join(
+        (
+            repr(i)[:80]
+            if isinstance(i, (str, bytes, int, float, bool, type(None)))
+            and not (isinstance(i, int) and abs(i) >> 64)
+            else type(i).__name__
+        )
+        for i in items[:8]
+    )
 
 
 def members(file: BinaryIO, size_bytes: int) -> dict[str, tuple[int, int, int]]:
@@ -237,13 +320,17 @@ def members(file: BinaryIO, size_bytes: int) -> dict[str, tuple[int, int, int]]:
     tail = file.read(65_557)
     end = tail.rfind(b"PK\x05\x06")
     if end < 0 or len(tail) - end < 22:
-        raise BadInput("the zip has no directory", why="a truncated checkpoint; nothing was loaded", fix="fetch the file again")
-    count, length, at = struct.unpack("<HII", tail[end + 10:end + 20])
+        raise BadInput(
+            "the zip has no directory",
+            why="a truncated checkpoint; nothing was loaded",
+            fix="fetch the file again",
+        )
+    count, length, at = struct.unpack("<HII", tail[end + 10 : end + 20])
     if 0xFFFF in (count,) or 0xFFFFFFFF in (length, at):
         locator = tail.rfind(b"PK\x06\x07", 0, end)
         if locator < 0:
             raise BadInput("a zip64 without its locator")
-        position = struct.unpack("<Q", tail[locator + 8:locator + 16])[0]
+        position = struct.unpack("<Q", tail[locator + 8 : locator + 16])[0]
         if position > size_bytes - 56:
             raise BadInput("the zip64 directory lies past the end")
         file.seek(position)
@@ -252,22 +339,29 @@ def members(file: BinaryIO, size_bytes: int) -> dict[str, tuple[int, int, int]]:
             raise BadInput("a zip64 without its record")
         count, length, at = struct.unpack("<QQQ", record[32:56])
     if at + length > size_bytes or length > MAX_DIRECTORY_BYTES or count > MAX_MEMBERS:
-        raise BadInput(f"a zip directory of {count} members and {length} bytes at {at}", why="it does not fit the file, or no checkpoint is like it")
+        raise BadInput(
+            f"a zip directory of {count} members and {length} bytes at {at}",
+            why="it does not fit the file, or no checkpoint is like it",
+        )
     file.seek(at)
     return _directory(file, file.read(length), count, size_bytes)
 
 
-def _directory(file: BinaryIO, raw: bytes, count: int, size_bytes: int) -> dict[str, tuple[int, int, int]]:
+def _directory(
+    file: BinaryIO, raw: bytes, count: int, size_bytes: int
+) -> dict[str, tuple[int, int, int]]:
     found: dict[str, tuple[int, int, int]] = {}
     at = 0
     for _ in range(count):
-        if raw[at:at + 4] != b"PK\x01\x02" or len(raw) - at < 46:
-            raise BadInput("the zip directory is broken", why="truncated or forged; nothing was loaded")
-        method, stored, size = struct.unpack("<H8xII", raw[at + 10:at + 28])
-        name_length, extra_length, comment_length = struct.unpack("<HHH", raw[at + 28:at + 34])
-        local = struct.unpack("<I", raw[at + 42:at + 46])[0]
-        name = raw[at + 46:at + 46 + name_length].decode("utf-8", "replace")
-        extra = raw[at + 46 + name_length:at + 46 + name_length + extra_length]
+        if raw[at : at + 4] != b"PK\x01\x02" or len(raw) - at < 46:
+            raise BadInput(
+                "the zip directory is broken", why="truncated or forged; nothing was loaded"
+            )
+        method, stored, size = struct.unpack("<H8xII", raw[at + 10 : at + 28])
+        name_length, extra_length, comment_length = struct.unpack("<HHH", raw[at + 28 : at + 34])
+        local = struct.unpack("<I", raw[at + 42 : at + 46])[0]
+        name = raw[at + 46 : at + 46 + name_length].decode("utf-8", "replace")
+        extra = raw[at + 46 + name_length : at + 46 + name_length + extra_length]
         stored, local = _wide(extra, stored, size, local)
         at += 46 + name_length + extra_length + comment_length
         file.seek(min(local, size_bytes))
@@ -282,12 +376,18 @@ def _directory(file: BinaryIO, raw: bytes, count: int, size_bytes: int) -> dict[
 
 
 def _wide(extra: bytes, stored: int, size: int, local: int) -> tuple[int, int]:
-    """The zip64 extra field: 64-bit values for those that say 0xFFFFFFFF, in the order size, stored, offset."""
+    """The zip64 extra field: 64-bit values for those that say 0xFFFFFFFF, in the order size,
+    stored, offset."""
     at = 0
     while at + 4 <= len(extra):
-        tag, length = struct.unpack("<HH", extra[at:at + 4])
+        tag, length = struct.unpack("<HH", extra[at : at + 4])
         if tag == 1:
-            values = list(struct.unpack(f"<{length // 8}Q", extra[at + 4:at + 4 + length // 8 * 8].ljust(length // 8 * 8, b"\0")))
+            values = list(
+                struct.unpack(
+                    f"<{length // 8}Q",
+                    extra[at + 4 : at + 4 + length // 8 * 8].ljust(length // 8 * 8, b"\0"),
+                )
+            )
             if size == 0xFFFFFFFF and values:
                 values.pop(0)
             if stored == 0xFFFFFFFF and values:
@@ -299,7 +399,8 @@ def _wide(extra: bytes, stored: int, size: int, local: int) -> tuple[int, int]:
 
 
 def read(path: Path) -> Layout:
-    """Raises BadInput. Findings are in `layout.findings`, tensors of plain state dicts in `layout.tensors`."""
+    """Raises BadInput. Findings are in `layout.findings`, tensors of plain state dicts in
+    `layout.tensors`."""
     with open(path, "rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size
         return parse(file, size_bytes, str(path))
@@ -315,16 +416,33 @@ def parse(file: BinaryIO, size_bytes: int, path: str = "") -> Layout:
         raise BadInput("a zip without data.pkl", why="not a PyTorch checkpoint")
     begin, length, method = inside[program_name]
     if method != 0:
-        raise BadInput("data.pkl is compressed", why="PyTorch stores it plainly; this file is not one of its")
+        raise BadInput(
+            "data.pkl is compressed", why="PyTorch stores it plainly; this file is not one of its"
+        )
     if length > MAX_HEADER_BYTES:
-        raise BadInput(f"a pickle program of {length} bytes", why=f"a checkpoint's own stays far below {MAX_HEADER_BYTES}")
+        raise BadInput(
+            f"a pickle program of {length} bytes",
+            why=f"a checkpoint's own stays far below {MAX_HEADER_BYTES}",
+        )
     file.seek(begin)
     follow = Follow()
     follow.run(file.read(length))
     entries = _tensors(follow, inside, program_name.removesuffix("data.pkl"))
-    check_places([e for e in entries if e.offset >= 0], 0, size_bytes, exact=False) if not _shares(entries) else None
-    return Layout("pickle", path, size_bytes, length, tuple(entries), {"opcodes": follow.opcodes, "imports": sorted({str(n) for _, n in follow.names})[:100]},
-                  tuple(follow.findings()), common_alignment([e.offset for e in entries if e.offset >= 0]))
+    (
+        check_places([e for e in entries if e.offset >= 0], 0, size_bytes, exact=False)
+        if not _shares(entries)
+        else None
+    )
+    return Layout(
+        "pickle",
+        path,
+        size_bytes,
+        length,
+        tuple(entries),
+        {"opcodes": follow.opcodes, "imports": sorted({str(n) for _, n in follow.names})[:100]},
+        tuple(follow.findings()),
+        common_alignment([e.offset for e in entries if e.offset >= 0]),
+    )
 
 
 def _shares(entries: list[Entry]) -> bool:
@@ -333,38 +451,81 @@ def _shares(entries: list[Entry]) -> bool:
 
 
 def _bare(file: BinaryIO, size_bytes: int, path: str) -> Layout:
-    """A pickle without a zip (torch before 1.6 wrote several in a row): the first programs, without tensors."""
+    """A pickle without a zip (torch before 1.6 wrote several in a row): the first programs, without
+    tensors."""
     file.seek(0)
     data = io.BytesIO(file.read(MAX_HEADER_BYTES)).getvalue()
     follow, at = Follow(), 0
-    while at < len(data) and data[at:at + 1] == b"\x80" and follow.opcodes < MAX_OPCODES:
+    while at < len(data) and data[at : at + 1] == b"\x80" and follow.opcodes < MAX_OPCODES:
         try:
             at += follow.run(data[at:])
         except BadInput:
             if at == 0:
                 raise
             break
-    return Layout("pickle", path, size_bytes, at, (), {"opcodes": follow.opcodes, "imports": sorted({str(n) for _, n in follow.names})[:100]}, tuple(follow.findings()))
+    return Layout(
+        "pickle",
+        path,
+        size_bytes,
+        at,
+        (),
+        {"opcodes": follow.opcodes, "imports": sorted({str(n) for _, n in follow.names})[:100]},
+        tuple(follow.findings()),
+    )
 
 
 def _tensors(follow: Follow, inside: dict[str, tuple[int, int, int]], prefix: str) -> list[Entry]:
     top = follow.result
-    state = top if isinstance(top, dict) else getattr(top, "__dict__", {}).get("items", {}) if isinstance(top, Call) else {}
+    state = (
+        top
+        if isinstance(top, dict)
+        else getattr(top, "__dict__", {}).get("items", {})
+        if isinstance(top, Call)
+        else {}
+    )
     entries = []
     for name, value in list(state.items())[:MAX_TENSORS]:
-        if isinstance(value, Call) and value.what == Name("torch._utils", "_rebuild_parameter") and isinstance(value.arguments, tuple) and value.arguments:
+        if (
+            isinstance(value, Call)
+            and value.what == Name("torch._utils", "_rebuild_parameter")
+            and isinstance(value.arguments, tuple)
+            and value.arguments
+        ):
             value = value.arguments[0]
-        if not (isinstance(value, Call) and value.what == Name("torch._utils", "_rebuild_tensor_v2") and isinstance(value.arguments, tuple) and len(value.arguments) >= 4):
+        if not (
+            isinstance(value, Call)
+            and value.what == Name("torch._utils", "_rebuild_tensor_v2")
+            and isinstance(value.arguments, tuple)
+            and len(value.arguments) >= 4
+        ):
             continue
         stored, offset, shape = value.arguments[:3]
         about = stored.about if isinstance(stored, Stored) else None
-        if not (isinstance(about, tuple) and len(about) == 5 and isinstance(about[1], Name) and about[1].name in STORAGES and isinstance(about[2], str)
-                and isinstance(offset, int) and 0 <= offset < 1 << 62):
+        if not (
+            isinstance(about, tuple)
+            and len(about) == 5
+            and isinstance(about[1], Name)
+            and about[1].name in STORAGES
+            and isinstance(about[2], str)
+            and isinstance(offset, int)
+            and 0 <= offset < 1 << 62
+        ):
             raise BadInput(f"{name[:80]}: its storage is not one of PyTorch's")
         width = STORAGES[about[1].name]
         place = inside.get(f"{prefix}data/{about[2]}")
         size = element_count(shape, name) * width
         if place is None or offset * width + size > place[1]:
-            raise BadInput(f"{name[:80]} lies outside its storage", why="truncated or forged; nothing was loaded")
-        entries.append(Entry(name, about[1].name.removesuffix("Storage"), tuple(shape), place[0] + offset * width, size))
+            raise BadInput(
+                f"{name[:80]} lies outside its storage",
+                why="truncated or forged; nothing was loaded",
+            )
+        entries.append(
+            Entry(
+                name,
+                about[1].name.removesuffix("Storage"),
+                tuple(shape),
+                place[0] + offset * width,
+                size,
+            )
+        )
     return sorted(entries, key=lambda e: e.offset)

@@ -1,12 +1,14 @@
-"""safetensors: eight bytes of length, that much JSON, then the tensors without a hole. The whole format.
+"""safetensors: eight bytes of length, that much JSON, then the tensors without a hole. The whole
+format.
 
     layout = read(Path("model.safetensors"))
-    parse(header_json, data_begin=…, size_bytes=…)      # the same from bytes that came out of a bucket
+    parse(header_json, data_begin=…, size_bytes=…)      # the same from bytes that came out of a
+        bucket
 
-Nothing in it runs, which is why it exists. Still hostile: a length that lies, offsets over each other or past the end,
-nesting, numbers without end. Limits are in `layout`. Source: the safetensors README (format section); its own limit for
-the header is 100 MB, ours is lower because Python objects are larger. Lesson: notebooks/04_model_formats.
-"""
+Nothing in it runs, which is why it exists. Still hostile: a length that lies, offsets over each
+other or past the end, nesting, numbers without end. Limits are in `layout`. Source: the safetensors
+README (format section); its own limit for the header is 100 MB, ours is lower because Python
+objects are larger. Lesson: notebooks/04_model_formats."""
 
 from __future__ import annotations
 
@@ -29,41 +31,87 @@ from labkit.weights.formats.layout import (
 
 _KEYS = {"dtype", "shape", "data_offsets"}
 #: dtype -> bits an element
-BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16,
-        "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+BITS = {
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "C64": 64,
+    "F64": 64,
+    "I64": 64,
+    "U64": 64,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+}
 
 
 def header_length(first_eight: bytes, size_bytes: int) -> int:
     """The length of the JSON. Raises BadInput if the file cannot hold it."""
     if len(first_eight) < 8:
-        raise BadInput(f"{size_bytes} bytes are too few for a safetensors file", why="it begins with eight bytes of length")
+        raise BadInput(
+            f"{size_bytes} bytes are too few for a safetensors file",
+            why="it begins with eight bytes of length",
+        )
     length = int.from_bytes(first_eight, "little")
     if length > size_bytes - 8:
-        raise BadInput(f"the header says {length} bytes, the file has {size_bytes}", why="a truncated or forged file; nothing was loaded",
-                       fix="fetch the file again, then labkit model verify DIR")
+        raise BadInput(
+            f"the header says {length} bytes, the file has {size_bytes}",
+            why="a truncated or forged file; nothing was loaded",
+            fix="fetch the file again, then labkit model verify DIR",
+        )
     if length > MAX_HEADER_BYTES:
-        raise BadInput(f"a header of {length} bytes", why=f"real ones stay below {MAX_HEADER_BYTES}; this one could exhaust memory")
+        raise BadInput(
+            f"a header of {length} bytes",
+            why=f"real ones stay below {MAX_HEADER_BYTES}; this one could exhaust memory",
+        )
     return length
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        raise BadInput("a name occurs twice in the header", why="readers would disagree on which tensor it means")
+        raise BadInput(
+            "a name occurs twice in the header",
+            why="readers would disagree on which tensor it means",
+        )
     return made
 
 
 def _entry(name: str, about: Any, begin: int) -> Entry:
     if not isinstance(about, dict) or about.keys() != _KEYS:
-        raise BadInput(f"{name[:80]}: a tensor has dtype, shape and data_offsets, this one has {str(list(about))[:80] if isinstance(about, dict) else 'none'}")
+        raise BadInput(
+            f"{name[:80]}: a tensor has dtype, shape and data_offsets, this one has"
+            f" {str(list(about))[:80] if isinstance(about, dict) else 'none'}"
+        )
     if not isinstance(about["dtype"], str) or about["dtype"] not in BITS:
         raise BadInput(f"{name[:80]}: unknown dtype {str(about['dtype'])[:40]}")
     bits = element_count(about["shape"], name) * BITS[about["dtype"]]
     offsets = about["data_offsets"]
-    if not isinstance(offsets, list) or len(offsets) != 2 or any(not isinstance(o, int) or isinstance(o, bool) or o < 0 or o >= 1 << 63 for o in offsets):
+    if (
+        not isinstance(offsets, list)
+        or len(offsets) != 2
+        or any(
+            not isinstance(o, int) or isinstance(o, bool) or o < 0 or o >= 1 << 63 for o in offsets
+        )
+    ):
         raise BadInput(f"{name[:80]}: data_offsets are not two positions")
     if bits % 8 or offsets[1] - offsets[0] != bits // 8:
-        raise BadInput(f"{name[:80]}: {offsets[1] - offsets[0]} bytes for a shape that needs {bits / 8:.10g}", why="shape and offsets contradict each other")
+        raise BadInput(
+            f"{name[:80]}: {offsets[1] - offsets[0]} bytes for a shape that needs {bits / 8:.10g}",
+            why="shape and offsets contradict each other",
+        )
     return Entry(name, about["dtype"], tuple(about["shape"]), begin + offsets[0], bits // 8)
 
 
@@ -75,7 +123,10 @@ def parse(header: bytes, size_bytes: int, path: str = "") -> Layout:
     except RecursionError:
         raise BadInput("the header nests too deeply", why="a real one has two levels") from None
     except (ValueError, UnicodeDecodeError) as error:
-        raise BadInput(f"the header is not JSON: {str(error)[:120]}", why="a truncated or forged file; nothing was loaded") from None
+        raise BadInput(
+            f"the header is not JSON: {str(error)[:120]}",
+            why="a truncated or forged file; nothing was loaded",
+        ) from None
     if not isinstance(doc, dict):
         raise BadInput("the header is not a JSON object")
     metadata = doc.pop("__metadata__", {})
@@ -83,11 +134,25 @@ def parse(header: bytes, size_bytes: int, path: str = "") -> Layout:
         raise BadInput("__metadata__ is not a map of text to text")
     if len(doc) > MAX_TENSORS:
         raise BadInput(f"{len(doc)} tensors in one file", why=f"real ones stay below {MAX_TENSORS}")
-    entries = sorted((_entry(name, about, begin) for name, about in doc.items()), key=attrgetter("offset", "size_bytes"))
+    entries = sorted(
+        (_entry(name, about, begin) for name, about in doc.items()),
+        key=attrgetter("offset", "size_bytes"),
+    )
     check_places(entries, begin, size_bytes, exact=True)
     together = common_alignment([e.offset for e in entries])
-    findings = () if together >= 4096 or not entries else (f"tensors are aligned to {together} bytes: a direct read needs a wider one and shifts them into place",)
-    return Layout("safetensors", path, size_bytes, begin, tuple(entries), dict(metadata), findings, together)
+    findings = (
+        ()
+        if together >= 4096 or not entries
+        else (
+            (
+                f"tensors are aligned to {together} bytes: a direct read needs a wider one and"
+                " shifts them into place"
+            ),
+        )
+    )
+    return Layout(
+        "safetensors", path, size_bytes, begin, tuple(entries), dict(metadata), findings, together
+    )
 
 
 def _refuse(word: str) -> Any:

@@ -1,9 +1,10 @@
-"""`fastsafetensors`: IBM's loader. Whole files into one device buffer by several threads, then tensors as views of it.
+"""`fastsafetensors`: IBM's loader. Whole files into one device buffer by several threads, then
+tensors as views of it.
 
-Limit: one pass over the bytes, plus – where a view is copied out – device memory for both. With a GPU and GPUDirect
-Storage the host's memory is left out; without, a bounce buffer (`nogds=True`), which is also its way on a CPU.
-Source: foundation-model-stack/fastsafetensors. Lesson: notebooks/05_streaming.
-"""
+Limit: one pass over the bytes, plus – where a view is copied out – device memory for both. With a
+GPU and GPUDirect Storage the host's memory is left out; without, a bounce buffer (`nogds=True`),
+which is also its way on a CPU. Source: foundation-model-stack/fastsafetensors. Lesson:
+notebooks/05_streaming."""
 
 from __future__ import annotations
 
@@ -22,15 +23,22 @@ def load(model: Any, source: str, device: str = "cpu", **_: Any) -> dict[str, An
             runtime_of_torch()
     with local_shards(source, "safetensors") as here:
         placer = Placer(model, device)
-        with span("load.read"), refusing(here.paths[0].parent), fastsafe_open([str(p) for p in here.paths], device=with_index(device), nogds=True) as files:
+        with (
+            span("load.read"),
+            refusing(here.paths[0].parent),
+            fastsafe_open(
+                [str(p) for p in here.paths], device=with_index(device), nogds=True
+            ) as files,
+        ):
             for name in files.keys():  # noqa: SIM118 - not a dict
                 placer.put(name, files.get_tensor(name))
         return placer.finish() | here.facts("fastsafetensors")
 
 
 def runtime_of_torch() -> str:
-    """It asks the linker for libcudart.so, which a CUDA toolkit has; a torch with the runtime in a package of its own has libcudart.so.N
-    only, and the load would end with "no GPU". Then it is told where that is, and the path given back; "" where nothing was needed."""
+    """It asks the linker for libcudart.so, which a CUDA toolkit has; a torch with the runtime in a
+    package of its own has libcudart.so.N only, and the load would end with "no GPU". Then it is
+    told where that is, and the path given back; "" where nothing was needed."""
     import ctypes
 
     try:

@@ -1,9 +1,9 @@
 """`gguf`: one file, read tensor by tensor, each dequantised to the model's dtype on the way in.
 
-Limit: fewer bytes to read (Q8_0 half of BF16, Q4_0 a quarter), more work a byte: unpacking runs at numpy's speed on one
-core, and F16 is converted too when the model is BF16. llama.cpp does not do this – it computes on the packed blocks.
-Header reader: ours (the `gguf` package's spends 1.2 s on a 32k vocabulary). Lesson: notebooks/04_model_formats.
-"""
+Limit: fewer bytes to read (Q8_0 half of BF16, Q4_0 a quarter), more work a byte: unpacking runs at
+numpy's speed on one core, and F16 is converted too when the model is BF16. llama.cpp does not do
+this – it computes on the packed blocks. Header reader: ours (the `gguf` package's spends 1.2 s on a
+32k vocabulary). Lesson: notebooks/04_model_formats."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def load(model: Any, source: str, device: str = "cpu", **_: Any) -> dict[str, An
 
 
 def tensors(path: Any, layout: Any) -> Any:
-    """(public name, tensor) in file order: dequantised to float32, plain types as they are, rows in the public order."""
+    """(public name, tensor) in file order: dequantised to float32, plain types as they are, rows in
+    the public order."""
     import gguf
     import numpy as np
     import torch
@@ -46,12 +47,21 @@ def tensors(path: Any, layout: Any) -> Any:
             public = entry.name
         raw = np.fromfile(path, dtype=np.uint8, count=entry.size_bytes, offset=entry.offset)
         if raw.nbytes != entry.size_bytes:
-            raise BadInput(f"{path} ended within {entry.name}", why="it was truncated while it was read; nothing was loaded")
+            raise BadInput(
+                f"{path} ended within {entry.name}",
+                why="it was truncated while it was read; nothing was loaded",
+            )
         if entry.dtype in ("F32", "F16"):
-            made = torch.from_numpy(raw.view(entry.dtype.replace("F", "float")).reshape(entry.shape))
+            made = torch.from_numpy(
+                raw.view(entry.dtype.replace("F", "float")).reshape(entry.shape)
+            )
         elif entry.dtype == "BF16":
             made = torch.from_numpy(raw).view(torch.bfloat16).reshape(entry.shape)
         else:
-            made = torch.from_numpy(gguf.quants.dequantize(raw, getattr(gguf.GGMLQuantizationType, entry.dtype)).reshape(entry.shape))
+            made = torch.from_numpy(
+                gguf.quants.dequantize(
+                    raw, getattr(gguf.GGMLQuantizationType, entry.dtype)
+                ).reshape(entry.shape)
+            )
         turned = heads_of(public, heads, kv_heads) if architecture == "llama" else 0
         yield public, to_halves(made, turned).contiguous() if turned else made

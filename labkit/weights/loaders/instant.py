@@ -1,8 +1,9 @@
-"""`instanttensor`: safetensors straight into GPU memory through a ring of device buffers. CUDA only.
+"""`instanttensor`: safetensors straight into GPU memory through a ring of device buffers. CUDA
+only.
 
-Limit: the slower of storage and PCIe. Its default copies each tensor out of the ring (`copy=True`), so that none is
-overwritten. Source: the package's own documentation of `safe_open`. Lesson: notebooks/05_streaming.
-"""
+Limit: the slower of storage and PCIe. Its default copies each tensor out of the ring (`copy=True`),
+so that none is overwritten. Source: the package's own documentation of `safe_open`. Lesson:
+notebooks/05_streaming."""
 
 from __future__ import annotations
 
@@ -19,7 +20,13 @@ def load(model: Any, source: str, device: str = "cuda", **_: Any) -> dict[str, A
 
     with local_shards(source, "safetensors") as here:
         placer = Placer(model, device)
-        with span("load.stream"), refusing(here.paths[0].parent), safe_open([str(p) for p in here.paths], framework="pt", device=with_index(device)) as files:
+        with (
+            span("load.stream"),
+            refusing(here.paths[0].parent),
+            safe_open(
+                [str(p) for p in here.paths], framework="pt", device=with_index(device)
+            ) as files,
+        ):
             for name, tensor in files.tensors():
                 placer.put(name, tensor)
         return placer.finish() | here.facts("instanttensor")

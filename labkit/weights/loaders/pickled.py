@@ -1,14 +1,15 @@
-"""`pickle`: the article's starting point. Download to disk first if it is remote, `torch.load` a shard, `load_state_dict`.
+"""`pickle`: the article's starting point. Download to disk first if it is remote, `torch.load` a
+shard, `load_state_dict`.
 
-Limit: every byte moves three times (disk → page cache → unpickled tensors → parameters), one after the other, and a
-remote checkpoint waits for its last byte before the first is read. Stock calls at their defaults, never slowed;
-`weights_only=True` is torch's default since 2.6 and refuses pickles that would run code.
+Limit: every byte moves three times (disk → page cache → unpickled tensors → parameters), one after
+the other, and a remote checkpoint waits for its last byte before the first is read. Stock calls at
+their defaults, never slowed; `weights_only=True` is torch's default since 2.6 and refuses pickles
+that would run code.
 
     load(model, "/models/small-pickle", "cpu")     # spans load.download, load.read, load.copy
 
-`load_mmap` is the same with `mmap=True`, where a tensor on the meta device becomes a view of the mapping: its pages come
-at first touch. Lesson: notebooks/04_model_formats.
-"""
+`load_mmap` is the same with `mmap=True`, where a tensor on the meta device becomes a view of the
+mapping: its pages come at first touch. Lesson: notebooks/04_model_formats."""
 
 from __future__ import annotations
 
@@ -21,8 +22,11 @@ from labkit.weights.loaders.nearby import local_shards, refusing
 from labkit.weights.loaders.placing import Placer
 
 
-def load(model: Any, source: str, device: str = "cpu", *, mmap: bool = False, **_: Any) -> dict[str, Any]:
-    """Fill the model's parameters. Facts: tensors, size_bytes, shards, downloaded_bytes. Raises BadInput, TransferError."""
+def load(
+    model: Any, source: str, device: str = "cpu", *, mmap: bool = False, **_: Any
+) -> dict[str, Any]:
+    """Fill the model's parameters. Facts: tensors, size_bytes, shards, downloaded_bytes. Raises
+    BadInput, TransferError."""
     with local_shards(source, "pickle") as here:
         placer = Placer(model, device)
         for path in here.paths:

@@ -1,10 +1,10 @@
 """From named tensors to a model's parameters: the last step of every loader, the same for all.
 
-A model comes with its parameters on the meta device (shapes without storage) or initialised. On meta a tensor *becomes*
-the parameter – nothing is copied if it already lies on the device in the parameter's dtype; into initialised storage it
-is copied. Every checkpoint tensor must have its parameter, with its shape, and every parameter its tensor: a model with
-a parameter left over answers nonsense without an error. Lesson: notebooks/04_model_formats.
-"""
+A model comes with its parameters on the meta device (shapes without storage) or initialised. On
+meta a tensor *becomes* the parameter – nothing is copied if it already lies on the device in the
+parameter's dtype; into initialised storage it is copied. Every checkpoint tensor must have its
+parameter, with its shape, and every parameter its tensor: a model with a parameter left over
+answers nonsense without an error. Lesson: notebooks/04_model_formats."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from labkit.errors import BadInput
 
 
 def with_index(device: str) -> str:
-    """"cuda" as the device that it means now ("cuda:0"): libraries beside torch want to be told which."""
+    """ "cuda" as the device that it means now ("cuda:0"): libraries beside torch want to be told
+    which."""
     if device != "cuda":
         return device
     import torch
@@ -26,9 +27,9 @@ def with_index(device: str) -> str:
 class Placer:
     """Puts tensors into a model one at a time and checks at the end that none is missing.
 
-        placer = Placer(model, "cpu")
-        for name, tensor in tensors: placer.put(name, tensor)
-        facts = placer.finish()
+    placer = Placer(model, "cpu")
+    for name, tensor in tensors: placer.put(name, tensor)
+    facts = placer.finish()
     """
 
     def __init__(self, model: Any, device: str = "cpu"):
@@ -44,21 +45,28 @@ class Placer:
         self.size_bytes = 0
 
     def slot(self, name: str, shape: Iterable[int]) -> Any:
-        """The parameter that this tensor is for; None for one that a model computes or shares. Raises BadInput if there is no
-        parameter of that name or its shape differs."""
+        """The parameter that this tensor is for; None for one that a model computes or shares.
+        Raises BadInput if there is no parameter of that name or its shape differs."""
         there = self.slots.get(name)
         if there is None:
-            if name.endswith("rotary_emb.inv_freq") or name == "lm_head.weight":  # old checkpoints; a tied head stored twice
+            # old checkpoints; a tied head stored twice
+            if name.endswith("rotary_emb.inv_freq") or name == "lm_head.weight":
                 return None
-            raise BadInput(f"checkpoint tensor {name} has no parameter in the model", why="the checkpoint is of another architecture",
-                           fix="labkit model inspect FILE lists what it holds")
+            raise BadInput(
+                f"checkpoint tensor {name} has no parameter in the model",
+                why="the checkpoint is of another architecture",
+                fix="labkit model inspect FILE lists what it holds",
+            )
         if there.shape != tuple(shape):
-            raise BadInput(f"{name}: checkpoint shape {list(shape)}, model shape {list(there.shape)}",
-                           why="config.json and weights are not of the same model")
+            raise BadInput(
+                f"{name}: checkpoint shape {list(shape)}, model shape {list(there.shape)}",
+                why="config.json and weights are not of the same model",
+            )
         return there
 
     def put(self, name: str, tensor: Any) -> None:
-        """The tensor becomes the parameter, or is copied into it; one that is the parameter's own storage is there already."""
+        """The tensor becomes the parameter, or is copied into it; one that is the parameter's own
+        storage is there already."""
         there = self.slot(name, tensor.shape)
         if there is None:
             return
@@ -74,7 +82,8 @@ class Placer:
         self.size_bytes += there.nbytes
 
     def put_state(self, state: dict[str, Any]) -> None:
-        """A whole state dict at once: torch's own `load_state_dict` where the model is initialised, else one by one."""
+        """A whole state dict at once: torch's own `load_state_dict` where the model is initialised,
+        else one by one."""
         filled = {}
         for name, tensor in state.items():
             there = self.slot(name, tensor.shape)
@@ -101,7 +110,8 @@ class Placer:
         self.placed[name] = tensor
 
     def finish(self) -> dict[str, Any]:
-        """Facts, after checking that every parameter has its bytes. A tied head shares the embedding's."""
+        """Facts, after checking that every parameter has its bytes. A tied head shares the
+        embedding's."""
         placed = set(self.placed)
         shared = {id(self.slots[name]) for name in placed}
         missing = [n for n, p in self.slots.items() if n not in placed and id(p) not in shared]
@@ -113,12 +123,17 @@ class Placer:
                 twin_module, twin_leaf = self._owners[twin]
                 module._parameters[leaf] = twin_module._parameters[twin_leaf]
         if missing:
-            raise BadInput(f"{len(missing)} parameters are not in the checkpoint: {', '.join(missing[:3])} …",
-                           why="the model would answer with whatever those parameters hold", fix="labkit model verify DIR")
+            raise BadInput(
+                f"{len(missing)} parameters are not in the checkpoint: {', '.join(missing[:3])} …",
+                why="the model would answer with whatever those parameters hold",
+                fix="labkit model verify DIR",
+            )
         return {"tensors": len(placed), "size_bytes": self.size_bytes}
 
 
-def place_all(model: Any, tensors: Iterable[tuple[str, Any]], device: str = "cpu") -> dict[str, Any]:
+def place_all(
+    model: Any, tensors: Iterable[tuple[str, Any]], device: str = "cpu"
+) -> dict[str, Any]:
     placer = Placer(model, device)
     for name, tensor in tensors:
         placer.put(name, tensor)

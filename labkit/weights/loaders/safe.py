@@ -1,13 +1,15 @@
-"""safetensors, four ways. The file is the same; who reads it, when, and through which memory is not.
+"""safetensors, four ways. The file is the same; who reads it, when, and through which memory is
+not.
 
-    load         `load_file`: maps the file, tensors are views of the mapping; on CPU the bytes come at first touch
-    load_pread   the whole shard read into one buffer of our own, tensors are views of it: loaded means loaded
+    load         `load_file`: maps the file, tensors are views of the mapping; on CPU the bytes come
+        at first touch
+    load_pread   the whole shard read into one buffer of our own, tensors are views of it: loaded
+        means loaded
     load_lazy    `safe_open`, one `get_tensor` a parameter: the way to read part of a checkpoint
     load_device  `load_file(device="cuda")`: through pageable memory, one tensor after the other
 
-Limit: one pass over the bytes at the disk's rate, cold; at memory bandwidth or the cost of mapping pages, warm.
-Lesson: notebooks/04_model_formats.
-"""
+Limit: one pass over the bytes at the disk's rate, cold; at memory bandwidth or the cost of mapping
+pages, warm. Lesson: notebooks/04_model_formats."""
 
 from __future__ import annotations
 
@@ -55,12 +57,18 @@ def _read_whole(path: Path) -> dict[str, Any]:
     into, at = memoryview(torch.empty(layout.size_bytes, dtype=torch.uint8).numpy()), 0
     with open(path, "rb", buffering=0) as file:
         while at < layout.size_bytes:
-            got = file.readinto(into[at:at + (1 << 30)])
+            got = file.readinto(into[at : at + (1 << 30)])
             if not got:
-                raise BadInput(f"{path.name} ended at {at} of {layout.size_bytes} bytes", why="it changed while it was read; nothing was loaded")
+                raise BadInput(
+                    f"{path.name} ended at {at} of {layout.size_bytes} bytes",
+                    why="it changed while it was read; nothing was loaded",
+                )
             at += got
         if os.fstat(file.fileno()).st_size != layout.size_bytes:
-            raise BadInput(f"{path.name} changed its size while it was read", fix="load it again once nobody writes to it")
+            raise BadInput(
+                f"{path.name} changed its size while it was read",
+                fix="load it again once nobody writes to it",
+            )
     return {entry.name: view(into, entry, entry.offset) for entry in layout.tensors}
 
 
@@ -70,7 +78,11 @@ def load_lazy(model: Any, source: str, device: str = "cpu", **_: Any) -> dict[st
     with local_shards(source, "safetensors") as here:
         placer = Placer(model, device)
         for path in here.paths:
-            with span("load.read", file=path.name), refusing(path), safe_open(path, framework="pt", device="cpu") as file:
+            with (
+                span("load.read", file=path.name),
+                refusing(path),
+                safe_open(path, framework="pt", device="cpu") as file,
+            ):
                 for name in file.keys():  # noqa: SIM118 - not a dict
                     placer.put(name, file.get_tensor(name))
         return placer.finish() | here.facts("safetensors-lazy")

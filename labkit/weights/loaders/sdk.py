@@ -1,8 +1,8 @@
-"""`sdk-download`: the cloud SDK's transfer manager (boto3, s3transfer at its defaults) to local disk, then `load_file`.
+"""`sdk-download`: the cloud SDK's transfer manager (boto3, s3transfer at its defaults) to local
+disk, then `load_file`.
 
-Parallel parts fill the link, but the first byte is looked at after the last has been written to disk.
-Source: boto3 guide, "File transfer configuration". Lesson: notebooks/05_streaming.
-"""
+Parallel parts fill the link, but the first byte is looked at after the last has been written to
+disk. Source: boto3 guide, "File transfer configuration". Lesson: notebooks/05_streaming."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def load(model: Any, source: str, device: str = "cpu", **_: Any) -> dict[str, An
     opened = open_source(source)
     names = opened.shards("safetensors")
     if opened.remote and not opened.root.startswith("s3://"):
-        raise BadInput(f"{opened.root}: the SDK takes s3://", fix="labkit-streamer reads http:// too")
+        raise BadInput(
+            f"{opened.root}: the SDK takes s3://", fix="labkit-streamer reads http:// too"
+        )
     placer = Placer(model, device)
     with tempfile.TemporaryDirectory(prefix="labkit-model-") as scratch:
         if opened.remote:

@@ -1,8 +1,8 @@
 """`tensorizer`: CoreWeave's format and deserializer, its settings at their defaults.
 
-Limit: one pass over the bytes in file order, several readers. Its own format: the checkpoint is converted first, and that
-is part of the trade. Source: coreweave/tensorizer. Lesson: notebooks/05_streaming.
-"""
+Limit: one pass over the bytes in file order, several readers. Its own format: the checkpoint is
+converted first, and that is part of the trade. Source: coreweave/tensorizer. Lesson:
+notebooks/05_streaming."""
 
 from __future__ import annotations
 

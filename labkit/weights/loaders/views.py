@@ -1,8 +1,8 @@
-"""Tensors as views of memory that holds a file's bytes: no copy, the dtype of the header, the shape of the header.
+"""Tensors as views of memory that holds a file's bytes: no copy, the dtype of the header, the shape
+of the header.
 
-Limit: a view needs its address to be a multiple of its element size. Writers pad the header so that it is; a tensor of
-a file that does not is copied. Lesson: notebooks/04_model_formats.
-"""
+Limit: a view needs its address to be a multiple of its element size. Writers pad the header so that
+it is; a tensor of a file that does not is copied. Lesson: notebooks/04_model_formats."""
 
 from __future__ import annotations
 
@@ -12,9 +12,27 @@ from labkit.errors import BadInput
 from labkit.weights.formats.layout import Entry
 
 #: safetensors dtype -> torch attribute
-TORCH = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn", "F8_E8M0": "float8_e8m0fnu",
-         "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz", "I16": "int16", "U16": "uint16", "F16": "float16", "BF16": "bfloat16",
-         "I32": "int32", "U32": "uint32", "F32": "float32", "C64": "complex64", "F64": "float64", "I64": "int64", "U64": "uint64"}
+TORCH = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "I16": "int16",
+    "U16": "uint16",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I32": "int32",
+    "U32": "uint32",
+    "F32": "float32",
+    "C64": "complex64",
+    "F64": "float64",
+    "I64": "int64",
+    "U64": "uint64",
+}
 
 
 def torch_dtype(entry: Entry) -> Any:
@@ -26,12 +44,20 @@ def torch_dtype(entry: Entry) -> Any:
 
 
 def view(memory: Any, entry: Entry, at: int) -> Any:
-    """The tensor at byte `at` of a writable buffer (mmap, memoryview, …) that begins at an aligned address. The tensor keeps it alive."""
+    """The tensor at byte `at` of a writable buffer (mmap, memoryview, …) that begins at an aligned
+    address. The tensor keeps it alive."""
     import torch
 
     dtype = torch_dtype(entry)
     if not entry.size_bytes:
         return torch.empty(entry.shape, dtype=dtype)
     if at % dtype.itemsize:
-        return torch.frombuffer(memory, dtype=torch.uint8, count=entry.size_bytes, offset=at).clone().view(dtype).view(entry.shape)
-    return torch.frombuffer(memory, dtype=dtype, count=entry.size_bytes // dtype.itemsize, offset=at).view(entry.shape)
+        return (
+            torch.frombuffer(memory, dtype=torch.uint8, count=entry.size_bytes, offset=at)
+            .clone()
+            .view(dtype)
+            .view(entry.shape)
+        )
+    return torch.frombuffer(
+        memory, dtype=dtype, count=entry.size_bytes // dtype.itemsize, offset=at
+    ).view(entry.shape)

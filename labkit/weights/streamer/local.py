@@ -1,13 +1,15 @@
-"""Reading local files: chunks of what is in the page cache out of it, of what is not past it (O_DIRECT), or whole files through it.
+"""Reading local files: chunks of what is in the page cache out of it, of what is not past it
+(O_DIRECT), or whole files through it.
 
-A direct read does not fill the cache with bytes that are needed once; but it ignores the cache too, so on a warm host it
-would read the disk for nothing. `cachestat(2)` says beforehand which is which, chunk by chunk. And it needs pages of its
-own, each filled with zeros before the disk may fill it: where the final place is the host's memory and the kernel reads
-far enough ahead to keep the disk busy (`labkit.core.disks`), mapping the file and letting it is faster.
+A direct read does not fill the cache with bytes that are needed once; but it ignores the cache too,
+so on a warm host it would read the disk for nothing. `cachestat(2)` says beforehand which is which,
+chunk by chunk. And it needs pages of its own, each filled with zeros before the disk may fill it:
+where the final place is the host's memory and the kernel reads far enough ahead to keep the disk
+busy (`labkit.core.disks`), mapping the file and letting it is faster.
 
-Never silently wrong: a short read goes on where it stopped, EINVAL (no O_DIRECT on this file system) and EIO are asked
-again through the cache, and what still fails, or a file that changed meanwhile, is an error. Lesson: notebooks/05_streaming.
-"""
+Never silently wrong: a short read goes on where it stopped, EINVAL (no O_DIRECT on this file
+system) and EIO are asked again through the cache, and what still fails, or a file that changed
+meanwhile, is an error. Lesson: notebooks/05_streaming."""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ _SYS_CACHESTAT = 451
 _NO_STORAGE = (0x01021994, 0x858458F6)  # TMPFS_MAGIC, RAMFS_MAGIC of statfs(2)
 #: What is looked at and read in at once where almost all of a file is in the page cache.
 PIECE_BYTES = 2 << 20
-#: From this read-ahead on the kernel keeps a disk as busy as direct reads do. 128 KiB is its own default, distributions and clouds set up to 8 MiB.
+#: From this read-ahead on the kernel keeps a disk as busy as direct reads do. 128 KiB is its own
+#: default, distributions and clouds set up to 8 MiB.
 FAR_AHEAD_BYTES = 1 << 20
 _libc = ctypes.CDLL(None, use_errno=True)
 Read = Callable[[int, list[memoryview], int], int]
@@ -36,25 +39,33 @@ class _Span(ctypes.Structure):
 
 
 class _Counts(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in ("cached", "dirty", "writeback", "evicted", "recently_evicted")]
+    _fields_ = [
+        (name, ctypes.c_uint64)
+        for name in ("cached", "dirty", "writeback", "evicted", "recently_evicted")
+    ]
 
 
 def resident_share(fd: int, offset: int, length: int) -> float:
-    """Share of a range that is in the page cache; 0.0 where the kernel (before 6.5) does not say."""
+    """Share of a range that is in the page cache; 0.0 where the kernel (before 6.5) does not
+    say."""
     counts = _Counts()
-    if _libc.syscall(_SYS_CACHESTAT, fd, ctypes.byref(_Span(offset, length)), ctypes.byref(counts), 0):
+    if _libc.syscall(
+        _SYS_CACHESTAT, fd, ctypes.byref(_Span(offset, length)), ctypes.byref(counts), 0
+    ):
         return 0.0
     return min(1.0, counts.cached * PAGE_BYTES / max(length, 1))
 
 
 def in_memory(fd: int) -> bool:
-    """Is the file in a file system that has no storage below it (tmpfs, ramfs)? Counting its pages would cost what reading them does."""
+    """Is the file in a file system that has no storage below it (tmpfs, ramfs)? Counting its pages
+    would cost what reading them does."""
     kind = (ctypes.c_long * 32)()  # struct statfs begins with f_type
     return _libc.fstatfs(fd, kind) == 0 and kind[0] in _NO_STORAGE
 
 
 class LocalFile:
-    """One shard, open twice: buffered, and direct where the file system can and a page is missing. `read(chunk, memory)` fills the memory."""
+    """One shard, open twice: buffered, and direct where the file system can and a page is missing.
+    `read(chunk, memory)` fills the memory."""
 
     def __init__(self, path: Path, file: File, preadv: Read = os.preadv):
         self.path, self.file, self._preadv = path, file, preadv
@@ -76,8 +87,11 @@ class LocalFile:
                     raise
 
     def _changed(self) -> BadInput:
-        return BadInput(f"{self.path} changed while it was read", why="its parts would be of two versions; nothing was loaded",
-                        fix="load it again once nobody writes to it")
+        return BadInput(
+            f"{self.path} changed while it was read",
+            why="its parts would be of two versions; nothing was loaded",
+            fix="load it again once nobody writes to it",
+        )
 
     def check_unchanged(self) -> None:
         if stamp_of(self.fd) != self.file.stamp:
@@ -93,24 +107,37 @@ class LocalFile:
         """(offset, length) of the pieces that are not wholly in memory."""
         if self.share >= 1.0:
             return []
-        return [piece for piece in cut(0, self.file.size_bytes, PIECE_BYTES) if resident_share(self.fd, *piece) < 1.0]
+        return [
+            piece
+            for piece in cut(0, self.file.size_bytes, PIECE_BYTES)
+            if resident_share(self.fd, *piece) < 1.0
+        ]
 
     def read(self, chunk: Chunk, memory: memoryview) -> None:
         """Exactly `chunk.length` bytes. Raises TransferError, BadInput (the file ended early)."""
-        cached = self.in_memory or (self.share > 0 and resident_share(self.fd, chunk.offset, chunk.length) > 0.9)
+        cached = self.in_memory or (
+            self.share > 0 and resident_share(self.fd, chunk.offset, chunk.length) > 0.9
+        )
         done = 0
         if self.direct >= 0 and not cached:
             done = self._direct(chunk, memory)
         self.direct_bytes += done
         while done < chunk.length:
             try:
-                got = self._preadv(self.fd, [memory[done:chunk.length]], chunk.offset + done)
+                got = self._preadv(self.fd, [memory[done : chunk.length]], chunk.offset + done)
             except OSError as error:
-                raise TransferError(f"{self.path} at byte {chunk.offset + done}: {error.strerror}", why="the disk or its file system refused; nothing was loaded",
-                                    fix="look at dmesg; fetch the shard again, then labkit model verify DIR") from None
+                raise TransferError(
+                    f"{self.path} at byte {chunk.offset + done}: {error.strerror}",
+                    why="the disk or its file system refused; nothing was loaded",
+                    fix="look at dmesg; fetch the shard again, then labkit model verify DIR",
+                ) from None
             if not got:
-                raise BadInput(f"{self.path} ended at byte {chunk.offset + done}, its header promises {self.file.size_bytes}",
-                               why="truncated while it was read; nothing was loaded", fix="fetch the shard again")
+                raise BadInput(
+                    f"{self.path} ended at byte {chunk.offset + done}, its header promises"
+                    f" {self.file.size_bytes}",
+                    why="truncated while it was read; nothing was loaded",
+                    fix="fetch the shard again",
+                )
             done += got
             self.cached_bytes += got
 
@@ -131,4 +158,7 @@ class LocalFile:
 
 
 def facts_of(files: list[LocalFile]) -> dict[str, Any]:
-    return {"direct_bytes": sum(f.direct_bytes for f in files), "cached_bytes": sum(f.cached_bytes for f in files)}
+    return {
+        "direct_bytes": sum(f.direct_bytes for f in files),
+        "cached_bytes": sum(f.cached_bytes for f in files),
+    }
