@@ -24,8 +24,8 @@ _NAMES = {
     "Stack": "labkit.stack",
     "experiment": "labkit.stack",
     "Experiment": "labkit.stack",
-    "waterfall": "labkit.face.waterfall",
-    "strip": "labkit.face.compare",
+    "waterfall": "labkit.viz.waterfall",
+    "strip": "labkit.viz.compare",
     "check": "labkit.lessons.check",
 }
 

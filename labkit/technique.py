@@ -5,7 +5,7 @@
     prepare(subject, workspace)  the artifact, off the clock, cached by content, its own cost
         recorded
     apply(plan, artifact)        its part of the launch plan
-    engaged(seen)                evidence, from outside the technique, that its mechanism was at
+    verify(seen)                evidence, from outside the technique, that its mechanism was at
         work
 
     @register
@@ -118,7 +118,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Observation:
     """What the trial observed from outside, handed to `engaged`. All paths and figures are raw.
 
     facts: step facts by phase · proc: {"io": {...}, "maps": [paths], "mounts": [mountinfo lines],
@@ -149,7 +149,7 @@ class Technique(Protocol):
     def available(self, host: Any) -> Availability: ...
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact: ...
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan: ...
-    def engaged(self, seen: Seen) -> Evidence: ...
+    def verify(self, seen: Observation) -> Evidence: ...
 
 
 _REGISTRY: dict[str, Technique] = {}

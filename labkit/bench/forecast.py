@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from labkit.decide.holdout import hold_out
     from labkit.decide.measure import measure
-    from labkit.face.live import progress
+    from labkit.viz.live import progress
 
     sizes = [s.strip() for s in args.sizes.split(",") if s.strip()]
     runs = measure(

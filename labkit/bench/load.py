@@ -16,7 +16,7 @@ of one format must agree to the bit, and one that does not has failed. On a GPU 
 the context is there before the clock starts, the parameters are on the device when it stops, and
 only the files' pages are cold, not the host's other caches.
 
-Floors: cold, the fastest plain read of the same files (`labkit.bench.roads`), just before and after
+Floors: cold, the fastest plain read of the same files (`labkit.bench.read_paths`), just before and after
 · warm and tmpfs, one copy of the bytes in memory (a loader that maps pages instead of copying comes
 below it) · on a GPU the slower of disk and bus (cold), the bus from pinned memory (warm) · s3, the
 emulated link's own.
@@ -42,7 +42,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from labkit.bench import roads
+from labkit.bench import read_paths
 from labkit.bench.engine import Measured, document, interleave
 from labkit.cli.arguments import bucket_url, directory, link, names, preset
 from labkit.core import cold, floor, free_memory, stats
@@ -51,7 +51,7 @@ from labkit.core.ledger import Ledger
 from labkit.core.timeline import Span
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, LabError
-from labkit.technique import Seen, Subject
+from labkit.technique import Observation, Subject
 from labkit.weights.catalog import LOADERS, Loader
 
 OURS = "labkit-streamer"
@@ -273,10 +273,10 @@ def _measured_in(
 ) -> dict[str, Any]:
     line = child.stdout.readline()
     if line == READY:
-        free_memory.lay(
-            roads.needed_bytes(weights_bytes)
+        free_memory.prefault(
+            read_paths.needed_bytes(weights_bytes)
             if device == "cpu"
-            else min(roads.needed_bytes(weights_bytes), DEVICE_LAID_BYTES)
+            else min(read_paths.needed_bytes(weights_bytes), DEVICE_LAID_BYTES)
         )
         child.stdin.write("go\n")
         child.stdin.flush()
@@ -297,9 +297,9 @@ def _measured_in(
     doc = json.loads(line)
     from labkit.core.observe import process_facts
     from labkit.core.plan import LaunchPlan
-    from labkit.weights.techniques import engaged
+    from labkit.weights.techniques import verify_loader
 
-    seen = Seen(
+    seen = Observation(
         plan=LaunchPlan(
             stack={"weights": loader.name},
             server_args=("--device", device),
@@ -309,7 +309,7 @@ def _measured_in(
         proc=process_facts(child.pid),
         stores=stores() if stores else {},
     )
-    evidence = engaged(loader, seen)
+    evidence = verify_loader(loader, seen)
     return doc | {"evidence": evidence.how, "engaged": evidence.engaged}
 
 
@@ -474,7 +474,7 @@ class _Floors:
     def __init__(self, device: str, directory: Path, ledger: Ledger):
         self.on_device = device != "cpu"
         self.rates: dict[str, Any] = floor.device() if self.on_device else floor.memory(256 << 20)
-        self.disk: Any = (roads.BufferFloor if self.on_device else roads.DiskFloor)(
+        self.disk: Any = (read_paths.BufferFloor if self.on_device else read_paths.DiskFloor)(
             directory, ledger
         )
 
@@ -524,9 +524,9 @@ def _disk_arm(
             cold.evict([directory], caches=False)
         for _ in range(3):  # another process of the host may drop caches meanwhile
             proof = (
-                cold.prove([directory], "warm")
+                cold.verify_cache_state([directory], "warm")
                 if state == "tmpfs"
-                else cold.settle(
+                else cold.set_cache_state(
                     [directory],
                     state,
                     caches=not floors.on_device,

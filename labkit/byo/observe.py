@@ -10,9 +10,9 @@ bytes and memory from /proc of the process and its children every 10 ms, the por
 about 10 ms; the cost about 2 % of one core, in the harness's own process. What this cannot see:
 processes that are not children (a container daemon's), which leaves files, port, health and log.
 
-    with Watching(files, host, port, kind) as seen:
+    with StartObserver(files, host, port, kind) as seen:
         ...start the server...; seen.root(pid)
-    seen.moments["weights"]     # Moment(seconds, how it was noticed)
+    seen.moments["weights"]     # Event(seconds, how it was noticed)
 
 Lesson: notebooks/09_decide.
 """
@@ -60,13 +60,13 @@ _IN_ACCESS, _IN_CLOSE_NOWRITE, _IN_OPEN = 0x1, 0x10, 0x20
 
 
 @dataclass(frozen=True)
-class Moment:
+class Event:
     at_s: float
     how: str
 
 
 @dataclass(frozen=True)
-class Look:
+class ProcSample:
     """One look at the process family: bytes, summed."""
 
     at_s: float
@@ -87,7 +87,7 @@ def weight_files(path: Path) -> list[Path]:
     )
 
 
-class Opens:
+class InotifyWatch:
     """inotify on the weights and on the small files beside them."""
 
     def __init__(self, path: Path, files: Sequence[Path]):
@@ -130,15 +130,15 @@ class Opens:
 
 
 @dataclass
-class Watching:
+class StartObserver:
     """Context manager around one start. `moments` and `looks` fill while it is open."""
 
     weights: Path
     host: str
     port: int
     kind: ServerKind
-    moments: dict[str, Moment] = field(default_factory=dict)
-    looks: list[Look] = field(default_factory=list)
+    moments: dict[str, Event] = field(default_factory=dict)
+    looks: list[ProcSample] = field(default_factory=list)
     weights_closed_s: float | None = None
     weights_read_s: float | None = None
     health_path: str = ""
@@ -150,8 +150,8 @@ class Watching:
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
-    def __enter__(self) -> Watching:
-        self._opens = Opens(self.weights, self.files)
+    def __enter__(self) -> StartObserver:
+        self._opens = InotifyWatch(self.weights, self.files)
         self._threads = [
             threading.Thread(target=work, daemon=True)
             for work in (self._follow_files, self._follow_processes, self._follow_health)
@@ -171,7 +171,7 @@ class Watching:
         self.note("exec", "the command was executed")
 
     def note(self, name: str, how: str, at_s: float | None = None) -> None:
-        self.moments.setdefault(name, Moment(timeline.now_s() if at_s is None else at_s, how))
+        self.moments.setdefault(name, Event(timeline.now_s() if at_s is None else at_s, how))
 
     @property
     def family(self) -> list[int]:
@@ -241,7 +241,7 @@ def _status(host: str, port: int, path: str) -> int:
         connection.close()
 
 
-def look_at(pids: Sequence[int]) -> Look:
+def look_at(pids: Sequence[int]) -> ProcSample:
     sums = {"read_bytes": 0, "rchar": 0, "rss_bytes": 0, "library_bytes": 0}
     cpu_ticks = 0
     for pid in pids:
@@ -258,7 +258,7 @@ def look_at(pids: Sequence[int]) -> Look:
                         sums[key] += int(value)
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             cpu_ticks += int(fields[11]) + int(fields[12])
-    return Look(timeline.now_s(), cpu_s=cpu_ticks / os.sysconf("SC_CLK_TCK"), **sums)
+    return ProcSample(timeline.now_s(), cpu_s=cpu_ticks / os.sysconf("SC_CLK_TCK"), **sums)
 
 
 def first_library(pids: Sequence[int]) -> str:

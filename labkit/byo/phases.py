@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from labkit.byo.observe import Look, Moment
+from labkit.byo.observe import Event, ProcSample
 from labkit.core.timeline import Span
 
 ENOUGH = 0.97  # of the weights' bytes: the last pages of a mapping are often never touched
@@ -30,20 +30,20 @@ SMALLEST_BYTES = 32 << 20  # below this, memory and read counters are mostly som
 
 
 def weights_in(
-    moments: Mapping[str, Moment],
-    looks: Sequence[Look],
+    moments: Mapping[str, Event],
+    looks: Sequence[ProcSample],
     weights_bytes: int,
     first_token_s: float,
     marks: Sequence[tuple[str, float, float, str]] = (),
     closed_s: float | None = None,
-) -> Moment | None:
+) -> Event | None:
     """When the weights were in: the latest of "read" (from disk or cache) and "in memory", as far
     as the counters show it; else what the log says; else when the files were closed."""
     opened = moments.get("weights")
     if opened is None:
         return None
     until = [x for x in looks if opened.at_s - 0.05 <= x.at_s <= first_token_s]
-    found: list[Moment] = []
+    found: list[Event] = []
     if weights_bytes >= SMALLEST_BYTES and len(until) > 1:
         for name, word in (
             ("read_bytes", "read from disk"),
@@ -56,7 +56,7 @@ def weights_in(
                 target = base + ENOUGH * min(growth, weights_bytes)
                 at = next(x.at_s for x in until if getattr(x, name) >= target)
                 found.append(
-                    Moment(
+                    Event(
                         at,
                         f"/proc/PID: {min(growth, weights_bytes) / 1e6:.0f} of"
                         f" {weights_bytes / 1e6:.0f} MB {word}",
@@ -66,14 +66,14 @@ def weights_in(
         return max(found, key=lambda m: m.at_s)
     said = [m for m in marks if m[0].startswith("load") and opened.at_s <= m[2] <= first_token_s]
     if said:
-        return Moment(said[-1][2], f"its log: {said[-1][3]}")
+        return Event(said[-1][2], f"its log: {said[-1][3]}")
     if closed_s is not None and opened.at_s <= closed_s <= first_token_s:
-        return Moment(closed_s, "inotify: the last of the weights closed")
+        return Event(closed_s, "inotify: the last of the weights closed")
     return None
 
 
 def attribute(
-    moments: Mapping[str, Moment], looks: Sequence[Look], t0_s: float, first_token_s: float
+    moments: Mapping[str, Event], looks: Sequence[ProcSample], t0_s: float, first_token_s: float
 ) -> list[Span]:
     """Spans that cover [t0, first token], each with how its beginning was noticed. `moments` may
     hold any subset."""
@@ -138,7 +138,7 @@ def _phase(t: float, at: Mapping[str, float], build: float | None) -> str:
     return "context" if after["device"] else "import"
 
 
-def _libraries_settled(looks: Sequence[Look], before_s: float) -> float:
+def _libraries_settled(looks: Sequence[ProcSample], before_s: float) -> float:
     """The last time before `before_s` that more library code was mapped: imports go on until then,
     whatever was opened meanwhile."""
     last, high = 0.0, 0

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.byo import phases, servers
-from labkit.byo.observe import Watching, listening
+from labkit.byo.observe import StartObserver, listening
 from labkit.core import client, cold, floor, host, observe, question, records, secrets, timeline
 from labkit.core.ledger import MARK, Ledger
 from labkit.core.records import Run, Trial
@@ -120,7 +120,7 @@ class Start:
     """One start, watched. Everything is raw; `trial` makes a record of it."""
 
     answer: client.Answer
-    seen: Watching
+    seen: StartObserver
     log: list[tuple[float, str]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     code: int | None = None
@@ -329,7 +329,7 @@ def start(
     log: deque[tuple[float, str]] = deque(maxlen=20_000)
     readers: list[threading.Thread] = []
     began_s = timeline.now_s()
-    with Watching(server.weights, server.host, server.port, server.kind) as seen:
+    with StartObserver(server.weights, server.host, server.port, server.kind) as seen:
 
         def execute() -> None:
             nonlocal process, entry
@@ -407,7 +407,7 @@ def _read_log(process: subprocess.Popen[bytes], log: deque[tuple[float, str]]) -
         log.append((timeline.now_s(), left.decode(errors="replace")))
 
 
-def _facts(seen: Watching) -> dict[str, Any]:
+def _facts(seen: StartObserver) -> dict[str, Any]:
     if not seen.family:
         return {}
     found = observe.process_facts(seen.family[0])
@@ -446,7 +446,7 @@ def trial(
     want = "warm" if scenario == "hot-node" else "cold"
     proven, around = cold_paths
     (cold.warm if want == "warm" else cold.evict)(around)
-    cache = cold.settle(proven, want).as_json()
+    cache = cold.set_cache_state(proven, want).as_json()
     made = Trial(arm=server.kind.name, block=block, order=0, cache=cache)
     if cache["state"] == "unverified":
         return replace(

@@ -68,9 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from labkit.core import host, records
     from labkit.errors import MissingCapability
-    from labkit.face.live import progress
     from labkit.stack.ablate import arms, candidates
     from labkit.stack.compose import Stack
+    from labkit.viz.live import progress
 
     if args.out:
         new_file(args.out, "--out")
@@ -155,8 +155,8 @@ def _best(args: argparse.Namespace) -> Any:
 def _search(args: argparse.Namespace, only: tuple[str, ...]) -> int:
     from labkit.cli.output import last_line
     from labkit.core.host import card
-    from labkit.face.live import progress
     from labkit.stack.search import search
+    from labkit.viz.live import progress
 
     found = search(
         scenario=args.scenario,

@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
     if args.records:
         runs = [records.read(path) for path in args.records]
     elif args.measure:
-        from labkit.face.live import progress
+        from labkit.viz.live import progress
 
         arm = args.arm or "naive"
         runs = came_through(

@@ -173,7 +173,7 @@ def run(args: argparse.Namespace) -> int:
         )
     made: Run = _own(args) if args.own_command else _stacks(args)
     if not args.json:
-        from labkit.face.account import text
+        from labkit.viz.text_summary import text
 
         say(text(printable.every(made)))
     last_line(summary(made))
@@ -182,15 +182,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _own(args: argparse.Namespace) -> Any:
     from labkit.byo import run_byo
-    from labkit.face.live import progress
+    from labkit.viz.live import progress
 
     return run_byo(args, progress())
 
 
 def _stacks(args: argparse.Namespace) -> Any:
     from labkit.errors import BadInput
-    from labkit.face.live import progress
     from labkit.stack import experiment
+    from labkit.viz.live import progress
 
     stacks = [*args.stacks, *args.stack]
     if not stacks:

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         return _trials(args)
     made = records.read(args.run)
     if args.figure:
-        from labkit.face.waterfall import waterfall
+        from labkit.viz.waterfall import waterfall
 
         waterfall(made, args.arm).save(Path(args.figure), theme=args.theme)
     if args.json:
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
         last_line(summary(made))
         return 0
-    from labkit.face.account import text
+    from labkit.viz.text_summary import text
 
     say(text(printable.every(made), arm=printable.line(args.arm), trials=args.trials))
     return 0

@@ -98,14 +98,14 @@ def _dump(args: argparse.Namespace) -> int:
     from labkit.cli.output import last_line
     from labkit.core.units import show_bytes, show_s
     from labkit.core.workspace import Workspace
-    from labkit.snapshot import making, store
+    from labkit.snapshot import create, store
     from labkit.snapshot.techniques import COPIED, MAPPED
     from labkit.subject import checkpoint
 
     target = _place(args.name)
     store.refuse_stranger(target)
     if args.pid:
-        made = making.dump_running(
+        made = create.dump_running(
             args.pid, target, options=["--tcp-established"] if args.tcp_established else []
         )
     else:
@@ -116,14 +116,14 @@ def _dump(args: argparse.Namespace) -> int:
             if args.model
             else checkpoint.ensure(Workspace.default(), args.preset)
         )
-        environment = making.short_environment(dict(os.environ) if args.keep_environment else None)
+        environment = create.short_environment(dict(os.environ) if args.keep_environment else None)
         inside = store.secrets_in(environment)
         if inside and not args.scrub:
             print(
                 f"inside the snapshot will be: {', '.join(inside)} (--scrub starts the subject"
                 " without them)"
             )
-        made = making.make_process(
+        made = create.make_process(
             Path(model),
             target,
             loader=COPIED if args.whole else MAPPED,
@@ -152,7 +152,7 @@ def _restore(args: argparse.Namespace) -> int:
     from labkit.core import cold
     from labkit.core.units import show_s
     from labkit.core.workspace import Workspace
-    from labkit.snapshot import making, store
+    from labkit.snapshot import create, store
     from labkit.snapshot.cycle import restored
 
     free_port(args.port)
@@ -161,7 +161,7 @@ def _restore(args: argparse.Namespace) -> int:
         cold.evict([snapshot.path, *snapshot.manifest.working_set])
     with restored(snapshot, Workspace.default(), port=args.port, lazy=args.lazy_pages) as back:
         same = tuple(back.answer.tokens) == snapshot.manifest.tokens
-        who = making.get(back.port, "/_labkit/identity") if snapshot.manifest.nonce else {}
+        who = create.get(back.port, "/_labkit/identity") if snapshot.manifest.nonce else {}
         print(
             f"restored on port {back.port} as pid {back.pid} ({who.get('pid', '?')} inside): first"
             f" token after {show_s(back.first_token_s)};"

@@ -158,8 +158,8 @@ class Agent:
         for step, function in zip(self.plan.steps, functions, strict=True):
             # What a technique keeps resident on a node without replicas (a zygote) is there before
             # t0, and its evidence says so.
-            if hasattr(function, "before_t0"):
-                function.before_t0(self.ctx, **step.args)
+            if hasattr(function, "pre_start"):
+                function.pre_start(self.ctx, **step.args)
         threading.Thread(target=self.listen, daemon=True).start()
         say(ready=1, pid=os.getpid())
         self.go.wait()

@@ -84,7 +84,7 @@ class CacheState:
 
 
 @dataclass(frozen=True)
-class Tree:
+class DirectoryState:
     """Regular files below some paths: each inode once, never through a link, never across a
     mount."""
 
@@ -96,7 +96,7 @@ class Tree:
         return sum(f[1] for f in self.files)
 
 
-def walk(paths: Iterable[str | os.PathLike[str]]) -> Tree:
+def walk(paths: Iterable[str | os.PathLike[str]]) -> DirectoryState:
     """Files of these files and directories. A link given as a path is followed, links below a
     directory are not.
 
@@ -150,7 +150,7 @@ def walk(paths: Iterable[str | os.PathLike[str]]) -> Tree:
     for target in set(outward):
         facts = os.stat(target)
         missed += (facts.st_dev, facts.st_ino) not in seen
-    return Tree(tuple(files), missed)
+    return DirectoryState(tuple(files), missed)
 
 
 def _outward(top: str, link: os.DirEntry[str]) -> Iterator[str]:
@@ -166,10 +166,10 @@ def _outward(top: str, link: os.DirEntry[str]) -> Iterator[str]:
         yield os.path.realpath(real)
 
 
-def residency(paths: Iterable[str | os.PathLike[str]] | Tree) -> CacheState:
+def residency(paths: Iterable[str | os.PathLike[str]] | DirectoryState) -> CacheState:
     """What is in memory now. `state` is only what the pages say: cold (none), warm (all) or
     partial."""
-    tree = paths if isinstance(paths, Tree) else walk(paths)
+    tree = paths if isinstance(paths, DirectoryState) else walk(paths)
     if not tree.total_bytes:
         return CacheState(
             "cold", "nothing-to-read", len(tree.files), 0, 0, links_out=tree.links_out
@@ -304,12 +304,12 @@ def _libc() -> ctypes.CDLL:
     return libc
 
 
-def evict(paths: Iterable[str | os.PathLike[str]] | Tree, *, caches: bool = True) -> bool:
+def evict(paths: Iterable[str | os.PathLike[str]] | DirectoryState, *, caches: bool = True) -> bool:
     """Write out and evict these files. With `caches` and root also directory entries, inodes and
     metadata of the host.
 
     Returns whether the host's caches were dropped."""
-    tree = paths if isinstance(paths, Tree) else walk(paths)
+    tree = paths if isinstance(paths, DirectoryState) else walk(paths)
     libc = _libc()
     synced: set[int] = set()
     for path, _, device, _ in tree.files:
@@ -341,11 +341,11 @@ def drop_caches() -> bool:
     return True
 
 
-def warm(paths: Iterable[str | os.PathLike[str]] | Tree) -> int:
+def warm(paths: Iterable[str | os.PathLike[str]] | DirectoryState) -> int:
     """Read every byte into the page cache, several files at a time. Returns bytes read."""
     from concurrent.futures import ThreadPoolExecutor
 
-    tree = paths if isinstance(paths, Tree) else walk(paths)
+    tree = paths if isinstance(paths, DirectoryState) else walk(paths)
     ways = min(_READERS, len(tree.files)) or 1
     # many small files wait for the disk one by one otherwise
     with ThreadPoolExecutor(ways) as readers:
@@ -367,8 +367,8 @@ def _read_all(files: Iterable[tuple[str, int, int, int]]) -> int:
     return total
 
 
-def prove(
-    paths: Iterable[str | os.PathLike[str]] | Tree,
+def verify_cache_state(
+    paths: Iterable[str | os.PathLike[str]] | DirectoryState,
     want: str = "cold",
     *,
     tolerance: float = TOLERANCE,
@@ -391,7 +391,7 @@ def prove(
     )
 
 
-def settle(
+def set_cache_state(
     paths: Iterable[str | os.PathLike[str]],
     want: str = "cold",
     *,
@@ -404,16 +404,16 @@ def settle(
     if want == "warm":
         for _ in range(_WARMINGS):  # another process may drop the host's caches meanwhile
             warm(tree)
-            seen = prove(tree, want, tolerance=tolerance)
+            seen = verify_cache_state(tree, want, tolerance=tolerance)
             if seen.state == want:
                 break
         return seen
     dropped = evict(tree, caches=caches)
-    seen = prove(tree, want, tolerance=tolerance)
+    seen = verify_cache_state(tree, want, tolerance=tolerance)
     # pages under write-back or held in per-CPU batches leave at the second asking
     if seen.resident_bytes:
         evict(tree, caches=False)
-        seen = prove(tree, want, tolerance=tolerance)
+        seen = verify_cache_state(tree, want, tolerance=tolerance)
     return replace(seen, names_dropped=dropped)
 
 

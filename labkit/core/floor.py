@@ -214,7 +214,7 @@ def _available_bytes() -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _opened(tree: cold.Tree, direct: bool = True) -> tuple[list[tuple[int, int]], str]:
+def _opened(tree: cold.DirectoryState, direct: bool = True) -> tuple[list[tuple[int, int]], str]:
     for flag, method in ((os.O_DIRECT, "O_DIRECT"), (0, "buffered"))[not direct :]:
         made: list[tuple[int, int]] = []
         try:

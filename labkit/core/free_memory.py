@@ -36,7 +36,7 @@ def free_bytes(root: str = "") -> int:
     return free if left is None else min(free, left)
 
 
-def lay(size_bytes: int) -> int:
+def prefault(size_bytes: int) -> int:
     """Touch so many bytes of free memory as huge pages and as many as small ones, give them back at
     once; how many it were in all.
 

@@ -39,7 +39,7 @@ def settle_cache(plan: LaunchPlan, node: Path) -> dict[str, Any]:
         }
     want = "warm" if plan.scenario == "hot-node" else "cold"
     # Dropping the host's caches would also cool the stores, which stand for other machines.
-    return cold.settle(plan.cold_paths, want, caches=not plan.stat_urls).as_json()
+    return cold.set_cache_state(plan.cold_paths, want, caches=not plan.stat_urls).as_json()
 
 
 def residency_after(plan: LaunchPlan) -> dict[str, Any]:

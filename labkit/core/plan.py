@@ -47,7 +47,7 @@ class Step:
     background: bool = False
 
 
-def told_device(server_args: Sequence[str]) -> str:
+def device_from_args(server_args: Sequence[str]) -> str:
     """The device of a server with these arguments: the last --device counts, none means cpu."""
     told = [
         value

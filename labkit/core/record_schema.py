@@ -51,7 +51,7 @@ LARGEST_FILE_BYTES = 256 << 20
 Check = Callable[[Any, str], None]
 
 
-class Wrong(Exception):
+class InvalidField(Exception):
     """`at`: the place in the document; `what`: what is wrong there."""
 
     def __init__(self, at: str, what: str):
@@ -98,7 +98,7 @@ def check(doc: Any, name: str | os.PathLike[str], fix: str = FIX) -> None:
     try:
         sound(doc)
         RUN(doc, "")
-    except Wrong as wrong:
+    except InvalidField as wrong:
         raise BadInput(
             f"{shown} is a damaged run record: {wrong}",
             why="nothing is read from a record that is not sound",
@@ -113,13 +113,13 @@ def sound(doc: Any) -> None:
     while left:
         value, at, depth = left.pop()
         if depth > DEEPEST:
-            raise Wrong(at[:200], f"nested deeper than {DEEPEST}")
+            raise InvalidField(at[:200], f"nested deeper than {DEEPEST}")
         if isinstance(value, dict):
             left += [(v, _inside(at, k), depth + 1) for k, v in value.items()]
         elif isinstance(value, list):
             left += [(v, f"{at}[{i}]", depth + 1) for i, v in enumerate(value)]
         elif _is_number(value) and not -MOST <= value <= MOST:
-            raise Wrong(at, f"{_said(value)} is not a finite number")
+            raise InvalidField(at, f"{_said(value)} is not a finite number")
 
 
 def _inside(at: str, key: str) -> str:
@@ -140,7 +140,7 @@ def _is_number(value: Any) -> bool:
 def number(what: str, low: float, high: float) -> Check:
     def checked(value: Any, at: str) -> None:
         if not _is_number(value) or not (low <= value <= high):
-            raise Wrong(at, f"{_said(value)} is not {what}")
+            raise InvalidField(at, f"{_said(value)} is not {what}")
 
     return checked
 
@@ -148,30 +148,30 @@ def number(what: str, low: float, high: float) -> Check:
 def whole(what: str, low: int, high: int) -> Check:
     def checked(value: Any, at: str) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise Wrong(at, f"{_said(value)} is not {what}")
+            raise InvalidField(at, f"{_said(value)} is not {what}")
 
     return checked
 
 
 def time_s(value: Any, at: str) -> None:
     if not _is_number(value) or math.isnan(value) or not (value == 0 or LEAST_S <= value <= MOST_S):
-        raise Wrong(at, f"{_said(value)} is not a time")
+        raise InvalidField(at, f"{_said(value)} is not a time")
 
 
 def text(value: Any, at: str) -> None:
     if not isinstance(value, str):
-        raise Wrong(at, f"{_said(value)} is not text")
+        raise InvalidField(at, f"{_said(value)} is not text")
 
 
 def flag(value: Any, at: str) -> None:
     if not isinstance(value, bool):
-        raise Wrong(at, f"{_said(value)} is not true or false")
+        raise InvalidField(at, f"{_said(value)} is not true or false")
 
 
 def one_of(*words: str) -> Check:
     def checked(value: Any, at: str) -> None:
         if not isinstance(value, str) or value not in words:
-            raise Wrong(at, f"{_said(value)} is none of {', '.join(words)}")
+            raise InvalidField(at, f"{_said(value)} is none of {', '.join(words)}")
 
     return checked
 
@@ -184,7 +184,7 @@ def maybe(check: Check) -> Check:
 def listed(check: Check) -> Check:
     def checked(value: Any, at: str) -> None:
         if not isinstance(value, list):
-            raise Wrong(at, f"{_said(value)} is not a list")
+            raise InvalidField(at, f"{_said(value)} is not a list")
         for i, item in enumerate(value):
             check(item, f"{at}[{i}]")
 
@@ -196,7 +196,7 @@ def mapped(check: Check | None = None) -> Check:
 
     def checked(value: Any, at: str) -> None:
         if not isinstance(value, dict):
-            raise Wrong(at, f"{_said(value)} is not an object")
+            raise InvalidField(at, f"{_said(value)} is not an object")
         for key, item in value.items():
             if check:
                 check(item, _inside(at, key))
@@ -211,7 +211,7 @@ def shaped(known: dict[str, Check], needed: tuple[str, ...] = ()) -> Check:
         mapped()(value, at)
         for name in needed:
             if name not in value:
-                raise Wrong(at, f"{name} is missing")
+                raise InvalidField(at, f"{name} is missing")
         for name, check in known.items():
             if name in value:
                 check(value[name], _inside(at, name))
@@ -230,7 +230,7 @@ def _span(value: Any, at: str) -> None:
         ("name", "start_s", "end_s"),
     )(value, at)
     if value["end_s"] < value["start_s"]:
-        raise Wrong(
+        raise InvalidField(
             at, f"ends at {_said(value['end_s'])}, before it starts at {_said(value['start_s'])}"
         )
 
@@ -238,7 +238,7 @@ def _span(value: Any, at: str) -> None:
 def _trial(value: Any, at: str) -> None:
     _TRIAL(value, at)
     if value.get("outcome", "ok") == "ok" and not value.get("total_s"):
-        raise Wrong(
+        raise InvalidField(
             _inside(at, "total_s"),
             f"{_said(value.get('total_s'))} is not the time of a trial that came through",
         )
@@ -251,7 +251,7 @@ def _arms(value: Any, at: str) -> None:
     names = [arm["name"] for arm in value]
     for i, name in enumerate(names):
         if not name or name in names[:i]:
-            raise Wrong(
+            raise InvalidField(
                 f"{at}[{i}].name",
                 f"{_said(name)} " + ("names no arm" if not name else "is another arm's name too"),
             )

@@ -154,7 +154,7 @@ def _per_second(a: dict[str, float], b: dict[str, float], key: str) -> float:
     return round((b[key] - a[key]) / max(b["t_s"] - a["t_s"], 1e-6))
 
 
-class Look:
+class MachineSample:
     """Open files of /proc, read again from their start each time: no path look-up, no allocation
     worth naming."""
 
@@ -308,7 +308,7 @@ def _main(path: str, hertz: float) -> None:
 
     # Ctrl-C is the harness's to handle; our end is the end of stdin
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    look = Look()
+    look = MachineSample()
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     due = time.monotonic()
     told = False

@@ -253,7 +253,7 @@ def decode(
     from labkit.subject import checkpoint as checkpoints
 
     began = timeline.now_s()
-    there = cold.settle(
+    there = cold.set_cache_state(
         [checkpoints.ensure(Workspace.default(), preset), *interpreter.packages()], "warm"
     )
     found |= {

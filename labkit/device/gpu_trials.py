@@ -46,7 +46,7 @@ DONE = ("ok", "failed")  # it was there and it measured: what comes after it can
 
 
 @dataclass(frozen=True)
-class Part:
+class TrialPart:
     """One trial: `python -m command…`, ended after `limit_s`, not begun with less than `least_s`
     left or without `after` (another trial).
 
@@ -113,16 +113,16 @@ STREAMED = "weights=labkit-streamer"
 RESIDENT = "weights=device-resident"
 
 #: What works on this host, and the article's rows with the 1b shape (2.2 GB).
-FIRST: dict[str, Part] = {
-    "facts": Part(75, ("labkit.device.gpu_facts",)),
-    "model": Part(
+FIRST: dict[str, TrialPart] = {
+    "facts": TrialPart(75, ("labkit.device.gpu_facts",)),
+    "model": TrialPart(
         60, (PARTS, "model", "--preset", "{preset}", "--formats", "safetensors,pickle"), 15, "facts"
     ),
-    "cuda-checkpoint": Part(
+    "cuda-checkpoint": TrialPart(
         70, (PARTS, "checkpoint", "--preset", "{preset}", "--times", "5"), 25, "model"
     ),
-    "cuda-checkpoint-criu": Part(100, (CRIU, "--preset", "{preset}"), 40, "model"),
-    "stack": Part(
+    "cuda-checkpoint-criu": TrialPart(100, (CRIU, "--preset", "{preset}"), 40, "model"),
+    "stack": TrialPart(
         150,
         _run(
             "stack",
@@ -136,7 +136,7 @@ FIRST: dict[str, Part] = {
         50,
         "model",
     ),
-    "decode": Part(
+    "decode": TrialPart(
         70,
         (
             PARTS,
@@ -151,11 +151,11 @@ FIRST: dict[str, Part] = {
         30,
         "model",
     ),
-    "wake": Part(45, (PARTS, "wake", "--preset", "{preset}", "--times", "3"), 20, "model"),
-    "load-warm": Part(90, _load("warm", 1), 40, "model"),
-    "context": Part(90, (PARTS, "context", "--times", "3"), 40),
-    "resident": Part(60, _run("resident", RESIDENT, blocks=2, timeout=45), 30, "model"),
-    "compile": Part(
+    "wake": TrialPart(45, (PARTS, "wake", "--preset", "{preset}", "--times", "3"), 20, "model"),
+    "load-warm": TrialPart(90, _load("warm", 1), 40, "model"),
+    "context": TrialPart(90, (PARTS, "context", "--times", "3"), 40),
+    "resident": TrialPart(60, _run("resident", RESIDENT, blocks=2, timeout=45), 30, "model"),
+    "compile": TrialPart(
         120,
         _run(
             "compile",
@@ -174,26 +174,28 @@ STANDBY = f"{STREAMED},device=warm-standby"
 
 #: The 8b shape (16 GB). The naive arm draws 8 billion random numbers first, on one core: it comes
 #: after what it is compared with, into the same record (`--resume`), and once.
-SECOND: dict[str, Part] = {
-    "model": Part(
+SECOND: dict[str, TrialPart] = {
+    "model": TrialPart(
         110, (PARTS, "model", "--preset", "{preset}", "--formats", "safetensors,pickle"), 60
     ),
-    "stack": Part(130, _run("stack", STREAMED, OVERLAP, blocks=1, timeout=170), 60, "model"),
-    "cuda-checkpoint": Part(
+    "stack": TrialPart(130, _run("stack", STREAMED, OVERLAP, blocks=1, timeout=170), 60, "model"),
+    "cuda-checkpoint": TrialPart(
         70, (PARTS, "checkpoint", "--preset", "{preset}", "--times", "2"), 45, "model"
     ),
-    "naive": Part(
+    "naive": TrialPart(
         190,
         _resumed(_run("stack", STREAMED, OVERLAP, STANDBY, "", blocks=1, timeout=170)),
         120,
         "stack",
     ),
-    "cuda-checkpoint-criu": Part(100, (CRIU, "--preset", "{preset}", "--warm", "0"), 70, "model"),
-    "wake": Part(45, (PARTS, "wake", "--preset", "{preset}", "--times", "3"), 30, "model"),
-    "context": Part(60, (PARTS, "context", "--times", "3", "--arms", "lazy,eager"), 30),
-    "load-cold": Part(120, _load("cold", 1), 40, "model"),
-    "resident": Part(60, _run("resident", RESIDENT, blocks=1, timeout=50), 40, "model"),
-    "decode": Part(
+    "cuda-checkpoint-criu": TrialPart(
+        100, (CRIU, "--preset", "{preset}", "--warm", "0"), 70, "model"
+    ),
+    "wake": TrialPart(45, (PARTS, "wake", "--preset", "{preset}", "--times", "3"), 30, "model"),
+    "context": TrialPart(60, (PARTS, "context", "--times", "3", "--arms", "lazy,eager"), 30),
+    "load-cold": TrialPart(120, _load("cold", 1), 40, "model"),
+    "resident": TrialPart(60, _run("resident", RESIDENT, blocks=1, timeout=50), 40, "model"),
+    "decode": TrialPart(
         90,
         (
             PARTS,
@@ -208,7 +210,7 @@ SECOND: dict[str, Part] = {
         40,
         "model",
     ),
-    "compile": Part(
+    "compile": TrialPart(
         150,
         _run(
             "compile",

@@ -456,7 +456,7 @@ def offer(ctx: StepContext, model: str, device: str) -> dict[str, Any]:
     return {"resident": ctx.state["resident"]}
 
 
-def _before_t0(ctx: StepContext, model: str, device: str) -> None:
+def _pre_start(ctx: StepContext, model: str, device: str) -> None:
     """Start the daemon and wait until the weights are on the device: what stands on this node while
     there is no replica."""
     from labkit.core import interpreter
@@ -491,7 +491,7 @@ def _before_t0(ctx: StepContext, model: str, device: str) -> None:
     ctx.server_env[WHERE] = str(folder)
 
 
-offer.before_t0 = _before_t0  # type: ignore[attr-defined]
+offer.pre_start = _pre_start  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ from typing import Any
 
 from labkit.core import interpreter
 from labkit.core.host import capability
-from labkit.core.plan import LaunchPlan, Step, told_device
+from labkit.core.plan import LaunchPlan, Step, device_from_args
 from labkit.core.units import show_bytes
 from labkit.errors import BadInput
-from labkit.technique import YES, Artifact, Availability, Evidence, Seen, register
+from labkit.technique import YES, Artifact, Availability, Evidence, Observation, register
 from labkit.weights.catalog import Loader
 from labkit.weights.formats.convert import WEIGHT_SUFFIXES
 from labkit.weights.techniques import WeightsTechnique, device_facts, resident_share
@@ -41,8 +41,8 @@ LITTLE, IMPORTS_BYTES = 0.05, 128 << 20
 @register
 class DeviceResident(WeightsTechnique):
     name, title, lesson = LOADER.name, LOADER.title, LOADER.lesson
-    not_in = ("fresh-node",)
-    brings = {"image": "host-env", "process": "process"}
+    excluded_scenarios = ("fresh-node",)
+    requires_layers = {"image": "host-env", "process": "process"}
 
     @property
     def loader(self) -> Loader:
@@ -62,7 +62,7 @@ class DeviceResident(WeightsTechnique):
         )
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
-        if plan.scenario in self.not_in:
+        if plan.scenario in self.excluded_scenarios:
             raise BadInput(
                 "a daemon that holds the weights is resident before t0, and on a fresh node nothing"
                 " of the stack is",
@@ -75,7 +75,7 @@ class DeviceResident(WeightsTechnique):
                 why="CUDA IPC wants both processes to see one device and each other",
                 fix="image=host-env",
             )
-        device = told_device(plan.server_args)
+        device = device_from_args(plan.server_args)
         if not device.startswith("cuda") and not os.environ.get("LABKIT_FAKE_CUDA"):
             raise BadInput(
                 "weights that stay on the device, and a server that is told to run on a CPU",
@@ -104,7 +104,7 @@ class DeviceResident(WeightsTechnique):
             Step("start", "labkit.device.resident:offer", {"model": directory, "device": device})
         )
 
-    def engaged(self, seen: Seen) -> Evidence:
+    def verify(self, seen: Observation) -> Evidence:
         """The daemon held the bytes before t0; the server read none of them, maps no weight file,
         and allocated no room for them."""
         about, held = (

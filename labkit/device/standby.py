@@ -230,7 +230,7 @@ def start(ctx: StepContext) -> dict[str, Any]:
     return {"runtime": "standby", "server_pid": process.pid, "rootfs": "", **ready}
 
 
-def _before_t0(ctx: StepContext) -> None:
+def _pre_start(ctx: StepContext) -> None:
     """Start the server, let it serve nobody, and put it to sleep: what stands on this node while
     there is no replica."""
     from labkit.device.cuda_checkpoint import process_memory_bytes
@@ -259,7 +259,7 @@ def _before_t0(ctx: StepContext) -> None:
     ctx.state.update(standby_process=process, standby_answers=answers, standby={**ready, **seen})
 
 
-start.before_t0 = _before_t0  # type: ignore[attr-defined]
+start.pre_start = _pre_start  # type: ignore[attr-defined]
 
 
 # ---- the resident process ------------------------------------------------------------------------
@@ -312,7 +312,7 @@ def main() -> int:
     with timeline.span("ready"):
         state.engine = engine
         args.host, args.port = wanted["host"], wanted["port"]
-        server.listen(http.Server, args, state)
+        server.listen(http.ModelServer, args, state)
     engine.serve_forever()
     return 0
 

@@ -28,10 +28,19 @@ from typing import Any
 
 from labkit.core import interpreter
 from labkit.core.host import capability, package_version
-from labkit.core.plan import LaunchPlan, Step, StepContext, told_device
+from labkit.core.plan import LaunchPlan, Step, StepContext, device_from_args
 from labkit.core.units import show_bytes
 from labkit.core.workspace import Workspace
-from labkit.technique import YES, Artifact, Availability, Claim, Evidence, Seen, Subject, register
+from labkit.technique import (
+    YES,
+    Artifact,
+    Availability,
+    Claim,
+    Evidence,
+    Observation,
+    Subject,
+    register,
+)
 
 
 def compiled_files(folder: str | os.PathLike[str]) -> dict[str, int]:
@@ -48,7 +57,7 @@ def gpu_code(files: Mapping[str, int]) -> list[str]:
     return [f for f in files if f.endswith(".cubin")]
 
 
-def compiler_s_count(seen: Seen) -> dict[str, Any]:
+def compiler_s_count(seen: Observation) -> dict[str, Any]:
     """What the compiler counted in the server, from its span of the warm-up; {} where it said
     nothing."""
     names = ("graphs_from_cache", "graphs_made_anew", "cuda_graphs_given_up")
@@ -76,13 +85,13 @@ def cache_environment(folder: str) -> dict[str, str]:
 
 def on_gpu(plan: LaunchPlan) -> bool:
     """Whether the server of this plan was told to run on a GPU (the last --device counts)."""
-    return told_device(plan.server_args).startswith("cuda")
+    return device_from_args(plan.server_args).startswith("cuda")
 
 
 class _Compiled:
     layer, lesson = "device", "06_gpu_init"
     claims: tuple[Claim, ...] = ()
-    brings = {"image": "host-env", "process": "process"}
+    requires_layers = {"image": "host-env", "process": "process"}
 
     def available(self, host: Any) -> Availability:
         found = capability("command:g++")
@@ -106,7 +115,7 @@ class CompileCold(_Compiled):
             Step("start", "labkit.device.techniques:empty_cache")
         )
 
-    def engaged(self, seen: Seen) -> Evidence:
+    def verify(self, seen: Observation) -> Evidence:
         mapped = [m for m in seen.proc.get("maps", []) if "/inductor-cold/" in m]
         cache, counted = seen.facts.get("start", {}).get("empty_cache", ""), compiler_s_count(seen)
         facts = {"mapped": mapped[:5], **counted}
@@ -198,7 +207,7 @@ class CompileCache(_Compiled):
             },
         )
 
-    def engaged(self, seen: Seen) -> Evidence:
+    def verify(self, seen: Observation) -> Evidence:
         cache, before = (
             str(seen.plan.state.get("compile_cache", "")),
             seen.plan.state.get("compile_cache_files", {}),
@@ -257,7 +266,7 @@ class NoCompile:
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
         return replace(plan, server_args=tuple(a for a in plan.server_args if a != "--compile"))
 
-    def engaged(self, seen: Seen) -> Evidence:
+    def verify(self, seen: Observation) -> Evidence:
         maps = seen.proc.get("maps", [])
         made = [m for m in maps if "inductor" in m]
         return Evidence(
@@ -274,7 +283,7 @@ class _Gpu:
 
     layer, lesson = "device", "06_gpu_init"
     claims: tuple[Claim, ...] = ()
-    brings = {"image": "host-env", "process": "process"}
+    requires_layers = {"image": "host-env", "process": "process"}
 
     def available(self, host: Any) -> Availability:
         found = capability("gpu")
@@ -319,7 +328,7 @@ class _Graphs(_Gpu):
             ),
         )
 
-    def engaged(self, seen: Seen) -> Evidence:
+    def verify(self, seen: Observation) -> Evidence:
         """The recordings' spans came before the server was ready, for these sizes and no others; on
         a GPU its driver is mapped."""
         spans = [s for s in seen.spans if s.name == "warmup.graph"]
@@ -385,15 +394,15 @@ class FewerGraphs(_Graphs):
 class WarmStandby(_Gpu):
     name = "warm-standby"
     title = "a resident server, its weights asleep in pinned host memory, woken by a copy"
-    not_in = ("fresh-node",)
+    excluded_scenarios = ("fresh-node",)
     #: The resident server is the process and has loaded the weights: neither layer has a step of
     #: its own, or evidence.
-    makes_moot = ("process", "weights")
+    replaces_layers = ("process", "weights")
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
         from labkit.errors import BadInput
 
-        if plan.scenario in self.not_in:
+        if plan.scenario in self.excluded_scenarios:
             raise BadInput(
                 "a warm standby is resident before t0, and on a fresh node nothing of the stack is",
                 why="it would be compared with arms that bring everything over the link",
@@ -419,7 +428,7 @@ class WarmStandby(_Gpu):
             plan,
             cold_paths=kept,
             floors_bytes=floors,
-            replaces=(*plan.replaces, *self.makes_moot),
+            replaces=(*plan.replaces, *self.replaces_layers),
             state={
                 **plan.state,
                 "resident_before_t0": [p for p in plan.cold_paths if p not in kept],
@@ -429,7 +438,7 @@ class WarmStandby(_Gpu):
             Step("start", "labkit.device.standby:start")
         )
 
-    def engaged(self, seen: Seen) -> Evidence:
+    def verify(self, seen: Observation) -> Evidence:
         """The process that answered stood there before t0, read no weights after it, and its device
         memory had been given up."""
         step, who = seen.facts.get("start", {}), seen.facts.get("identity", {})

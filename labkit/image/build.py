@@ -40,7 +40,7 @@ from labkit.core.beside import scratch
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
 from labkit.image import closure, oci
-from labkit.image.layers import STOCK_LEVEL, Entry, WrittenLayer, write_image, write_layer
+from labkit.image.layers import STOCK_LEVEL, LayerEntry, WrittenLayer, write_image, write_layer
 from labkit.image.start import LIBRARY_PATH, PYTHON_HOME, SERVER
 from labkit.image.tiny import tiny_layout
 
@@ -72,7 +72,7 @@ class _Parts:
 
     torch: dict[str, Any] = field(default_factory=dict)
 
-    def entries(self, part: str, weights: Path | None) -> dict[str, Entry]:
+    def entries(self, part: str, weights: Path | None) -> dict[str, LayerEntry]:
         if part == "interpreter":
             return closure.interpreter_entries()
         if part == "torch":
@@ -110,13 +110,13 @@ class _Parts:
         return self.torch
 
 
-def extra_entries(packages: dict[str, Entry], size_bytes: int) -> dict[str, Entry]:
+def extra_entries(packages: dict[str, LayerEntry], size_bytes: int) -> dict[str, LayerEntry]:
     """Copies of installed packages below /opt/extra, `size_bytes` of content: bytes, file sizes and
     compressibility like those of an image, so that pull and unpack see more of the same. Files are
     taken in the order of their names' digests: any size is a fair sample."""
     ordered = sorted(packages.items(), key=lambda item: hashlib.sha256(item[0].encode()).digest())
     sizes = {name: entry.source.stat().st_size for name, entry in ordered if entry.source}
-    made: dict[str, Entry] = {}
+    made: dict[str, LayerEntry] = {}
     left, copy = size_bytes, 0
     while left > 0.01 * size_bytes:
         before = left
@@ -130,7 +130,7 @@ def extra_entries(packages: dict[str, Entry], size_bytes: int) -> dict[str, Entr
     return made
 
 
-def fingerprint(entries: dict[str, Entry], level: int) -> str:
+def fingerprint(entries: dict[str, LayerEntry], level: int) -> str:
     """Names, sizes and times of the inputs, hashed: cheap to ask (0.3 s for the whole image), wrong
     only for a forged mtime."""
     made = hashlib.sha256(f"{_FORMAT} {level} {sys.version}\n".encode())
@@ -153,7 +153,7 @@ def fingerprint(entries: dict[str, Entry], level: int) -> str:
 def _written(
     layout: oci.Layout,
     part: str,
-    entries: dict[str, Entry],
+    entries: dict[str, LayerEntry],
     level: int,
     say: Say,
     others: Sequence[str] = (),

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from labkit.core.ledger import marked
 from labkit.errors import BadInput
-from labkit.image.layers import Entry, add_file
+from labkit.image.layers import LayerEntry, add_file
 from labkit.image.start import interpreter_of
 
 PREFIX = "usr/local"
@@ -60,7 +60,7 @@ for source, name, target in json.load(open(sys.argv[1])):
 """
 
 
-def interpreter_entries() -> dict[str, Entry]:
+def interpreter_entries() -> dict[str, LayerEntry]:
     """The interpreter, its dynamic linker, the standard library, and the few files of /etc that a C
     library asks for."""
     python = Path(os.path.realpath(sys.executable))
@@ -70,29 +70,29 @@ def interpreter_entries() -> dict[str, Entry]:
             f"{python} is not a dynamically linked ELF program",
             why="an image can be built from a Linux host's Python only",
         )
-    entries: dict[str, Entry] = {}
+    entries: dict[str, LayerEntry] = {}
     add_file(entries, f"{PREFIX}/bin/{VERSION}", python)
-    entries[f"{PREFIX}/bin/python3"] = Entry(symlink=VERSION)
+    entries[f"{PREFIX}/bin/python3"] = LayerEntry(symlink=VERSION)
     add_file(entries, "usr" + linker, Path(os.path.realpath(linker)))
     for top in {"lib", linker.split("/")[1]}:
-        entries[top] = Entry(symlink=f"usr/{top}")
+        entries[top] = LayerEntry(symlink=f"usr/{top}")
     entries |= stdlib_entries()
     entries |= {
-        "etc/passwd": Entry(
+        "etc/passwd": LayerEntry(
             data=b"root:x:0:0:root:/root:/sbin/nologin\nnobody:x:65534:65534:nobody:/nonexistent:/sbin/nologin\n"
         ),
-        "etc/group": Entry(data=b"root:x:0:\nnogroup:x:65534:\n"),
-        "etc/nsswitch.conf": Entry(data=b"passwd: files\ngroup: files\nhosts: files dns\n"),
-        "etc/hosts": Entry(data=b"127.0.0.1 localhost\n"),
-        "etc/resolv.conf": Entry(data=b""),
-        "etc/hostname": Entry(data=b"labkit\n"),
-        "root": Entry(mode=0o700),
-        "tmp": Entry(mode=0o1777),
-        "dev": Entry(mode=0o755),
-        "proc": Entry(mode=0o555),
-        "sys": Entry(mode=0o555),
-        "run": Entry(mode=0o755),
-        "var/tmp": Entry(mode=0o1777),
+        "etc/group": LayerEntry(data=b"root:x:0:\nnogroup:x:65534:\n"),
+        "etc/nsswitch.conf": LayerEntry(data=b"passwd: files\ngroup: files\nhosts: files dns\n"),
+        "etc/hosts": LayerEntry(data=b"127.0.0.1 localhost\n"),
+        "etc/resolv.conf": LayerEntry(data=b""),
+        "etc/hostname": LayerEntry(data=b"labkit\n"),
+        "root": LayerEntry(mode=0o700),
+        "tmp": LayerEntry(mode=0o1777),
+        "dev": LayerEntry(mode=0o755),
+        "proc": LayerEntry(mode=0o555),
+        "sys": LayerEntry(mode=0o555),
+        "run": LayerEntry(mode=0o755),
+        "var/tmp": LayerEntry(mode=0o1777),
     }
     for bundle in ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"):
         if os.path.isfile(bundle):
@@ -101,8 +101,8 @@ def interpreter_entries() -> dict[str, Entry]:
     return entries
 
 
-def stdlib_entries() -> dict[str, Entry]:
-    entries: dict[str, Entry] = {}
+def stdlib_entries() -> dict[str, LayerEntry]:
+    entries: dict[str, LayerEntry] = {}
     top = Path(sysconfig.get_paths()["stdlib"])
     for folder, folders, files in os.walk(top):
         folders[:] = sorted(
@@ -117,7 +117,7 @@ def stdlib_entries() -> dict[str, Entry]:
     for source in sorted(dynload.glob("*.so")) if dynload.is_dir() else []:
         if not source.name.startswith(_EXTENSIONS_LEFT_OUT):
             add_file(entries, f"{STDLIB}/lib-dynload/{source.name}", source)
-    entries.setdefault(f"{STDLIB}/lib-dynload", Entry(mode=0o755))
+    entries.setdefault(f"{STDLIB}/lib-dynload", LayerEntry(mode=0o755))
     return entries
 
 
@@ -153,10 +153,10 @@ def distributions(
     return {name: found[name] for name in sorted(found) if name not in skipped}
 
 
-def distribution_entries(dists: Iterable[metadata.Distribution]) -> dict[str, Entry]:
+def distribution_entries(dists: Iterable[metadata.Distribution]) -> dict[str, LayerEntry]:
     """Files of installed distributions, at their place below site-packages; scripts and stale
     bytecode stay behind."""
-    entries: dict[str, Entry] = {}
+    entries: dict[str, LayerEntry] = {}
     for dist in dists:
         for file in dist.files or ():
             parts = file.parts
@@ -168,9 +168,11 @@ def distribution_entries(dists: Iterable[metadata.Distribution]) -> dict[str, En
     return entries
 
 
-def tree_entries(top: Path, below: str, skip: Iterable[str] = ("__pycache__",)) -> dict[str, Entry]:
+def tree_entries(
+    top: Path, below: str, skip: Iterable[str] = ("__pycache__",)
+) -> dict[str, LayerEntry]:
     """A directory of the host at `below`, bytecode left out."""
-    entries: dict[str, Entry] = {}
+    entries: dict[str, LayerEntry] = {}
     for folder, folders, files in os.walk(top):
         folders[:] = sorted(f for f in folders if f not in skip)
         for name in sorted(files):
@@ -179,7 +181,7 @@ def tree_entries(top: Path, below: str, skip: Iterable[str] = ("__pycache__",)) 
     return entries
 
 
-def shared_objects(entries: dict[str, Entry]) -> list[Path]:
+def shared_objects(entries: dict[str, LayerEntry]) -> list[Path]:
     """Host files among the entries that the dynamic linker may be asked about: ELF, dynamic."""
     found = []
     for entry in entries.values():
@@ -190,7 +192,7 @@ def shared_objects(entries: dict[str, Entry]) -> list[Path]:
     return found
 
 
-def library_entries(objects: Iterable[Path]) -> dict[str, Entry]:
+def library_entries(objects: Iterable[Path]) -> dict[str, LayerEntry]:
     """Shared objects that `objects` load from outside the packages, flat in the default library
     directory."""
     inside = [os.path.realpath(sysconfig.get_paths()[k]) + "/" for k in ("purelib", "platlib")]
@@ -222,7 +224,7 @@ def library_entries(objects: Iterable[Path]) -> dict[str, Entry]:
     for name in ("libnss_files.so.2", "libnss_dns.so.2", "libresolv.so.2", "libgcc_s.so.1"):
         if os.path.exists(f"{home}/{name}"):
             needed.setdefault(name, f"{home}/{name}")
-    entries: dict[str, Entry] = {}
+    entries: dict[str, LayerEntry] = {}
     for name, path in needed.items():
         add_file(
             entries,
@@ -239,13 +241,13 @@ def library_folder(libc: str) -> str:
     return folder if folder.startswith("usr/") else "usr/" + folder
 
 
-def bytecode_entries(entries: dict[str, Entry], scratch: Path) -> dict[str, Entry]:
+def bytecode_entries(entries: dict[str, LayerEntry], scratch: Path) -> dict[str, LayerEntry]:
     """Compiled modules for every source among the entries: the host's own where they are current,
     else compiled now.
 
     Compiling happens in one fresh process with a fixed hash seed, in sorted order, into `scratch`
     (which must live until the layer is written)."""
-    made: dict[str, Entry] = {}
+    made: dict[str, LayerEntry] = {}
     missing: list[tuple[str, str, str]] = []
     for name in sorted(entries):
         source = entries[name].source
@@ -260,11 +262,11 @@ def bytecode_entries(entries: dict[str, Entry], scratch: Path) -> dict[str, Entr
         )
         ready = Path(importlib.util.cache_from_source(str(source), optimization=""))
         if is_current(ready, source):
-            made[target] = Entry(data=head, source=ready, skip=16)
+            made[target] = LayerEntry(data=head, source=ready, skip=16)
         else:
             compiled = scratch / f"{len(missing)}.code"
             missing.append((str(source), "/" + name, str(compiled)))
-            made[target] = Entry(data=head, source=compiled)
+            made[target] = LayerEntry(data=head, source=compiled)
     if missing:
         jobs = scratch / "jobs.json"
         jobs.write_text(json.dumps(missing))

@@ -6,7 +6,7 @@ server in it.
         mounted
     Step("start", "labkit.image.containerd_steps:start")     # ctr run
 
-The daemons are resident before t0, as on any node (`before_t0`). Facts are taken between the steps,
+The daemons are resident before t0, as on any node (`pre_start`). Facts are taken between the steps,
 so that what the registry sent before the start can be told from what it sent after. Lesson:
 notebooks/03_lazy_pull."""
 
@@ -86,8 +86,8 @@ def rpull(ctx: StepContext, reference: str = "") -> dict[str, Any]:
     return pull(ctx, reference)
 
 
-pull.before_t0 = lambda ctx, **_: _make_ready(ctx, stargz=False)  # type: ignore[attr-defined]
-rpull.before_t0 = lambda ctx, **_: _make_ready(ctx, stargz=True)  # type: ignore[attr-defined]
+pull.pre_start = lambda ctx, **_: _make_ready(ctx, stargz=False)  # type: ignore[attr-defined]
+rpull.pre_start = lambda ctx, **_: _make_ready(ctx, stargz=True)  # type: ignore[attr-defined]
 
 
 def _command(node: containerd.Node, image: str) -> list[str]:

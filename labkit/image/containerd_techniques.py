@@ -17,7 +17,7 @@ from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
 from labkit.image.runtime import availability
 from labkit.image.techniques import ImageTechnique
-from labkit.technique import Artifact, Availability, Claim, Evidence, Seen, Subject, register
+from labkit.technique import Artifact, Availability, Claim, Evidence, Observation, Subject, register
 
 START = "labkit.image.containerd_steps:start"
 
@@ -26,7 +26,7 @@ START = "labkit.image.containerd_steps:start"
 WARM = ("warm-node", "hot-node")
 
 
-def _blob_bytes(seen: Seen) -> int:
+def _blob_bytes(seen: Observation) -> int:
     by_path = seen.stores.get("registry", {}).get("by_path", {})
     return sum(c.get("bytes_sent", 0) for path, c in by_path.items() if "/blobs/" in path)
 
@@ -43,7 +43,7 @@ def _only_fresh(plan: LaunchPlan, name: str) -> None:
 @register
 class ContainerdPull(ImageTechnique):
     name = "containerd-pull"
-    not_in = WARM
+    excluded_scenarios = WARM
     title = "containerd pulls and unpacks (ctr images pull), and starts the server"
 
     def available(self, host: Any) -> Availability:
@@ -57,7 +57,7 @@ class ContainerdPull(ImageTechnique):
             Step("pull", "labkit.image.containerd_steps:pull")
         )
 
-    def engaged(self, seen: Seen) -> Evidence:
+    def verify(self, seen: Observation) -> Evidence:
         whole, before = (
             seen.plan.floors_bytes.get("pull", 0),
             seen.facts.get("pull", {}).get("registry_bytes", 0),
@@ -87,7 +87,7 @@ class ContainerdPull(ImageTechnique):
 @register
 class ContainerdStargz(ImageTechnique):
     name, lesson = "containerd-stargz", "03_lazy_pull"
-    not_in = WARM
+    excluded_scenarios = WARM
     title = (
         "containerd with the stargz snapshotter mounts lazily (ctr-remote rpull), and starts the"
         " server"
@@ -130,7 +130,7 @@ class ContainerdStargz(ImageTechnique):
             )
         )
 
-    def engaged(self, seen: Seen) -> Evidence:
+    def verify(self, seen: Observation) -> Evidence:
         whole = seen.plan.state.get("lazy_image_bytes", 0)
         mounted, started = seen.facts.get("mount", {}), seen.facts.get("start", {})
         before, mounts = mounted.get("registry_bytes", whole), started.get("fuse_mounts", 0)

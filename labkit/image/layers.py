@@ -36,7 +36,7 @@ STOCK_LEVEL = 6  # what `gzip`, `docker build` and containerd use when told noth
 
 
 @dataclass(frozen=True)
-class Entry:
+class LayerEntry:
     """A file (`data`, `source`, or both: `data` in place of the source's first `skip` bytes), a
     directory (neither), a symlink or a hard link."""
 
@@ -55,14 +55,14 @@ class WrittenLayer:
     plain_bytes: int
 
 
-def with_parents(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+def with_parents(entries: Mapping[str, LayerEntry]) -> dict[str, LayerEntry]:
     """The entries and a directory entry for each parent that has none, sorted so that parents come
     first."""
     made = dict(entries)
     for name in entries:
         at = name.rfind("/")
         while at > 0:
-            made.setdefault(name[:at], Entry(mode=0o755))
+            made.setdefault(name[:at], LayerEntry(mode=0o755))
             at = name.rfind("/", 0, at)
     hard = sorted(n for n, e in made.items() if e.hardlink)
     return {
@@ -70,7 +70,7 @@ def with_parents(entries: Mapping[str, Entry]) -> dict[str, Entry]:
     }
 
 
-def tar_chunks(entries: Mapping[str, Entry]) -> Iterator[bytes]:
+def tar_chunks(entries: Mapping[str, LayerEntry]) -> Iterator[bytes]:
     """The layer's plain tar. PAX, whose records carry nothing that varies: no access or change
     times."""
     for name, entry in with_parents(entries).items():
@@ -159,7 +159,7 @@ def gzip_chunks(
 
 def write_layer(
     layout: oci.Layout,
-    entries: Mapping[str, Entry],
+    entries: Mapping[str, LayerEntry],
     *,
     level: int = STOCK_LEVEL,
     progress: Callable[[int], object] | None = None,
@@ -223,9 +223,9 @@ def write_image(
     return manifest
 
 
-def add_file(entries: dict[str, Entry], name: str, source: Path) -> None:
+def add_file(entries: dict[str, LayerEntry], name: str, source: Path) -> None:
     """A host file at `name`: content followed through links, mode reduced to 0644/0755."""
-    entries[name] = Entry(source=source, mode=0o755 if os.access(source, os.X_OK) else 0o644)
+    entries[name] = LayerEntry(source=source, mode=0o755 if os.access(source, os.X_OK) else 0o644)
 
 
 def read_tar(chunks: Iterable[bytes]) -> tarfile.TarFile:

@@ -19,7 +19,7 @@ from labkit.core.plan import LaunchPlan, Step, StepContext
 from labkit.core.workspace import Workspace
 from labkit.image import oci
 from labkit.image.techniques import ImageTechnique
-from labkit.technique import Artifact, Claim, Evidence, Seen, Subject, register
+from labkit.technique import Artifact, Claim, Evidence, Observation, Subject, register
 
 PREFIX = "images"
 
@@ -102,7 +102,7 @@ class ObjectPull(ImageTechnique):
             Step("pull", "labkit.image.object_techniques:object_pull", {"image": image})
         )
 
-    def engaged(self, seen: Seen) -> Evidence:
+    def verify(self, seen: Observation) -> Evidence:
         if seen.plan.scenario != "fresh-node":
             return self.engaged_on_warm_node(seen)
         bucket = seen.stores.get("bucket", {})

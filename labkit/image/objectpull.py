@@ -28,13 +28,13 @@ from typing import Any
 from labkit.core.ledger import remove_tree
 from labkit.errors import BadInput, TransferError
 from labkit.image import oci
-from labkit.image.arriving import Arriving
 from labkit.image.codecs import codec_of, decompress
 from labkit.image.push import blob_key, manifest_key
+from labkit.image.resumable_blob import Arriving
 from labkit.image.tree import Limits
 from labkit.image.writer import Writer
 from labkit.net.fetch import Client
-from labkit.net.ranges import Fetching, Into, NoRanges, Part, Progress, fetch_ranges
+from labkit.net.ranges import Fetching, Into, NoRanges, Progress, RangePart, fetch_ranges
 from labkit.objects.client import open_bucket
 
 CONNECTIONS = 8
@@ -43,7 +43,7 @@ AHEAD = 8  # chunks between two stages: up to 1 MiB each
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """Where an image comes from: its manifest, and a URL for each blob."""
 
     client: Client
@@ -55,7 +55,7 @@ class Source:
 @contextmanager
 def source_of(
     reference: str, env: Mapping[str, str] | None = None, **options: Any
-) -> Iterator[Source]:
+) -> Iterator[ImageSource]:
     """`s3://BUCKET/PREFIX#NAME:TAG`, `gs://…#…`, or a registry's `http://HOST:PORT/NAME:TAG`.
     Raises TransferError, BadInput."""
     if reference.startswith(("s3://", "gs://")):
@@ -70,7 +70,7 @@ def source_of(
             raw = bucket.get(
                 manifest_key(wanted.name, wanted.target), oci.DOCUMENT_LIMIT_BYTES
             ).body
-            yield Source(
+            yield ImageSource(
                 bucket.client,
                 oci.parse_manifest(raw),
                 lambda digest: bucket.url(blob_key(digest)),
@@ -94,7 +94,7 @@ def source_of(
                     fix="pull again",
                 )
             if answer.headers.get("content-type", "").split(";")[0] not in oci.INDEX_TYPES:
-                yield Source(
+                yield ImageSource(
                     client,
                     oci.parse_manifest(answer.body),
                     lambda digest: f"{base}/blobs/{digest}",
@@ -169,7 +169,7 @@ def staged(chunks: Iterable[bytes], stop: threading.Event, depth: int = AHEAD) -
 
 
 def pull(
-    source: Source,
+    source: ImageSource,
     rootfs: str | os.PathLike[str],
     *,
     scratch: str | os.PathLike[str],
@@ -211,7 +211,7 @@ def pull(
 
 
 def _pull(
-    source: Source,
+    source: ImageSource,
     rootfs: Path,
     folder: Path,
     connections: int,
@@ -324,7 +324,9 @@ def _blame(layers: list[Arriving], error: BadInput) -> Exception:
     return error
 
 
-def _fetch(engine: Fetching, client: Client, parts: list[Part], layers: list[Arriving]) -> Progress:
+def _fetch(
+    engine: Fetching, client: Client, parts: list[RangePart], layers: list[Arriving]
+) -> Progress:
     try:
         return engine.run()
     except NoRanges:
@@ -335,7 +337,7 @@ def _fetch(engine: Fetching, client: Client, parts: list[Part], layers: list[Arr
         raise
 
 
-def _whole_blobs(client: Client, layers: list[Arriving], parts: list[Part]) -> Progress:
+def _whole_blobs(client: Client, layers: list[Arriving], parts: list[RangePart]) -> Progress:
     """A server without ranges: one stream a layer."""
     made = None
     for layer in layers:
@@ -349,7 +351,7 @@ def _whole_blobs(client: Client, layers: list[Arriving], parts: list[Part]) -> P
                 part_bytes=layer.layer.size_bytes,
                 connections=1,
             )
-            layer.done(Part(url, 0, layer.layer.size_bytes))
+            layer.done(RangePart(url, 0, layer.layer.size_bytes))
     assert made is not None
     return made
 

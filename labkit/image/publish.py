@@ -17,7 +17,7 @@ from typing import Any
 
 from labkit.errors import BadInput
 from labkit.image.registry import NAME, OCI_MANIFEST, TAG, Registry, hex_of
-from labkit.objects.place import link_or_copy
+from labkit.objects.hardlink import link_or_copy
 
 
 def reachable(layout: Path, descriptor: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -28,7 +28,7 @@ from labkit.image.codecs import Hashed, codec_of, decompress, file_chunks
 from labkit.image.layers import STOCK_LEVEL, gzip_chunks
 from labkit.objects.client import Bucket
 from labkit.objects.disk import Disk
-from labkit.objects.place import link_or_copy
+from labkit.objects.hardlink import link_or_copy
 
 CODECS = {"gzip": oci.LAYER_GZIP, "zstd": oci.LAYER_ZSTD, "none": oci.LAYER}
 ZSTD_LEVEL = 3

@@ -53,7 +53,7 @@ _MEDIA_TYPE = re.compile(
 )
 
 
-class Refused(Exception):
+class RegistryError(Exception):
     """An answer of the API's error kind."""
 
     def __init__(self, status: int, code: str, message: str, **headers: str):
@@ -71,13 +71,13 @@ def hex_of(digest: object) -> str:
     of its own making."""
     match = _DIGEST.fullmatch(digest) if isinstance(digest, str) else None
     if not match:
-        raise Refused(400, "DIGEST_INVALID", f"not a sha256 digest: {str(digest)[:100]!r}")
+        raise RegistryError(400, "DIGEST_INVALID", f"not a sha256 digest: {str(digest)[:100]!r}")
     return match[1]
 
 
 def _storable(name: str) -> str:
     if len(name) > NAME_MAX or RESERVED & set(name.split("/")):
-        raise Refused(
+        raise RegistryError(
             400, "NAME_INVALID", f"no repository of this registry can be called {name[:100]!r}"
         )
     return name
@@ -97,7 +97,7 @@ class Registry:
     def __call__(self, request: Request) -> Response:
         try:
             return self._answer(request)
-        except Refused as refused:
+        except RegistryError as refused:
             refused.response.headers["Docker-Distribution-Api-Version"] = "registry/2.0"
             return refused.response
 
@@ -115,11 +115,11 @@ class Registry:
         if not match:
             if start := _UPLOADS.fullmatch(path):
                 return self._upload_start(request, _storable(start[1]))
-            raise Refused(404, "NAME_INVALID", f"no such resource: {path[:200]}")
+            raise RegistryError(404, "NAME_INVALID", f"no such resource: {path[:200]}")
         name, kind, rest = match.groups()
         _storable(name)
         if method not in ("GET", "HEAD") and self.read_only:
-            raise Refused(405, "UNSUPPORTED", "this registry is read-only")
+            raise RegistryError(405, "UNSUPPORTED", "this registry is read-only")
         if kind == "tags" and rest == "list":
             return self._page(
                 request, self.tags(name), lambda tags: {"name": name, "tags": tags}, path
@@ -144,7 +144,7 @@ class Registry:
             return self._upload(request, name, rest.removeprefix("uploads/"))
         if kind == "blobs":
             return self._blob(request, name, hex_of(rest))
-        raise Refused(404, "UNSUPPORTED", f"no such resource: {path[:200]}")
+        raise RegistryError(404, "UNSUPPORTED", f"no such resource: {path[:200]}")
 
     # -- what is there -----------------------------------------------------------------------------
 
@@ -160,7 +160,7 @@ class Registry:
 
     def tags(self, name: str) -> list[str]:
         if not (self.repository(name) / "manifests").is_dir():
-            raise Refused(404, "NAME_UNKNOWN", f"no repository {name}")
+            raise RegistryError(404, "NAME_UNKNOWN", f"no repository {name}")
         folder = self.repository(name) / "tags"
         return sorted(os.listdir(folder)) if folder.is_dir() else []
 
@@ -171,7 +171,7 @@ class Registry:
         try:
             count = decimal(request.query["n"]) if request.query.get("n") else len(names)
         except ValueError:
-            raise Refused(400, "PAGINATION_NUMBER_INVALID", "n is not a number") from None
+            raise RegistryError(400, "PAGINATION_NUMBER_INVALID", "n is not a number") from None
         if len(names) > count:
             names = names[:count]
             headers["Link"] = f'<{path}?n={count}&last={names[-1] if names else ""}>; rel="next"'
@@ -209,7 +209,7 @@ class Registry:
         mark = self.repository(name) / "blobs" / hex_digest
         if request.method == "DELETE":
             if not mark.exists():
-                raise Refused(404, "BLOB_UNKNOWN", f"sha256:{hex_digest} is not in {name}")
+                raise RegistryError(404, "BLOB_UNKNOWN", f"sha256:{hex_digest} is not in {name}")
             mark.unlink()
             return Response(202)
         self._read_method(request)
@@ -219,7 +219,9 @@ class Registry:
             fd, size = self._open(hex_digest)
         except (FileNotFoundError, NotADirectoryError):
             # no descriptors left is another matter: it is there
-            raise Refused(404, "BLOB_UNKNOWN", f"sha256:{hex_digest} is not in {name}") from None
+            raise RegistryError(
+                404, "BLOB_UNKNOWN", f"sha256:{hex_digest} is not in {name}"
+            ) from None
         return file_response(
             request,
             fd,
@@ -233,18 +235,18 @@ class Registry:
 
     def _read_method(self, request: Request) -> None:
         if request.method not in ("GET", "HEAD"):
-            raise Refused(405, "UNSUPPORTED", f"{request.method} here means nothing")
+            raise RegistryError(405, "UNSUPPORTED", f"{request.method} here means nothing")
 
     def resolve(self, name: str, reference: str) -> str:
         """A tag or digest to hex; raises Refused."""
         if ":" in reference:
             return hex_of(reference)
         if not TAG.fullmatch(reference):
-            raise Refused(400, "TAG_INVALID", f"not a tag: {reference[:100]!r}")
+            raise RegistryError(400, "TAG_INVALID", f"not a tag: {reference[:100]!r}")
         try:
             return hex_of((self.repository(name) / "tags" / reference).read_text())
         except (FileNotFoundError, NotADirectoryError):
-            raise Refused(404, "MANIFEST_UNKNOWN", f"{name} has no tag {reference}") from None
+            raise RegistryError(404, "MANIFEST_UNKNOWN", f"{name} has no tag {reference}") from None
 
     def _manifest(self, request: Request, name: str, reference: str) -> Response:
         if request.method == "PUT":
@@ -266,7 +268,7 @@ class Registry:
             media_type = mark.read_text()
             fd, size = self._open(hex_digest)
         except (FileNotFoundError, NotADirectoryError):
-            raise Refused(
+            raise RegistryError(
                 404, "MANIFEST_UNKNOWN", f"sha256:{hex_digest} is not in {name}"
             ) from None
         return file_response(
@@ -284,11 +286,11 @@ class Registry:
         raw = request.body.read(MANIFEST_MAX)
         hex_digest = hashlib.sha256(raw).hexdigest()
         if ":" in reference and hex_of(reference) != hex_digest:
-            raise Refused(
+            raise RegistryError(
                 400, "DIGEST_INVALID", f"the manifest is sha256:{hex_digest}, not {reference}"
             )
         if ":" not in reference and not TAG.fullmatch(reference):
-            raise Refused(400, "TAG_INVALID", f"not a tag: {reference[:100]!r}")
+            raise RegistryError(400, "TAG_INVALID", f"not a tag: {reference[:100]!r}")
         try:
             doc = json.loads(raw)
             media_type = request.header("content-type") or doc.get("mediaType", OCI_MANIFEST)
@@ -302,14 +304,18 @@ class Registry:
             if not _MEDIA_TYPE.fullmatch(media_type):
                 raise ValueError
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise Refused(400, "MANIFEST_INVALID", "not an image manifest or index") from None
+            raise RegistryError(400, "MANIFEST_INVALID", "not an image manifest or index") from None
         headers = {"OCI_Subject": f"sha256:{hex_of(subject)}"} if subject else {}
         for digest in wanted:
             if not (self.repository(name) / "blobs" / hex_of(digest)).exists():
-                raise Refused(400, "MANIFEST_BLOB_UNKNOWN", f"{digest} was not pushed to {name}")
+                raise RegistryError(
+                    400, "MANIFEST_BLOB_UNKNOWN", f"{digest} was not pushed to {name}"
+                )
         for digest in children:
             if not (self.repository(name) / "manifests" / hex_of(digest)).exists():
-                raise Refused(400, "MANIFEST_BLOB_UNKNOWN", f"{digest} was not pushed to {name}")
+                raise RegistryError(
+                    400, "MANIFEST_BLOB_UNKNOWN", f"{digest} was not pushed to {name}"
+                )
         _write(self.blob_path(hex_digest), raw)
         self.note_manifest(name, hex_digest, media_type, None if ":" in reference else reference)
         return text(
@@ -334,9 +340,9 @@ class Registry:
 
     def _upload_start(self, request: Request, name: str) -> Response:
         if request.method != "POST":
-            raise Refused(405, "UNSUPPORTED", "an upload is started by POST")
+            raise RegistryError(405, "UNSUPPORTED", "an upload is started by POST")
         if self.read_only:
-            raise Refused(405, "UNSUPPORTED", "this registry is read-only")
+            raise RegistryError(405, "UNSUPPORTED", "this registry is read-only")
         mount, source = request.query.get("mount"), request.query.get("from", "")
         if mount:
             hex_digest = hex_of(mount)
@@ -372,7 +378,7 @@ class Registry:
     def _upload(self, request: Request, name: str, upload: str) -> Response:
         path = self.root / "uploads" / upload
         if not re.fullmatch(r"[0-9a-f]{32}", upload) or not path.exists():
-            raise Refused(404, "BLOB_UPLOAD_UNKNOWN", f"no upload {upload[:64]!r}")
+            raise RegistryError(404, "BLOB_UPLOAD_UNKNOWN", f"no upload {upload[:64]!r}")
         if request.method == "PATCH":
             self._append(request, path, upload)
             return self._accepted(name, upload, 202)
@@ -384,7 +390,7 @@ class Registry:
             path.unlink(missing_ok=True)
             self._hashes.pop(upload, None)
             return Response(204)
-        raise Refused(405, "UNSUPPORTED", f"{request.method} on an upload means nothing")
+        raise RegistryError(405, "UNSUPPORTED", f"{request.method} on an upload means nothing")
 
     def _append(self, request: Request, path: Path, upload: str) -> None:
         with open(path, "ab") as out:
@@ -393,7 +399,7 @@ class Registry:
             if wanted:
                 match = _CONTENT_RANGE.fullmatch(wanted)
                 if not match or int(match[1]) != at:
-                    raise Refused(
+                    raise RegistryError(
                         416,
                         "BLOB_UPLOAD_INVALID",
                         f"the upload is at byte {at}, not {wanted}",
@@ -422,7 +428,7 @@ class Registry:
                     state.update(block)
         if state.hexdigest() != hex_digest:
             path.unlink(missing_ok=True)
-            raise Refused(
+            raise RegistryError(
                 400,
                 "DIGEST_INVALID",
                 f"what arrived is sha256:{state.hexdigest()}, not sha256:{hex_digest}",

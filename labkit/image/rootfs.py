@@ -7,7 +7,7 @@ directory on the node: directories on the way to a mount point are made there, e
 the image is bound into them. No overlay file system is needed, which users may not mount
 everywhere.
 
-    laid = lay_out(image, skeleton, points=["/root/models/small"])
+    root = prepare_root(image, skeleton, points=["/root/models/small"])
     laid.binds        # [("…/image/usr", "usr"), …]: source on the host, path below the skeleton
 
 Lesson: notebooks/02_image_pull.
@@ -28,7 +28,7 @@ OWN = {"dev": 0o755, "proc": 0o555, "sys": 0o555, "tmp": 0o1777, "run": 0o755}
 
 
 @dataclass(frozen=True)
-class Laid:
+class ContainerRoot:
     skeleton: Path
     binds: list[tuple[str, str]] = field(default_factory=list)  # host path, path below the skeleton
 
@@ -64,7 +64,9 @@ def resolve(root: str | os.PathLike[str], path: str) -> str:
     return os.path.join(base, *done)
 
 
-def lay_out(image: str | os.PathLike[str], skeleton: Path, points: Iterable[str]) -> Laid:
+def prepare_root(
+    image: str | os.PathLike[str], skeleton: Path, points: Iterable[str]
+) -> ContainerRoot:
     """Make the skeleton and say what to bind. `points`: absolute directories that must exist as
     mount points."""
     root = Path(image)
@@ -84,7 +86,7 @@ def lay_out(image: str | os.PathLike[str], skeleton: Path, points: Iterable[str]
                 )
             if _is_dir(root / at):
                 split.add(at)
-    laid = Laid(skeleton)
+    laid = ContainerRoot(skeleton)
     skeleton.mkdir(mode=0o755, parents=True, exist_ok=True)
     for folder in sorted(split):
         _fill(root, folder, split, laid)
@@ -104,7 +106,7 @@ def _is_dir(path: Path) -> bool:
         return False
 
 
-def _fill(root: Path, folder: str, split: set[str], laid: Laid) -> None:
+def _fill(root: Path, folder: str, split: set[str], laid: ContainerRoot) -> None:
     here = laid.skeleton / folder
     here.mkdir(exist_ok=True)
     with os.scandir(root / folder) as children:

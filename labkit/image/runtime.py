@@ -15,7 +15,16 @@ from labkit.core import host as this_host
 from labkit.core.plan import LaunchPlan, Step
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
-from labkit.technique import YES, Artifact, Availability, Claim, Evidence, Seen, Subject, register
+from labkit.technique import (
+    YES,
+    Artifact,
+    Availability,
+    Claim,
+    Evidence,
+    Observation,
+    Subject,
+    register,
+)
 
 
 def availability(*capabilities: str) -> Availability:
@@ -27,7 +36,7 @@ def availability(*capabilities: str) -> Availability:
     return YES
 
 
-def bound_from(seen: Seen, rootfs: str) -> list[str]:
+def bound_from(seen: Observation, rootfs: str) -> list[str]:
     """Mount points of the server whose source lies in `rootfs`, from its mountinfo.
 
     A bind mount's line names the path within its file system: the rootfs below the mount that holds
@@ -58,7 +67,7 @@ def _below(source: str, rootfs: str) -> bool:
     )
 
 
-def own_namespaces(seen: Seen, *kinds: str) -> list[str]:
+def own_namespaces(seen: Observation, *kinds: str) -> list[str]:
     """Of `kinds`, those in which the server differs from this process."""
     theirs = seen.proc.get("ns", {})
     return [k for k in kinds if theirs.get(k) and theirs[k] != os.readlink(f"/proc/self/ns/{k}")]
@@ -83,7 +92,7 @@ class _Runtime:
             )
         return plan.with_steps(Step("start", f"labkit.image.start:{self.name}"))
 
-    def engaged(self, seen: Seen) -> Evidence:
+    def verify(self, seen: Observation) -> Evidence:
         rootfs = str(seen.facts.get("start", {}).get("rootfs", ""))
         own = own_namespaces(seen, *self.namespaces)
         bound = bound_from(seen, rootfs)
@@ -123,9 +132,9 @@ class Runc(_Runtime):
             return plan.with_steps(Step("start", plan.state["started_by"]))
         return super().apply(plan, artifact)
 
-    def engaged(self, seen: Seen) -> Evidence:
+    def verify(self, seen: Observation) -> Evidence:
         if seen.facts.get("start", {}).get("runtime") != "containerd":
-            return super().engaged(seen)
+            return super().verify(seen)
         own = own_namespaces(seen, *self.namespaces)
         return Evidence(
             self.name,
@@ -151,7 +160,7 @@ class Process(_Runtime):
     def available(self, host: Any) -> Availability:
         return YES
 
-    def engaged(self, seen: Seen) -> Evidence:
+    def verify(self, seen: Observation) -> Evidence:
         rootfs = str(seen.facts.get("start", {}).get("rootfs", ""))
         maps = [
             m for m in seen.proc.get("maps", []) if ".so" in os.path.basename(m) or "/bin/" in m

@@ -35,7 +35,7 @@ from labkit.core.ledger import marked, start_time
 from labkit.core.plan import StepContext
 from labkit.errors import TrialError
 from labkit.image import oci
-from labkit.image.rootfs import Laid, lay_out, resolve
+from labkit.image.rootfs import ContainerRoot, prepare_root, resolve
 
 SERVER = ("-m", "labkit.subject.server")
 # image label: where its shared libraries are, for a start without a changed root
@@ -301,14 +301,14 @@ def interpreter_of(program: str) -> str:
 # ---- userns: rootless namespaces -----------------------------------------------------------------
 
 
-def _laid(ctx: StepContext) -> tuple[Laid, list[tuple[str, str, str]]]:
+def _laid(ctx: StepContext) -> tuple[ContainerRoot, list[tuple[str, str, str]]]:
     """The container's root on the node, and every bind: image first, then the host's name service,
     then the plan's."""
     rootfs = str(ctx.state["rootfs"])
     shown = host_binds(ctx)
     skeleton = ctx.node / "container" / "root"
     driver = driver_libraries()
-    laid = lay_out(
+    laid = prepare_root(
         rootfs, skeleton, [inside for _, inside, _ in shown] + ([DRIVER] if driver else [])
     )
     binds = [(source, below, "rw") for source, below in laid.binds]
@@ -403,7 +403,7 @@ _CAPABILITIES = [
 
 
 def runc_spec(
-    ctx: StepContext, laid: Laid, binds: list[tuple[str, str, str]], cgroup: str
+    ctx: StepContext, laid: ContainerRoot, binds: list[tuple[str, str, str]], cgroup: str
 ) -> dict[str, Any]:
     """The bundle's config.json: the host's network, everything else of its own; what Docker grants
     by default."""

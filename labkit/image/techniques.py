@@ -19,7 +19,16 @@ from labkit.core.plan import LaunchPlan, Step
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
 from labkit.image import oci
-from labkit.technique import YES, Artifact, Availability, Claim, Evidence, Seen, Subject, register
+from labkit.technique import (
+    YES,
+    Artifact,
+    Availability,
+    Claim,
+    Evidence,
+    Observation,
+    Subject,
+    register,
+)
 
 
 @register
@@ -39,7 +48,7 @@ class HostEnv:
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
         return plan.with_cold(*artifact.paths.values())
 
-    def engaged(self, seen: Seen) -> Evidence:
+    def verify(self, seen: Observation) -> Evidence:
         import sys
 
         started = seen.facts.get("start", {})
@@ -90,7 +99,7 @@ class ImageTechnique:
             plan, state={**plan.state, "rootfs": str(rootfs), "image_config": config}
         ).with_cold(rootfs)
 
-    def engaged_on_warm_node(self, seen: Seen) -> Evidence:
+    def engaged_on_warm_node(self, seen: Observation) -> Evidence:
         sent = seen.stores.get("registry", {}).get("bytes_sent", 0)
         rootfs = str(seen.plan.state.get("rootfs", ""))
         ok = not sent and seen.facts.get("start", {}).get("rootfs") == rootfs
@@ -134,7 +143,7 @@ class FullPull(ImageTechnique):
             Step("pull", "labkit.image.pull:full_pull"), Step("unpack", "labkit.image.pull:unpack")
         )
 
-    def engaged(self, seen: Seen) -> Evidence:
+    def verify(self, seen: Observation) -> Evidence:
         if seen.plan.scenario != "fresh-node":
             return self.engaged_on_warm_node(seen)
         sent = seen.stores.get("registry", {}).get("bytes_sent", 0)

@@ -16,7 +16,7 @@ import random
 from pathlib import Path
 
 from labkit.image import oci
-from labkit.image.layers import Entry, write_image, write_layer
+from labkit.image.layers import LayerEntry, write_image, write_layer
 
 REFERENCE = "lab/tiny:latest"
 
@@ -26,41 +26,41 @@ def noise(size_bytes: int, seed: int) -> bytes:
     return random.Random(seed).randbytes(size_bytes)
 
 
-def tiny_layers(size_bytes: int = 3_000_000) -> list[dict[str, Entry]]:
+def tiny_layers(size_bytes: int = 3_000_000) -> list[dict[str, LayerEntry]]:
     """What the layers hold; `size_bytes` is about the sum of the compressed layers."""
     text = b"".join(b"line %d of a file that compresses well\n" % i for i in range(20_000))
     base = {
-        "bin": Entry(symlink="usr/bin"),
-        "usr/bin/app": Entry(
+        "bin": LayerEntry(symlink="usr/bin"),
+        "usr/bin/app": LayerEntry(
             data=b"#!/bin/sh\necho hello\n" + noise(size_bytes // 3, 1), mode=0o755
         ),
-        "usr/bin/app-again": Entry(hardlink="usr/bin/app", mode=0o755),
-        "usr/lib/libbig.so": Entry(data=noise(size_bytes // 2, 2), mode=0o755),
-        "usr/lib/libbig.so.1": Entry(symlink="libbig.so"),
-        "usr/share/doc/text": Entry(data=text),
-        "usr/share/empty": Entry(data=b""),
-        "etc/passwd": Entry(data=b"root:x:0:0:root:/root:/sbin/nologin\n"),
-        "etc/secret": Entry(data=b"only root reads this\n", mode=0o600),
-        "tmp": Entry(mode=0o1777),
-        "opt/old/a": Entry(data=b"a"),
-        "opt/old/b": Entry(data=b"b"),
-        "opt/gone": Entry(data=b"removed by the next layer"),
+        "usr/bin/app-again": LayerEntry(hardlink="usr/bin/app", mode=0o755),
+        "usr/lib/libbig.so": LayerEntry(data=noise(size_bytes // 2, 2), mode=0o755),
+        "usr/lib/libbig.so.1": LayerEntry(symlink="libbig.so"),
+        "usr/share/doc/text": LayerEntry(data=text),
+        "usr/share/empty": LayerEntry(data=b""),
+        "etc/passwd": LayerEntry(data=b"root:x:0:0:root:/root:/sbin/nologin\n"),
+        "etc/secret": LayerEntry(data=b"only root reads this\n", mode=0o600),
+        "tmp": LayerEntry(mode=0o1777),
+        "opt/old/a": LayerEntry(data=b"a"),
+        "opt/old/b": LayerEntry(data=b"b"),
+        "opt/gone": LayerEntry(data=b"removed by the next layer"),
     }
     second = {
-        "opt/.wh.gone": Entry(data=b""),
-        "opt/old/.wh..wh..opq": Entry(data=b""),
-        "opt/old/c": Entry(data=b"c"),
-        "etc/hostname": Entry(data=b"lab\n"),
-        "usr/share/" + "long-name/" * 15 + "x" * 120: Entry(
+        "opt/.wh.gone": LayerEntry(data=b""),
+        "opt/old/.wh..wh..opq": LayerEntry(data=b""),
+        "opt/old/c": LayerEntry(data=b"c"),
+        "etc/hostname": LayerEntry(data=b"lab\n"),
+        "usr/share/" + "long-name/" * 15 + "x" * 120: LayerEntry(
             data=b"a path beyond the old header's 100 bytes"
         ),
-        "usr/share/ünïcode – file": Entry(data=b"utf-8"),
-        os.fsdecode(b"usr/share/latin-\xe9"): Entry(data=b"not utf-8"),
+        "usr/share/ünïcode – file": LayerEntry(data=b"utf-8"),
+        os.fsdecode(b"usr/share/latin-\xe9"): LayerEntry(data=b"not utf-8"),
     }
     third = {
-        "app/server.py": Entry(data=b"print('hello from the tiny image')\n"),
-        "app/weights.bin": Entry(data=noise(size_bytes // 6, 3)),
-        "etc/hostname": Entry(data=b"tiny\n"),
+        "app/server.py": LayerEntry(data=b"print('hello from the tiny image')\n"),
+        "app/weights.bin": LayerEntry(data=noise(size_bytes // 6, 3)),
+        "etc/hostname": LayerEntry(data=b"tiny\n"),
     }
     return [base, second, third]
 

@@ -51,7 +51,7 @@ def refuse(name: str, what: str) -> BadInput:
     )
 
 
-class Tree:
+class ImageTree:
     """A root directory being filled. Directories get their modes and times at the end (`finish`),
     as later members change both."""
 
@@ -205,7 +205,7 @@ class Tree:
 
 
 @contextlib.contextmanager
-def growing(rootfs: str | os.PathLike[str], limits: Limits = Limits()) -> Iterator[Tree]:
+def growing(rootfs: str | os.PathLike[str], limits: Limits = Limits()) -> Iterator[ImageTree]:
     """A tree beside `rootfs` that becomes it when the block ends well, and is removed when it does
     not."""
     final = Path(rootfs)
@@ -216,7 +216,7 @@ def growing(rootfs: str | os.PathLike[str], limits: Limits = Limits()) -> Iterat
             fix=f"rm -r {final}, or choose another name",
         )
     with becoming(final, mode=0o755) as part:
-        tree = Tree(part, limits)
+        tree = ImageTree(part, limits)
         try:
             yield tree
             tree.finish()

@@ -28,7 +28,7 @@ from labkit.errors import BadInput
 from labkit.image.codecs import Hashed, codec_of, decompress, file_chunks
 from labkit.image.oci import Layout, Manifest
 from labkit.image.tar import BLOCKDEV, CHAR, DIR, FIFO, FILE, HARDLINK, SYMLINK, Member, TarReader
-from labkit.image.tree import Limits, Tree, growing, refuse
+from labkit.image.tree import ImageTree, Limits, growing, refuse
 
 WHITEOUT = ".wh."
 OPAQUE = ".wh..wh..opq"
@@ -98,7 +98,7 @@ def check_symlink(path: str, target: str, absolute_ok: bool) -> None:
             raise refuse(path, f"is a symlink out of the root, to {target[:100]!r}")
 
 
-def apply_layer(chunks: Iterable[bytes], tree: Tree) -> int:
+def apply_layer(chunks: Iterable[bytes], tree: ImageTree) -> int:
     """Apply one layer (chunks of its plain tar) on the tree; returns its members. Raises BadInput,
     with the tree half done."""
     layer, reader, count = _Layer(), TarReader(chunks), 0
@@ -129,7 +129,9 @@ def apply_layer(chunks: Iterable[bytes], tree: Tree) -> int:
     return count
 
 
-def _write_file(tree: Tree, parent_fd: int, name: str, member: Member, reader: TarReader) -> None:
+def _write_file(
+    tree: ImageTree, parent_fd: int, name: str, member: Member, reader: TarReader
+) -> None:
     tree.written_bytes += member.size_bytes
     if tree.written_bytes > tree.limits.total_bytes:
         raise refuse(name, f"goes over the limit of {tree.limits.total_bytes} bytes unpacked")
@@ -153,7 +155,7 @@ def _write_file(tree: Tree, parent_fd: int, name: str, member: Member, reader: T
         os.close(fd)
 
 
-def _make_dir(tree: Tree, parent_fd: int, name: str, path: str, member: Member) -> None:
+def _make_dir(tree: ImageTree, parent_fd: int, name: str, path: str, member: Member) -> None:
     try:
         os.mkdir(name, 0o700, dir_fd=parent_fd)
     except FileExistsError:
@@ -165,7 +167,7 @@ def _make_dir(tree: Tree, parent_fd: int, name: str, path: str, member: Member) 
 
 
 def _make_other(
-    tree: Tree, layer: _Layer, parent_fd: int, name: str, path: str, member: Member
+    tree: ImageTree, layer: _Layer, parent_fd: int, name: str, path: str, member: Member
 ) -> None:
     if member.type in (CHAR, BLOCKDEV) and not tree.is_root:
         raise refuse(path, "is a device node, which only root may make")
@@ -193,7 +195,7 @@ def _make_other(
 
 
 def _make_hard_link(
-    tree: Tree, layer: _Layer, parent_fd: int, name: str, path: str, source: str
+    tree: ImageTree, layer: _Layer, parent_fd: int, name: str, path: str, source: str
 ) -> None:
     folder, _, source_name = source.rpartition("/")
     layer.check_links(folder)
@@ -217,7 +219,7 @@ def _make_hard_link(
         layer.links.add(path)
 
 
-def _white_out(tree: Tree, layer: _Layer, parent: str, name: str) -> None:
+def _white_out(tree: ImageTree, layer: _Layer, parent: str, name: str) -> None:
     """Hide what lower layers brought; what this layer brought stays (image-spec, "Whiteouts")."""
     if name == OPAQUE:
         _clear(tree, layer, parent)
@@ -238,7 +240,7 @@ def _white_out(tree: Tree, layer: _Layer, parent: str, name: str) -> None:
             tree.forget_dirs()
 
 
-def _clear(tree: Tree, layer: _Layer, path: str) -> None:
+def _clear(tree: ImageTree, layer: _Layer, path: str) -> None:
     """Empty a directory of what this layer did not make."""
     fd = os.dup(tree.dir_fd(path, layer.check_links))
     try:

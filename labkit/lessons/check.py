@@ -29,7 +29,7 @@ from labkit.errors import BadInput, LabError
 HEADLESS = "LABKIT_HEADLESS"  # set by labkit.lessons.execute: a failed check is then an error
 
 
-class Wrong(Exception):
+class WrongAnswer(Exception):
     """Raised by a check function: what was seen, and the mistake that it looks like. Plain text for
     the learner."""
 
@@ -108,7 +108,7 @@ def check(name: str, answer: Any) -> Verdict:
     asked = exercise(name)
     try:
         praise = asked.check(answer)
-    except Wrong as wrong:
+    except WrongAnswer as wrong:
         verdict = f"Not yet. {wrong}"
     except NotImplementedError:
         verdict = (
@@ -182,12 +182,12 @@ def expect(
         return
     for explanation, value in (mistakes or {}).items():
         if _same(got, value, rel):
-            raise Wrong(
+            raise WrongAnswer(
                 f"For {case} you return {_shown(got)}; it should be {_shown(wanted)}. {explanation}"
             )
     if got is None:
-        raise Wrong(f"For {case} your function returns None: is the return missing?")
-    raise Wrong(f"For {case} you return {_shown(got)}; it should be {_shown(wanted)}.")
+        raise WrongAnswer(f"For {case} your function returns None: is the return missing?")
+    raise WrongAnswer(f"For {case} you return {_shown(got)}; it should be {_shown(wanted)}.")
 
 
 def _same(a: Any, b: Any, rel: float) -> bool:

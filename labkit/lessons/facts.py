@@ -31,7 +31,7 @@ def live_or_recorded(
                 record_schema.shaped(
                     {"host": record_schema.text, key: record_schema.mapped()}, ("host", key)
                 )(doc, "")
-            except record_schema.Wrong as wrong:
+            except record_schema.InvalidField as wrong:
                 raise BadInput(
                     f"{printable.line(path)} does not hold the facts {key!r}: {wrong}",
                     fix="restore the file from the lab's repository",

@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 
 from labkit.core import stats
 from labkit.core.units import show_rate, show_s
-from labkit.face.bars import Bar, Group, bars
-from labkit.face.theme import Picture
 from labkit.lessons import gpu_tables as tables
 from labkit.lessons.gpu_record import (
     Record,
@@ -27,6 +25,8 @@ from labkit.lessons.gpu_record import (
     stamp,
     words,
 )
+from labkit.viz.bars import Bar, Group, bars
+from labkit.viz.theme import Picture
 
 Records = Sequence[Record]
 

@@ -26,7 +26,16 @@ from typing import Any
 
 from labkit.core import printable, question, record_schema, records
 from labkit.core.beside import replacing
-from labkit.core.record_schema import Wrong, listed, mapped, maybe, number, shaped, text, whole
+from labkit.core.record_schema import (
+    InvalidField,
+    listed,
+    mapped,
+    maybe,
+    number,
+    shaped,
+    text,
+    whole,
+)
 from labkit.core.records import Run
 from labkit.core.units import show_bytes
 from labkit.errors import BadInput
@@ -114,7 +123,7 @@ def read(path: Path, name: str = "") -> Record:
     try:
         record_schema.sound(doc)
         _RECORD(doc, "")
-    except Wrong as wrong:
+    except InvalidField as wrong:
         raise BadInput(
             f"{shown} is a damaged record of GPU trials: {wrong}",
             why="nothing is read from a record that is not sound",
@@ -318,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tables = gpu_summary.markdown(made, args.tables)
     try:
         if args.figure:
-            from labkit.face.waterfall import waterfall
+            from labkit.viz.waterfall import waterfall
 
             drawn = [
                 (run, arm)

@@ -20,7 +20,6 @@ from typing import Any
 from labkit.core import stats
 from labkit.core.records import Run
 from labkit.core.units import show_bytes, show_rate, show_s
-from labkit.face.table import Table
 from labkit.lessons import gpu_figures, gpu_record
 from labkit.lessons.gpu_record import (
     Record,
@@ -53,6 +52,7 @@ from labkit.lessons.gpu_tables import (
     yes,
 )
 from labkit.stack import claims
+from labkit.viz.table import Table
 
 Records = Sequence[Record]
 

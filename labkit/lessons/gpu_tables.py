@@ -5,7 +5,7 @@ with n, cache state and floor.
     loaded(records)    decoded(records)   stacked(records)
 
 A record that has nothing for a table keeps a row with the reason. Each is a
-`labkit.face.table.Table`: HTML on a page, text elsewhere, `markdown` in a document. Medians, with
+`labkit.viz.table.Table`: HTML on a page, text elsewhere, `markdown` in a document. Medians, with
 the range where n > 1; a rate stands beside the bus's own, measured in the same minutes. Lesson:
 notebooks/06_gpu_init, notebooks/07_checkpoints."""
 
@@ -17,7 +17,6 @@ from typing import Any
 from labkit.core import stats
 from labkit.core.records import Run
 from labkit.core.units import show_bytes, show_rate, show_s
-from labkit.face.table import Table
 from labkit.lessons.gpu_record import (
     Record,
     at,
@@ -30,6 +29,7 @@ from labkit.lessons.gpu_record import (
     stamp,
     words,
 )
+from labkit.viz.table import Table
 
 NONE = "–"
 Records = Sequence[Record]

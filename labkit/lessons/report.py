@@ -132,8 +132,8 @@ def refuse_strangers(out: Path, notebooks: Sequence[Path]) -> None:
 
 
 def _naive(out: Path, preset: str, blocks: int, link: str, device: str) -> Run:
-    from labkit.face.live import progress
     from labkit.stack import experiment
+    from labkit.viz.live import progress
 
     return experiment(
         ["naive"],
@@ -217,9 +217,9 @@ def doctor_html() -> str:
 
 def run_html(run: Run, title: str, level: int = 2) -> str:
     """A run's figures: waterfall of each arm, all trials, medians where there are several arms."""
-    from labkit.face import compare
-    from labkit.face.account import text
-    from labkit.face.waterfall import waterfall
+    from labkit.viz import compare
+    from labkit.viz.text_summary import text
+    from labkit.viz.waterfall import waterfall
 
     parts = [f"<h{level}>{escape(title)}</h{level}>"]
     arms = [a for a in run.arm_names if run.of_arm(a)]
@@ -230,7 +230,7 @@ def run_html(run: Run, title: str, level: int = 2) -> str:
     if arms:
         parts.append(compare.strip(run).html())
     if len(arms) > 1 and "naive" in arms:
-        from labkit.face.stacking import claims_table, effects_table
+        from labkit.viz.stacking import claims_table, effects_table
 
         parts += [
             "<p><b>Against naive</b></p>",

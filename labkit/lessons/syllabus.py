@@ -34,7 +34,7 @@ RANKS = ("must", "should", "could")
 
 
 @dataclass(frozen=True)
-class Part:
+class SyllabusPart:
     """A notebook, or some sections of one. rank: must (the goal depends on it), should, could
     (first to be left out)."""
 
@@ -105,7 +105,7 @@ def refuse_overwriting(path: str | Path) -> None:
                 },
                 ("host", "seconds"),
             )(doc, "")
-        except record_schema.Wrong as wrong:
+        except record_schema.InvalidField as wrong:
             raise BadInput(
                 f"{printable.line(path)} holds no seconds of notebooks: {wrong}",
                 why="it would be lost",
@@ -141,14 +141,14 @@ def machine_s(notebook: str) -> tuple[float | None, str]:
 
 
 def planned(
-    parts: Sequence[Part | Pause | Talk], slack: float = 0.1
-) -> list[tuple[Part | Pause | Talk, int]]:
+    parts: Sequence[SyllabusPart | Pause | Talk], slack: float = 0.1
+) -> list[tuple[SyllabusPart | Pause | Talk, int]]:
     """Each part with the minutes to plan for it: what a learner takes, at least what the machine
     took; slack on everything but pauses, rounded up to whole minutes."""
     made = []
     for part in parts:
         base: float = part.minutes if part.minutes is not None else minutes_of(part.notebook)  # type: ignore[union-attr]
-        if isinstance(part, Part) and part.minutes is None:
+        if isinstance(part, SyllabusPart) and part.minutes is None:
             took_s, preset = machine_s(part.notebook)
             base = max(base, took_s / 60) if took_s and preset == DEFAULTS else base
         made.append(
@@ -164,20 +164,22 @@ def planned(
     return made
 
 
-def total_minutes(parts: Sequence[Part | Pause | Talk], slack: float = 0.1) -> int:
+def total_minutes(parts: Sequence[SyllabusPart | Pause | Talk], slack: float = 0.1) -> int:
     return sum(minutes for _, minutes in planned(parts, slack))
 
 
-def schedule(parts: Sequence[Part | Pause | Talk], start: str = "09:00", slack: float = 0.1) -> Any:
+def schedule(
+    parts: Sequence[SyllabusPart | Pause | Talk], start: str = "09:00", slack: float = 0.1
+) -> Any:
     """The table of a day."""
     from labkit.core.units import show_s
-    from labkit.face.table import Table
+    from labkit.viz.table import Table
 
     hour, _, minute = start.partition(":")
     at, rows = int(hour) * 60 + int(minute), []
     for part, minutes in planned(parts, slack):
         clock = f"{at // 60:02d}:{at % 60:02d}"
-        if isinstance(part, Part):
+        if isinstance(part, SyllabusPart):
             took_s, preset = machine_s(part.notebook)
             machine = (
                 ""
@@ -201,42 +203,42 @@ def schedule(parts: Sequence[Part | Pause | Talk], start: str = "09:00", slack: 
 
 NINETY = (
     Talk("welcome: what a cold start is, and who waited for one", 8),
-    Part("00_start_here", "must", "sections 1 and 2", 20),
-    Part("01_anatomy", "must", "sections 1, 2 and 4", 25),
-    Part("08_stacking", "must", "section 1, in pairs: guess, run, explain", 15),
-    Part("08_stacking", "could", "section 3: a fast phase and the whole", 6),
+    SyllabusPart("00_start_here", "must", "sections 1 and 2", 20),
+    SyllabusPart("01_anatomy", "must", "sections 1, 2 and 4", 25),
+    SyllabusPart("08_stacking", "must", "section 1, in pairs: guess, run, explain", 15),
+    SyllabusPart("08_stacking", "could", "section 3: a fast phase and the whole", 6),
     Talk("what each team does first, and how it will know", 6),
 )
 
 HALF_DAY = (
     Talk("welcome: what a cold start is, and who waited for one", 10),
-    Part("00_start_here", "must"),
-    Part("01_anatomy", "must", "without section 5", 32),
+    SyllabusPart("00_start_here", "must"),
+    SyllabusPart("01_anatomy", "must", "without section 5", 32),
     Pause(10),
-    Part("03_lazy_pull", "should", "live part", 30),
-    Part("05_streaming", "should", "live part", 30),
+    SyllabusPart("03_lazy_pull", "should", "live part", 30),
+    SyllabusPart("05_streaming", "should", "live part", 30),
     Pause(10),
-    Part("08_stacking", "must", "sections 1 to 4", 35),
-    Part("09_decide", "could", "with the numbers of one team", 15),
+    SyllabusPart("08_stacking", "must", "sections 1 to 4", 35),
+    SyllabusPart("09_decide", "could", "with the numbers of one team", 15),
     Talk("what each team does first, and how it will know", 8),
 )
 
 ONE_DAY = (
     Talk("welcome: what a cold start is, and who waited for one", 10),
-    Part("00_start_here", "must"),
-    Part("01_anatomy", "must"),
+    SyllabusPart("00_start_here", "must"),
+    SyllabusPart("01_anatomy", "must"),
     Pause(10),
-    Part("02_image_pull", "should", "live part", 30),
-    Part("03_lazy_pull", "must", "live part", 30),
+    SyllabusPart("02_image_pull", "should", "live part", 30),
+    SyllabusPart("03_lazy_pull", "must", "live part", 30),
     Pause(60, "lunch"),
-    Part("04_model_formats", "should", "live part", 30),
-    Part("05_streaming", "must", "live part", 30),
+    SyllabusPart("04_model_formats", "should", "live part", 30),
+    SyllabusPart("05_streaming", "must", "live part", 30),
     Pause(10),
-    Part("06_gpu_init", "could", "live or replayed", 25),
-    Part("07_checkpoints", "should", "live part", 30),
+    SyllabusPart("06_gpu_init", "could", "live or replayed", 25),
+    SyllabusPart("07_checkpoints", "should", "live part", 30),
     Pause(10),
-    Part("08_stacking", "must"),
-    Part("09_decide", "must", "each team its own numbers", 25),
+    SyllabusPart("08_stacking", "must"),
+    SyllabusPart("09_decide", "must", "each team its own numbers", 25),
     Talk("what each team does first, and how it will know", 15),
 )
 

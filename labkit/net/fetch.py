@@ -28,7 +28,7 @@ from urllib.parse import urljoin
 from labkit.core.digits import fraction
 from labkit.errors import BadInput, TransferError
 from labkit.net.head import Unsendable, http_date
-from labkit.net.http import Answer, Broken, Connection, Place, split
+from labkit.net.http import Answer, Connection, ConnectionLost, Place, split
 from labkit.net.login import TOKEN_LIMIT_BYTES, Login
 
 BLOCK = 1 << 20
@@ -73,7 +73,7 @@ def _shown(text: bytes) -> str:
     return secrets.mask(text.decode("utf-8", "replace"))[:300].strip()
 
 
-class Refused(Exception):
+class HTTPStatusError(Exception):
     """An answer that is not what was asked for. `again`: another attempt may fare better."""
 
     def __init__(self, answer: Answer, text: bytes = b""):
@@ -152,7 +152,7 @@ class Client:
         body: bytes | memoryview = b"",
         ok: tuple[int, ...] = (200,),
     ) -> Iterator[tuple[Answer, Connection]]:
-        """One attempt, redirects followed; the body is the caller's to read. Raises Broken or
+        """One attempt, redirects followed; the body is the caller's to read. Raises ConnectionLost or
         Refused."""
         place, target = _place(url, url)
         answered = False
@@ -165,7 +165,7 @@ class Client:
                 self.count(requests=1)
                 try:
                     answer = connection.request(method, target, given, body)
-                except Broken:
+                except ConnectionLost:
                     # A kept connection may have been closed by the server meanwhile: that is no
                     # failure of this request.
                     connection.close()
@@ -186,7 +186,7 @@ class Client:
                     continue
                 if answer.status not in ok:
                     text = b"" if method == "HEAD" else connection.read(64 << 10)
-                    raise Refused(answer, text)
+                    raise HTTPStatusError(answer, text)
                 yield answer, connection
                 return
             except Unsendable as error:
@@ -197,7 +197,7 @@ class Client:
                 ) from None
             finally:
                 self.give(connection)
-        raise Broken(f"more than 5 redirects from {url}")
+        raise ConnectionLost(f"more than 5 redirects from {url}")
 
     def _log_in(self, url: str, refused: Answer, given: Mapping[str, str]) -> bool:
         """Answer a challenge, over a connection of its own. Raises TransferError."""
@@ -232,7 +232,7 @@ class Client:
                     raw = b"" if method == "HEAD" else connection.read(limit_bytes)
                     self.count(bytes_received=len(raw))
                     return Answer(answer.status, answer.headers, answer.size_bytes, raw)
-            except (Broken, Refused) as error:
+            except (ConnectionLost, HTTPStatusError) as error:
                 attempts.failed(error)
 
 
@@ -272,7 +272,7 @@ class Attempts:
     def failed(self, error: Exception, at: int | None = None) -> None:
         self.failures += 1
         where = f" at byte {at}" if at else ""
-        refused = error if isinstance(error, Refused) else None
+        refused = error if isinstance(error, HTTPStatusError) else None
         if refused and not refused.again:
             raise TransferError(
                 f"{self.what}{where}: {error}",
@@ -385,9 +385,9 @@ def fetch(
                     attempts.progressed()
                     client.count(bytes_received=got)
             if size_bytes is not None and at < size_bytes:
-                raise Broken(f"the body ended {size_bytes - at} bytes early")
+                raise ConnectionLost(f"the body ended {size_bytes - at} bytes early")
             break
-        except (Broken, Refused) as error:
+        except (ConnectionLost, HTTPStatusError) as error:
             if size_bytes is not None and at == size_bytes:
                 break
             retries += 1

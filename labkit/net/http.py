@@ -48,7 +48,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _AS_IT_IS = "/?:@!$&'()*+,;=-._~%[]|^`{}<>\\\"#"
 
 
-class Broken(Exception):
+class ConnectionLost(Exception):
     """The connection ended, stalled or spoke nonsense. Another attempt may fare better."""
 
 
@@ -119,7 +119,7 @@ class Connection:
         try:
             sock = socket.create_connection((self.place.host, self.place.port), timeout=timeout_s)
         except (OSError, UnicodeError) as error:
-            raise Broken(f"cannot connect to {self.place.netloc}: {error}") from None
+            raise ConnectionLost(f"cannot connect to {self.place.netloc}: {error}") from None
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._plain = self.place.scheme == "http"
         if self._plain:
@@ -138,7 +138,7 @@ class Connection:
                 )
             except OSError as error:
                 sock.close()
-                raise Broken(f"TLS with {self.place.netloc}: {error}") from None
+                raise ConnectionLost(f"TLS with {self.place.netloc}: {error}") from None
         self._sock = sock
 
     def __enter__(self) -> Connection:
@@ -160,7 +160,7 @@ class Connection:
     def request(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes | memoryview = b""
     ) -> Answer:
-        """Send a request and read the head of its answer. Raises Broken, and Unsendable (nothing
+        """Send a request and read the head of its answer. Raises ConnectionLost, and Unsendable (nothing
         was sent) for what would be another request."""
         fields = {"Host": self.place.netloc, **headers}
         if body or method in ("PUT", "POST", "PATCH"):
@@ -207,12 +207,12 @@ class Connection:
             self.reusable = self._keep
         return Answer(status, head.headers, size)
 
-    def _broken(self, error: Exception) -> Broken:
+    def _broken(self, error: Exception) -> ConnectionLost:
         if self._aborted:
-            return Broken("aborted")
+            return ConnectionLost("aborted")
         if isinstance(error, (BlockingIOError, TimeoutError)):
-            return Broken(f"nothing came for {self.timeout_s:g} s")
-        return Broken(str(error) or type(error).__name__)
+            return ConnectionLost(f"nothing came for {self.timeout_s:g} s")
+        return ConnectionLost(str(error) or type(error).__name__)
 
     def _head(self) -> Head:
         while (at := self._buffer.find(b"\r\n\r\n")) < 0:
@@ -220,13 +220,13 @@ class Connection:
                 raise BadMessage("head too large")
             got = self._sock.recv(RECEIVE)
             if not got:
-                raise Broken("the server closed the connection before it answered")
+                raise ConnectionLost("the server closed the connection before it answered")
             self._buffer += got
         raw, self._buffer = self._buffer[:at], self._buffer[at + 4 :]
         return parse_head(raw)
 
     def read_into(self, view: memoryview) -> int:
-        """The next bytes of the body, at most `len(view)`; 0 at its end. Raises Broken when it ends
+        """The next bytes of the body, at most `len(view)`; 0 at its end. Raises ConnectionLost when it ends
         early."""
         if self._chunked and not self._left:
             self._next_chunk()
@@ -252,7 +252,7 @@ class Connection:
                 if self._left is None:
                     self._left = 0
                     return 0
-                raise Broken(
+                raise ConnectionLost(
                     "aborted" if self._aborted else f"the connection ended {self._left} bytes early"
                 )
         if self._left is not None:
@@ -264,47 +264,47 @@ class Connection:
     def _line(self) -> bytes:
         while (at := self._buffer.find(b"\r\n")) < 0:
             if len(self._buffer) > HEAD_MAX + RECEIVE:
-                raise Broken("no end of a line in a chunked body")
+                raise ConnectionLost("no end of a line in a chunked body")
             try:
                 got = self._sock.recv(RECEIVE)
             except OSError as error:
                 raise self._broken(error) from None
             if not got:
-                raise Broken("the connection ended within a chunked body")
+                raise ConnectionLost("the connection ended within a chunked body")
             self._buffer += got
         line, self._buffer = self._buffer[:at], self._buffer[at + 2 :]
         return line
 
     def _next_chunk(self) -> None:
         if self._chunk_open and self._line():
-            raise Broken("a chunk longer than it says")
+            raise ConnectionLost("a chunk longer than it says")
         try:
             self._left = hexadecimal(self._line().split(b";")[0].rstrip(b" \t"))
         except ValueError:
-            raise Broken("not a chunk size") from None
+            raise ConnectionLost("not a chunk size") from None
         self._chunk_open = bool(self._left)
         if not self._left:
             for _ in range(LINES_MAX):
                 if not self._line():
                     break
             else:
-                raise Broken("trailer lines without end")
+                raise ConnectionLost("trailer lines without end")
             self._chunked = False
 
     _chunk_open = False
     _keep = False
 
     def read(self, limit_bytes: int = 64 << 20) -> bytes:
-        """The whole body, of small things. Raises Broken beyond the limit."""
+        """The whole body, of small things. Raises ConnectionLost beyond the limit."""
         parts, size, view = [], 0, memoryview(bytearray(RECEIVE))
         while got := self.read_into(view):
             size += got
             if size > limit_bytes:
-                raise Broken(f"a body above {limit_bytes} bytes")
+                raise ConnectionLost(f"a body above {limit_bytes} bytes")
             parts.append(bytes(view[:got]))
         return b"".join(parts)
 
     def skip(self, limit_bytes: int = 64 << 10) -> None:
         """Read a refused answer's body if it is small, so that the connection can be used again."""
-        with contextlib.suppress(Broken):
+        with contextlib.suppress(ConnectionLost):
             self.read(limit_bytes)

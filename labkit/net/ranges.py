@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from labkit.errors import LabError, TransferError
-from labkit.net.fetch import Attempts, Client, Fetched, Refused, fetch, hasher
-from labkit.net.http import Broken, Connection
+from labkit.net.fetch import Attempts, Client, Fetched, HTTPStatusError, fetch, hasher
+from labkit.net.http import Connection, ConnectionLost
 
 PART_BYTES = 4 << 20
 BLOCK = 256 << 10
@@ -60,7 +60,7 @@ class Into:
 
 
 @dataclass(frozen=True)
-class Part:
+class RangePart:
     """`size_bytes` of `url` from `start`. `into` overrides the fetch's own; `key` is for the
     caller."""
 
@@ -86,7 +86,7 @@ class Lane:
 
 @dataclass
 class Flight:
-    part: Part
+    part: RangePart
     number: int
     lanes: list[Lane] = field(default_factory=list)
     done: bool = False
@@ -116,10 +116,10 @@ class Progress:
 
 def plan(
     url: str, size_bytes: int, part_bytes: int = PART_BYTES, start: int = 0, key: Any = None
-) -> list[Part]:
+) -> list[RangePart]:
     """Equal parts in order, the last one shorter."""
     return [
-        Part(url, at, min(part_bytes, start + size_bytes - at), key)
+        RangePart(url, at, min(part_bytes, start + size_bytes - at), key)
         for at in range(start, start + size_bytes, part_bytes)
     ]
 
@@ -135,14 +135,14 @@ class Fetching:
     def __init__(
         self,
         client: Client,
-        parts: Sequence[Part],
+        parts: Sequence[RangePart],
         into: Into | None = None,
         *,
         connections: int = 8,
         hedge: bool = True,
         headers: Mapping[str, str] | None = None,
-        on_done: Callable[[Part], Any] | None = None,
-        on_progress: Callable[[Part, int], Any] | None = None,
+        on_done: Callable[[RangePart], Any] | None = None,
+        on_progress: Callable[[RangePart, int], Any] | None = None,
         may_go: Callable[[], bool] = lambda: True,
     ):
         self.client, self.into, self.hedge, self.headers = client, into, hedge, dict(headers or {})
@@ -288,7 +288,7 @@ class Fetching:
         while lane.at < flight.end and not lane.cut and self._error is None:
             try:
                 self._attempt(lane, into, scratch, attempts)
-            except (Broken, Refused) as error:
+            except (ConnectionLost, HTTPStatusError) as error:
                 if not (lane.cut or flight.done or self._error is not None):
                     attempts.failed(error, lane.at)
             finally:
@@ -302,7 +302,7 @@ class Fetching:
         with self.client.open("GET", url, headers, ok=(200, 206)) as (answer, connection):
             lane.connection = connection
             if lane.cut:
-                raise Broken("aborted")
+                raise ConnectionLost("aborted")
             if answer.status == 200 and not (lane.at == 0 and answer.size_bytes == flight.end):
                 connection.close()
                 raise NoRanges(url)
@@ -310,7 +310,7 @@ class Fetching:
                 f"bytes {lane.at}-{flight.end - 1}/"
             ):
                 connection.close()
-                raise Broken(
+                raise ConnectionLost(
                     f"another range than asked: {answer.headers.get('content-range', 'none')}"
                 )
             base = into.shift
@@ -322,7 +322,7 @@ class Fetching:
                     got = connection.read_into(scratch[:size])
                     _pwrite(into.fd, scratch[:got], base + lane.at)
                 if not got:
-                    raise Broken("the body ended early")
+                    raise ConnectionLost("the body ended early")
                 lane.at += got
                 attempts.progressed()
                 self.client.count(bytes_received=got)
@@ -361,7 +361,7 @@ def _pwrite(fd: int, view: memoryview, at: int) -> None:
 
 
 def fetch_parts(
-    client: Client, parts: Sequence[Part], into: Into | None = None, **options: Any
+    client: Client, parts: Sequence[RangePart], into: Into | None = None, **options: Any
 ) -> Progress:
     """All parts, in parallel; see `Fetching` for the options. Raises TransferError, NoRanges."""
     if not parts:

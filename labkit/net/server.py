@@ -32,7 +32,7 @@ from labkit.net.guard import ROOM, Guard
 from labkit.net.head import BadMessage, Unsendable, framing, write_head
 from labkit.net.message import REASONS, Request, Response, parse_request, text
 from labkit.net.sending import Sending
-from labkit.net.wire import Body, Gone, Wire
+from labkit.net.wire import Body, ClientGone, Wire
 
 App = Callable[[Request], Response]
 PATHS_COUNTED, PATH_COUNTED_MAX = 20_000, 1024
@@ -95,7 +95,7 @@ def plain(status: int, message: str) -> Response:
     return text(status, message + "\n")
 
 
-class Server:
+class HTTPServer:
     """Serves `app` until `stop` (or the end of the `with`). `port` 0 takes a free one.
 
     `control` answers `/_labkit/*` in place of the server's own; `refuse(status, message)` shapes
@@ -134,14 +134,14 @@ class Server:
     def link(self) -> link_room.Link:
         return self.pacer.link
 
-    def start(self) -> Server:
+    def start(self) -> HTTPServer:
         self._acceptor.start()
         return self
 
     def stop(self, patience_s: float = 2.0) -> None:
         self._acceptor.stop(patience_s)
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> HTTPServer:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
@@ -155,7 +155,7 @@ class Server:
                 held.waiting_since_s = time.monotonic()
             if wire.unread:
                 wire.linger()
-        except (Gone, OSError, MemoryError):
+        except (ClientGone, OSError, MemoryError):
             pass
         finally:
             self.counters.connected(-1)
@@ -216,7 +216,7 @@ class Server:
             response = self.refuse(503, "this server has run out of something: ask again")
             response.headers["Retry-After"] = "1"
             return response
-        if isinstance(error, (Gone, ConnectionError, BlockingIOError)):
+        if isinstance(error, (ClientGone, ConnectionError, BlockingIOError)):
             return None
         if isinstance(error, OSError):
             print(f"{self.name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

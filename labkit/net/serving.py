@@ -34,7 +34,7 @@ from labkit.core.ledger import current
 from labkit.errors import BadInput, LabError
 from labkit.net import link as link_room
 from labkit.net.guard import CONTROL, exposure, warn
-from labkit.net.server import Server
+from labkit.net.server import HTTPServer
 
 KINDS = ("registry", "store")
 START_TIMEOUT_S = 30
@@ -242,14 +242,14 @@ def serve(
     *,
     name: str,
     exposes: tuple[str, str],
-    env: Callable[[Server], dict[str, str]] = lambda _: {},
+    env: Callable[[HTTPServer], dict[str, str]] = lambda _: {},
 ) -> int:
     """Run one server until SIGTERM, Ctrl-C or (with --child) the end of stdin. `exposes`:
     `exposure`'s what and fix."""
     from labkit.net import faults as faults_room
 
     warn(exposure(args.host, *exposes))
-    server = Server(
+    server = HTTPServer(
         app,
         host=args.host,
         port=args.port,

@@ -40,7 +40,7 @@ def _span(seconds: float) -> bytes:
     return struct.pack("ll", whole, int((seconds - whole) * 1e6))
 
 
-class Gone(Exception):
+class ClientGone(Exception):
     """The client went away."""
 
 
@@ -69,7 +69,7 @@ class Wire:
         except BlockingIOError:
             raise BadMessage("nothing came for too long", 408) from None
         if not got:
-            raise Gone
+            raise ClientGone
         return got
 
     def head(self) -> bytes | None:
@@ -95,7 +95,7 @@ class Wire:
             seen = len(self._buffer)
             try:
                 self._buffer += self._receive(65536)
-            except Gone:
+            except ClientGone:
                 return None
             except BadMessage:
                 if not seen:

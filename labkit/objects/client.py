@@ -25,8 +25,8 @@ from xml.sax.saxutils import escape
 
 from labkit.core.digits import decimal
 from labkit.errors import TransferError
-from labkit.net.fetch import Attempts, Client, Refused, Retry
-from labkit.net.http import Answer, Broken
+from labkit.net.fetch import Attempts, Client, HTTPStatusError, Retry
+from labkit.net.http import Answer, ConnectionLost
 from labkit.objects import sigv4
 from labkit.objects.access import authorizer, endpoint_of, split_url
 
@@ -159,7 +159,7 @@ class Bucket:
                     return Answer(
                         answer.status, answer.headers, answer.size_bytes, wire.read(1 << 20)
                     )
-            except (Broken, Refused) as error:
+            except (ConnectionLost, HTTPStatusError) as error:
                 attempts.failed(error)
 
 

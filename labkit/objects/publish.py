@@ -19,7 +19,7 @@ from typing import Any
 
 from labkit.errors import BadInput
 from labkit.objects.disk import Disk
-from labkit.objects.place import link_or_copy
+from labkit.objects.hardlink import link_or_copy
 
 
 def publish_model(

@@ -35,7 +35,7 @@ from labkit.objects.documents import (
     number,
     parse,
 )
-from labkit.objects.upload import Wrong, receive
+from labkit.objects.upload import UploadMismatch, receive
 
 #: The embedded store's only keys: for loopback, not a secret.
 KEYS = {"labkit": "labkit-not-a-secret"}
@@ -111,7 +111,7 @@ class Store:
             return self._answer(request)
         except sigv4.Denied as error:
             return error_document(error.code, str(error), error.status, request)
-        except (S3Error, Wrong, Missing, Unstorable) as error:
+        except (S3Error, UploadMismatch, Missing, Unstorable) as error:
             code = getattr(error, "code", getattr(error, "what", "InvalidArgument"))
             return error_document(
                 code, str(error), getattr(error, "status", 0) or STATUS.get(code, 400), request

@@ -24,7 +24,7 @@ from labkit.objects import sigv4
 LINE_MAX = 16 << 10
 
 
-class Wrong(Exception):
+class UploadMismatch(Exception):
     """What arrived is not what the client said it would send. `code`: S3's."""
 
     def __init__(self, code: str, message: str):
@@ -44,13 +44,13 @@ class AwsChunked:
     def _fill(self) -> None:
         block = next(self._blocks, b"")
         if not block:
-            raise Wrong("IncompleteBody", "the aws-chunked body ended early")
+            raise UploadMismatch("IncompleteBody", "the aws-chunked body ended early")
         self._buffer += block
 
     def _line(self) -> bytes:
         while (at := self._buffer.find(b"\r\n")) < 0:
             if len(self._buffer) > LINE_MAX:
-                raise Wrong("InvalidRequest", "no line of aws-chunked framing")
+                raise UploadMismatch("InvalidRequest", "no line of aws-chunked framing")
             self._fill()
         line = bytes(self._buffer[:at])
         del self._buffer[: at + 2]
@@ -63,7 +63,7 @@ class AwsChunked:
             try:
                 size = hexadecimal(size_text)
             except ValueError:
-                raise Wrong("InvalidRequest", "not an aws-chunked size") from None
+                raise UploadMismatch("InvalidRequest", "not an aws-chunked size") from None
             left, digest = size, hashlib.sha256()
             while left:
                 if not self._buffer:
@@ -79,21 +79,23 @@ class AwsChunked:
                 if not hmac.compare_digest(
                     extension.strip(), b"chunk-signature=" + before.encode()
                 ):
-                    raise Wrong("SignatureDoesNotMatch", "the signature of a chunk does not match")
+                    raise UploadMismatch(
+                        "SignatureDoesNotMatch", "the signature of a chunk does not match"
+                    )
             if not size:
                 break
             if self._line():
-                raise Wrong("InvalidRequest", "a chunk longer than it says")
+                raise UploadMismatch("InvalidRequest", "a chunk longer than it says")
         try:
             while line := self._line():
                 name, _, value = line.decode("latin-1").partition(":")
                 # checksums of trailers go back as headers
                 if not is_token(name) or not is_value(value):
-                    raise Wrong("InvalidRequest", "not a trailer")
+                    raise UploadMismatch("InvalidRequest", "not a trailer")
                 self.trailers[name.lower()] = value.strip(" \t")
                 if len(self.trailers) > 32:
-                    raise Wrong("InvalidRequest", "too many trailers")
-        except Wrong as error:  # some clients leave out the last empty line
+                    raise UploadMismatch("InvalidRequest", "too many trailers")
+        except UploadMismatch as error:  # some clients leave out the last empty line
             if error.code != "IncompleteBody" or self._buffer:
                 raise
 
@@ -172,17 +174,19 @@ def receive(request: Request, target: Path, signed: sigv4.Signed | None = None) 
         }
     wanted = request.header("x-amz-decoded-content-length")
     if wanted and wanted != str(size):
-        raise Wrong("IncompleteBody", f"{size} bytes arrived, {wanted[:20]} were announced")
+        raise UploadMismatch(
+            "IncompleteBody", f"{size} bytes arrived, {wanted[:20]} were announced"
+        )
     if sha256 and sha256.hexdigest() != payload:
-        raise Wrong("XAmzContentSHA256Mismatch", "the body is not the one that was signed")
+        raise UploadMismatch("XAmzContentSHA256Mismatch", "the body is not the one that was signed")
     if request.header("content-md5"):
         try:
             given = base64.b64decode(request.header("content-md5"), validate=True)
         except ValueError:
-            raise Wrong("InvalidDigest", "Content-MD5 is not base64") from None
+            raise UploadMismatch("InvalidDigest", "Content-MD5 is not base64") from None
         if given != md5.digest():
-            raise Wrong("BadDigest", "Content-MD5 does not match what arrived")
+            raise UploadMismatch("BadDigest", "Content-MD5 does not match what arrived")
     for name, check in checks.items():
         if name in claimed and claimed[name] != base64.b64encode(check.digest()).decode():
-            raise Wrong("BadDigest", f"checksum {name} does not match what arrived")
+            raise UploadMismatch("BadDigest", f"checksum {name} does not match what arrived")
     return Arrived(size, md5.hexdigest(), claimed)

@@ -31,7 +31,7 @@ from labkit.core.plan import StepContext
 from labkit.core.trial import free_port
 from labkit.errors import TrialError
 from labkit.image import start as starting
-from labkit.snapshot import criu, images, making, process, readahead, store, transport, xstate
+from labkit.snapshot import create, criu, images, process, readahead, store, transport, xstate
 from labkit.snapshot.explain import refusal
 
 CONFIG = "org.criu.config"  # annotation: a file of CRIU options that runc hands on
@@ -78,27 +78,27 @@ def _make_container(
     request: dict[str, Any] | None,
     extra: Sequence[str],
 ) -> store.Snapshot:
-    began, asked = timeline.now_s(), {"prompt": making.PROMPT, "max_tokens": 8, **(request or {})}
+    began, asked = timeline.now_s(), {"prompt": create.PROMPT, "max_tokens": 8, **(request or {})}
     ctx = _context(scratch, rootfs, image_config, model, loader, extra, target.name)
     try:
         with store.writing(target) as part:
             starting.runc(ctx)
             pid, about = ctx.state["server_pid"], ctx.state["container"]
-            answer = making.first_tokens(ctx.port, asked, lambda: start_time(pid) != 0)
+            answer = create.first_tokens(ctx.port, asked, lambda: start_time(pid) != 0)
             if answer.first_token_s is None:
                 raise TrialError(
                     "the subject in the container did not serve a token",
                     "".join(ctx.state.get("server_log", []))[-800:],
                     "labkit run naive",
                 )
-            running = making.Running(
+            running = create.Running(
                 pid,
                 ctx.port,
                 tuple(answer.tokens),
-                making.get(ctx.port, "/_labkit/identity"),
+                create.get(ctx.port, "/_labkit/identity"),
                 answer.first_token_s - began,
             )
-            inside, freed = store.environment_of(pid), making.shrink(ctx.port)
+            inside, freed = store.environment_of(pid), create.shrink(ctx.port)
             dumped = checkpoint(about, part / "images", scratch / "work")
             mapped = {
                 str(model / n): os.path.getsize(model / n)
@@ -108,7 +108,7 @@ def _make_container(
                     if p.startswith(str(model) + "/")
                 )
             }
-            manifest = making.manifest_of(
+            manifest = create.manifest_of(
                 part / "images",
                 "criu-container",
                 running,
@@ -206,10 +206,10 @@ def _prove(
     cold.evict([part, rootfs, *manifest.mapped])
     ctx = _context(scratch, rootfs, image_config, model, loader, (), str(manifest.facts["mark"]))
     try:
-        pid, _ = _bring_back(ctx, _lay(ctx, store.Snapshot(part, manifest)), manifest.permissions)
+        pid, _ = _runc_restore(ctx, _lay(ctx, store.Snapshot(part, manifest)), manifest.permissions)
         criu.resume(pid)
         return _inside_out(
-            making.check_answer(pid, ctx.port, manifest, ctx.state["server_log"]), rootfs
+            create.check_answer(pid, ctx.port, manifest, ctx.state["server_log"]), rootfs
         )
     finally:
         _end(ctx)
@@ -303,7 +303,7 @@ def restore(ctx: StepContext, snapshot: str, lazy: bool = False) -> dict[str, An
     laid = _lay(ctx, where)  # before the disk's queue is full: what is small would wait behind it
     with readahead.reading(pieces) as ahead:
         ctx.on_stop(ahead.stop)
-        pid, handed = _bring_back(ctx, laid, where.manifest.permissions)
+        pid, handed = _runc_restore(ctx, laid, where.manifest.permissions)
         with ctx.span("restore.checked"):
             ahead.checked()
             fetched = transport.model_arrived(ctx)
@@ -325,7 +325,7 @@ def restore(ctx: StepContext, snapshot: str, lazy: bool = False) -> dict[str, An
     }
 
 
-restore.before_t0 = process.know_criu  # type: ignore[attr-defined]
+restore.pre_start = process.know_criu  # type: ignore[attr-defined]
 
 
 def sources(manifest: store.Manifest, rootfs: str, moved: dict[str, str]) -> dict[str, str]:
@@ -336,7 +336,7 @@ def sources(manifest: store.Manifest, rootfs: str, moved: dict[str, str]) -> dic
 
 
 @dataclass(frozen=True)
-class _Laid:
+class _ContainerRoot:
     """A bundle with links to the images, ready for `runc restore`."""
 
     bundle: Path
@@ -352,14 +352,14 @@ class _Laid:
         return self.bundle / "work"
 
 
-def _lay(ctx: StepContext, snapshot: store.Snapshot) -> _Laid:
+def _lay(ctx: StepContext, snapshot: store.Snapshot) -> _ContainerRoot:
     """The files' paths inside of the container stay what they were."""
     with ctx.span("restore.place"):
         ctx.state.setdefault("image_config", snapshot.manifest.container["image_config"])
         laid, binds = starting._laid(ctx)
         bundle, name = laid.skeleton.parent, f"labkit-{os.getpid()}-{ctx.port}"
         (bundle / "work").mkdir(exist_ok=True)
-        linked = process.place(snapshot, bundle / "images", port=ctx.port, moved={})
+        linked = process.stage_images(snapshot, bundle / "images", port=ctx.port, moved={})
         config = bundle / "work" / "criu.conf"
         config.write_text(UNREAD + "leave-stopped\n")
         secrets.write_private(
@@ -367,10 +367,12 @@ def _lay(ctx: StepContext, snapshot: store.Snapshot) -> _Laid:
             json.dumps(starting.runc_spec(ctx, laid, binds, f"/labkit/{name}")),
         )
         _annotate(bundle, config)
-    return _Laid(bundle, name, linked)
+    return _ContainerRoot(bundle, name, linked)
 
 
-def _bring_back(ctx: StepContext, laid: _Laid, permissions: Mapping[str, int]) -> criu.Restored:
+def _runc_restore(
+    ctx: StepContext, laid: _ContainerRoot, permissions: Mapping[str, int]
+) -> criu.Restored:
     """`runc restore`: the container's tree, stopped, with the permissions it had."""
     bundle, name, state, work, linked = laid.bundle, laid.name, laid.root, laid.work, laid.linked
     entry = ctx.ledger.note("container", name, root=state)

@@ -257,11 +257,13 @@ def _restored(
     one: dict[str, Any],
 ) -> None:
     """One restore to its first token, into `one`; the process is ended again."""
-    there = cold.settle([images], one["want"])
-    libraries = cold.settle(mapped, one["want"], caches=False)
+    there = cold.set_cache_state([images], one["want"])
+    libraries = cold.set_cache_state(mapped, one["want"], caches=False)
     one["cache"] = {
         "image": (
-            _state(cold.prove([images], one["want"])) if one["want"] == "cold" else _state(there)
+            _state(cold.verify_cache_state([images], one["want"]))
+            if one["want"] == "cold"
+            else _state(there)
         ),
         "mapped_files": _state(libraries),
     }

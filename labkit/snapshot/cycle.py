@@ -24,7 +24,7 @@ from labkit.core.ledger import Ledger, remove_tree, start_time
 from labkit.core.plan import StepContext
 from labkit.core.trial import free_port
 from labkit.core.workspace import Workspace
-from labkit.snapshot import criu, making, process, store
+from labkit.snapshot import create, criu, process, store
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ def restored(
             else:
                 facts = process.restore(ctx, str(snapshot.path), lazy=lazy)
             pid = ctx.state["server_pid"]
-            answer = making.first_tokens(
+            answer = create.first_tokens(
                 ctx.port, snapshot.manifest.request, lambda: start_time(pid) != 0, 120
             )
             if answer.first_token_s is None and not start_time(pid):
-                raise making.refusal_of_dead(
+                raise create.refusal_of_dead(
                     pid, snapshot.manifest, "".join(ctx.state.get("server_log", ()))
                 )
             yield Back(pid, ctx.port, answer, (answer.first_token_s or float("nan")) - began, facts)
@@ -119,7 +119,7 @@ def _soak(
     from labkit.subject import checkpoint
 
     began = timeline.now_s()
-    snapshot = making.make_process(
+    snapshot = create.make_process(
         Path(checkpoint.ensure(workspace, preset)), target, loader=MAPPED
     )
     want, port = snapshot.manifest.tokens, free_port()
@@ -141,7 +141,7 @@ def _soak(
                 finally:
                     stop.set()
                     asking.join()
-                snapshot = making.dump_again(back.pid, port, target, snapshot)
+                snapshot = create.dump_again(back.pid, port, target, snapshot)
             disk.append(sum(f.stat().st_size for f in target.rglob("*") if f.is_file()))
             say(
                 f"cycle {cycle + 1}/{cycles}: {seen['answers']} answers, {seen['wrong']} wrong,"
@@ -176,4 +176,4 @@ def _ask_on(
     stop: threading.Event,
 ) -> None:
     while not stop.is_set():
-        _count(seen, making.first_tokens(port, snapshot.manifest.request, lambda: True, 30), want)
+        _count(seen, create.first_tokens(port, snapshot.manifest.request, lambda: True, 30), want)

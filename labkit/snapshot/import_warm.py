@@ -131,7 +131,7 @@ def _restored(
         "model": [arguments[arguments.index("--model") + 1]],
     }
     one["cache"] = {
-        what: _state(cold.settle(paths, one["want"], caches=what == "image"))
+        what: _state(cold.set_cache_state(paths, one["want"], caches=what == "image"))
         for what, paths in there.items()
     }
     arguments[arguments.index("--port") + 1] = str(port)

@@ -43,7 +43,7 @@ def restore(
     pieces = readahead.pieces_of(where, moved=moved, coming=coming_files(ctx, where))
     # first: a small read or write waits behind all that is in the disk's queue
     with ctx.span("restore.place"):
-        linked = place(where, work / "images", port=ctx.port, moved=moved)
+        linked = stage_images(where, work / "images", port=ctx.port, moved=moved)
     with readahead.reading([] if lazy else pieces) as ahead:
         ctx.on_stop(ahead.stop)
         with ctx.span("restore.criu"):
@@ -85,7 +85,7 @@ def know_criu(ctx: StepContext, **_: Any) -> None:
     store.crc32()
 
 
-restore.before_t0 = know_criu  # type: ignore[attr-defined]
+restore.pre_start = know_criu  # type: ignore[attr-defined]
 
 
 def coming_files(ctx: StepContext, snapshot: store.Snapshot) -> tuple[str, ...]:
@@ -143,7 +143,7 @@ def validation(snapshot: store.Snapshot) -> list[str]:
     return ["--file-validation", "filesize"] if same else []
 
 
-def place(
+def stage_images(
     snapshot: store.Snapshot, images_dir: Path, *, port: int | None, moved: Mapping[str, str]
 ) -> Path:
     """A directory of links to the image files, with its own files.img for this port and these

@@ -55,7 +55,7 @@ def environment_of(pid: int) -> dict[str, str]:
     return {k: v for k, _, v in pairs}
 
 
-def place() -> dict[str, str]:
+def host_fingerprint() -> dict[str, str]:
     """What a snapshot is tied to on this host: kernel, CPU model and features."""
     model, flags = platform.processor() or platform.machine(), ""
     with suppress(OSError):
@@ -115,7 +115,7 @@ class Snapshot:
     def refuse_if_foreign(self, here: Mapping[str, str] | None = None, criu: str = "") -> None:
         """Raise SnapshotRefused, naming every difference, unless this host is the kind it was
         dumped on."""
-        now = dict(here or place())
+        now = dict(here or host_fingerprint())
         names = {
             "kernel": "kernel",
             "machine": "architecture",

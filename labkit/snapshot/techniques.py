@@ -30,7 +30,16 @@ from labkit.core.plan import LaunchPlan, Step
 from labkit.core.units import show_bytes
 from labkit.core.workspace import Workspace
 from labkit.objects.access import BUCKET
-from labkit.technique import YES, Artifact, Availability, Claim, Evidence, Seen, Subject, register
+from labkit.technique import (
+    YES,
+    Artifact,
+    Availability,
+    Claim,
+    Evidence,
+    Observation,
+    Subject,
+    register,
+)
 
 #: After these phases nothing of a plan is left to do.
 REPLACED = ("start", "import", "context", "build", "load", "warmup")
@@ -82,16 +91,16 @@ class CriuProcess:
     name, layer, lesson = "criu-process", "snapshot", "07_checkpoints"
     title = "restore the server process with CRIU, weights mapped from the model's file"
     claims: tuple[Claim, ...] = ()
-    brings = {"image": "host-env", "process": "process"}
+    requires_layers = {"image": "host-env", "process": "process"}
     # layers whose choice changes nothing any more
-    makes_moot = ("image", "process", "weights", "device")
+    replaces_layers = ("image", "process", "weights", "device")
     loader = MAPPED
 
     def available(self, host: Any) -> Availability:
         return _missing("root", "criu")
 
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
-        from labkit.snapshot import making, store
+        from labkit.snapshot import create, store
 
         model = self._checkpoint(subject, workspace)
         digest = digest_of(
@@ -99,7 +108,7 @@ class CriuProcess:
             self.loader,
             str(model),
             model_identity(model),
-            store.place(),
+            store.host_fingerprint(),
             store.SCHEMA,
             code_identity(),
             self._more(subject),
@@ -111,7 +120,7 @@ class CriuProcess:
                 if snapshot.missing_files():
                     raise store.SnapshotRefused("damaged")
             except store.SnapshotRefused:
-                snapshot = self._make(making, subject, workspace, model, target)
+                snapshot = self._make(create, subject, workspace, model, target)
         return self._artifact(snapshot, digest, model, subject)
 
     def _checkpoint(self, subject: Subject, workspace: Workspace) -> Path:
@@ -124,9 +133,9 @@ class CriuProcess:
         return ""
 
     def _make(
-        self, making: Any, subject: Subject, workspace: Workspace, model: Path, target: Path
+        self, create: Any, subject: Subject, workspace: Workspace, model: Path, target: Path
     ) -> Any:
-        return making.make_process(model, target, loader=self.loader)
+        return create.make_process(model, target, loader=self.loader)
 
     def _artifact(self, snapshot: Any, digest: str, model: Path, subject: Subject) -> Artifact:
         from labkit.snapshot import readahead
@@ -232,14 +241,14 @@ class CriuProcess:
             model_key = self._model_key(artifact, packed_model)
             begin = Step(
                 "pull.begin",
-                "labkit.snapshot.transport:begin",
+                "labkit.snapshot.transport:start",
                 {
                     "url": f"s3://{BUCKET}/{self._key(artifact)}",
                     "model_url": f"s3://{BUCKET}/{model_key}" if mapped else "",
                     "packed_model": packed_model,
                 },
             )
-            steps = (begin, *self._beside(steps), Step("pull", "labkit.snapshot.transport:arrived"))
+            steps = (begin, *self._beside(steps), Step("pull", "labkit.snapshot.transport:wait"))
             crossing = {
                 self._key(artifact): artifact.facts.get(
                     "stored_bytes", artifact.facts["size_bytes"]
@@ -265,7 +274,7 @@ class CriuProcess:
             plan,
             steps=steps,
             floors_bytes=floors,
-            replaces=(*plan.replaces, *CriuProcess.makes_moot),
+            replaces=(*plan.replaces, *CriuProcess.replaces_layers),
             state={
                 **plan.state,
                 "snapshot_nonce": artifact.facts["nonce"],
@@ -279,7 +288,7 @@ class CriuProcess:
             plan = plan.with_cold(artifact.paths["snapshot"], *artifact.facts["mapped"])
         return plan
 
-    def engaged(self, seen: Seen) -> Evidence:
+    def verify(self, seen: Observation) -> Evidence:
         """The process that answered is the one that was dumped: its boot nonce, which no start
         could draw again, and the masks that it has now."""
         from labkit.snapshot import xstate
@@ -334,7 +343,7 @@ class CriuProcess:
             facts,
         )
 
-    def _crossed(self, seen: Seen, facts: dict[str, Any]) -> str:
+    def _crossed(self, seen: Observation, facts: dict[str, Any]) -> str:
         """Fresh node: what the bucket itself counted as sent, of snapshot and model; "only …" where
         that is less than all."""
         want: dict[str, int] = seen.plan.state.get("snapshot_crossing") or {}
@@ -389,8 +398,8 @@ class CriuProcessWhole(CriuProcess):
 class CriuContainer(CriuProcess):
     name = "criu-container"
     title = "restore the server's container with CRIU, through runc"
-    brings = {"process": "runc"}
-    makes_moot = ("process", "weights", "device")  # it still runs on the image's files
+    requires_layers = {"process": "runc"}
+    replaces_layers = ("process", "weights", "device")  # it still runs on the image's files
     restore_call = "labkit.snapshot.container:restore"
 
     def available(self, host: Any) -> Availability:
@@ -430,7 +439,7 @@ class CriuContainer(CriuProcess):
         )
 
     def _make(
-        self, making: Any, subject: Subject, workspace: Workspace, model: Path, target: Path
+        self, create: Any, subject: Subject, workspace: Workspace, model: Path, target: Path
     ) -> Any:
         from labkit.snapshot.container import make_container
 
@@ -482,8 +491,8 @@ class CriuContainer(CriuProcess):
             )
         return super().apply(plan, artifact)
 
-    def engaged(self, seen: Seen) -> Evidence:
-        found = super().engaged(seen)
+    def verify(self, seen: Observation) -> Evidence:
+        found = super().verify(seen)
         rootfs = str(seen.facts.get("restore", {}).get("rootfs", ""))
         own = [
             k
@@ -517,8 +526,8 @@ class Zygote:
     name, layer, lesson = "zygote", "process", "07_checkpoints"
     title = "fork a process that has imported everything (resident before t0)"
     claims: tuple[Claim, ...] = ()
-    brings = {"image": "host-env"}
-    not_in = ("fresh-node",)
+    requires_layers = {"image": "host-env"}
+    excluded_scenarios = ("fresh-node",)
 
     def available(self, host: Any) -> Availability:
         return YES
@@ -529,7 +538,7 @@ class Zygote:
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
         from labkit.errors import BadInput
 
-        if plan.scenario in self.not_in:
+        if plan.scenario in self.excluded_scenarios:
             raise BadInput(
                 "a zygote is resident before t0, and on a fresh node nothing of the stack is",
                 why="it would be compared with arms that bring everything over the link",
@@ -552,7 +561,7 @@ class Zygote:
             plan, cold_paths=kept, state={**plan.state, "resident_before_t0": left}
         ).with_steps(Step("start", "labkit.snapshot.zygote:start"))
 
-    def engaged(self, seen: Seen) -> Evidence:
+    def verify(self, seen: Observation) -> Evidence:
         step = seen.facts.get("start", {})
         imported = seen.phase_s("import")
         maps = seen.proc.get("maps", [])

@@ -3,10 +3,10 @@ in parallel.
 
     publish(snapshot, Path("/srv/bucket"), "snapshots/x", compression="zstd")   # beside the store,
         off the clock
-    Step("pull.begin", "labkit.snapshot.transport:begin", {"url": "s3://lab/snapshots/x"})
+    Step("pull.begin", "labkit.snapshot.transport:start", {"url": "s3://lab/snapshots/x"})
     …                                                                           # the container's
         image comes beside it
-    Step("pull", "labkit.snapshot.transport:arrived")                           # and the model
+    Step("pull", "labkit.snapshot.transport:wait")                           # and the model
         beside the restore
 
 Frames hold 4 MB of an image each, so any of them can be unpacked as soon as it is here. Limit:
@@ -28,7 +28,7 @@ from labkit.core import timeline
 from labkit.core.beside import scratch
 from labkit.core.plan import StepContext
 from labkit.errors import BadInput
-from labkit.net.ranges import Into, Part, fetch_parts
+from labkit.net.ranges import Into, RangePart, fetch_parts
 from labkit.objects.client import Bucket, open_bucket
 from labkit.snapshot import images, store
 from labkit.snapshot.explain import SnapshotRefused
@@ -115,7 +115,7 @@ def publish(
     return facts
 
 
-class Coming:
+class SnapshotDownload:
     """A snapshot on its way to this node, in a thread. Each of the three raises what ended the
     fetch.
 
@@ -123,13 +123,13 @@ class Coming:
     asked for restorable   the images are here, the model's files have their size: a process can be
     restored and held facts        all is here: it can be let run"""
 
-    def __init__(self, fetch: Callable[[Coming], dict[str, Any]]):
+    def __init__(self, fetch: Callable[[SnapshotDownload], dict[str, Any]]):
         self.manifest: Future[store.Manifest] = Future()
         self.restorable: Future[dict[str, Any]] = Future()
         self.facts: Future[dict[str, Any]] = Future()
         threading.Thread(target=self._run, args=(fetch,), name="snapshot", daemon=True).start()
 
-    def _run(self, fetch: Callable[[Coming], dict[str, Any]]) -> None:
+    def _run(self, fetch: Callable[[SnapshotDownload], dict[str, Any]]) -> None:
         try:
             self.facts.set_result(fetch(self))
         except BaseException as error:
@@ -138,7 +138,7 @@ class Coming:
                     waited_for.set_exception(error)
 
 
-def begin(
+def start(
     ctx: StepContext,
     url: str,
     model_url: str = "",
@@ -147,7 +147,7 @@ def begin(
 ) -> dict[str, Any]:
     """Start to bring snapshot and mapped model files to the node's disk; the steps up to the
     restore go on beside it."""
-    ctx.state["snapshot_coming"] = Coming(
+    ctx.state["snapshot_coming"] = SnapshotDownload(
         lambda coming: fetch(ctx, url, model_url, packed_model, connections, coming)
     )
     return {}
@@ -157,10 +157,10 @@ def know_libraries(ctx: StepContext, **_: Any) -> None:
     packed.know_libraries()
 
 
-begin.before_t0 = know_libraries  # type: ignore[attr-defined]
+start.pre_start = know_libraries  # type: ignore[attr-defined]
 
 
-def arrived(ctx: StepContext) -> dict[str, Any]:
+def wait(ctx: StepContext) -> dict[str, Any]:
     """Wait until the process can be restored. The model's files may still come: `model_arrived`
     waits for them."""
     facts: dict[str, Any] = ctx.state["snapshot_coming"].restorable.result()
@@ -175,7 +175,12 @@ def model_arrived(ctx: StepContext) -> int:
 
 
 def fetch(
-    ctx: StepContext, url: str, model_url: str, packed_model: bool, connections: int, coming: Coming
+    ctx: StepContext,
+    url: str,
+    model_url: str,
+    packed_model: bool,
+    connections: int,
+    coming: SnapshotDownload,
 ) -> dict[str, Any]:
     """Snapshot and mapped model files side by side, ranges in parallel. Leaves state `snapshot_dir`
     and `moved` (model files).
@@ -277,7 +282,7 @@ class _Model:
 
     def _as_it_is(self, bucket: Bucket) -> int:
         parts = [
-            Part(
+            RangePart(
                 bucket.url(Path(path).name),
                 at,
                 min(FRAME_BYTES, size - at),
@@ -318,7 +323,7 @@ def pull(
     files: Mapping[str, Any] = index["files"]
     on_manifest(store.parse_manifest(manifest, target))
     opened: dict[str, int] = {}
-    parts: list[Part] = []
+    parts: list[RangePart] = []
     frames: list[tuple[str, list[int]]] = []
     try:
         for name, about in files.items():
@@ -329,7 +334,7 @@ def pull(
             if not about["frames"]:
                 url, size = bucket.url(f"images/{name}"), about["stored_bytes"]
                 parts += [
-                    Part(url, at, min(FRAME_BYTES, size - at), into=Into.file(fd))
+                    RangePart(url, at, min(FRAME_BYTES, size - at), into=Into.file(fd))
                     for at in range(0, size, FRAME_BYTES)
                 ]
         fetch_parts(bucket.client, parts, connections=connections)
@@ -405,7 +410,7 @@ def _fetch_frames(
     if not frames:
         return
 
-    def one(part: Part) -> None:
+    def one(part: RangePart) -> None:
         name, row, data = part.key
         os.pwrite(opened[name], unframed(name, row, data), row[2])
 
@@ -415,7 +420,7 @@ def _fetch_frames(
             for name, row in frames[first : first + BATCH]:
                 buffer = bytearray(row[1])
                 parts.append(
-                    Part(
+                    RangePart(
                         bucket.url(f"images/{name}"),
                         row[0],
                         row[1],

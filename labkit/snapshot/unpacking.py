@@ -26,7 +26,7 @@ from labkit.core.units import show_bytes
 from labkit.core.workspace import Workspace
 from labkit.snapshot import container, readahead, store, transport
 from labkit.snapshot.techniques import CriuContainer, CriuProcess, made_once
-from labkit.technique import Artifact, Evidence, Seen, Subject, register, technique
+from labkit.technique import Artifact, Evidence, Observation, Subject, register, technique
 
 
 def unpack(ctx: StepContext, packed: str) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def unpack(ctx: StepContext, packed: str) -> dict[str, Any]:
     }
 
 
-unpack.before_t0 = transport.know_libraries  # type: ignore[attr-defined]
+unpack.pre_start = transport.know_libraries  # type: ignore[attr-defined]
 
 
 def _places(ctx: StepContext, manifest: store.Manifest) -> dict[str, str]:
@@ -112,7 +112,7 @@ class _Packed:
 
     name = ""
     of = ""
-    not_in = ("fresh-node",)
+    excluded_scenarios = ("fresh-node",)
 
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
         made = technique(self.of).prepare(subject, workspace)
@@ -133,7 +133,7 @@ class _Packed:
         )
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
-        if plan.scenario in self.not_in:
+        if plan.scenario in self.excluded_scenarios:
             from labkit.errors import BadInput
 
             raise BadInput(
@@ -164,8 +164,8 @@ class _Packed:
             cold_paths=tuple(packed if path == raw else path for path in plan.cold_paths),
         )
 
-    def engaged(self, seen: Seen) -> Evidence:
-        found: Evidence = super().engaged(seen)  # type: ignore[misc]
+    def verify(self, seen: Observation) -> Evidence:
+        found: Evidence = super().verify(seen)  # type: ignore[misc]
         step = seen.facts.get("restore", {})
         if not found.engaged or not step.get("unpacked_bytes"):
             return replace(

@@ -52,7 +52,7 @@ def start(ctx: StepContext) -> dict[str, Any]:
     }
 
 
-def _before_t0(ctx: StepContext) -> None:
+def _pre_start(ctx: StepContext) -> None:
     from labkit.image.start import host_command, stand_before_t0
 
     argv, environment = host_command(ctx)
@@ -70,7 +70,7 @@ def _before_t0(ctx: StepContext) -> None:
     )
 
 
-start.before_t0 = _before_t0  # type: ignore[attr-defined]
+start.pre_start = _pre_start  # type: ignore[attr-defined]
 
 
 def main() -> int:

@@ -97,10 +97,13 @@ def candidates(
             continue
         if only and t.name not in only:
             continue
-        if scenario in getattr(t, "not_in", ()):
+        if scenario in getattr(t, "excluded_scenarios", ()):
             missing[t.name] = f"means nothing on a {scenario}"
             continue
-        if scenario == "fresh-node" and getattr(t, "brings", {}).get("image") == "host-env":
+        if (
+            scenario == "fresh-node"
+            and getattr(t, "requires_layers", {}).get("image") == "host-env"
+        ):
             missing[t.name] = (
                 "uses the host's own interpreter and libraries, and on a fresh node nothing of the"
                 " stack is there (--scenario warm-node)"
@@ -121,7 +124,7 @@ def put(stack: Stack, name: str, label: str = "") -> Stack:
     """`stack` with one technique exchanged. A technique that asks for others (`needs_layers`)
     brings them along."""
     found = technique(name)
-    layers = {**stack.layers, **getattr(found, "brings", {}), found.layer: name}
+    layers = {**stack.layers, **getattr(found, "requires_layers", {}), found.layer: name}
     return Stack(label or name, layers)
 
 
@@ -198,7 +201,7 @@ def distinct(stacks: Iterable[Stack]) -> list[Stack]:
     seen, kept = set(), []
     for s in stacks:
         moot = (
-            getattr(technique(s.layers["snapshot"]), "makes_moot", ())
+            getattr(technique(s.layers["snapshot"]), "replaces_layers", ())
             if s.layers.get("snapshot")
             else ()
         )

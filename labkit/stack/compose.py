@@ -28,7 +28,7 @@ from labkit.technique import (
     Artifact,
     Availability,
     Evidence,
-    Seen,
+    Observation,
     Subject,
     Technique,
     technique,
@@ -218,7 +218,7 @@ def judge(stack: Stack, seen: dict[str, Any]) -> list[dict[str, Any]]:
     """Every technique's evidence for what was seen. A technique that a snapshot made moot is not
     asked."""
     plan: LaunchPlan = seen["plan"]
-    look = Seen(
+    look = Observation(
         plan=plan,
         spans=tuple(seen["spans"]),
         facts={
@@ -236,7 +236,7 @@ def judge(stack: Stack, seen: dict[str, Any]) -> list[dict[str, Any]]:
         if member.layer in plan.replaces:
             continue
         try:
-            evidence = member.engaged(look)
+            evidence = member.verify(look)
         except Exception as error:
             evidence = Evidence(
                 member.name, False, f"looking for evidence failed: {type(error).__name__}: {error}"

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.core import cold, floor, host, question, records, secrets
-from labkit.core.apart import apart
 from labkit.core.beside import scratch
 from labkit.core.ledger import Ledger
-from labkit.core.plan import LaunchPlan, told_device
+from labkit.core.plan import LaunchPlan, device_from_args
+from labkit.core.subprocess_call import run_in_subprocess
 from labkit.core.trial import run_trial
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, LabError, MissingCapability
@@ -98,7 +98,7 @@ class Experiment:
             image_extra_bytes=self.image_extra_bytes,
             store=self.store,
             server_args=list(self.server_args),
-            device=told_device(self.server_args),
+            device=device_from_args(self.server_args),
             timeout_s=float(self.timeout_s),
             prompt=PROMPT,
             max_tokens=self.max_tokens,
@@ -162,7 +162,7 @@ def experiment(
         **more,
     )
     with Ledger.open(space) as ledger, ExitStack() as ends:
-        return _Conduct(
+        return ExperimentRunner(
             what, space, ledger, ends, progress, Path(out) if out else None, resume
         ).run()
 
@@ -180,7 +180,7 @@ def prepared(
     made = stack if isinstance(stack, Stack) else Stack.parse(stack)
     space = workspace or Workspace.default()
     with Ledger.open(space) as ledger, ExitStack() as ends:
-        conduct = _Conduct(
+        conduct = ExperimentRunner(
             Experiment([made], **options), space, ledger, ends, progress, None, False
         )
         run, plans = conduct.ready()
@@ -197,7 +197,7 @@ def prepared(
         yield trial
 
 
-class _Conduct:
+class ExperimentRunner:
     def __init__(
         self,
         what: Experiment,
@@ -261,7 +261,7 @@ class _Conduct:
             if stack.name not in self.missing:
                 self.tell("note", f"preparing {stack.name}")
                 try:
-                    self.artifacts[stack.name] = apart(
+                    self.artifacts[stack.name] = run_in_subprocess(
                         prepare, stack, subject, self.space, ledger=self.ledger
                     )
                 except LabError as error:
@@ -326,8 +326,8 @@ class _Conduct:
 
     def _subject(self) -> tuple[Subject, tuple[int, ...]]:
         self.tell("note", f"checkpoint: {self.what.model_dir or self.what.preset}")
-        device = told_device(self.what.server_args)
-        model, answer = apart(
+        device = device_from_args(self.what.server_args)
+        model, answer = run_in_subprocess(
             _model_and_answer,
             self.what.model_dir,
             self.space,
@@ -354,7 +354,7 @@ class _Conduct:
             )
         if imaged:
             self.tell("note", "image of the subject")
-            layout, reference_name = apart(
+            layout, reference_name = run_in_subprocess(
                 _image, self.space, self.what.image_extra_bytes, ledger=self.ledger
             )
         return (

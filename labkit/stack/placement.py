@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from labkit.core import driver, host
-from labkit.core.plan import told_device
+from labkit.core.plan import device_from_args
 from labkit.errors import BadInput
 from labkit.stack.compose import Stack
 
@@ -52,7 +52,7 @@ def place(stacks: Iterable[Stack], told: str = "", server_args: Sequence[str] = 
 
     Raises BadInput for a device that is none, and for cuda beside an arm whose server cannot be on
     it."""
-    asked = told_device(server_args) if "--device" in server_args else told
+    asked = device_from_args(server_args) if "--device" in server_args else told
     source = "asked for" if asked else f"{ENV} says so"
     wanted = asked or os.environ.get(ENV, "")
     if wanted and wanted.partition(":")[0] not in DEVICES:

@@ -144,7 +144,9 @@ def combined(run: records.Run, names: list[str]) -> list[Stack]:
 
     def assemble(chosen: dict[str, str]) -> Stack:
         moot = (
-            getattr(technique(chosen["snapshot"]), "makes_moot", ()) if "snapshot" in chosen else ()
+            getattr(technique(chosen["snapshot"]), "replaces_layers", ())
+            if "snapshot" in chosen
+            else ()
         )
         stack = Stack.parse("naive")
         for layer in LAYERS:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-class Refused(Exception):
+class APIError(Exception):
     """A request that gets a 4xx (or 503) in OpenAI's error shape."""
 
     def __init__(self, status: int, message: str, param: str | None = None):
@@ -59,17 +59,17 @@ def parse(raw: bytes, vocabulary: int) -> Completion:
     try:
         doc = json.loads(raw)
     except (ValueError, RecursionError):
-        raise Refused(400, "the body is not JSON") from None
+        raise APIError(400, "the body is not JSON") from None
     if not isinstance(doc, dict):
-        raise Refused(400, f"the body is a JSON {type(doc).__name__}, expected an object")
+        raise APIError(400, f"the body is a JSON {type(doc).__name__}, expected an object")
     if "prompt" not in doc:
-        raise Refused(400, "no prompt", "prompt")
+        raise APIError(400, "no prompt", "prompt")
     for key in ("n", "best_of"):
         if doc.get(key) not in (None, 1):
-            raise Refused(400, f"{key} must be 1 here", key)
+            raise APIError(400, f"{key} must be 1 here", key)
     options = doc.get("stream_options")
     if options is not None and not isinstance(options, dict):
-        raise Refused(400, "stream_options must be an object", "stream_options")
+        raise APIError(400, "stream_options must be an object", "stream_options")
     return Completion(
         prompt=_prompt(doc["prompt"], vocabulary),
         max_tokens=_whole(doc, "max_tokens", 16, 1, 1_000_000),
@@ -88,7 +88,7 @@ def _prompt(value: Any, vocabulary: int) -> str | tuple[int, ...]:
         value = value[0]  # OpenAI's batch of one
     if isinstance(value, str):
         if "\ud800" <= max(value, default="") and any("\ud800" <= c <= "\udfff" for c in value):
-            raise Refused(400, "the prompt holds half of a surrogate pair", "prompt")
+            raise APIError(400, "the prompt holds half of a surrogate pair", "prompt")
         return value
     if (
         isinstance(value, list)
@@ -97,11 +97,11 @@ def _prompt(value: Any, vocabulary: int) -> str | tuple[int, ...]:
     ):
         outside = next((t for t in value if not 0 <= t < vocabulary), None)
         if outside is not None:
-            raise Refused(
+            raise APIError(
                 400, f"token id {outside} is not in the vocabulary of {vocabulary}", "prompt"
             )
         return tuple(value)
-    raise Refused(
+    raise APIError(
         400, "prompt must be a string or a list of token ids (one prompt a request)", "prompt"
     )
 
@@ -111,7 +111,7 @@ def _whole(doc: dict[str, Any], key: str, default: int, low: int, high: int) -> 
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise Refused(400, f"{key} must be an integer from {low} to {high}", key)
+        raise APIError(400, f"{key} must be an integer from {low} to {high}", key)
     return value
 
 
@@ -120,14 +120,14 @@ def _temperature(doc: dict[str, Any]) -> float:
     if value is None:
         return 0.0
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 2:
-        raise Refused(400, "temperature must be a number from 0 to 2", "temperature")
+        raise APIError(400, "temperature must be a number from 0 to 2", "temperature")
     return float(value)
 
 
 def _yes(doc: dict[str, Any], key: str) -> bool:
     value = doc.get(key)
     if value is not None and not isinstance(value, bool):
-        raise Refused(400, f"{key} must be true or false", key)
+        raise APIError(400, f"{key} must be true or false", key)
     return bool(value)
 
 
@@ -138,7 +138,7 @@ def _stop(value: Any) -> tuple[str, ...]:
         or len(found) > 4
         or not all(isinstance(s, str) and s for s in found)
     ):
-        raise Refused(400, "stop must be a string or up to four of them", "stop")
+        raise APIError(400, "stop must be a string or up to four of them", "stop")
     return tuple(found)
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from labkit.subject.api import Completion, Refused
+from labkit.subject.api import APIError, Completion
 from labkit.subject.llama import KVCache, Llama, Step, generate
 from labkit.subject.tokenizer import Tokenizer
 
@@ -121,9 +121,9 @@ class Engine:
         )
         ids = ids or [self.model.config.bos_token_id or 0]
         if max(ids) >= self.model.config.vocab_size:
-            raise Refused(400, "the tokenizer knows tokens that the model does not", "prompt")
+            raise APIError(400, "the tokenizer knows tokens that the model does not", "prompt")
         if len(ids) + request.max_tokens > self.max_context:
-            raise Refused(
+            raise APIError(
                 400,
                 f"{len(ids)} prompt tokens and max_tokens {request.max_tokens} exceed this server's"
                 f" context of {self.max_context}",

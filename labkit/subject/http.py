@@ -24,7 +24,7 @@ from labkit.net import server as net
 from labkit.net.guard import exposure, warn
 from labkit.net.message import Request, Response, text
 from labkit.subject import api
-from labkit.subject.api import Refused
+from labkit.subject.api import APIError
 
 BODY_LIMIT_BYTES = 8 << 20
 #: At most so many requests hold a body at a time.
@@ -39,7 +39,7 @@ _KNOWN = (
 )
 
 
-class Server(net.Server):
+class ModelServer(net.HTTPServer):
     """`state`: what the handlers see; `state.engine` is None until a token can be served."""
 
     def __init__(self, host: str, port: int, state: Any):
@@ -81,12 +81,12 @@ class Server(net.Server):
         body = request.body.read(BODY_LIMIT_BYTES)
         try:
             if path not in routes:
-                raise Refused(
+                raise APIError(
                     405 if path in _KNOWN else 404,
                     f"{request.method} {path[:200]} is not served here",
                 )
             return routes[path](body)
-        except Refused as error:
+        except APIError as error:
             return _refused(error.status, error.message, error.param)
         except Exception as error:
             return _refused(500, _said(error))
@@ -94,7 +94,7 @@ class Server(net.Server):
     def _engine(self) -> Any:
         engine = self.state.engine
         if engine is None:
-            raise Refused(503, "loading: no token can be served yet")
+            raise APIError(503, "loading: no token can be served yet")
         return engine
 
     def _health(self, _: bytes) -> Response:
@@ -182,10 +182,10 @@ def _events(request: api.Completion, engine: Any, first: Any, pieces: Any) -> It
                 }
             )
         yield b"data: [DONE]\n\n"
-    except Refused as error:  # the head is gone: an error event, then the end of the stream
+    except APIError as error:  # the head is gone: an error event, then the end of the stream
         yield _event(error.body())
     except Exception as error:
-        yield _event(Refused(500, _said(error)).body())
+        yield _event(APIError(500, _said(error)).body())
     finally:
         pieces.close()
 
@@ -206,4 +206,4 @@ def _json(status: int, doc: dict[str, Any]) -> Response:
 
 
 def _refused(status: int, message: str, param: str | None = None) -> Response:
-    return _json(status, Refused(status, message, param).body())
+    return _json(status, APIError(status, message, param).body())

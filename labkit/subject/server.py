@@ -293,11 +293,11 @@ def start(args: argparse.Namespace) -> tuple[Any, Any]:
 
     from labkit.subject import engine as _engine  # noqa: F401
     from labkit.subject import llama, tokenizer  # noqa: F401
-    from labkit.subject.http import Server
+    from labkit.subject.http import ModelServer
 
     timeline.write("import", _FIRST_LINE_S, timeline.now_s())
     state = State(args.name or os.path.basename(args.model.rstrip("/")))
-    server = listen(Server, args, state) if args.early_bind else None
+    server = listen(ModelServer, args, state) if args.early_bind else None
     with timeline.span("context") as facts:
         facts.update(make_context(args.device, args.threads))
     with timeline.span("build", init=args.init):
@@ -312,7 +312,7 @@ def start(args: argparse.Namespace) -> tuple[Any, Any]:
         facts.update(compiled() if args.compile else {})
     with timeline.span("ready"):
         state.engine = engine
-        server = server or listen(Server, args, state)
+        server = server or listen(ModelServer, args, state)
     return state, server
 
 

@@ -34,9 +34,9 @@ from labkit.core import timeline
 from labkit.core.plan import LaunchPlan, Step, StepContext
 from labkit.core.units import show_bytes
 from labkit.errors import TransferError
-from labkit.technique import Artifact, Evidence, Seen, register
-from labkit.weights.source import LAYOUT, Source, open_source
-from labkit.weights.techniques import WeightsTechnique, engaged
+from labkit.technique import Artifact, Evidence, Observation, register
+from labkit.weights.source import LAYOUT, CheckpointSource, open_source
+from labkit.weights.techniques import WeightsTechnique, verify_loader
 
 SPAN = "load.ahead"
 PARTIAL = ".partial"
@@ -203,10 +203,10 @@ def know_http(ctx: StepContext, **_: Any) -> None:
     import labkit.net.ranges  # noqa: F401
 
 
-fetch_small.before_t0 = fetch_shards.before_t0 = know_http  # type: ignore[attr-defined]
+fetch_small.pre_start = fetch_shards.pre_start = know_http  # type: ignore[attr-defined]
 
 
-def _source(model: str, environment: dict[str, str]) -> Source:
+def _source(model: str, environment: dict[str, str]) -> CheckpointSource:
     """The bucket as the server would see it: this process need not have the server's
     environment."""
     return open_source(model, {**os.environ, **{k: v for k, v in environment.items() if v}})
@@ -296,7 +296,7 @@ class Overlap(WeightsTechnique):
             )
         return replace(plan, steps=first + plan.steps)
 
-    def engaged(self, seen: Seen) -> Evidence:
+    def verify(self, seen: Observation) -> Evidence:
         """The loader's own evidence, and that the move began before the server was started."""
         ahead = next((s for s in seen.spans if s.name == SPAN), None)
         started = next((s for s in seen.spans if s.name in ("start", "import")), None)
@@ -315,5 +315,5 @@ class Overlap(WeightsTechnique):
             return Evidence(self.name, False, how)
         if moved >= want and not seen.plan.state["weights"]["remote"]:
             return Evidence(self.name, True, how, {"bytes": moved})
-        outside = engaged(self.loader, seen)
+        outside = verify_loader(self.loader, seen)
         return Evidence(self.name, outside.engaged, f"{how}; {outside.how}", outside.facts)

@@ -197,11 +197,11 @@ def fetch(
     """Every file (name -> what the index says, an open descriptor) unpacked into its place, while
     others still come. Returns the bytes that crossed the link. Raises TransferError, or BadInput
     for bytes that are not those that were packed."""
-    from labkit.net.ranges import Into, Part, fetch_parts
+    from labkit.net.ranges import Into, RangePart, fetch_parts
 
     crc32 = _crc32()
 
-    def unpack(part: Part) -> None:
+    def unpack(part: RangePart) -> None:
         frame, width, fd, data = part.key
         raw = join(data, width, frame.size_bytes)
         if crc32(raw) != frame.crc32:
@@ -223,7 +223,7 @@ def fetch(
             for name, frame, width, fd in todo[first : first + BATCH]:
                 data = bytearray(frame.stored_bytes)
                 parts.append(
-                    Part(
+                    RangePart(
                         url_of(name),
                         frame.at,
                         frame.stored_bytes,

@@ -34,7 +34,7 @@ MAX_INDEX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class Source:
+class CheckpointSource:
     """`root`: a directory, or a URL prefix with one of `SCHEMES`. `http`: the same prefix as an
     HTTP address. `authorize`: signs requests to a bucket where the environment has keys for it
     (None: they go unsigned)."""
@@ -158,7 +158,9 @@ class Source:
         )
 
 
-def open_source(source: str | os.PathLike[str], env: Mapping[str, str] = os.environ) -> Source:
+def open_source(
+    source: str | os.PathLike[str], env: Mapping[str, str] = os.environ
+) -> CheckpointSource:
     """`s3://` and `gs://` resolve to endpoint and keys of the environment; a path must exist.
     Raises BadInput."""
     text = os.fspath(source)
@@ -166,13 +168,13 @@ def open_source(source: str | os.PathLike[str], env: Mapping[str, str] = os.envi
     if not separator:
         if not os.path.isdir(text):
             raise BadInput(f"no model directory {text}", fix="labkit model make --preset small DIR")
-        return Source(text.rstrip("/") or "/")
+        return CheckpointSource(text.rstrip("/") or "/")
     if scheme in ("http", "https"):
-        return Source(text.rstrip("/"), text.rstrip("/"))
+        return CheckpointSource(text.rstrip("/"), text.rstrip("/"))
     if scheme in ("s3", "gs"):
         from labkit.objects.access import authorizer, http_of
 
-        return Source(text.rstrip("/"), http_of(text, env), authorizer(scheme, env))
+        return CheckpointSource(text.rstrip("/"), http_of(text, env), authorizer(scheme, env))
     raise BadInput(
         f"{text}: cannot read {scheme}://",
         fix="a directory, or one of " + ", ".join(s + "://" for s in SCHEMES),

@@ -16,11 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import cold
-from labkit.core.plan import LaunchPlan, told_device
+from labkit.core.plan import LaunchPlan, device_from_args
 from labkit.core.units import show_bytes
 from labkit.core.workspace import Workspace
 from labkit.errors import LabError
-from labkit.technique import YES, Artifact, Availability, Claim, Evidence, Seen, Subject, register
+from labkit.technique import (
+    YES,
+    Artifact,
+    Availability,
+    Claim,
+    Evidence,
+    Observation,
+    Subject,
+    register,
+)
 from labkit.weights.catalog import LOADERS, Loader
 from labkit.weights.formats.convert import WEIGHT_SUFFIXES
 
@@ -117,7 +126,7 @@ class WeightsTechnique:
         size_bytes = artifact.facts["weights_bytes"]
         floors = {"load": size_bytes}
         # of disk and bus the slower; what is in memory crosses the bus only
-        if told_device(plan.server_args).startswith("cuda"):
+        if device_from_args(plan.server_args).startswith("cuda"):
             floors = {"load@h2d": size_bytes, **({} if plan.scenario == "hot-node" else floors)}
         return replace(
             plan,
@@ -135,11 +144,11 @@ class WeightsTechnique:
             },
         )
 
-    def engaged(self, seen: Seen) -> Evidence:
-        return engaged(self.loader, seen)
+    def verify(self, seen: Observation) -> Evidence:
+        return verify_loader(self.loader, seen)
 
 
-def engaged(loader: Loader, seen: Seen) -> Evidence:
+def verify_loader(loader: Loader, seen: Observation) -> Evidence:
     """Seen from outside: the loader's library is mapped, and the store sent the bytes, or the
     process read or mapped the files. On a GPU also that the parameters are there."""
     about = seen.plan.state.get("weights", {})
@@ -183,7 +192,7 @@ def engaged(loader: Loader, seen: Seen) -> Evidence:
     directory = str(about.get("directory", ""))
     facts["mapped"] = [Path(m).name for m in maps if directory and m.startswith(directory + "/")]
     facts["read_by_calls"], facts["read_from_storage"] = io.get("rchar", 0), io.get("read_bytes", 0)
-    if told_device(seen.plan.server_args).startswith("cuda"):
+    if device_from_args(seen.plan.server_args).startswith("cuda"):
         return _on_device(loader, seen, want, directory, facts)
     moved = max(facts["read_by_calls"], facts["read_from_storage"])
     how = (
@@ -207,7 +216,7 @@ NEARLY = 0.98
 
 
 def _on_device(
-    loader: Loader, seen: Seen, want: int, directory: str, facts: dict[str, Any]
+    loader: Loader, seen: Observation, want: int, directory: str, facts: dict[str, Any]
 ) -> Evidence:
     """A copy to the device lets the mapping of the files go, and pages that were in memory are read
     without a counter moving.
@@ -236,7 +245,7 @@ def _on_device(
     return Evidence(loader.name, came and placed, how, facts)
 
 
-def device_facts(seen: Seen) -> dict[str, Any]:
+def device_facts(seen: Observation) -> dict[str, Any]:
     """What the server's `load` span says about its parameters on the device."""
     said = next(
         (s.detail for s in seen.spans if s.name == "load" and "device_bytes" in s.detail), {}

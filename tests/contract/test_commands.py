@@ -719,9 +719,9 @@ def test_modules_in_the_working_directory_are_not_the_labs(name, inputs, tmp_pat
     done = call("model verify", "{model}", inputs, tmp_path, shell=f'cd {tmp_path} && exec "$@"')
     assert done.code == 0 and "a module of the working directory" not in done.err, done
     code = (
-        "import sys; sys.path[:] = [p for p in sys.path if p]; from labkit.core.apart import"
-        " apart; from labkit.core.units import parse_bytes; import os;"
-        f" os.chdir({str(tmp_path)!r}); print(apart(parse_bytes, '5MB'))"
+        "import sys; sys.path[:] = [p for p in sys.path if p]; from labkit.core.subprocess_call import"
+        " run_in_subprocess; from labkit.core.units import parse_bytes; import os;"
+        f" os.chdir({str(tmp_path)!r}); print(run_in_subprocess(parse_bytes, '5MB'))"
     )
     started = subprocess.run(
         [sys.executable, "-c", code],

@@ -9,7 +9,7 @@ import pytest
 
 from labkit.core import host
 from labkit.core.plan import LaunchPlan
-from labkit.technique import LAYERS, Availability, Evidence, Seen, Technique, techniques
+from labkit.technique import LAYERS, Availability, Evidence, Observation, Technique, techniques
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = techniques()
@@ -50,7 +50,7 @@ class TestTechnique:
             assert found.missing and found.fix, f"{t.name}: {found}"
 
     def test_nothing_seen_is_no_evidence(self, t):
-        evidence = t.engaged(Seen(plan=LaunchPlan(stack={t.layer: t.name})))
+        evidence = t.verify(Observation(plan=LaunchPlan(stack={t.layer: t.name})))
         assert isinstance(evidence, Evidence)
         assert evidence.engaged is False, (
             f"{t.name} claims to have engaged in a trial that never ran: {evidence.how}"

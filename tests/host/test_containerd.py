@@ -14,7 +14,7 @@ from labkit.errors import BadInput, TransferError
 from labkit.image import build, containerd, oci
 from labkit.image.publish import publish_image
 from labkit.net.serving import serving
-from labkit.technique import Artifact, Seen, technique
+from labkit.technique import Artifact, Observation, technique
 
 NAME = "lab/python:latest"
 SAY = [
@@ -114,14 +114,14 @@ def test_an_image_without_a_table_of_contents_is_pulled_whole_and_found_out(
             node.pull(f"{served.address}/{NAME}")  # says nothing, and pulls everything
             mounts, sent = len(node.fuse_mounts()), served.stats()["bytes_sent"]
     plan = LaunchPlan({}, state={"lazy_image_bytes": plain_bytes})
-    seen = Seen(
+    seen = Observation(
         plan=plan,
         facts={
             "mount": {"registry_bytes": sent},
             "start": {"fuse_mounts": mounts, "root_kind": "overlay", "private": True},
         },
     )
-    judged = technique("containerd-stargz").engaged(seen)
+    judged = technique("containerd-stargz").verify(seen)
     assert not judged.engaged and "pull" in judged.how
 
 

@@ -15,7 +15,7 @@ from labkit.core.ledger import start_time
 from labkit.core.workspace import Workspace
 from labkit.image import build, start
 from labkit.image.pull import ensure_rootfs
-from labkit.snapshot import container, criu, making, store
+from labkit.snapshot import container, create, criu, store
 from labkit.snapshot.cycle import restored
 from labkit.snapshot.explain import SnapshotError, SnapshotRefused
 from labkit.snapshot.techniques import MAPPED
@@ -83,7 +83,7 @@ def test_the_dumped_container_itself_answers_alike_in_its_own_namespaces_and_not
         pid = back.pid
         assert back.port != snapshot.manifest.port
         assert tuple(back.answer.tokens) == snapshot.manifest.tokens
-        who = making.get(back.port, "/_labkit/identity")
+        who = create.get(back.port, "/_labkit/identity")
         assert who["nonce"] == snapshot.manifest.nonce and who["reseeded"] >= 1
         for kind in ("mnt", "pid", "ipc", "uts"):
             assert os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")
@@ -125,8 +125,8 @@ def test_a_live_connection_is_refused_in_words_and_the_container_goes_on(
         try:
             start.runc(ctx)
             pid = ctx.state["server_pid"]
-            asked = {"prompt": making.PROMPT, "max_tokens": 4}
-            tokens = making.first_tokens(ctx.port, asked, lambda: start_time(pid) != 0).tokens
+            asked = {"prompt": create.PROMPT, "max_tokens": 4}
+            tokens = create.first_tokens(ctx.port, asked, lambda: start_time(pid) != 0).tokens
             (room / "images").mkdir()
             with (
                 socket.create_connection(("127.0.0.1", ctx.port)),
@@ -139,7 +139,7 @@ def test_a_live_connection_is_refused_in_words_and_the_container_goes_on(
             )
             assert (
                 tokens
-                and making.first_tokens(ctx.port, asked, lambda: start_time(pid) != 0).tokens
+                and create.first_tokens(ctx.port, asked, lambda: start_time(pid) != 0).tokens
                 == tokens
             )
         finally:

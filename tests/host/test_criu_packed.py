@@ -75,7 +75,7 @@ def test_a_damaged_frame_ends_the_restore_before_anything_runs(home, monkeypatch
             assert done.outcome == "cache_unproven" or "damaged" in done.error["what"], done.error
         finally:
             pages.write_bytes(kept)
-    assert technique("criu-process-packed").not_in == ("fresh-node",)
+    assert technique("criu-process-packed").excluded_scenarios == ("fresh-node",)
 
 
 @pytest.mark.needs("root", "criu")

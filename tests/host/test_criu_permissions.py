@@ -21,7 +21,7 @@ from labkit.core.ledger import start_time
 from labkit.core.workspace import Workspace
 from labkit.image import build
 from labkit.image.pull import ensure_rootfs
-from labkit.snapshot import container, criu, making, store, xstate
+from labkit.snapshot import container, create, criu, store, xstate
 from labkit.snapshot.cycle import restored
 from labkit.snapshot.explain import SnapshotError, SnapshotRefused
 from labkit.snapshot.techniques import MAPPED
@@ -80,7 +80,7 @@ def kernel(monkeypatch) -> Watching:
 @pytest.fixture(params=["process", pytest.param("container", marks=pytest.mark.needs("runc"))])
 def make(request, home, model, tmp_path):
     def process() -> store.Snapshot:
-        return making.make_process(model, tmp_path / "snapshot", loader=MAPPED)
+        return create.make_process(model, tmp_path / "snapshot", loader=MAPPED)
 
     def runc() -> store.Snapshot:
         layout, name = build.ensure_image(home)
@@ -169,7 +169,7 @@ def test_a_restored_process_that_dies_is_no_time_out(make, home, monkeypatch):
 def test_a_process_whose_pages_come_later_is_asked_before_any_has_come(
     home, model, tmp_path, kernel
 ):
-    snapshot = making.make_process(model, tmp_path / "snapshot", loader=MAPPED)
+    snapshot = create.make_process(model, tmp_path / "snapshot", loader=MAPPED)
     proven = len(kernel.states)
     with restored(snapshot, home, lazy=True) as back:
         assert back.facts["lazy"] and tuple(back.answer.tokens) == snapshot.manifest.tokens
@@ -177,7 +177,7 @@ def test_a_process_whose_pages_come_later_is_asked_before_any_has_come(
 
 
 def test_the_kernels_own_answer_is_read_in_a_process_whose_pages_come_later(home, model, tmp_path):
-    snapshot = making.make_process(model, tmp_path / "snapshot", loader=MAPPED)
+    snapshot = create.make_process(model, tmp_path / "snapshot", loader=MAPPED)
     with restored(snapshot, home, lazy=True) as back:
         assert back.facts["lazy"] and set(back.facts["permissions"]["now"]) == set(
             snapshot.manifest.permissions

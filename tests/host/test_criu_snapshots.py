@@ -16,7 +16,7 @@ import pytest
 
 from labkit.core.ledger import start_time, unmount
 from labkit.core.workspace import Workspace
-from labkit.snapshot import criu, images, making, store
+from labkit.snapshot import create, criu, images, store
 from labkit.snapshot.cycle import restored, soak
 from labkit.snapshot.explain import SnapshotError, SnapshotRefused
 
@@ -40,15 +40,15 @@ def model(home) -> Path:
 @pytest.fixture(scope="module")
 def snapshot(home, model) -> store.Snapshot:
     environment = store.scrubbed(
-        {**making.short_environment(), "HF_TOKEN": "hf_neverinthe" + "image"}
+        {**create.short_environment(), "HF_TOKEN": "hf_neverinthe" + "image"}
     )
-    return making.make_process(
+    return create.make_process(
         model, home.artifacts / "tiny", loader=LOADER, environment=environment
     )
 
 
 def plain(code: str, **options) -> subprocess.Popen[bytes]:
-    """A small process of its own session that says when it is ready (by making a file)."""
+    """A small process of its own session that says when it is ready (by create a file)."""
     return subprocess.Popen(
         [sys.executable, "-c", code],
         stdin=subprocess.DEVNULL,
@@ -93,14 +93,14 @@ def test_the_dumped_process_itself_answers_alike_on_another_port_and_nothing_is_
     with restored(snapshot, home) as back:
         assert back.port != snapshot.manifest.port
         assert tuple(back.answer.tokens) == snapshot.manifest.tokens
-        assert making.get(back.port, "/_labkit/identity")["nonce"] == snapshot.manifest.nonce
+        assert create.get(back.port, "/_labkit/identity")["nonce"] == snapshot.manifest.nonce
         pid = back.pid
     assert not start_time(pid)
     assert children_and_nodes(home) == before
 
 
 def test_two_clones_of_one_snapshot_do_not_sample_alike(snapshot, home):
-    hot = {"prompt": making.PROMPT, "max_tokens": 10, "temperature": 2.0}
+    hot = {"prompt": create.PROMPT, "max_tokens": 10, "temperature": 2.0}
     drawn = []
     for _ in range(2):
         with restored(snapshot, home) as back:
@@ -117,7 +117,7 @@ def test_two_clones_of_one_snapshot_do_not_sample_alike(snapshot, home):
                     "token_ids"
                 ]
             )
-            assert making.get(back.port, "/_labkit/identity")["reseeded"] >= 1
+            assert create.get(back.port, "/_labkit/identity")["reseeded"] >= 1
     assert drawn[0] != drawn[1]
 
 
@@ -243,7 +243,7 @@ def test_a_criu_that_is_killed_while_it_dumps_leaves_no_snapshot(home, tmp_path)
 
 def refused_dump(tmp_path: Path, code: str, home: Workspace) -> SnapshotError:
     with process(tmp_path, code) as pid, pytest.raises(SnapshotError) as caught:
-        making.dump_running(pid, home.artifacts / "refused")
+        create.dump_running(pid, home.artifacts / "refused")
     assert not (home.artifacts / "refused").exists()
     assert "goes on running" in caught.value.why
     return caught.value
@@ -279,7 +279,7 @@ def test_a_full_disk_is_refused_in_words_and_the_process_goes_on(home, tmp_path)
             process(tmp_path, "held = bytearray(os.urandom(1 << 20) * 80)") as pid,
             pytest.raises(SnapshotError) as caught,
         ):
-            making.dump_running(pid, small / "snapshot")
+            create.dump_running(pid, small / "snapshot")
         assert "disk filled up" in caught.value.what
         assert os.listdir(small) == []
     finally:
@@ -288,7 +288,7 @@ def test_a_full_disk_is_refused_in_words_and_the_process_goes_on(home, tmp_path)
 
 def test_a_running_process_is_dumped_and_goes_on(home, tmp_path):
     with process(tmp_path, "held = 1") as pid:
-        made = making.dump_running(pid, home.artifacts / "any")
+        made = create.dump_running(pid, home.artifacts / "any")
     assert made.manifest.size_bytes > 0
 
 

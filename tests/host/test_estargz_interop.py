@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-from test_lazy_mount import mounted, tree
 
 from labkit.core.ledger import Ledger, remove_tree, unmount
 from labkit.image import oci
@@ -21,6 +20,7 @@ from labkit.image.estargz.convert import convert
 from labkit.image.publish import publish_image
 from labkit.image.tiny import REFERENCE, tiny_layout
 from labkit.net.serving import serving
+from tests.host.test_lazy_mount import mounted, tree
 
 pytestmark = pytest.mark.needs("root", "stargz", "skopeo")
 

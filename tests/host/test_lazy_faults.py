@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from labkit.core import host
-from labkit.core.apart import apart
 from labkit.core.ledger import Ledger, marked_pids
+from labkit.core.subprocess_call import run_in_subprocess
 from labkit.core.trial import free_port, run_trial
 from labkit.core.workspace import Workspace
 from labkit.image import build
@@ -77,8 +77,8 @@ class Ready:
 def ready(lab_home, tmp_path_factory):
     space = Workspace.at(lab_home)
     stack = Stack.parse("image=estargz-lazy,weights=safetensors").resolved(host.card())
-    model, answer = apart(_model_and_answer, "", space, "tiny", 4)
-    layout, name = apart(build.ensure_image, space)
+    model, answer = run_in_subprocess(_model_and_answer, "", space, "tiny", 4)
+    layout, name = run_in_subprocess(build.ensure_image, space)
     made = Ready(
         space,
         stack,
@@ -86,7 +86,7 @@ def ready(lab_home, tmp_path_factory):
         {},
         tuple(answer["tokens"]),
     )
-    made.artifacts = apart(prepare, stack, made.subject, space)
+    made.artifacts = run_in_subprocess(prepare, stack, made.subject, space)
     base = tmp_path_factory.mktemp("served")
     made.roots = {"registry": base / "registry", "store": base / "store"}
     technique("estargz-lazy").publish(made.artifacts["image"], made.subject, made.roots)

@@ -12,7 +12,7 @@ import pytest
 
 from labkit.core import records
 from labkit.errors import LabError
-from labkit.net.server import Server
+from labkit.net.server import HTTPServer
 from labkit.objects.client import open_bucket
 from labkit.objects.publish import upload_model
 from labkit.objects.store import Store
@@ -23,7 +23,7 @@ KEYS = {"somebody": "keeps-this-to-themselves"}
 
 @pytest.fixture(scope="module")
 def private(tmp_path_factory):
-    with Server(
+    with HTTPServer(
         Store(tmp_path_factory.mktemp("private"), buckets=("team",), keys=KEYS, open_reads=False)
     ) as server:
         yield server

@@ -21,7 +21,7 @@ from labkit.image.lazyfs.remote import RegistrySource
 from labkit.image.pull import pull_into
 from labkit.image.tiny import REFERENCE, tiny_layout
 from labkit.net.message import text
-from labkit.net.server import Server
+from labkit.net.server import HTTPServer
 
 pytestmark = pytest.mark.needs("docker-registry", "skopeo")
 
@@ -188,7 +188,7 @@ def test_the_reference_registry_with_passwords(tmp_path, monkeypatch):
 def test_the_reference_registry_with_tokens(tmp_path, monkeypatch):
     realm = Realm(tmp_path)
     with (
-        Server(realm) as server,
+        HTTPServer(realm) as server,
         registry(
             tmp_path,
             f"{{token: {{realm: '{server.url}/token', service: fake, issuer: lab, rootcertbundle:"

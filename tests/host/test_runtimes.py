@@ -22,7 +22,7 @@ from labkit.core.trial import free_port
 from labkit.errors import TrialError
 from labkit.image import build, oci, start, tiny
 from labkit.image.unpack import unpack_image
-from labkit.technique import Seen, technique
+from labkit.technique import Observation, technique
 
 NAME = "lab/python:latest"
 RUNTIMES = [
@@ -111,16 +111,18 @@ def test_the_images_interpreter_answers_and_the_kernel_confirms_it(runtime, ctx)
     assert "listening\n" in list(ctx.state["server_log"])
     assert ctx.timeline_path.read_text() == "{}\n"
     proc = process_facts(facts["server_pid"])
-    judged = technique(runtime).engaged(
-        Seen(plan=LaunchPlan({}), facts={"start": facts}, proc=proc)
+    judged = technique(runtime).verify(
+        Observation(plan=LaunchPlan({}), facts={"start": facts}, proc=proc)
     )
     assert judged.engaged, judged.how
     if runtime != "process":
         assert not seen["wrote"] and "work" not in seen["root"] and seen["shm"]
         assert sorted(os.listdir(ctx.state["rootfs"])) == before  # the image is not written into
         assert not judged.facts.get("mapped_from_host")
-        other = technique(runtime).engaged(
-            Seen(plan=LaunchPlan({}), facts={"start": facts}, proc=process_facts(os.getpid()))
+        other = technique(runtime).verify(
+            Observation(
+                plan=LaunchPlan({}), facts={"start": facts}, proc=process_facts(os.getpid())
+            )
         )
         assert not other.engaged
 
@@ -194,13 +196,13 @@ def test_a_server_of_the_host_is_no_evidence_for_the_image(ctx):
     ask(ctx.port)
     proc = process_facts(facts["server_pid"])
     foreign = replace(
-        Seen(
+        Observation(
             plan=LaunchPlan({}),
             facts={"start": facts},
             proc={**proc, "maps": [*proc["maps"], "/usr/lib/libforeign.so"]},
         )
     )
-    assert not technique("process").engaged(foreign).engaged
+    assert not technique("process").verify(foreign).engaged
 
 
 @pytest.mark.needs("skopeo", "umoci")

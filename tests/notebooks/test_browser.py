@@ -55,7 +55,7 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def light():
-    from browser import browser
+    from tests.notebooks.browser import browser
 
     with browser() as driver:
         yield driver
@@ -73,7 +73,7 @@ def _pages(made: Path) -> list[Path]:
 
 
 def test_pages_open_without_a_console_error_and_fetch_nothing(made, light):
-    from browser import errors, requested
+    from tests.notebooks.browser import errors, requested
 
     for page in _pages(made):
         light.get(page.as_uri())
@@ -141,7 +141,7 @@ def test_a_page_never_names_an_outside_address():
 
 
 def test_jupyterlab_runs_a_notebook_and_its_figures_follow_the_theme(tmp_path, light):
-    from browser import jupyterlab, run_all_cells
+    from tests.notebooks.browser import jupyterlab, run_all_cells
 
     work = tmp_path / "work"
     work.mkdir()
@@ -181,10 +181,11 @@ def test_the_stack_bench_works_by_keyboard_alone_and_its_result_stays(tmp_path, 
     import json
     from dataclasses import asdict
 
-    from browser import jupyterlab, run_all_cells
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import WebDriverWait
+
+    from tests.notebooks.browser import jupyterlab, run_all_cells
 
     run = json.loads((ROOT / "data" / "fixtures" / "fixture_naive.json").read_text())
     naive = {"image": "full-pull", "process": "runc", "weights": "pickle"}
@@ -208,7 +209,7 @@ def test_the_stack_bench_works_by_keyboard_alone_and_its_result_stays(tmp_path, 
         "outputs": [],
         "execution_count": None,
         "source": (
-            "from labkit.core import records\nfrom labkit.face.widgets import StackBench\nbench ="
+            "from labkit.core import records\nfrom labkit.viz.widgets import StackBench\nbench ="
             f" StackBench(recorded=records.read({str(record)!r}))\nbench"
         ),
     }
@@ -249,14 +250,15 @@ def test_the_planner_works_by_keyboard_alone_and_its_forecast_stays_as_a_figure(
     import json
     import sys
 
-    from browser import jupyterlab, run_all_cells
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import WebDriverWait
 
+    from tests.notebooks.browser import jupyterlab, run_all_cells
+
     sys.path.insert(0, str(ROOT / "tests" / "unit"))
     try:
-        from decide_runs import three
+        from tests.support.decide_runs import three
     finally:
         sys.path.pop(0)
     paths = [str(records.write(run, tmp_path / f"{run.id}.json")) for run in three(noise=0.02)]
@@ -269,7 +271,7 @@ def test_the_planner_works_by_keyboard_alone_and_its_forecast_stays_as_a_figure(
         "outputs": [],
         "execution_count": None,
         "source": (
-            "from labkit.core import records\nfrom labkit.face.planner import PlanBench\nbench ="
+            "from labkit.core import records\nfrom labkit.viz.planner import PlanBench\nbench ="
             f" PlanBench([records.read(p) for p in {paths!r}], image_gb=1.0, model_gb=2.0)\nbench"
         ),
     }

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from labkit.image.registry import Registry
-from labkit.net.server import Server
+from labkit.net.server import HTTPServer
 from labkit.objects.store import Store
 from labkit.subject import http as subject_http
 from labkit.subject.server import State
@@ -162,7 +162,7 @@ def serving(name: str, root: Path, **options: Any) -> Iterator[Subject]:
     if name.startswith("subject"):
         state = State("tiny")
         engine = state.engine = None if name == "subject-loading" else Engine()
-        with subject_http.Server("127.0.0.1", 0, state) as server:
+        with subject_http.ModelServer("127.0.0.1", 0, state) as server:
             body = json.dumps({"prompt": "x", "max_tokens": 3, "stream": True}).encode()
             yield Subject(
                 name,
@@ -269,7 +269,7 @@ def serving(name: str, root: Path, **options: Any) -> Iterator[Subject]:
         )
 
     app = {"registry": registry, "store-with-registry": both}.get(name, store)
-    with Server(app, name=f"labkit-{name}", **options) as server:
+    with HTTPServer(app, name=f"labkit-{name}", **options) as server:
         yield Subject(
             name,
             server,

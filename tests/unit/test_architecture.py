@@ -30,7 +30,7 @@ HEIGHT = {
     "bench": 7,
     "decide": 7,
     "byo": 7,
-    "face": 8,
+    "viz": 8,
     "lessons": 9,
     "cli": 10,
 }
@@ -46,9 +46,9 @@ BESIDE = {
     ("device", "image"),  # what a process on the host prints is drained in one place
     ("image", "subject"),
     ("bench", "decide"),
-    ("bench", "face"),  # labkit.face.live: progress of a bench that takes minutes
+    ("bench", "viz"),  # labkit.viz.live: progress of a bench that takes minutes
     # the stack widget replays a recorded run where the host cannot do a technique
-    ("face", "lessons"),
+    ("viz", "lessons"),
 }
 #: Text output, the types of arguments and the error family are the ground floor's, wherever they
 #: are used.
@@ -110,7 +110,7 @@ def test_every_room_has_a_height():
 
 def test_only_the_face_knows_plots_and_widgets():
     for path in MODULES:
-        if "face" in path.parts:
+        if "viz" in path.parts:
             continue
         text = path.read_text(encoding="utf-8")
         for banned in ("matplotlib", "ipywidgets"):
@@ -160,7 +160,7 @@ UNNOTED_NAMES = {
     "labkit/image/lazyfs/stats.py": "beside the counters on a node, which is noted",
     "labkit/snapshot/images.py": "in a directory of links on a node, which is noted",
     "labkit/snapshot/techniques.py": "a lock, empty: removing it would race with who waits for it",
-    "labkit/weights/loaders/nearby.py": (
+    "labkit/weights/loaders/download.py": (
         "in a trial's server, whose TMPDIR is on its node; importing the ledger there would cost"
         " the measured start"
     ),
@@ -171,7 +171,7 @@ UNMARKED_STARTS = {
     "labkit/device/compile_cache.py": "its environment is os.environ and more",
     "labkit/device/standalone.py": "its environment is made by marked()",
     "labkit/image/start.py": "a server of a trial: the plan's environment has the mark",
-    "labkit/snapshot/making.py": "marked outside, and not inside of what is dumped",
+    "labkit/snapshot/create.py": "marked outside, and not inside of what is dumped",
     "labkit/lessons/execute.py": "its environment is os.environ and more",
     "labkit/net/serving.py": "its environment is os.environ and more",
 }

@@ -23,11 +23,11 @@ from labkit.core.beside import scratch
 from labkit.image import oci
 from labkit.image.access_record import Access, of_layer
 from labkit.image.codecs import codec_of, decompress, file_chunks
-from labkit.image.estargz import kept as kept_layers
+from labkit.image.estargz import layer_cache as kept_layers
 from labkit.image.estargz import layout, reader, toc, writer
 from labkit.image.estargz.codec import LEVEL
 from labkit.image.estargz.source import spool
-from labkit.objects.place import link_or_copy
+from labkit.objects.hardlink import link_or_copy
 
 GAP_BYTES = 256 << 10  # touched ranges nearer than this become one request
 
@@ -168,7 +168,7 @@ def touched_ranges(
         }
     spans: list[tuple[int, int]] = []
     for access in accesses:
-        entry: toc.Entry | None = files.get(access.path)
+        entry: toc.TOCEntry | None = files.get(access.path)
         if entry is not None and entry.kind == "hardlink":
             entry = files.get(entry.link)
         for chunk in entry.chunks if entry is not None else ():

@@ -46,7 +46,7 @@ class Chunk(NamedTuple):
 
 
 @dataclass(slots=True)
-class Entry:
+class TOCEntry:
     """One file. `name` without leading or trailing slash ("" is the root), surrogateescape for
     bytes that are no UTF-8."""
 
@@ -66,7 +66,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Toc:
-    entries: list[Entry]
+    entries: list[TOCEntry]
     toc_offset: int
     prefetch_end: int  # bytes from the start of the blob that hold the prioritised files; 0: none
 
@@ -152,11 +152,11 @@ def parse(raw: bytes, toc_offset: int) -> Toc:
         raise _refuse("it is no TOC of version 1")
     if len(doc["entries"]) > ENTRIES_LIMIT:
         raise _refuse(f"it has {len(doc['entries'])} entries")
-    made: list[Entry] = []
+    made: list[TOCEntry] = []
     # file, blob offset, file offset, size (0: the rest), digest
-    spans: list[tuple[Entry, int, int, int, str]] = []
+    spans: list[tuple[TOCEntry, int, int, int, str]] = []
     offsets: set[int] = {toc_offset}
-    current: Entry | None = None
+    current: TOCEntry | None = None
     for item in doc["entries"]:
         if not isinstance(item, dict):
             raise _refuse("an entry that is no object")
@@ -207,13 +207,13 @@ def parse(raw: bytes, toc_offset: int) -> Toc:
     return Toc(made, toc_offset, landmark.chunks[0].start if landmark else 0)
 
 
-def _entry(item: dict[str, Any], name: str, kind: Any) -> Entry:
+def _entry(item: dict[str, Any], name: str, kind: Any) -> TOCEntry:
     if type(kind) is not str or kind not in KINDS:
         raise _refuse(f"{name[:80]!r} is of the unknown type {str(kind)[:20]!r}")
     modtime = item.get("modtime", "")
     if type(modtime) is not str:
         raise _refuse(f"the time of {name[:80]!r}")
-    entry = Entry(
+    entry = TOCEntry(
         name,
         kind,
         mode=_whole(item, "mode", 2**32 - 1) & 0o7777,
@@ -248,7 +248,7 @@ def _xattrs(doc: Any, name: str) -> dict[str, bytes]:
     return made
 
 
-def _place(spans: list[tuple[Entry, int, int, int, str]], edges: list[int]) -> None:
+def _place(spans: list[tuple[TOCEntry, int, int, int, str]], edges: list[int]) -> None:
     """A member ends at the latest where the next one starts; the last chunk of a file holds the
     rest of it."""
     for entry, offset, file_offset, size, digest in spans:
@@ -262,7 +262,7 @@ def _place(spans: list[tuple[Entry, int, int, int, str]], edges: list[int]) -> N
         entry.chunks.append(Chunk(offset, end, file_offset, size, digest))
 
 
-def _check_tree(entries: list[Entry]) -> None:
+def _check_tree(entries: list[TOCEntry]) -> None:
     kinds = {}
     for entry in entries:  # a later entry of the same name replaces an earlier one
         if entry.name == "" and entry.kind != "dir":
@@ -284,4 +284,4 @@ def _check_tree(entries: list[Entry]) -> None:
             name = name.rpartition("/")[0]
 
 
-__all__ = ["Chunk", "Entry", "NO_PREFETCH", "Toc", "clean_name", "parse"]
+__all__ = ["Chunk", "TOCEntry", "NO_PREFETCH", "Toc", "clean_name", "parse"]

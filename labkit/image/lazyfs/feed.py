@@ -30,7 +30,7 @@ from labkit.errors import BadInput, TransferError
 from labkit.image.estargz.reader import verify
 from labkit.image.estargz.toc import Chunk
 from labkit.image.lazyfs.cache import ChunkMemory
-from labkit.image.lazyfs.remote import Source
+from labkit.image.lazyfs.remote import LayerSource
 from labkit.image.lazyfs.stats import Stats
 from labkit.image.lazyfs.transfers import LayerFeed, Stream, Transfers
 
@@ -49,7 +49,7 @@ class Feed:
     def __init__(
         self,
         layers: list[LayerFeed],
-        source: Source,
+        source: LayerSource,
         memory: ChunkMemory,
         stats: Stats,
         *,

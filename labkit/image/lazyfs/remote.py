@@ -16,8 +16,8 @@ from typing import Protocol
 
 from labkit.errors import BadInput, TransferError
 from labkit.image import oci
-from labkit.net.fetch import Client, Refused
-from labkit.net.http import Broken
+from labkit.net.fetch import Client, HTTPStatusError
+from labkit.net.http import ConnectionLost
 
 STEP_BYTES = 256 << 10
 
@@ -33,7 +33,7 @@ class Busy(TransferError):
         return (type(self), (self.what, self.retry_after_s))
 
 
-class Source(Protocol):
+class LayerSource(Protocol):
     name: str
 
     def manifest(self) -> oci.Manifest: ...
@@ -42,7 +42,7 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
-def open_source(reference: str, timeout_s: float = 10.0) -> Source:
+def open_source(reference: str, timeout_s: float = 10.0) -> LayerSource:
     """Raises BadInput for what is no reference."""
     if reference.startswith("oci:"):
         path, _, name = reference[4:].partition(":")
@@ -140,10 +140,10 @@ class RegistrySource:
                 while at < end:
                     size = wire.read_into(view[: min(STEP_BYTES, end - at)])
                     if not size:
-                        raise Broken(f"the answer ended {end - at} bytes early")
+                        raise ConnectionLost(f"the answer ended {end - at} bytes early")
                     at += size
                     yield view[:size]
-        except Refused as error:
+        except HTTPStatusError as error:
             if error.again:
                 after = error.answer.headers.get("retry-after", "")
                 raise Busy(
@@ -151,7 +151,7 @@ class RegistrySource:
                     min(10.0, float(after)) if after.replace(".", "", 1).isdigit() else 0.1,
                 ) from None
             raise TransferError(f"{url}: {error}") from None
-        except (Broken, OSError, ValueError) as error:
+        except (ConnectionLost, OSError, ValueError) as error:
             raise TransferError(f"{digest[:19]}…: {error}") from None
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from labkit.errors import LabError
 from labkit.image.lazyfs import wire
 from labkit.image.lazyfs.feed import Feed
 from labkit.image.lazyfs.stats import Stats
-from labkit.image.lazyfs.tree import Node, Tree
+from labkit.image.lazyfs.tree import InodeTree, Node
 
 log = logging.getLogger("labkit.lazyfs")
 
@@ -39,14 +39,14 @@ class Refusal(Exception):
         self.code = code
 
 
-class Server:
+class FuseServer:
     """`on_read(node, offset, size)` sees every read that reaches the server: the kernel asks for
     each page once."""
 
     def __init__(
         self,
         fd: int,
-        tree: Tree,
+        tree: InodeTree,
         feed: Feed,
         stats: Stats,
         *,

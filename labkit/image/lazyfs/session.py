@@ -30,8 +30,8 @@ from labkit.image.estargz.toc import Toc, parse
 from labkit.image.lazyfs import mount, tree
 from labkit.image.lazyfs.cache import Blob, BlobStore, ChunkMemory
 from labkit.image.lazyfs.feed import Feed
-from labkit.image.lazyfs.remote import Busy, Source, open_source
-from labkit.image.lazyfs.serve import Server
+from labkit.image.lazyfs.remote import Busy, LayerSource, open_source
+from labkit.image.lazyfs.serve import FuseServer
 from labkit.image.lazyfs.stats import Stats
 from labkit.image.lazyfs.transfers import LayerFeed
 
@@ -94,7 +94,7 @@ class Session:
 
     def __init__(self, reference: str, target: str | os.PathLike[str], options: Options):
         self.reference, self.target, self.options = reference, os.path.realpath(target), options
-        self.source: Source = open_source(reference)
+        self.source: LayerSource = open_source(reference)
         self.stats = Stats(options.stats, image=reference, pid=os.getpid())
         self.store = BlobStore(options.cache, options.cache_limit_bytes)
         self.touches = Touches() if options.record else None
@@ -141,7 +141,7 @@ class Session:
             self.target, name=self.reference, allow_other=self.options.allow_other
         )
         squash = (os.geteuid(), os.getegid()) if os.geteuid() else None
-        self.server = Server(
+        self.server = FuseServer(
             self._fd, made, self.feed, self.stats, squash=squash, on_read=self.touches
         )
         self.stats.about |= {

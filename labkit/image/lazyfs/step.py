@@ -118,4 +118,4 @@ def mount_image(
     return {"stats": str(stats), **said}
 
 
-mount_image.before_t0 = resident  # type: ignore[attr-defined]
+mount_image.pre_start = resident  # type: ignore[attr-defined]

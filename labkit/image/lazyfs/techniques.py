@@ -23,13 +23,13 @@ from labkit.core.plan import LaunchPlan, Step, StepContext
 from labkit.core.workspace import Workspace
 from labkit.errors import TrialError
 from labkit.image import access_record, oci
-from labkit.image.estargz import kept
+from labkit.image.estargz import layer_cache
 from labkit.image.estargz.convert import convert
 from labkit.image.lazyfs import stats
 from labkit.image.lazyfs.step import mount_image
 from labkit.image.runtime import availability
 from labkit.image.techniques import ImageTechnique
-from labkit.technique import Artifact, Availability, Claim, Evidence, Seen, Subject, register
+from labkit.technique import Artifact, Availability, Claim, Evidence, Observation, Subject, register
 
 CHUNK_BYTES = 1 << 20
 TAG = "-esgz"
@@ -124,7 +124,7 @@ def _make_lazy(
 ) -> None:
     with becoming(target) as part:
         began_s = time.monotonic()
-        before = kept.search(workspace.artifacts.glob("estargz-*"))
+        before = layer_cache.search(workspace.artifacts.glob("estargz-*"))
         with scratch(".plain-", workspace.artifacts) as plain:
             first = oci.Layout.create(plain)
             # only to be read once, from here
@@ -151,7 +151,7 @@ def _make_lazy(
             kept=before,
         )
         access_record.write(part / "access.jsonl", record)
-        kept.note(made_in, layout.manifest(reference), made)
+        layer_cache.note(made_in, layout.manifest(reference), made)
         facts = {
             "prepare_s": time.monotonic() - began_s,
             "convert_s": made.convert_s,
@@ -211,7 +211,7 @@ class EstargzLazy(ImageTechnique):
             Step("mount", "labkit.image.lazyfs.step:mount_image", {"reference": reference})
         )
 
-    def engaged(self, seen: Seen) -> Evidence:
+    def verify(self, seen: Observation) -> Evidence:
         if seen.plan.scenario != "fresh-node":
             return self.engaged_on_warm_node(seen)
         whole = seen.plan.state.get("lazy_image_bytes", 0)

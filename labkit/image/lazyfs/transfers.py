@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from labkit.errors import LabError
 from labkit.image.estargz.toc import Chunk
 from labkit.image.lazyfs.cache import Blob
-from labkit.image.lazyfs.remote import Busy, Source
+from labkit.image.lazyfs.remote import Busy, LayerSource
 from labkit.image.lazyfs.stats import Stats
 
 log = logging.getLogger("labkit.lazyfs")
@@ -72,7 +72,7 @@ class Transfers:
     def __init__(
         self,
         layers: list[LayerFeed],
-        source: Source,
+        source: LayerSource,
         stats: Stats,
         on_prefetched: Callable[[int, int, int], None] = lambda *_: None,
     ):

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 
 from labkit.errors import BadInput
 from labkit.image.estargz.layout import OWN_NAMES
-from labkit.image.estargz.toc import Chunk, Entry, Toc
+from labkit.image.estargz.toc import Chunk, Toc, TOCEntry
 from labkit.image.lazyfs import wire
 
 WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
@@ -99,7 +99,7 @@ class Node:
         ]
 
 
-class Tree:
+class InodeTree:
     def __init__(self) -> None:
         self.root = Node("dir", "")
         self.nodes: list[Node] = []
@@ -130,10 +130,10 @@ class Tree:
 
 def build(
     tocs: Sequence[Toc], extra_dirs: Iterable[str] = (), extra_files: Iterable[str] = ()
-) -> Tree:
+) -> InodeTree:
     """Lowest layer first. `extra_dirs`, `extra_files`: empty mount points to add for a runtime.
     Raises BadInput."""
-    tree = Tree()
+    tree = InodeTree()
     for index, toc in enumerate(tocs):
         _apply(tree, toc.entries, index)
     for names, kind in ((extra_dirs, "dir"), (extra_files, "reg")):
@@ -151,7 +151,7 @@ def _bytes(name: str) -> bytes:
     return os.fsencode(name) if name.isascii() else name.encode("utf-8", "surrogateescape")
 
 
-def _apply(tree: Tree, entries: list[Entry], layer: int) -> None:
+def _apply(tree: InodeTree, entries: list[TOCEntry], layer: int) -> None:
     plain, links = [], []
     for entry in entries:
         directory, _, leaf = entry.name.rpartition("/")
@@ -186,7 +186,7 @@ def _apply(tree: Tree, entries: list[Entry], layer: int) -> None:
         waiting = left
 
 
-def _add(tree: Tree, entry: Entry, layer: int, known: dict[str, Node]) -> None:
+def _add(tree: InodeTree, entry: TOCEntry, layer: int, known: dict[str, Node]) -> None:
     """`known`: directories by their text, looked up before; as files come directory by directory,
     nearly all are."""
     if not entry.name:
@@ -231,7 +231,7 @@ def _attach(parent: Node, leaf: bytes, node: Node) -> None:
     node.parent = parent
 
 
-def _link(tree: Tree, entry: Entry, layer: int) -> bool:
+def _link(tree: InodeTree, entry: TOCEntry, layer: int) -> bool:
     node = _existing(tree, entry.link)
     if node is None or node.children is not None or node.layer != layer:
         return False
@@ -244,12 +244,12 @@ def _link(tree: Tree, entry: Entry, layer: int) -> bool:
     return True
 
 
-def _existing(tree: Tree, path: str) -> Node | None:
+def _existing(tree: InodeTree, path: str) -> Node | None:
     """The node at a path, through directories only."""
     return tree.at(path)
 
 
-def _parent(tree: Tree, name: str, layer: int) -> tuple[Node, bytes]:
+def _parent(tree: InodeTree, name: str, layer: int) -> tuple[Node, bytes]:
     """(directory node, last part) for an entry, making directories that no entry names, following
     lower layers' links."""
     parts = name.split("/")

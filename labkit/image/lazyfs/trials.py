@@ -31,7 +31,7 @@ from labkit.image import access_record, oci
 from labkit.image.estargz import layout as shape
 from labkit.image.estargz import reader
 from labkit.image.estargz.convert import convert
-from labkit.image.layers import Entry, write_image, write_layer
+from labkit.image.layers import LayerEntry, write_image, write_layer
 from labkit.image.lazyfs import stats
 from labkit.image.lazyfs.step import mount_image
 from labkit.image.publish import publish_image
@@ -235,7 +235,7 @@ def crossover(
     rows, full = [], {}
     with Ledger.open(space) as ledger, scratch("crossover-", space.artifacts) as base:
         plain = oci.Layout.create(base / "plain")
-        entries = {n: Entry(data=random.Random(n).randbytes(file_bytes)) for n in names}
+        entries = {n: LayerEntry(data=random.Random(n).randbytes(file_bytes)) for n in names}
         write_image(plain, [("files", write_layer(plain, entries))], {"Env": []}, NAME)
         convert(plain, NAME, oci.Layout.create(base / "lazy"))
         publish_image(base / "registry", base / "plain", NAME)

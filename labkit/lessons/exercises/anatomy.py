@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from labkit.lessons.check import Exercise, Wrong, expect
+from labkit.lessons.check import Exercise, WrongAnswer, expect
 
 
 def unaccounted_s(spans: list[tuple[float, float]], total_s: float) -> float:
@@ -148,11 +148,11 @@ def _check_is_faster(answer: Callable[..., str]) -> str:
 
 def _verdict(got: str, wanted: str, case: str, why: str) -> None:
     if got not in ("faster", "slower", "not significant"):
-        raise Wrong(
+        raise WrongAnswer(
             f'For {case} you return {got!r}; return "faster", "slower" or "not significant".'
         )
     if got != wanted:
-        raise Wrong(f"For {case} you say {got!r}; it should be {wanted!r}. {why}")
+        raise WrongAnswer(f"For {case} you say {got!r}; it should be {wanted!r}. {why}")
 
 
 EXERCISES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from labkit.lessons.check import Exercise, Wrong, expect
+from labkit.lessons.check import Exercise, WrongAnswer, expect
 
 
 def break_even_rate(heap_bytes: int, computed_s: float, fixed_s: float) -> float:
@@ -76,7 +76,7 @@ def _check_way_back(answer: Callable[..., list[str]]) -> str:
     ):
         got = answer(state)
         if list(got) != wanted:
-            raise Wrong(f"For a process that is {state} you answered {got!r}. {mistake}")
+            raise WrongAnswer(f"For a process that is {state} you answered {got!r}. {mistake}")
     return (
         "This is what labkit.device.cuda_checkpoint does when a step fails, and what its tests try"
         " at every step."

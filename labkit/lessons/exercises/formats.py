@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 
 from labkit.core.beside import scratch
-from labkit.lessons.check import Exercise, Wrong, expect
+from labkit.lessons.check import Exercise, WrongAnswer, expect
 
 
 def header_of(path: str) -> dict:
@@ -33,7 +33,7 @@ def _check_header(answer: Callable[[str], dict]) -> str:
         path.write_bytes(len(raw).to_bytes(8, "little") + raw + b"123456")
         got = answer(str(path))
     if isinstance(got, dict) and "__metadata__" in got:
-        raise Wrong("`__metadata__` is not a tensor: leave it out.")
+        raise WrongAnswer("`__metadata__` is not a tensor: leave it out.")
     begin = 8 + len(raw)
     expect(
         got,
@@ -111,7 +111,7 @@ def _check_sound(answer: Callable[[list, int], bool]) -> str:
 
 def _say(got: bool, wanted: bool, case: str, why: str) -> None:
     if got is not wanted:
-        raise Wrong(f"For {case} you say {got!r}; it should be {wanted}. {why}")
+        raise WrongAnswer(f"For {case} you say {got!r}; it should be {wanted}. {why}")
 
 
 def would_call(program: bytes) -> list:

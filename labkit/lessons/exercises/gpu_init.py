@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from labkit.lessons.check import Exercise, Wrong, expect
+from labkit.lessons.check import Exercise, WrongAnswer, expect
 
 
 def cache_key(graph: str, shapes: tuple[int, ...], torch_version: str, device: str) -> str:
@@ -17,7 +17,7 @@ def cache_key(graph: str, shapes: tuple[int, ...], torch_version: str, device: s
 def _check_key(answer: Callable[..., str]) -> str:
     base = ("relu(x @ w)", (4, 256), "2.9.0", "cpu-avx512")
     if answer(*base) != answer(*base):
-        raise Wrong(
+        raise WrongAnswer(
             "The same inputs gave two keys: such a cache never hits. hash() of text differs from"
             " process to process; use hashlib."
         )
@@ -29,12 +29,12 @@ def _check_key(answer: Callable[..., str]) -> str:
     ):
         changed = (*base[:at], other, *base[at + 1 :])
         if answer(*changed) == answer(*base):
-            raise Wrong(
+            raise WrongAnswer(
                 f"The key is the same for {name}: the cache would hand out code that was compiled"
                 " for something else."
             )
     if answer("ab", (1, 2), "c", "d") == answer("a", (1, 2), "bc", "d"):
-        raise Wrong("Glued together without a separator, two different inputs give one key.")
+        raise WrongAnswer("Glued together without a separator, two different inputs give one key.")
     return (
         "Everything that changes the code is in the key, and nothing else: a timestamp in it would"
         " make every start a cold one."

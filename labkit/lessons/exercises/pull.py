@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from labkit.lessons.check import Exercise, Wrong, expect
+from labkit.lessons.check import Exercise, WrongAnswer, expect
 
 
 def merged(layers: list) -> set:
@@ -123,12 +123,12 @@ def _check_best_codec(answer: Callable[..., str]) -> str:
     ):
         got = answer(codecs, 1200e6, rate)
         if got != wanted:
-            raise Wrong(
+            raise WrongAnswer(
                 f"At {rate * 8 / 1e9:g} Gbit/s you say {got!r}; it should be {wanted!r}. {why} The"
                 " parts run at once: take the larger of the two times."
             )
     if answer({"gzip": (350e6, 400e6), "none": (1200e6, float("inf"))}, 1200e6, 125e6) != "gzip":
-        raise Wrong(
+        raise WrongAnswer(
             "With gzip (400 MB/s) against none at 1 Gbit/s it is gzip: 3.0 s against 9.6 s. No"
             " compression wins only when the link outruns the decompressor."
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from labkit.lessons.check import Exercise, Wrong, expect
+from labkit.lessons.check import Exercise, WrongAnswer, expect
 
 
 def whole_speedup(share: float, times_faster: float) -> float:
@@ -114,12 +114,12 @@ def _check_verdict(answer: Callable[..., str]) -> str:
     for given, wanted, why in cases:
         got = answer(*given)
         if got not in ("holds", "larger", "smaller", "not significant"):
-            raise Wrong(
+            raise WrongAnswer(
                 f'For {given} you return {got!r}; return "holds", "larger", "smaller" or "not'
                 ' significant".'
             )
         if got != wanted:
-            raise Wrong(
+            raise WrongAnswer(
                 f"For the interval {given[0]}–{given[1]} and the claim {given[2]}–{given[3]} you"
                 f" say {got!r}; it should be {wanted!r}: {why}."
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from labkit.lessons.check import Exercise, Wrong, expect
+from labkit.lessons.check import Exercise, WrongAnswer, expect
 
 
 def plan(begin: int, end: int, chunk_bytes: int, align: int = 4096) -> list:
@@ -54,7 +54,7 @@ def _check_read_fully(answer: Callable[..., None]) -> str:
         def read(memory: memoryview, offset: int) -> int:
             calls.append(offset)
             if len(calls) > 10_000:
-                raise Wrong(
+                raise WrongAnswer(
                     "After ten thousand reads your function is still asking. Does it stop when a"
                     " read gives 0 bytes?"
                 )
@@ -72,7 +72,7 @@ def _check_read_fully(answer: Callable[..., None]) -> str:
         answer(reader(most), memory, 24)
         if bytes(memory) != data[24:1024]:
             at = next(i for i in range(1000) if memory[i] != data[24 + i])
-            raise Wrong(
+            raise WrongAnswer(
                 f"For {case}, byte {at} is wrong. A read may give less than asked: go on where it"
                 " stopped, in the memory and in the file."
             )
@@ -81,7 +81,7 @@ def _check_read_fully(answer: Callable[..., None]) -> str:
     except EOFError:
         pass
     else:
-        raise Wrong(
+        raise WrongAnswer(
             "The file ended before the memory was full, and nobody was told: the rest stays zero."
             " Raise EOFError."
         )
@@ -124,7 +124,7 @@ def _check_choose(answer: Callable[..., str]) -> str:
     ):
         got = answer(*case)
         if got != wanted:
-            raise Wrong(
+            raise WrongAnswer(
                 f"For {case[0]:.0%} resident, memory {case[1] / 1e9:.0f} GB/s, disk"
                 f" {case[2] / 1e9:.0f} GB/s you say {got!r}; it should be {wanted!r}. {why}"
             )

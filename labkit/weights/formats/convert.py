@@ -24,13 +24,13 @@ from typing import Any
 from labkit.core.beside import becoming
 from labkit.core.host import cpu_count
 from labkit.errors import BadInput
-from labkit.weights.source import LAYOUT, Source, open_source
+from labkit.weights.source import LAYOUT, CheckpointSource, open_source
 
 FORMATS = ("pickle", "safetensors", "gguf", "tensorizer")
 WEIGHT_SUFFIXES = (".bin", ".safetensors", ".gguf", ".tensors", ".pt", ".pth")
 
 
-def format_of(source: Source) -> str:
+def format_of(source: CheckpointSource) -> str:
     """The format a model directory is in. safetensors first: a directory with both is read the safe
     way."""
     for name in ("safetensors", "pickle", "gguf", "tensorizer"):
@@ -95,7 +95,7 @@ def _carry(source: Path, target: Path) -> None:
             shutil.copy2(file, target / file.name)
 
 
-def shard_tensors(source: Source, format: str, name: str) -> dict[str, Any]:
+def shard_tensors(source: CheckpointSource, format: str, name: str) -> dict[str, Any]:
     """All tensors of one shard, as torch tensors on the CPU."""
     if format == "safetensors":
         from safetensors.torch import load_file
@@ -112,14 +112,14 @@ def shard_tensors(source: Source, format: str, name: str) -> dict[str, Any]:
     )
 
 
-def all_tensors(source: Source) -> Iterator[tuple[str, Any]]:
+def all_tensors(source: CheckpointSource) -> Iterator[tuple[str, Any]]:
     """(name, tensor) over every shard, one shard mapped at a time."""
     format = format_of(source)
     for name in source.shards(format):
         yield from shard_tensors(source, format, name).items()
 
 
-def _to_shards(source: Source, target: Path, to: str) -> dict[str, Any]:
+def _to_shards(source: CheckpointSource, target: Path, to: str) -> dict[str, Any]:
     import torch
     from safetensors.torch import save_file
 
@@ -160,7 +160,7 @@ def _to_shards(source: Source, target: Path, to: str) -> dict[str, Any]:
     return {"shards": len(shards), "tensors": len(weight_map)}
 
 
-def _to_tensorizer(source: Source, target: Path) -> dict[str, Any]:
+def _to_tensorizer(source: CheckpointSource, target: Path) -> dict[str, Any]:
     from tensorizer import TensorSerializer
     from tensorizer.serialization import TensorType
 

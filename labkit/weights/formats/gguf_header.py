@@ -21,8 +21,8 @@ from typing import Any, BinaryIO
 from labkit.errors import BadInput
 from labkit.weights.formats.layout import (
     MAX_TENSORS,
-    Entry,
     Layout,
+    TensorEntry,
     check_places,
     common_alignment,
     element_count,
@@ -228,7 +228,9 @@ def parse(file: BinaryIO, size_bytes: int, path: str = "") -> Layout:
         )
     entries = _table(cursor, tensor_count, alignment)
     begin = -(-cursor.at // alignment) * alignment
-    placed = tuple(Entry(e.name, e.dtype, e.shape, begin + e.offset, e.size_bytes) for e in entries)
+    placed = tuple(
+        TensorEntry(e.name, e.dtype, e.shape, begin + e.offset, e.size_bytes) for e in entries
+    )
     check_places(placed, begin, size_bytes, exact=False)
     return Layout(
         "gguf",
@@ -242,10 +244,10 @@ def parse(file: BinaryIO, size_bytes: int, path: str = "") -> Layout:
     )
 
 
-def _table(cursor: _Cursor, count: int, alignment: int) -> list[Entry]:
+def _table(cursor: _Cursor, count: int, alignment: int) -> list[TensorEntry]:
     """The tensor table, offsets relative to the data. Shapes come fastest dimension first and are
     turned round."""
-    entries: list[Entry] = []
+    entries: list[TensorEntry] = []
     names: set[str] = set()
     for _ in range(count):
         name = cursor.string("a tensor's name")
@@ -268,5 +270,5 @@ def _table(cursor: _Cursor, count: int, alignment: int) -> list[Entry]:
                 f"{name[:80]}: a row of {shape[-1] if shape else 0} does not divide into blocks of"
                 f" {block}, or offset {offset} is not aligned to {alignment}"
             )
-        entries.append(Entry(name, dtype, shape, offset, elements // block * block_bytes))
+        entries.append(TensorEntry(name, dtype, shape, offset, elements // block * block_bytes))
     return entries

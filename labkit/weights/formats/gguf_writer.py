@@ -17,13 +17,13 @@ from typing import Any
 
 from labkit.errors import BadInput
 from labkit.weights.formats.gguf_names import heads_of, to_gguf, to_neighbours
-from labkit.weights.source import Source
+from labkit.weights.source import CheckpointSource
 
 WRITABLE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4")
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
 
 
-def write_gguf(source: Source, path: Path, kind: str) -> dict[str, Any]:
+def write_gguf(source: CheckpointSource, path: Path, kind: str) -> dict[str, Any]:
     """Facts: shards, tensors, kept_f16 (matrices whose rows do not divide into blocks). Raises
     BadInput."""
     import logging
@@ -94,7 +94,7 @@ def _numpy_dtype(qtype: Any, gguf: Any) -> Any:
     }.get(qtype, np.dtype(np.int8))
 
 
-def _json(source: Source, name: str) -> dict[str, Any]:
+def _json(source: CheckpointSource, name: str) -> dict[str, Any]:
     raw = source.read(name)
     try:
         doc = json.loads(raw or b"")
@@ -174,7 +174,7 @@ def _frequency_factors(config: dict[str, Any]) -> Any:
     ).astype(np.float32)
 
 
-def _tokenizer(writer: Any, source: Source, vocabulary: int) -> None:
+def _tokenizer(writer: Any, source: CheckpointSource, vocabulary: int) -> None:
     import gguf
 
     doc = _json(source, "tokenizer.json")
@@ -218,7 +218,9 @@ def _tokenizer(writer: Any, source: Source, vocabulary: int) -> None:
         writer.add_unk_token_id(unknown)
 
 
-def _plan(source: Source, came: str, kind: str) -> list[tuple[str, str, tuple[int, ...], Any]]:
+def _plan(
+    source: CheckpointSource, came: str, kind: str
+) -> list[tuple[str, str, tuple[int, ...], Any]]:
     """(public name, GGUF name, shape, type) in the order of the shards; from the headers where
     there are some."""
     import gguf
@@ -248,7 +250,7 @@ def _plan(source: Source, came: str, kind: str) -> list[tuple[str, str, tuple[in
 
 def _tensors(
     writer: Any,
-    source: Source,
+    source: CheckpointSource,
     came: str,
     plan: list[tuple[str, str, tuple[int, ...], Any]],
     config: dict[str, Any],

@@ -30,7 +30,7 @@ MAX_TENSORS = 100_000
 MAX_DIMENSIONS = 16
 
 
-class Entry(NamedTuple):
+class TensorEntry(NamedTuple):
     """One tensor: `offset` from the start of the file, -1 if its bytes are not contiguous in it."""
 
     name: str
@@ -52,7 +52,7 @@ class Layout(NamedTuple):
     path: str
     size_bytes: int
     header_bytes: int
-    tensors: tuple[Entry, ...]
+    tensors: tuple[TensorEntry, ...]
     metadata: dict[str, Any]
     findings: tuple[str, ...] = ()
     alignment: int = 1  # the largest power of two that divides every tensor's offset, at most 4096
@@ -87,7 +87,9 @@ def element_count(shape: Sequence[Any], name: str) -> int:
     return count
 
 
-def check_places(entries: Sequence[Entry], begin: int, size_bytes: int, *, exact: bool) -> None:
+def check_places(
+    entries: Sequence[TensorEntry], begin: int, size_bytes: int, *, exact: bool
+) -> None:
     """Tensors lie in [begin, size_bytes), none over another. `exact`: without holes and to the end.
     Raises BadInput."""
     reached = begin

@@ -26,8 +26,8 @@ from labkit.errors import BadInput
 from labkit.weights.formats.layout import (
     MAX_HEADER_BYTES,
     MAX_TENSORS,
-    Entry,
     Layout,
+    TensorEntry,
     check_places,
     common_alignment,
     element_count,
@@ -445,7 +445,7 @@ def parse(file: BinaryIO, size_bytes: int, path: str = "") -> Layout:
     )
 
 
-def _shares(entries: list[Entry]) -> bool:
+def _shares(entries: list[TensorEntry]) -> bool:
     """Tied tensors of one storage lie over each other; that is no forgery in a pickle."""
     return len({e.offset for e in entries}) != len(entries)
 
@@ -474,7 +474,9 @@ def _bare(file: BinaryIO, size_bytes: int, path: str) -> Layout:
     )
 
 
-def _tensors(follow: Follow, inside: dict[str, tuple[int, int, int]], prefix: str) -> list[Entry]:
+def _tensors(
+    follow: Follow, inside: dict[str, tuple[int, int, int]], prefix: str
+) -> list[TensorEntry]:
     top = follow.result
     state = (
         top
@@ -520,7 +522,7 @@ def _tensors(follow: Follow, inside: dict[str, tuple[int, int, int]], prefix: st
                 why="truncated or forged; nothing was loaded",
             )
         entries.append(
-            Entry(
+            TensorEntry(
                 name,
                 about[1].name.removesuffix("Storage"),
                 tuple(shape),

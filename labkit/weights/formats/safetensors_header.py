@@ -22,8 +22,8 @@ from labkit.errors import BadInput
 from labkit.weights.formats.layout import (
     MAX_HEADER_BYTES,
     MAX_TENSORS,
-    Entry,
     Layout,
+    TensorEntry,
     check_places,
     common_alignment,
     element_count,
@@ -89,7 +89,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _entry(name: str, about: Any, begin: int) -> Entry:
+def _entry(name: str, about: Any, begin: int) -> TensorEntry:
     if not isinstance(about, dict) or about.keys() != _KEYS:
         raise BadInput(
             f"{name[:80]}: a tensor has dtype, shape and data_offsets, this one has"
@@ -112,7 +112,7 @@ def _entry(name: str, about: Any, begin: int) -> Entry:
             f"{name[:80]}: {offsets[1] - offsets[0]} bytes for a shape that needs {bits / 8:.10g}",
             why="shape and offsets contradict each other",
         )
-    return Entry(name, about["dtype"], tuple(about["shape"]), begin + offsets[0], bits // 8)
+    return TensorEntry(name, about["dtype"], tuple(about["shape"]), begin + offsets[0], bits // 8)
 
 
 def parse(header: bytes, size_bytes: int, path: str = "") -> Layout:

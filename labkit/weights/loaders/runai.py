@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 from labkit.core.timeline import span
-from labkit.weights.loaders.nearby import refusing
+from labkit.weights.loaders.download import refusing
 from labkit.weights.loaders.placing import Placer, with_index
 from labkit.weights.source import open_source
 

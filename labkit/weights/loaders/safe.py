@@ -19,7 +19,7 @@ from typing import Any
 
 from labkit.core.timeline import span
 from labkit.errors import BadInput
-from labkit.weights.loaders.nearby import local_shards, refusing
+from labkit.weights.loaders.download import local_shards, refusing
 from labkit.weights.loaders.placing import Placer, with_index
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from labkit.core.timeline import span
 from labkit.errors import BadInput
-from labkit.weights.loaders.nearby import refusing
+from labkit.weights.loaders.download import refusing
 from labkit.weights.loaders.placing import Placer
 from labkit.weights.source import open_source
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from labkit.core.timeline import span
-from labkit.weights.loaders.nearby import local_shards, refusing
+from labkit.weights.loaders.download import local_shards, refusing
 from labkit.weights.loaders.placing import Placer
 
 

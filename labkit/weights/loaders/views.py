@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from labkit.errors import BadInput
-from labkit.weights.formats.layout import Entry
+from labkit.weights.formats.layout import TensorEntry
 
 #: safetensors dtype -> torch attribute
 TORCH = {
@@ -35,7 +35,7 @@ TORCH = {
 }
 
 
-def torch_dtype(entry: Entry) -> Any:
+def torch_dtype(entry: TensorEntry) -> Any:
     import torch
 
     if entry.dtype not in TORCH or not hasattr(torch, TORCH[entry.dtype]):
@@ -43,7 +43,7 @@ def torch_dtype(entry: Entry) -> Any:
     return getattr(torch, TORCH[entry.dtype])
 
 
-def view(memory: Any, entry: Entry, at: int) -> Any:
+def view(memory: Any, entry: TensorEntry, at: int) -> Any:
     """The tensor at byte `at` of a writable buffer (mmap, memoryview, …) that begins at an aligned
     address. The tensor keeps it alive."""
     import torch

@@ -26,7 +26,7 @@ from typing import Any
 from labkit.core.timeline import span
 from labkit.errors import BadInput
 from labkit.weights.loaders.placing import Placer
-from labkit.weights.source import Source, open_source
+from labkit.weights.source import CheckpointSource, open_source
 from labkit.weights.streamer.plan import (
     CHUNK_BYTES,
     DEVICE_CHUNK_BYTES,
@@ -131,7 +131,7 @@ def _staged(
     """A ring, and the tensors it is emptied into: the model's own storage where it has some of the
     right dtype."""
     from labkit.weights.loaders.views import torch_dtype
-    from labkit.weights.streamer.places import CudaCopies, Ring, Tensors
+    from labkit.weights.streamer.buffers import CudaCopies, Ring, Tensors
 
     into = []
     for file in files:
@@ -158,8 +158,8 @@ def _in_place(file: File, here: Any, road: str, threads: int) -> Any:
     """The file's own pages where that is the faster road, complete; else empty memory that its
     chunks are to be read into."""
     from labkit.core.disks import read_ahead_bytes
+    from labkit.weights.streamer.buffers import POPULATE_BYTES, Arena, Mapped
     from labkit.weights.streamer.local import FAR_AHEAD_BYTES
-    from labkit.weights.streamer.places import POPULATE_BYTES, Arena, Mapped
 
     here_already = here.share >= MAP_FROM
     if road == "mapped" or (
@@ -178,7 +178,7 @@ def _in_place(file: File, here: Any, road: str, threads: int) -> Any:
 
 
 def _from_files(
-    source: Source,
+    source: CheckpointSource,
     placer: Placer,
     device: str,
     ring: bool,
@@ -188,8 +188,8 @@ def _from_files(
     road: str,
     **reading: Any,
 ) -> dict[str, Any]:
+    from labkit.weights.streamer.buffers import Mapped, preferred
     from labkit.weights.streamer.local import LocalFile, facts_of
-    from labkit.weights.streamer.places import Mapped, preferred
 
     files = open_files(source)
     threads = threads or preferred(files, device)
@@ -268,7 +268,7 @@ class _Slotted:
 
 
 def _from_bucket(
-    source: Source,
+    source: CheckpointSource,
     placer: Placer,
     device: str,
     ring: bool,
@@ -277,8 +277,8 @@ def _from_bucket(
     slots: int,
 ) -> dict[str, Any]:
     from labkit.net.fetch import Client
-    from labkit.net.ranges import Into, Part, fetch_parts
-    from labkit.weights.streamer.places import Arena
+    from labkit.net.ranges import Into, RangePart, fetch_parts
+    from labkit.weights.streamer.buffers import Arena
 
     with Client(authorize=source.authorize) as client:
         files = open_files(source, client)
@@ -287,7 +287,7 @@ def _from_bucket(
         if staging:
             made, places = _staged(placer, files, device, slots, chunk_bytes)
             parts = [
-                Part(
+                RangePart(
                     source.url(files[c.file].name), c.offset, c.length, c, _Slotted(made, c.offset)
                 )
                 for c in chunks
@@ -304,7 +304,7 @@ def _from_bucket(
         else:
             places = [Arena(f) for f in files]
             parts = [
-                Part(
+                RangePart(
                     source.url(files[c.file].name),
                     c.offset,
                     c.length,
@@ -326,7 +326,7 @@ def _from_bucket(
     }
 
 
-def _check_etags(client: Any, source: Source, files: Sequence[File]) -> None:
+def _check_etags(client: Any, source: CheckpointSource, files: Sequence[File]) -> None:
     """No object may have been replaced while its parts were fetched."""
 
     def check(file: File) -> None:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from labkit.errors import BadInput
 from labkit.weights.formats.layout import Layout
 from labkit.weights.formats.safetensors_header import header_length, parse, read
-from labkit.weights.source import Source
+from labkit.weights.source import CheckpointSource
 
 PAGE_BYTES = 4096
 #: Of a bucket: a part pays for a round trip. Of a disk a request costs little, and smaller chunks
@@ -61,7 +61,7 @@ def stamp_of(fd: int) -> tuple[int, int]:
     return about.st_size, about.st_mtime_ns
 
 
-def open_files(source: Source, client: Any = None) -> list[File]:
+def open_files(source: CheckpointSource, client: Any = None) -> list[File]:
     """The headers of all shards, remote ones in parallel. Raises BadInput, TransferError."""
     names = source.shards("safetensors")
     if source.remote:
@@ -82,8 +82,8 @@ def open_files(source: Source, client: Any = None) -> list[File]:
     return files
 
 
-def _remote_header(source: Source, name: str, client: Any) -> File:
-    from labkit.net.ranges import Into, Part, fetch_parts
+def _remote_header(source: CheckpointSource, name: str, client: Any) -> File:
+    from labkit.net.ranges import Into, RangePart, fetch_parts
 
     url = source.url(name)
     answer = client.ask("GET", url, {"Range": f"bytes=0-{HEAD_BYTES - 1}"}, ok=(200, 206))
@@ -98,7 +98,7 @@ def _remote_header(source: Source, name: str, client: Any) -> File:
     length = header_length(head[:8], size_bytes)
     if 8 + length > len(head):
         rest = bytearray(8 + length - len(head))
-        fetch_parts(client, [Part(url, len(head), len(rest))], Into.buffer(rest, -len(head)))
+        fetch_parts(client, [RangePart(url, len(head), len(rest))], Into.buffer(rest, -len(head)))
         head += bytes(rest)
     return File(name, parse(head[8 : 8 + length], size_bytes, url), answer.headers.get("etag", ""))
 

@@ -1,0 +1,139 @@
+"""Plain reads of files from a disk into memory: the floor of a loader, and a race between the
+roads.
+
+    race(paths, repeats=3)                    # [{"road": "direct 1", "seconds": […]}, {"road":
+        "direct 8", …}, {"road": "mapped", …}]
+    floor = DiskFloor(directory, ledger)
+    floor.look(); …; floor.look(again=True)   # floor.rate: bytes per second around what was
+        measured between
+
+Each read begins cold, with free memory laid (`labkit.core.free_memory`), and ends when a byte of
+every page has been looked at: "direct N" reads past the page cache into fresh memory from N
+threads, "mapped" touches the pages of a mapping in order while the kernel reads ahead. Limit: the
+disk. Lesson: notebooks/05_streaming."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from labkit.core import cold, floor, free_memory
+from labkit.core.ledger import Ledger
+from labkit.core.subprocess_call import run_in_subprocess
+from labkit.errors import LabError
+
+ROADS = ("direct 1", "direct 8", "mapped")
+BLOCK_BYTES = 4 << 20
+
+
+def seconds(paths: Sequence[Path], road: str) -> float:
+    """To read all of these files, evicted before, by one of ROADS. Raises LabError where they did
+    not leave the page cache and the road leads through it."""
+    proof = cold.set_cache_state(paths, "cold", caches=False)
+    if road == "mapped" and proof.state != "cold":
+        raise LabError(
+            f"a mapped read of {paths[0].parent} would not be cold",
+            why=proof.note,
+            fix="end what has these files mapped, then again",
+        )
+    free_memory.prefault(needed_bytes(sum(path.stat().st_size for path in paths)))
+    if road == "mapped":
+        return floor.mapped_read(paths)[1]
+    return floor.direct_read(paths, int(road.split()[1]), block_bytes=BLOCK_BYTES, fresh=True)[1]
+
+
+def seconds_beside_torch(paths: Sequence[Path], road: str) -> float:
+    """The same in a process that has imported torch, as a loader's trial is; for `apart`."""
+    import torch  # noqa: F401
+
+    return seconds(paths, road)
+
+
+def needed_bytes(weights_bytes: int) -> int:
+    """What the hungriest loader takes: a shard read and the parameters beside it, at most."""
+    return 2 * weights_bytes + (256 << 20)
+
+
+def race(paths: Sequence[Path], repeats: int = 3) -> list[dict[str, Any]]:
+    """Rounds of all roads, interleaved. A road that cannot be driven cold here has `failed`, the
+    reason, and no seconds."""
+    rows: list[dict[str, Any]] = [{"road": road, "seconds": []} for road in ROADS]
+    for _ in range(repeats):
+        for row in rows:
+            try:
+                row["seconds"].append(seconds(paths, row["road"]))
+            except LabError as error:
+                row["failed"] = str(error)
+    return rows
+
+
+#: Enough to know a disk's rate by.
+SAMPLE_BYTES = 4 << 30
+BUFFER_DEPTHS, BUFFER_BYTES = (8, 16), 16 << 20
+
+
+def seconds_into_buffers(paths: Sequence[Path], depth: int) -> float:
+    """To read all of these files, evicted before, past the page cache into `depth` buffers in huge
+    pages, used again and again: as a load to a device may. For `apart`."""
+    cold.set_cache_state(paths, "cold", caches=False)
+    return floor.direct_read(paths, depth, block_bytes=BUFFER_BYTES, huge=True)[1]
+
+
+class BufferFloor:
+    """As DiskFloor, of a load to a device: its bytes pass through buffers of the host. Of a large
+    checkpoint the first shards are read."""
+
+    def __init__(self, directory: Path, ledger: Ledger):
+        self.paths: list[Path] = []
+        for path in sorted(directory.glob("*.safetensors")):
+            if sum(p.stat().st_size for p in self.paths) < SAMPLE_BYTES:
+                self.paths.append(path)
+        self.ledger, self.rate, self.road, self._before, self._depth = ledger, 0.0, "", 0.0, 0
+
+    def look(self, again: bool = False) -> None:
+        if not self._depth:
+            rates = {depth: self._rate(depth) for depth in BUFFER_DEPTHS}
+            self._depth = max(rates, key=lambda depth: rates[depth])
+            self.road, seen = f"direct {self._depth} into buffers used again", rates[self._depth]
+        else:
+            seen = self._rate(self._depth)
+        self.rate = (self._before + seen) / 2 if again else seen
+        self._before = seen
+
+    def _rate(self, depth: int) -> float:
+        return sum(path.stat().st_size for path in self.paths) / run_in_subprocess(
+            seconds_into_buffers, self.paths, depth, ledger=self.ledger
+        )
+
+
+class DiskFloor:
+    """Of a load from disk, just before and just after a trial, by the road that asks best of this
+    disk.
+
+    A virtual disk is shared: its rate moves by half within a minute, so what another block saw
+    bounds nothing in this one, and the lucky one of two looks bounds no trial between them: their
+    mean does. Each look is a process that has imported torch and finds memory laid, as a trial
+    does."""
+
+    def __init__(self, directory: Path, ledger: Ledger):
+        self.paths, self.ledger = sorted(directory.glob("*.safetensors")), ledger
+        self.rate, self.road, self._before = 0.0, "", 0.0
+
+    def look(self, again: bool = False) -> None:
+        """Sets `rate`, bytes per second. `again`: the second look of one trial."""
+        if not self.road:
+            rates = {}
+            for road in ROADS:
+                with contextlib.suppress(LabError):  # not cold: no road here
+                    rates[road] = self._rate(road)
+            self.road = max(rates, key=lambda road: rates[road])
+        seen = self._rate(self.road)
+        self.rate = (self._before + seen) / 2 if again else seen
+        self._before = seen
+
+    def _rate(self, road: str) -> float:
+        return sum(path.stat().st_size for path in self.paths) / run_in_subprocess(
+            seconds_beside_torch, self.paths, road, ledger=self.ledger
+        )

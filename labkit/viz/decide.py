@@ -1,0 +1,274 @@
+"""Figures of a decision: the forecast by phase, and what keeping a replica costs against whom it
+makes wait.
+
+    forecast(plan)                 a bar a phase, its range, its floor; measured sizes it rests on
+        in the caption
+    tradeoff(rows)                 GPU-hours against mean and p95 waiting, one point a keep-alive
+        time; stamped "simulated"
+
+Lesson: notebooks/09_decide.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from labkit.core.units import show_s
+from labkit.decide.plan import Plan
+from labkit.viz import theme as look
+from labkit.viz.theme import Picture, Theme
+
+_WIDTH_IN = 9.0
+
+
+def forecast(plan: Plan) -> Picture:
+    """Predicted seconds of each phase with the model's range and the floor at the reader's link and
+    disk."""
+    rows = [(p, f) for p, f in plan.forecast.phases.items() if p in look.PHASE_COLOURS]
+    total = (
+        f"{show_s(plan.forecast.total_s)} ({show_s(plan.forecast.low_s)} –"
+        f" {show_s(plan.forecast.high_s)})"
+    )
+    text = "\n".join(
+        [
+            f"Forecast for {plan.arm}, {plan.scenario}: {total}",
+            *(
+                f"{p:12} {show_s(f.seconds):>9}  {show_s(f.low_s)} – {show_s(f.high_s)}"
+                + (f"  floor {show_s(plan.floors[p])}" if p in plan.floors else "")
+                for p, f in rows
+            ),
+            _caption(plan),
+        ]
+    )
+    longest = max(rows, key=lambda r: r[1].seconds)[0] if rows else ""
+    return Picture(
+        lambda theme: _draw_forecast(plan, rows, total, theme),
+        alt=f"Predicted cold start by phase, {total} in all; the longest phase is {longest}.",
+        text=text,
+        name="forecast",
+    )
+
+
+def _caption(plan: Plan) -> str:
+    error = (
+        "not known, fewer than three sizes measured"
+        if plan.error_share is None
+        else f"{plan.error_share:.0%} at most on sizes left out of the fit"
+    )
+    named = {
+        source: ", ".join(
+            k.replace("_bytes_per_s", "")
+            .replace("_bytes", "")
+            .replace("_per_s", "")
+            .replace("_", " ")
+            for k, i in plan.inputs.items()
+            if i.source == source
+        )
+        for source in ("given", "example")
+    }
+    inputs = (
+        f"EXAMPLE inputs, not yours: {named['example']}"
+        if named["example"]
+        else f"given by you: {named['given'] or 'nothing'}"
+    )
+    return (
+        f"predicted, not measured · from starts on {plan.host} · error of the total: {error} ·"
+        f" {inputs}"
+    )
+
+
+def _draw_forecast(plan: Plan, rows: Sequence[tuple[str, Any]], total: str, theme: Theme) -> Any:
+    caption = textwrap.wrap(_caption(plan), 145)
+    head_in, foot_in = 0.6, 0.74 + 0.17 * (len(caption) - 1)
+    height_in = head_in + foot_in + 0.36 * len(rows) + 0.1
+    left_in, right_in = 1.3, 2.1
+    figure = look.blank(_WIDTH_IN, height_in)
+    axes = figure.add_axes(
+        (
+            left_in / _WIDTH_IN,
+            foot_in / height_in,
+            1 - (left_in + right_in) / _WIDTH_IN,
+            1 - (head_in + foot_in) / height_in,
+        )
+    )
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(range(len(rows)), [p.replace("_", " ") for p, _ in rows])
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(True, axis="x")
+    axes.set_axisbelow(True)
+    axes.set_xlabel("seconds of the phase", fontsize=look.BASE_PT - 1)
+    figure.text(
+        0.012,
+        1 - 0.29 / height_in,
+        f"Predicted cold start: {total}",
+        fontsize=look.BASE_PT + 2,
+        fontweight="bold",
+        va="center",
+    )
+    for y, (phase, f) in enumerate(rows):
+        axes.barh(y, f.seconds, height=0.55, color=look.PHASE_COLOURS[phase])
+        axes.plot(
+            [f.low_s, f.high_s], [y, y], "-", color=theme.ink, lw=1.4, marker="|", ms=7, mew=1.4
+        )
+        floor_s = plan.floors.get(phase)
+        if floor_s:
+            axes.plot(
+                [0, floor_s],
+                [y + 0.38, y + 0.38],
+                "-",
+                color=theme.ink,
+                lw=2,
+                solid_capstyle="butt",
+            )
+        words = show_s(f.seconds) + (f", floor {show_s(floor_s)}" if floor_s else "")
+        axes.text(
+            1.02,
+            y,
+            words,
+            transform=axes.get_yaxis_transform(),
+            ha="left",
+            va="center",
+            fontsize=look.BASE_PT - 0.5,
+        )
+    axes.set_xlim(0, max([f.high_s for _, f in rows] + [1e-9]) * 1.04)
+    figure.text(
+        0.012,
+        0.085 / height_in,
+        "\n".join(caption),
+        fontsize=look.BASE_PT - 2,
+        color=theme.faint,
+        va="bottom",
+        linespacing=1.3,
+    )
+    return figure
+
+
+def tradeoff(rows: Sequence[dict[str, Any]], plan: Plan | None = None) -> Picture:
+    """One point a keep-alive time: GPU-hours of the whole trace against waiting. `plan`: whose
+    inputs may be a lesson's example, which is then said."""
+    note = (
+        " · EXAMPLE inputs, not yours"
+        if plan and any(i.source == "example" for i in plan.inputs.values())
+        else ""
+    )
+    text = "\n".join(
+        [
+            "Keep-alive, GPU-hours and waiting (simulated)" + note,
+            *(
+                f"{_keep(r):>10}  {r['gpu_hours']:7.2f} GPU-hours  mean {show_s(r['mean_wait_s'])},"
+                f" p95 {show_s(r['p95_wait_s'])}, p99 {show_s(r['p99_wait_s'])},"
+                f" {r['cold_share']:.1%} of {r['requests']} requests met a start"
+                for r in rows
+            ),
+        ]
+    )
+    ends = (rows[0], rows[-1]) if rows else ()
+    alt = (
+        "GPU-hours against waiting, simulated. "
+        + "; ".join(
+            f"kept {_keep(r)}: {r['gpu_hours']:.1f} GPU-hours, mean wait {show_s(r['mean_wait_s'])}"
+            for r in ends
+        )
+        + "."
+    )
+    return Picture(
+        lambda theme: _draw_tradeoff(rows, note, theme), alt=alt, text=text, name="tradeoff"
+    )
+
+
+def _keep(row: dict[str, Any]) -> str:
+    return (
+        "always on"
+        if math.isinf(row["keep_alive_s"])
+        else show_s(row["keep_alive_s"])
+        if row["keep_alive_s"]
+        else "0 s"
+    )
+
+
+def _draw_tradeoff(rows: Sequence[dict[str, Any]], note: str, theme: Theme) -> Any:
+    height_in, left_in, foot_in, head_in, right_in = 4.6, 0.85, 0.95, 1.0, 1.9
+    figure = look.blank(_WIDTH_IN, height_in)
+    axes = figure.add_axes(
+        (
+            left_in / _WIDTH_IN,
+            foot_in / height_in,
+            1 - (left_in + right_in) / _WIDTH_IN,
+            1 - (head_in + foot_in) / height_in,
+        )
+    )
+    axes.grid(True)
+    axes.set_axisbelow(True)
+    lines = (
+        ("mean_wait_s", "mean wait", look.ARM_COLOURS[0], "o", "-"),
+        ("p95_wait_s", "p95 wait", look.ARM_COLOURS[1], "s", "--"),
+    )
+    for key, label, colour, marker, dash in lines:
+        axes.plot(
+            [r["gpu_hours"] for r in rows],
+            [r[key] for r in rows],
+            dash,
+            marker=marker,
+            color=colour,
+            ms=6,
+            lw=1.4,
+            label=label,
+        )
+    top = max([r["p95_wait_s"] for r in rows] + [r["mean_wait_s"] for r in rows] + [1e-9])
+    hours = [r["gpu_hours"] for r in rows]
+    widest = max(hours) - min(hours) or 1.0
+    axes.set_ylim(-0.06 * top, top * 1.2)
+    axes.set_xlim(min(hours) - 0.06 * widest, max(hours) + 0.22 * widest)
+    named: list[tuple[float, float]] = []
+    for r in reversed(rows):  # always-on first; another label only where there is room for it
+        x, y = (r["gpu_hours"] - min(hours)) / widest, r["mean_wait_s"] / top
+        if all(abs(x - a) > 0.13 or abs(y - b) > 0.08 for a, b in named):
+            named.append((x, y))
+            axes.annotate(
+                _keep(r),
+                (r["gpu_hours"], r["mean_wait_s"]),
+                xytext=(7, 5),
+                textcoords="offset points",
+                fontsize=look.BASE_PT - 1.5,
+            )
+    axes.set_xlabel("GPU-hours over the trace", fontsize=look.BASE_PT - 1)
+    axes.set_ylabel("seconds waited", fontsize=look.BASE_PT - 1)
+    axes.legend(
+        loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, fontsize=look.BASE_PT - 1
+    )
+    figure.text(
+        0.012,
+        1 - 0.27 / height_in,
+        "What keeping a replica costs, and whom it makes wait",
+        fontsize=look.BASE_PT + 2,
+        fontweight="bold",
+        va="center",
+    )
+    figure.text(
+        0.016,
+        1 - 0.65 / height_in,
+        "SIMULATED",
+        va="center",
+        fontsize=look.BASE_PT,
+        fontweight="bold",
+        bbox={
+            "boxstyle": "round,pad=0.3",
+            "facecolor": "none",
+            "edgecolor": theme.ink,
+            "linewidth": 1.2,
+        },
+    )
+    figure.text(
+        0.012,
+        0.09 / height_in,
+        f"{rows[0]['requests']} requests replayed through a queue, cold starts drawn from measured"
+        f" ones moved to the forecast · labels: keep-alive time{note}",
+        fontsize=look.BASE_PT - 2,
+        color=theme.faint,
+        va="bottom",
+    )
+    return figure

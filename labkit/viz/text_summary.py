@@ -1,0 +1,98 @@
+"""A record in captions: the waterfall of each arm, its cache proof, evidence, failures. What `labkit
+show` and the report print.
+
+    print(text(read_run("run.json")))
+
+Every number carries its cache state and floor, as the figures do. Lesson: notebooks/01_anatomy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from labkit.core.records import Run
+from labkit.core.units import show_bytes, show_s
+from labkit.viz import captions
+
+
+def text(made: Run, arm: str = "", trials: bool = False) -> str:
+    """What a person reads of a run. Says of every failed trial why it failed."""
+    parts = [f"run {made.id} of {made.created}, {captions.host_name(made.host)}", _placed(made)]
+    for name in [arm] if arm else made.arm_names:
+        good = made.of_arm(name)
+        if good:
+            shown = captions.choose(made, name)
+            parts += [
+                captions.waterfall_text(shown),
+                _cache(shown.trial.cache),
+                *_evidence(shown.trial.evidence),
+            ]
+        else:
+            parts.append(f"{name}: no good trial")
+    if trials:
+        parts.append(_every(made, arm))
+    for t in made.failed:
+        if not arm or t.arm == arm:
+            parts.append(
+                f"FAILED {t.arm}, block {t.block + 1}: {t.outcome}"
+                + (f" – {t.error['what']}" if t.error.get("what") else "")
+            )
+    if len(made.arm_names) > 1 and not arm:
+        parts.append(captions.strip_text(made, made.arm_names))
+    return "\n".join(p for p in parts if p)
+
+
+def _placed(made: Run) -> str:
+    """Which device the servers were on, and who chose it; "" where the record does not tell."""
+    device, placement = captions.device(made), made.experiment.get("placement")
+    told = placement if isinstance(placement, dict) else {}
+    name = f" ({told['name']})" if told.get("name") else ""
+    return (
+        f"device {device}{name}"
+        + (f": {told['why']}" if told.get("why") else "")
+        + (
+            "; --device cpu measures without it"
+            if told.get("chosen") and device.startswith("cuda")
+            else ""
+        )
+        if device
+        else ""
+    )
+
+
+def _cache(cache: dict[str, Any]) -> str:
+    if not cache:
+        return ""
+    proof = f"cache {cache.get('state', 'unverified')}"
+    if cache.get("files") is not None:
+        proof += (
+            f": {show_bytes(cache.get('resident_bytes', 0))} of"
+            f" {show_bytes(cache.get('total_bytes', 0))} in {cache['files']} files resident at t0"
+        )
+    return proof + (f", by {cache['method']}" if cache.get("method") else "")
+
+
+def _evidence(found: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"  {'engaged' if e.get('engaged') else 'NOT ENGAGED'}: {e.get('technique', '')} –"
+        f" {e.get('how', '')}"
+        for e in found
+    ]
+
+
+def _every(made: Run, arm: str) -> str:
+    from labkit.cli.output import table
+
+    rows = [
+        [
+            t.block + 1,
+            t.arm,
+            t.outcome,
+            show_s(t.total_s) if t.total_s is not None else "",
+            t.cache.get("state", ""),
+            ", ".join(f"{p} {show_s(s)}" for p, s in t.phases.items()),
+        ]
+        for t in made.trials
+        if not arm or t.arm == arm
+    ]
+    return table(rows, ["block", "arm", "outcome", "total", "cache", "phases"])

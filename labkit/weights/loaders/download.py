@@ -1,0 +1,105 @@
+"""Local files for loaders that only read local files: a remote checkpoint is downloaded to disk
+first, one stream, and that is part of their load. What it costs is the point of `runai-streamer`
+and `labkit-streamer`, which do not.
+
+    with local_shards("s3://lab/models/small", "safetensors") as here:
+        for path in here.paths: …
+
+Lesson: notebooks/05_streaming.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from labkit.core.timeline import span
+from labkit.errors import BadInput, LabError, TransferError
+from labkit.weights.source import CheckpointSource, open_source
+
+
+class LocalCheckpoint(NamedTuple):
+    paths: list[Path]
+    downloaded_bytes: int
+
+    def facts(self, loader: str) -> dict[str, Any]:
+        return {
+            "loader": loader,
+            "shards": len(self.paths),
+            "downloaded_bytes": self.downloaded_bytes,
+        }
+
+
+@contextmanager
+def local_shards(source: str, format: str) -> Iterator[LocalCheckpoint]:
+    """The checkpoint's shards as local files; what was downloaded is removed at the end (mappings
+    of it stay valid)."""
+    opened = open_source(source)
+    names = opened.shards(format)
+    if not opened.remote:
+        yield LocalCheckpoint([_there(opened.path(name)) for name in names], 0)
+        return
+    scratch = Path(tempfile.mkdtemp(prefix="labkit-model-"))
+    try:
+        with span("load.download", shards=len(names)) as facts:
+            facts["bytes"] = sum(download(opened, name, scratch / name) for name in names)
+        yield LocalCheckpoint([scratch / name for name in names], facts["bytes"])
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _there(path: Path) -> Path:
+    if not path.is_file():
+        raise BadInput(f"{path}: a shard of the index is missing", fix="labkit model verify DIR")
+    return path
+
+
+def download(source: CheckpointSource, name: str, target: Path) -> int:
+    """One GET, one stream, to disk: what a script does with the first HTTP client at hand. Raises
+    TransferError."""
+    import urllib.error
+    import urllib.request
+
+    url = source.url(name)
+    try:
+        with (
+            urllib.request.urlopen(source.request(name), timeout=60) as answer,
+            open(target, "wb") as file,
+        ):
+            expected = answer.headers.get("Content-Length")
+            shutil.copyfileobj(answer, file, 1 << 20)
+            got = file.tell()
+    except urllib.error.HTTPError as error:
+        raise TransferError(
+            f"{url}: HTTP {error.code}", fix="check that the store holds the model"
+        ) from None
+    except OSError as error:
+        raise TransferError(
+            f"{url}: {error}", fix="check AWS_ENDPOINT_URL and that the store is up"
+        ) from None
+    if expected is not None and got != int(expected):
+        raise TransferError(
+            f"{url}: {got} of {expected} bytes arrived",
+            why="the connection ended early; nothing was loaded",
+        )
+    return got
+
+
+@contextmanager
+def refusing(what: Any) -> Iterator[None]:
+    """Whatever a format's library raises on a damaged file, as BadInput with its first line."""
+    try:
+        yield
+    except (LabError, KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except Exception as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadInput(
+            f"{what} cannot be loaded: {said[:300]}",
+            why="truncated, corrupt, or a pickle that would run code: nothing of it was run",
+            fix=f"labkit model inspect {what}",
+        ) from error

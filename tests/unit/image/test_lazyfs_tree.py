@@ -1,0 +1,195 @@
+"""Merged layers look like a union mount; caches forget what is wrong and keep their bounds."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labkit.errors import BadInput
+from labkit.image.estargz.toc import Toc, TOCEntry
+from labkit.image.lazyfs import wire
+from labkit.image.lazyfs.cache import BLOCK, BlobStore, ChunkMemory, Intervals
+from labkit.image.lazyfs.tree import build
+
+
+def layers(*entries: list[TOCEntry]):
+    return build([Toc(list(one), 100, 0) for one in entries])
+
+
+def reg(name: str, size: int = 0) -> TOCEntry:
+    return TOCEntry(name, "reg", size=size)
+
+
+def test_an_upper_file_replaces_a_lower_one_and_a_directory_keeps_what_is_in_it():
+    made = layers(
+        [TOCEntry("d", "dir", mode=0o700), reg("d/a"), reg("d/b")],
+        [TOCEntry("d", "dir", mode=0o755), reg("d/a", 5)],
+    )
+    assert made.at("d/a").layer == 1 and made.at("d/b").layer == 0 and made.at("d").mode == 0o755
+
+
+def test_a_whiteout_hides_the_layers_below_and_not_its_own():
+    made = layers(
+        [reg("d/a"), reg("d/b"), reg("c")],
+        [reg("d/.wh.a"), reg("d/.wh.b"), reg("d/b"), reg(".wh.c")],
+    )
+    assert made.at("d/a") is None and made.at("d/b").layer == 1 and made.at("c") is None
+
+
+def test_an_opaque_directory_shows_only_its_own_layer():
+    made = layers([reg("d/a"), reg("d/e/f")], [reg("d/new"), reg("d/.wh..wh..opq")])
+    assert set(made.at("d").children) == {b"new"}
+
+
+def test_a_file_over_a_directory_and_a_directory_over_a_file():
+    made = layers([reg("d/a"), reg("f")], [reg("d"), reg("f/x")])
+    assert made.at("d").kind == "reg" and made.at("f/x").layer == 1
+
+
+def test_names_of_one_hard_link_are_one_node_also_when_the_target_comes_later():
+    made = layers(
+        [TOCEntry("l2", "hardlink", link="l1"), TOCEntry("l1", "hardlink", link="z"), reg("z", 7)]
+    )
+    assert (
+        made.at("l1") is made.at("z") is made.at("l2")
+        and made.at("z").nlink == 3
+        and made.at("z").size == 7
+    )
+
+
+def test_entries_below_a_lower_layers_symlink_land_where_it_leads():
+    made = layers(
+        [
+            TOCEntry("bin", "symlink", link="usr/bin"),
+            TOCEntry("usr/bin", "dir"),
+            TOCEntry("abs", "symlink", link="/usr"),
+        ],
+        [reg("bin/tool"), reg("abs/x"), TOCEntry("up", "symlink", link="../../.."), reg("up/y")],
+    )
+    assert (
+        made.at("usr/bin/tool")
+        and made.at("bin").kind == "symlink"
+        and made.at("usr/x")
+        and made.at("y")
+    )
+
+
+def test_a_loop_of_symlinks_ends():
+    made = layers(
+        [TOCEntry("a", "symlink", link="b"), TOCEntry("b", "symlink", link="a")], [reg("a/x")]
+    )
+    assert made.at("a") is not None
+
+
+def test_a_hard_link_into_a_lower_layer_is_refused():
+    with pytest.raises(BadInput):
+        layers([reg("a")], [TOCEntry("b", "hardlink", link="a")])
+
+
+def test_landmarks_and_tocs_are_not_shown():
+    assert layers([reg(".prefetch.landmark", 1), reg("stargz.index.json")]).root.children == {}
+
+
+def test_mount_points_for_a_runtime_are_added_and_change_nothing_that_is_there():
+    made = build(
+        [Toc([reg("etc/hosts", 3)], 100, 0)],
+        extra_dirs=["/srv/models", "etc"],
+        extra_files=["etc/hosts", "etc/resolv.conf"],
+    )
+    assert (
+        made.at("srv/models").kind == "dir"
+        and made.at("etc/hosts").size == 3
+        and made.at("etc/resolv.conf").size == 0
+    )
+
+
+names = st.sampled_from(
+    ["a", "b", "d/a", "d/b", "d", "d/e/f", ".wh.a", "d/.wh.b", "d/.wh..wh..opq", ".wh.d", "l/a"]
+)
+entries = st.builds(
+    lambda name, kind, link: TOCEntry(name, kind, link=link if kind == "symlink" else ""),
+    names,
+    st.sampled_from(["reg", "dir", "symlink"]),
+    st.sampled_from(["a", "/d", "..", "l", "."]),
+)
+
+
+@given(st.lists(st.lists(entries, max_size=8), max_size=4))
+def test_any_layers_merge_into_a_sound_tree(stack):
+    made = layers(*stack)
+    assert [n.ino for n in made.nodes] == list(range(1, len(made.nodes) + 1))
+    for node in made.nodes:
+        for name, child in (node.children or {}).items():
+            assert not name.startswith(b".wh.") and made.nodes[child.ino - 1] is child
+        assert len(node.attributes()) == wire.ATTR.size
+
+
+ranges = st.tuples(st.integers(0, 60), st.integers(0, 60)).map(sorted)
+
+
+@given(st.lists(st.tuples(st.booleans(), ranges), max_size=20), ranges)
+def test_intervals_are_a_set_of_integers(steps, asked):
+    made, model = Intervals(), set()
+    for add, (start, end) in steps:
+        (made.add if add else made.remove)(start, end)
+        model = model | set(range(start, end)) if add else model - set(range(start, end))
+    start, end = asked
+    assert made.has(start, end) == model.issuperset(range(start, end)) and made.total == len(model)
+    assert {x for a, b in made.missing(start, end) for x in range(a, b)} == set(
+        range(start, end)
+    ) - model
+
+
+def test_a_blob_knows_what_it_holds_and_another_mount_finds_it(tmp_path):
+    blob = BlobStore(tmp_path).open("sha256:" + "a" * 64, 100 * BLOCK)
+    blob.write(3 * BLOCK, b"x" * BLOCK)
+    assert (
+        blob.own(3 * BLOCK, 4 * BLOCK) and not blob.has(3 * BLOCK, 5 * BLOCK) and not blob.has(0, 1)
+    )
+    other = BlobStore(tmp_path).open("sha256:" + "a" * 64, 100 * BLOCK)
+    assert other.has(3 * BLOCK, 4 * BLOCK) and not other.own(3 * BLOCK, 4 * BLOCK)
+    assert other.missing(0, 5 * BLOCK)[0] != []
+    blob.forget(3 * BLOCK, 4 * BLOCK)
+    assert not blob.has(3 * BLOCK, 4 * BLOCK)
+
+
+def test_a_block_that_was_written_in_part_says_nothing_about_its_rest(tmp_path):
+    blob = BlobStore(tmp_path).open("sha256:" + "a" * 64, BLOCK)
+    blob.write(100, b"x" * 10)
+    assert blob.has(100, 110) and not blob.has(110, 120)
+
+
+def test_the_size_bound_removes_other_images_before_ones_own_bytes(tmp_path):
+    old = BlobStore(tmp_path)
+    old.open("sha256:" + "a" * 64, 64 * BLOCK).write(0, b"x" * 64 * BLOCK)
+    old.close()
+    store = BlobStore(tmp_path, limit_bytes=80 * BLOCK)
+    blob = store.open("sha256:" + "b" * 64, 64 * BLOCK)
+    blob.write(0, b"y" * 32 * BLOCK)
+    assert (
+        store.keep_bound() >= 16 * BLOCK
+        and store.used_bytes() <= 80 * BLOCK
+        and blob.own(0, 32 * BLOCK)
+    )
+
+
+def test_a_blob_in_use_elsewhere_is_not_removed_and_ones_own_front_is(tmp_path):
+    other = BlobStore(tmp_path).open("sha256:" + "a" * 64, 64 * BLOCK)
+    other.write(0, b"x" * 32 * BLOCK)
+    store = BlobStore(tmp_path, limit_bytes=48 * BLOCK)
+    blob = store.open("sha256:" + "b" * 64, 64 * BLOCK)
+    blob.write(0, b"y" * 32 * BLOCK)
+    store.keep_bound()
+    assert store.used_bytes() <= 48 * BLOCK and other.path.exists()
+    assert not blob.has(0, BLOCK) and blob.has(31 * BLOCK, 32 * BLOCK)
+
+
+def test_chunks_in_memory_keep_their_bound_and_served_ones_go_first():
+    memory = ChunkMemory(30)
+    for name in "abc":
+        memory.put(name, bytes(10))
+    memory.served("c", to_its_end=True)
+    memory.put("d", bytes(10))
+    assert memory.get("c") is None and memory.get("a") and memory.used_bytes == 30
+    assert not memory.put("e", bytes(10), ahead=True)

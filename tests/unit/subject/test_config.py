@@ -1,0 +1,138 @@
+"""config.json, tokenizer and request bodies as hostile input."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from labkit.errors import BadInput
+from labkit.subject import api, tokenizer
+from labkit.subject.checkpoint import PRESETS, config_of
+from labkit.subject.config import LlamaConfig
+
+GOOD = PRESETS["8b"].to_json()
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_config_written_and_read_again_is_the_same(preset):
+    assert (
+        LlamaConfig.from_json(json.loads(json.dumps(PRESETS[preset].to_json()))) == PRESETS[preset]
+    )
+
+
+def test_the_8b_shape_is_llama_3_1_8b():
+    assert PRESETS["8b"].parameters == 8_030_261_248
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            sorted(GOOD) + ["rope_parameters", "sliding_window", "quantization_config"]
+        ),
+        ANY,
+        max_size=6,
+    )
+)
+@settings(max_examples=400, deadline=None)
+def test_any_fields_give_a_config_or_one_bad_input(fields):
+    try:
+        made = LlamaConfig.from_json({**GOOD, **fields})
+    except BadInput as error:
+        assert "config.json" in error.what
+    else:
+        assert made.num_attention_heads % made.num_key_value_heads == 0 and made.head_dim % 2 == 0
+
+
+@given(st.binary(max_size=300) | st.text(max_size=200).map(str.encode))
+@settings(max_examples=200, deadline=None)
+def test_any_bytes_give_a_config_or_one_bad_input(raw):
+    with pytest.raises(BadInput):
+        LlamaConfig.from_bytes(raw)
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"model_type": "gpt2"}, "gpt2"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "yarn"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"num_key_value_heads": 5}, "5 key/value"),
+        ({"use_sliding_window": True, "sliding_window": 4096}, "sliding_window"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"head_dim": 7}, "head_dim"),
+    ],
+)
+def test_what_cannot_be_reproduced_is_refused_by_name(change, named):
+    with pytest.raises(BadInput, match=named):
+        LlamaConfig.from_json({**GOOD, **change})
+
+
+def test_deep_nesting_is_refused():
+    with pytest.raises(BadInput):
+        LlamaConfig.from_bytes(b'{"a":' * 100_000)
+
+
+@given(st.integers(1_000_000, 10**12), st.sampled_from(["llama", "qwen2"]))
+@settings(deadline=None)
+def test_a_size_asked_for_is_met_within_two_percent(size, family):
+    config = config_of(size_bytes=size, family=family)
+    assert abs(config.parameters * 2 / size - 1) < 0.02
+    assert LlamaConfig.from_json(config.to_json()).shapes() == config.shapes()
+
+
+@pytest.fixture(scope="module")
+def words():
+    return tokenizer.Tokenizer.from_bytes(tokenizer.tokenizer_json(2048))
+
+
+@given(st.text(max_size=200))
+@settings(max_examples=200, deadline=None)
+def test_any_text_comes_back_from_the_made_tokenizer(words, text):
+    ids = words.encode(text)
+    assert ids[0] == 0 and words.decode(ids) == "".join(text) and max(ids) < 2048
+
+
+@pytest.mark.parametrize("size", [300, 4096, 32_000])
+def test_the_made_vocabulary_is_padded_to_the_models(size):
+    assert tokenizer.Tokenizer.from_bytes(tokenizer.tokenizer_json(size)).size == size
+
+
+@given(
+    ANY
+    | st.fixed_dictionaries(
+        {"prompt": ANY},
+        optional={
+            k: ANY
+            for k in (
+                "max_tokens",
+                "temperature",
+                "stream",
+                "stop",
+                "n",
+                "stream_options",
+                "logprobs",
+                "ignore_eos",
+                "model",
+            )
+        },
+    )
+)
+@settings(max_examples=400, deadline=None)
+def test_any_request_is_understood_or_refused_with_a_4xx(doc):
+    try:
+        made = api.parse(json.dumps(doc).encode(), vocabulary=100)
+    except api.APIError as error:
+        assert 400 <= error.status < 500 and error.body()["error"]["message"]
+    else:
+        assert made.max_tokens >= 1
