@@ -267,7 +267,7 @@ def first_library(pids: Sequence[int]) -> str:
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
                 name = os.path.basename(line.split(None, 5)[5]) if line.count("/") else ""
-                if name.endswith(".so") or ".so." in name and not name.endswith(".cache"):
+                if name.endswith(".so") or (".so." in name and not name.endswith(".cache")):
                     if name.startswith(BASE_LIBRARIES):
                         continue
                     return name

@@ -133,7 +133,7 @@ def _phase(t: float, at: Mapping[str, float], build: float | None) -> str:
         )
     if not after["libraries"] and not after["config"] and not after["listening"]:
         return "start"
-    if build is not None and t >= build or after["health"]:
+    if (build is not None and t >= build) or after["health"]:
         return "build"
     return "context" if after["device"] else "import"
 

@@ -114,7 +114,7 @@ def settle() -> None:
         errors="plain",
         line_buffering=out[1],
         write_through=out[2],
-    )  # type: ignore[misc]  # noqa: SIM115
+    )  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = Forgiving(
         io.FileIO(2, "w", closefd=False),
         encoding=encoding or err[0],

@@ -40,9 +40,8 @@ def levels(controller: str, root: str = "") -> Iterator[tuple[int, str]]:
             where = f"{root}{point}"
         while True:
             yield version, where
-            if (
-                where == f"{root}{point}"
-                or version == 1
+            if where == f"{root}{point}" or (
+                version == 1
                 and controller == "memory"
                 and host.read_text(f"{os.path.dirname(where)}/memory.use_hierarchy") == "0"
             ):
@@ -116,7 +115,8 @@ def _mounts(controller: str, root: str) -> list[tuple[int, str, str]]:
             len(fields) < 5
             or len(about) < 3
             or not (
-                about[0] == "cgroup2" or about[0] == "cgroup" and controller in about[2].split(",")
+                about[0] == "cgroup2"
+                or (about[0] == "cgroup" and controller in about[2].split(","))
             )
         ):
             continue

@@ -95,7 +95,7 @@ def chosen(**values: Any) -> dict[str, Any]:
     foreign = set(values) - {*CONDITIONS, "image_digest"}
     if foreign:
         raise ValueError(f"no such condition: {', '.join(sorted(foreign))}")
-    empty = {name: "" for name in CONDITIONS} | {
+    empty = dict.fromkeys(CONDITIONS, "") | {
         "image_extra_bytes": 0,
         "server_args": [],
         "instrument": True,

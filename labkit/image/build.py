@@ -44,7 +44,7 @@ from labkit.image.layers import STOCK_LEVEL, LayerEntry, WrittenLayer, write_ima
 from labkit.image.start import LIBRARY_PATH, PYTHON_HOME, SERVER
 from labkit.image.tiny import tiny_layout
 
-__all__ = ["build", "ensure_image", "tiny_layout", "PARTS", "REFERENCE"]
+__all__ = ["PARTS", "REFERENCE", "build", "ensure_image", "tiny_layout"]
 
 REFERENCE = "lab/subject:latest"
 PARTS = ("interpreter", "torch", "packages", "app")
@@ -177,7 +177,7 @@ def _written(
             whole = {**closure.library_entries(objects), **whole}
         if part != "weights" and not part.startswith("extra-"):
             whole |= closure.bytecode_entries(entries, room)
-        made = write_layer(layout, whole, level=level, **{"org__coldstartlab__layer": part})
+        made = write_layer(layout, whole, level=level, org__coldstartlab__layer=part)
     note.parent.mkdir(exist_ok=True)
     for old in note.parent.glob(f"{part}-*.json"):
         old.unlink()

@@ -48,8 +48,7 @@ def bound_from(seen: Observation, rootfs: str) -> list[str]:
             source, point = fields[3], fields[4]
             kind = line.partition(" - ")[2].split(" ")[0]
             if point != "/" and (
-                rootfs.endswith(source.rsplit("/", 1)[0])
-                and len(source) > 1
+                (rootfs.endswith(source.rsplit("/", 1)[0]) and len(source) > 1)
                 or _below(source, rootfs)
                 or kind.startswith("fuse")
             ):

@@ -466,7 +466,7 @@ def runc_spec(
         for node in nodes
     ]
     resources = {"resources": {"devices": [{"allow": True, "access": "rwm"}]}} if nodes else {}
-    capabilities = {kind: _CAPABILITIES for kind in ("bounding", "effective", "permitted")}
+    capabilities = dict.fromkeys(("bounding", "effective", "permitted"), _CAPABILITIES)
     return {
         "ociVersion": "1.0.2",
         "process": {

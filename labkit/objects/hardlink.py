@@ -31,18 +31,18 @@ def link_or_copy(source: Path, target: Path) -> str:
         os.link(source, target)
         return "linked"
     how = "copied"
-    with replacing(target) as temporary:
-        with (
-            open(source, "rb") as inp,
-            open(temporary, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as out,
-        ):
-            # as a hard link has it: a snapshot stays its owner's
-            os.fchmod(out.fileno(), os.fstat(inp.fileno()).st_mode & 0o7777)
-            try:
-                import fcntl
+    with (
+        replacing(target) as temporary,
+        open(source, "rb") as inp,
+        open(temporary, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as out,
+    ):
+        # as a hard link has it: a snapshot stays its owner's
+        os.fchmod(out.fileno(), os.fstat(inp.fileno()).st_mode & 0o7777)
+        try:
+            import fcntl
 
-                fcntl.ioctl(out.fileno(), FICLONE, inp.fileno())
-                how = "cloned"
-            except OSError:
-                shutil.copyfileobj(inp, out, 1 << 20)
+            fcntl.ioctl(out.fileno(), FICLONE, inp.fileno())
+            how = "cloned"
+        except OSError:
+            shutil.copyfileobj(inp, out, 1 << 20)
     return how

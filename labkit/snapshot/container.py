@@ -388,26 +388,25 @@ def _runc_restore(
     out, pipe = os.pipe()
     try:
         starting.drain(ctx, out)
-        with ctx.span("restore.criu"):
-            with exits.adopting():
-                done = _runc(
-                    state,
-                    "--log",
-                    str(bundle / "runc.log"),
-                    "restore",
-                    "--detach",
-                    "--image-path",
-                    str(linked),
-                    "--work-path",
-                    str(work),
-                    "--pid-file",
-                    str(bundle / "pid"),
-                    "--bundle",
-                    str(bundle),
-                    name,
-                    stdout=pipe,
-                    stderr=pipe,
-                )
+        with ctx.span("restore.criu"), exits.adopting():
+            done = _runc(
+                state,
+                "--log",
+                str(bundle / "runc.log"),
+                "restore",
+                "--detach",
+                "--image-path",
+                str(linked),
+                "--work-path",
+                str(work),
+                "--pid-file",
+                str(bundle / "pid"),
+                "--bundle",
+                str(bundle),
+                name,
+                stdout=pipe,
+                stderr=pipe,
+            )
     finally:
         os.close(pipe)
     if done.returncode:

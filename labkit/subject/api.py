@@ -87,7 +87,7 @@ def _prompt(value: Any, vocabulary: int) -> str | tuple[int, ...]:
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], (str, list)):
         value = value[0]  # OpenAI's batch of one
     if isinstance(value, str):
-        if "\ud800" <= max(value, default="") and any("\ud800" <= c <= "\udfff" for c in value):
+        if max(value, default="") >= "\ud800" and any("\ud800" <= c <= "\udfff" for c in value):
             raise APIError(400, "the prompt holds half of a surrogate pair", "prompt")
         return value
     if (

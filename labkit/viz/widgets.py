@@ -114,7 +114,7 @@ class StackBench:
             recorded,
         )
         self.menu = menu(scenario)
-        self.stack: dict[str, str] = {layer: "" for layer in LAYERS} | dict(
+        self.stack: dict[str, str] = dict.fromkeys(LAYERS, "") | dict(
             Stack.parse(start).resolved(host.card()).layers
         )
         self.guess_s: float | None = None

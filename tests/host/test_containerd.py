@@ -107,12 +107,12 @@ def test_an_image_without_a_table_of_contents_is_pulled_whole_and_found_out(
     with (
         Ledger.open(workspace, watch=False) as ledger,
         serving("registry", root, ledger=ledger) as served,
-    ):
-        with containerd.running(
+        containerd.running(
             workspace.nodes / "ctd", ledger, registry=served.address, stargz=True
-        ) as node:
-            node.pull(f"{served.address}/{NAME}")  # says nothing, and pulls everything
-            mounts, sent = len(node.fuse_mounts()), served.stats()["bytes_sent"]
+        ) as node,
+    ):
+        node.pull(f"{served.address}/{NAME}")  # says nothing, and pulls everything
+        mounts, sent = len(node.fuse_mounts()), served.stats()["bytes_sent"]
     plan = LaunchPlan({}, state={"lazy_image_bytes": plain_bytes})
     seen = Observation(
         plan=plan,

@@ -186,9 +186,7 @@ def unnoted_names(tree: ast.AST):
             and isinstance(node.value, ast.Name)
             and node.value.id == "tempfile"
             and node.attr not in ("TemporaryFile", "gettempdir")
-        ):
-            yield node.lineno
-        elif isinstance(node, ast.ImportFrom) and node.module == "tempfile":
+        ) or (isinstance(node, ast.ImportFrom) and node.module == "tempfile"):
             yield node.lineno
         elif (
             isinstance(node, ast.Call)

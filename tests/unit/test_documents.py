@@ -99,7 +99,7 @@ def test_commands_in_prose_are_understood(page, line):
         pytest.skip("an abbreviation")
     words = shlex.split(line)[1:]
     words = words[: next((i for i, w in enumerate(words) if w in ("&&", "|", ">", ";")), None)]
-    if len(words) == 1 and words[0] in cli.COMMANDS or len(words) == 2 and words[1].isupper():
+    if (len(words) == 1 and words[0] in cli.COMMANDS) or (len(words) == 2 and words[1].isupper()):
         return  # the name of a command, not a call
     assert words[0] in cli.COMMANDS, line
     try:

@@ -284,4 +284,4 @@ def _check_tree(entries: list[TOCEntry]) -> None:
             name = name.rpartition("/")[0]
 
 
-__all__ = ["Chunk", "TOCEntry", "NO_PREFETCH", "Toc", "clean_name", "parse"]
+__all__ = ["NO_PREFETCH", "Chunk", "TOCEntry", "Toc", "clean_name", "parse"]

@@ -27,23 +27,23 @@ class Node:
     """An inode. `children` of a directory by name in bytes; `layer` and `chunks` of a file."""
 
     __slots__ = (
+        "children",
+        "chunks",
+        "gid",
         "ino",
         "kind",
+        "layer",
         "mode",
-        "uid",
-        "gid",
-        "size",
         "mtime_s",
         "nlink",
-        "rdev",
-        "target",
-        "xattrs",
-        "children",
         "parent",
-        "layer",
-        "chunks",
         "path",
+        "rdev",
+        "size",
         "starts",
+        "target",
+        "uid",
+        "xattrs",
     )
 
     def __init__(

@@ -18,8 +18,7 @@ def obeyed(text: str, but: str = "") -> list[str]:
     return [
         c
         for c in text
-        if c not in but
-        and unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")
+        if (c not in but and unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp"))
         or c in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\ufeff"
     ]
 

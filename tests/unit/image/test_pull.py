@@ -76,15 +76,17 @@ def test_faults_that_a_client_survives_are_survived(tmp_path, source, ledger, fa
 def test_corruption_that_never_ends_is_an_error_and_keeps_no_blob(tmp_path, source, ledger):
     root, manifest = source
     biggest = max(manifest.layers, key=lambda b: b.size_bytes)
-    with serving(
-        "registry", root, ledger=ledger, faults=[f"corrupt:rate=1,path=/blobs/{biggest.digest}"]
-    ) as served:
-        with pytest.raises(TransferError, match="digest"):
-            pull.pull_into(
-                oci.Layout(tmp_path / "got"),
-                f"{served.url}/{tiny.REFERENCE}",
-                client=Client(retry=FAST),
-            )
+    with (
+        serving(
+            "registry", root, ledger=ledger, faults=[f"corrupt:rate=1,path=/blobs/{biggest.digest}"]
+        ) as served,
+        pytest.raises(TransferError, match="digest"),
+    ):
+        pull.pull_into(
+            oci.Layout(tmp_path / "got"),
+            f"{served.url}/{tiny.REFERENCE}",
+            client=Client(retry=FAST),
+        )
     assert biggest.digest[7:] not in os.listdir(tmp_path / "got/blobs/sha256")
 
 

@@ -307,7 +307,7 @@ def test_a_header_of_a_client_that_would_be_another_is_not_sent(headers):
     with (
         HTTPServer(lambda request: asked.append(1) or text(200, "")) as server,
         Client(timeout_s=5) as client,
+        pytest.raises(TransferError, match="no header can be"),
     ):
-        with pytest.raises(TransferError, match="no header can be"):
-            client.ask("GET", server.url + "/", headers)
+        client.ask("GET", server.url + "/", headers)
     assert not asked

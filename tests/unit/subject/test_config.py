@@ -112,9 +112,8 @@ def test_the_made_vocabulary_is_padded_to_the_models(size):
     ANY
     | st.fixed_dictionaries(
         {"prompt": ANY},
-        optional={
-            k: ANY
-            for k in (
+        optional=dict.fromkeys(
+            (
                 "max_tokens",
                 "temperature",
                 "stream",
@@ -124,8 +123,9 @@ def test_the_made_vocabulary_is_padded_to_the_models(size):
                 "logprobs",
                 "ignore_eos",
                 "model",
-            )
-        },
+            ),
+            ANY,
+        ),
     )
 )
 @settings(max_examples=400, deadline=None)
