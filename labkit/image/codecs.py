@@ -53,7 +53,8 @@ def decompress(chunks: Iterable[bytes], codec: str, *, fast: bool = False) -> It
         if fast:
             from isal import isal_zlib
 
-            return _gunzip(chunks, isal_zlib.decompressobj, isal_zlib.error)
+            # its stub types the class `error` as an instance
+            return _gunzip(chunks, isal_zlib.decompressobj, isal_zlib.error)  # type: ignore[arg-type]
         return _gunzip(chunks, zlib.decompressobj, zlib.error)
     if codec == "zstd":
         return _unzstd(chunks)
@@ -94,21 +95,24 @@ def _gunzip(
 def _unzstd(chunks: Iterable[bytes]) -> Iterator[bytes]:
     import zstandard
 
-    class Source:
-        def __init__(self) -> None:
-            self.rest, self.chunks = b"", iter(chunks)
+    class ChunkFile:
+        """The chunks as the file that zstandard reads from."""
+
+        rest = b""
 
         def read(self, size: int = -1) -> bytes:
             if not self.rest:
-                self.rest = next(self.chunks, b"")
-            made, self.rest = self.rest[:size], self.rest[size:]
-            return made
+                self.rest = next(packed, b"")
+            piece, self.rest = self.rest[:size], self.rest[size:]
+            return piece
 
+    packed = iter(chunks)
     try:
         # 128 MiB: the window that decoders must accept for zstd layers is 8 MiB; --long=27 is the
         # largest in use.
         with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(
-            Source(), read_across_frames=True
+            ChunkFile(),  # type: ignore[arg-type]  # only read() is called
+            read_across_frames=True,
         ) as reader:
             while out := reader.read(OUT_BYTES):
                 yield out

@@ -15,7 +15,6 @@ Lesson: notebooks/02_image_pull.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import struct
 import tarfile
@@ -226,8 +225,3 @@ def write_image(
 def add_file(entries: dict[str, LayerEntry], name: str, source: Path) -> None:
     """A host file at `name`: content followed through links, mode reduced to 0644/0755."""
     entries[name] = LayerEntry(source=source, mode=0o755 if os.access(source, os.X_OK) else 0o644)
-
-
-def read_tar(chunks: Iterable[bytes]) -> tarfile.TarFile:
-    """The plain tar in memory, for tests and small layers."""
-    return tarfile.open(fileobj=io.BytesIO(b"".join(chunks)))

@@ -36,7 +36,8 @@ class ContainerRoot:
 def resolve(root: str | os.PathLike[str], path: str) -> str:
     """Host path of `path` inside `root`, symlinks followed as if `root` were `/`. Raises BadInput
     for a loop or nothing there."""
-    base, parts, done, links = str(root), path.split("/"), [], 0
+    base, parts, links = str(root), path.split("/"), 0
+    done: list[str] = []
     while parts:
         part = parts.pop(0)
         if part in ("", "."):

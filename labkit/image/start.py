@@ -83,10 +83,11 @@ def drain(ctx: StepContext, fd: int) -> None:
     log = ctx.state.setdefault("server_log", deque(maxlen=400))
 
     def read() -> None:
-        with open(fd, encoding="utf-8", errors="replace", buffering=1) as lines:
-            with contextlib.suppress(OSError, ValueError):
-                for line in lines:
-                    log.append(line)
+        with (
+            open(fd, encoding="utf-8", errors="replace", buffering=1) as lines,
+            contextlib.suppress(OSError, ValueError),
+        ):
+            log.extend(lines)
 
     threading.Thread(target=read, daemon=True, name="server-output").start()
 

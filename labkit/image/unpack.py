@@ -98,7 +98,7 @@ def check_symlink(path: str, target: str, absolute_ok: bool) -> None:
             raise refuse(path, f"is a symlink out of the root, to {target[:100]!r}")
 
 
-def apply_layer(chunks: Iterable[bytes], tree: ImageTree) -> int:
+def apply_layer(chunks: Iterable[bytes | memoryview], tree: ImageTree) -> int:
     """Apply one layer (chunks of its plain tar) on the tree; returns its members. Raises BadInput,
     with the tree half done."""
     layer, reader, count = _Layer(), TarReader(chunks), 0

@@ -16,22 +16,25 @@ import zlib
 
 from labkit.errors import BadInput
 
+_BAD: tuple[type[Exception], ...] = (ValueError, zlib.error)
 try:
-    import deflate as _deflate
+    import deflate
+
+    _BAD += (deflate.DeflateError,)
+    _LIBDEFLATE = True
 except ImportError:
     # the wheel is missing on rare platforms; sizes and digests of what is written differ then
-    _deflate = None
+    _LIBDEFLATE = False
 
 LEVEL = 6
-_BAD = (ValueError, zlib.error) + ((_deflate.DeflateError,) if _deflate is not None else ())
 _HEADERS_BYTES = 8192
 _HEAD = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 
 
-def compress(data: bytes, level: int = LEVEL) -> bytes:
+def compress(data: bytes, level: int = LEVEL) -> bytes | bytearray:
     """One gzip member without name or time."""
-    if _deflate is not None:
-        return _deflate.gzip_compress(data, level)
+    if _LIBDEFLATE:
+        return deflate.gzip_compress(data, level)
     engine = zlib.compressobj(min(level, 9), zlib.DEFLATED, -15, 9)
     body = engine.compress(data) + engine.flush()
     return (
@@ -50,30 +53,30 @@ def decompress(member: bytes, size_bytes: int) -> bytes:
     if size_bytes <= 0:
         raise BadInput(f"a chunk of {size_bytes} bytes", why="corrupt or forged")
     try:
-        made = _whole(member, size_bytes)
-        if made is None:
-            made = zlib.decompressobj(31).decompress(member, size_bytes)
+        data = _whole(member, size_bytes)
+        if data is None:
+            data = zlib.decompressobj(31).decompress(member, size_bytes)
     except _BAD as bad:
         raise BadInput(
             f"a chunk is not a gzip member of {size_bytes} bytes: {bad}",
             why="corrupt on the way, or forged",
         ) from None
-    if len(made) < size_bytes:
+    if len(data) < size_bytes:
         raise BadInput(
-            f"a chunk holds {len(made)} bytes, its TOC says {size_bytes}",
+            f"a chunk holds {len(data)} bytes, its TOC says {size_bytes}",
             why="corrupt on the way, or forged",
         )
-    return made if len(made) == size_bytes else made[:size_bytes]
+    return data if len(data) == size_bytes else data[:size_bytes]
 
 
 def _whole(member: bytes, size_bytes: int) -> bytes | None:
     """By libdeflate, which only knows whole members: None for one that holds more than the chunk
     and some headers."""
-    if _deflate is None:
+    if not _LIBDEFLATE:
         return None
     try:
-        return bytes(_deflate.gzip_decompress(member, size_bytes + _HEADERS_BYTES))
-    except _deflate.DeflateError:
+        return bytes(deflate.gzip_decompress(member, size_bytes + _HEADERS_BYTES))
+    except deflate.DeflateError:
         return None
 
 
@@ -81,7 +84,7 @@ def decompress_bounded(member: bytes, limit_bytes: int) -> bytes:
     """A member of unknown size, at most `limit_bytes` of it."""
     engine = zlib.decompressobj(31)
     try:
-        made = engine.decompress(member, limit_bytes)
+        data = engine.decompress(member, limit_bytes)
     except zlib.error as bad:
         raise BadInput(f"not a gzip member: {bad}", why="corrupt on the way, or forged") from None
     if not engine.eof:
@@ -89,4 +92,4 @@ def decompress_bounded(member: bytes, limit_bytes: int) -> bytes:
             f"a gzip member that is cut off or holds more than {limit_bytes} bytes",
             why="a truncated layer, or one made to fill this machine's memory",
         )
-    return made
+    return data

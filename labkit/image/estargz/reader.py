@@ -66,6 +66,11 @@ def open_layer(read_at: ReadAt, size_bytes: int, toc_digest: str | None) -> Laye
     return Layer(read_at, size_bytes, toc.parse(raw, offset))
 
 
+def open_bytes(raw: bytes, toc_digest: str | None) -> Layer:
+    """A blob that is in memory."""
+    return open_layer(lambda start, size: raw[start : start + size], len(raw), toc_digest)
+
+
 def verify(chunk: toc.Chunk, member: bytes) -> bytes:
     """The chunk's bytes. Raises BadInput unless they are what the TOC says."""
     data = decompress(member, chunk.size)

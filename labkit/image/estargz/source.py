@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from labkit.errors import BadInput
 from labkit.image.tar import Member, TarReader
@@ -86,7 +87,7 @@ def spool(
 
 
 @contextmanager
-def _densified(file, directory: str | Path, limit_bytes: int) -> Iterator[Spool]:
+def _densified(file: IO[bytes], directory: str | Path, limit_bytes: int) -> Iterator[Spool]:
     """The same archive with its sparse members written out, through tarfile, which knows every
     variant of them."""
     with tempfile.TemporaryFile(dir=directory, buffering=0) as out:

@@ -18,7 +18,7 @@ from bisect import bisect_right
 from calendar import timegm
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from labkit.errors import BadInput
 from labkit.image.estargz.layout import NO_PREFETCH, PREFETCH
@@ -129,9 +129,9 @@ def _seconds(text: str) -> int:
         raise _refuse(f"the time {text[:40]!r}") from None
 
 
-def _is_digest(text: Any) -> bool:
+def _is_digest(text: object) -> TypeGuard[str]:
     return (
-        type(text) is str
+        isinstance(text, str)
         and len(text) == 71
         and text.startswith("sha256:")
         and not text[7:].strip("0123456789abcdef")

@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from labkit.errors import BadInput
 from labkit.image.estargz import layout
@@ -116,15 +116,15 @@ def header(member: Member, size_bytes: int) -> bytes:
             pax.append((key, str(numbers[key]).encode()))
             numbers[key] = 0
     pax += [("SCHILY.xattr." + key, value) for key, value in sorted(member.xattrs.items())]
-    made = b""
+    extended = b""
     if pax:
         body = b"".join(_record(k, v) for k, v in pax)
-        made = (
+        extended = (
             _block(b"PaxHeaders.0/" + name[:80].rstrip(b"/"), b"x", b"", 0o644, {"size": len(body)})
             + body
             + bytes(-len(body) % BLOCK)
         )
-    return made + _block(
+    return extended + _block(
         name[:100],
         member.type.encode(),
         link[:100],
@@ -173,30 +173,32 @@ def _block(
 
 
 def toc_entry(member: Member) -> dict[str, Any]:
-    """The TOC's words for a member, without its chunks. Zero values are left out, as the reference
+    """The TOC's entry of a member, without its chunks. Zero values are left out, as the reference
     writer does."""
-    made: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "name": member.name + ("/" if member.type == DIR and not member.name.endswith("/") else ""),
         "type": _KINDS[member.type],
     }
     if member.type == FILE and member.size_bytes:
-        made["size"] = member.size_bytes
+        entry["size"] = member.size_bytes
     seconds = member.mtime_ns // 10**9
     if 0 < seconds <= _NINES_S:
-        made["modtime"] = datetime.fromtimestamp(seconds, timezone.utc).strftime(
+        entry["modtime"] = datetime.fromtimestamp(seconds, timezone.utc).strftime(
             "%Y-%m-%dT%H:%M:%SZ"
         )
     if member.type in (SYMLINK, HARDLINK):
-        made["linkName"] = member.link
-    made["mode"] = member.mode
+        entry["linkName"] = member.link
+    entry["mode"] = member.mode
     for key, value in (("uid", member.uid), ("gid", member.gid)):
         if value:
-            made[key] = value
+            entry[key] = value
     if member.type in (CHAR, BLOCKDEV):
-        made |= {"devMajor": member.major, "devMinor": member.minor}
+        entry |= {"devMajor": member.major, "devMinor": member.minor}
     if member.xattrs:
-        made["xattrs"] = {k: base64.b64encode(v).decode() for k, v in sorted(member.xattrs.items())}
-    return made | {"NumLink": 0}
+        entry["xattrs"] = {
+            k: base64.b64encode(v).decode() for k, v in sorted(member.xattrs.items())
+        }
+    return entry | {"NumLink": 0}
 
 
 @dataclass(frozen=True)
@@ -251,6 +253,25 @@ def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
         yield batch
 
 
+class _Output:
+    """The blob so far: members go to the file, they and what they hold into the digests."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file, self.blob, self.plain = file, hashlib.sha256(), hashlib.sha256()
+        self.size_bytes = self.plain_bytes = 0
+
+    def append(self, plain: bytes, member: bytes | bytearray) -> None:
+        self.plain.update(plain)
+        self.blob.update(member)
+        self.file.write(member)
+        self.size_bytes += len(member)
+        self.plain_bytes += len(plain)
+
+
+def _digest(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
 def write(
     layer: Spool,
     path: str | Path,
@@ -271,11 +292,11 @@ def write(
     entries: list[dict[str, Any]] = []
     threads = threads or os.cpu_count() or 1
 
-    def work(batch: list[_Piece]) -> list[tuple[bytes, bytes, str]]:
-        done = []
+    def pack(batch: list[_Piece]) -> list[tuple[bytes, bytes | bytearray, str]]:
+        packed = []
         for piece in batch:
             if piece.entry is None:
-                done.append((piece.raw, compress(piece.raw, level), ""))
+                packed.append((piece.raw, compress(piece.raw, level), ""))
                 continue
             data = (
                 layout.LANDMARK_BYTE if piece.offset < 0 else layer.read(piece.offset, piece.size)
@@ -284,58 +305,52 @@ def write(
                 raise BadInput(
                     "the spooled layer ended early", why="the disk is full, or the spool was cut"
                 )
-            done.append((data, compress(data, level), "sha256:" + hashlib.sha256(data).hexdigest()))
-        return done
+            packed.append((data, compress(data, level), _digest(data)))
+        return packed
 
-    blob, diff = hashlib.sha256(), hashlib.sha256()
-    at = plain = chunks = 0
-    prefetch_end = 0
+    chunks = prefetch_end = 0
     whole: Any = None
     head: dict[str, Any] = {}
-    with open(path, "wb") as out, ThreadPoolExecutor(threads) as pool:
-        waiting: deque[tuple[list[_Piece], Future[list[tuple[bytes, bytes, str]]]]] = deque()
+    with open(path, "wb") as file, ThreadPoolExecutor(threads) as pool:
+        out = _Output(file)
+        waiting: deque[tuple[list[_Piece], Future[list[tuple[bytes, bytes | bytearray, str]]]]]
+        waiting = deque()
         source = _batches(_pieces(groups, chunk_bytes, entries))
         while True:
             while len(waiting) < threads + _AHEAD and (batch := next(source, None)) is not None:
-                waiting.append((batch, pool.submit(work, batch)))
+                waiting.append((batch, pool.submit(pack, batch)))
             if not waiting:
                 break
             batch, future = waiting.popleft()
             for piece, (data, member, digest) in zip(batch, future.result(), strict=True):
                 if piece.entry is not None:
                     chunks += 1
-                    piece.entry.update(offset=at, chunkDigest=digest)
+                    piece.entry.update(offset=out.size_bytes, chunkDigest=digest)
                     if piece.entry["type"] == "reg":
                         head = piece.entry
                         whole = None if piece.last else hashlib.sha256()
                         if piece.last:
                             head["digest"] = digest
                         if head["name"] == layout.PREFETCH:
-                            prefetch_end = at
+                            prefetch_end = out.size_bytes
                     if whole is not None:
                         whole.update(data)
                         if piece.last:
                             head["digest"] = "sha256:" + whole.hexdigest()
-                diff.update(data)
-                blob.update(member)
-                out.write(member)
-                at, plain = at + len(member), plain + len(data)
-        toc_offset = at
+                out.append(data, member)
+        toc_offset = out.size_bytes
         raw = json.dumps({"version": 1, "entries": entries}, separators=(",", ":")).encode()
         toc = Member(name=layout.TOC_NAME, type=FILE, mode=0o444)
         tail = header(toc, len(raw)) + raw + bytes(-len(raw) % BLOCK) + bytes(2 * BLOCK)
-        for data, member in ((tail, compress(tail, level)), (b"", layout.pack_footer(toc_offset))):
-            diff.update(data)
-            blob.update(member)
-            out.write(member)
-            at, plain = at + len(member), plain + len(data)
+        out.append(tail, compress(tail, level))
+        out.append(b"", layout.pack_footer(toc_offset))
     return Written(
-        "sha256:" + blob.hexdigest(),
-        at,
-        "sha256:" + diff.hexdigest(),
-        "sha256:" + hashlib.sha256(raw).hexdigest(),
+        "sha256:" + out.blob.hexdigest(),
+        out.size_bytes,
+        "sha256:" + out.plain.hexdigest(),
+        _digest(raw),
         toc_offset,
-        plain,
+        out.plain_bytes,
         prefetch_end,
         chunks,
         tuple(missing),

@@ -29,7 +29,7 @@ class Busy(TransferError):
         super().__init__(what, why="the store limits its clients")
         self.retry_after_s = retry_after_s
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[Busy], tuple[str, float]]:
         return (type(self), (self.what, self.retry_after_s))
 
 

@@ -15,10 +15,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from labkit.errors import LabError
+from labkit.image.estargz.toc import Chunk
 from labkit.image.lazyfs import wire
 from labkit.image.lazyfs.feed import Feed
 from labkit.image.lazyfs.stats import Stats
@@ -268,7 +269,9 @@ class FuseServer:
         self._answer(unique, offset, size, chunks, data)
         return None
 
-    def _read_slowly(self, unique: int, node: Node, offset: int, size: int, chunks) -> None:
+    def _read_slowly(
+        self, unique: int, node: Node, offset: int, size: int, chunks: Sequence[Chunk]
+    ) -> None:
         started_s = time.monotonic()
         try:
             data = [self.feed.chunk(node.layer, chunk) for chunk in chunks]
@@ -289,7 +292,9 @@ class FuseServer:
         if self._claim(unique):
             self._answer(unique, offset, size, chunks, data)
 
-    def _answer(self, unique: int, offset: int, size: int, chunks, data: list[bytes]) -> None:
+    def _answer(
+        self, unique: int, offset: int, size: int, chunks: Sequence[Chunk], data: list[bytes]
+    ) -> None:
         parts: list[bytes | memoryview] = [wire.header_of(unique, size)]
         for chunk, held in zip(chunks, data, strict=True):
             low, high = (

@@ -121,11 +121,7 @@ class Transfers:
                                 error,
                             )
                         return False
-                    with self.moved:
-                        asked = self.probes
-                        self.moved.wait_for(
-                            lambda asked=asked: self.closed or asked != self.probes, wait_s
-                        )
+                    self._pause(wait_s)
             return True
         finally:
             with self.moved:
@@ -133,6 +129,12 @@ class Transfers:
                 if stream in self.streams:
                     self.streams.remove(stream)
                 self.moved.notify_all()
+
+    def _pause(self, wait_s: float) -> None:
+        """Until the time is over, a reader wants the source probed, or the mount ends."""
+        with self.moved:
+            probes = self.probes
+            self.moved.wait_for(lambda: self.closed or probes != self.probes, wait_s)
 
     def _pull(self, stream: Stream) -> None:
         feed = self.layers[stream.layer]

@@ -86,6 +86,9 @@ class Node:
             self.mtime_s,
         )
 
+    def child(self, name: bytes) -> Node | None:
+        return self.children.get(name) if self.children else None
+
     def chunks_of(self, offset: int, size: int) -> Sequence[Chunk]:
         """The chunks that hold [offset, offset + size)."""
         if len(self.chunks) < 2:
@@ -108,9 +111,7 @@ class InodeTree:
     def at(self, path: str) -> Node | None:
         node: Node | None = self.root
         for part in (p for p in path.split("/") if p):
-            node = (
-                (node.children or {}).get(part.encode("utf-8", "surrogateescape")) if node else None
-            )
+            node = node.child(_bytes(part)) if node else None
         return node
 
     def number(self) -> None:
@@ -139,10 +140,9 @@ def build(
     for names, kind in ((extra_dirs, "dir"), (extra_files, "reg")):
         for name in names:
             parent, leaf = _parent(tree, name.strip("/"), -1)
-            if leaf and leaf not in parent.children:
-                _attach(
-                    parent, leaf, Node(kind, name.strip("/"), 0o755 if kind == "dir" else 0o644)
-                )
+            if leaf and parent.child(leaf) is None:
+                mode = 0o755 if kind == "dir" else 0o644
+                _attach(parent, leaf, Node(kind, name.strip("/"), mode))
     tree.number()
     return tree
 
@@ -156,12 +156,12 @@ def _apply(tree: InodeTree, entries: list[TOCEntry], layer: int) -> None:
     for entry in entries:
         directory, _, leaf = entry.name.rpartition("/")
         if leaf == OPAQUE:
-            node = _existing(tree, directory)
+            node = tree.at(directory)
             if node is not None and node.children is not None:
                 node.children.clear()
         elif leaf.startswith(WHITEOUT):
             hidden = leaf[len(WHITEOUT) :]
-            node = _existing(tree, directory)
+            node = tree.at(directory)
             if node is not None and node.children is not None and hidden not in ("", ".", ".."):
                 gone = node.children.pop(_bytes(hidden), None)
                 if gone is not None:
@@ -232,21 +232,16 @@ def _attach(parent: Node, leaf: bytes, node: Node) -> None:
 
 
 def _link(tree: InodeTree, entry: TOCEntry, layer: int) -> bool:
-    node = _existing(tree, entry.link)
+    node = tree.at(entry.link)
     if node is None or node.children is not None or node.layer != layer:
         return False
     parent, leaf = _parent(tree, entry.name, layer)
-    if parent.children.get(leaf) is not node:
+    if parent.child(leaf) is not node:
         node.nlink += 1
         held = node.parent
         _attach(parent, leaf, node)
         node.parent = held
     return True
-
-
-def _existing(tree: InodeTree, path: str) -> Node | None:
-    """The node at a path, through directories only."""
-    return tree.at(path)
 
 
 def _parent(tree: InodeTree, name: str, layer: int) -> tuple[Node, bytes]:

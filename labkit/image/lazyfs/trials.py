@@ -127,11 +127,7 @@ def touch(layout: oci.Layout, name: str, program: Sequence[str]) -> dict[str, An
     sizes: dict[str, int] = {}
     for layer in layout.manifest(name).layers:
         raw = layout.blob_path(layer.digest).read_bytes()
-        toc = reader.open_layer(
-            lambda at, size, raw=raw: raw[at : at + size],
-            len(raw),
-            layer.annotations[shape.TOC_DIGEST],
-        ).toc
+        toc = reader.open_bytes(raw, layer.annotations[shape.TOC_DIGEST]).toc
         sizes |= {
             e.name: e.size for e in toc.entries if e.kind == "reg" and e.name not in shape.OWN_NAMES
         }

@@ -60,6 +60,13 @@ def opened(blob: bytes, made) -> reader.Layer:
     )
 
 
+def members(archive):
+    with tarfile.open(
+        fileobj=io.BytesIO(archive), errors="surrogateescape", encoding="utf-8"
+    ) as tar:
+        return tar.getmembers()
+
+
 def test_any_runtime_unpacks_the_blob_and_finds_the_diff_id(tmp_path):
     made, blob = make(HARD_CASES, tmp_path)
     plain = gzip.decompress(blob)
@@ -67,8 +74,8 @@ def test_any_runtime_unpacks_the_blob_and_finds_the_diff_id(tmp_path):
     assert (
         "sha256:" + hashlib.sha256(blob).hexdigest() == made.digest and len(blob) == made.size_bytes
     )
-    ours = {m.name: m for m in tarfile.open(fileobj=io.BytesIO(plain))}
-    for theirs in tarfile.open(fileobj=io.BytesIO(HARD_CASES)):
+    ours = {m.name: m for m in members(plain)}
+    for theirs in members(HARD_CASES):
         same = ours[theirs.name]
         for key in ("type", "mode", "uid", "size", "linkname", "devmajor", "devminor"):
             assert getattr(same, key) == getattr(theirs, key), (theirs.name, key)
@@ -97,7 +104,7 @@ def test_the_same_input_gives_the_same_blob_with_any_number_of_threads(tmp_path,
 
 def test_prioritised_files_come_first_with_their_parents_and_link_targets(tmp_path):
     made, blob = make(HARD_CASES, tmp_path, prioritised=["attributes", "usr/hard", "not/there"])
-    names = [m.name for m in tarfile.open(fileobj=io.BytesIO(blob))]
+    names = [m.name for m in members(blob)]
     assert names[:5] == ["attributes", "usr", "usr/a", "usr/hard", layout.PREFETCH]
     assert made.missing == ("not/there",) and 0 < made.prefetch_bytes < 1000
     assert opened(blob, made).toc.prefetch_end == made.prefetch_bytes
@@ -105,10 +112,7 @@ def test_prioritised_files_come_first_with_their_parents_and_link_targets(tmp_pa
 
 def test_without_prioritised_files_the_other_landmark_is_there(tmp_path):
     made, blob = make(HARD_CASES, tmp_path)
-    assert (
-        layout.NO_PREFETCH in [m.name for m in tarfile.open(fileobj=io.BytesIO(blob))]
-        and made.prefetch_bytes == 0
-    )
+    assert layout.NO_PREFETCH in [m.name for m in members(blob)] and made.prefetch_bytes == 0
 
 
 def test_converting_an_estargz_layer_again_leaves_its_own_files_out(tmp_path):
@@ -191,7 +195,7 @@ def test_a_chunk_in_front_of_a_huge_member_costs_only_itself():
 
 
 def test_a_toc_other_than_the_manifests_is_refused(tmp_path):
-    made, blob = make(HARD_CASES, tmp_path)
+    _made, blob = make(HARD_CASES, tmp_path)
     with pytest.raises(BadInput, match="not the one its manifest names"):
         reader.open_layer(
             lambda start, size: blob[start : start + size], len(blob), "sha256:" + "0" * 64
@@ -366,10 +370,6 @@ def test_a_directory_named_without_slash_gets_one_and_a_link_keeps_its_target():
 def test_any_header_is_read_back_by_tarfile(name, size, seconds, uid):
     text = name.decode("utf-8", "surrogateescape").strip("/")
     member = Member(text, FILE, 0o600, uid, uid, 0, seconds * 10**9)
-    info = tarfile.open(
-        fileobj=io.BytesIO(writer.header(member, 0) + bytes(1024)),
-        errors="surrogateescape",
-        encoding="utf-8",
-    ).next()
+    (info,) = members(writer.header(member, 0) + bytes(1024))
     assert (info.name, info.uid, int(info.mtime)) == (text, uid, seconds)
     assert size >= 0
