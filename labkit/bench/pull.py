@@ -32,6 +32,7 @@ from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, LabError
 from labkit.image import objectpull, oci, push
 from labkit.image.codecs import codec_of, decompress, file_chunks
+from labkit.image.image_source import source_of
 from labkit.image.publish import publish_image
 from labkit.image.tree import Limits
 from labkit.image.unpack import unpack_image
@@ -379,16 +380,16 @@ def _node(on: Setting) -> Path:
 def _object_pull(on: Setting, image: str, pipelined: bool) -> tuple[float, dict[str, Any]]:
     node, began_s = _node(on), time.monotonic()
     try:
-        with objectpull.source_of(image, {**os.environ, **on.served.env}) as source:
+        options = objectpull.PullOptions(
+            connections=on.connections,
+            part_bytes=on.part_bytes,
+            limits=Limits(absolute_links=True),
+            pipelined=pipelined,
+            keep_blobs=True,
+        )
+        with source_of(image, {**os.environ, **on.served.env}) as source:
             facts = objectpull.pull(
-                source,
-                node / "rootfs",
-                scratch=node / "arriving",
-                connections=on.connections,
-                part_bytes=on.part_bytes,
-                limits=Limits(absolute_links=True),
-                pipelined=pipelined,
-                keep_blobs=True,
+                source, node / "rootfs", scratch=node / "blobs", options=options
             )
         return time.monotonic() - began_s, {
             "fetch_s": facts["fetch_s"],

@@ -23,6 +23,7 @@ from typing import Any
 from labkit.core.plan import StepContext
 from labkit.errors import TrialError
 from labkit.image import containerd, oci
+from labkit.image.distribution import find_manifest
 from labkit.image.start import host_binds
 
 
@@ -92,19 +93,13 @@ rpull.pre_start = lambda ctx, **_: _make_ready(ctx, stargz=True)  # type: ignore
 
 def _command(node: containerd.Node, image: str) -> list[str]:
     """Entrypoint of the pulled image, from containerd's own content store."""
-    digest = next(
-        line.split()[2] for line in node.ctr("images", "ls", f"name=={image}").splitlines()[1:]
-    )
-    manifest = json.loads(node.ctr("content", "get", digest))
-    if "manifests" in manifest:
-        manifest = json.loads(
-            node.ctr(
-                "content", "get", oci.choose(oci.parse_index(json.dumps(manifest).encode())).digest
-            )
-        )
-    config = oci.parse_config(node.ctr("content", "get", manifest["config"]["digest"]).encode())[
-        "config"
-    ]
+
+    def content(digest: str) -> bytes:
+        return node.ctr("content", "get", digest).encode()
+
+    listed = node.ctr("images", "ls", f"name=={image}").splitlines()[1:]
+    manifest = find_manifest(content, next(line.split()[2] for line in listed), image)
+    config = oci.parse_config(content(manifest.config.digest))["config"]
     return list(config.get("Entrypoint") or config.get("Cmd") or [])
 
 

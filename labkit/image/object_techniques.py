@@ -35,19 +35,17 @@ def object_pull(
     keys from the server's environment."""
     import os
 
-    from labkit.image import objectpull
+    from labkit.image.image_source import source_of
+    from labkit.image.objectpull import CONNECTIONS, PART_BYTES, PullOptions, pull
     from labkit.image.tree import Limits
 
-    env = {**os.environ, **ctx.server_env}
-    with objectpull.source_of(image, env) as source:
-        facts = objectpull.pull(
-            source,
-            ctx.node / "rootfs",
-            scratch=ctx.node / "arriving",
-            connections=connections or objectpull.CONNECTIONS,
-            part_bytes=part_bytes or objectpull.PART_BYTES,
-            limits=Limits(absolute_links=absolute_links),
-        )
+    options = PullOptions(
+        connections or CONNECTIONS,
+        part_bytes or PART_BYTES,
+        limits=Limits(absolute_links=absolute_links),
+    )
+    with source_of(image, {**os.environ, **ctx.server_env}) as source:
+        facts = pull(source, ctx.node / "rootfs", scratch=ctx.node / "blobs", options=options)
     ctx.state["rootfs"], ctx.state["image_config"] = str(ctx.node / "rootfs"), facts.pop("config")
     return facts
 

@@ -171,7 +171,8 @@ def canonical(doc: Any) -> bytes:
     )
 
 
-def _document(raw: bytes, what: str) -> dict[str, Any]:
+def parse_document(raw: bytes, what: str) -> dict[str, Any]:
+    """A JSON object of at most 4 MiB. Raises BadInput."""
     if len(raw) > DOCUMENT_LIMIT_BYTES:
         raise BadInput(
             f"{what} of {len(raw)} bytes",
@@ -221,7 +222,10 @@ def parse_descriptor(doc: Any, what: str = "descriptor") -> Descriptor:
 
 def parse_manifest(raw: bytes) -> Manifest:
     """Raises BadInput for anything that is not an image manifest of at most 512 layers."""
-    doc = _document(raw, "manifest")
+    return manifest_from(parse_document(raw, "manifest"))
+
+
+def manifest_from(doc: dict[str, Any]) -> Manifest:
     if doc.get("schemaVersion") != 2:
         raise BadInput(
             f"manifest: schemaVersion {str(doc.get('schemaVersion'))[:20]!r}",
@@ -249,7 +253,10 @@ def parse_manifest(raw: bytes) -> Manifest:
 
 
 def parse_index(raw: bytes) -> tuple[Descriptor, ...]:
-    doc = _document(raw, "index")
+    return index_from(parse_document(raw, "index"))
+
+
+def index_from(doc: dict[str, Any]) -> tuple[Descriptor, ...]:
     manifests = doc.get("manifests")
     if not isinstance(manifests, list) or len(manifests) > 4096:
         raise BadInput("index: no list of manifests")
@@ -259,7 +266,7 @@ def parse_index(raw: bytes) -> tuple[Descriptor, ...]:
 def parse_config(raw: bytes, layers: int | None = None) -> dict[str, Any]:
     """The image config, its used fields checked: rootfs.diff_ids (one a layer),
     config.{Env,Entrypoint,Cmd,WorkingDir}."""
-    doc = _document(raw, "image config")
+    doc = parse_document(raw, "image config")
     rootfs = doc.get("rootfs")
     ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
     if not isinstance(ids, list):

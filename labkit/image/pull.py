@@ -22,37 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core.plan import StepContext
-from labkit.errors import BadInput, TransferError
+from labkit.errors import BadInput
 from labkit.image import oci
+from labkit.image.distribution import RemoteImage
 from labkit.image.tree import Limits
 from labkit.image.unpack import unpack_image
 from labkit.net.fetch import Client, fetch_file
 
 STREAMS = 3
-
-
-def _manifest(client: Client, where: oci.Reference) -> tuple[oci.Manifest, oci.Descriptor]:
-    """The manifest for this machine, through an index where there is one, verified where it is
-    named by digest."""
-    target = where.target
-    for _ in range(3):
-        answer = client.ask(
-            "GET",
-            f"{where.base}/v2/{where.name}/manifests/{target}",
-            {"Accept": oci.ACCEPT},
-            limit_bytes=oci.DOCUMENT_LIMIT_BYTES,
-        )
-        digest = oci.digest_of(answer.body)
-        if target.startswith("sha256:") and digest != target:
-            raise TransferError(
-                f"{where}: the manifest has the digest {digest}",
-                why="the registry sent something else than was asked for",
-            )
-        kind = answer.headers.get("content-type", oci.MANIFEST).split(";")[0].strip()
-        if kind not in oci.INDEX_TYPES:
-            return oci.parse_manifest(answer.body), oci.Descriptor(kind, digest, len(answer.body))
-        target = oci.choose(oci.parse_index(answer.body)).digest
-    raise BadInput(f"{where}: indexes nested too deep")
 
 
 def pull_into(
@@ -65,34 +42,28 @@ def pull_into(
         raise BadInput(
             f"{reference} names no registry", fix="http://HOST:PORT/NAME:TAG, or https://…"
         )
-    made = oci.Layout.create(layout.path)
+    target = oci.Layout.create(layout.path)
     with client or Client() as fetching:
-        manifest, _ = _manifest(fetching, where)
-        wanted = {d.digest: d for d in made.blobs(manifest)}  # the same layer twice is fetched once
+        image = RemoteImage(fetching, where)
+        manifest = image.manifest()
+        wanted = {d.digest: d for d in target.blobs(manifest)}  # an image layer is fetched once
 
-        def one(blob: oci.Descriptor) -> int:
-            path = made.blob_path(blob.digest)
+        def fetch(blob: oci.Descriptor) -> int:
+            path = target.blob_path(blob.digest)
             if path.exists() and path.stat().st_size == blob.size_bytes:
                 return 0
-            got = fetch_file(
+            return fetch_file(
                 fetching,
-                f"{where.base}/v2/{where.name}/blobs/{blob.digest}",
+                image.blob_url(blob.digest),
                 path,
                 size_bytes=blob.size_bytes,
                 digest=blob.digest,
-            )
-            return got.size_bytes
+            ).size_bytes
 
         with ThreadPoolExecutor(max(1, streams), thread_name_prefix="layer") as pool:
-            fetched = sum(pool.map(one, wanted.values()))
-        made.add(
-            manifest,
-            (
-                f"{where.name}:{where.target}"
-                if not where.target.startswith("sha256:")
-                else where.name
-            ),
-        )
+            fetched = sum(pool.map(fetch, wanted.values()))
+        by_digest = where.target.startswith("sha256:")
+        target.add(manifest, where.name if by_digest else f"{where.name}:{where.target}")
         return manifest, {
             "bytes_fetched": fetched,
             "layers": len(manifest.layers),

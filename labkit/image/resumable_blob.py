@@ -1,10 +1,9 @@
-"""One layer on its way into a file: parts land in any order, are read in order, and a journal says
+"""A blob on its way into a file: parts land in any order, are read in order, and a journal says
 what a killed pull had.
 
-    layer = Arriving(descriptor, folder / "blob", part_bytes=2 << 20)
-    parts = layer.missing(url)                           # to fetch: what no journal line covers
-    for packed in layer.chunks(): …                      # waits for what has not arrived; raises
-        what ended the fetch
+    blob = ResumableBlob(descriptor, folder / "blob", part_bytes=2 << 20)
+    parts = blob.missing(url)               # to fetch: what no journal line covers
+    for packed in blob.chunks(): …          # waits for what is missing; raises what ended the fetch
 
 Limit: the page cache, which the bytes pass once. Lesson: notebooks/02_image_pull.
 """
@@ -24,12 +23,12 @@ from labkit.net.ranges import Into, RangePart
 READ_BYTES = 256 << 10
 
 
-class Arriving:
-    """One layer on its way into a file: which parts are there, and how far it can be read from its
+class ResumableBlob:
+    """A blob on its way into a file: which parts are there, and how far it can be read from its
     beginning."""
 
-    def __init__(self, layer: oci.Descriptor, path: Path, part_bytes: int):
-        self.layer, self.path, self.part_bytes = layer, path, part_bytes
+    def __init__(self, descriptor: oci.Descriptor, path: Path, part_bytes: int):
+        self.descriptor, self.path, self.part_bytes = descriptor, path, part_bytes
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._journal = os.open(
             f"{path}.parts", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
@@ -47,7 +46,7 @@ class Arriving:
         for line in os.pread(self._journal, 16 << 20, 0).split(b"\n")[:-1]:
             with contextlib.suppress(ValueError):
                 start, end = map(int, line.split())
-                if 0 <= start < end <= min(size, self.layer.size_bytes):
+                if 0 <= start < end <= min(size, self.descriptor.size_bytes):
                     found += end - start
                     self._grown(start, end)
         return found
@@ -70,8 +69,8 @@ class Arriving:
     def missing(self, url: str) -> list[RangePart]:
         """The parts that no journal line covers."""
         have, parts = sorted(self._ends.items()), []
-        for start in range(0, self.layer.size_bytes, self.part_bytes):
-            size = min(self.part_bytes, self.layer.size_bytes - start)
+        for start in range(0, self.descriptor.size_bytes, self.part_bytes):
+            size = min(self.part_bytes, self.descriptor.size_bytes - start)
             if not any(s <= start and start + size <= e for s, e in have):
                 parts.append(RangePart(url, start, size, self, Into.file(self.fd)))
         return parts
@@ -91,9 +90,9 @@ class Arriving:
             self._changed.notify_all()
 
     def chunks(self) -> Iterator[bytes]:
-        """The compressed layer from its beginning, as it arrives. Raises what ended the fetch."""
+        """The blob from its beginning, as it arrives. Raises what ended the fetch."""
         at = 0
-        while at < self.layer.size_bytes:
+        while at < self.descriptor.size_bytes:
             with self._changed:
                 while self._reached <= at and self._error is None:
                     self._changed.wait(1.0)

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from labkit.errors import BadInput, TransferError
+from labkit.errors import TransferError
 from labkit.image import oci
+from labkit.image.distribution import RemoteImage
 from labkit.net.fetch import Client, HTTPStatusError
 from labkit.net.http import ConnectionLost
 
@@ -37,7 +38,7 @@ class LayerSource(Protocol):
     name: str
 
     def manifest(self) -> oci.Manifest: ...
-    def config(self, manifest: oci.Manifest) -> dict: ...
+    def config(self, manifest: oci.Manifest) -> dict[str, Any]: ...
     def stream(self, digest: str, start: int, end: int) -> Iterator[memoryview]: ...
     def close(self) -> None: ...
 
@@ -59,7 +60,7 @@ class LayoutSource:
     def manifest(self) -> oci.Manifest:
         return self.layout.manifest(self.image)
 
-    def config(self, manifest: oci.Manifest) -> dict:
+    def config(self, manifest: oci.Manifest) -> dict[str, Any]:
         return self.layout.config(manifest)
 
     def stream(self, digest: str, start: int, end: int) -> Iterator[memoryview]:
@@ -84,49 +85,22 @@ class LayoutSource:
 class RegistrySource:
     """The distribution API's two GETs."""
 
-    def __init__(self, reference: oci.Reference, timeout_s: float = 10.0):
-        if not reference.base:
-            raise BadInput(
-                f"{reference} names no registry",
-                fix="write it like http://127.0.0.1:5000/lab/subject:latest",
-            )
-        self.reference, self.name = reference, str(reference)
-        self.base = f"{reference.base}/v2/{reference.name}"
-        self.client = Client(timeout_s=timeout_s)
+    def __init__(
+        self, reference: oci.Reference, timeout_s: float = 10.0, client: Client | None = None
+    ):
+        self.name, self.client = str(reference), client or Client(timeout_s=timeout_s)
+        self.image = RemoteImage(self.client, reference)
 
     def manifest(self) -> oci.Manifest:
-        target = self.reference.target
-        for _ in range(3):
-            raw = self.client.ask(
-                "GET",
-                f"{self.base}/manifests/{target}",
-                {"Accept": oci.ACCEPT},
-                limit_bytes=oci.DOCUMENT_LIMIT_BYTES,
-            ).body
-            if target.startswith("sha256:") and oci.digest_of(raw) != target:
-                raise TransferError(
-                    f"{self.name}: the manifest's digest is {oci.digest_of(raw)[:19]}…, not"
-                    f" {target[:19]}…"
-                )
-            if b'"manifests"' not in raw:
-                return oci.parse_manifest(raw)
-            target = oci.choose(oci.parse_index(raw)).digest
-        raise BadInput(f"{self.name}: indexes nested too deep")
+        return self.image.manifest()
 
-    def config(self, manifest: oci.Manifest) -> dict:
-        raw = self.client.ask(
-            "GET",
-            f"{self.base}/blobs/{manifest.config.digest}",
-            limit_bytes=oci.DOCUMENT_LIMIT_BYTES,
-        ).body
-        if oci.digest_of(raw) != manifest.config.digest:
-            raise TransferError(f"{self.name}: the config is not the one its manifest names")
-        return oci.parse_config(raw, len(manifest.layers))
+    def config(self, manifest: oci.Manifest) -> dict[str, Any]:
+        return self.image.config(manifest)
 
     def stream(self, digest: str, start: int, end: int) -> Iterator[memoryview]:
         """[start, end) of a blob in pieces of at most 256 KiB. One attempt. Raises TransferError
         (Busy: with the time to wait)."""
-        at, url = start, f"{self.base}/blobs/{digest}"
+        at, url = start, self.image.blob_url(digest)
         try:
             with self.client.open(
                 "GET", url, {"Range": f"bytes={start}-{end - 1}"}, ok=(206, 200)

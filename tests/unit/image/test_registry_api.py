@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit.errors import BadInput
+from labkit.errors import BadInput, TransferError
 from labkit.image import objectpull, oci, push
+from labkit.image.image_source import source_of
 from labkit.image.publish import publish_image
 from labkit.image.registry import OCI_MANIFEST, Registry, RegistryError, hex_of
 from labkit.image.tiny import REFERENCE, tiny_layout
 from labkit.net.server import HTTPServer
+from labkit.objects.client import open_bucket
 from labkit.objects.store import Store, environment
 
 
@@ -134,7 +136,7 @@ def test_a_manifest_needs_its_blobs_and_then_has_tags(registry):
 def test_a_layout_is_published_by_link_and_can_be_pulled_while_serving(registry, layout, tmp_path):
     facts = publish_image(registry.app.root, layout.path, REFERENCE)
     assert facts["linked"] == 5 and facts["digest"] == layout.manifest_descriptor(REFERENCE).digest
-    with objectpull.source_of(f"{registry.url}/{REFERENCE}") as source:
+    with source_of(f"{registry.url}/{REFERENCE}") as source:
         objectpull.pull(source, tmp_path / "root", scratch=tmp_path / "scratch")
     assert (tmp_path / "root/etc/hostname").read_text() == "tiny\n"
     assert publish_image(registry.app.root, layout.path, REFERENCE)["kept"] == 5
@@ -178,8 +180,9 @@ def bucket(tmp_path):
 
 
 def pull(server, prefix, root, scratch, **options):
-    with objectpull.source_of(f"s3://lab/{prefix}#{REFERENCE}", environment(server.url)) as source:
-        return objectpull.pull(source, root, scratch=scratch, part_bytes=50_000, **options)
+    with source_of(f"s3://lab/{prefix}#{REFERENCE}", environment(server.url)) as source:
+        wanted = objectpull.PullOptions(part_bytes=50_000, **options)
+        return objectpull.pull(source, root, scratch=scratch, options=wanted)
 
 
 def tree(root):
@@ -219,7 +222,7 @@ def test_recompressing_twice_gives_the_same_digests(layout, tmp_path):
 
 
 def test_a_push_sends_only_what_is_missing(bucket, layout):
-    with objectpull.open_bucket("s3://lab/pushed", environment(bucket.url)) as target:
+    with open_bucket("s3://lab/pushed", environment(bucket.url)) as target:
         first, second = (push.push(layout, REFERENCE, target) for _ in range(2))
     assert (first["sent_blobs"], first["there"], second["sent_blobs"], second["there"]) == (
         4,
@@ -274,7 +277,7 @@ def test_a_layer_that_unpacks_to_something_else_is_refused(bucket, layout, tmp_p
     forged = oci.Manifest(made.write_blob(json.dumps(config).encode(), oci.CONFIG), manifest.layers)
     made.add(forged, REFERENCE)
     push.publish_objects(bucket.app.disk.root, made, REFERENCE, prefix="forged")
-    with pytest.raises(objectpull.TransferError, match="unpacked"):
+    with pytest.raises(TransferError, match="unpacked"):
         pull(bucket, "forged", tmp_path / "root", tmp_path / "scratch")
     assert not (tmp_path / "root").exists()
 

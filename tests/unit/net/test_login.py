@@ -133,8 +133,9 @@ def test_stored_credentials_buy_one_token_for_all_layers_and_go_to_the_realm_alo
 
 def test_a_token_that_expires_in_the_middle_is_replaced(image, tmp_path):
     with Guarded(image) as guarded:
-        source = RegistrySource(oci.parse_reference(f"{guarded.url}/{REFERENCE}"))
-        source.client = client_with(USER)
+        source = RegistrySource(
+            oci.parse_reference(f"{guarded.url}/{REFERENCE}"), client=client_with(USER)
+        )
         layer = source.manifest().layers[0]
         assert b"".join(bytes(p) for p in source.stream(layer.digest, 0, 100))
         guarded.valid = {"token-2"}
@@ -178,8 +179,8 @@ def test_no_or_wrong_credentials_are_one_error_that_says_how_to_log_in(
 def test_threads_that_are_refused_at_once_fetch_one_token(image, tmp_path):
     with Guarded(image) as guarded:
         with client_with(USER) as client:
-            source = RegistrySource(oci.parse_reference(f"{guarded.url}/{REFERENCE}"))
-            source.client = client
+            reference = oci.parse_reference(f"{guarded.url}/{REFERENCE}")
+            source = RegistrySource(reference, client=client)
             digest = source.manifest().layers[0].digest
             guarded.valid = {"token-2"}
             threads = [
