@@ -36,7 +36,7 @@ MODULES = (
     "labkit.image.object_techniques",
     "labkit.image.lazyfs.techniques",
     "labkit.image.containerd_techniques",
-    "labkit.image.runtime",
+    "labkit.image.runtimes.techniques",
     "labkit.weights.techniques",
     "labkit.weights.overlap",
     "labkit.device.techniques",

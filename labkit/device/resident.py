@@ -462,12 +462,12 @@ def _pre_start(ctx: StepContext, model: str, device: str) -> None:
     from labkit.core import interpreter
     from labkit.core.ledger import marked
     from labkit.device.cuda_checkpoint import process_memory_bytes
-    from labkit.image.start import stand_before_t0
+    from labkit.image.runtimes.resident import start_resident
 
     folder = ctx.node / "resident"
     folder.mkdir(mode=0o700)
     environment = {**interpreter.environment("LABKIT_FAKE_CUDA"), "TMPDIR": ctx.temporary()}
-    process, answers, ready = stand_before_t0(
+    process, answers, ready = start_resident(
         ctx,
         lambda fd: [
             *interpreter.module("labkit.device.resident"),

@@ -234,14 +234,14 @@ def _pre_start(ctx: StepContext) -> None:
     """Start the server, let it serve nobody, and put it to sleep: what stands on this node while
     there is no replica."""
     from labkit.device.cuda_checkpoint import process_memory_bytes
-    from labkit.image.start import stand_before_t0
+    from labkit.image.runtimes.resident import start_resident
 
     environment = {
         **interpreter.environment("LABKIT_FAKE_CUDA"),
         "TMPDIR": ctx.temporary(),
         **{k: v for k, v in ctx.server_env.items() if k != timeline.ENV},
     }
-    process, answers, ready = stand_before_t0(
+    process, answers, ready = start_resident(
         ctx,
         lambda fd: [*interpreter.module("labkit.device.standby"), str(fd), *ctx.server_args],
         environment,

@@ -41,7 +41,8 @@ from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
 from labkit.image import closure, oci
 from labkit.image.layers import STOCK_LEVEL, LayerEntry, WrittenLayer, write_image, write_layer
-from labkit.image.start import LIBRARY_PATH, PYTHON_HOME, SERVER
+from labkit.image.runtimes.process import LIBRARY_PATH, PYTHON_HOME
+from labkit.image.runtimes.server import SERVER
 from labkit.image.tiny import tiny_layout
 
 __all__ = ["PARTS", "REFERENCE", "build", "ensure_image", "tiny_layout"]

@@ -28,8 +28,8 @@ from pathlib import Path
 
 from labkit.core.ledger import marked
 from labkit.errors import BadInput
+from labkit.image.elf import interpreter_of
 from labkit.image.layers import LayerEntry, add_file
-from labkit.image.start import interpreter_of
 
 PREFIX = "usr/local"
 VERSION = f"python{sys.version_info.major}.{sys.version_info.minor}"

@@ -24,7 +24,7 @@ from labkit.core.plan import StepContext
 from labkit.errors import TrialError
 from labkit.image import containerd, oci
 from labkit.image.distribution import find_manifest
-from labkit.image.start import host_binds
+from labkit.image.runtimes.server import host_binds
 
 
 class _FileLines:

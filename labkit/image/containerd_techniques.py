@@ -15,7 +15,7 @@ from typing import Any
 from labkit.core.plan import LaunchPlan, Step
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
-from labkit.image.runtime import availability
+from labkit.image.runtimes.techniques import availability
 from labkit.image.techniques import ImageTechnique
 from labkit.technique import Artifact, Availability, Claim, Evidence, Observation, Subject, register
 

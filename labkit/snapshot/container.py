@@ -1,7 +1,7 @@
 """The same with a container around it: `runc checkpoint` off the clock, `runc restore` in place of
 `start`.
 
-The container is the one the process layer starts (labkit.image.start:runc): the image's files, the
+The container is the one the process layer starts (labkit.image.runtimes.runc): the image's files, the
 host's network, pipes as standard streams – runc notes them and hands new ones to the restored
 process. Mounts are external to the snapshot: on another node the image and the model are bound from
 where they are there.
@@ -30,7 +30,9 @@ from labkit.core.ledger import current, start_time
 from labkit.core.plan import StepContext
 from labkit.core.trial import free_port
 from labkit.errors import TrialError
-from labkit.image import start as starting
+from labkit.image.runtimes import runc as runtime
+from labkit.image.runtimes.container import prepare_container
+from labkit.image.runtimes.server import drain
 from labkit.snapshot import create, criu, images, process, readahead, store, transport, xstate
 from labkit.snapshot.explain import refusal
 
@@ -82,7 +84,7 @@ def _make_container(
     ctx = _context(scratch, rootfs, image_config, model, loader, extra, target.name)
     try:
         with store.writing(target) as part:
-            starting.runc(ctx)
+            runtime.start(ctx)
             pid, about = ctx.state["server_pid"], ctx.state["container"]
             answer = create.first_tokens(ctx.port, asked, lambda: start_time(pid) != 0)
             if answer.first_token_s is None:
@@ -224,7 +226,7 @@ def _inside_out(found: dict[str, list[list[int]]], rootfs: Path) -> dict[str, li
 def checkpoint(
     about: dict[str, str], into: Path, work: Path, *, leave_running: bool = False
 ) -> dict[str, Any]:
-    """`runc checkpoint` of a container that `labkit.image.start:runc` started. Raises
+    """`runc checkpoint` of a container that `labkit.image.runtimes.runc` started. Raises
     SnapshotError; refused, it goes on running."""
     work.mkdir(parents=True, exist_ok=True)
     config = work / "criu.conf"
@@ -356,7 +358,7 @@ def _lay(ctx: StepContext, snapshot: store.Snapshot) -> _ContainerRoot:
     """The files' paths inside of the container stay what they were."""
     with ctx.span("restore.place"):
         ctx.state.setdefault("image_config", snapshot.manifest.container["image_config"])
-        laid, binds = starting._laid(ctx)
+        laid, binds = prepare_container(ctx)
         bundle, name = laid.skeleton.parent, f"labkit-{os.getpid()}-{ctx.port}"
         (bundle / "work").mkdir(exist_ok=True)
         linked = process.stage_images(snapshot, bundle / "images", port=ctx.port, moved={})
@@ -364,7 +366,7 @@ def _lay(ctx: StepContext, snapshot: store.Snapshot) -> _ContainerRoot:
         config.write_text(UNREAD + "leave-stopped\n")
         secrets.write_private(
             bundle / "config.json",
-            json.dumps(starting.runc_spec(ctx, laid, binds, f"/labkit/{name}")),
+            json.dumps(runtime.bundle_config(ctx, laid, binds, f"/labkit/{name}")),
         )
         _annotate(bundle, config)
     return _ContainerRoot(bundle, name, linked)
@@ -387,7 +389,7 @@ def _runc_restore(
     ctx.on_stop(end)
     out, pipe = os.pipe()
     try:
-        starting.drain(ctx, out)
+        drain(ctx, out)
         with ctx.span("restore.criu"), exits.adopting():
             done = _runc(
                 state,

@@ -53,10 +53,11 @@ def start(ctx: StepContext) -> dict[str, Any]:
 
 
 def _pre_start(ctx: StepContext) -> None:
-    from labkit.image.start import host_command, stand_before_t0
+    from labkit.image.runtimes.process import host_command
+    from labkit.image.runtimes.resident import start_resident
 
     argv, environment = host_command(ctx)
-    process, answers, ready = stand_before_t0(
+    process, answers, ready = start_resident(
         ctx, lambda fd: [argv[0], "-m", "labkit.snapshot.zygote", str(fd)], environment
     )
     if not ready.get("ready"):

@@ -13,8 +13,9 @@ import pytest
 from labkit.core import beside
 from labkit.core.ledger import start_time
 from labkit.core.workspace import Workspace
-from labkit.image import build, start
+from labkit.image import build
 from labkit.image.pull import ensure_rootfs
+from labkit.image.runtimes import runc
 from labkit.snapshot import container, create, criu, store
 from labkit.snapshot.cycle import restored
 from labkit.snapshot.explain import SnapshotError, SnapshotRefused
@@ -123,7 +124,7 @@ def test_a_live_connection_is_refused_in_words_and_the_container_goes_on(
     with beside.scratch("refused-", tmp_path) as room:
         ctx = container._context(room, rootfs, config, model, MAPPED, (), "refused")
         try:
-            start.runc(ctx)
+            runc.start(ctx)
             pid = ctx.state["server_pid"]
             asked = {"prompt": create.PROMPT, "max_tokens": 4}
             tokens = create.first_tokens(ctx.port, asked, lambda: start_time(pid) != 0).tokens

@@ -20,7 +20,8 @@ from labkit.core.observe import process_facts
 from labkit.core.plan import LaunchPlan, StepContext
 from labkit.core.trial import free_port
 from labkit.errors import TrialError
-from labkit.image import build, oci, start, tiny
+from labkit.image import build, oci, tiny
+from labkit.image.runtimes import process, runc, userns
 from labkit.image.unpack import unpack_image
 from labkit.technique import Observation, technique
 
@@ -30,6 +31,7 @@ RUNTIMES = [
     pytest.param("userns", marks=pytest.mark.needs("userns")),
     pytest.param("runc", marks=pytest.mark.needs("runc")),
 ]
+MODULES = {"process": process, "userns": userns, "runc": runc}
 
 SERVER = textwrap.dedent("""
     import http.server, json, os, sys, ssl, sqlite3
@@ -104,7 +106,7 @@ def ask(port: int) -> dict:
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_the_images_interpreter_answers_and_the_kernel_confirms_it(runtime, ctx):
     before = sorted(os.listdir(ctx.state["rootfs"]))
-    facts = getattr(start, runtime)(ctx)
+    facts = MODULES[runtime].start(ctx)
     seen = ask(ctx.port)
     assert seen["model"] and seen["prefix"].endswith("/usr/local") and seen["random"] == 8
     assert seen["stdout"].startswith("pipe:")  # a file of the host would break a CRIU dump
@@ -130,14 +132,14 @@ def test_the_images_interpreter_answers_and_the_kernel_confirms_it(runtime, ctx)
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_nothing_of_the_hosts_environment_leaks_into_the_server(runtime, ctx, monkeypatch):
     monkeypatch.setenv("A_SECRET", "token")
-    getattr(start, runtime)(ctx)
+    MODULES[runtime].start(ctx)
     seen = ask(ctx.port)
     assert "A_SECRET" not in seen["env"] and seen["env"]["LANG"] == "C.UTF-8"
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_the_end_of_the_trial_leaves_no_process_and_no_mount(runtime, ctx):
-    pid = getattr(start, runtime)(ctx)["server_pid"]
+    pid = MODULES[runtime].start(ctx)["server_pid"]
     ask(ctx.port)
     for end in reversed(ctx._ends):
         end()
@@ -158,12 +160,12 @@ def test_a_killed_agent_takes_the_server_along(runtime, tmp_path, workspace, pyt
         from labkit.core.plan import StepContext
         from labkit.core.ledger import Ledger
         from labkit.core.workspace import Workspace
-        from labkit.image import start
+        from labkit.image.runtimes import {runtime}
         with Ledger.open(Workspace.at({str(workspace.root)!r}), watch=False) as ledger:
             ctx = StepContext(node=Path({str(workspace.nodes / "one")!r}), port={port}, timeline_path=Path("/dev/null"), ledger=ledger,
                               server_args=["-c", "import time; print('up', flush=True); time.sleep(600)"], server_env={{}}, server_binds=[],
                               state={{"rootfs": {str(rootfs)!r}, "image_config": json.loads({json.dumps(json.dumps(config))})}})
-            print(start.{runtime}(ctx)["server_pid"], flush=True)
+            print({runtime}.start(ctx)["server_pid"], flush=True)
             time.sleep(600)
     """)
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as agent:
@@ -182,17 +184,17 @@ def test_a_killed_agent_takes_the_server_along(runtime, tmp_path, workspace, pyt
 def test_a_root_that_cannot_be_entered_says_why(ctx):
     ctx.state["image_config"] = {"config": {"Entrypoint": ["/no/such/program"]}}
     with pytest.raises(TrialError, match="did not start"):
-        start.userns(ctx)
+        userns.start(ctx)
 
 
 def test_the_process_runtime_refuses_a_bind_it_cannot_make(ctx):
     ctx.server_binds = [("/somewhere", "/elsewhere")]
     with pytest.raises(TrialError, match="cannot appear"):
-        start.process(ctx)
+        process.start(ctx)
 
 
 def test_a_server_of_the_host_is_no_evidence_for_the_image(ctx):
-    facts = start.process(ctx)
+    facts = process.start(ctx)
     ask(ctx.port)
     proc = process_facts(facts["server_pid"])
     foreign = replace(

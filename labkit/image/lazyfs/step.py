@@ -24,7 +24,7 @@ from labkit.core.ledger import unmount
 from labkit.core.plan import StepContext
 from labkit.errors import BadInput, MissingCapability, TransferError, TrialError
 from labkit.image.lazyfs.stats import prefetched
-from labkit.image.start import drain
+from labkit.image.runtimes.server import drain
 
 _KINDS = {kind.__name__: kind for kind in (BadInput, MissingCapability, TransferError)}
 

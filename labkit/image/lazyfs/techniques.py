@@ -27,7 +27,8 @@ from labkit.image.estargz import layer_cache
 from labkit.image.estargz.convert import convert
 from labkit.image.lazyfs import stats
 from labkit.image.lazyfs.step import mount_image
-from labkit.image.runtime import availability
+from labkit.image.runtimes import process
+from labkit.image.runtimes.techniques import availability
 from labkit.image.techniques import ImageTechnique
 from labkit.technique import Artifact, Availability, Claim, Evidence, Observation, Subject, register
 
@@ -69,9 +70,7 @@ def record_start(
                 f"oci:{layout.path}:{name}",
                 ["--record", str(node / "record"), "--no-background", "--read-ahead-kb", "128"],
             )
-            from labkit.image import start
-
-            start.process(ctx)
+            process.start(ctx)
             _first_token(port, timeout_s, ctx)
         finally:
             for end in reversed(ctx._ends):
@@ -92,8 +91,8 @@ def _first_token(port: int, timeout_s: float, ctx: StepContext) -> None:
             with urllib.request.urlopen(request, timeout=timeout_s) as answer:
                 answer.read()
                 return
-        process = ctx.state.get("server_process")
-        if process is not None and process.poll() is not None:
+        server = ctx.state.get("server_process")
+        if server is not None and server.poll() is not None:
             break
         time.sleep(0.05)
     raise TrialError(

@@ -36,6 +36,7 @@ from labkit.image.lazyfs import stats
 from labkit.image.lazyfs.step import mount_image
 from labkit.image.publish import publish_image
 from labkit.image.pull import pull_into
+from labkit.image.runtimes.process import process_command
 from labkit.image.unpack import unpack_image
 from labkit.net.serving import serving
 
@@ -86,14 +87,12 @@ def run_from(
 ) -> dict[str, Any]:
     """Run the image's interpreter with `program` from a fresh lazy mount: {"mount_s", "run_s",
     "record", "stats"}."""
-    from labkit.image import start
-
     with mounted(reference, *options, workspace=workspace) as ctx:
         config = ctx.state["image_config"]
         python = (config["config"].get("Entrypoint") or config["config"].get("Cmd"))[0]
         config["config"] = {**config["config"], "Entrypoint": [python], "Cmd": None}
         ctx.server_args = list(program)
-        argv, environment = start.process_command(ctx, ctx.state["rootfs"])
+        argv, environment = process_command(ctx, ctx.state["rootfs"])
         began_s = time.monotonic()
         done = subprocess.run(
             argv,

@@ -47,14 +47,14 @@ def test_how_cuda_and_torch_were_told_to_behave_is_kept_and_the_rest_is_not(monk
 
 
 def test_a_server_of_a_trial_has_it_and_the_plan_s_own_wins(tmp_path, monkeypatch):
-    from labkit.image import start
+    from labkit.image.runtimes.process import host_command
 
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
     ctx = SimpleNamespace(
         server_args=[], server_env={"TORCH_CUDNN_SDPA_DEPRIORITIZED": "0"}, temporary=lambda: "/t"
     )
-    _, made = start.host_command(ctx)
+    _, made = host_command(ctx)
     assert (
         made["PYTHONPATH"].split(os.pathsep) == [ROOT, str(tmp_path)]
         and made["TORCH_CUDNN_SDPA_DEPRIORITIZED"] == "0"

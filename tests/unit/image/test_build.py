@@ -15,9 +15,9 @@ import pytest
 
 from labkit.errors import BadInput
 from labkit.image import build, closure, oci
+from labkit.image.elf import interpreter_of
 from labkit.image.layers import LayerEntry, tar_chunks, write_layer
 from labkit.image.rootfs import prepare_root, resolve
-from labkit.image.start import interpreter_of
 from labkit.image.tree import growing
 from labkit.image.unpack import apply_layer
 

@@ -89,7 +89,7 @@ class _Runtime:
                 why=f"{self.name} would start it another way",
                 fix="process=runc",
             )
-        return plan.with_steps(Step("start", f"labkit.image.start:{self.name}"))
+        return plan.with_steps(Step("start", f"labkit.image.runtimes.{self.name}:start"))
 
     def verify(self, seen: Observation) -> Evidence:
         rootfs = str(seen.facts.get("start", {}).get("rootfs", ""))
