@@ -29,6 +29,7 @@ from labkit.image import oci
 from labkit.image.containerd import running
 from labkit.image.estargz import layout
 from labkit.image.estargz.convert import convert
+from labkit.image.oci_layout import Layout
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,16 +44,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def image_of(text: str, space: Workspace, scratch: Path) -> tuple[oci.Layout, str]:
+def image_of(text: str, space: Workspace, scratch: Path) -> tuple[Layout, str]:
     from labkit.image import build, tiny
 
     if text == "subject":
         path, name = build.ensure_image(space)
-        return oci.Layout(path), name
+        return Layout(path), name
     if text == "tiny":
         tiny.tiny_layout(scratch / "tiny")
-        return oci.Layout(scratch / "tiny"), tiny.REFERENCE
-    made = oci.Layout(text)
+        return Layout(scratch / "tiny"), tiny.REFERENCE
+    made = Layout(text)
     return made, made.first_name()
 
 
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
         def ours() -> Measured:
             with scratch("out-", room) as out:
-                made = convert(source, name, oci.Layout.create(out), chunk_bytes=args.chunk_size)
+                made = convert(source, name, Layout.create(out), chunk_bytes=args.chunk_size)
                 return Measured(
                     made.convert_s,
                     "warm",
@@ -106,7 +107,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _reference(
-    ends: ExitStack, ledger: Ledger, room: Path, source: oci.Layout, name: str, chunk_bytes: int
+    ends: ExitStack, ledger: Ledger, room: Path, source: Layout, name: str, chunk_bytes: int
 ) -> Arm:
     """The reference tool on a private containerd that holds the image already."""
     node = ends.enter_context(running(room / "containerd", ledger))

@@ -33,6 +33,7 @@ from labkit.errors import BadInput, LabError
 from labkit.image import objectpull, oci, push
 from labkit.image.codecs import codec_of, decompress, file_chunks
 from labkit.image.image_source import source_of
+from labkit.image.oci_layout import Layout
 from labkit.image.publish import publish_image
 from labkit.image.tree import Limits
 from labkit.image.unpack import unpack_image
@@ -93,7 +94,7 @@ class Setting:
     room: Path
     ledger: Ledger
     name: str
-    layouts: dict[str, oci.Layout]  # codec -> the image in it
+    layouts: dict[str, Layout]  # codec -> the image in it
     floors: dict[str, dict[str, float]]  # codec -> link_s, decompress_s, write_s
     connections: int
     part_bytes: int
@@ -195,7 +196,7 @@ def setting(
         source, name = image_of(image, space, room)
         layouts = {"gzip": source}
         for codec in codecs:
-            layouts[codec] = oci.Layout.create(room / f"layout-{codec}")
+            layouts[codec] = Layout.create(room / f"layout-{codec}")
             push.recompress(source, name, layouts[codec], codec)
         for codec, layout in layouts.items():
             push.publish_objects(room / "store", layout, name, prefix=f"images-{codec}")
@@ -221,30 +222,30 @@ def setting(
         )
 
 
-def image_of(what: str, space: Workspace, room: Path) -> tuple[oci.Layout, str]:
+def image_of(what: str, space: Workspace, room: Path) -> tuple[Layout, str]:
     if what == "tiny":
         from labkit.image.tiny import REFERENCE, tiny_layout
 
         tiny_layout(room / "tiny", 30_000_000)
-        return oci.Layout(room / "tiny"), REFERENCE
+        return Layout(room / "tiny"), REFERENCE
     if what == "interpreter":
         from labkit.image.build import build
 
         made = space.images / "interpreter"
         if not (made / "index.json").exists():
             build(made, parts=("interpreter",))
-        return oci.Layout(made), oci.Layout(made).index()[0].annotations[oci.REF_NAME]
+        return Layout(made), Layout(made).index()[0].annotations[oci.REF_NAME]
     if what == "subject":
         from labkit.image.build import ensure_image
 
         path, name = ensure_image(space)
-        return oci.Layout(path), name
-    layout = oci.Layout(what)
+        return Layout(path), name
+    layout = Layout(what)
     return layout, layout.first_name()
 
 
 def floors(
-    layout: oci.Layout, name: str, link: link_room.Link, connections: int, room: Path
+    layout: Layout, name: str, link: link_room.Link, connections: int, room: Path
 ) -> dict[str, float]:
     """Seconds below which no client on this host can come, and the rates they are made of."""
     manifest = layout.manifest_with_layers(name)
@@ -405,7 +406,7 @@ def _full_pull(on: Setting, reference: str, streams: int) -> tuple[float, dict[s
 
     node, began_s = _node(on), time.monotonic()
     try:
-        layout = oci.Layout(node / "content")
+        layout = Layout(node / "content")
         manifest, _ = pull_into(layout, reference, streams=streams)
         fetched_s = time.monotonic() - began_s
         unpack_image(layout, manifest, node / "rootfs", limits=Limits(absolute_links=True))

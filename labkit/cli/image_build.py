@@ -42,7 +42,8 @@ def run_build(args: argparse.Namespace) -> int:
     from labkit.cli.output import last_line
     from labkit.core.units import show_bytes, show_s
     from labkit.core.workspace import Workspace
-    from labkit.image import build, oci, tiny
+    from labkit.image import build, tiny
+    from labkit.image.oci_layout import Layout
 
     began = time.monotonic()
     if args.with_weights:
@@ -62,7 +63,7 @@ def run_build(args: argparse.Namespace) -> int:
         path, name = build.ensure_image(
             Workspace.default(), with_weights=args.with_weights, say=_say
         )
-    layout = oci.Layout(path)
+    layout = Layout(path)
     manifest, digest = layout.manifest(name), layout.manifest_descriptor(name).digest
     seconds = time.monotonic() - began
     print(
@@ -105,9 +106,10 @@ def run_inspect(args: argparse.Namespace) -> int:
     from labkit.core.units import show_bytes
     from labkit.image import oci
     from labkit.image.codecs import codec_of, decompress, file_chunks
+    from labkit.image.oci_layout import Layout
     from labkit.image.tar import TarReader
 
-    layout = oci.Layout(args.layout)
+    layout = Layout(args.layout)
     manifest = layout.manifest(args.name)
     config = layout.config(manifest)
     rows, largest = [], []
@@ -161,12 +163,12 @@ def add_pull_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_pull(args: argparse.Namespace) -> int:
     from labkit.cli.output import last_line
-    from labkit.image import oci
+    from labkit.image.oci_layout import Layout
     from labkit.image.pull import pull_into
 
     output_directory(args.layout, "LAYOUT")
     began = time.monotonic()
-    _, facts = pull_into(oci.Layout(args.layout), args.reference, streams=args.streams)
+    _, facts = pull_into(Layout(args.layout), args.reference, streams=args.streams)
     last_line({"layout": str(args.layout), "seconds": round(time.monotonic() - began, 3), **facts})
     return 0
 
@@ -187,11 +189,11 @@ def add_unpack_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_unpack(args: argparse.Namespace) -> int:
     from labkit.cli.output import last_line
-    from labkit.image import oci
+    from labkit.image.oci_layout import Layout
     from labkit.image.tree import Limits
     from labkit.image.unpack import unpack_image
 
-    layout, began = oci.Layout(args.layout), time.monotonic()
+    layout, began = Layout(args.layout), time.monotonic()
     facts = unpack_image(
         layout,
         layout.manifest(args.name),

@@ -41,21 +41,22 @@ def run_convert(args: argparse.Namespace) -> int:
     from labkit.cli.image_push import _name
     from labkit.cli.output import last_line
     from labkit.core.units import show_bytes, show_s
-    from labkit.image import access_record, oci
+    from labkit.image import access_record
     from labkit.image.estargz.convert import convert
+    from labkit.image.oci_layout import Layout
 
     if args.access_record:
         readable_file(
             args.access_record, "--access-record", "labkit image mount --record FILE writes one"
         )
     output_directory(args.out, "OUT")
-    source = oci.Layout(args.layout)
+    source = Layout(args.layout)
     name = _name(source, args.name)
     record = access_record.read(args.access_record) if args.access_record else []
     made = convert(
         source,
         name,
-        oci.Layout.create(args.out),
+        Layout.create(args.out),
         record=record,
         chunk_bytes=args.chunk_size,
         level=args.level,

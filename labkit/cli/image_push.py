@@ -55,10 +55,11 @@ def run_push(args: argparse.Namespace) -> int:
     import time
 
     from labkit.cli.output import last_line
-    from labkit.image import oci, push
+    from labkit.image import push
+    from labkit.image.oci_layout import Layout
     from labkit.objects.client import open_bucket
 
-    layout, began_s = oci.Layout(args.layout), time.monotonic()
+    layout, began_s = Layout(args.layout), time.monotonic()
     with open_bucket(args.to) as bucket:
         facts = push.push(layout, _name(layout, args.name), bucket)
     last_line({"pushed": args.to, **facts, "seconds": round(time.monotonic() - began_s, 3)})
@@ -71,9 +72,10 @@ def run_recompress(args: argparse.Namespace) -> int:
     from labkit.cli.output import last_line
     from labkit.core.units import show_bytes
     from labkit.image import oci, push
+    from labkit.image.oci_layout import Layout
 
     output_directory(args.out, "--out")
-    source, target, began_s = oci.Layout(args.layout), oci.Layout.create(args.out), time.monotonic()
+    source, target, began_s = Layout(args.layout), Layout.create(args.out), time.monotonic()
     name = _name(source, args.name)
     before = source.manifest(name).layers_bytes
     made = push.recompress(source, name, target, args.codec, level=args.level)

@@ -41,6 +41,7 @@ from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
 from labkit.image import closure, oci
 from labkit.image.layers import STOCK_LEVEL, LayerEntry, WrittenLayer, write_image, write_layer
+from labkit.image.oci_layout import Layout
 from labkit.image.runtimes.process import LIBRARY_PATH, PYTHON_HOME
 from labkit.image.runtimes.server import SERVER
 from labkit.image.tiny import tiny_layout
@@ -152,7 +153,7 @@ def fingerprint(entries: dict[str, LayerEntry], level: int) -> str:
 
 
 def _written(
-    layout: oci.Layout,
+    layout: Layout,
     part: str,
     entries: dict[str, LayerEntry],
     level: int,
@@ -220,7 +221,7 @@ def build(
             why="it has no config.json",
             fix="labkit model make --preset small DIR",
         )
-    layout = oci.Layout.create(out)
+    layout = Layout.create(out)
     sources = _Parts()
     wanted = [
         *parts,

@@ -14,7 +14,6 @@ Lesson: notebooks/02_image_pull.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 import tarfile
@@ -24,8 +23,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from labkit.core.beside import file_in
 from labkit.image import oci
+from labkit.image.codecs import Hashed
+from labkit.image.oci_layout import Layout
 
 BLOCK_BYTES = 1 << 20
 #: No name, no time, "unknown" system, as Go's and pigz's reproducible output: nothing of the
@@ -57,16 +57,14 @@ class WrittenLayer:
 def with_parents(entries: Mapping[str, LayerEntry]) -> dict[str, LayerEntry]:
     """The entries and a directory entry for each parent that has none, sorted so that parents come
     first."""
-    made = dict(entries)
+    whole = dict(entries)
     for name in entries:
         at = name.rfind("/")
         while at > 0:
-            made.setdefault(name[:at], LayerEntry(mode=0o755))
+            whole.setdefault(name[:at], LayerEntry(mode=0o755))
             at = name.rfind("/", 0, at)
-    hard = sorted(n for n, e in made.items() if e.hardlink)
-    return {
-        name: made[name] for name in [*sorted(n for n, e in made.items() if not e.hardlink), *hard]
-    }
+    # a hard link comes after what it links to
+    return dict(sorted(whole.items(), key=lambda item: (bool(item[1].hardlink), item[0])))
 
 
 def tar_chunks(entries: Mapping[str, LayerEntry]) -> Iterator[bytes]:
@@ -157,57 +155,38 @@ def gzip_chunks(
 
 
 def write_layer(
-    layout: oci.Layout,
+    layout: Layout,
     entries: Mapping[str, LayerEntry],
     *,
     level: int = STOCK_LEVEL,
     progress: Callable[[int], object] | None = None,
     **annotations: str,
 ) -> WrittenLayer:
-    """A gzip layer into the layout. `progress` is told the plain bytes done so far."""
-    plain, packed, plain_bytes, packed_bytes = hashlib.sha256(), hashlib.sha256(), 0, 0
+    """A gzip layer into the layout. `progress` gets the plain bytes so far."""
+    plain = Hashed(tar_chunks(entries))
 
-    def hashed() -> Iterator[bytes]:
-        nonlocal plain_bytes
-        for chunk in tar_chunks(entries):
-            plain.update(chunk)
-            plain_bytes += len(chunk)
+    def counted() -> Iterator[bytes]:
+        for chunk in plain:
             if progress:
-                progress(plain_bytes)
+                progress(plain.size_bytes)
             yield chunk
 
-    folder = layout.blob_path("sha256:" + "0" * 64).parent
-    with file_in(folder) as part:
-        with open(part, "wb") as out:
-            for chunk in gzip_chunks(hashed(), level):
-                packed.update(chunk)
-                packed_bytes += len(chunk)
-                out.write(chunk)
-        os.chmod(part, 0o644)
-        digest = "sha256:" + packed.hexdigest()
-        os.replace(part, layout.blob_path(digest))
-    notes = {
-        oci.UNPACKED_BYTES: str(plain_bytes),
-        **{k.replace("__", "."): v for k, v in annotations.items()},
-    }
+    digest, size_bytes = layout.write_blob_from(gzip_chunks(counted(), level))
+    notes = {oci.UNPACKED_BYTES: str(plain.size_bytes)}
+    notes |= {key.replace("__", "."): value for key, value in annotations.items()}
     return WrittenLayer(
-        oci.Descriptor(oci.LAYER_GZIP, digest, packed_bytes, notes),
-        "sha256:" + plain.hexdigest(),
-        plain_bytes,
+        oci.Descriptor(oci.LAYER_GZIP, digest, size_bytes, notes), plain.digest, plain.size_bytes
     )
 
 
 def write_image(
-    layout: oci.Layout, layers: list[tuple[str, WrittenLayer]], run: Mapping[str, object], name: str
+    layout: Layout, layers: list[tuple[str, WrittenLayer]], run: Mapping[str, object], name: str
 ) -> oci.Manifest:
     """Config and manifest over written layers (title, layer); listed in the layout's index as
     `name`. `run`: Env, Cmd …"""
-    import platform
-
-    arch = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     epoch = "1970-01-01T00:00:00Z"
     config = {
-        "architecture": arch,
+        "architecture": oci.architecture(),
         "os": "linux",
         "created": epoch,
         "config": dict(run),

@@ -18,6 +18,7 @@ from typing import Any
 from labkit.core.plan import LaunchPlan, Step, StepContext
 from labkit.core.workspace import Workspace
 from labkit.image import oci
+from labkit.image.oci_layout import Layout
 from labkit.image.techniques import ImageTechnique
 from labkit.technique import Artifact, Claim, Evidence, Observation, Subject, register
 
@@ -55,7 +56,7 @@ class ObjectPull(ImageTechnique):
 
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
         made = super().prepare(subject, workspace)
-        layout = oci.Layout(made.paths["layout"])
+        layout = Layout(made.paths["layout"])
         manifest, began_s = layout.manifest(subject.image_reference), time.monotonic()
         if self.codec:
             layout, manifest = _recompressed(
@@ -78,7 +79,7 @@ class ObjectPull(ImageTechnique):
 
         publish_objects(
             roots["store"],
-            oci.Layout(artifact.paths["object_layout"]),
+            Layout(artifact.paths["object_layout"]),
             artifact.facts["reference"],
             prefix=artifact.facts["prefix"],
         )
@@ -129,8 +130,8 @@ class ObjectPull(ImageTechnique):
 
 
 def _recompressed(
-    layout: oci.Layout, name: str, codec: str, room: Path, digest: str
-) -> tuple[oci.Layout, oci.Manifest]:
+    layout: Layout, name: str, codec: str, room: Path, digest: str
+) -> tuple[Layout, oci.Manifest]:
     """Once for each image and codec; made beside and renamed, so that a kill leaves nothing half
     done."""
     from labkit.core.beside import becoming
@@ -139,8 +140,8 @@ def _recompressed(
     target = room / f"image-{digest[7:19]}-{codec}"
     if not target.exists():
         with becoming(target) as part:
-            recompress(layout, name, oci.Layout.create(part), codec)
-    made = oci.Layout(target)
+            recompress(layout, name, Layout.create(part), codec)
+    made = Layout(target)
     return made, made.manifest(name)
 
 

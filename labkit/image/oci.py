@@ -1,14 +1,12 @@
-"""OCI image documents: references, descriptors, manifests, configs and layouts, read as hostile
+"""OCI image documents: references, descriptors, manifests, indexes and configs, read as hostile
 input.
 
 An image is a small Merkle tree: index → manifest → config + layers, each named by the sha256 of its
 bytes. Nothing here trusts a length, a media type or a path before it was checked; documents over 4
 MiB are refused unread.
 
-    layout = Layout(Path("~/images/subject"))
-    manifest = layout.manifest("lab/subject:latest")
-    for layer in manifest.layers: print(layer.digest, layer.size_bytes,
-        layout.blob_path(layer.digest))
+    manifest = parse_manifest(raw)
+    for layer in manifest.layers: print(layer.digest, layer.size_bytes)
 
 Format: opencontainers/image-spec v1. Lesson: notebooks/02_image_pull.
 """
@@ -19,12 +17,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from labkit.core.beside import replacing
 from labkit.errors import BadInput
 
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -301,11 +297,15 @@ def environment(config: dict[str, Any]) -> dict[str, str]:
     return {key: value for key, equals, value in pairs if equals and key}
 
 
+def architecture() -> str:
+    """This machine, in Go's words."""
+    machine = os.uname().machine
+    return {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
+
+
 def choose(manifests: Iterable[Descriptor], name: str = "") -> Descriptor:
     """The manifest of an index for this machine (and of this name, where entries carry names)."""
-    import platform
-
-    arch = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    arch = architecture()
     entries = list(manifests)
     named = [m for m in entries if m.annotations.get(REF_NAME) == name]
     if name and not named and any(REF_NAME in m.annotations for m in entries):
@@ -323,149 +323,3 @@ def choose(manifests: Iterable[Descriptor], name: str = "") -> Descriptor:
             f"the image is not for linux/{arch}", why="its index lists no manifest of this machine"
         )
     return fits[0]
-
-
-class Layout:
-    """An OCI image layout on disk: oci-layout, index.json, blobs/sha256/. Blobs appear under their
-    name complete, or not at all."""
-
-    def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
-
-    @classmethod
-    def create(cls, path: str | os.PathLike[str]) -> Layout:
-        made = cls(path)
-        if os.path.lexists(made.path) and not made.path.is_dir():
-            raise BadInput(
-                f"{made.path} is not a directory",
-                why="an image layout is one",
-                fix="give another path",
-            )
-        if (
-            made.path.is_dir()
-            and not (made.path / "oci-layout").exists()
-            and not {p.name for p in made.path.iterdir()} <= {"blobs"}
-        ):
-            raise BadInput(
-                f"{made.path} holds something else",
-                why="a layout's files would lie among others, and over an index.json",
-                fix="give a new directory",
-            )
-        (made.path / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
-        (made.path / "oci-layout").write_bytes(canonical({"imageLayoutVersion": "1.0.0"}))
-        return made
-
-    def blob_path(self, digest: str) -> Path:
-        return self.path / "blobs" / "sha256" / check_digest(digest)[7:]
-
-    def read_blob(self, descriptor: Descriptor, limit_bytes: int = DOCUMENT_LIMIT_BYTES) -> bytes:
-        """A small blob, verified."""
-        if descriptor.size_bytes > limit_bytes:
-            raise BadInput(
-                f"blob {descriptor.digest} of {descriptor.size_bytes} bytes",
-                why="too large for a document",
-            )
-        try:
-            raw = self.blob_path(descriptor.digest).read_bytes()
-        except OSError as error:
-            raise BadInput(
-                f"{self.path}: blob {descriptor.digest} is missing",
-                why=str(error),
-                fix="build or fetch the image again",
-            ) from None
-        if digest_of(raw) != descriptor.digest:
-            raise BadInput(
-                f"{self.path}: blob {descriptor.digest} is damaged",
-                why="its bytes have another digest",
-                fix="remove the layout and build or fetch the image again",
-            )
-        return raw
-
-    def write_blob(self, data: bytes, media_type: str, **annotations: str) -> Descriptor:
-        digest = digest_of(data)
-        target = self.blob_path(digest)
-        if not target.exists():
-            with replacing(target) as part:
-                part.write_bytes(data)
-                os.chmod(part, 0o644)
-        return Descriptor(media_type, digest, len(data), annotations)
-
-    def index(self) -> tuple[Descriptor, ...]:
-        try:
-            raw = (self.path / "index.json").read_bytes()
-        except OSError:
-            raise BadInput(
-                f"{self.path} is not an OCI image layout",
-                why="it has no index.json",
-                fix="labkit image build --out DIR",
-            ) from None
-        return parse_index(raw)
-
-    def manifest_descriptor(self, name: str = "") -> Descriptor:
-        chosen = choose(self.index(), name)
-        for _ in range(3):
-            if chosen.media_type not in INDEX_TYPES:
-                return chosen
-            chosen = choose(parse_index(self.read_blob(chosen)))
-        raise BadInput(f"{self.path}: indexes nested too deep")
-
-    def manifest(self, name: str = "") -> Manifest:
-        return parse_manifest(self.read_blob(self.manifest_descriptor(name)))
-
-    def manifest_with_layers(self, name: str = "") -> Manifest:
-        """The same; raises BadInput for an image of no layer, where a conversion or a pull would do
-        nothing and call it done."""
-        made = self.manifest(name)
-        if not made.layers:
-            raise BadInput(
-                f"{self.path}: {name or 'its image'} has no layer",
-                why="there is nothing in it to convert, pull or measure",
-                fix="labkit image inspect LAYOUT, then --name of another image",
-            )
-        return made
-
-    def first_name(self) -> str:
-        """Of the first image listed. Raises BadInput for a layout of none."""
-        listed = self.index()
-        if not listed:
-            raise BadInput(
-                f"{self.path} holds no image",
-                why="there is nothing to take from it",
-                fix=f"labkit image build --out {self.path}",
-            )
-        return listed[0].annotations.get(REF_NAME, "")
-
-    def config(self, manifest: Manifest) -> dict[str, Any]:
-        return parse_config(self.read_blob(manifest.config), len(manifest.layers))
-
-    def add(self, manifest: Manifest, name: str) -> Descriptor:
-        """Write the manifest and list it in the index under `name` (replacing what had that
-        name)."""
-        import platform
-
-        arch = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
-        written = self.write_blob(manifest.as_bytes(), manifest.media_type)
-        entry = Descriptor(
-            written.media_type,
-            written.digest,
-            written.size_bytes,
-            {REF_NAME: name},
-            {"architecture": arch, "os": "linux"},
-        )
-        old = (
-            [d for d in self.index() if d.annotations.get(REF_NAME) != name]
-            if (self.path / "index.json").exists()
-            else []
-        )
-        doc = {
-            "schemaVersion": 2,
-            "mediaType": INDEX,
-            "manifests": [d.as_json() for d in [*old, entry]],
-        }
-        with replacing(self.path / "index.json") as part:
-            part.write_bytes(canonical(doc))
-        return entry
-
-    def blobs(self, manifest: Manifest) -> Iterator[Descriptor]:
-        yield manifest.config
-        yield from manifest.layers

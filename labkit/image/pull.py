@@ -25,6 +25,7 @@ from labkit.core.plan import StepContext
 from labkit.errors import BadInput
 from labkit.image import oci
 from labkit.image.distribution import RemoteImage
+from labkit.image.oci_layout import Layout
 from labkit.image.tree import Limits
 from labkit.image.unpack import unpack_image
 from labkit.net.fetch import Client, fetch_file
@@ -33,7 +34,7 @@ STREAMS = 3
 
 
 def pull_into(
-    layout: oci.Layout, reference: str, *, streams: int = STREAMS, client: Client | None = None
+    layout: Layout, reference: str, *, streams: int = STREAMS, client: Client | None = None
 ) -> tuple[oci.Manifest, dict[str, Any]]:
     """Fetch an image into a layout (blobs that are there are kept); returns its manifest and facts.
     Raises TransferError, BadInput."""
@@ -42,7 +43,7 @@ def pull_into(
         raise BadInput(
             f"{reference} names no registry", fix="http://HOST:PORT/NAME:TAG, or https://…"
         )
-    target = oci.Layout.create(layout.path)
+    target = Layout.create(layout.path)
     with client or Client() as fetching:
         image = RemoteImage(fetching, where)
         manifest = image.manifest()
@@ -75,7 +76,7 @@ def pull_into(
 def full_pull(ctx: StepContext, reference: str = "", streams: int = STREAMS) -> dict[str, Any]:
     """Step `pull`: manifest, config and layers into the node's content store. `reference` defaults
     to the plan's own."""
-    layout = oci.Layout(ctx.node / "content")
+    layout = Layout(ctx.node / "content")
     manifest, facts = pull_into(
         layout,
         reference or f"{ctx.state['registry']}/{ctx.state['image_reference']}",
@@ -101,7 +102,7 @@ def ensure_rootfs(
 ) -> tuple[Path, dict[str, Any]]:
     """The image of a local layout unpacked below `into`, once for each manifest digest. Returns
     (rootfs, image config)."""
-    layout = oci.Layout(layout_path)
+    layout = Layout(layout_path)
     digest = layout.manifest_descriptor(name).digest
     manifest = layout.manifest(name)
     into.mkdir(parents=True, exist_ok=True)

@@ -15,17 +15,16 @@ stay. Limit: zstd -3 packs 300-500 MB/s a core, gzip -6 30-60. Lesson: notebooks
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from labkit.core.beside import file_in
 from labkit.errors import BadInput
 from labkit.image import oci
 from labkit.image.codecs import Hashed, codec_of, decompress, file_chunks
 from labkit.image.layers import STOCK_LEVEL, gzip_chunks
+from labkit.image.oci_layout import Layout
 from labkit.objects.client import Bucket
 from labkit.objects.disk import Disk
 from labkit.objects.hardlink import link_or_copy
@@ -56,9 +55,9 @@ def compress(chunks: Iterable[bytes], codec: str, level: int | None = None) -> I
 
 
 def recompress(
-    source: oci.Layout,
+    source: Layout,
     name: str,
-    target: oci.Layout,
+    target: Layout,
     codec: str,
     *,
     level: int | None = None,
@@ -75,14 +74,14 @@ def recompress(
         for layer, diff_id in zip(manifest.layers, ids, strict=True)
     ]
     config = target.write_blob(source.read_blob(manifest.config), manifest.config.media_type)
-    made = oci.Manifest(config, tuple(layers), manifest.annotations)
-    target.add(made, name)
-    return made
+    recompressed = oci.Manifest(config, tuple(layers), manifest.annotations)
+    target.add(recompressed, name)
+    return recompressed
 
 
 def _layer(
-    source: oci.Layout,
-    target: oci.Layout,
+    source: Layout,
+    target: Layout,
     layer: oci.Descriptor,
     diff_id: str,
     codec: str,
@@ -97,25 +96,20 @@ def _layer(
             file_chunks(source.blob_path(layer.digest)), codec_of(layer.media_type), fast=True
         )
     )
-    packed, size = hashlib.sha256(), 0
-    folder = target.blob_path("sha256:" + "0" * 64).parent
-    with file_in(folder) as part:
-        with open(part, "wb") as out:
-            for chunk in compress(plain, codec, level):
-                packed.update(chunk)
-                size += len(chunk)
-                out.write(chunk)
-                if progress:
-                    progress(plain.size_bytes)
+
+    def packed() -> Iterator[bytes]:
+        for chunk in compress(plain, codec, level):
+            yield chunk
+            if progress:
+                progress(plain.size_bytes)
         if plain.digest != diff_id:
             raise BadInput(
                 f"layer {layer.digest} unpacks to {plain.digest}, the config says {diff_id}",
                 why="the image is damaged",
                 fix="build or fetch it again",
             )
-        os.chmod(part, 0o644)
-        digest = f"sha256:{packed.hexdigest()}"
-        os.replace(part, target.blob_path(digest))
+
+    digest, size = target.write_blob_from(packed())
     # A table of contents (eStargz) describes the old bytes: its annotations do not survive.
     notes = {k: v for k, v in layer.annotations.items() if k == oci.UNPACKED_BYTES} | {
         oci.UNPACKED_BYTES: str(plain.size_bytes)
@@ -131,7 +125,7 @@ def blob_key(digest: str) -> str:
     return f"blobs/sha256/{oci.check_digest(digest)[7:]}"
 
 
-def push(layout: oci.Layout, name: str, bucket: Bucket) -> dict[str, Any]:
+def push(layout: Layout, name: str, bucket: Bucket) -> dict[str, Any]:
     """Upload what the bucket lacks; the manifest last, so that a tag never names what is not there.
     Returns facts."""
     reference = oci.parse_reference(name)
@@ -161,7 +155,7 @@ def push(layout: oci.Layout, name: str, bucket: Bucket) -> dict[str, Any]:
 
 def publish_objects(
     root: str | os.PathLike[str],
-    layout: oci.Layout,
+    layout: Layout,
     name: str,
     *,
     bucket: str = "lab",

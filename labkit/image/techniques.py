@@ -19,6 +19,7 @@ from labkit.core.plan import LaunchPlan, Step
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
 from labkit.image import oci
+from labkit.image.oci_layout import Layout
 from labkit.technique import (
     YES,
     Artifact,
@@ -111,14 +112,14 @@ class ImageTechnique:
         )
 
 
-def _image_of(subject: Subject) -> tuple[oci.Layout, oci.Manifest, str]:
+def _image_of(subject: Subject) -> tuple[Layout, oci.Manifest, str]:
     if subject.image_layout is None:
         raise BadInput(
             "the subject has no image",
             why="this technique brings an image to the node",
             fix="labkit image build",
         )
-    layout = oci.Layout(subject.image_layout)
+    layout = Layout(subject.image_layout)
     return (
         layout,
         layout.manifest(subject.image_reference),

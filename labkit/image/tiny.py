@@ -17,6 +17,7 @@ from pathlib import Path
 
 from labkit.image import oci
 from labkit.image.layers import LayerEntry, write_image, write_layer
+from labkit.image.oci_layout import Layout
 
 REFERENCE = "lab/tiny:latest"
 
@@ -69,7 +70,7 @@ def tiny_layout(
     path: str | os.PathLike[str], size_bytes: int = 3_000_000, name: str = REFERENCE
 ) -> oci.Manifest:
     """Write the layout at `path` (made if missing) and return its manifest. Deterministic."""
-    layout = oci.Layout.create(Path(path))
+    layout = Layout.create(Path(path))
     written = [
         (f"tiny {i}", write_layer(layout, entries))
         for i, entries in enumerate(tiny_layers(size_bytes))

@@ -26,7 +26,8 @@ from typing import Any
 
 from labkit.errors import BadInput
 from labkit.image.codecs import Hashed, codec_of, decompress, file_chunks
-from labkit.image.oci import Layout, Manifest
+from labkit.image.oci import Manifest
+from labkit.image.oci_layout import Layout
 from labkit.image.tar import BLOCKDEV, CHAR, DIR, FIFO, FILE, HARDLINK, SYMLINK, Member, TarReader
 from labkit.image.tree import ImageTree, Limits, growing, refuse
 

@@ -430,10 +430,10 @@ class CriuContainer(CriuProcess):
         )
 
     def _more(self, subject: Subject) -> Any:
-        from labkit.image import oci
+        from labkit.image.oci_layout import Layout
 
         return (
-            oci.Layout(subject.image_layout).manifest_descriptor(subject.image_reference).digest
+            Layout(subject.image_layout).manifest_descriptor(subject.image_reference).digest
             if subject.image_layout
             else ""
         )

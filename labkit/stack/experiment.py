@@ -305,7 +305,7 @@ class ExperimentRunner:
     def _of_this_image(self, run: records.Run, subject: Subject) -> records.Run:
         """The record names the image that its trials start from. Raises BadInput where those of a
         resumed one started from another."""
-        from labkit.image.oci import Layout
+        from labkit.image.oci_layout import Layout
 
         made = (
             Layout(subject.image_layout).manifest_descriptor(subject.image_reference).digest

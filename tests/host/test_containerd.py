@@ -11,7 +11,8 @@ import pytest
 from labkit.core.ledger import Ledger, start_time
 from labkit.core.plan import LaunchPlan
 from labkit.errors import BadInput, TransferError
-from labkit.image import build, containerd, oci
+from labkit.image import build, containerd
+from labkit.image.oci_layout import Layout
 from labkit.image.publish import publish_image
 from labkit.net.serving import serving
 from labkit.technique import Artifact, Observation, technique
@@ -34,9 +35,9 @@ def registry_root(tmp_path_factory):
     top = tmp_path_factory.mktemp("containerd")
     build.build(top / "plain", parts=("interpreter",), level=1, name=NAME)
     convert(
-        oci.Layout(top / "plain"),
+        Layout(top / "plain"),
         NAME,
-        oci.Layout.create(top / "lazy"),
+        Layout.create(top / "lazy"),
         target_name=NAME + "-esgz",
         level=1,
     )
@@ -46,8 +47,8 @@ def registry_root(tmp_path_factory):
     publish_image(root, top / "lazy", NAME + "-esgz")
     return (
         root,
-        oci.Layout(top / "lazy").manifest(NAME + "-esgz").layers_bytes,
-        oci.Layout(top / "plain").manifest(NAME).layers_bytes,
+        Layout(top / "lazy").manifest(NAME + "-esgz").layers_bytes,
+        Layout(top / "plain").manifest(NAME).layers_bytes,
     )
 
 

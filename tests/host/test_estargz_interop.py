@@ -17,6 +17,7 @@ from labkit.image import oci
 from labkit.image.access_record import Access
 from labkit.image.codecs import decompress, file_chunks
 from labkit.image.estargz.convert import convert
+from labkit.image.oci_layout import Layout
 from labkit.image.publish import publish_image
 from labkit.image.tiny import REFERENCE, tiny_layout
 from labkit.net.serving import serving
@@ -25,7 +26,7 @@ from tests.host.test_lazy_mount import mounted, tree
 pytestmark = pytest.mark.needs("root", "stargz", "skopeo")
 
 
-def odd_layer(layout: oci.Layout) -> tuple[oci.Descriptor, str]:
+def odd_layer(layout: Layout) -> tuple[oci.Descriptor, str]:
     """What the tiny image lacks: extended attributes, a device, a FIFO, a sparse file's worth of
     zeros, modes, owners."""
     out = io.BytesIO()
@@ -57,7 +58,7 @@ def odd_layer(layout: oci.Layout) -> tuple[oci.Descriptor, str]:
 def images(tmp_path_factory):
     base = tmp_path_factory.mktemp("interop")
     manifest = tiny_layout(base / "plain", 900_000)
-    plain = oci.Layout(base / "plain")
+    plain = Layout(base / "plain")
     config = plain.config(manifest)
     extra, diff_id = odd_layer(plain)
     config["rootfs"]["diff_ids"].append(diff_id)
@@ -70,7 +71,7 @@ def images(tmp_path_factory):
     convert(
         plain,
         REFERENCE,
-        oci.Layout.create(base / "ours"),
+        Layout.create(base / "ours"),
         record=[Access("usr/bin/app-again"), Access("odd/zeros")],
         chunk_bytes=100_000,
     )
@@ -158,9 +159,9 @@ def test_the_real_snapshotter_mounts_what_we_write_lazily_and_shows_the_same_fil
     served.reset()
     must("ctr-remote", "-a", sock, "images", "rpull", "--plain-http", image)
     chain = ""
-    for diff_id in oci.Layout(images / "ours").config(
-        oci.Layout(images / "ours").manifest(REFERENCE)
-    )["rootfs"]["diff_ids"]:
+    for diff_id in Layout(images / "ours").config(Layout(images / "ours").manifest(REFERENCE))[
+        "rootfs"
+    ]["diff_ids"]:
         chain = oci.digest_of(f"{chain} {diff_id}".encode()) if chain else diff_id
     (tmp_path / "theirs").mkdir()
     command = must(
@@ -250,7 +251,7 @@ def test_we_mount_what_ctr_remote_writes(images, node, tmp_path):
 
 
 def test_any_eager_runtime_unpacks_what_we_write(images):
-    plain, ours = oci.Layout(images / "plain"), oci.Layout(images / "ours")
+    plain, ours = Layout(images / "plain"), Layout(images / "ours")
     for a, b in zip(plain.manifest(REFERENCE).layers, ours.manifest(REFERENCE).layers, strict=True):
         names = []
         for layout, layer in ((plain, a), (ours, b)):

@@ -27,8 +27,8 @@ import pytest
 
 from labkit.core import host, records
 from labkit.core.workspace import Workspace
-from labkit.image import oci
 from labkit.image.estargz.convert import convert
+from labkit.image.oci_layout import Layout
 from labkit.image.tiny import REFERENCE, tiny_layout
 
 KILLS = int(os.environ.get("LABKIT_KILLS", "8"))
@@ -307,7 +307,7 @@ def place(home_with_image, tmp_path_factory):
         copied(home_with_image / room, top / "lab" / room)
     space = Workspace.at(top / "lab")
     tiny_layout(top / "tiny")
-    convert(oci.Layout(top / "tiny"), REFERENCE, oci.Layout.create(top / "lazy"))
+    convert(Layout(top / "tiny"), REFERENCE, Layout.create(top / "lazy"))
     image = next(p.parent for p in space.images.glob("*/index.json"))
     made = Place(top, {pid for pid, _ in ours(top)}, image)
     assert made.left(set()) == {}

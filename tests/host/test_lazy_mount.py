@@ -20,9 +20,10 @@ from pathlib import Path
 import pytest
 
 from labkit.core.ledger import is_mounted, unmount
-from labkit.image import access_record, oci
+from labkit.image import access_record
 from labkit.image.access_record import Access
 from labkit.image.estargz.convert import convert
+from labkit.image.oci_layout import Layout
 from labkit.image.publish import publish_image
 from labkit.image.tiny import REFERENCE, tiny_layout
 from labkit.image.unpack import unpack_image
@@ -37,18 +38,16 @@ def image(tmp_path_factory):
     are."""
     base = tmp_path_factory.mktemp("lazy")
     tiny_layout(base / "plain", 1_500_000)
-    lazy = oci.Layout.create(base / "lazy")
+    lazy = Layout.create(base / "lazy")
     convert(
-        oci.Layout(base / "plain"),
+        Layout(base / "plain"),
         REFERENCE,
         lazy,
         record=[Access("usr/bin/app")],
         chunk_bytes=64 << 10,
     )
     publish_image(base / "registry", base / "lazy", REFERENCE)
-    unpack_image(
-        oci.Layout(base / "plain"), oci.Layout(base / "plain").manifest(REFERENCE), base / "tree"
-    )
+    unpack_image(Layout(base / "plain"), Layout(base / "plain").manifest(REFERENCE), base / "tree")
     return base
 
 

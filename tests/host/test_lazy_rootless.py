@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from labkit.core.ledger import remove_tree
-from labkit.image import oci
 from labkit.image.estargz.convert import convert
+from labkit.image.oci_layout import Layout
 from labkit.image.tiny import REFERENCE, tiny_layout
 from tests.conftest import REQUIRED
 from tests.support.ordinary import UID, as_ordinary_user
@@ -80,7 +80,7 @@ def copied(lab_home: Path, home: Path) -> None:
 @pytest.mark.needs("userns")
 def test_a_user_mounts_reads_and_unmounts(home):
     tiny_layout(home / "plain", 1_500_000)
-    convert(oci.Layout(home / "plain"), REFERENCE, oci.Layout.create(home / "lazy"))
+    convert(Layout(home / "plain"), REFERENCE, Layout.create(home / "lazy"))
     done = as_ordinary_user(
         [sys.executable, "-c", BY_HAND, str(home / "lazy"), str(home / "mnt")],
         home=home,

@@ -18,6 +18,7 @@ import pytest
 from labkit.errors import TransferError
 from labkit.image import oci
 from labkit.image.lazyfs.remote import RegistrySource
+from labkit.image.oci_layout import Layout
 from labkit.image.pull import pull_into
 from labkit.image.tiny import REFERENCE, tiny_layout
 from labkit.net.message import text
@@ -138,7 +139,7 @@ def pulls_both_ways(address: str, tmp_path, monkeypatch) -> None:
     """skopeo pushes with a password; the lab pulls whole and by ranges with the stored one, and
     nothing without it."""
     tiny_layout(tmp_path / "plain", 200_000)
-    oci.Layout(tmp_path / "plain").add(oci.Layout(tmp_path / "plain").manifest(REFERENCE), "latest")
+    Layout(tmp_path / "plain").add(Layout(tmp_path / "plain").manifest(REFERENCE), "latest")
     done = subprocess.run(
         [
             "skopeo",
@@ -158,20 +159,20 @@ def pulls_both_ways(address: str, tmp_path, monkeypatch) -> None:
     (tmp_path / "auth.json").write_text(json.dumps({"auths": {}}))
     monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "auth.json"))
     with pytest.raises(TransferError, match="40[13]|wants a login"):
-        pull_into(oci.Layout(tmp_path / "nothing"), f"http://{address}/{REFERENCE}")
+        pull_into(Layout(tmp_path / "nothing"), f"http://{address}/{REFERENCE}")
     (tmp_path / "auth.json").write_text(
         json.dumps(
             {"auths": {address: {"auth": base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()}}}
         )
     )
-    manifest, facts = pull_into(oci.Layout(tmp_path / "content"), f"http://{address}/{REFERENCE}")
-    want = oci.Layout(tmp_path / "plain").manifest(REFERENCE)
+    manifest, facts = pull_into(Layout(tmp_path / "content"), f"http://{address}/{REFERENCE}")
+    want = Layout(tmp_path / "plain").manifest(REFERENCE)
     assert [d.digest for d in manifest.layers] == [d.digest for d in want.layers] and facts[
         "bytes_fetched"
     ] >= want.layers_bytes
     source = RegistrySource(oci.parse_reference(f"http://{address}/{REFERENCE}"))
     layer = source.manifest().layers[0]
-    whole = oci.Layout(tmp_path / "plain").blob_path(layer.digest).read_bytes()
+    whole = Layout(tmp_path / "plain").blob_path(layer.digest).read_bytes()
     assert b"".join(bytes(p) for p in source.stream(layer.digest, 100, 5000)) == whole[100:5000]
     source.close()
 

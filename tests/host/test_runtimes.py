@@ -20,7 +20,8 @@ from labkit.core.observe import process_facts
 from labkit.core.plan import LaunchPlan, StepContext
 from labkit.core.trial import free_port
 from labkit.errors import TrialError
-from labkit.image import build, oci, tiny
+from labkit.image import build, tiny
+from labkit.image.oci_layout import Layout
 from labkit.image.runtimes import process, runc, userns
 from labkit.image.unpack import unpack_image
 from labkit.technique import Observation, technique
@@ -58,7 +59,7 @@ def python_image(tmp_path_factory):
     """The interpreter's layer alone: an image that runs, in seconds. (rootfs, config, layout)"""
     top = tmp_path_factory.mktemp("python-image")
     manifest = build.build(top / "layout", parts=("interpreter",), level=1, name=NAME)
-    layout = oci.Layout(top / "layout")
+    layout = Layout(top / "layout")
     unpack_image(layout, manifest, top / "rootfs", fast=True)
     return top / "rootfs", layout.config(manifest), layout
 
@@ -216,7 +217,7 @@ def test_skopeo_and_umoci_accept_what_the_lab_builds(tmp_path, python_image):
         capture_output=True,
     )
     manifest = tiny.tiny_layout(tmp_path / "tiny")
-    unpack_image(oci.Layout(tmp_path / "tiny"), manifest, tmp_path / "ours")
+    unpack_image(Layout(tmp_path / "tiny"), manifest, tmp_path / "ours")
     rootless = [] if os.geteuid() == 0 else ["--rootless"]
     subprocess.run(
         [

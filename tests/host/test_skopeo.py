@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from labkit.image import oci
+from labkit.image.oci_layout import Layout
 from labkit.image.tiny import REFERENCE, tiny_layout
 from labkit.net.serving import serving
 
@@ -33,7 +34,7 @@ SECOND_TRY = [
 def layout(tmp_path_factory):
     path = tmp_path_factory.mktemp("image") / "tiny"
     manifest = tiny_layout(path, 2_000_000)
-    oci.Layout(path).add(manifest, "latest")  # skopeo names images of a layout by tag
+    Layout(path).add(manifest, "latest")  # skopeo names images of a layout by tag
     return path
 
 
@@ -75,13 +76,13 @@ def test_skopeo_pushes_and_pulls_the_same_image(layout, tmp_path, fault):
         get(where, f"oci:{tmp_path / 'back'}:latest")
         hits = {**pushed["faults"], **served.stats()["faults"]}
     assert bool(hits) == bool(fault)
-    want = oci.Layout(layout).manifest("latest")
-    assert oci.Layout(tmp_path / "back").manifest("latest").layers == tuple(
+    want = Layout(layout).manifest("latest")
+    assert Layout(tmp_path / "back").manifest("latest").layers == tuple(
         oci.Descriptor(d.media_type, d.digest, d.size_bytes, d.annotations) for d in want.layers
     )
     for layer in want.layers:
         assert (
-            oci.digest_of(oci.Layout(tmp_path / "back").blob_path(layer.digest).read_bytes())
+            oci.digest_of(Layout(tmp_path / "back").blob_path(layer.digest).read_bytes())
             == layer.digest
         )
 

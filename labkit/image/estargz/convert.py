@@ -27,6 +27,7 @@ from labkit.image.estargz import layer_cache as kept_layers
 from labkit.image.estargz import layout, reader, toc, writer
 from labkit.image.estargz.codec import LEVEL
 from labkit.image.estargz.source import spool
+from labkit.image.oci_layout import Layout
 from labkit.objects.hardlink import link_or_copy
 
 GAP_BYTES = 256 << 10  # touched ranges nearer than this become one request
@@ -48,9 +49,9 @@ class Converted:
 
 
 def convert(
-    source: oci.Layout,
+    source: Layout,
     name: str,
-    target: oci.Layout,
+    target: Layout,
     *,
     record: Sequence[Access] = (),
     target_name: str = "",
@@ -117,9 +118,9 @@ def convert(
 
 
 def _layer(
-    source: oci.Layout,
+    source: Layout,
     layer: oci.Descriptor,
-    target: oci.Layout,
+    target: Layout,
     blob: Path,
     accesses: Sequence[Access],
     options: kept_layers.Options,

@@ -24,6 +24,7 @@ from labkit.errors import LabError
 from labkit.image import oci
 from labkit.image.access_record import Access
 from labkit.image.estargz.writer import Written
+from labkit.image.oci_layout import Layout
 
 if TYPE_CHECKING:
     from labkit.image.estargz.convert import Converted
@@ -100,7 +101,7 @@ def touched_chunks(accesses: Iterable[Access], chunk_bytes: int) -> frozenset[tu
     return frozenset(made)
 
 
-def note(target: oci.Layout, source: oci.Manifest, made: Converted) -> None:
+def note(target: Layout, source: oci.Manifest, made: Converted) -> None:
     """Write down what each layer of a converted layout was made from, and how."""
     rows = [
         {"source": one.digest, "written": asdict(written), "order": [a.as_json() for a in order]}
@@ -120,7 +121,7 @@ def _read(folder: Path) -> list[tuple[str, Kept]]:
     """[] for a folder that keeps nothing usable: keeping is a saving, never a reason to fail."""
     try:
         doc = json.loads((folder / NOTE).read_text())
-        options, layout, made = Options(**doc["options"]), oci.Layout(folder), []
+        options, layout, made = Options(**doc["options"]), Layout(folder), []
         for row, descriptor in zip(doc["layers"], layout.manifest().layers, strict=True):
             written = Written(**{**row["written"], "missing": tuple(row["written"]["missing"])})
             blob = layout.blob_path(descriptor.digest)

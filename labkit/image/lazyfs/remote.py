@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from labkit.errors import TransferError
 from labkit.image import oci
 from labkit.image.distribution import RemoteImage
+from labkit.image.oci_layout import Layout
 from labkit.net.fetch import Client, HTTPStatusError
 from labkit.net.http import ConnectionLost
 
@@ -55,7 +56,7 @@ class LayoutSource:
     """A layout on disk: no network, the same code above it."""
 
     def __init__(self, path: Path, name: str = ""):
-        self.layout, self.image, self.name = oci.Layout(path), name, f"oci:{path}:{name}"
+        self.layout, self.image, self.name = Layout(path), name, f"oci:{path}:{name}"
 
     def manifest(self) -> oci.Manifest:
         return self.layout.manifest(self.image)

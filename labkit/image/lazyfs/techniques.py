@@ -22,11 +22,12 @@ from labkit.core.ledger import MARK, Ledger
 from labkit.core.plan import LaunchPlan, Step, StepContext
 from labkit.core.workspace import Workspace
 from labkit.errors import TrialError
-from labkit.image import access_record, oci
+from labkit.image import access_record
 from labkit.image.estargz import layer_cache
 from labkit.image.estargz.convert import convert
 from labkit.image.lazyfs import stats
 from labkit.image.lazyfs.step import mount_image
+from labkit.image.oci_layout import Layout
 from labkit.image.runtimes import process
 from labkit.image.runtimes.techniques import availability
 from labkit.image.techniques import ImageTechnique
@@ -42,7 +43,7 @@ def lazy_name(reference: str) -> str:
 
 
 def record_start(
-    layout: oci.Layout,
+    layout: Layout,
     name: str,
     model_dir: Path,
     workspace: Workspace,
@@ -102,8 +103,8 @@ def _first_token(port: int, timeout_s: float, ctx: StepContext) -> None:
 
 
 def lazy_layout(
-    layout: oci.Layout, reference: str, model_dir: Path, workspace: Workspace
-) -> tuple[oci.Layout, dict[str, Any]]:
+    layout: Layout, reference: str, model_dir: Path, workspace: Workspace
+) -> tuple[Layout, dict[str, Any]]:
     """The image as optimised eStargz, made once for each manifest, from layers converted before
     where they still fit; facts say what that cost."""
     digest = layout.manifest_descriptor(reference).digest
@@ -115,17 +116,17 @@ def lazy_layout(
         except OSError:  # another process made the same meanwhile
             if not facts_file.exists():
                 raise
-    return oci.Layout(target), json.loads(facts_file.read_text())
+    return Layout(target), json.loads(facts_file.read_text())
 
 
 def _make_lazy(
-    layout: oci.Layout, reference: str, model_dir: Path, workspace: Workspace, target: Path
+    layout: Layout, reference: str, model_dir: Path, workspace: Workspace, target: Path
 ) -> None:
     with becoming(target) as part:
         began_s = time.monotonic()
         before = layer_cache.search(workspace.artifacts.glob("estargz-*"))
         with scratch(".plain-", workspace.artifacts) as plain:
-            first = oci.Layout.create(plain)
+            first = Layout.create(plain)
             # only to be read once, from here
             convert(
                 layout,
@@ -139,7 +140,7 @@ def _make_lazy(
             first_s = time.monotonic() - began_s
             record = record_start(first, reference, model_dir, workspace)
             record_s = time.monotonic() - began_s - first_s
-        made_in = oci.Layout.create(part)
+        made_in = Layout.create(part)
         made = convert(
             layout,
             reference,
@@ -185,7 +186,7 @@ class EstargzLazy(ImageTechnique):
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
         made = super().prepare(subject, workspace)
         layout, facts = lazy_layout(
-            oci.Layout(made.paths["layout"]), subject.image_reference, subject.model_dir, workspace
+            Layout(made.paths["layout"]), subject.image_reference, subject.model_dir, workspace
         )
         return replace(
             made,

@@ -27,13 +27,14 @@ from labkit.core.ledger import Ledger, marked
 from labkit.core.plan import StepContext
 from labkit.core.workspace import Workspace
 from labkit.errors import MissingCapability, TrialError
-from labkit.image import access_record, oci
+from labkit.image import access_record
 from labkit.image.estargz import layout as shape
 from labkit.image.estargz import reader
 from labkit.image.estargz.convert import convert
 from labkit.image.layers import LayerEntry, write_image, write_layer
 from labkit.image.lazyfs import stats
 from labkit.image.lazyfs.step import mount_image
+from labkit.image.oci_layout import Layout
 from labkit.image.publish import publish_image
 from labkit.image.pull import pull_into
 from labkit.image.runtimes.process import process_command
@@ -118,7 +119,7 @@ def run_from(
     }
 
 
-def touch(layout: oci.Layout, name: str, program: Sequence[str]) -> dict[str, Any]:
+def touch(layout: Layout, name: str, program: Sequence[str]) -> dict[str, Any]:
     """What `program` touches, in order, from an eStargz layout on this disk: `run_from`, and the
     image's own sizes.
 
@@ -152,7 +153,7 @@ def touch(layout: oci.Layout, name: str, program: Sequence[str]) -> dict[str, An
 
 def lazy_image(
     parts: Sequence[str], workspace: Workspace | None = None
-) -> tuple[oci.Layout, oci.Layout, str]:
+) -> tuple[Layout, Layout, str]:
     """(image as built, the same as eStargz, its name): built once, kept in the workspace."""
     from labkit.image import build
 
@@ -162,16 +163,14 @@ def lazy_image(
     else:
         path, name = space.images / "-".join(parts), build.REFERENCE
         build.build(path, parts=parts)
-    plain = oci.Layout(path)
+    plain = Layout(path)
     target = space.artifacts / f"esgz-{plain.manifest_descriptor(name).digest[7:19]}"
     if not (target / "index.json").exists():
-        convert(plain, name, oci.Layout.create(target))
-    return plain, oci.Layout(target), name
+        convert(plain, name, Layout.create(target))
+    return plain, Layout(target), name
 
 
-def optimised(
-    plain: oci.Layout, name: str, record: Sequence[dict[str, Any]], root: Path
-) -> oci.Layout:
+def optimised(plain: Layout, name: str, record: Sequence[dict[str, Any]], root: Path) -> Layout:
     """The image once more, in the order of a record; written below `root`."""
     accesses = [
         access_record.Access(
@@ -179,13 +178,13 @@ def optimised(
         )
         for a in record
     ]
-    made = oci.Layout.create(root)
+    made = Layout.create(root)
     convert(plain, name, made, record=accesses, chunk_bytes=1 << 20)
     return made
 
 
 def before_and_after(
-    plain_lazy: oci.Layout, tuned: oci.Layout, name: str, program: Sequence[str], link: str
+    plain_lazy: Layout, tuned: Layout, name: str, program: Sequence[str], link: str
 ) -> dict[str, dict[str, Any]]:
     """`run_from` over an emulated link, each image once, from empty caches of the mount: {"as
     converted", "optimised"}."""
@@ -202,9 +201,9 @@ def before_and_after(
             }
 
 
-def _publish(root: Path, layout: oci.Layout, name: str, under: str) -> None:
+def _publish(root: Path, layout: Layout, name: str, under: str) -> None:
     with scratch(".publish-", layout.path.parent) as room:
-        other = oci.Layout.create(room / "layout")
+        other = Layout.create(room / "layout")
         manifest = layout.manifest(name)
         for blob in layout.blobs(manifest):
             target = other.blob_path(blob.digest)
@@ -229,17 +228,17 @@ def crossover(
     names = [f"data/{i:04}" for i in range(files)]
     rows, full = [], {}
     with Ledger.open(space) as ledger, scratch("crossover-", space.artifacts) as base:
-        plain = oci.Layout.create(base / "plain")
+        plain = Layout.create(base / "plain")
         entries = {n: LayerEntry(data=random.Random(n).randbytes(file_bytes)) for n in names}
         write_image(plain, [("files", write_layer(plain, entries))], {"Env": []}, NAME)
-        convert(plain, NAME, oci.Layout.create(base / "lazy"))
+        convert(plain, NAME, Layout.create(base / "lazy"))
         publish_image(base / "registry", base / "plain", NAME)
         publish_image(base / "registry", base / "lazy", "lab/share:lazy")
         order = random.Random(0).sample(names, len(names))
         for link in links:
             with serving("registry", base / "registry", link=link, ledger=ledger) as served:
                 began_s = time.monotonic()
-                into = oci.Layout(base / f"content-{link}")
+                into = Layout(base / f"content-{link}")
                 manifest, _ = pull_into(into, f"{served.url}/{NAME}")
                 unpack_image(into, manifest, base / f"tree-{link}")
                 full[link] = time.monotonic() - began_s

@@ -14,6 +14,7 @@ from labkit.cli.bench import outcome
 from labkit.core.records import Run, Trial
 from labkit.errors import BadInput, MissingCapability
 from labkit.image import oci
+from labkit.image.oci_layout import Layout
 from labkit.lessons import baseline, execute, gallery, pack, report
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -271,7 +272,7 @@ def test_a_snapshot_listing_of_none_is_an_answer_but_none_is_verified(
 
 @pytest.fixture
 def without_layers(tmp_path):
-    layout = oci.Layout.create(tmp_path / "scratch")
+    layout = Layout.create(tmp_path / "scratch")
     config = json.dumps(
         {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}}
     ).encode()
@@ -285,7 +286,7 @@ def test_an_image_of_no_layer_is_not_converted_recompressed_or_measured(without_
     from labkit.image.estargz.convert import convert
     from labkit.net.link import parse
 
-    target = oci.Layout.create(tmp_path / "target")
+    target = Layout.create(tmp_path / "target")
     for call in (
         lambda: convert(without_layers, "lab/scratch:latest", target),
         lambda: push.recompress(without_layers, "lab/scratch:latest", target, "none"),
@@ -296,7 +297,7 @@ def test_an_image_of_no_layer_is_not_converted_recompressed_or_measured(without_
 
 
 def test_a_layout_of_no_image_has_no_first_one(tmp_path, capsys):
-    layout = oci.Layout.create(tmp_path / "none")
+    layout = Layout.create(tmp_path / "none")
     (layout.path / "index.json").write_text('{"schemaVersion": 2, "manifests": []}')
     with pytest.raises(BadInput, match="holds no image"):
         layout.first_name()

@@ -232,7 +232,7 @@ def test_a_snapshot_never_removes_a_folder_that_is_none(tmp_path):
 
 
 def test_a_layout_is_not_spread_over_another_folder(tmp_path):
-    from labkit.image.oci import Layout
+    from labkit.image.oci_layout import Layout
 
     (tmp_path / "index.json").write_text(json.dumps({"mine": 1}))
     with pytest.raises(BadInput, match="holds something else"):

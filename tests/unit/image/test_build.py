@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from labkit.errors import BadInput
-from labkit.image import build, closure, oci
+from labkit.image import build, closure
 from labkit.image.elf import interpreter_of
 from labkit.image.layers import LayerEntry, tar_chunks, write_layer
+from labkit.image.oci_layout import Layout
 from labkit.image.rootfs import prepare_root, resolve
 from labkit.image.tree import growing
 from labkit.image.unpack import apply_layer
@@ -25,10 +26,10 @@ from labkit.image.unpack import apply_layer
 def test_the_tiny_image_has_the_same_digest_every_time(tmp_path):
     first, second = build.tiny_layout(tmp_path / "a"), build.tiny_layout(tmp_path / "b")
     assert first == second
-    for blob in oci.Layout(tmp_path / "a").blobs(first):
+    for blob in Layout(tmp_path / "a").blobs(first):
         assert (
-            oci.Layout(tmp_path / "b").blob_path(blob.digest).read_bytes()
-            == oci.Layout(tmp_path / "a").blob_path(blob.digest).read_bytes()
+            Layout(tmp_path / "b").blob_path(blob.digest).read_bytes()
+            == Layout(tmp_path / "a").blob_path(blob.digest).read_bytes()
         )
 
 
@@ -142,7 +143,7 @@ def test_weights_without_a_config_are_refused(tmp_path):
 
 
 def test_a_layer_that_fails_half_way_leaves_no_blob(tmp_path):
-    layout = oci.Layout.create(tmp_path)
+    layout = Layout.create(tmp_path)
     with pytest.raises(FileNotFoundError):
         write_layer(
             layout, {"a": LayerEntry(data=b"a"), "b": LayerEntry(source=tmp_path / "missing")}

@@ -13,6 +13,7 @@ from labkit.image.codecs import decompress, file_chunks
 from labkit.image.estargz import layer_cache, layout, reader
 from labkit.image.estargz.convert import convert
 from labkit.image.layers import LayerEntry, write_image, write_layer
+from labkit.image.oci_layout import Layout
 from labkit.image.tiny import REFERENCE, tiny_layers, tiny_layout
 
 
@@ -26,9 +27,9 @@ def images(tmp_path_factory):
         Access("nowhere"),
     ]
     made = convert(
-        oci.Layout(base / "plain"),
+        Layout(base / "plain"),
         REFERENCE,
-        oci.Layout.create(base / "lazy"),
+        Layout.create(base / "lazy"),
         record=record,
         chunk_bytes=1 << 16,
     )
@@ -37,7 +38,7 @@ def images(tmp_path_factory):
 
 def test_the_converted_image_holds_the_same_files(images):
     base, _ = images
-    lazy = oci.Layout(base / "lazy")
+    lazy = Layout(base / "lazy")
     for entries, descriptor in zip(
         tiny_layers(600_000), lazy.manifest(REFERENCE).layers, strict=True
     ):
@@ -54,7 +55,7 @@ def test_the_converted_image_holds_the_same_files(images):
 
 def test_diff_ids_and_annotations_are_those_of_the_new_blobs(images):
     base, made = images
-    lazy = oci.Layout(base / "lazy")
+    lazy = Layout(base / "lazy")
     manifest = lazy.manifest(REFERENCE)
     assert lazy.config(manifest)["rootfs"]["diff_ids"] == [w.diff_id for w in made.layers]
     for descriptor, written in zip(manifest.layers, made.layers, strict=True):
@@ -67,7 +68,7 @@ def test_diff_ids_and_annotations_are_those_of_the_new_blobs(images):
 
 def test_only_the_touched_chunks_of_a_file_are_to_be_prefetched(images):
     base, made = images
-    first = oci.Layout(base / "lazy").manifest(REFERENCE).layers[0]
+    first = Layout(base / "lazy").manifest(REFERENCE).layers[0]
     ranges = layout.parse_ranges(first.annotations[layout.TOUCHED_RANGES], first.size_bytes)
     assert 200_000 < sum(b - a for a, b in ranges) < made.layers[0].prefetch_bytes
 
@@ -139,12 +140,12 @@ def edited(tmp_path):
 
     def make(app: bytes, record=READS, *, level: int = 6, **options):
         at = next(number)
-        source = oci.Layout.create(tmp_path / f"source-{at}")
+        source = Layout.create(tmp_path / f"source-{at}")
         layers = [*tiny_layers(600_000), {"srv/app.py": LayerEntry(data=app)}]
         write_image(
             source, [(str(i), write_layer(source, e)) for i, e in enumerate(layers)], {}, REFERENCE
         )
-        target = oci.Layout.create(tmp_path / f"lazy-{at}")
+        target = Layout.create(tmp_path / f"lazy-{at}")
         made = convert(
             source,
             REFERENCE,

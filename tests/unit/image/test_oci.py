@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from labkit.errors import BadInput
 from labkit.image import oci
+from labkit.image.oci_layout import Layout
 
 DIGEST = "sha256:" + "a" * 64
 GOOD = {
@@ -107,7 +108,7 @@ def test_what_is_no_reference_says_how_to_write_one(text):
 
 
 def test_a_damaged_blob_is_not_handed_out(tmp_path):
-    layout = oci.Layout.create(tmp_path)
+    layout = Layout.create(tmp_path)
     blob = layout.write_blob(b"{}", oci.CONFIG)
     layout.blob_path(blob.digest).write_bytes(b"[]")
     with pytest.raises(BadInput, match="damaged"):
@@ -115,7 +116,7 @@ def test_a_damaged_blob_is_not_handed_out(tmp_path):
 
 
 def test_an_image_of_another_name_or_machine_is_not_taken(tmp_path):
-    layout = oci.Layout.create(tmp_path)
+    layout = Layout.create(tmp_path)
     layout.add(oci.Manifest(layout.write_blob(b"{}", oci.CONFIG), ()), "lab/one:latest")
     with pytest.raises(BadInput, match="lab/two"):
         layout.manifest_descriptor("lab/two:latest")
@@ -126,7 +127,7 @@ def test_an_image_of_another_name_or_machine_is_not_taken(tmp_path):
 
 
 def test_adding_a_name_again_replaces_it(tmp_path):
-    layout = oci.Layout.create(tmp_path)
+    layout = Layout.create(tmp_path)
     for body in (b"{}", b"[]"):
         last = layout.add(oci.Manifest(layout.write_blob(body, oci.CONFIG), ()), "lab/one:latest")
     assert [d.digest for d in layout.index()] == [last.digest]

@@ -12,6 +12,7 @@ import pytest
 from labkit.core.ledger import Ledger
 from labkit.errors import BadInput, TransferError
 from labkit.image import oci, pull, tiny
+from labkit.image.oci_layout import Layout
 from labkit.image.publish import publish_image
 from labkit.net.fetch import Client, Retry
 from labkit.net.serving import serving
@@ -61,14 +62,14 @@ def test_faults_that_a_client_survives_are_survived(tmp_path, source, ledger, fa
     root, manifest = source
     with serving("registry", root, ledger=ledger, faults=[fault]) as served:
         made, facts = pull.pull_into(
-            oci.Layout(tmp_path / "got"),
+            Layout(tmp_path / "got"),
             f"{served.url}/{tiny.REFERENCE}",
             client=Client(retry=FAST),
         )
     assert made == manifest and facts["retries"] >= 1
-    for blob in oci.Layout(tmp_path / "got").blobs(made):
+    for blob in Layout(tmp_path / "got").blobs(made):
         assert (
-            oci.digest_of(oci.Layout(tmp_path / "got").blob_path(blob.digest).read_bytes())
+            oci.digest_of(Layout(tmp_path / "got").blob_path(blob.digest).read_bytes())
             == blob.digest
         )
 
@@ -83,7 +84,7 @@ def test_corruption_that_never_ends_is_an_error_and_keeps_no_blob(tmp_path, sour
         pytest.raises(TransferError, match="digest"),
     ):
         pull.pull_into(
-            oci.Layout(tmp_path / "got"),
+            Layout(tmp_path / "got"),
             f"{served.url}/{tiny.REFERENCE}",
             client=Client(retry=FAST),
         )
@@ -94,8 +95,8 @@ def test_a_second_pull_fetches_no_blob(tmp_path, source, ledger):
     root, _ = source
     with serving("registry", root, ledger=ledger) as served:
         reference = f"{served.url}/{tiny.REFERENCE}"
-        pull.pull_into(oci.Layout(tmp_path / "got"), reference)
-        assert pull.pull_into(oci.Layout(tmp_path / "got"), reference)[1]["bytes_fetched"] == 0
+        pull.pull_into(Layout(tmp_path / "got"), reference)
+        assert pull.pull_into(Layout(tmp_path / "got"), reference)[1]["bytes_fetched"] == 0
 
 
 def test_an_image_that_is_not_there_says_so(tmp_path, source, ledger):
@@ -105,7 +106,7 @@ def test_an_image_that_is_not_there_says_so(tmp_path, source, ledger):
         pytest.raises(TransferError, match="404"),
     ):
         pull.pull_into(
-            oci.Layout(tmp_path / "got"),
+            Layout(tmp_path / "got"),
             f"{served.url}/lab/other:latest",
             client=Client(retry=FAST),
         )
@@ -113,7 +114,7 @@ def test_an_image_that_is_not_there_says_so(tmp_path, source, ledger):
 
 def test_a_reference_without_a_registry_is_refused(tmp_path):
     with pytest.raises(BadInput, match="names no registry"):
-        pull.pull_into(oci.Layout(tmp_path / "got"), "lab/subject:latest")
+        pull.pull_into(Layout(tmp_path / "got"), "lab/subject:latest")
 
 
 def test_the_warm_nodes_root_is_made_once_for_a_manifest(tmp_path):

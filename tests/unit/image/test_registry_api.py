@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from labkit.errors import BadInput, TransferError
 from labkit.image import objectpull, oci, push
 from labkit.image.image_source import source_of
+from labkit.image.oci_layout import Layout
 from labkit.image.publish import publish_image
 from labkit.image.registry import OCI_MANIFEST, Registry, RegistryError, hex_of
 from labkit.image.tiny import REFERENCE, tiny_layout
@@ -26,7 +27,7 @@ from labkit.objects.store import Store, environment
 def layout(tmp_path_factory):
     path = tmp_path_factory.mktemp("image") / "tiny"
     tiny_layout(path, 600_000)
-    return oci.Layout(path)
+    return Layout(path)
 
 
 @pytest.fixture
@@ -205,7 +206,7 @@ def test_every_codec_unpacks_to_the_same_tree(bucket, layout, tmp_path):
 
     unpack_image(layout, layout.manifest(REFERENCE), tmp_path / "stock")
     for codec in push.CODECS:
-        made = oci.Layout.create(tmp_path / codec)
+        made = Layout.create(tmp_path / codec)
         push.recompress(layout, REFERENCE, made, codec)
         push.publish_objects(bucket.app.disk.root, made, REFERENCE, prefix=codec)
         facts = pull(bucket, codec, tmp_path / f"root-{codec}", tmp_path / "scratch")
@@ -215,7 +216,7 @@ def test_every_codec_unpacks_to_the_same_tree(bucket, layout, tmp_path):
 
 def test_recompressing_twice_gives_the_same_digests(layout, tmp_path):
     made = [
-        push.recompress(layout, REFERENCE, oci.Layout.create(tmp_path / n), "zstd").as_bytes()
+        push.recompress(layout, REFERENCE, Layout.create(tmp_path / n), "zstd").as_bytes()
         for n in "ab"
     ]
     assert made[0] == made[1]
@@ -270,7 +271,7 @@ def largest_size(layout):
 
 
 def test_a_layer_that_unpacks_to_something_else_is_refused(bucket, layout, tmp_path):
-    made = oci.Layout.create(tmp_path / "forged")
+    made = Layout.create(tmp_path / "forged")
     manifest = push.recompress(layout, REFERENCE, made, "gzip")
     config = json.loads(made.read_blob(manifest.config))
     config["rootfs"]["diff_ids"][0] = digest(b"another")

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit.errors import BadInput
-from labkit.image import oci, tiny
+from labkit.image import tiny
+from labkit.image.oci_layout import Layout
 from labkit.image.tree import ImageTree, Limits, growing
 from labkit.image.unpack import apply_layer, unpack_image
 
@@ -295,7 +296,7 @@ def test_no_sequence_of_members_writes_outside_the_root(tmp_path_factory, layers
 
 def test_the_tiny_image_unpacks_to_what_its_layers_say(tmp_path):
     manifest = tiny.tiny_layout(tmp_path / "layout")
-    facts = unpack_image(oci.Layout(tmp_path / "layout"), manifest, tmp_path / "root")
+    facts = unpack_image(Layout(tmp_path / "layout"), manifest, tmp_path / "root")
     root = tmp_path / "root"
     assert facts["layers"] == 3 and (root / "etc/hostname").read_text() == "tiny\n"
     assert os.listdir(root / "opt/old") == ["c"] and not (root / "opt/gone").exists()
@@ -309,5 +310,5 @@ def test_a_layer_that_is_not_what_the_config_says_is_refused(tmp_path):
     manifest = tiny.tiny_layout(tmp_path / "layout")
     swapped = replace(manifest, layers=(manifest.layers[1], manifest.layers[0], manifest.layers[2]))
     with pytest.raises(BadInput, match="the config says"):
-        unpack_image(oci.Layout(tmp_path / "layout"), swapped, tmp_path / "root")
+        unpack_image(Layout(tmp_path / "layout"), swapped, tmp_path / "root")
     assert os.listdir(tmp_path) == ["layout"]

@@ -123,10 +123,11 @@ def test_a_record_that_is_none_is_refused_before_anything_is_written(tmp_path):
 
 def test_a_packed_image_is_used_as_it_is(tmp_path, monkeypatch):
     from labkit.core.workspace import Workspace
-    from labkit.image import build, oci
+    from labkit.image import build
+    from labkit.image.oci_layout import Layout
 
     home, there = Workspace.at(tmp_path / "home"), Workspace.at(tmp_path / "there")
-    layout = oci.Layout.create(home.images / "subject").path
+    layout = Layout.create(home.images / "subject").path
     (layout / "built").mkdir()
     (layout / "built" / "app-1.json").write_text("{}")
     monkeypatch.setattr(

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from labkit.errors import BadInput, TransferError
 from labkit.image import oci
 from labkit.image.lazyfs.remote import RegistrySource
+from labkit.image.oci_layout import Layout
 from labkit.image.publish import publish_image
 from labkit.image.pull import pull_into
 from labkit.image.registry import Registry
@@ -104,7 +105,7 @@ def client_with(found):
 def pulled(guarded, tmp_path, found, streams=3):
     with client_with(found) as client:
         return pull_into(
-            oci.Layout(tmp_path / "content"),
+            Layout(tmp_path / "content"),
             f"{guarded.url}/{REFERENCE}",
             streams=streams,
             client=client,
