@@ -16,10 +16,10 @@ of one format must agree to the bit, and one that does not has failed. On a GPU 
 the context is there before the clock starts, the parameters are on the device when it stops, and
 only the files' pages are cold, not the host's other caches.
 
-Floors: cold, the fastest plain read of the same files (`labkit.bench.read_paths`), just before and after
-· warm and tmpfs, one copy of the bytes in memory (a loader that maps pages instead of copying comes
-below it) · on a GPU the slower of disk and bus (cold), the bus from pinned memory (warm) · s3, the
-emulated link's own.
+Floors: cold, the fastest plain read of the same files (`labkit.bench.read_paths`), just before and
+after · warm and tmpfs, one copy of the bytes in memory (a loader that maps pages instead of copying
+comes below it) · on a GPU the slower of disk and bus (cold), the bus from pinned memory (warm) ·
+s3, the emulated link's own.
 
 Goals: labkit-streamer_vs_floor.cold ≤ 1.05, labkit-streamer_vs_best_other.{cold,warm,tmpfs} ≤ 1.0
 within noise, labkit-streamer_vs_floor.s3 ≤ 1.05, …_faulty_vs_clean.s3 ≤ 1.2. Lesson:

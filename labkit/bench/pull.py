@@ -292,7 +292,7 @@ def floors(
 
 def _arm(arm: str, on: Setting, ends: ExitStack) -> Callable[[], Measured] | str:
     reference = f"{on.served.url}/{on.name}"
-    if arm.startswith("registry-parallel") or arm.startswith("object-pull"):
+    if arm.startswith(("registry-parallel", "object-pull")):
         codec = (
             arm.removeprefix("object-pull-")
             if arm in ("object-pull-zstd", "object-pull-none")

@@ -20,6 +20,7 @@ Lesson: notebooks/09_decide.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 from labkit.byo.observe import Event, ProcSample
@@ -92,7 +93,7 @@ def attribute(
         }
     )
     spans: list[Span] = []
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in itertools.pairwise(cuts):
         name = _phase((start + end) / 2, at, build)
         if name and spans and spans[-1].name == name and spans[-1].end_s == start:
             spans[-1] = Span(name, spans[-1].start_s, end, "outside", spans[-1].detail)

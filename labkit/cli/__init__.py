@@ -55,11 +55,13 @@ COMMANDS = {
 EXIT_CODES = (0, 1, 2, 3, 4, 70, 130, 141)
 _BUG = 70
 
-EPILOG = """exit codes: 0 done; 1 measured, and something failed; 2 a mistake in the call, or the environment refuses; 3 a capability
-is missing (labkit doctor); 4 image mount: the registry did not deliver; 70 a mistake of the lab; 130 interrupted; 141 nobody
-reads stdout any more. The last line of a command that measures is one JSON document.
+EPILOG = """exit codes: 0 done; 1 measured, and something failed; 2 a mistake in the call, or the
+environment refuses; 3 a capability is missing (labkit doctor); 4 image mount: the registry did not
+deliver; 70 a mistake of the lab; 130 interrupted; 141 nobody reads stdout any more. The last line
+of a command that measures is one JSON document.
 
-environment: LABKIT_HOME the workspace (default ~/.cache/labkit); LABKIT_TRACEBACK=1 shows where an error comes from."""
+environment: LABKIT_HOME the workspace (default ~/.cache/labkit); LABKIT_TRACEBACK=1 shows where an
+error comes from."""
 
 
 def _module(command: str) -> str:

@@ -344,9 +344,9 @@ def _show_rank(rankings: list[dict[str, Any]]) -> str:
             + table(rows, ["place", "host", "kind", "n", "median", "95 % interval"])
         )
     return "\n\n".join(
-        blocks
-        + [
+        [
+            *blocks,
             "Hosts are ranked, not techniques; = is a tie: not significantly slower than the one"
-            " above."
+            " above.",
         ]
     )

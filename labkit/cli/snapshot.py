@@ -162,10 +162,11 @@ def _restore(args: argparse.Namespace) -> int:
     with restored(snapshot, Workspace.default(), port=args.port, lazy=args.lazy_pages) as back:
         same = tuple(back.answer.tokens) == snapshot.manifest.tokens
         who = create.get(back.port, "/_labkit/identity") if snapshot.manifest.nonce else {}
+        itself = who.get("nonce") == snapshot.manifest.nonce
         print(
             f"restored on port {back.port} as pid {back.pid} ({who.get('pid', '?')} inside): first"
             f" token after {show_s(back.first_token_s)};"
-            f" {'the dumped process itself' if who.get('nonce') == snapshot.manifest.nonce else 'ANOTHER PROCESS'},"
+            f" {'the dumped process itself' if itself else 'ANOTHER PROCESS'},"
             f" {'equal' if same else 'OTHER'} tokens"
         )
         if args.stay:

@@ -28,7 +28,8 @@ from labkit.errors import LabError
 def _name(stem: str, book: ledger.Ledger | ledger.Unnoted, ending: str) -> str:
     """Hidden, and with the token: `.model-small.4f0c….17-1.part`. A long stem is cut: a name has
     255 bytes."""
-    return f".{os.fsdecode(os.fsencode(stem)[:150])}.{book.token or 'x'}.{os.getpid()}-{next(ledger._parts)}{ending}"
+    short = os.fsdecode(os.fsencode(stem)[:150])
+    return f".{short}.{book.token or 'x'}.{os.getpid()}-{next(ledger._parts)}{ending}"
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from labkit.core import takedown
 from labkit.core.interpreter import module
@@ -282,7 +282,7 @@ class Unnoted:
     """In the server of a trial: its node, which is noted, is taken down with everything in it."""
 
     mark = token = ""
-    environment: dict[str, str] = {}
+    environment: ClassVar[dict[str, str]] = {}
 
     def below(self) -> Unnoted:
         return self

@@ -18,6 +18,7 @@ Techniques build plans (`Technique.apply`); they never run them. Lesson: noteboo
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -49,11 +50,7 @@ class Step:
 
 def device_from_args(server_args: Sequence[str]) -> str:
     """The device of a server with these arguments: the last --device counts, none means cpu."""
-    told = [
-        value
-        for flag, value in zip(server_args, server_args[1:], strict=False)
-        if flag == "--device"
-    ]
+    told = [value for flag, value in itertools.pairwise(server_args) if flag == "--device"]
     return told[-1] if told else "cpu"
 
 

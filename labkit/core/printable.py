@@ -21,7 +21,10 @@ from typing import Any
 
 #: C0, C1, format characters (bidirectional overrides and invisible ones among them), line and
 #: paragraph separators, surrogates.
-_FORMAT = "\u00ad\u0600-\u0605\u061c\u06dd\u070f\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff"
+_FORMAT = (
+    "\u00ad\u0600-\u0605\u061c\u06dd\u070f\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+    "\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff"
+)
 _LINE = re.compile(f"[\x00-\x1f\x7f-\x9f{_FORMAT}]")
 _TEXT = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{_FORMAT}]")
 #: Where a record holds text of several lines.

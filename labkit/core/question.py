@@ -271,7 +271,7 @@ def _difference(here: Any, there: Any) -> str:
             for n in names
         )
     if isinstance(here, str) and isinstance(there, str) and max(len(here), len(there)) > _SHOWN:
-        same = len(os.path.commonprefix([here, there]))
+        same = len(os.path.commonprefix([here, there]))  # noqa: RUF071 - of texts, not of paths
         here, there = (
             f"…{text[same - 20 :]}" if same > _SHOWN // 2 else text for text in (here, there)
         )

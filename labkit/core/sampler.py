@@ -18,6 +18,7 @@ notebooks/01_anatomy."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -121,9 +122,9 @@ def summary(path: str | os.PathLike[str], points: int = 120) -> dict[str, Any]:
     thin = samples[::step]
     made["series"] = {
         "t_s": [round(b["t_s"], 3) for b in thin[1:]],
-        "cpu_share": [_cpu_share(a, b) for a, b in zip(thin, thin[1:], strict=False)],
+        "cpu_share": [_cpu_share(a, b) for a, b in itertools.pairwise(thin)],
         **{
-            name: [_per_second(a, b, key) for a, b in zip(thin, thin[1:], strict=False)]
+            name: [_per_second(a, b, key) for a, b in itertools.pairwise(thin)]
             for name, key in (
                 ("disk_read_bytes_per_s", "disk_read_bytes"),
                 ("disk_write_bytes_per_s", "disk_write_bytes"),

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -310,7 +311,7 @@ def is_secret_name(name: str) -> bool:
         "authorization",
         "signature",
         "sig",
-    ) or ("private", "key") in zip(words, words[1:], strict=False)
+    ) or ("private", "key") in itertools.pairwise(words)
 
 
 def opens_nothing(value: str) -> bool:

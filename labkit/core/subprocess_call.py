@@ -4,7 +4,8 @@ What a preparation imports (torch, for a conversion) stays mapped while a proces
 pages cannot be made cold: done in the harness, it would spoil every cold trial after it. Costs one
 interpreter start, 0.1 s.
 
-    run_in_subprocess(checkpoint.ensure, workspace, "small")      # any importable function, picklable arguments
+    run_in_subprocess(checkpoint.ensure, workspace, "small")  # any importable function, picklable
+        arguments
         and result
 
 Raises what the function raised if it is a LabError, else a LabError with its last words. Lesson:

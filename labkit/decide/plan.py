@@ -429,6 +429,19 @@ def tradeoff(
     return rows
 
 
+def _check_line(check: Mapping[str, Any]) -> str:
+    """One size left out of the fit: what was predicted for it, and what was measured."""
+    how = ""
+    if check["from_one_size"]:
+        how = ", from one size"
+    elif check["beyond"]:
+        how = ", extrapolated"
+    return (
+        f"{printable.line(check['preset'] or check['run'])} {show_s(check['predicted_s'])} against"
+        f" {show_s(check['measured_s'])} measured ({check['error_share']:+.0%}{how})"
+    )
+
+
 def show(plan: Plan) -> str:
     """The plan in words."""
     from labkit.cli.output import table
@@ -460,13 +473,7 @@ def show(plan: Plan) -> str:
     lines += ["", table(rows, ["phase", "predicted", "range", "floor", "model"]), ""]
     if plan.checks:
         lines += [
-            "Left out of the fit, then predicted: "
-            + "; ".join(
-                f"{printable.line(c['preset'] or c['run'])} {show_s(c['predicted_s'])} against"
-                f" {show_s(c['measured_s'])} measured "
-                f"({c['error_share']:+.0%}{', from one size' if c['from_one_size'] else ', extrapolated' if c['beyond'] else ''})"
-                for c in plan.checks
-            )
+            "Left out of the fit, then predicted: " + "; ".join(_check_line(c) for c in plan.checks)
         ]
         if plan.error_share is None:
             lines += ["A third size would tell the model's error: labkit plan --measure."]

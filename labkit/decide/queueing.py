@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import csv
 import heapq
+import itertools
 import math
 import random
 from collections import deque
@@ -139,7 +140,7 @@ def replay(
     )
     if (
         len(times) != len(arrivals)
-        or any(b < a for a, b in zip(arrivals, arrivals[1:], strict=False))
+        or any(b < a for a, b in itertools.pairwise(arrivals))
         or any(t < 0 for t in times)
     ):
         raise BadInput(

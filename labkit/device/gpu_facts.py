@@ -155,14 +155,26 @@ def _limit() -> list[int]:
 
 
 def _torch() -> dict[str, Any]:
-    code = (
-        "import time,json;t=time.monotonic();import"
-        " torch;i=time.monotonic()-t;t=time.monotonic();ok=torch.cuda.is_available();p=torch.cuda.get_device_properties(0)"
-        " if ok else"
-        " None;print(json.dumps({'import_s':i,'available_s':time.monotonic()-t,'version':torch.__version__,'cuda':torch.version.cuda,'cudnn':torch.backends.cudnn.version(),'available':ok,'device':p.name"
-        " if p else '','multiprocessors':p.multi_processor_count if p else"
-        " 0,'file':torch.__file__}))"
-    )
+    code = """
+import json, time
+began = time.monotonic()
+import torch
+import_s = time.monotonic() - began
+began = time.monotonic()
+available = torch.cuda.is_available()
+gpu = torch.cuda.get_device_properties(0) if available else None
+print(json.dumps({
+    "import_s": import_s,
+    "available_s": time.monotonic() - began,
+    "version": torch.__version__,
+    "cuda": torch.version.cuda,
+    "cudnn": torch.backends.cudnn.version(),
+    "available": available,
+    "device": gpu.name if gpu else "",
+    "multiprocessors": gpu.multi_processor_count if gpu else 0,
+    "file": torch.__file__,
+}))
+"""
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

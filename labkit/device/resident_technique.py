@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from labkit.core import interpreter
 from labkit.core.host import capability
@@ -42,7 +42,7 @@ LITTLE, IMPORTS_BYTES = 0.05, 128 << 20
 class DeviceResident(WeightsTechnique):
     name, title, lesson = LOADER.name, LOADER.title, LOADER.lesson
     excluded_scenarios = ("fresh-node",)
-    requires_layers = {"image": "host-env", "process": "process"}
+    requires_layers: ClassVar[dict[str, str]] = {"image": "host-env", "process": "process"}
 
     @property
     def loader(self) -> Loader:

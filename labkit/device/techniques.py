@@ -24,7 +24,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from labkit.core import interpreter
 from labkit.core.host import capability, package_version
@@ -91,7 +91,7 @@ def on_gpu(plan: LaunchPlan) -> bool:
 class _Compiled:
     layer, lesson = "device", "06_gpu_init"
     claims: tuple[Claim, ...] = ()
-    requires_layers = {"image": "host-env", "process": "process"}
+    requires_layers: ClassVar[dict[str, str]] = {"image": "host-env", "process": "process"}
 
     def available(self, host: Any) -> Availability:
         found = capability("command:g++")
@@ -283,7 +283,7 @@ class _Gpu:
 
     layer, lesson = "device", "06_gpu_init"
     claims: tuple[Claim, ...] = ()
-    requires_layers = {"image": "host-env", "process": "process"}
+    requires_layers: ClassVar[dict[str, str]] = {"image": "host-env", "process": "process"}
 
     def available(self, host: Any) -> Availability:
         found = capability("gpu")

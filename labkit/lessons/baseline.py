@@ -215,8 +215,8 @@ def judge(before: Sequence[Run], now: Sequence[Run]) -> Judged:
     }
     slower = tuple(f"{stack}: {found}" for stack, of in shifts.items() if (found := _blamed(of)))
     visible = tuple(
-        f"{stack}:"
-        f" {_visible(of, alarm)}{_forgiven(drifts[stack])}{'; ' + unknown[stack] if unknown[stack] else ''}"
+        f"{stack}: {_visible(of, alarm)}{_forgiven(drifts[stack])}"
+        + (f"; {unknown[stack]}" if unknown[stack] else "")
         for stack, of in shifts.items()
     )
     matched = {other for other, _ in pairs.values()}

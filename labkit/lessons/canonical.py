@@ -100,7 +100,7 @@ def canonical(doc: dict[str, Any]) -> dict[str, Any]:
 def _with_header(text: str, header: str) -> str:
     """The header stands above the task, which is the last paragraph; one that its author put
     elsewhere below a heading stays there."""
-    paragraphs = [p for p in text.split("\n\n")]
+    paragraphs = list(text.split("\n\n"))
     at = next((n for n, p in enumerate(paragraphs) if p.startswith("**Exercise:")), None)
     if at is not None:
         misplaced = at == 0 and any(p.startswith("#") for p in paragraphs[1:])

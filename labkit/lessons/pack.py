@@ -62,24 +62,28 @@ UNPACK = """#!/usr/bin/env bash
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 python="${PYTHON:-python%(version)s}"
-command -v "$python" >/dev/null || { echo "needs Python %(version)s (or PYTHON=/path/to/it)"; exit 2; }
-"$python" -c 'import sys; sys.exit(sys.version_info[:2] != (%(major)d, %(minor)d))' || { echo "packed for Python %(version)s, this is another one"; exit 2; }
-[ "$(uname -m)" = "%(machine)s" ] || { echo "packed for %(machine)s, this machine is $(uname -m)"; exit 2; }
+refuse() { echo "$1"; exit 2; }
+command -v "$python" >/dev/null || refuse "needs Python %(version)s (or PYTHON=/path/to/it)"
+"$python" -c 'import sys; sys.exit(sys.version_info[:2] != (%(major)d, %(minor)d))' ||
+    refuse "packed for Python %(version)s, this is another one"
+[ "$(uname -m)" = "%(machine)s" ] || refuse "packed for %(machine)s, this machine is $(uname -m)"
 cd "$here/lab"
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 %(install)s
 home="${LABKIT_HOME:-$HOME/.cache/labkit}"
 mkdir -p "$home" && chmod 700 "$home"
 for part in models images; do
-    if [ -d "$here/$part" ]; then mkdir -p "$home/$part" && cp -R -n "$here/$part/." "$home/$part/"; fi
+    [ -d "$here/$part" ] || continue
+    mkdir -p "$home/$part" && cp -R -n "$here/$part/." "$home/$part/"
 done
 .venv/bin/labkit workshop check "$here"
 .venv/bin/labkit doctor | sed '$d' || true
 echo "Ready: cd $here/lab && .venv/bin/jupyter lab --notebook-dir notebooks"
 """
 
-INSTALL = """.venv/bin/python -m pip install -q --no-index --find-links "$here/wheels" -c constraints.txt setuptools wheel
-.venv/bin/python -m pip install -q --no-index --find-links "$here/wheels" --no-build-isolation -c constraints.txt -e ."""
+INSTALL = """packed=(--no-index --find-links "$here/wheels" -c constraints.txt)
+.venv/bin/python -m pip install -q "${packed[@]}" setuptools wheel
+.venv/bin/python -m pip install -q "${packed[@]}" --no-build-isolation -e ."""
 INSTALL_MIRROR = ".venv/bin/python -m pip install -q -c constraints.txt -e ."
 
 
@@ -246,29 +250,31 @@ def _write(out: Path, parts: dict[str, list[tuple[str, Path]]], wheels: bool) ->
         "install": INSTALL if wheels else INSTALL_MIRROR,
     }
     manifest: dict[str, dict[str, Any]] = {}
-    with replacing(out) as partial:
-        with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as archive:
-            for name, path in (entry for part in parts.values() for entry in part):
-                manifest[name] = _add(
-                    archive,
-                    name,
-                    path.read_bytes() if path.stat().st_size < 1 << 20 else path,
-                    path.stat().st_mode & 0o111,
-                )
-            if parts.get("images"):
-                # Times of installed files differ on every machine, so an image would be built anew;
-                # this says to keep it.
-                place = next(name for name, _ in parts["images"]).split("/")[1]
-                manifest[f"images/{place}/{AS_PACKED}"] = _add(
-                    archive, f"images/{place}/{AS_PACKED}", AS_PACKED_NOTE, 0
-                )
-            manifest["unpack.sh"] = _add(archive, "unpack.sh", (UNPACK % facts).encode(), 0o111)
-            text = json.dumps(
-                {"made_for": {k: facts[k] for k in ("version", "machine")}, "files": manifest},
-                indent=1,
-                sort_keys=True,
-            ).encode()
-            _add(archive, "MANIFEST.json", text, 0)
+    with (
+        replacing(out) as partial,
+        tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        for name, path in (entry for part in parts.values() for entry in part):
+            manifest[name] = _add(
+                archive,
+                name,
+                path.read_bytes() if path.stat().st_size < 1 << 20 else path,
+                path.stat().st_mode & 0o111,
+            )
+        if parts.get("images"):
+            # Times of installed files differ on every machine, so an image would be built anew;
+            # this says to keep it.
+            place = next(name for name, _ in parts["images"]).split("/")[1]
+            manifest[f"images/{place}/{AS_PACKED}"] = _add(
+                archive, f"images/{place}/{AS_PACKED}", AS_PACKED_NOTE, 0
+            )
+        manifest["unpack.sh"] = _add(archive, "unpack.sh", (UNPACK % facts).encode(), 0o111)
+        text = json.dumps(
+            {"made_for": {k: facts[k] for k in ("version", "machine")}, "files": manifest},
+            indent=1,
+            sort_keys=True,
+        ).encode()
+        _add(archive, "MANIFEST.json", text, 0)
     sizes = {
         part: sum(manifest[name]["size_bytes"] for name, _ in entries)
         for part, entries in parts.items()

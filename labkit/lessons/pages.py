@@ -21,27 +21,44 @@ from typing import Any
 from labkit.core import outputs, printable, secrets
 
 CSS = """
-:root { color-scheme: light dark; --ink: #1a1a1a; --faint: #5f6368; --paper: #fff; --panel: #f4f5f7; --rule: #d5d8dd; --link: #0b5cad; --bad: #b3261e; --good: #1b6e3c }
-@media (prefers-color-scheme: dark) { :root { --ink: #ececec; --faint: #a6abb2; --paper: #16181c; --panel: #202329; --rule: #3a3f47; --link: #7db7f0; --bad: #ff8a80; --good: #7fd39a } }
-body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; overflow-wrap: anywhere }
-a { color: var(--link) } h1 { line-height: 1.2 } h2 { margin-top: 2.2rem; border-bottom: 1px solid var(--rule) }
-pre { background: var(--panel); padding: .7rem .9rem; overflow-x: auto; border-radius: 4px; font-size: .86rem; line-height: 1.4 }
-code { font-family: ui-monospace, "DejaVu Sans Mono", monospace } p code, li code, td code { background: var(--panel); padding: 0 .25em; border-radius: 3px }
-table { border-collapse: collapse; display: block; overflow-x: auto } th, td { overflow-wrap: break-word; text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--rule); vertical-align: top }
-.faint { color: var(--faint) } .bad { color: var(--bad); font-weight: 600 } .good { color: var(--good); font-weight: 600 }
-.code { border-left: 3px solid var(--rule) } .out pre { white-space: pre-wrap; background: none; border: 1px solid var(--rule) } figure { margin: 1rem 0 }
-img, svg { max-width: 100%; height: auto } details > summary { cursor: pointer; padding: .3rem 0 } details.notebook { border: 1px solid var(--rule); border-radius: 6px; padding: .3rem 1rem; margin: .8rem 0 }
+:root { color-scheme: light dark; --ink: #1a1a1a; --faint: #5f6368; --paper: #fff; --panel:
+  #f4f5f7; --rule: #d5d8dd; --link: #0b5cad; --bad: #b3261e; --good: #1b6e3c }
+@media (prefers-color-scheme: dark) { :root { --ink: #ececec; --faint: #a6abb2; --paper: #16181c;
+  --panel: #202329; --rule: #3a3f47; --link: #7db7f0; --bad: #ff8a80; --good: #7fd39a } }
+body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; overflow-wrap: anywhere }
+a { color: var(--link) }
+h1 { line-height: 1.2 }
+h2 { margin-top: 2.2rem; border-bottom: 1px solid var(--rule) }
+pre { background: var(--panel); padding: .7rem .9rem; overflow-x: auto; border-radius: 4px;
+  font-size: .86rem; line-height: 1.4 }
+code { font-family: ui-monospace, "DejaVu Sans Mono", monospace }
+p code, li code, td code { background: var(--panel); padding: 0 .25em; border-radius: 3px }
+table { border-collapse: collapse; display: block; overflow-x: auto }
+th, td { overflow-wrap: break-word; text-align: left; padding: .3rem .8rem .3rem 0; border-bottom:
+  1px solid var(--rule); vertical-align: top }
+.faint { color: var(--faint) }
+.bad { color: var(--bad); font-weight: 600 }
+.good { color: var(--good); font-weight: 600 }
+.code { border-left: 3px solid var(--rule) }
+.out pre { white-space: pre-wrap; background: none; border: 1px solid var(--rule) }
+figure { margin: 1rem 0 }
+img, svg { max-width: 100%; height: auto }
+details > summary { cursor: pointer; padding: .3rem 0 }
+details.notebook { border: 1px solid var(--rule); border-radius: 6px; padding: .3rem 1rem; margin:
+  .8rem 0 }
 :focus-visible { outline: 3px solid var(--link); outline-offset: 2px }
 """
 
 
 def page(title: str, body: str, foot: str = "") -> str:
     return secrets.mask_page(
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="generator"'
-        ' content="labkit"><meta name="viewport" content="width=device-width,'
-        ' initial-scale=1"><link rel="icon"'
-        f' href="data:,"><title>{escape(title)}</title><style>{CSS}{_code_css()}</style></head>\n<body>{body}\n<footer'
-        f' class="faint"><p>{foot}</p></footer></body></html>\n'
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="generator" content="labkit">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<link rel="icon" href="data:,"><title>{escape(title)}</title>'
+        f"<style>{CSS}{_code_css()}</style></head>\n<body>{body}\n"
+        f'<footer class="faint"><p>{foot}</p></footer></body></html>\n'
     )
 
 
@@ -120,10 +137,8 @@ def _highlight(source: str) -> str:
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer
 
-    return (
-        "<div"
-        f' class="code">{highlight(source, PythonLexer(), HtmlFormatter(nowrap=False, cssclass="code"))}</div>'
-    )
+    formatter = HtmlFormatter(nowrap=False, cssclass="code")
+    return f'<div class="code">{highlight(source, PythonLexer(), formatter)}</div>'
 
 
 def _text(value: Any) -> str:
@@ -176,7 +191,8 @@ def outcome_html(outcome: str) -> str:
 def table_html(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Cells are HTML already."""
     body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{''.join(f'<th scope=col>{escape(h)}</th>' for h in head)}</tr></thead><tbody>{body}</tbody></table>"
+    heads = "".join(f"<th scope=col>{escape(h)}</th>" for h in head)
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def notebooks_page(results: Sequence[Any], out: Path, slower: Sequence[str] = ()) -> Path:

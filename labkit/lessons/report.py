@@ -285,9 +285,8 @@ def notebooks_html(results: Sequence[Any], preset: str) -> str:
         )
         error = f'<pre class="bad">{escape(r.error)}</pre>' if r.error else ""
         parts.append(
-            "<details"
-            f' class="notebook"{" open" if r.outcome != "ok" else ""}><summary><b>{escape(r.name)}</b>'
-            f" – {pages.outcome_html(r.outcome)},"
+            f'<details class="notebook"{" open" if r.outcome != "ok" else ""}>'
+            f"<summary><b>{escape(r.name)}</b> – {pages.outcome_html(r.outcome)},"
             f" {show_s(r.seconds)}</summary>{error}{body}</details>"
         )
     return "\n".join(parts)

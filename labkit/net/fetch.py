@@ -152,8 +152,8 @@ class Client:
         body: bytes | memoryview = b"",
         ok: tuple[int, ...] = (200,),
     ) -> Iterator[tuple[Answer, Connection]]:
-        """One attempt, redirects followed; the body is the caller's to read. Raises ConnectionLost or
-        Refused."""
+        """One attempt, redirects followed; the body is the caller's to read. Raises ConnectionLost
+        or Refused."""
         place, target = _place(url, url)
         answered = False
         for _ in range(6):
@@ -302,7 +302,7 @@ def _fix(status: int) -> str:
     }.get(status, "see the server's own words")
 
 
-def hasher(digest: str) -> tuple[object, str]:
+def hasher(digest: str) -> tuple[hashlib._Hash, str]:
     """(hash state, expected hex) of `sha256:…` or `sha512:…`. Raises BadInput."""
     kind, _, wanted = digest.partition(":")
     if kind not in ("sha256", "sha512") or len(wanted) != {"sha256": 64, "sha512": 128}.get(kind):
@@ -379,7 +379,7 @@ def fetch(
                             fix="push it again",
                         )
                     if state is not None:
-                        state.update(block)  # type: ignore[attr-defined]
+                        state.update(block)
                     sink(block)
                     at += got
                     attempts.progressed()
@@ -392,9 +392,10 @@ def fetch(
                 break
             retries += 1
             attempts.failed(error, at)
-    if state is not None and state.hexdigest() != wanted:  # type: ignore[attr-defined]
+    if state is not None and state.hexdigest() != wanted:
         raise TransferError(
-            f"GET {url}: the bytes are {digest.partition(':')[0]}:{state.hexdigest()[:16]}…, not {digest[:23]}…",  # type: ignore[attr-defined]
+            f"GET {url}: the bytes are {digest.partition(':')[0]}:{state.hexdigest()[:16]}…,"
+            f" not {digest[:23]}…",
             why="corrupted on the way or in the store; nothing of it was kept",
             fix="fetch it again; if it repeats, push it again",
         )

@@ -160,8 +160,8 @@ class Connection:
     def request(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes | memoryview = b""
     ) -> Answer:
-        """Send a request and read the head of its answer. Raises ConnectionLost, and Unsendable (nothing
-        was sent) for what would be another request."""
+        """Send a request and read the head of its answer. Raises ConnectionLost, and Unsendable
+        (nothing was sent) for what would be another request."""
         fields = {"Host": self.place.netloc, **headers}
         if body or method in ("PUT", "POST", "PATCH"):
             fields["Content-Length"] = str(len(body))
@@ -226,8 +226,8 @@ class Connection:
         return parse_head(raw)
 
     def read_into(self, view: memoryview) -> int:
-        """The next bytes of the body, at most `len(view)`; 0 at its end. Raises ConnectionLost when it ends
-        early."""
+        """The next bytes of the body, at most `len(view)`; 0 at its end. Raises ConnectionLost when
+        it ends early."""
         if self._chunked and not self._left:
             self._next_chunk()
         if self._left == 0:

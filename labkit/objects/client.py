@@ -135,8 +135,9 @@ class Bucket:
                     answer = self._send(
                         "PUT", f"{url}?partNumber={number}&uploadId={upload}", file.read(PART_BYTES)
                     )
+                    etag = escape(answer.headers.get("etag", ""))
                     rows.append(
-                        f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(answer.headers.get('etag', ''))}</ETag></Part>"
+                        f"<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>"
                     )
                 self._send(
                     "POST",

@@ -52,20 +52,22 @@ def answer(
         upload = disk.upload_start(bucket, key, about)
         return document(
             "<InitiateMultipartUploadResult"
-            f" {XMLNS}><Bucket>{bucket}</Bucket><Key>{escaped(key)}</Key><UploadId>{upload}</UploadId>"
-            "</InitiateMultipartUploadResult>"
+            f" {XMLNS}><Bucket>{bucket}</Bucket><Key>{escaped(key)}</Key>"
+            f"<UploadId>{upload}</UploadId></InitiateMultipartUploadResult>"
         )
     folder = disk.upload(bucket, key, query.get("uploadId", ""))
     if method == "PUT":
         return _part(disk, request, folder, signed)
     if method == "GET":
         rows = "".join(
-            f"<Part><PartNumber>{n}</PartNumber><ETag>&quot;{m}&quot;</ETag><Size>{p.stat().st_size}</Size></Part>"
+            f"<Part><PartNumber>{n}</PartNumber><ETag>&quot;{m}&quot;</ETag>"
+            f"<Size>{p.stat().st_size}</Size></Part>"
             for n, m, p in disk.parts(folder)
         )
         return document(
             "<ListPartsResult"
-            f" {XMLNS}><Bucket>{bucket}</Bucket><Key>{escaped(key)}</Key><IsTruncated>false</IsTruncated>{rows}</ListPartsResult>"
+            f" {XMLNS}><Bucket>{bucket}</Bucket><Key>{escaped(key)}</Key>"
+            f"<IsTruncated>false</IsTruncated>{rows}</ListPartsResult>"
         )
     if method == "DELETE":
         shutil.rmtree(folder, ignore_errors=True)
@@ -94,9 +96,10 @@ def _part(disk: Disk, request: Request, folder: Path, signed: sigv4.Signed | Non
         if "x-amz-copy-source" in request.headers:
             md5 = _copied(disk, request, target)
             disk.part_keep(folder, at, target, md5)
+            copied_s = (folder / f"part-{at:05d}-{md5}").stat().st_mtime
             return document(
                 "<CopyPartResult"
-                f" {XMLNS}><LastModified>{iso((folder / f'part-{at:05d}-{md5}').stat().st_mtime)}</LastModified>"
+                f" {XMLNS}><LastModified>{iso(copied_s)}</LastModified>"
                 f"<ETag>&quot;{md5}&quot;</ETag></CopyPartResult>"
             )
         arrived = receive(request, target, signed)
@@ -177,6 +180,6 @@ def _complete(disk: Disk, request: Request, folder: Path, bucket: str, key: str)
     shutil.rmtree(folder, ignore_errors=True)
     return document(
         "<CompleteMultipartUploadResult"
-        f" {XMLNS}><Location>/{bucket}/{escaped(key)}</Location><Bucket>{bucket}</Bucket><Key>{escaped(key)}</Key>"
-        f"<ETag>&quot;{made.etag}&quot;</ETag></CompleteMultipartUploadResult>"
+        f" {XMLNS}><Location>/{bucket}/{escaped(key)}</Location><Bucket>{bucket}</Bucket>"
+        f"<Key>{escaped(key)}</Key><ETag>&quot;{made.etag}&quot;</ETag></CompleteMultipartUploadResult>"
     )

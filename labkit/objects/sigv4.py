@@ -90,7 +90,8 @@ def canonical_request(
 
 
 def text_to_sign(stamp: str, scope: str, canonical: str) -> str:
-    return f"{ALGORITHM}\n{stamp}\n{scope}\n{hashlib.sha256(canonical.encode('utf-8', 'surrogateescape')).hexdigest()}"
+    digest = hashlib.sha256(canonical.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{ALGORITHM}\n{stamp}\n{scope}\n{digest}"
 
 
 def sign(

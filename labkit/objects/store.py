@@ -132,9 +132,8 @@ class Store:
             )
         bucket, _, key = request.path[1:].partition("/")
         unknown = NOT_HERE & request.query.keys()
-        if unknown:
-            if "acl" not in unknown or request.method == "PUT":
-                raise S3Error("NotImplemented", f"this store has no {', '.join(sorted(unknown))}")
+        if unknown and ("acl" not in unknown or request.method == "PUT"):
+            raise S3Error("NotImplemented", f"this store has no {', '.join(sorted(unknown))}")
         if not bucket:
             return self._buckets(request)
         return self._object(request, bucket, key, signed) if key else self._bucket(request, bucket)
@@ -150,7 +149,8 @@ class Store:
         )
         return document(
             "<ListAllMyBucketsResult"
-            f" {XMLNS}><Owner><ID>lab</ID></Owner><Buckets>{rows}</Buckets></ListAllMyBucketsResult>"
+            f" {XMLNS}><Owner><ID>lab</ID></Owner><Buckets>{rows}</Buckets>"
+            "</ListAllMyBucketsResult>"
         )
 
     def _bucket(self, request: Request, bucket: str) -> Response:
@@ -182,7 +182,8 @@ class Store:
             )
             return document(
                 "<ListMultipartUploadsResult"
-                f" {XMLNS}><Bucket>{bucket}</Bucket><IsTruncated>false</IsTruncated>{rows}</ListMultipartUploadsResult>"
+                f" {XMLNS}><Bucket>{bucket}</Bucket><IsTruncated>false</IsTruncated>{rows}"
+                "</ListMultipartUploadsResult>"
             )
         return self._list(request, bucket)
 
@@ -207,14 +208,18 @@ class Store:
             return sigv4.encode(name, "/") if url else escaped(name)
 
         rows = "".join(
-            f"<Contents><Key>{show(o.key)}</Key><LastModified>{iso(o.modified_s)}</LastModified><ETag>&quot;{o.etag}&quot;</ETag>"
+            f"<Contents><Key>{show(o.key)}</Key><LastModified>{iso(o.modified_s)}</LastModified>"
+            f"<ETag>&quot;{o.etag}&quot;</ETag>"
             f"<Size>{o.size_bytes}</Size><StorageClass>STANDARD</StorageClass></Contents>"
             for o in objects
         )
         rows += "".join(
             f"<CommonPrefixes><Prefix>{show(f)}</Prefix></CommonPrefixes>" for f in folders
         )
-        head = f"<Name>{bucket}</Name><Prefix>{show(prefix)}</Prefix><MaxKeys>{limit}</MaxKeys><IsTruncated>{'true' if more else 'false'}</IsTruncated>"
+        head = (
+            f"<Name>{bucket}</Name><Prefix>{show(prefix)}</Prefix><MaxKeys>{limit}</MaxKeys>"
+            f"<IsTruncated>{'true' if more else 'false'}</IsTruncated>"
+        )
         if delimiter:
             head += f"<Delimiter>{show(delimiter)}</Delimiter>"
         if url:
@@ -222,11 +227,9 @@ class Store:
         if second:
             head += f"<KeyCount>{len(objects) + len(folders)}</KeyCount>"
             head += f"<ContinuationToken>{token}</ContinuationToken>" if token else ""
-            head += (
-                f"<NextContinuationToken>{more.encode('utf-8', 'surrogateescape').hex()}</NextContinuationToken>"
-                if more
-                else ""
-            )
+            if more:
+                after_it = more.encode("utf-8", "surrogateescape").hex()
+                head += f"<NextContinuationToken>{after_it}</NextContinuationToken>"
         else:
             head += f"<Marker>{show(after)}</Marker>" + (
                 f"<NextMarker>{show(more)}</NextMarker>" if more else ""
@@ -339,7 +342,8 @@ class Store:
             target.unlink(missing_ok=True)
         return document(
             "<CopyObjectResult"
-            f" {XMLNS}><ETag>&quot;{made.etag}&quot;</ETag><LastModified>{iso(made.modified_s)}</LastModified></CopyObjectResult>"
+            f" {XMLNS}><ETag>&quot;{made.etag}&quot;</ETag>"
+            f"<LastModified>{iso(made.modified_s)}</LastModified></CopyObjectResult>"
         )
 
 

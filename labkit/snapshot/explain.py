@@ -249,9 +249,10 @@ def refusal(
             (" | ".join(lines[-3:]) + goes_on).strip(),
             "labkit snapshot explain LOG; criu check",
         )
+    if found.name not in ("no-file-type", "file-missing", "file-changed"):
+        said = ""
     return SnapshotError(
-        f"{doing} refused:"
-        f" {found.what}{told}{said if found.name in ('no-file-type', 'file-missing', 'file-changed') else ''}",
+        f"{doing} refused: {found.what}{told}{said}",
         (found.why + "." if found.why else "") + goes_on,
         found.fix,
     )

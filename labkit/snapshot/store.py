@@ -58,8 +58,8 @@ def environment_of(pid: int) -> dict[str, str]:
 def host_fingerprint() -> dict[str, str]:
     """What a snapshot is tied to on this host: kernel, CPU model and features."""
     model, flags = platform.processor() or platform.machine(), ""
-    with suppress(OSError):
-        for line in open("/proc/cpuinfo", encoding="utf-8"):
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as cpus:
+        for line in cpus:
             key, _, value = line.partition(":")
             if key.strip() in ("model name", "CPU part") and value.strip():
                 model = value.strip()

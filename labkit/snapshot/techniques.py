@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from labkit.core import interpreter
 from labkit.core.beside import becoming
@@ -91,7 +91,7 @@ class CriuProcess:
     name, layer, lesson = "criu-process", "snapshot", "07_checkpoints"
     title = "restore the server process with CRIU, weights mapped from the model's file"
     claims: tuple[Claim, ...] = ()
-    requires_layers = {"image": "host-env", "process": "process"}
+    requires_layers: ClassVar[dict[str, str]] = {"image": "host-env", "process": "process"}
     # layers whose choice changes nothing any more
     replaces_layers = ("image", "process", "weights", "device")
     loader = MAPPED
@@ -335,11 +335,12 @@ class CriuProcess:
         crossed = self._crossed(seen, facts)
         if crossed.startswith("only"):
             return Evidence(self.name, False, crossed, facts)
+        handed_on = f"; {handed.handed_on}" if handed.handed_on else ""
         return Evidence(
             self.name,
             True,
             "the dumped process itself answered (same boot nonce, new random state); its image has "
-            f"{show_bytes(float(step.get('image_bytes') or 0))}{crossed}{'; ' + handed.handed_on if handed.handed_on else ''}",
+            f"{show_bytes(float(step.get('image_bytes') or 0))}{crossed}{handed_on}",
             facts,
         )
 
@@ -398,7 +399,7 @@ class CriuProcessWhole(CriuProcess):
 class CriuContainer(CriuProcess):
     name = "criu-container"
     title = "restore the server's container with CRIU, through runc"
-    requires_layers = {"process": "runc"}
+    requires_layers: ClassVar[dict[str, str]] = {"process": "runc"}
     replaces_layers = ("process", "weights", "device")  # it still runs on the image's files
     restore_call = "labkit.snapshot.container:restore"
 
@@ -526,7 +527,7 @@ class Zygote:
     name, layer, lesson = "zygote", "process", "07_checkpoints"
     title = "fork a process that has imported everything (resident before t0)"
     claims: tuple[Claim, ...] = ()
-    requires_layers = {"image": "host-env"}
+    requires_layers: ClassVar[dict[str, str]] = {"image": "host-env"}
     excluded_scenarios = ("fresh-node",)
 
     def available(self, host: Any) -> Availability:

@@ -161,13 +161,10 @@ def _entry(name: str, entry: Any, file: Path | str, base: int, file_bytes: int) 
             f"tensor {name!r:.120} ends at byte {end}, the file at {file_bytes}",
             "the shard is truncated",
         )
-    if math.prod(shape) * ITEM_BYTES[dtype] != end - start:
-        raise _refuse(
-            file,
-            f"tensor {name!r:.120}: {dtype} of shape {shape} is {math.prod(shape) * ITEM_BYTES[dtype]} bytes, {end - start} are stored"[
-                :400
-            ],
-        )
+    size_bytes = math.prod(shape) * ITEM_BYTES[dtype]
+    if size_bytes != end - start:
+        what = f"tensor {name!r:.120}: {dtype} of shape {shape} is {size_bytes} bytes"
+        raise _refuse(file, f"{what}, {end - start} are stored"[:400])
     return Stored(Path(file), dtype, tuple(shape), start, end)
 
 

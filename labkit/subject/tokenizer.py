@@ -15,6 +15,7 @@ Lesson: notebooks/01_anatomy.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 from collections import Counter
@@ -29,17 +30,22 @@ SPECIAL = ("<|begin|>", "<|end|>", "<|unknown|>")
 SMALLEST_VOCABULARY = len(SPECIAL) + 256
 MERGES = 700
 
-_TEXT = """A cold start is the time from the request that finds no replica to the first token that its client receives. The image is
-pulled from a registry, unpacked on the disk of the node and started; the interpreter imports its libraries; the device makes its context;
-the model is built and its weights are read from storage, copied to their place and touched; then the server says that it is ready and the
-first token comes back. Each of these phases has a floor: the bytes that must move, divided by the bandwidth of what moves them. What is
-measured above the floor can be saved, by moving fewer bytes, by moving them earlier, or by moving them in parallel. What is below it was
-already in a cache, and the measurement has to say so. People who run models for other people pay for the time in which a device waits.
-They keep it warm, and pay for nothing; or they scale to zero, and somebody waits. There are good reasons for both of them, and one way to
-find out: measure it on your own machine, with your own model, many times, in random order, and look at all of the points. When the
-difference is smaller than the noise, there is no difference to speak of. The quick brown fox jumps over the lazy dog. How much would it
-take to load a large language model from an object store, and why does it take longer the first time? Once upon a time there was a server
-that could answer every question but the one that was asked before it had started. Hello, world! My name is what I would like to know."""
+_TEXT = """A cold start is the time from the request that finds no replica to the first token that
+its client receives. The image is pulled from a registry, unpacked on the disk of the node and
+started; the interpreter imports its libraries; the device makes its context; the model is built
+and its weights are read from storage, copied to their place and touched; then the server says
+that it is ready and the first token comes back. Each of these phases has a floor: the bytes
+that must move, divided by the bandwidth of what moves them. What is measured above the floor
+can be saved, by moving fewer bytes, by moving them earlier, or by moving them in parallel. What
+is below it was already in a cache, and the measurement has to say so. People who run models for
+other people pay for the time in which a device waits. They keep it warm, and pay for nothing;
+or they scale to zero, and somebody waits. There are good reasons for both of them, and one way
+to find out: measure it on your own machine, with your own model, many times, in random order,
+and look at all of the points. When the difference is smaller than the noise, there is no
+difference to speak of. The quick brown fox jumps over the lazy dog. How much would it take to
+load a large language model from an object store, and why does it take longer the first time?
+Once upon a time there was a server that could answer every question but the one that was asked
+before it had started. Hello, world! My name is what I would like to know."""
 
 
 class Tokenizer:
@@ -99,7 +105,7 @@ def learned_merges() -> tuple[tuple[str, str], ...]:
     for _ in range(MERGES):
         pairs: Counter[tuple[str, str]] = Counter()
         for word, count in words.items():
-            for pair in zip(word, word[1:], strict=False):
+            for pair in itertools.pairwise(word):
                 pairs[pair] += count
         if not pairs:
             break

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from statistics import NormalDist
@@ -133,7 +134,7 @@ def _anchored(
 def _runs(numbers: np.ndarray) -> Iterator[tuple[int, int]]:
     """Index ranges within which numbers rise by one."""
     cuts = [0, *(np.flatnonzero(np.diff(numbers) != 1) + 1).tolist(), len(numbers)]
-    yield from zip(cuts, cuts[1:], strict=False)
+    yield from itertools.pairwise(cuts)
 
 
 def _embedding_rows(first: int, last: int, config: LlamaConfig, seed: int) -> np.ndarray:

@@ -33,7 +33,8 @@ _LABEL_CHARS = 24
 def strip(run: Run, arms: Sequence[str] | None = None) -> Picture:
     """Raw trials of each arm. Raises BadInput for a run without trials."""
     names = _arms(run, arms)
-    text = f"{_headed('Time to first token, every trial', run)}\n{captions.strip_text(run, names)}\n{_caption(run, names)}"
+    head = _headed("Time to first token, every trial", run)
+    text = f"{head}\n{captions.strip_text(run, names)}\n{_caption(run, names)}"
     return Picture(
         lambda theme: _draw_strip(run, names, theme),
         alt=_headed("Strip plot of raw trials.", run)
@@ -57,8 +58,7 @@ def compare(
     text = "\n".join(
         [
             _headed(
-                f"{'Time to first token' if not phase else phase}, medians with 95 % intervals,"
-                f" against {base}",
+                f"{phase or 'Time to first token'}, medians with 95 % intervals, against {base}",
                 run,
             )
         ]

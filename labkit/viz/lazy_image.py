@@ -163,7 +163,8 @@ def _draw_crossover(doc: Mapping[str, Any], stamp: str, theme: Theme) -> Any:
         0.012,
         0.03,
         stamp
-        or f"{doc['files']} files of {show_bytes(doc['bytes'] / doc['files'])} in random order, nothing prefetched: the worst case · links emulated · this host, one run",
+        or f"{doc['files']} files of {show_bytes(doc['bytes'] / doc['files'])} in random order,"
+        " nothing prefetched: the worst case · links emulated · this host, one run",
         fontsize=look.BASE_PT - 2,
         color=theme.faint,
     )

@@ -1,4 +1,4 @@
-"""A record in captions: the waterfall of each arm, its cache proof, evidence, failures. What `labkit
+"""A record in words: the waterfall of each arm, its cache proof, evidence, failures. What `labkit
 show` and the report print.
 
     print(text(read_run("run.json")))

@@ -5,7 +5,7 @@ calls everywhere else.
         a cell
     bench.choose(weights="safetensors"); bench.guess(4.5); bench.run()     # the same without a
         mouse, or headless
-    bench.text                                              # everything it shows, in captions
+    bench.text                                              # everything it shows, in words
 
 While a trial runs, bars are drawn from a handful of numbers (about 0.1 ms a phase): matplotlib
 would take a core from what is measured. The finished waterfall is the usual one. Every widget is a
@@ -315,11 +315,15 @@ def growing_html(ends: list[tuple[str, float]]) -> str:
     rows, reached = [], 0.0
     for name, end in ends:
         start = min(reached, end)
+        width_percent = max(100 * (end - start) / until, 0.4)
+        bar = (
+            f"margin-left:{100 * start / until:.1f}%;width:{width_percent:.1f}%;height:14px;"
+            f"background:{look.PHASE_COLOURS.get(name, '#7C7C7C')}"
+        )
         rows.append(
-            f'<tr><td style="text-align:right;padding-right:8px">{escape(name)}</td><td'
-            ' style="width:70%"><div'
-            f' style="margin-left:{100 * start / until:.1f}%;width:{max(100 * (end - start) / until, 0.4):.1f}%;height:14px;background:{look.PHASE_COLOURS.get(name, "#7C7C7C")}"></div></td><td'
-            f' style="text-align:right">{show_s(end - start)}</td></tr>'
+            f'<tr><td style="text-align:right;padding-right:8px">{escape(name)}</td>'
+            f'<td style="width:70%"><div style="{bar}"></div></td>'
+            f'<td style="text-align:right">{show_s(end - start)}</td></tr>'
         )
         reached = max(reached, end)
     return f'<table role="presentation" style="width:100%;border:none">{"".join(rows)}</table>'

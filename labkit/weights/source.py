@@ -164,7 +164,7 @@ def open_source(
     """`s3://` and `gs://` resolve to endpoint and keys of the environment; a path must exist.
     Raises BadInput."""
     text = os.fspath(source)
-    scheme, separator, rest = text.partition("://")
+    scheme, separator, _rest = text.partition("://")
     if not separator:
         if not os.path.isdir(text):
             raise BadInput(f"no model directory {text}", fix="labkit model make --preset small DIR")

@@ -93,7 +93,8 @@ class WeightsTechnique:
         from labkit.weights.prepared import checkpoint_in
 
         made = checkpoint_in(self.loader.format, subject, workspace)
-        key = f"models/{subject.preset}-{self.loader.format.replace(':', '-').lower()}-{made.digest[:8]}"
+        format = self.loader.format.replace(":", "-").lower()
+        key = f"models/{subject.preset}-{format}-{made.digest[:8]}"
         return Artifact(
             self.name,
             made.digest,

@@ -25,9 +25,10 @@ def _check_unaccounted(answer: Callable[..., float]) -> str:
         2.0,
         "a hole of one second and a second at the end",
         {
-            "You count the holes between phases; the time after the last phase is unaccounted too.": (
-                1.0
-            )
+            (
+                "You count the holes between phases; the time after the last phase is unaccounted "
+                "too."
+            ): (1.0)
         },
     )
     expect(
@@ -35,9 +36,10 @@ def _check_unaccounted(answer: Callable[..., float]) -> str:
         0.0,
         "two phases that overlap by two seconds",
         {
-            "You subtract the sum of durations. Overlapping phases then count twice, and the answer becomes negative: time that two phases share is one stretch of time.": (
-                -2.0
-            )
+            (
+                "You subtract the sum of durations. Overlapping phases then count twice, and the "
+                "answer becomes negative: time that two phases share is one stretch of time."
+            ): (-2.0)
         },
     )
     expect(
@@ -46,9 +48,10 @@ def _check_unaccounted(answer: Callable[..., float]) -> str:
         "the same overlap, and a second in which nothing was said",
         {
             "You subtract the sum of durations: an overlap then hides real unaccounted time.": -1.0,
-            "Cutting a negative sum off at zero hides the hole at the end. Count covered time once.": (
-                0.0
-            ),
+            (
+                "Cutting a negative sum off at zero hides the hole at the end. Count covered time "
+                "once."
+            ): (0.0),
         },
     )
     expect(
@@ -56,9 +59,10 @@ def _check_unaccounted(answer: Callable[..., float]) -> str:
         0.0,
         "a phase within another",
         {
-            "The inner phase ends before the outer one: keep the furthest end reached, not the last one.": (
-                3.0
-            )
+            (
+                "The inner phase ends before the outer one: keep the furthest end reached, not the "
+                "last one."
+            ): (3.0)
         },
     )
     expect(
@@ -84,9 +88,10 @@ def _check_floor(answer: Callable[..., float]) -> str:
         8.0,
         case,
         {
-            "You add the two times. A transfer that streams writes one piece while the next arrives: the slower of the two sets the floor.": (
-                10.0
-            ),
+            (
+                "You add the two times. A transfer that streams writes one piece while the next "
+                "arrives: the slower of the two sets the floor."
+            ): (10.0),
             "That is the time of the faster of the two. A chain is as fast as its slowest link.": (
                 2.0
             ),

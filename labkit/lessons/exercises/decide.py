@@ -20,11 +20,17 @@ def _check_line(answer: Callable[..., tuple[float, float]]) -> str:
         (2.0, 100e6),
         case,
         {
-            "That is bytes ÷ seconds of the big one. Part of its 7 s does not depend on bytes: take the difference of both sizes.": (
+            (
+                "That is bytes ÷ seconds of the big one. Part of its 7 s does not depend on bytes: "
+                "take the difference of both sizes."
+            ): (
                 0.0,
                 500e6 / 7,
             ),
-            "The rate is right; the fixed part is what is left of one start when its bytes are taken off.": (
+            (
+                "The rate is right; the fixed part is what is left of one start when its bytes are "
+                "taken off."
+            ): (
                 0.0,
                 100e6,
             ),
@@ -86,9 +92,10 @@ def _check_keep_alive(answer: Callable[..., float]) -> str:
         600.0,
         "a start of 60 s, 3.60 a GPU-hour, 0.01 for a second waited",
         {
-            "The price is for an hour; waiting is valued by the second. Divide the price by 3600.": (
-                60 * 0.01 / 3.6
-            ),
+            (
+                "The price is for an hour; waiting is valued by the second. Divide the price by "
+                "3600."
+            ): (60 * 0.01 / 3.6),
             "That is what the wait costs. How many idle seconds does it buy?": 0.6,
             "Upside down: a dearer GPU should be kept for less time.": 1 / 600,
         },

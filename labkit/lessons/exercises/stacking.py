@@ -18,13 +18,15 @@ def _check_whole_speedup(answer: Callable[..., float]) -> str:
         4 / 3,
         "a phase that is half of the start, made twice as fast",
         {
-            "Halving half of the time leaves three quarters: the whole is 1 ÷ 0.75 times faster, not 1 + share × factor.": (
-                2.0
-            ),
+            (
+                "Halving half of the time leaves three quarters: the whole is 1 ÷ 0.75 times "
+                "faster, not 1 + share × factor."
+            ): (2.0),
             "That is the share of the time that is left. How many times faster is that?": 0.75,
-            "You average the factor over the phases. Add up times, then divide: factors of phases do not average.": (
-                1.5
-            ),
+            (
+                "You average the factor over the phases. Add up times, then divide: factors of "
+                "phases do not average."
+            ): (1.5),
         },
     )
     expect(
@@ -66,9 +68,10 @@ def _check_sum_of_gains(answer: Callable[..., float]) -> str:
         -3.0,
         "two techniques that save 7 s and 6 s of 10 s",
         {
-            "Do not cut it off at zero: a negative prediction is the message. Both techniques save the same seconds, and the sum counts them twice.": (
-                0.0
-            )
+            (
+                "Do not cut it off at zero: a negative prediction is the message. Both techniques "
+                "save the same seconds, and the sum counts them twice."
+            ): (0.0)
         },
     )
     return (

@@ -23,9 +23,10 @@ def _check_attack_first(answer: Callable[..., str]) -> str:
         "load",
         "a pull of 5 s whose floor is 4.8 s, and a load of 3 s without a floor",
         {
-            "That is the longest phase; but only 0.2 s of it are above its floor. Take the floor off before you compare.": (
-                "pull"
-            )
+            (
+                "That is the longest phase; but only 0.2 s of it are above its floor. Take the "
+                "floor off before you compare."
+            ): ("pull")
         },
     )
     expect(
@@ -33,9 +34,10 @@ def _check_attack_first(answer: Callable[..., str]) -> str:
         "pull",
         "pull 5 s (floor 1 s), load 1 s (floor 0.1 s)",
         {
-            "You compare how many times a phase is above its floor: load is 10 times its floor, but only 0.9 s can be gained there.": (
-                "load"
-            )
+            (
+                "You compare how many times a phase is above its floor: load is 10 times its "
+                "floor, but only 0.9 s can be gained there."
+            ): ("load")
         },
     )
     return (

@@ -152,9 +152,10 @@ def _check_connections(answer: Callable[..., int]) -> str:
         12,
         "the same with 30 ms to the first byte of every part of 8 MB",
         {
-            "Each part begins with 30 ms in which its connection carries nothing: its effective rate is below 50 MB/s.": (
-                10
-            )
+            (
+                "Each part begins with 30 ms in which its connection carries nothing: its "
+                "effective rate is below 50 MB/s."
+            ): (10)
         },
     )
     expect(

@@ -280,15 +280,9 @@ class Follow:
                 not isinstance(call.what, Name)
                 or (call.what.module, call.what.name) not in HARMLESS
             ):
-                found.append(
-                    (
-                        call.at,
-                        (
-                            f"byte {call.at}: would call"
-                            f" {call.what if isinstance(call.what, Name) else 'a computed object'}({_shown(call.arguments)})"
-                        ),
-                    )
-                )
+                called = call.what if isinstance(call.what, Name) else "a computed object"
+                shown = f"byte {call.at}: would call {called}({_shown(call.arguments)})"
+                found.append((call.at, shown))
         for at, target in self.builds:
             if (
                 not isinstance(target, Call)

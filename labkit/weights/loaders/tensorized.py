@@ -20,8 +20,11 @@ def load(model: Any, source: str, device: str = "cpu", **_: Any) -> dict[str, An
     with local_shards(source, "tensorizer") as here:
         placer = Placer(model, device)
         for path in here.paths:
-            with span("load.read", file=path.name), refusing(path):
-                with TensorDeserializer(str(path), device=device) as tensors:
-                    for name in tensors.keys():  # noqa: SIM118 - not a dict
-                        placer.put(name, tensors[name].detach())
+            with (
+                span("load.read", file=path.name),
+                refusing(path),
+                TensorDeserializer(str(path), device=device) as tensors,
+            ):
+                for name in tensors.keys():  # noqa: SIM118 - not a dict
+                    placer.put(name, tensors[name].detach())
         return placer.finish() | here.facts("tensorizer")
