@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import BadInput
-from labkit.image.registry import NAME, OCI_MANIFEST, TAG, Registry, hex_of
+from labkit.image.oci import MANIFEST, REF_NAME
+from labkit.image.registry import NAME, TAG, hex_of
+from labkit.image.registry_disk import RegistryDisk
 from labkit.objects.hardlink import link_or_copy
 
 
@@ -44,7 +46,7 @@ def pick(layout: Path, *names: str) -> dict[str, Any]:
         raise BadInput(
             f"{layout} is not an OCI image layout", fix="labkit image build makes one"
         ) from None
-    named = {m.get("annotations", {}).get("org.opencontainers.image.ref.name"): m for m in listed}
+    named = {m.get("annotations", {}).get(REF_NAME): m for m in listed}
     for name in names:
         if name in named:
             return named[name]
@@ -63,7 +65,7 @@ def publish_image(
     Returns digest and counts.
 
     Works while the registry is serving: blobs first, the tag last."""
-    layout, registry = Path(layout), Registry(root)
+    layout, disk = Path(layout), RegistryDisk(root)
     name, _, tag = (
         reference.rpartition(":")
         if ":" in reference.rsplit("/", 1)[-1]
@@ -84,21 +86,18 @@ def publish_image(
     for kind, one in reachable(layout, descriptor):
         hex_digest = hex_of(one["digest"])
         source = layout / "blobs" / "sha256" / hex_digest
-        how = (
-            link_or_copy(source, registry.blob_path(hex_digest))
-            if not registry.blob_path(hex_digest).exists()
-            else "kept"
-        )
+        target = disk.blob(hex_digest)
+        how = "kept" if target.exists() else link_or_copy(source, target)
         facts[how] = facts.get(how, 0) + 1
         if kind == "blob":
-            registry.note_blob(name, hex_digest)
+            disk.note_blob(name, hex_digest)
             facts["blobs"] += 1
             facts["size_bytes"] += one["size"]
         else:
-            registry.note_manifest(
+            disk.note_manifest(
                 name,
                 hex_digest,
-                one.get("mediaType", OCI_MANIFEST),
+                one.get("mediaType", MANIFEST),
                 tag if one is descriptor else None,
             )
     return facts

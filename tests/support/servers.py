@@ -188,8 +188,8 @@ def serving(name: str, root: Path, **options: Any) -> Iterator[Subject]:
         return
     registry, store = Registry(root / "registry"), Store(root / "store", open_writes=True)
     hex_digest, stamp = DIGEST[7:], time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    registry.blob_path(hex_digest).write_bytes(BLOB)
-    registry.note_blob("lab/x", hex_digest)
+    registry.disk.blob(hex_digest).write_bytes(BLOB)
+    registry.disk.note_blob("lab/x", hex_digest)
     images = [
         request("GET", "/v2/"),
         request("GET", "/v2/_catalog?n=1&last=a"),

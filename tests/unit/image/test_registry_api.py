@@ -16,7 +16,7 @@ from labkit.image import objectpull, oci, push
 from labkit.image.image_source import source_of
 from labkit.image.oci_layout import Layout
 from labkit.image.publish import publish_image
-from labkit.image.registry import OCI_MANIFEST, Registry, RegistryError, hex_of
+from labkit.image.registry import Registry, RegistryError, hex_of
 from labkit.image.tiny import REFERENCE, tiny_layout
 from labkit.net.server import HTTPServer
 from labkit.objects.client import open_bucket
@@ -83,7 +83,7 @@ def test_bytes_of_another_digest_never_get_its_name(registry):
     status, _, raw = call(registry, "PUT", f"{place}?digest={digest(b'wanted')}", b"other")
     assert (status, json.loads(raw)["errors"][0]["code"]) == (400, "DIGEST_INVALID")
     assert call(registry, "HEAD", f"/v2/lab/x/blobs/{digest(b'wanted')}")[0] == 404
-    assert not list((registry.app.root / "uploads").iterdir())
+    assert not list((registry.app.disk.root / "uploads").iterdir())
 
 
 def test_a_blob_belongs_to_its_repositories_until_mounted_into_another(registry):
@@ -104,7 +104,7 @@ def test_a_manifest_needs_its_blobs_and_then_has_tags(registry):
     upload(registry, b"{}")
     doc = {
         "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
+        "mediaType": oci.MANIFEST,
         "config": {"mediaType": oci.CONFIG, "digest": digest(b"{}"), "size": 2},
         "layers": [],
     }
@@ -135,12 +135,12 @@ def test_a_manifest_needs_its_blobs_and_then_has_tags(registry):
 
 
 def test_a_layout_is_published_by_link_and_can_be_pulled_while_serving(registry, layout, tmp_path):
-    facts = publish_image(registry.app.root, layout.path, REFERENCE)
+    facts = publish_image(registry.app.disk.root, layout.path, REFERENCE)
     assert facts["linked"] == 5 and facts["digest"] == layout.manifest_descriptor(REFERENCE).digest
     with source_of(f"{registry.url}/{REFERENCE}") as source:
         objectpull.pull(source, tmp_path / "root", scratch=tmp_path / "scratch")
     assert (tmp_path / "root/etc/hostname").read_text() == "tiny\n"
-    assert publish_image(registry.app.root, layout.path, REFERENCE)["kept"] == 5
+    assert publish_image(registry.app.disk.root, layout.path, REFERENCE)["kept"] == 5
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def manifest_of(registry, **more):
     return json.dumps(
         {
             "schemaVersion": 2,
-            "mediaType": OCI_MANIFEST,
+            "mediaType": oci.MANIFEST,
             "config": {"digest": digest(b"config"), "size": 6},
             "layers": [],
             **more,
@@ -349,7 +349,7 @@ def test_layers_that_name_no_digest_are_a_bad_manifest(registry, layers):
 def test_a_stored_type_that_no_header_can_hold_is_a_clear_500(registry, capsys):
     """The folder may come from anywhere."""
     call(registry, "PUT", "/v2/lab/x/manifests/latest", manifest_of(registry))
-    mark = next((registry.app.repository("lab/x") / "manifests").iterdir())
+    mark = next((registry.app.disk.repository("lab/x") / "manifests").iterdir())
     mark.write_text("text/html\r\nX-Injected: 1")
     for headers in ({}, {"Range": "bytes=0-1,3-4"}):
         status, found, _ = call(registry, "GET", "/v2/lab/x/manifests/latest", **headers)

@@ -1,0 +1,116 @@
+"""A registry's content on disk: readable by hand, shareable by hard link with any OCI image layout.
+
+    blobs/sha256/HEX                          every blob and manifest, once
+    repositories/NAME/blobs/HEX               an empty file: NAME may serve this blob
+    repositories/NAME/manifests/HEX           its media type
+    repositories/NAME/tags/TAG                the digest it points to
+    uploads/UUID                              what has arrived of an upload
+
+    disk = RegistryDisk("/srv/registry")
+    disk.note_manifest("lab/subject", hex_digest, media_type, tag="latest")
+
+A file appears in one step: a reader sees the old bytes or the new ones. Limit: one directory entry
+a blob. Lesson: notebooks/02_image_pull."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from labkit.core.beside import replacing
+
+
+class RegistryDisk:
+    """The files below `root`. Names, tags and digests are the caller's to check: they are paths
+    here."""
+
+    def __init__(self, root: str | os.PathLike[str]):
+        self.root = Path(root)
+        for folder in ("blobs/sha256", "repositories", "uploads"):
+            (self.root / folder).mkdir(parents=True, exist_ok=True)
+
+    def blob(self, hex_digest: str) -> Path:
+        return self.root / "blobs" / "sha256" / hex_digest
+
+    def repository(self, name: str) -> Path:
+        return self.root / "repositories" / name
+
+    def blob_mark(self, name: str, hex_digest: str) -> Path:
+        """Exists where the repository may serve the blob."""
+        return self.repository(name) / "blobs" / hex_digest
+
+    def manifest_mark(self, name: str, hex_digest: str) -> Path:
+        """Holds the media type of a manifest of the repository."""
+        return self.repository(name) / "manifests" / hex_digest
+
+    def tag(self, name: str, tag: str) -> Path:
+        return self.repository(name) / "tags" / tag
+
+    def upload(self, upload: str) -> Path:
+        return self.root / "uploads" / upload
+
+    def repositories(self) -> list[str]:
+        top = self.root / "repositories"
+        return sorted(str(p.parent.relative_to(top)) for p in top.rglob("manifests") if p.is_dir())
+
+    def tags(self, name: str) -> list[str]:
+        """Raises FileNotFoundError for a repository that is not there."""
+        os.stat(self.repository(name) / "manifests")
+        return _names(self.repository(name) / "tags")
+
+    def referrers(self, name: str, subject: str) -> list[dict[str, Any]]:
+        """Descriptors of the repository's manifests whose subject is sha256:`subject`."""
+        found = []
+        for hex_digest in _names(self.repository(name) / "manifests"):
+            raw = self.blob(hex_digest).read_bytes()
+            doc = json.loads(raw)
+            about = doc.get("subject")
+            if not isinstance(about, dict) or about.get("digest") != f"sha256:{subject}":
+                continue
+            kind = doc.get("artifactType", doc.get("config", {}).get("mediaType", ""))
+            descriptor = {
+                "mediaType": self.manifest_mark(name, hex_digest).read_text(),
+                "digest": f"sha256:{hex_digest}",
+                "size": len(raw),
+                "artifactType": kind,
+            }
+            if "annotations" in doc:
+                descriptor["annotations"] = doc["annotations"]
+            found.append(descriptor)
+        return found
+
+    def note_blob(self, name: str, hex_digest: str) -> None:
+        mark = self.blob_mark(name, hex_digest)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+
+    def note_manifest(self, name: str, hex_digest: str, media_type: str, tag: str | None) -> None:
+        _write(self.manifest_mark(name, hex_digest), media_type.encode())
+        if tag:
+            _write(self.tag(name, tag), f"sha256:{hex_digest}".encode())
+
+    def put_manifest(
+        self, name: str, hex_digest: str, raw: bytes, media_type: str, tag: str | None
+    ) -> None:
+        _write(self.blob(hex_digest), raw)
+        self.note_manifest(name, hex_digest, media_type, tag)
+
+    def remove_manifest(self, name: str, hex_digest: str) -> None:
+        """And every tag that points to it."""
+        self.manifest_mark(name, hex_digest).unlink(missing_ok=True)
+        for tag in self.tags(name):
+            if self.tag(name, tag).read_text() == f"sha256:{hex_digest}":
+                self.tag(name, tag).unlink(missing_ok=True)
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder)) if folder.is_dir() else []
+
+
+def _write(path: Path, raw: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(raw)
+        os.chmod(temporary, 0o644)
