@@ -29,6 +29,7 @@ from labkit.image import oci
 from labkit.image.containerd import running
 from labkit.image.estargz import layout
 from labkit.image.estargz.convert import convert
+from labkit.image.estargz.layer_cache import Options
 from labkit.image.oci_layout import Layout
 
 
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
         def ours() -> Measured:
             with scratch("out-", room) as out:
-                made = convert(source, name, Layout.create(out), chunk_bytes=args.chunk_size)
+                made = convert(source, name, Layout.create(out), options=Options(args.chunk_size))
                 return Measured(
                     made.convert_s,
                     "warm",

@@ -43,6 +43,7 @@ def run_convert(args: argparse.Namespace) -> int:
     from labkit.core.units import show_bytes, show_s
     from labkit.image import access_record
     from labkit.image.estargz.convert import convert
+    from labkit.image.estargz.layer_cache import Options
     from labkit.image.oci_layout import Layout
 
     if args.access_record:
@@ -58,8 +59,7 @@ def run_convert(args: argparse.Namespace) -> int:
         name,
         Layout.create(args.out),
         record=record,
-        chunk_bytes=args.chunk_size,
-        level=args.level,
+        options=Options(args.chunk_size, args.level),
         threads=args.threads,
     )
     for number, layer in enumerate(made.layers):

@@ -38,16 +38,26 @@ class Access:
     ranges: tuple[tuple[int, int], ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        made: dict[str, Any] = {"path": self.path}
+        doc: dict[str, Any] = {"path": self.path}
         if self.manifest_digest:
-            made["manifestDigest"] = self.manifest_digest
+            doc["manifestDigest"] = self.manifest_digest
         if self.layer is not None:
-            made["layerIndex"] = self.layer
+            doc["layerIndex"] = self.layer
         if self.at_s is not None:
-            made["at_s"] = round(self.at_s, 4)
+            doc["at_s"] = round(self.at_s, 4)
         if self.ranges:
-            made["ranges"] = [list(r) for r in self.ranges]
-        return made
+            doc["ranges"] = [list(r) for r in self.ranges]
+        return doc
+
+    @staticmethod
+    def from_json(doc: dict[str, Any]) -> Access:
+        """Raises BadInput, KeyError, TypeError, ValueError or AttributeError for what is none."""
+        layer = doc.get("layerIndex")
+        ranges = tuple((int(a), int(b)) for a, b in doc.get("ranges", ()))
+        if (layer is not None and type(layer) is not int) or any(not 0 <= a < b for a, b in ranges):
+            raise ValueError("layerIndex or ranges")
+        manifest_digest = str(doc.get("manifestDigest", ""))
+        return Access(clean_name(doc["path"]), layer, manifest_digest, doc.get("at_s"), ranges)
 
 
 def read(path: str | os.PathLike[str]) -> list[Access]:
@@ -60,34 +70,32 @@ def read(path: str | os.PathLike[str]) -> list[Access]:
         raise BadInput(
             f"no access record at {path}",
             why=str(error),
-            fix="labkit image mount REF DIR --record FILE makes one",
+            fix="labkit image mount REF DIR --record FILE writes one",
         ) from None
-    made: dict[tuple[str, int | None], Access] = {}
+    first: dict[tuple[str, int | None], Access] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            doc = json.loads(line)
-            layer = doc.get("layerIndex")
-            ranges = tuple((int(a), int(b)) for a, b in doc.get("ranges", ()))
-            if (layer is not None and type(layer) is not int) or any(
-                not 0 <= a < b for a, b in ranges
-            ):
-                raise ValueError("layerIndex or ranges")
-            access = Access(
-                clean_name(doc["path"]),
-                layer,
-                str(doc.get("manifestDigest", "")),
-                doc.get("at_s"),
-                ranges,
-            )
+            access = Access.from_json(json.loads(line))
         except (BadInput, ValueError, KeyError, TypeError, AttributeError, RecursionError) as bad:
             raise BadInput(
                 f"{path}, line {number} is no access: {getattr(bad, 'what', bad)}",
                 fix='a line is {"path": "usr/bin/python3", "layerIndex": 0}',
             ) from None
-        made.setdefault((access.path, access.layer), access)
-    return list(made.values())
+        first.setdefault((access.path, access.layer), access)
+    return list(first.values())
+
+
+def merged(ranges: Iterable[tuple[int, int]], gap_bytes: int = 0) -> list[tuple[int, int]]:
+    """Sorted, and one where at most `gap_bytes` lie between two."""
+    spans: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if spans and start - spans[-1][1] <= gap_bytes:
+            spans[-1] = (spans[-1][0], max(spans[-1][1], end))
+        else:
+            spans.append((start, end))
+    return spans
 
 
 def refuse_stranger(path: str | os.PathLike[str]) -> None:

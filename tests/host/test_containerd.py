@@ -31,6 +31,7 @@ pytestmark = pytest.mark.needs("root", "containers")
 def registry_root(tmp_path_factory):
     """A registry's directory with the interpreter's image, plain and as eStargz."""
     from labkit.image.estargz.convert import convert
+    from labkit.image.estargz.layer_cache import Options
 
     top = tmp_path_factory.mktemp("containerd")
     build.build(top / "plain", parts=("interpreter",), level=1, name=NAME)
@@ -39,7 +40,7 @@ def registry_root(tmp_path_factory):
         NAME,
         Layout.create(top / "lazy"),
         target_name=NAME + "-esgz",
-        level=1,
+        options=Options(level=1),
     )
     root = top / "registry"
     root.mkdir()

@@ -17,6 +17,7 @@ from labkit.image import oci
 from labkit.image.access_record import Access
 from labkit.image.codecs import decompress, file_chunks
 from labkit.image.estargz.convert import convert
+from labkit.image.estargz.layer_cache import Options
 from labkit.image.oci_layout import Layout
 from labkit.image.publish import publish_image
 from labkit.image.tiny import REFERENCE, tiny_layout
@@ -73,7 +74,7 @@ def images(tmp_path_factory):
         REFERENCE,
         Layout.create(base / "ours"),
         record=[Access("usr/bin/app-again"), Access("odd/zeros")],
-        chunk_bytes=100_000,
+        options=Options(chunk_bytes=100_000),
     )
     publish_image(base / "registry", base / "ours", REFERENCE)
     return base

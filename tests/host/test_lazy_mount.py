@@ -23,6 +23,7 @@ from labkit.core.ledger import is_mounted, unmount
 from labkit.image import access_record
 from labkit.image.access_record import Access
 from labkit.image.estargz.convert import convert
+from labkit.image.estargz.layer_cache import Options
 from labkit.image.oci_layout import Layout
 from labkit.image.publish import publish_image
 from labkit.image.tiny import REFERENCE, tiny_layout
@@ -44,7 +45,7 @@ def image(tmp_path_factory):
         REFERENCE,
         lazy,
         record=[Access("usr/bin/app")],
-        chunk_bytes=64 << 10,
+        options=Options(chunk_bytes=64 << 10),
     )
     publish_image(base / "registry", base / "lazy", REFERENCE)
     unpack_image(Layout(base / "plain"), Layout(base / "plain").manifest(REFERENCE), base / "tree")

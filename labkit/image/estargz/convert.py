@@ -1,14 +1,14 @@
 """An OCI layout in, the same image as eStargz layers out; optimised by an access record where one
 is given.
 
-    made = convert(Layout(src), "lab/subject:latest", Layout.create(out),
-        record=access_record.read("start.jsonl"))
-    made.layers[0].size_bytes, made.convert_s
+    record = access_record.read("start.jsonl")
+    converted = convert(Layout(src), "lab/subject:latest", Layout.create(out), record=record)
+    converted.layers[0].size_bytes, converted.convert_s
 
 Config and order of layers stay; diff ids, digests and sizes are those of the new blobs. Touched
 byte ranges of a record become a layer annotation, so that a mount of ours prefetches the touched
-chunks of a library, not all of it. Layers that were converted before and still fit are linked, not
-made again (`kept`). Limit: the codec, 100 MB/s a core. Lesson: notebooks/03_lazy_pull."""
+chunks of a library, not all of it. Layers that were converted before and still fit are linked
+(`cached`). Limit: the codec, 100 MB/s a core. Lesson: notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
@@ -21,11 +21,9 @@ from typing import Any
 
 from labkit.core.beside import scratch
 from labkit.image import oci
-from labkit.image.access_record import Access, of_layer
+from labkit.image.access_record import Access, merged, of_layer
 from labkit.image.codecs import codec_of, decompress, file_chunks
-from labkit.image.estargz import layer_cache as kept_layers
-from labkit.image.estargz import layout, reader, toc, writer
-from labkit.image.estargz.codec import LEVEL
+from labkit.image.estargz import layer_cache, layout, reader, toc, writer
 from labkit.image.estargz.source import spool
 from labkit.image.oci_layout import Layout
 from labkit.objects.hardlink import link_or_copy
@@ -39,7 +37,7 @@ class Converted:
     layers: tuple[writer.Written, ...]
     convert_s: float
     source_bytes: int
-    options: kept_layers.Options
+    options: layer_cache.Options
     orders: tuple[tuple[Access, ...], ...]  # for each layer, the accesses its files are ordered by
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -55,48 +53,42 @@ def convert(
     *,
     record: Sequence[Access] = (),
     target_name: str = "",
-    chunk_bytes: int = layout.CHUNK_BYTES,
-    level: int = LEVEL,
+    options: layer_cache.Options = layer_cache.Options(),
     threads: int | None = None,
-    kept: kept_layers.Search | None = None,
-    any_order: bool = False,
+    cached: layer_cache.Search | None = None,
 ) -> Converted:
-    """`any_order`: a kept layer serves in whatever order and at whatever level it is. Raises
-    BadInput for a layout or layer that is not sound."""
+    """`cached`: finds layers that were converted before. Raises BadInput for a layout or layer that
+    is not sound."""
     started = time.monotonic()
     manifest = source.manifest_with_layers(name)
     config = source.config(manifest)
     own_digest = source.manifest_descriptor(name).digest
-    options = kept_layers.Options(chunk_bytes, level)
     written: list[writer.Written] = []
     descriptors: list[oci.Descriptor] = []
     orders: list[tuple[Access, ...]] = []
     linked = 0
-    with scratch(".convert-", target.path) as room:
+    with scratch(".convert-", target.path) as folder:
         for index, layer in enumerate(manifest.layers):
             accesses = of_layer(record, index, own_digest)
-            had = kept(layer.digest, options, None if any_order else accesses) if kept else None
+            had = cached(layer.digest, options, accesses) if cached else None
             if had is not None:
                 link_or_copy(had.blob, target.blob_path(had.written.digest))
-                made, descriptor, order = (
-                    replace(had.written, missing=had.missing(accesses)),
-                    had.descriptor,
-                    had.order,
-                )
+                written.append(replace(had.written, missing=had.missing(accesses)))
+                descriptors.append(had.descriptor)
+                orders.append(had.order)
                 linked += 1
-            else:
-                made, descriptor = _layer(
-                    source, layer, target, room / str(index), accesses, options, threads
-                )
-                order = tuple(accesses)
-            written.append(made)
-            descriptors.append(descriptor)
-            orders.append(order)
+                continue
+            blob = folder / str(index)
+            converted, annotations = _layer(source, layer, blob, accesses, options, threads)
+            os.replace(blob, target.blob_path(converted.digest))
+            written.append(converted)
+            descriptors.append(
+                oci.Descriptor(oci.LAYER_GZIP, converted.digest, converted.size_bytes, annotations)
+            )
+            orders.append(tuple(accesses))
     config["rootfs"] = {"type": "layers", "diff_ids": [w.diff_id for w in written]}
-    new_config = target.write_blob(
-        oci.canonical(config),
-        manifest.config.media_type if "docker" not in manifest.config.media_type else oci.CONFIG,
-    )
+    kind = manifest.config.media_type
+    new_config = target.write_blob(oci.canonical(config), oci.CONFIG if "docker" in kind else kind)
     entry = target.add(
         oci.Manifest(new_config, tuple(descriptors), manifest.annotations), target_name or name
     )
@@ -120,18 +112,17 @@ def convert(
 def _layer(
     source: Layout,
     layer: oci.Descriptor,
-    target: Layout,
     blob: Path,
     accesses: Sequence[Access],
-    options: kept_layers.Options,
+    options: layer_cache.Options,
     threads: int | None,
-) -> tuple[writer.Written, oci.Descriptor]:
-    """One layer converted into the target's blobs; `blob` is where it is written first."""
+) -> tuple[writer.Written, dict[str, str]]:
+    """One image layer converted into the file `blob`, and its descriptor's annotations."""
     chunks = decompress(
         file_chunks(source.blob_path(layer.digest)), codec_of(layer.media_type), fast=True
     )
     with spool(chunks, blob.parent) as plain:
-        made = writer.write(
+        written = writer.write(
             plain,
             blob,
             prioritised=[a.path for a in accesses],
@@ -140,21 +131,20 @@ def _layer(
             threads=threads,
         )
     annotations = {
-        layout.TOC_DIGEST: made.toc_digest,
-        layout.UNCOMPRESSED_SIZE: str(made.uncompressed_bytes),
+        layout.TOC_DIGEST: written.toc_digest,
+        layout.UNCOMPRESSED_SIZE: str(written.uncompressed_bytes),
     }
     annotations |= {k: v for k, v in layer.annotations.items() if k == oci.UNPACKED_BYTES}
     if any(a.ranges for a in accesses):
         annotations[layout.TOUCHED_RANGES] = layout.format_ranges(
-            touched_ranges(blob, made, accesses)
+            touched_ranges(blob, written, accesses)
         )
     os.chmod(blob, 0o644)
-    os.replace(blob, target.blob_path(made.digest))
-    return made, oci.Descriptor(oci.LAYER_GZIP, made.digest, made.size_bytes, annotations)
+    return written, annotations
 
 
 def touched_ranges(
-    blob: Path, made: writer.Written, accesses: Sequence[Access]
+    blob: Path, written: writer.Written, accesses: Sequence[Access]
 ) -> list[tuple[int, int]]:
     """Ranges of the blob that hold the chunks a recorded start touched, merged over gaps below 256
     KiB."""
@@ -163,10 +153,8 @@ def touched_ranges(
         def read_at(start: int, size: int) -> bytes:
             return os.pread(file.fileno(), size, start)
 
-        files = {
-            e.name: e
-            for e in reader.open_layer(read_at, made.size_bytes, made.toc_digest).toc.entries
-        }
+        opened = reader.open_layer(read_at, written.size_bytes, written.toc_digest)
+    files = {entry.name: entry for entry in opened.toc.entries}
     spans: list[tuple[int, int]] = []
     for access in accesses:
         entry: toc.TOCEntry | None = files.get(access.path)
@@ -178,10 +166,4 @@ def touched_ranges(
                 a < end and b > chunk.file_offset for a, b in access.ranges
             ):
                 spans.append((chunk.start, chunk.end))
-    merged: list[tuple[int, int]] = []
-    for start, end in sorted(spans):
-        if merged and start - merged[-1][1] <= GAP_BYTES:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
-        else:
-            merged.append((start, end))
-    return merged
+    return merged(spans, GAP_BYTES)

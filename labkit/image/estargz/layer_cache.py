@@ -1,12 +1,13 @@
-"""Layers that were converted before, found again by the digest of what they were made from.
+"""Image layers that were converted before, found again by the digest of their source.
 
 An edit of the app changes the image's last layer; the gigabyte below it would be converted again
-only because the manifest's digest changed. A layout keeps a note of what each of its layers was
-made from and in which order, and the next conversion links those that still fit: same source, same
+only because the manifest's digest changed. A layout has a note of what each of its layers was
+converted from and in which order, and the next conversion links those that still fit: same source, same
 options, and a recorded start that touches what they were ordered for.
 
-    made = convert(source, name, target, record=record, kept=search(artifacts.glob("estargz-*")))
-    note(target, source.manifest(name), made)          # layers.json, for the next one
+    cached = search(artifacts.glob("estargz-*"))
+    converted = convert(source, name, target, record=record, cached=cached)
+    note(target, source.manifest(name), converted)          # layers.json, for the next one
 
 Limit: linking costs nothing, converting 100 MB/s a core. Lesson: notebooks/03_lazy_pull.
 """
@@ -23,6 +24,8 @@ from typing import TYPE_CHECKING
 from labkit.errors import LabError
 from labkit.image import oci
 from labkit.image.access_record import Access
+from labkit.image.estargz.codec import LEVEL
+from labkit.image.estargz.layout import CHUNK_BYTES
 from labkit.image.estargz.writer import Written
 from labkit.image.oci_layout import Layout
 
@@ -32,20 +35,22 @@ if TYPE_CHECKING:
 NOTE = "layers.json"
 # of the writer's output: raise it when the same input and options shall give another blob
 FORMAT = 1
-FITS = 0.98  # of the chunks a new record touches must be among those the kept layer was ordered for
+FITS = (
+    0.98  # of the chunks a new record touches must be among those the cached layer was ordered for
+)
 
 
 @dataclass(frozen=True)
 class Options:
     """What a layer's bytes depend on besides its source and its order."""
 
-    chunk_bytes: int
-    level: int
+    chunk_bytes: int = CHUNK_BYTES
+    level: int = LEVEL
     format: int = FORMAT
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedLayer:
     """A converted layer on this disk. `order`: the accesses its files were ordered by."""
 
     blob: Path
@@ -55,7 +60,7 @@ class Kept:
     order: tuple[Access, ...]
 
     def fits(self, options: Options, accesses: Sequence[Access] | None) -> bool:
-        """Whether it was made as asked, and a start that touches `accesses` finds nearly all of it
+        """Whether it was converted with these options, and a start that touches `accesses` finds nearly all of it
         in front."""
         if accesses is None:
             return replace(self.options, level=options.level) == options
@@ -70,71 +75,69 @@ class Kept:
         return tuple(a.path for a in accesses if a.path not in held)
 
 
-#: (digest of a source layer, options, accesses or None for "in whatever order, at whatever level")
-#: -> a kept layer that fits
-Search = Callable[[str, Options, Sequence[Access] | None], Kept | None]
+#: (digest of a source layer, options, accesses) -> a layer on this disk that fits
+Search = Callable[[str, Options, Sequence[Access]], CachedLayer | None]
 
 
-def search(folders: Iterable[Path]) -> Search:
-    """Look in the layouts that `note` was called for, the newest first."""
-    found: dict[str, list[Kept]] = {}
-    for folder in sorted(folders, key=_made_at, reverse=True):
-        for source, kept in _read(folder):
-            found.setdefault(source, []).append(kept)
+def search(folders: Iterable[Path], *, any_order: bool = False) -> Search:
+    """Look in the layouts that `note` was called for, the newest first. `any_order`: a layer serves
+    in whatever order and at whatever level it is."""
+    found: dict[str, list[CachedLayer]] = {}
+    for folder in sorted(folders, key=_noted_s, reverse=True):
+        for source, layer in _read(folder):
+            found.setdefault(source, []).append(layer)
 
-    def look(source: str, options: Options, accesses: Sequence[Access] | None) -> Kept | None:
-        return next((k for k in found.get(source, ()) if k.fits(options, accesses)), None)
+    def look(source: str, options: Options, accesses: Sequence[Access]) -> CachedLayer | None:
+        wanted = None if any_order else accesses
+        return next((c for c in found.get(source, ()) if c.fits(options, wanted)), None)
 
     return look
 
 
 def touched_chunks(accesses: Iterable[Access], chunk_bytes: int) -> frozenset[tuple[str, int]]:
     """(path, index of the chunk in the file); index -1 stands for a whole file of unknown size."""
-    made: set[tuple[str, int]] = set()
+    touched: set[tuple[str, int]] = set()
     for access in accesses:
         if not access.ranges:
-            made.add((access.path, -1))
+            touched.add((access.path, -1))
         for start, end in access.ranges:
-            made.update(
-                (access.path, i) for i in range(start // chunk_bytes, (end - 1) // chunk_bytes + 1)
-            )
-    return frozenset(made)
+            indexes = range(start // chunk_bytes, (end - 1) // chunk_bytes + 1)
+            touched.update((access.path, index) for index in indexes)
+    return frozenset(touched)
 
 
-def note(target: Layout, source: oci.Manifest, made: Converted) -> None:
-    """Write down what each layer of a converted layout was made from, and how."""
+def note(target: Layout, source: oci.Manifest, converted: Converted) -> None:
+    """Write down what each layer of a converted layout comes from, and how."""
     rows = [
         {"source": one.digest, "written": asdict(written), "order": [a.as_json() for a in order]}
-        for one, written, order in zip(source.layers, made.layers, made.orders, strict=True)
+        for one, written, order in zip(
+            source.layers, converted.layers, converted.orders, strict=True
+        )
     ]
-    (target.path / NOTE).write_text(json.dumps({"options": asdict(made.options), "layers": rows}))
+    (target.path / NOTE).write_text(
+        json.dumps({"options": asdict(converted.options), "layers": rows})
+    )
 
 
-def _made_at(folder: Path) -> float:
+def _noted_s(folder: Path) -> float:
     try:
         return os.stat(folder / NOTE).st_mtime
     except OSError:
         return 0.0
 
 
-def _read(folder: Path) -> list[tuple[str, Kept]]:
+def _read(folder: Path) -> list[tuple[str, CachedLayer]]:
     """[] for a folder that keeps nothing usable: keeping is a saving, never a reason to fail."""
     try:
         doc = json.loads((folder / NOTE).read_text())
-        options, layout, made = Options(**doc["options"]), Layout(folder), []
+        options, layout, found = Options(**doc["options"]), Layout(folder), []
         for row, descriptor in zip(doc["layers"], layout.manifest().layers, strict=True):
             written = Written(**{**row["written"], "missing": tuple(row["written"]["missing"])})
             blob = layout.blob_path(descriptor.digest)
             if written.digest == descriptor.digest and blob.stat().st_size == written.size_bytes:
-                order = tuple(
-                    Access(
-                        a["path"],
-                        a.get("layerIndex"),
-                        ranges=tuple((x, y) for x, y in a.get("ranges", ())),
-                    )
-                    for a in row["order"]
-                )
-                made.append((row["source"], Kept(blob, descriptor, written, options, order)))
-        return made
+                order = tuple(Access.from_json(a) for a in row["order"])
+                layer = CachedLayer(blob, descriptor, written, options, order)
+                found.append((row["source"], layer))
+        return found
     except (OSError, ValueError, KeyError, TypeError, LabError):
         return []

@@ -73,19 +73,11 @@ class Touches:
 
     def accesses(self) -> list[access_record.Access]:
         return [
-            access_record.Access(node.path, node.layer, "", at_s, tuple(_merged(ranges)))
+            access_record.Access(
+                node.path, node.layer, "", at_s, tuple(access_record.merged(ranges.copy()))
+            )
             for node, at_s, ranges in list(self.seen.values())
         ]
-
-
-def _merged(ranges: set[tuple[int, int]]) -> list[tuple[int, int]]:
-    made: list[tuple[int, int]] = []
-    for start, end in sorted(ranges.copy()):
-        if made and start <= made[-1][1]:
-            made[-1] = (made[-1][0], max(made[-1][1], end))
-        else:
-            made.append((start, end))
-    return made
 
 
 class Session:

@@ -1,7 +1,7 @@
 """`estargz-lazy`: the image is mounted, not pulled; its bytes arrive when the start touches them,
 most of them just before.
 
-`prepare` makes the image once: convert it, start the server once from a lazy mount of it and write
+`prepare` writes the image once: convert it, start the server once from a lazy mount of it and write
 down what it touches, convert it again with that order. Evidence: the server's files are on a FUSE
 mount of ours, and less than half of the image had come when the server started (a fraction of a per
 cent, in fact); a pull under that name is a failed trial. Lesson: notebooks/03_lazy_pull."""
@@ -105,62 +105,60 @@ def _first_token(port: int, timeout_s: float, ctx: StepContext) -> None:
 def lazy_layout(
     layout: Layout, reference: str, model_dir: Path, workspace: Workspace
 ) -> tuple[Layout, dict[str, Any]]:
-    """The image as optimised eStargz, made once for each manifest, from layers converted before
+    """The image as optimised eStargz, once for each manifest, from image layers converted before
     where they still fit; facts say what that cost."""
     digest = layout.manifest_descriptor(reference).digest
     target = workspace.artifacts / f"estargz-{digest[7:19]}"
     facts_file = target / "made.json"
     if not facts_file.exists():
         try:
-            _make_lazy(layout, reference, model_dir, workspace, target)
-        except OSError:  # another process made the same meanwhile
+            _write_lazy(layout, reference, model_dir, workspace, target)
+        except OSError:  # another process wrote the same meanwhile
             if not facts_file.exists():
                 raise
     return Layout(target), json.loads(facts_file.read_text())
 
 
-def _make_lazy(
+def _write_lazy(
     layout: Layout, reference: str, model_dir: Path, workspace: Workspace, target: Path
 ) -> None:
     with becoming(target) as part:
         began_s = time.monotonic()
-        before = layer_cache.search(workspace.artifacts.glob("estargz-*"))
-        with scratch(".plain-", workspace.artifacts) as plain:
-            first = Layout.create(plain)
+        before = list(workspace.artifacts.glob("estargz-*"))
+        with scratch(".plain-", workspace.artifacts) as folder:
+            plain = Layout.create(folder)
             # only to be read once, from here
             convert(
                 layout,
                 reference,
-                first,
-                chunk_bytes=CHUNK_BYTES,
-                level=1,
-                kept=before,
-                any_order=True,
+                plain,
+                options=layer_cache.Options(CHUNK_BYTES, level=1),
+                cached=layer_cache.search(before, any_order=True),
             )
-            first_s = time.monotonic() - began_s
-            record = record_start(first, reference, model_dir, workspace)
-            record_s = time.monotonic() - began_s - first_s
-        made_in = Layout.create(part)
-        made = convert(
+            plain_s = time.monotonic() - began_s
+            record = record_start(plain, reference, model_dir, workspace)
+            record_s = time.monotonic() - began_s - plain_s
+        lazy = Layout.create(part)
+        converted = convert(
             layout,
             reference,
-            made_in,
+            lazy,
             record=record,
-            chunk_bytes=CHUNK_BYTES,
             target_name=lazy_name(reference),
-            kept=before,
+            options=layer_cache.Options(CHUNK_BYTES),
+            cached=layer_cache.search(before),
         )
         access_record.write(part / "access.jsonl", record)
-        layer_cache.note(made_in, layout.manifest(reference), made)
+        layer_cache.note(lazy, layout.manifest(reference), converted)
         facts = {
             "prepare_s": time.monotonic() - began_s,
-            "convert_s": made.convert_s,
+            "convert_s": converted.convert_s,
             "record_s": record_s,
-            "plain_s": first_s,
-            "size_bytes": made.size_bytes,
-            "source_bytes": made.source_bytes,
+            "plain_s": plain_s,
+            "size_bytes": converted.size_bytes,
+            "source_bytes": converted.source_bytes,
             "files_touched": len(record),
-            "layers_kept": made.facts["layers_kept"],
+            "layers_kept": converted.facts["layers_kept"],
         }
         (part / "made.json").write_text(json.dumps(facts))
 

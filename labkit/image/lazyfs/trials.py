@@ -31,6 +31,7 @@ from labkit.image import access_record
 from labkit.image.estargz import layout as shape
 from labkit.image.estargz import reader
 from labkit.image.estargz.convert import convert
+from labkit.image.estargz.layer_cache import Options
 from labkit.image.layers import LayerEntry, write_image, write_layer
 from labkit.image.lazyfs import stats
 from labkit.image.lazyfs.step import mount_image
@@ -172,15 +173,10 @@ def lazy_image(
 
 def optimised(plain: Layout, name: str, record: Sequence[dict[str, Any]], root: Path) -> Layout:
     """The image once more, in the order of a record; written below `root`."""
-    accesses = [
-        access_record.Access(
-            a["path"], a.get("layerIndex"), "", a.get("at_s"), tuple((x, y) for x, y in a["ranges"])
-        )
-        for a in record
-    ]
-    made = Layout.create(root)
-    convert(plain, name, made, record=accesses, chunk_bytes=1 << 20)
-    return made
+    accesses = [access_record.Access.from_json(access) for access in record]
+    target = Layout.create(root)
+    convert(plain, name, target, record=accesses, options=Options(chunk_bytes=1 << 20))
+    return target
 
 
 def before_and_after(

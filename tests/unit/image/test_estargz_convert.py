@@ -31,7 +31,7 @@ def images(tmp_path_factory):
         REFERENCE,
         Layout.create(base / "lazy"),
         record=record,
-        chunk_bytes=1 << 16,
+        options=layer_cache.Options(1 << 16),
     )
     return base, made
 
@@ -138,7 +138,7 @@ def edited(tmp_path):
     one changes."""
     number = iter(range(9))
 
-    def make(app: bytes, record=READS, *, level: int = 6, **options):
+    def make(app: bytes, record=READS, *, level: int = 6, any_order: bool = False):
         at = next(number)
         source = Layout.create(tmp_path / f"source-{at}")
         layers = [*tiny_layers(600_000), {"srv/app.py": LayerEntry(data=app)}]
@@ -151,10 +151,8 @@ def edited(tmp_path):
             REFERENCE,
             target,
             record=record,
-            chunk_bytes=1 << 16,
-            level=level,
-            kept=layer_cache.search(tmp_path.glob("lazy-*")),
-            **options,
+            options=layer_cache.Options(1 << 16, level),
+            cached=layer_cache.search(tmp_path.glob("lazy-*"), any_order=any_order),
         )
         layer_cache.note(target, source.manifest(REFERENCE), made)
         return made, target
