@@ -94,7 +94,10 @@ def check_symlink(path: str, target: str, absolute_ok: bool) -> None:
         raise refused
     depth = path.count("/")
     for part in target.split("/"):
-        depth += -1 if part == ".." else 0 if part in ("", ".") else 1
+        if part == "..":
+            depth -= 1
+        elif part not in ("", "."):
+            depth += 1
         if depth < 0:
             raise refuse(path, f"is a symlink out of the root, to {target[:100]!r}")
 

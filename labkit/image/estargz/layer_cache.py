@@ -2,8 +2,8 @@
 
 An edit of the app changes the image's last layer; the gigabyte below it would be converted again
 only because the manifest's digest changed. A layout has a note of what each of its layers was
-converted from and in which order, and the next conversion links those that still fit: same source, same
-options, and a recorded start that touches what they were ordered for.
+converted from and in which order, and the next conversion links those that still fit: same source,
+same options, and a recorded start that touches what they were ordered for.
 
     cached = search(artifacts.glob("estargz-*"))
     converted = convert(source, name, target, record=record, cached=cached)
@@ -60,8 +60,8 @@ class CachedLayer:
     order: tuple[Access, ...]
 
     def fits(self, options: Options, accesses: Sequence[Access] | None) -> bool:
-        """Whether it was converted with these options, and a start that touches `accesses` finds nearly all of it
-        in front."""
+        """Whether it was converted with these options, and a start that touches `accesses` finds
+        nearly all of it in front. None: in whatever order, at whatever level."""
         if accesses is None:
             return replace(self.options, level=options.level) == options
         now = touched_chunks(accesses, options.chunk_bytes)

@@ -5,7 +5,9 @@ touched.
     mount   /dev/fuse as root, fusermount3 for everybody else; unmounting
     tree    TOCs merged into one tree: whiteouts, opaque directories, hard links
     cache   blobs on disk as sparse files, chunks in memory; verified on every read
-    feed    what to fetch next: demand first, then prefetch, then the rest
+    feed    what somebody waits for
+    ahead   what nobody waits for yet: prefetch, then the rest
+    transfers  ranges of blobs on their way to this disk
     remote  where blobs come from: a registry, a bucket, a layout on disk
     serve   the request loop
     stats   what was sent, from where, and who waited

@@ -148,13 +148,9 @@ def serve(args: argparse.Namespace) -> int:
     except LabError as error:
         print(json.dumps({"error": error.as_json()}), flush=True)
         print(error, file=sys.stderr)
-        return (
-            3
-            if isinstance(error, MissingCapability)
-            else 4
-            if isinstance(error, TransferError)
-            else 2
-        )
+        if isinstance(error, MissingCapability):
+            return 3
+        return 4 if isinstance(error, TransferError) else 2
     return 0
 
 
@@ -173,7 +169,7 @@ def _announce(session: Session) -> None:
         flush=True,
     )
     if session.stats.path:
-        session.feed.prefetched.wait()
+        session.feed.ahead.prefetched.wait()
         prefetched(session.stats.path).touch()
 
 

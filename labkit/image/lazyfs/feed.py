@@ -1,8 +1,7 @@
-"""What to fetch next: what somebody waits for, then what a recorded start touched, then the rest of
-the image.
+"""What somebody waits for: a chunk's bytes from memory, from disk, or over the link at once.
 
     feed = Feed(layers, source, memory, stats)
-    feed.start()
+    feed.ahead.start()
     data = feed.chunk(layer=0, chunk=node.chunks[3])     # waits; raises TransferError after
         `timeout_s`
 
@@ -13,22 +12,19 @@ for a page they did not get; each would wait the whole time again.
 Demand: a missing chunk becomes requests of at most 1 MiB on several connections, extended to 128
 KiB forward (a round trip of 20 ms carries more), merged with waiting neighbours; one that a running
 stream is about to deliver waits for that stream; one that stalls is asked for again on another
-connection. Prefetch: one request for each touched range, in blob order, which is access order.
-Background: 4 MiB at a time, only while nobody has asked for anything for a while. Limit: the link,
-then decompression (1 GB/s a core). Lesson: notebooks/03_lazy_pull."""
+connection. Limit: the link, then decompression (1 GB/s a core). Lesson: notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from bisect import bisect_left, bisect_right
-from collections import deque
+from bisect import bisect_left
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from labkit.errors import BadInput, TransferError
 from labkit.image.estargz.reader import verify
 from labkit.image.estargz.toc import Chunk
+from labkit.image.lazyfs.ahead import Ahead
 from labkit.image.lazyfs.cache import ChunkMemory
 from labkit.image.lazyfs.remote import LayerSource
 from labkit.image.lazyfs.stats import Stats
@@ -39,8 +35,6 @@ log = logging.getLogger("labkit.lazyfs")
 PART_BYTES = 1 << 20
 FORWARD_BYTES = 128 << 10
 HEDGE_S = 0.5
-QUIET_S = 2.0  # an import that computes for a second is still a start
-BACKGROUND_BYTES = 4 << 20
 CORRUPT_TRIES = 3
 PROBE_S = 1.0  # for a read while the source is gone
 
@@ -58,23 +52,19 @@ class Feed:
         background: bool = True,
     ):
         self.layers, self.source, self.memory, self.stats = layers, source, memory, stats
-        self.timeout_s, self.background, self.connections = timeout_s, background, connections
-        self.transfers = Transfers(layers, source, stats, on_prefetched=self._queue_ahead)
+        self.timeout_s = timeout_s
+        self.transfers = Transfers(layers, source, stats)
         self._moved = self.transfers.moved
         self._making: dict[str, Future[bytes | None]] = {}
-        self._ahead: deque[tuple[int, Chunk]] = deque()
-        self._demand_s = time.monotonic()  # when somebody last asked for anything
-        self._reads = 0
         self._pool = ThreadPoolExecutor(2 * connections, "fetch")
-        self._threads: list[threading.Thread] = []
-        self.prefetched = threading.Event()
-        self.complete = threading.Event()
-
-    def start(self) -> None:
-        for target in (self._prefetch_all, self._decompress_ahead):
-            thread = threading.Thread(target=target, name=target.__name__, daemon=True)
-            thread.start()
-            self._threads.append(thread)
+        self.ahead = Ahead(
+            self.transfers,
+            memory,
+            self._checked,
+            self._making,
+            connections=connections,
+            background=background,
+        )
 
     def close(self) -> None:
         self.transfers.close()
@@ -94,8 +84,8 @@ class Feed:
             with self._moved:
                 other = self._making.get(chunk.digest)
                 if other is None:
-                    made: Future[bytes | None] = Future()
-                    self._making[chunk.digest] = made
+                    result: Future[bytes | None] = Future()
+                    self._making[chunk.digest] = result
                     break
             data = other.result(self.timeout_s * 2)
             # None: decompression ahead found it wrong; now it is this reader's to fetch
@@ -104,11 +94,11 @@ class Feed:
         try:
             data = self._make(layer, chunk)
             self.memory.put(chunk.digest, data)
-            made.set_result(data)
+            result.set_result(data)
             return data
         except BaseException as error:
-            made.set_exception(error)
-            made.exception()
+            result.set_exception(error)
+            result.exception()
             raise
         finally:
             with self._moved:
@@ -208,7 +198,7 @@ class Feed:
         finally:
             with self._moved:
                 self.transfers.demand -= 1
-                self._demand_s = time.monotonic()
+                self.transfers.demand_s = time.monotonic()
                 self._moved.notify_all()
 
     def _ask(self, layer: int, chunk: Chunk, now_s: float) -> None:
@@ -285,106 +275,3 @@ class Feed:
                     self.transfers.queue.remove(other)
                     self.transfers.streams.remove(other)
         self.transfers.deliver(stream, time.monotonic() + self.timeout_s)
-
-    # ---- prefetch, decompression ahead, background
-
-    def _prefetch_all(self) -> None:
-        wanted = [
-            (index, start, end)
-            for index, feed in enumerate(self.layers)
-            for a, b in feed.prefetch
-            for start, end in feed.blob.missing(a, b)
-        ]
-        # what an earlier mount left here is decompressed ahead as well
-        for index, feed in enumerate(self.layers):
-            for a, b in feed.prefetch:
-                self._queue_ahead(index, a, b, here=True)
-        with ThreadPoolExecutor(
-            min(self.connections, max(1, len(self.layers))), "prefetch"
-        ) as pool:
-            by_layer: dict[int, list[tuple[int, int]]] = {}
-            for index, start, end in wanted:
-                by_layer.setdefault(index, []).append((start, end))
-            list(
-                pool.map(
-                    lambda item: [self._run("prefetch", item[0], a, b) for a, b in item[1]],
-                    by_layer.items(),
-                )
-            )
-        self.prefetched.set()
-        if self.background:
-            self._fill()
-
-    def _run(self, reason: str, layer: int, start: int, end: int) -> bool:
-        # a demand may have brought a part of it meanwhile
-        for a, b in self.layers[layer].blob.missing(start, end):
-            stream = Stream(layer, a, b, reason, time.monotonic())
-            with self._moved:
-                self.transfers.streams.append(stream)
-            if not self.transfers.deliver(stream, float("inf")):
-                return False
-        return True
-
-    def _queue_ahead(self, layer: int, low: int, high: int, *, here: bool = False) -> None:
-        """Chunks that end within (low, high] are complete."""
-        feed = self.layers[layer]
-        first = bisect_right(feed.starts, low) - 1
-        done = []
-        for chunk in feed.chunks[max(0, first) : bisect_right(feed.starts, high)]:
-            if (low < chunk.end <= high or here) and (
-                not here or feed.blob.has(chunk.start, chunk.end)
-            ):
-                done.append((layer, chunk))
-        if done:
-            with self._moved:
-                self._ahead.extend(done)
-                self._moved.notify_all()
-
-    def _decompress_ahead(self) -> None:
-        while not self.transfers.closed:
-            with self._moved:
-                self._moved.wait_for(lambda: self.transfers.closed or self._ahead, 1.0)
-                if not self._ahead:
-                    continue
-                layer, chunk = self._ahead.popleft()
-                if (
-                    chunk.digest in self._making
-                    or self.memory.get(chunk.digest) is not None
-                    or chunk.digest in self.stats.touched
-                ):
-                    continue
-                if self.memory.used_bytes + chunk.size > self.memory.limit_bytes:
-                    continue
-                made: Future[bytes | None] = Future()
-                self._making[chunk.digest] = made
-            data: bytes | None = None
-            try:
-                data = self._checked(layer, chunk)
-                if data is not None:
-                    self.memory.put(chunk.digest, data, ahead=True)
-            finally:
-                with self._moved:
-                    self._making.pop(chunk.digest, None)
-                made.set_result(data)
-
-    def _busy(self) -> bool:
-        """Whether somebody waits, or the file system was read a moment ago: a start that finds
-        everything is still a start."""
-        reads, now_s = self.stats.counts["reads"], time.monotonic()
-        if reads != self._reads or self.transfers.demand:
-            self._reads, self._demand_s = reads, now_s
-        return now_s - self._demand_s < QUIET_S
-
-    def _fill(self) -> None:
-        """The rest of the image, while nobody waits."""
-        for layer, feed in enumerate(self.layers):
-            for start, end in feed.blob.missing(0, feed.blob.size_bytes):
-                for at in range(start, end, BACKGROUND_BYTES):
-                    while not self.transfers.closed and self._busy():
-                        with self._moved:
-                            self._moved.wait(QUIET_S / 4)
-                    if self.transfers.closed or not self._run(
-                        "background", layer, at, min(end, at + BACKGROUND_BYTES)
-                    ):
-                        return
-        self.complete.set()

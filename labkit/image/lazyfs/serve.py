@@ -28,10 +28,16 @@ from labkit.image.lazyfs.tree import InodeTree, Node
 log = logging.getLogger("labkit.lazyfs")
 
 _SILENT = frozenset((wire.FORGET, wire.BATCH_FORGET))
-_READ_ONLY = errno.EROFS
-_UNKNOWN = frozenset(
-    (wire.OPEN, wire.OPENDIR, wire.FLUSH, wire.ACCESS, wire.BMAP, wire.POLL, wire.LSEEK, wire.STATX)
+_UNKNOWN = (
+    *(wire.OPEN, wire.OPENDIR, wire.FLUSH, wire.ACCESS),
+    *(wire.BMAP, wire.POLL, wire.LSEEK, wire.STATX),
 )
+#: What requests without a handler get; all others would write.
+_ANSWERS = {
+    **dict.fromkeys(_UNKNOWN, errno.ENOSYS),
+    **dict.fromkeys((wire.RELEASE, wire.RELEASEDIR, wire.DESTROY), 0),
+    wire.IOCTL: errno.ENOTTY,
+}
 
 
 class Refusal(Exception):
@@ -55,15 +61,8 @@ class FuseServer:
         squash: tuple[int, int] | None = None,
         on_read: Callable[[Node, int, int], None] | None = None,
     ):
-        self.fd, self.tree, self.feed, self.stats, self.squash, self.on_read = (
-            fd,
-            tree,
-            feed,
-            stats,
-            squash,
-            on_read,
-        )
-        self.threads = threads
+        self.fd, self.tree, self.feed, self.stats = fd, tree, feed, stats
+        self.threads, self.squash, self.on_read = threads, squash, on_read
         self.ready = threading.Event()
         self._waiting: set[int] = set()
         self._lock = threading.Lock()
@@ -120,19 +119,7 @@ class FuseServer:
             try:
                 handler = self._handlers.get(opcode)
                 if handler is None:
-                    raise Refusal(
-                        errno.ENOSYS
-                        if opcode in _UNKNOWN
-                        else (
-                            errno.ENOTTY
-                            if opcode == wire.IOCTL
-                            else (
-                                0
-                                if opcode in (wire.RELEASE, wire.RELEASEDIR, wire.DESTROY)
-                                else _READ_ONLY
-                            )
-                        )
-                    )
+                    raise Refusal(_ANSWERS.get(opcode, errno.EROFS))
                 body = handler(nodeid, view[wire.IN.size : size])
                 self._send([wire.header_of(unique, len(body)), body])
             except Refusal as refusal:
@@ -158,10 +145,10 @@ class FuseServer:
             raise Refusal(errno.ESTALE) from None
 
     def _entry(self, node: Node) -> bytes:
-        made = self._entries.get(node.ino)
-        if made is None:
-            made = self._entries[node.ino] = wire.entry(node.ino, node.attributes(self.squash))
-        return made
+        entry = self._entries.get(node.ino)
+        if entry is None:
+            entry = self._entries[node.ino] = wire.entry(node.ino, node.attributes(self.squash))
+        return entry
 
     def _init(self, _node: int, body: memoryview) -> bytes:
         major, minor, readahead, flags = wire.INIT_IN.unpack_from(body)
@@ -192,33 +179,30 @@ class FuseServer:
         return wire.STATFS.pack(blocks, 0, 0, len(self.tree.nodes), 0, wire.PAGE, 255, wire.PAGE, 0)
 
     def _listing(self, nodeid: int) -> list[tuple[Node, bytes, bytes]]:
-        """(node, name, plain directory entry) with cookies in order; made once."""
-        made = self._listings.get(nodeid)
-        if made is None:
+        """(node, name, plain directory entry) with cookies in order; computed once."""
+        listing = self._listings.get(nodeid)
+        if listing is None:
             node = self._node(nodeid)
             if node.children is None:
                 raise Refusal(errno.ENOTDIR)
             names = [(b".", node), (b"..", node.parent), *node.children.items()]
-            made = [
+            listing = [
                 (child, name, wire.dirent(child.ino, at + 1, name, wire.TYPE_BITS[child.kind]))
                 for at, (name, child) in enumerate(names)
             ]
-            self._listings[nodeid] = made
-        return made
+            self._listings[nodeid] = listing
+        return listing
 
     def _readdir(self, nodeid: int, body: memoryview, plus: bool = False) -> bytes:
         _, offset, size, _ = wire.READ_IN.unpack_from(body)
-        parts, room = [], size
+        parts, left = [], size
         for node, name, plain in self._listing(nodeid)[offset:]:
-            head = (
-                b""
-                if not plus
-                else bytes(len(wire.NEGATIVE))
-                if name in (b".", b"..")
-                else self._entry(node)
-            )
-            room -= len(head) + len(plain)
-            if room < 0:
+            head = b""
+            if plus:
+                own = name in (b".", b"..")
+                head = bytes(len(wire.NEGATIVE)) if own else self._entry(node)
+            left -= len(head) + len(plain)
+            if left < 0:
                 break
             parts += [head, plain]
         return b"".join(parts)
@@ -275,15 +259,12 @@ class FuseServer:
         started_s = time.monotonic()
         try:
             data = [self.feed.chunk(node.layer, chunk) for chunk in chunks]
-        except (LabError, OSError, TimeoutError) as error:
-            self.stats.add(self.stats.counts, "errors")
+        except BaseException as error:
+            if isinstance(error, (LabError, OSError, TimeoutError)):
+                self.stats.add(self.stats.counts, "errors")
             if not isinstance(error, LabError):
-                log.error("reading %s: %s", node.path, error)
-            if self._claim(unique):
-                self._send([wire.failure(unique, errno.EIO)])
-            return
-        except BaseException:
-            log.exception("reading %s", node.path)
+                known = isinstance(error, (OSError, TimeoutError))
+                log.error("reading %s: %s", node.path, error, exc_info=not known)
             if self._claim(unique):
                 self._send([wire.failure(unique, errno.EIO)])
             return
@@ -297,10 +278,8 @@ class FuseServer:
     ) -> None:
         parts: list[bytes | memoryview] = [wire.header_of(unique, size)]
         for chunk, held in zip(chunks, data, strict=True):
-            low, high = (
-                max(0, offset - chunk.file_offset),
-                min(chunk.size, offset + size - chunk.file_offset),
-            )
+            low = max(0, offset - chunk.file_offset)
+            high = min(chunk.size, offset + size - chunk.file_offset)
             parts.append(held if low == 0 and high == chunk.size else memoryview(held)[low:high])
             self.stats.touch(chunk.digest, chunk.size)
             self.feed.memory.served(chunk.digest, high == chunk.size)

@@ -72,12 +72,11 @@ class Touches:
         held[2].add((offset, offset + size))
 
     def accesses(self) -> list[access_record.Access]:
-        return [
-            access_record.Access(
-                node.path, node.layer, "", at_s, tuple(access_record.merged(ranges.copy()))
-            )
-            for node, at_s, ranges in list(self.seen.values())
-        ]
+        accesses = []
+        for node, at_s, ranges in list(self.seen.values()):
+            spans = tuple(access_record.merged(ranges.copy()))
+            accesses.append(access_record.Access(node.path, node.layer, "", at_s, spans))
+        return accesses
 
 
 class Session:
@@ -114,11 +113,12 @@ class Session:
         with ThreadPoolExecutor(min(8, max(1, len(manifest.layers)))) as pool:
             opened = list(pool.map(self._open_layer, manifest.layers))
         toc_s = time.monotonic() - started_s - manifest_s
-        made = tree.build(
+        merged = tree.build(
             [toc for toc, _ in opened], self.options.extra_dirs, self.options.extra_files
         )
         layers = [feed for _, feed in opened]
-        room = self.options.cache_limit_bytes > sum(f.blob.size_bytes for f in layers) * 1.1
+        blobs_bytes = sum(feed.blob.size_bytes for feed in layers)
+        fits_in_cache = self.options.cache_limit_bytes > blobs_bytes * 1.1
         self.feed = Feed(
             layers,
             self.source,
@@ -126,19 +126,19 @@ class Session:
             self.stats,
             connections=self.options.connections,
             timeout_s=self.options.io_timeout_s,
-            background=self.options.background and room,
+            background=self.options.background and fits_in_cache,
         )
-        self.feed.start()  # bytes flow while the kernel is still mounting
+        self.feed.ahead.start()  # bytes flow while the kernel is still mounting
         self._fd = mount.mount(
             self.target, name=self.reference, allow_other=self.options.allow_other
         )
         squash = (os.geteuid(), os.getegid()) if os.geteuid() else None
         self.server = FuseServer(
-            self._fd, made, self.feed, self.stats, squash=squash, on_read=self.touches
+            self._fd, merged, self.feed, self.stats, squash=squash, on_read=self.touches
         )
         self.stats.about |= {
             "mountpoint": self.target,
-            "blobs_bytes": sum(f.blob.size_bytes for f in layers),
+            "blobs_bytes": blobs_bytes,
             "content_bytes": sum(toc.content_bytes for toc, _ in opened),
             "chunks": sum(len(f.chunks) for f in layers),
             "prefetch_planned_bytes": sum(b - a for f in layers for a, b in f.prefetch),
@@ -148,7 +148,7 @@ class Session:
             "toc_s": toc_s,
             "mount_s": time.monotonic() - started_s,
             "layers": len(layers),
-            "nodes": len(made.nodes),
+            "nodes": len(merged.nodes),
         } | {k: v for k, v in self.stats.about.items() if k.endswith("_bytes")}
         return self
 
@@ -172,19 +172,14 @@ class Session:
                 self._reader(descriptor, blob, trust_cache=False), descriptor.size_bytes, digest
             )
         toc = parse(raw, offset)
+        text = descriptor.annotations.get(layout.TOUCHED_RANGES)
         ranges: list[tuple[int, int]] = []
-        if self.options.prefetch:
-            text = descriptor.annotations.get(layout.TOUCHED_RANGES)
-            ranges = (
-                layout.parse_ranges(text, offset)
-                if text is not None
-                else [(0, toc.prefetch_end)]
-                if toc.prefetch_end
-                else []
-            )
-        return toc, LayerFeed(
-            descriptor.digest, blob, [c for e in toc.entries for c in e.chunks], ranges
-        )
+        if self.options.prefetch and text is not None:
+            ranges = layout.parse_ranges(text, offset)
+        elif self.options.prefetch and toc.prefetch_end:
+            ranges = [(0, toc.prefetch_end)]
+        chunks = [chunk for entry in toc.entries for chunk in entry.chunks]
+        return toc, LayerFeed(descriptor.digest, blob, chunks, ranges)
 
     def _reader(
         self, descriptor: oci.Descriptor, blob: Blob, trust_cache: bool = True

@@ -74,18 +74,14 @@ class Transfers:
         layers: list[LayerFeed],
         source: LayerSource,
         stats: Stats,
-        on_prefetched: Callable[[int, int, int], None] = lambda *_: None,
     ):
-        self.layers, self.source, self.stats, self.on_prefetched = (
-            layers,
-            source,
-            stats,
-            on_prefetched,
-        )
+        self.layers, self.source, self.stats = layers, source, stats
+        self.on_prefetched: Callable[[int, int, int], None] = lambda *_: None
         self.moved = threading.Condition()
         self.streams: list[Stream] = []
         self.queue: deque[Stream] = deque()  # of demands that no connection has taken up yet
         self.demand = 0  # readers waiting for the network
+        self.demand_s = time.monotonic()  # when somebody last asked for anything
         self.problem: dict[int, str] = {}  # layer -> what its last request met
         self.heard_s = time.monotonic()  # when the last byte came
         self.gone = False
