@@ -18,7 +18,7 @@ _NAMES = {
     "read_run": "labkit.core.records:read",
     "Run": "labkit.core.records",
     "Trial": "labkit.core.records",
-    "doctor": "labkit.core.host",
+    "doctor": "labkit.core.capabilities",
     "host_card": "labkit.core.host:card",
     "techniques": "labkit.technique",
     "Stack": "labkit.stack",

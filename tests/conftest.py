@@ -28,14 +28,14 @@ REQUIRED = {c.strip() for c in os.environ.get("LABKIT_REQUIRE", "").split(",") i
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    from labkit.core import host
+    from labkit.core import capabilities
 
     known: dict[str, str] = {}
     for item in items:
         for mark in item.iter_markers("needs"):
             for name in mark.args:
                 if name not in known:
-                    found = host.capability(name)
+                    found = capabilities.capability(name)
                     known[name] = "" if found.ok else f"needs {name}: {found.missing} ({found.fix})"
                 if known[name]:
                     if name in REQUIRED:

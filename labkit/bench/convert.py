@@ -20,7 +20,7 @@ from typing import Any
 
 from labkit.bench import pull_rivals as rivals
 from labkit.bench.engine import Arm, Measured, document, interleave
-from labkit.cli.arguments import count
+from labkit.core.arguments import count
 from labkit.core.beside import scratch
 from labkit.core.ledger import Ledger
 from labkit.core.workspace import Workspace

@@ -179,7 +179,7 @@ def _pairs(
 
 def render(doc: Mapping[str, Any]) -> str:
     """The table above the JSON line."""
-    from labkit.cli.output import table
+    from labkit.core.stdout import table
     from labkit.core.units import show_s
 
     rows = []

@@ -19,9 +19,10 @@ import argparse
 from typing import Any
 
 from labkit.bench.engine import Measured, document
-from labkit.cli.arguments import link, scenario
 from labkit.core import stats
+from labkit.core.arguments import scenario
 from labkit.core.units import show_s
+from labkit.net.arguments import link
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

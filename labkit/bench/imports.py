@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 from labkit.bench.engine import Measured, document, interleave
-from labkit.cli.arguments import count
 from labkit.core import stats
+from labkit.core.arguments import count
 from labkit.errors import BadInput
 
 HEAVY = (

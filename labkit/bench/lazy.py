@@ -18,9 +18,11 @@ from functools import partial
 from typing import Any
 
 from labkit.bench.engine import Arm, Measured, document, interleave
-from labkit.cli.arguments import link, names, preset
 from labkit.core import host, records
+from labkit.core.arguments import names
 from labkit.errors import LabError
+from labkit.net.arguments import link
+from labkit.subject.arguments import preset
 
 ARMS = {"full": "full-pull", "lazy": "estargz-lazy", "stargz": "containerd-stargz"}
 LINKS = ("200mbit", "1gbit", "loopback")

@@ -44,13 +44,15 @@ from typing import Any
 
 from labkit.bench import read_paths
 from labkit.bench.engine import Measured, document, interleave
-from labkit.cli.arguments import bucket_url, directory, link, names, preset
 from labkit.core import cold, floor, free_memory, stats
+from labkit.core.arguments import bucket_url, directory, names
 from labkit.core.interpreter import module
 from labkit.core.ledger import Ledger
 from labkit.core.timeline import Span
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, LabError
+from labkit.net.arguments import link
+from labkit.subject.arguments import preset
 from labkit.technique import Observation, Subject
 from labkit.weights.catalog import LOADERS, Loader
 
@@ -205,8 +207,8 @@ def _keeping(args: argparse.Namespace, made: Any) -> Any:
         or (getattr(args, "json", False) and args.device != "cpu")
     ):
         return None
-    from labkit.cli.output import last_line
     from labkit.core.host import card
+    from labkit.core.stdout import last_line
 
     here = card()
     return lambda results: last_line(_document(args, **made(results), host=here, partial=True))

@@ -12,7 +12,8 @@ from contextlib import ExitStack
 from typing import Any
 
 from labkit.bench.engine import Measured, document, interleave
-from labkit.cli.arguments import preset, scenario
+from labkit.core.arguments import scenario
+from labkit.subject.arguments import preset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

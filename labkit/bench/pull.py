@@ -24,8 +24,7 @@ from typing import Any
 
 from labkit.bench import pull_rivals as rivals
 from labkit.bench.engine import Measured, document, interleave
-from labkit.cli.arguments import count, names
-from labkit.cli.arguments import link as link_text
+from labkit.core.arguments import count, names
 from labkit.core.beside import scratch
 from labkit.core.ledger import Ledger, remove_tree
 from labkit.core.workspace import Workspace
@@ -38,6 +37,7 @@ from labkit.image.publish import publish_image
 from labkit.image.tree import Limits
 from labkit.image.unpack import unpack_image
 from labkit.net import link as link_room
+from labkit.net.arguments import link as link_text
 from labkit.net.serving import Served, serving
 
 ARMS = (

@@ -17,8 +17,10 @@ from contextlib import ExitStack
 from typing import Any
 
 from labkit.bench.engine import Measured, document, interleave
-from labkit.cli.arguments import link, names, preset
+from labkit.core.arguments import names
 from labkit.errors import LabError
+from labkit.net.arguments import link
+from labkit.subject.arguments import preset
 
 STACKS = {
     "criu-process": "no-image,snapshot=criu-process",

@@ -27,8 +27,8 @@ import traceback
 from collections.abc import Sequence
 from functools import partial
 
-from labkit.cli.arguments import Parser
 from labkit.core import secrets
+from labkit.core.arguments import Parser
 from labkit.errors import BadInput, LabError, MissingCapability
 
 COMMANDS = {

@@ -12,7 +12,9 @@ import sys
 import time
 from typing import Any
 
-from labkit.cli.arguments import count, link, names, new_file, preset, scenario
+from labkit.core.arguments import count, names, new_file, scenario
+from labkit.net.arguments import link
+from labkit.subject.arguments import preset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -153,8 +155,8 @@ def _best(args: argparse.Namespace) -> Any:
 
 
 def _search(args: argparse.Namespace, only: tuple[str, ...]) -> int:
-    from labkit.cli.output import last_line
     from labkit.core.host import card
+    from labkit.core.stdout import last_line
     from labkit.stack.search import search
     from labkit.viz.live import progress
 
@@ -196,8 +198,8 @@ def _search(args: argparse.Namespace, only: tuple[str, ...]) -> int:
 
 
 def _report(run: Any, only_json: bool) -> int:
-    from labkit.cli.output import last_line, say, table
     from labkit.cli.run import summary
+    from labkit.core.stdout import last_line, say, table
     from labkit.core.units import show_s
     from labkit.stack.ablate import effects, predict
     from labkit.stack.claims import HEAD, as_rows, claims

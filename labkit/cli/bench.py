@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from labkit.bench import BENCHES, module_of
-from labkit.cli.arguments import count
+from labkit.core.arguments import count
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def _fill(name: str, sub: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from labkit.bench.engine import render
-    from labkit.cli.output import last_line
+    from labkit.core.stdout import last_line
 
     doc = importlib.import_module(module_of(args.bench)).run(args)
     if not args.json:

@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import sys
 
-    from labkit.cli.output import last_line, say
     from labkit.core import printable, question, records
+    from labkit.core.stdout import last_line, say
     from labkit.errors import BadInput
 
     runs = [records.read(path) for path in args.runs]
@@ -285,8 +285,8 @@ def _ratio_text(ratio: dict[str, Any]) -> str:
 
 
 def _show_rows(rows: list[dict[str, Any]], title: str) -> str:
-    from labkit.cli.output import table
     from labkit.core import printable
+    from labkit.core.stdout import table
     from labkit.core.units import show_s
 
     cells = []
@@ -317,8 +317,8 @@ def _show_rows(rows: list[dict[str, Any]], title: str) -> str:
 
 
 def _show_rank(rankings: list[dict[str, Any]]) -> str:
-    from labkit.cli.output import table
     from labkit.core import printable, question
+    from labkit.core.stdout import table
     from labkit.core.units import show_s
 
     blocks = []

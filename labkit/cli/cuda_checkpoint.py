@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from labkit.cli.arguments import count
+from labkit.core.arguments import count
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,10 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from labkit.cli.output import last_line, table
-    from labkit.core import host, probes
+    from labkit.core import capabilities, host, probes
+    from labkit.core.stdout import last_line, table
 
-    findings = host.doctor()
+    findings = capabilities.doctor()
     card = dict(host.card())
     rates, trouble = ({}, None) if args.no_disk else _disk()
     if rates:
@@ -42,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
             )
         )
         print(
-            "".join(_change(f, probes.PROBES[f.name].title) for f in findings if f.state != host.OK)
+            "".join(
+                _change(f, probes.PROBES[f.name].title) for f in findings if f.state != probes.OK
+            )
         )
     last_line(
         {

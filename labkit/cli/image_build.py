@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from labkit.cli.arguments import count, directory, output_directory, web_url
+from labkit.core.arguments import count, directory, output_directory, web_url
 
 
 def add_build_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_build(args: argparse.Namespace) -> int:
-    from labkit.cli.output import last_line
+    from labkit.core.stdout import last_line
     from labkit.core.units import show_bytes, show_s
     from labkit.core.workspace import Workspace
     from labkit.image import build, tiny
@@ -102,7 +102,7 @@ def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_inspect(args: argparse.Namespace) -> int:
-    from labkit.cli.output import last_line, table
+    from labkit.core.stdout import last_line, table
     from labkit.core.units import show_bytes
     from labkit.image import oci
     from labkit.image.codecs import codec_of, decompress, file_chunks
@@ -162,7 +162,7 @@ def add_pull_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_pull(args: argparse.Namespace) -> int:
-    from labkit.cli.output import last_line
+    from labkit.core.stdout import last_line
     from labkit.image.oci_layout import Layout
     from labkit.image.pull import pull_into
 
@@ -188,7 +188,7 @@ def add_unpack_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_unpack(args: argparse.Namespace) -> int:
-    from labkit.cli.output import last_line
+    from labkit.core.stdout import last_line
     from labkit.image.oci_layout import Layout
     from labkit.image.tree import Limits
     from labkit.image.unpack import unpack_image

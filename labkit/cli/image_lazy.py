@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from labkit.cli.arguments import count, output_directory, readable_file
+from labkit.core.arguments import count, output_directory, readable_file
 
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_convert(args: argparse.Namespace) -> int:
     from labkit.cli.image_push import _name
-    from labkit.cli.output import last_line
+    from labkit.core.stdout import last_line
     from labkit.core.units import show_bytes, show_s
     from labkit.image import access_record
     from labkit.image.estargz.convert import convert

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from labkit.cli.arguments import bucket_url, count, output_directory
+from labkit.core.arguments import bucket_url, count, output_directory
 
 
 def add_push_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +54,7 @@ def _name(layout, wanted: str) -> str:  # type: ignore[no-untyped-def]
 def run_push(args: argparse.Namespace) -> int:
     import time
 
-    from labkit.cli.output import last_line
+    from labkit.core.stdout import last_line
     from labkit.image import push
     from labkit.image.oci_layout import Layout
     from labkit.objects.client import open_bucket
@@ -69,7 +69,7 @@ def run_push(args: argparse.Namespace) -> int:
 def run_recompress(args: argparse.Namespace) -> int:
     import time
 
-    from labkit.cli.output import last_line
+    from labkit.core.stdout import last_line
     from labkit.core.units import show_bytes
     from labkit.image import oci, push
     from labkit.image.oci_layout import Layout

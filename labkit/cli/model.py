@@ -13,7 +13,7 @@ import time
 from functools import partial
 from types import ModuleType
 
-from labkit.cli.arguments import count
+from labkit.core.arguments import count
 from labkit.core.units import parse_bytes, show_bytes, show_rate, show_s
 
 
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make(args: argparse.Namespace) -> int:
-    from labkit.cli.output import last_line
+    from labkit.core.stdout import last_line
     from labkit.subject.checkpoint import make_checkpoint
 
     live = sys.stderr.isatty() and not args.json
@@ -117,7 +117,7 @@ def _make(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from labkit.cli.output import last_line, table
+    from labkit.core.stdout import last_line, table
     from labkit.subject.verify import verify
 
     report = verify(args.directory)

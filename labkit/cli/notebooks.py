@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from labkit.cli.arguments import new_file, output_directory, readable_file, seconds
+from labkit.core.arguments import new_file, output_directory, readable_file, seconds
 from labkit.errors import BadInput
 
 
@@ -131,7 +131,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from labkit.cli.output import last_line, say, table
+    from labkit.core.stdout import last_line, say, table
     from labkit.core.units import show_s
     from labkit.lessons import execute
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 
-from labkit.cli.arguments import count, number, readable_file
+from labkit.core.arguments import count, number, readable_file
 
 _PER = {"s": 1.0, "min": 60.0, "h": 3600.0, "day": 86_400.0, "d": 86_400.0}
 
@@ -97,8 +97,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import sys
 
-    from labkit.cli.output import last_line, say
     from labkit.core import question, records
+    from labkit.core.stdout import last_line, say
     from labkit.core.units import parse_bytes, parse_rate
     from labkit.decide import plan as decide
     from labkit.decide.measure import came_through, gather, measure

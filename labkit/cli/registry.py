@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from labkit.cli.arguments import directory, output_directory
+from labkit.core.arguments import directory, output_directory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from labkit.cli.output import last_line
+    from labkit.core.stdout import last_line
     from labkit.image.publish import publish_image
     from labkit.image.registry import Registry
     from labkit.net.serving import serve

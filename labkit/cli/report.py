@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from labkit.cli.arguments import count, link, output_directory, preset, readable_file, seconds
+from labkit.core.arguments import count, output_directory, readable_file, seconds
+from labkit.net.arguments import link
+from labkit.subject.arguments import preset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from labkit.cli.notebooks import find
-    from labkit.cli.output import last_line, say
+    from labkit.core.stdout import last_line, say
     from labkit.lessons import gpu_record
     from labkit.lessons.report import report
 

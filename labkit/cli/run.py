@@ -10,18 +10,18 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from labkit.cli.arguments import (
+from labkit.core.arguments import (
     bucket_url,
     count,
     directory,
     free_port,
-    link,
     new_file,
     port,
-    preset,
     scenario,
     seconds,
 )
+from labkit.net.arguments import link
+from labkit.subject.arguments import preset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,9 +143,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from labkit.cli.output import last_line, say
     from labkit.core import printable
     from labkit.core.records import Run
+    from labkit.core.stdout import last_line, say
     from labkit.errors import BadInput
 
     if args.model_dir:

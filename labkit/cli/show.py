@@ -30,9 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from labkit.cli.output import last_line, say
     from labkit.core import printable, records
-    from labkit.lessons.replay import of_gpu_trials
+    from labkit.core.stdout import last_line, say
+    from labkit.stack.replay import of_gpu_trials
 
     if of_gpu_trials(Path(args.run)):
         return _trials(args)
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _trials(args: argparse.Namespace) -> int:
     """A record of GPU trials."""
-    from labkit.cli.output import last_line, say
+    from labkit.core.stdout import last_line, say
     from labkit.errors import BadInput
     from labkit.lessons import gpu_figures, gpu_record, gpu_summary
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from labkit.cli.arguments import output_directory, readable_file
+from labkit.core.arguments import output_directory, readable_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from labkit.cli.output import last_line, say
+    from labkit.core.stdout import last_line, say
     from labkit.lessons import gallery, gpu_record, pages
 
     for path in args.record:

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from labkit.cli.arguments import bucket_url, count, directory, free_port, port, preset
+from labkit.core.arguments import bucket_url, count, directory, free_port, port
 from labkit.errors import BadInput
+from labkit.subject.arguments import preset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +96,7 @@ def _place(name: str) -> Path:
 
 
 def _dump(args: argparse.Namespace) -> int:
-    from labkit.cli.output import last_line
+    from labkit.core.stdout import last_line
     from labkit.core.units import show_bytes, show_s
     from labkit.core.workspace import Workspace
     from labkit.snapshot import create, store
@@ -148,8 +149,8 @@ def _dump(args: argparse.Namespace) -> int:
 
 
 def _restore(args: argparse.Namespace) -> int:
-    from labkit.cli.output import last_line
     from labkit.core import cold
+    from labkit.core.stdout import last_line
     from labkit.core.units import show_s
     from labkit.core.workspace import Workspace
     from labkit.snapshot import create, store
@@ -188,7 +189,7 @@ def _restore(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from labkit.cli.output import last_line, table
+    from labkit.core.stdout import last_line, table
     from labkit.core.units import show_bytes
     from labkit.core.workspace import Workspace
     from labkit.snapshot import store
@@ -258,8 +259,8 @@ def _explain(args: argparse.Namespace) -> int:
 
 
 def _push(args: argparse.Namespace) -> int:
-    from labkit.cli.output import last_line
     from labkit.core.beside import scratch
+    from labkit.core.stdout import last_line
     from labkit.core.workspace import Workspace
     from labkit.objects.client import open_bucket
     from labkit.snapshot import store, transport
@@ -281,7 +282,7 @@ def _push(args: argparse.Namespace) -> int:
 
 
 def _pull(args: argparse.Namespace) -> int:
-    from labkit.cli.output import last_line
+    from labkit.core.stdout import last_line
     from labkit.objects.client import open_bucket
     from labkit.snapshot import store, transport
 
@@ -295,7 +296,7 @@ def _pull(args: argparse.Namespace) -> int:
 
 
 def _soak(args: argparse.Namespace) -> int:
-    from labkit.cli.output import last_line
+    from labkit.core.stdout import last_line
     from labkit.core.workspace import Workspace
     from labkit.snapshot.cycle import soak
 

@@ -7,7 +7,7 @@ import argparse
 import secrets
 from typing import TYPE_CHECKING
 
-from labkit.cli.arguments import bucket_url, directory, output_directory
+from labkit.core.arguments import bucket_url, directory, output_directory
 
 if TYPE_CHECKING:
     from labkit.net.message import Request, Response
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from labkit.cli.output import last_line
+    from labkit.core.stdout import last_line
     from labkit.errors import BadInput
     from labkit.net.serving import serve
 

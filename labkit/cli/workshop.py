@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from labkit.cli.arguments import directory, new_file, preset, readable_file
+from labkit.core.arguments import directory, new_file, readable_file
+from labkit.subject.arguments import preset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from labkit.cli.output import last_line
+    from labkit.core.stdout import last_line
     from labkit.core.units import show_bytes
     from labkit.lessons import pack
 

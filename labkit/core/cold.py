@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from labkit.core import proc
 from labkit.errors import BadInput
 
 PAGE_BYTES = mmap.PAGESIZE
@@ -216,9 +217,7 @@ class _Residency:
             return 0
         fs = self._fs.get(device)
         if fs is None:
-            from labkit.core.host import filesystem_of
-
-            fs = self._fs[device] = filesystem_of(path)["fs"]
+            fs = self._fs[device] = proc.filesystem_of(path)["fs"]
         if fs in NEVER_EVICTABLE:
             self.in_memory += 1
             return size

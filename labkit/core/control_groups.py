@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from labkit.core import host
+from labkit.core import proc
 
 
 def levels(controller: str, root: str = "") -> Iterator[tuple[int, str]]:
@@ -43,7 +43,7 @@ def levels(controller: str, root: str = "") -> Iterator[tuple[int, str]]:
             if where == f"{root}{point}" or (
                 version == 1
                 and controller == "memory"
-                and host.read_text(f"{os.path.dirname(where)}/memory.use_hierarchy") == "0"
+                and proc.read_text(f"{os.path.dirname(where)}/memory.use_hierarchy") == "0"
             ):
                 break
             where = os.path.dirname(where)
@@ -62,11 +62,11 @@ def cpu_quota(root: str = "") -> float | None:
     found = []
     for version, where in levels("cpu", root):
         if version == 2:
-            quota, _, period = host.read_text(f"{where}/cpu.max").partition(" ")
+            quota, _, period = proc.read_text(f"{where}/cpu.max").partition(" ")
         else:
             quota, period = (
-                host.read_text(f"{where}/cpu.cfs_quota_us"),
-                host.read_text(f"{where}/cpu.cfs_period_us"),
+                proc.read_text(f"{where}/cpu.cfs_quota_us"),
+                proc.read_text(f"{where}/cpu.cfs_period_us"),
             )
         # "max" and -1: none
         if quota.isdigit() and period.isdigit() and int(quota) and int(period):
@@ -83,9 +83,9 @@ def _memory(root: str) -> Iterator[tuple[int, int | None]]:
             if version == 2
             else (("memory.limit_in_bytes",), "memory.usage_in_bytes")
         )
-        used = host.read_text(f"{where}/{use}")
+        used = proc.read_text(f"{where}/{use}")
         for name in names:
-            limit = host.read_text(f"{where}/{name}")
+            limit = proc.read_text(f"{where}/{name}")
             # version 1 writes "none" as the largest number of pages
             if limit.isdigit() and int(limit) < 1 << 62:
                 yield int(limit), int(used) if used.isdigit() else None
@@ -94,7 +94,7 @@ def _memory(root: str) -> Iterator[tuple[int, int | None]]:
 def _own_groups(controller: str, root: str) -> dict[int, str]:
     """Version -> path of this process's group."""
     found = {}
-    for line in host.read_text(f"{root}/proc/self/cgroup").split("\n"):
+    for line in proc.read_text(f"{root}/proc/self/cgroup").split("\n"):
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if number == "0" and not controllers:
@@ -108,7 +108,7 @@ def _mounts(controller: str, root: str) -> list[tuple[int, str, str]]:
     """(version, group that is mounted, mount point), as mountinfo has them; without it, where every
     distribution mounts them."""
     found = []
-    for line in host.read_text(f"{root}/proc/self/mountinfo").split("\n"):
+    for line in proc.read_text(f"{root}/proc/self/mountinfo").split("\n"):
         left, _, right = line.partition(" - ")
         fields, about = left.split(" "), right.split(" ")
         if (

@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from labkit.core import cold, host
+from labkit.core import capabilities, cold, host
 from labkit.core.beside import file_in
 from labkit.core.interpreter import module
 from labkit.core.workspace import Workspace
@@ -357,7 +357,7 @@ def _rate(size_bytes: int, work: Callable[[], Any], repeats: int = 3) -> float:
 def device() -> dict[str, Any]:
     """Host to GPU and back, pinned and pageable, in a process that ends: h2d_…, d2h_…_bytes_per_s.
     Empty without a GPU; one that does not answer says why."""
-    if not host.capability("gpu").ok:
+    if not capabilities.capability("gpu").ok:
         return {}
     try:
         done = subprocess.run(

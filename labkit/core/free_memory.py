@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 
-from labkit.core import control_groups, host
+from labkit.core import control_groups, host, proc
 from labkit.core.pages import MADV_POPULATE_WRITE, anonymous, populate
 
 #: Left alone: taking the last free page would make the kernel drop page cache, which is some
@@ -32,7 +32,7 @@ _PIECE_BYTES = 64 << 20
 def free_bytes(root: str = "") -> int:
     """MemFree – pages that hold nothing, not even cache – or what the limits of this process's
     control groups leave, if less."""
-    free, left = host.meminfo_bytes("MemFree", root), control_groups.memory_left_bytes(root)
+    free, left = proc.meminfo_bytes("MemFree", root), control_groups.memory_left_bytes(root)
     return free if left is None else min(free, left)
 
 

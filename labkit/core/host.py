@@ -1,16 +1,10 @@
-"""What this host can do, and what it is: capabilities, each proven by a probe, and the host card of
-every record.
+"""The host card: what this machine is, kept with every record.
 
-A capability is asked of the machine, not guessed from its name: user namespaces are unshared, FUSE
-is mounted, a page's residency is read back. A host that lacks one loses mechanisms, never the
-meaning of a number.
-
-    capability("fuse").ok                      # probed once a process
-    for finding in doctor(): print(finding.state, finding.name, finding.why, finding.fix)
     card()["id"]                               # names the kind of host: equal machines share it
+    cpu_count(), memory_bytes()                # what this process may use of it
 
-The card holds no host name, no user name and no secret: records are meant to be shown around.
-Lesson: notebooks/00_start_here."""
+The card holds no host name, no user name and no secret: records are meant to be shown around. What
+the host can do: `labkit.core.capabilities`. Lesson: notebooks/00_start_here."""
 
 from __future__ import annotations
 
@@ -27,112 +21,12 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from labkit.core import control_groups
+from labkit.core import control_groups, proc
 from labkit.core.disks import read_ahead_bytes
 from labkit.core.workspace import place
-from labkit.errors import BadInput, MissingCapability
-
-OK, DEGRADED, MISSING = "OK", "DEGRADED", "MISSING"
-
-
-@dataclass(frozen=True)
-class Capability:
-    """`ok`, or what is `missing`, `why` it matters and the `fix`: a command. `state` DEGRADED means
-    ok, with a limit named in `detail`."""
-
-    name: str
-    ok: bool
-    missing: str = ""
-    why: str = ""
-    fix: str = ""
-    detail: str = ""
-    degraded: bool = False
-
-    def __bool__(self) -> bool:
-        return self.ok
-
-    @property
-    def state(self) -> str:
-        return MISSING if not self.ok else DEGRADED if self.degraded else OK
-
-    def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "state": self.state}
-
-
-@dataclass(frozen=True)
-class Probe:
-    """One question to the machine. `look` answers it afresh each time; `capability` caches."""
-
-    name: str
-    title: str  # one line for the doctor's table
-    why: str  # what it unlocks
-    look: Callable[[], Capability]
-
-
-@functools.cache
-def capability(name: str) -> Capability:
-    """Probe one capability, once a process. `package:NAME` and `command:NAME` ask for a Python
-    package and a program.
-
-    Raises BadInput for a name no probe knows: a misspelt requirement must not read as a missing
-    one."""
-    from labkit.core import probes
-
-    kind, _, target = name.partition(":")
-    if target and kind == "package":
-        return probes.package(target)
-    if target and kind == "command":
-        return probes.command(target)
-    probe = probes.PROBES.get(name)
-    if probe is None:
-        raise BadInput(
-            f"no capability called {name!r}",
-            why="a requirement nobody probes would never be checked",
-            fix="one of: " + ", ".join(sorted(probes.PROBES)) + ", package:NAME, command:NAME",
-        )
-    return probe.look()
-
-
-def forget() -> None:
-    """Probe again next time (after installing something)."""
-    capability.cache_clear()
-    card.cache_clear()
-
-
-def require(*names: str) -> None:
-    """Raise MissingCapability for the first one that is missing, with its fix."""
-    for name in names:
-        found = capability(name)
-        if not found.ok:
-            raise MissingCapability(
-                f"this host lacks {name}: {found.missing}", why=found.why, fix=found.fix
-            )
-
-
-def doctor() -> list[Capability]:
-    """Every probe, in the order of the doctor's table. A probe that crashes is a finding, not a
-    crash."""
-    from labkit.core import probes
-
-    findings = []
-    for name, probe in probes.PROBES.items():
-        try:
-            findings.append(capability(name))
-        except Exception as error:  # a doctor that dies of one symptom helps nobody
-            findings.append(
-                Capability(
-                    name,
-                    False,
-                    f"the probe failed: {type(error).__name__}: {error}",
-                    probe.why,
-                    "labkit doctor --json",
-                )
-            )
-    return findings
 
 
 @functools.cache
@@ -202,7 +96,7 @@ def torch_cuda() -> str:
         if spec and spec.origin:
             found = re.search(
                 r"""^cuda\b[^=\n]*=\s*['"]([\d.]+)['"]""",
-                read_text(str(Path(spec.origin).with_name("version.py"))),
+                proc.read_text(str(Path(spec.origin).with_name("version.py"))),
                 re.MULTILINE,
             )
             return found[1] if found else ""
@@ -255,19 +149,11 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def read_text(path: str) -> str:
-    """A small file of /proc or /sys, stripped; "" when it is not there or not for us."""
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
-
-
 VECTOR_FEATURES = {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "sve", "bf16"}
 
 
 def _cpu() -> dict[str, Any]:
-    info = read_text("/proc/cpuinfo")
+    info = proc.read_text("/proc/cpuinfo")
     fields = {
         k.strip(): v.strip() for k, _, v in (line.partition(":") for line in info.split("\n")[:40])
     }
@@ -313,19 +199,13 @@ def cpu_count(root: str = "") -> int:
 
 def memory_bytes(root: str = "") -> int:
     """Memory this process may use: the machine's, or the smallest limit of its control groups."""
-    total, limit = meminfo_bytes("MemTotal", root), control_groups.memory_limit_bytes(root)
+    total, limit = proc.meminfo_bytes("MemTotal", root), control_groups.memory_limit_bytes(root)
     return min(total, limit) if limit is not None and total else total
-
-
-def meminfo_bytes(name: str, root: str = "") -> int:
-    """One line of /proc/meminfo; 0 where there is none."""
-    found = re.search(rf"^{name}:\s+(\d+) kB", read_text(f"{root}/proc/meminfo"), re.MULTILINE)
-    return int(found[1]) << 10 if found else 0
 
 
 def _distribution() -> str:
     fields = dict(
-        line.split("=", 1) for line in read_text("/etc/os-release").split("\n") if "=" in line
+        line.split("=", 1) for line in proc.read_text("/etc/os-release").split("\n") if "=" in line
     )
     return fields.get("PRETTY_NAME", sys.platform).strip('"')
 
@@ -333,11 +213,11 @@ def _distribution() -> str:
 def _virtualisation() -> str:
     """What the firmware says this is ("KVM", "Amazon EC2", "Google Compute Engine"); "" on bare
     metal."""
-    if "hypervisor" not in read_text("/proc/cpuinfo").partition("\n\n")[0]:
+    if "hypervisor" not in proc.read_text("/proc/cpuinfo").partition("\n\n")[0]:
         return ""
     product, vendor = (
-        read_text("/sys/class/dmi/id/product_name"),
-        read_text("/sys/class/dmi/id/sys_vendor"),
+        proc.read_text("/sys/class/dmi/id/product_name"),
+        proc.read_text("/sys/class/dmi/id/sys_vendor"),
     )
     return " ".join(dict.fromkeys(f"{vendor} {product}".split())) or "virtual machine"
 
@@ -356,11 +236,11 @@ def _memory_kept() -> dict[str, Any]:
     touches, caches included."""
     balloons = glob.glob("/sys/bus/virtio/drivers/virtio_balloon/virtio*/features")
     schemes = {
-        read_text(path)
+        proc.read_text(path)
         for path in glob.glob("/sys/kernel/mm/damon/admin/kdamonds/*/contexts/*/schemes/*/action")
     }
     return {
-        "free_page_reporting": any(read_text(path)[5:6] == "1" for path in balloons),
+        "free_page_reporting": any(proc.read_text(path)[5:6] == "1" for path in balloons),
         "evicts_idle": sorted(schemes & {"pageout", "cold"}),
     }
 
@@ -369,13 +249,13 @@ def _disk() -> dict[str, Any]:
     """The disk under the workspace: fs, model, size, free. Rates are measured elsewhere and stay
     None here."""
     where = workspace_parent()
-    fs = filesystem_of(where)
+    fs = proc.filesystem_of(where)
     stat = os.statvfs(where)
     device = os.stat(where).st_dev
     block = os.path.realpath(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
     if os.path.exists(block + "/partition"):
         block = os.path.dirname(block)
-    model = read_text(block + "/device/model") or (
+    model = proc.read_text(block + "/device/model") or (
         os.path.basename(block).rstrip("0123456789") if os.path.exists(block) else ""
     )
     return {
@@ -399,19 +279,3 @@ def workspace_parent() -> Path:
     while not where.exists():
         where = where.parent
     return where if os.access(where, os.W_OK) else Path(tempfile.gettempdir())
-
-
-def filesystem_of(path: str | os.PathLike[str]) -> dict[str, str]:
-    """{"fs", "source", "mount"} of the file system that holds `path`, from mountinfo."""
-    real = os.path.realpath(path)
-    best = {"fs": "unknown", "source": "", "mount": ""}
-    for line in read_text("/proc/self/mountinfo").split("\n"):
-        left, _, right = line.partition(" - ")
-        if not right:
-            continue
-        mount = left.split(" ")[4].encode().decode("unicode_escape")
-        if (real == mount or real.startswith(mount.rstrip("/") + "/")) and len(mount) >= len(
-            best["mount"]
-        ):
-            best = {"fs": right.split(" ")[0], "source": right.split(" ")[1], "mount": mount}
-    return best

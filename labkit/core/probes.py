@@ -5,12 +5,13 @@ would fail without it.
 
 A probe changes nothing that outlives it, takes well under a second, makes no CUDA context, and
 reads no secret's value. What is missing comes with the command that fixes it. Read through
-`labkit.core.host.capability`, which caches. Lesson: notebooks/00_start_here."""
+`labkit.core.capabilities.capability`, which caches. Lesson: notebooks/00_start_here."""
 
 from __future__ import annotations
 
 import array
 import ctypes
+import functools
 import importlib.util
 import mmap
 import os
@@ -20,12 +21,58 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from labkit.core import driver, host
+from labkit.core import driver, host, proc
 from labkit.core.beside import scratch
-from labkit.core.host import Capability, Probe
+
+OK, DEGRADED, MISSING = "OK", "DEGRADED", "MISSING"
+
+
+@dataclass(frozen=True)
+class Capability:
+    """`ok`, or what is `missing`, `why` it matters and the `fix`: a command. `state` DEGRADED means
+    ok, with a limit named in `detail`."""
+
+    name: str
+    ok: bool
+    missing: str = ""
+    why: str = ""
+    fix: str = ""
+    detail: str = ""
+    degraded: bool = False
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    @property
+    def state(self) -> str:
+        return MISSING if not self.ok else DEGRADED if self.degraded else OK
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "state": self.state}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One question to the machine. `look` answers it afresh each time; `capability` caches."""
+
+    name: str
+    title: str  # one line for the doctor's table
+    why: str  # what it unlocks
+    look: Callable[[], Capability]
+
 
 PROBES: dict[str, Probe] = {}
+
+
+@functools.cache
+def probed(name: str) -> Capability:
+    """What a probe finds, looked for once a process: for probes that need another's answer, and for
+    `labkit.core.capabilities`."""
+    return PROBES[name].look()
+
 
 CAP_SYS_ADMIN = 21
 _APT = "apt-get install --no-install-recommends "
@@ -110,7 +157,7 @@ def command(name: str) -> Capability:
 
 
 def _has_sys_admin() -> bool:
-    match = re.search(r"^CapEff:\s*([0-9a-f]+)", host.read_text("/proc/self/status"), re.M)
+    match = re.search(r"^CapEff:\s*([0-9a-f]+)", proc.read_text("/proc/self/status"), re.M)
     return bool(match and int(match[1], 16) >> CAP_SYS_ADMIN & 1)
 
 
@@ -144,15 +191,15 @@ def _userns() -> Capability:
     )
     if status == 0:
         return _yes()
-    if host.read_text("/proc/sys/kernel/unprivileged_userns_clone") == "0":
+    if proc.read_text("/proc/sys/kernel/unprivileged_userns_clone") == "0":
         return _no(
             "the kernel forbids them to users", "sysctl -w kernel.unprivileged_userns_clone=1"
         )
-    if host.read_text("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
+    if proc.read_text("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
         return _no(
             "AppArmor restricts them", "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
         )
-    if host.read_text("/proc/sys/user/max_user_namespaces") == "0":
+    if proc.read_text("/proc/sys/user/max_user_namespaces") == "0":
         return _no("their number is limited to 0", "sysctl -w user.max_user_namespaces=15000")
     return _no(
         f"unshare failed: {text.splitlines()[-1] if text else status}",
@@ -234,7 +281,7 @@ def _mount_with(helper: str) -> str:
 def _runc() -> Capability:
     if _lacking("runc"):
         return _no("no runc", _APT + "runc")
-    if not host.capability("root").ok:
+    if not probed("root").ok:
         return _no("runc is here, root is not", "sudo -E labkit …; or the runtime userns")
     if not os.access("/sys/fs/cgroup", os.W_OK):
         return _no(
@@ -253,8 +300,8 @@ def _containers() -> Capability:
     lacking = _lacking("containerd", "runc", "ctr")
     if lacking:
         return _no("no " + ", ".join(lacking), _APT + "containerd runc")
-    if not host.capability("runc").ok:
-        return _no(host.capability("runc").missing, host.capability("runc").fix)
+    if not probed("runc").ok:
+        return _no(probed("runc").missing, probed("runc").fix)
     words = _run(["containerd", "--version"])[1].split()
     return _yes(words[2] if len(words) > 2 else "")
 
@@ -270,8 +317,8 @@ def _stargz() -> Capability:
             f"{_HOST_TOOLS}  (or the release of containerd/stargz-snapshotter, on PATH)",
         )
     for need in ("containers", "fuse"):
-        if not host.capability(need).ok:
-            return _no(host.capability(need).missing, host.capability(need).fix)
+        if not probed(need).ok:
+            return _no(probed(need).missing, probed(need).fix)
     return _yes()
 
 
@@ -319,7 +366,7 @@ def _criu() -> Capability:
             f"CRIU {version} is older than 4, and fails on new kernels",
             f"{_HOST_TOOLS}  (see docs/host-tools.md)",
         )
-    if not host.capability("root").ok:
+    if not probed("root").ok:
         return _no(f"CRIU {version} is here, root is not", "sudo -E labkit …")
     status, text = _run(["criu", "check"], 20)
     if status or "looks good" not in text.lower():
@@ -337,7 +384,7 @@ def _criu() -> Capability:
     " CRIU does not",
 )
 def _amx() -> Capability:
-    if "amx_tile" not in host.read_text("/proc/cpuinfo"):
+    if "amx_tile" not in proc.read_text("/proc/cpuinfo"):
         return _no(
             "this CPU has no AMX, or its hypervisor hides it",
             "an Intel Xeon from Sapphire Rapids on",
@@ -491,7 +538,7 @@ def _gcs() -> Capability:
 )
 def _o_direct() -> Capability:
     where = host.workspace_parent()
-    fs = host.filesystem_of(where)["fs"]
+    fs = proc.filesystem_of(where)["fs"]
     try:
         with tempfile.TemporaryFile(dir=where) as file:
             file.write(b"\0" * 8192)
@@ -525,7 +572,7 @@ def _page_cache_proof() -> Capability:
     from labkit.core import cold
 
     where = host.workspace_parent()
-    fs = host.filesystem_of(where)["fs"]
+    fs = proc.filesystem_of(where)["fs"]
     if fs in cold.NEVER_EVICTABLE:
         return _no(
             f"{where} is {fs}: its pages are its storage and cannot be cold",
@@ -571,7 +618,7 @@ def _drop_caches() -> Capability:
 
 @probe("memory", "memory", "the 1B subject needs about 6 GB, `small` under 2")
 def _memory() -> Capability:
-    total, machine = host.card()["memory_bytes"], host.meminfo_bytes("MemTotal")
+    total, machine = host.card()["memory_bytes"], proc.meminfo_bytes("MemTotal")
     text = f"{total / 2**30:.1f} GiB" + (
         f", by a control group's limit; the machine has {machine / 2**30:.1f} GiB"
         if total < machine

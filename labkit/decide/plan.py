@@ -444,7 +444,7 @@ def _check_line(check: Mapping[str, Any]) -> str:
 
 def show(plan: Plan) -> str:
     """The plan in words."""
-    from labkit.cli.output import table
+    from labkit.core.stdout import table
 
     lines = [
         printable.line(
@@ -533,7 +533,7 @@ def _show_breakevens(plan: Plan) -> list[str]:
 
 
 def _show_traffic(plan: Plan) -> list[str]:
-    from labkit.cli.output import table
+    from labkit.core.stdout import table
 
     if not plan.traffic:
         return [
@@ -575,7 +575,7 @@ def _show_traffic(plan: Plan) -> list[str]:
 
 
 def _show_advice(plan: Plan) -> list[str]:
-    from labkit.cli.output import table
+    from labkit.core.stdout import table
 
     rows = [
         [

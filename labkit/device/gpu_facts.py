@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from labkit.core import floor, host, secrets, timeline
+from labkit.core import capabilities, floor, host, proc, secrets, timeline
 from labkit.core.workspace import Workspace
 
 ASKED = (
@@ -87,7 +87,7 @@ def facts() -> dict[str, Callable[[], Any]]:
         "nvidia_smi": _smi,
         "doctor": lambda: [
             {k: f.as_json()[k] for k in ("name", "state", "missing", "detail")}
-            for f in host.doctor()
+            for f in capabilities.doctor()
         ],
         "tools": _tools,
         "criu_check": lambda: _said(["criu", "check"], 20),
@@ -127,24 +127,24 @@ def _said(command: list[str], limit_s: float = 10, most: int = 1500) -> dict[str
 def _system() -> dict[str, Any]:
     return {
         "uname": " ".join(platform.uname()[i] for i in (0, 2, 4)),
-        "distribution": host.read_text("/etc/os-release")[:400],
+        "distribution": proc.read_text("/etc/os-release")[:400],
         "python": sys.version.split()[0],
         "cpu_flags": [
             f
             for f in ("amx_tile", "avx512f", "avx512_bf16", "avx2")
-            if f in host.read_text("/proc/cpuinfo")[:8000].split()
+            if f in proc.read_text("/proc/cpuinfo")[:8000].split()
         ],
         "cpus": os.cpu_count(),
         "meminfo": {
-            k: host.meminfo_bytes(k)
+            k: proc.meminfo_bytes(k)
             for k in ("MemTotal", "MemAvailable", "SwapTotal", "HugePages_Total")
         },
         "memlock": _limit(),
-        "overcommit": host.read_text("/proc/sys/vm/overcommit_memory"),
-        "ptrace_scope": host.read_text("/proc/sys/kernel/yama/ptrace_scope"),
-        "module": host.read_text("/proc/driver/nvidia/version"),
+        "overcommit": proc.read_text("/proc/sys/vm/overcommit_memory"),
+        "ptrace_scope": proc.read_text("/proc/sys/kernel/yama/ptrace_scope"),
+        "module": proc.read_text("/proc/driver/nvidia/version"),
         "uid": os.geteuid(),
-        "capabilities": re.findall(r"CapEff:\s+(\w+)", host.read_text("/proc/self/status")),
+        "capabilities": re.findall(r"CapEff:\s+(\w+)", proc.read_text("/proc/self/status")),
     }
 
 
@@ -222,7 +222,7 @@ def _tools() -> dict[str, Any]:
         "filesystems": [
             f
             for f in ("overlay", "fuse", "tmpfs", "ext4")
-            if f in host.read_text("/proc/filesystems").split()
+            if f in proc.read_text("/proc/filesystems").split()
         ],
         "ldconfig": [
             line.strip()
@@ -235,7 +235,7 @@ def _tools() -> dict[str, Any]:
 def _where(path: Path) -> dict[str, Any]:
     stat = os.statvfs(path)
     return {
-        "fs": host.filesystem_of(path)["fs"],
+        "fs": proc.filesystem_of(path)["fs"],
         "total_bytes": stat.f_blocks * stat.f_frsize,
         "free_bytes": stat.f_bavail * stat.f_frsize,
     }

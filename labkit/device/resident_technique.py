@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from labkit.core import interpreter
-from labkit.core.host import capability
+from labkit.core.capabilities import capability
 from labkit.core.plan import LaunchPlan, Step, device_from_args
 from labkit.core.units import show_bytes
 from labkit.errors import BadInput

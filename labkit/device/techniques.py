@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from labkit.core import interpreter
-from labkit.core.host import capability, package_version
+from labkit.core.capabilities import capability
+from labkit.core.host import package_version
 from labkit.core.plan import LaunchPlan, Step, StepContext, device_from_args
 from labkit.core.units import show_bytes
 from labkit.core.workspace import Workspace

@@ -13,7 +13,7 @@ from typing import Any
 
 from labkit.core import printable, record_schema
 from labkit.errors import BadInput, MissingCapability
-from labkit.lessons.replay import folder
+from labkit.stack.replay import folder
 
 
 def live_or_recorded(

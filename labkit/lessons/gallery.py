@@ -14,7 +14,8 @@ from html import escape
 from pathlib import Path
 
 from labkit.errors import BadInput, LabError
-from labkit.lessons import canonical, gpu_record, gpu_summary, pages, replay, report
+from labkit.lessons import canonical, gpu_record, gpu_summary, pages, report
+from labkit.stack import replay
 
 
 @dataclass(frozen=True)

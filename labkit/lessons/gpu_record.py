@@ -39,8 +39,8 @@ from labkit.core.record_schema import (
 from labkit.core.records import Run
 from labkit.core.units import show_bytes
 from labkit.errors import BadInput
-from labkit.lessons import replay
-from labkit.lessons.replay import folder, of_gpu_trials
+from labkit.stack import replay
+from labkit.stack.replay import folder, of_gpu_trials
 
 KIND = "gpu-trials"
 SCHEMA = 2

@@ -181,7 +181,7 @@ def doctor_html() -> str:
     """What is missing or degraded as a table, with why and the fix; what is there, folded."""
     import re
 
-    from labkit.core import host
+    from labkit.core import capabilities
 
     def said(text: str) -> str:
         return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
@@ -200,7 +200,10 @@ def doctor_html() -> str:
             if f.state in states
         ]
 
-    found, head = host.doctor(), ["state", "capability", "found", "what it unlocks", "to change it"]
+    found, head = (
+        capabilities.doctor(),
+        ["state", "capability", "found", "what it unlocks", "to change it"],
+    )
     there, lacking = rows(("OK",)), rows(("DEGRADED", "MISSING"))
     parts = [
         "<h2>What this host can show</h2><p>Each capability was tried a moment ago. What is missing"
@@ -247,7 +250,8 @@ def run_html(run: Run, title: str, level: int = 2) -> str:
 def record_html(path: Path, level: int = 2) -> str:
     """A further record on the page; one that cannot be read or drawn says why in its place."""
     from labkit.core import printable, records
-    from labkit.lessons import gpu_record, gpu_summary, replay
+    from labkit.lessons import gpu_record, gpu_summary
+    from labkit.stack import replay
 
     try:
         if replay.of_gpu_trials(path):

@@ -208,7 +208,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def add_serve_arguments(parser: Any) -> None:
-    from labkit.cli.arguments import port
+    from labkit.core.arguments import port
 
     parser.add_argument("--root", required=True, help="folder that holds everything served")
     parser.add_argument(

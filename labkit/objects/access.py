@@ -60,7 +60,7 @@ ENDPOINTS = {
 
 def endpoint_of(scheme: str, env: Mapping[str, str]) -> str:
     """Raises BadInput for an endpoint in the environment that is no address."""
-    from labkit.cli.arguments import web_url
+    from labkit.core.arguments import web_url
 
     for name in ENDPOINTS[scheme if scheme == "gs" else "s3"]:
         if value := env.get(name):

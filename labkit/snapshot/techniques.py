@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 from labkit.core import interpreter
 from labkit.core.beside import becoming
-from labkit.core.host import capability
+from labkit.core.capabilities import capability
 from labkit.core.plan import LaunchPlan, Step
 from labkit.core.units import show_bytes
 from labkit.core.workspace import Workspace

@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core.beside import becoming
-from labkit.core.host import cpu_count, meminfo_bytes
+from labkit.core.host import cpu_count
+from labkit.core.proc import meminfo_bytes
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
 from labkit.subject import tokenizer

@@ -95,7 +95,7 @@ def choose(run: Run | Trial, arm: str = "") -> Shown:
 
 
 def replayed_from(run: Run) -> str:
-    """Name of the host a replayed record was made on; "" for a live one. `lessons.replay` sets
+    """Name of the host a replayed record was made on; "" for a live one. `stack.replay` sets
     it."""
     return str(run.experiment.get("replayed_from", ""))
 
@@ -221,7 +221,7 @@ def columns(row: Row, total_s: float | None) -> tuple[str, str, str]:
 
 def waterfall_text(shown: Shown) -> str:
     """The text twin of a waterfall."""
-    from labkit.cli.output import table
+    from labkit.core.stdout import table
 
     lines = [
         [r.phase, show_s(r.start_s) if r.pieces else "", *columns(r, shown.trial.total_s)]

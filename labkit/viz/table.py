@@ -24,7 +24,7 @@ class Table:
 
     @property
     def text(self) -> str:
-        from labkit.cli.output import table
+        from labkit.core.stdout import table
 
         return (
             table(self.rows, self.head)

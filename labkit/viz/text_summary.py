@@ -81,7 +81,7 @@ def _evidence(found: list[dict[str, Any]]) -> list[str]:
 
 
 def _every(made: Run, arm: str) -> str:
-    from labkit.cli.output import table
+    from labkit.core.stdout import table
 
     rows = [
         [

@@ -188,7 +188,7 @@ class StackBench:
     def _looked_up(self) -> Run:
         from dataclasses import replace
 
-        from labkit.lessons import replay
+        from labkit.stack import replay
 
         assert self.recorded
         wanted = {k: v for k, v in self.stack.items() if v and k != "process"}

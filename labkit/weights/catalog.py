@@ -49,7 +49,7 @@ class Loader:
 
 
 def _gpu() -> bool:
-    from labkit.core.host import capability
+    from labkit.core.capabilities import capability
 
     return bool(capability("gpu").ok)
 

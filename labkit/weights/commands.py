@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from labkit.cli.output import last_line, table
+from labkit.core.stdout import last_line, table
 from labkit.core.units import show_bytes, show_s
 from labkit.errors import BadInput
 

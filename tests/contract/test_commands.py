@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from labkit import cli
-from labkit.cli.arguments import Parser
+from labkit.core.arguments import Parser
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "data/recorded/epyc-2/naive-small.json"

@@ -101,7 +101,7 @@ def test_recorded_runs_and_syllabi_are_found_from_there(binder):
     done = run(
         "python",
         "-c",
-        "from labkit.lessons import replay, syllabus; print(len(replay.names()),"
+        "from labkit.lessons import syllabus; from labkit.stack import replay; print(len(replay.names()),"
         " syllabus.minutes_of('01_anatomy'))",
     )
     assert done.returncode == 0 and int(done.stdout.split()[0]) >= 1, done.stderr

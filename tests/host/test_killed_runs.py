@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit.core import host, records
+from labkit.core import capabilities, records
 from labkit.core.workspace import Workspace
 from labkit.image.estargz.convert import convert
 from labkit.image.oci_layout import Layout
@@ -315,7 +315,7 @@ def place(home_with_image, tmp_path_factory):
 
 
 def possible(case: Case) -> bool:
-    return all(host.capability(name).ok for name in case.needs)
+    return all(capabilities.capability(name).ok for name in case.needs)
 
 
 def ledger_lines(home: Path) -> int:

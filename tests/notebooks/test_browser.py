@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from labkit.core import records
-from labkit.lessons import execute, gallery, pages, replay, report
+from labkit.lessons import execute, gallery, pages, report
+from labkit.stack import replay
 
 pytestmark = pytest.mark.needs("chromium", "package:selenium")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit.core import host
+from labkit.core import capabilities
 from labkit.core.ledger import remove_tree
 from tests.support.ordinary import as_ordinary_user
 
@@ -69,12 +69,14 @@ def test_checkpoints_are_replayed_for_a_user_who_may_not_dump(home):
     assert "restore, GPU state inside" in said  # of the recorded GPU
 
 
-@pytest.mark.skipif(host.capability("gpu").ok, reason="this host has a GPU: its steps are measured")
+@pytest.mark.skipif(
+    capabilities.capability("gpu").ok, reason="this host has a GPU: its steps are measured"
+)
 def test_a_gpu_s_start_without_a_gpu_shows_a_real_compile_cache_and_no_invented_number(home):
     said = executed(home, "06_gpu_init")
     for name in ("all-graphs", "fewer-graphs", "warm-standby"):
         assert f"{name:13} not here: gpu" in said
     # data/recorded/h100
     assert said.count("replayed from") > 10 and "no number is shown" not in said
-    if host.capability("command:g++").ok:
+    if capabilities.capability("command:g++").ok:
         assert "carried cache" in said and "compiled anew 0" in said

@@ -18,8 +18,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from labkit.cli.arguments import count, seconds, web_url
 from labkit.core import outputs
+from labkit.core.arguments import count, seconds, web_url
 from labkit.core.ledger import current
 from labkit.core.units import parse_bytes
 from labkit.errors import LabError, MissingCapability, TransferError

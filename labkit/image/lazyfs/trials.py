@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from labkit.core import host
+from labkit.core import capabilities
 from labkit.core.beside import scratch
 from labkit.core.ledger import Ledger, marked
 from labkit.core.plan import StepContext
@@ -47,7 +47,7 @@ NAME = "lab/share:latest"
 
 def need_fuse() -> None:
     """Raises MissingCapability where this host cannot mount."""
-    found = host.capability("fuse")
+    found = capabilities.capability("fuse")
     if not found.ok:
         raise MissingCapability(f"FUSE: {found.missing}", why=found.why, fix=found.fix)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from labkit.core import host as this_host
 from labkit.core.plan import LaunchPlan, Step
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
@@ -30,7 +29,7 @@ from labkit.technique import (
 def availability(*capabilities: str) -> Availability:
     """YES, or the first capability that is missing, with its why and fix."""
     for name in capabilities:
-        found = this_host.capability(name)
+        found = capabilities.capability(name)
         if not found.ok:
             return Availability(False, f"{name}: {found.missing}", found.why, found.fix)
     return YES

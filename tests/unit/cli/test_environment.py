@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit.cli import arguments, streams
+from labkit.cli import streams
+from labkit.core import arguments
 from labkit.core.interpreter import safe
 from labkit.core.refusals import refusal
 from labkit.errors import BadInput, LabError, MissingCapability

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit.core import cold, host
+from labkit.core import cold, proc
 from labkit.errors import BadInput
 
 PAGE = mmap.PAGESIZE
@@ -16,7 +16,7 @@ PAGE = mmap.PAGESIZE
 @pytest.fixture
 def disk(tmp_path):
     """A directory whose pages can leave memory; the test's own directory may be on tmpfs."""
-    if host.filesystem_of(tmp_path)["fs"] in cold.NEVER_EVICTABLE:
+    if proc.filesystem_of(tmp_path)["fs"] in cold.NEVER_EVICTABLE:
         pytest.skip("temporary files live in memory here: set TMPDIR to a directory on a disk")
     return tmp_path
 
@@ -129,7 +129,7 @@ def test_nothing_to_read_is_cold():
 
 def test_memory_file_systems_can_never_be_cold():
     shm = "/dev/shm"
-    if not os.path.isdir(shm) or host.filesystem_of(shm)["fs"] != "tmpfs":
+    if not os.path.isdir(shm) or proc.filesystem_of(shm)["fs"] != "tmpfs":
         pytest.skip("no tmpfs at /dev/shm")
     path = f"{shm}/labkit-test-{os.getpid()}"
     try:
@@ -193,7 +193,7 @@ def open_to_all():
     """A directory that anybody may enter: pytest's own are made 0700, again by each session."""
     with tempfile.TemporaryDirectory(prefix="labkit-test-") as name:
         os.chmod(name, 0o755)
-        if host.filesystem_of(name)["fs"] in cold.NEVER_EVICTABLE:
+        if proc.filesystem_of(name)["fs"] in cold.NEVER_EVICTABLE:
             pytest.skip("temporary files live in memory here: set TMPDIR to a directory on a disk")
         yield Path(name)
 

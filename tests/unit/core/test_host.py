@@ -8,19 +8,19 @@ import subprocess
 
 import pytest
 
-from labkit.core import host, probes
+from labkit.core import capabilities, host, probes, proc
 from labkit.errors import BadInput, MissingCapability
 
 
 @pytest.fixture
 def fresh():
-    host.forget()
+    capabilities.forget()
     yield
-    host.forget()
+    capabilities.forget()
 
 
 def test_every_finding_says_why_it_matters_and_every_missing_one_how_to_change_it():
-    findings = host.doctor()
+    findings = capabilities.doctor()
     assert [f.name for f in findings] == list(probes.PROBES)
     for f in findings:
         assert f.state in ("OK", "DEGRADED", "MISSING") and f.why
@@ -63,7 +63,7 @@ def test_who_takes_memory_behind_a_trials_back_is_on_the_card(monkeypatch, featu
         "glob",
         lambda pattern: [name for name, text in texts.items() if name in pattern and text],
     )
-    monkeypatch.setattr(host, "read_text", texts.__getitem__)
+    monkeypatch.setattr(host.proc, "read_text", texts.__getitem__)
     assert host._memory_kept() == said
 
 
@@ -77,14 +77,14 @@ def test_the_kind_of_host_does_not_change_with_kernel_python_or_rights():
 
 def test_a_misspelt_capability_does_not_read_as_a_missing_one():
     with pytest.raises(BadInput) as caught:
-        host.capability("fues")
+        capabilities.capability("fues")
     assert "fuse" in caught.value.fix
 
 
 def test_a_requirement_that_is_missing_raises_with_its_fix(fresh, monkeypatch):
     monkeypatch.setattr(probes.shutil, "which", lambda name: None)
     with pytest.raises(MissingCapability, match="skopeo") as caught:
-        host.require("skopeo")
+        capabilities.require("skopeo")
     assert "apt-get install" in caught.value.fix
 
 
@@ -106,17 +106,20 @@ def test_criu_counts_only_when_it_is_new_enough_and_its_own_check_is_content(
     )
     monkeypatch.setattr(probes, "_has_sys_admin", lambda: True)
     monkeypatch.setattr(probes.os, "geteuid", lambda: 0)
-    assert host.capability("criu").state == state
+    assert capabilities.capability("criu").state == state
 
 
 def test_root_of_an_unprivileged_container_is_not_root(fresh, monkeypatch):
     monkeypatch.setattr(probes.os, "geteuid", lambda: 0)
     monkeypatch.setattr(
-        host,
+        proc,
         "read_text",
         lambda path: "CapEff:\t00000000a80425fb" if path == "/proc/self/status" else "",
     )
-    assert not host.capability("root").ok and "privileged" in host.capability("root").fix
+    assert (
+        not capabilities.capability("root").ok
+        and "privileged" in capabilities.capability("root").fix
+    )
 
 
 def _driver(monkeypatch, **gpu):
@@ -129,21 +132,21 @@ def _driver(monkeypatch, **gpu):
 )
 def test_cuda_checkpoint_needs_a_new_driver_and_a_whole_gpu(fresh, monkeypatch, gpu, said):
     _driver(monkeypatch, **gpu)
-    assert said in host.capability("cuda-checkpoint").missing
+    assert said in capabilities.capability("cuda-checkpoint").missing
 
 
 @pytest.mark.parametrize(
     ("version", "state", "said"),
     [
-        ("580.159.04", host.OK, "another GPU"),
+        ("580.159.04", probes.OK, "another GPU"),
         (
             "575.57",
-            host.DEGRADED,
+            probes.DEGRADED,
             "CUDA 13; a restore onto another GPU of the same kind (driver 580)",
         ),
-        ("565.57", host.DEGRADED, "cuCheckpointProcess*"),
-        ("545.1", host.DEGRADED, "utility (driver 550)"),
-        ("?", host.OK, "unknown"),
+        ("565.57", probes.DEGRADED, "cuCheckpointProcess*"),
+        ("545.1", probes.DEGRADED, "utility (driver 550)"),
+        ("?", probes.OK, "unknown"),
     ],
 )
 def test_the_doctor_says_what_a_driver_can_do_and_what_it_lacks(
@@ -151,20 +154,20 @@ def test_the_doctor_says_what_a_driver_can_do_and_what_it_lacks(
 ):
     _driver(monkeypatch, driver=version)
     monkeypatch.setattr(host, "torch_cuda", lambda: "12.8")
-    found = host.capability("gpu-driver")
+    found = capabilities.capability("gpu-driver")
     assert (
-        found.state == state and said in found.detail and (state == host.OK or "580" in found.fix)
+        found.state == state and said in found.detail and (state == probes.OK or "580" in found.fix)
     )
 
 
 def test_a_driver_that_is_too_old_for_torch_s_cuda_is_a_missing_one(fresh, monkeypatch):
     _driver(monkeypatch, driver="575.57")
     monkeypatch.setattr(host, "torch_cuda", lambda: "13.0")
-    found = host.capability("gpu-driver")
+    found = capabilities.capability("gpu-driver")
     assert not found.ok and "older than 580, which CUDA 13.0 needs" in found.missing
     monkeypatch.setattr(host, "gpus", list)
-    host.forget()
-    assert "--gpus all" in host.capability("gpu-driver").fix
+    capabilities.forget()
+    assert "--gpus all" in capabilities.capability("gpu-driver").fix
 
 
 def test_cuda_checkpoints_need_the_driver_s_calls_and_no_package(fresh, monkeypatch):
@@ -172,10 +175,10 @@ def test_cuda_checkpoints_need_the_driver_s_calls_and_no_package(fresh, monkeypa
     monkeypatch.setattr(host, "package_version", lambda name: None)
     calls = type("Lib", (), {"cuCheckpointProcessLock": None})
     monkeypatch.setattr(probes.ctypes, "CDLL", lambda name: calls)
-    assert host.capability("cuda-checkpoint").ok
-    host.forget()
+    assert capabilities.capability("cuda-checkpoint").ok
+    capabilities.forget()
     monkeypatch.setattr(probes.ctypes, "CDLL", lambda name: object())
-    assert "no checkpoint API" in host.capability("cuda-checkpoint").missing
+    assert "no checkpoint API" in capabilities.capability("cuda-checkpoint").missing
 
 
 def test_a_gpu_under_a_cpu_build_of_torch_is_missing_with_the_command_that_changes_it(
@@ -183,26 +186,35 @@ def test_a_gpu_under_a_cpu_build_of_torch_is_missing_with_the_command_that_chang
 ):
     _driver(monkeypatch)
     monkeypatch.setattr(host, "package_version", lambda name: "2.13.0+cpu")
-    assert "CPU only" in host.capability("gpu").missing and host.capability("gpu").fix == "make gpu"
+    assert (
+        "CPU only" in capabilities.capability("gpu").missing
+        and capabilities.capability("gpu").fix == "make gpu"
+    )
 
 
 def test_credentials_are_seen_but_never_shown(fresh, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "hunter2")
-    found = host.capability("aws-credentials")
+    found = capabilities.capability("aws-credentials")
     assert found.ok and "hunter2" not in json.dumps(found.as_json())
 
 
 def test_a_probe_that_crashes_is_a_finding(fresh, monkeypatch):
-    broken = host.Probe("skopeo", "skopeo", "why", lambda: 1 / 0)
+    broken = probes.Probe("skopeo", "skopeo", "why", lambda: 1 / 0)
     monkeypatch.setitem(probes.PROBES, "skopeo", broken)
-    assert next(f for f in host.doctor() if f.name == "skopeo").missing.startswith(
+    assert next(f for f in capabilities.doctor() if f.name == "skopeo").missing.startswith(
         "the probe failed: ZeroDivisionError"
     )
 
 
 def test_packages_and_programs_are_asked_for_by_name():
-    assert host.capability("package:json").ok and not host.capability("package:no_such_package").ok
-    assert host.capability("command:sh").ok and not host.capability("command:no-such-program").ok
+    assert (
+        capabilities.capability("package:json").ok
+        and not capabilities.capability("package:no_such_package").ok
+    )
+    assert (
+        capabilities.capability("command:sh").ok
+        and not capabilities.capability("command:no-such-program").ok
+    )
 
 
 def test_versions_come_from_metadata_without_an_import():
@@ -214,4 +226,4 @@ def test_versions_come_from_metadata_without_an_import():
 
 
 def test_the_file_system_of_a_path_is_the_deepest_mount():
-    assert host.filesystem_of("/proc/self/stat")["fs"] == "proc"
+    assert proc.filesystem_of("/proc/self/stat")["fs"] == "proc"

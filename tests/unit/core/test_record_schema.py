@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from labkit.cli import main
 from labkit.core import question, record_schema, records
 from labkit.errors import BadInput, LabError
-from labkit.lessons.replay import of_gpu_trials
+from labkit.stack.replay import of_gpu_trials
 from tests.support.record_mutations import EVIL, ROOT, VALID, damaged
 
 CONTROL = re.compile(
@@ -332,7 +332,8 @@ def test_every_command_that_reads_a_damaged_record_works_or_refuses_it_and_print
 @given(damaged())
 def test_notebooks_baselines_and_claims_read_a_damaged_record_or_refuse_it(tmp_path_factory, doc):
     from labkit.cli.ablate import _report
-    from labkit.lessons import baseline, replay
+    from labkit.lessons import baseline
+    from labkit.stack import replay
     from labkit.viz.captions import choose, waterfall_text
     from labkit.viz.compare import compare, phases, strip
 

@@ -240,7 +240,7 @@ JSON = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(["a", "token", "HF_TOKEN", "phases"]), JSON), SECRETS)
 def test_the_last_line_stays_one_line_of_json_without_the_secret(doc, value):
-    from labkit.cli.output import last_line
+    from labkit.core.stdout import last_line
 
     with fresh(), contextlib.redirect_stdout(io.StringIO()) as out, secrets.screened():
         secrets.learn(value)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labkit.core import host
+from labkit.core import host, probes
 from labkit.core.plan import LaunchPlan
 from labkit.device import standby
 from labkit.device.cuda_checkpoint import DriverRefused
@@ -147,7 +147,7 @@ def test_batch_sizes_that_are_none_are_refused(text):
 def test_on_a_host_without_a_gpu_the_technique_says_that_it_needs_one(name, monkeypatch):
     monkeypatch.setattr(
         "labkit.device.techniques.capability",
-        lambda what: host.Capability(what, False, "no NVIDIA driver", "", "a GPU host"),
+        lambda what: probes.Capability(what, False, "no NVIDIA driver", "", "a GPU host"),
     )
     found = technique(name).available(host.card())
     assert (

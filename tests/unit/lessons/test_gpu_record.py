@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from labkit.cli import compare, show
 from labkit.core import printable, records
 from labkit.errors import BadInput
-from labkit.lessons import gallery, gpu_figures, gpu_record, gpu_summary, gpu_tables, replay, report
+from labkit.lessons import gallery, gpu_figures, gpu_record, gpu_summary, gpu_tables, report
+from labkit.stack import replay
 from tests.support.gpu_records import record, results, write
 from tests.support.record_mutations import ROOT, VALUES, places
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from labkit.core import host
+from labkit.core import probes
 from labkit.core.plan import LaunchPlan, Step
 from labkit.errors import BadInput
 from labkit.snapshot import techniques, transport
@@ -189,7 +189,7 @@ def test_where_podman_is_the_only_runtime_the_refusal_says_so(monkeypatch):
     monkeypatch.setattr(
         techniques,
         "capability",
-        lambda name: host.Capability(
+        lambda name: probes.Capability(
             name, name != "runc", "no runc" if name == "runc" else "", "", "apt-get install runc"
         ),
     )

@@ -137,7 +137,7 @@ def _overlaps(figure) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("name", ["waterfall", "waterfall-replayed", "strip", "compare", "phases"])
 @pytest.mark.parametrize("look", ["light", "dark"])
 def test_no_label_overlaps_another_or_leaves_the_figure(naive, arms, name, look):
-    from labkit.lessons.replay import marked
+    from labkit.stack.replay import marked
 
     picture = {
         "waterfall": lambda: waterfall(naive),
@@ -186,7 +186,7 @@ def test_a_notebook_gets_html_png_and_text(naive):
 
 
 def test_a_replayed_run_is_stamped_wherever_it_is_shown(naive):
-    from labkit.lessons.replay import marked
+    from labkit.stack.replay import marked
 
     run = marked(json_copy(naive, simulated=""))
     for picture in (waterfall(run), compare.strip(run), compare.compare(run), compare.phases(run)):
@@ -264,7 +264,7 @@ def test_the_learners_own_matplotlib_settings_are_left_alone(naive):
 
 
 def test_a_replayed_run_says_so_in_every_figure_table_and_text_twin(arms):
-    from labkit.lessons.replay import marked
+    from labkit.stack.replay import marked
     from labkit.viz.stacking import effects_table
 
     live = json_copy(arms, simulated="")

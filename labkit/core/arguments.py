@@ -133,14 +133,6 @@ def names(option: str, known: Iterable[str] = (), example: str = "") -> Callable
     return read
 
 
-def link(text: str) -> str:
-    """An emulated link, checked here so that it is not found out after all is prepared."""
-    from labkit.net.link import parse
-
-    parse(text)
-    return text
-
-
 def scenario(text: str) -> str:
     from labkit.core.plan import SCENARIOS
 
@@ -149,19 +141,6 @@ def scenario(text: str) -> str:
             f"no scenario {text!r}",
             why="it says what the host has at t0",
             fix="one of: " + ", ".join(SCENARIOS),
-        )
-    return text
-
-
-def preset(text: str) -> str:
-    """The name of a checkpoint."""
-    from labkit.subject.checkpoint import PRESETS
-
-    if text not in PRESETS:
-        raise BadInput(
-            f"no preset {text!r}",
-            why="it names the checkpoint that is started",
-            fix="one of: " + ", ".join(PRESETS),
         )
     return text
 

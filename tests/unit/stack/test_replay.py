@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from labkit.core import records
 from labkit.errors import BadInput, MissingCapability
-from labkit.lessons import facts, replay
+from labkit.lessons import facts
+from labkit.stack import replay
 from tests.support.record_mutations import EVIL, ROOT
 
 NAIVE = ROOT / "data" / "recorded" / "epyc-2" / "naive-small.json"
