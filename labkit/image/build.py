@@ -118,24 +118,24 @@ def extra_entries(packages: dict[str, LayerEntry], size_bytes: int) -> dict[str,
     taken in the order of their names' digests: any size is a fair sample."""
     ordered = sorted(packages.items(), key=lambda item: hashlib.sha256(item[0].encode()).digest())
     sizes = {name: entry.source.stat().st_size for name, entry in ordered if entry.source}
-    made: dict[str, LayerEntry] = {}
+    extra: dict[str, LayerEntry] = {}
     left, copy = size_bytes, 0
     while left > 0.01 * size_bytes:
         before = left
         for name, entry in ordered:
             if 0 < sizes.get(name, 0) <= left:
-                made[f"opt/extra/{copy}/{name}"] = entry
+                extra[f"opt/extra/{copy}/{name}"] = entry
                 left -= sizes[name]
         if left == before:
             break
         copy += 1
-    return made
+    return extra
 
 
 def fingerprint(entries: dict[str, LayerEntry], level: int) -> str:
     """Names, sizes and times of the inputs, hashed: cheap to ask (0.3 s for the whole image), wrong
     only for a forged mtime."""
-    made = hashlib.sha256(f"{_FORMAT} {level} {sys.version}\n".encode())
+    state = hashlib.sha256(f"{_FORMAT} {level} {sys.version}\n".encode())
     for name in sorted(entries):
         entry = entries[name]
         about: list[Any] = [
@@ -148,8 +148,8 @@ def fingerprint(entries: dict[str, LayerEntry], level: int) -> str:
         if entry.source:
             found = entry.source.stat()
             about += [found.st_size, found.st_mtime_ns]
-        made.update(json.dumps(about).encode())
-    return made.hexdigest()[:32]
+        state.update(json.dumps(about).encode())
+    return state.hexdigest()[:32]
 
 
 def _written(
@@ -170,7 +170,7 @@ def _written(
         if layout.blob_path(descriptor.digest).stat().st_size == descriptor.size_bytes:
             return WrittenLayer(descriptor, doc["diff_id"], doc["plain_bytes"])
     began = time.monotonic()
-    with scratch(".compile-", layout.path) as room:
+    with scratch(".compile-", layout.path) as folder:
         whole = dict(entries)
         if part == "interpreter":
             # The closure of all parts lies in the first layer: a later layer's library must not
@@ -178,25 +178,25 @@ def _written(
             objects = closure.shared_objects(entries) + _extension_modules(others)
             whole = {**closure.library_entries(objects), **whole}
         if part != "weights" and not part.startswith("extra-"):
-            whole |= closure.bytecode_entries(entries, room)
-        made = write_layer(layout, whole, level=level, org__coldstartlab__layer=part)
+            whole |= closure.bytecode_entries(entries, folder)
+        written = write_layer(layout, whole, level=level, org__coldstartlab__layer=part)
     note.parent.mkdir(exist_ok=True)
     for old in note.parent.glob(f"{part}-*.json"):
         old.unlink()
     note.write_text(
         json.dumps(
             {
-                "descriptor": made.descriptor.as_json(),
-                "diff_id": made.diff_id,
-                "plain_bytes": made.plain_bytes,
+                "descriptor": written.descriptor.as_json(),
+                "diff_id": written.diff_id,
+                "plain_bytes": written.plain_bytes,
             }
         )
     )
     say(
-        f"layer {part}: {made.plain_bytes / 1e6:.0f} MB, {made.descriptor.size_bytes / 1e6:.0f} MB"
-        f" gzip, {time.monotonic() - began:.1f} s"
+        f"layer {part}: {written.plain_bytes / 1e6:.0f} MB,"
+        f" {written.descriptor.size_bytes / 1e6:.0f} MB gzip, {time.monotonic() - began:.1f} s"
     )
-    return made
+    return written
 
 
 def _extension_modules(of_parts: Sequence[str]) -> list[Path]:

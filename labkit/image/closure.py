@@ -247,7 +247,7 @@ def bytecode_entries(entries: dict[str, LayerEntry], scratch: Path) -> dict[str,
 
     Compiling happens in one fresh process with a fixed hash seed, in sorted order, into `scratch`
     (which must live until the layer is written)."""
-    made: dict[str, LayerEntry] = {}
+    compiled_entries: dict[str, LayerEntry] = {}
     missing: list[tuple[str, str, str]] = []
     for name in sorted(entries):
         source = entries[name].source
@@ -262,11 +262,11 @@ def bytecode_entries(entries: dict[str, LayerEntry], scratch: Path) -> dict[str,
         )
         ready = Path(importlib.util.cache_from_source(str(source), optimization=""))
         if is_current(ready, source):
-            made[target] = LayerEntry(data=head, source=ready, skip=16)
+            compiled_entries[target] = LayerEntry(data=head, source=ready, skip=16)
         else:
             compiled = scratch / f"{len(missing)}.code"
             missing.append((str(source), "/" + name, str(compiled)))
-            made[target] = LayerEntry(data=head, source=compiled)
+            compiled_entries[target] = LayerEntry(data=head, source=compiled)
     if missing:
         jobs = scratch / "jobs.json"
         jobs.write_text(json.dumps(missing))
@@ -277,7 +277,9 @@ def bytecode_entries(entries: dict[str, LayerEntry], scratch: Path) -> dict[str,
             env=marked({"PYTHONHASHSEED": "0"}),
         )
     return {
-        name: entry for name, entry in made.items() if entry.source is None or entry.source.exists()
+        name: entry
+        for name, entry in compiled_entries.items()
+        if entry.source is None or entry.source.exists()
     }
 
 

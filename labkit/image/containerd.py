@@ -58,8 +58,8 @@ class Node:
     # strikes what was taken down off the ledger
     forget: list[Callable[[], None]] = field(default_factory=list)
 
-    def note(self, ledger: Ledger, kind: str, what: Any) -> None:
-        entry = ledger.note(kind, what)
+    def note(self, ledger: Ledger, kind: str, target: Any) -> None:
+        entry = ledger.note(kind, target)
         self.forget.append(lambda: ledger.done(entry))
 
     @property

@@ -55,18 +55,18 @@ class ObjectPull(ImageTechnique):
     codec = ""
 
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
-        made = super().prepare(subject, workspace)
-        layout = Layout(made.paths["layout"])
+        artifact = super().prepare(subject, workspace)
+        layout = Layout(artifact.paths["layout"])
         manifest, began_s = layout.manifest(subject.image_reference), time.monotonic()
         if self.codec:
             layout, manifest = _recompressed(
-                layout, subject.image_reference, self.codec, workspace.artifacts, made.digest
+                layout, subject.image_reference, self.codec, workspace.artifacts, artifact.digest
             )
         return replace(
-            made,
-            paths={**made.paths, "object_layout": str(layout.path)},
+            artifact,
+            paths={**artifact.paths, "object_layout": str(layout.path)},
             facts={
-                **made.facts,
+                **artifact.facts,
                 "prepare_s": time.monotonic() - began_s,
                 "size_bytes": manifest.layers_bytes,
                 "prefix": f"{PREFIX}-{self.codec or 'built'}",
@@ -130,19 +130,19 @@ class ObjectPull(ImageTechnique):
 
 
 def _recompressed(
-    layout: Layout, name: str, codec: str, room: Path, digest: str
+    layout: Layout, name: str, codec: str, folder: Path, digest: str
 ) -> tuple[Layout, oci.Manifest]:
     """Once for each image and codec; made beside and renamed, so that a kill leaves nothing half
     done."""
     from labkit.core.beside import becoming
     from labkit.image.push import recompress
 
-    target = room / f"image-{digest[7:19]}-{codec}"
+    target = folder / f"image-{digest[7:19]}-{codec}"
     if not target.exists():
         with becoming(target) as part:
             recompress(layout, name, Layout.create(part), codec)
-    made = Layout(target)
-    return made, made.manifest(name)
+    recompressed = Layout(target)
+    return recompressed, recompressed.manifest(name)
 
 
 @register

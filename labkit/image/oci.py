@@ -167,51 +167,51 @@ def canonical(doc: Any) -> bytes:
     )
 
 
-def parse_document(raw: bytes, what: str) -> dict[str, Any]:
+def parse_document(raw: bytes, name: str) -> dict[str, Any]:
     """A JSON object of at most 4 MiB. Raises BadInput."""
     if len(raw) > DOCUMENT_LIMIT_BYTES:
         raise BadInput(
-            f"{what} of {len(raw)} bytes",
+            f"{name} of {len(raw)} bytes",
             why=f"no honest one exceeds {DOCUMENT_LIMIT_BYTES} bytes; it was not read",
         )
     try:
         doc = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise BadInput(
-            f"{what} is not JSON: {error}", why="a truncated or forged document"
+            f"{name} is not JSON: {error}", why="a truncated or forged document"
         ) from None
     if not isinstance(doc, dict):
-        raise BadInput(f"{what} is a JSON {type(doc).__name__}, not an object")
+        raise BadInput(f"{name} is a JSON {type(doc).__name__}, not an object")
     return doc
 
 
-def _strings(doc: Any, what: str) -> dict[str, str]:
+def _strings(doc: Any, name: str) -> dict[str, str]:
     if doc is None:
         return {}
     if not isinstance(doc, dict) or not all(isinstance(v, str) for v in doc.values()):
-        raise BadInput(f"{what}: annotations must be strings")
+        raise BadInput(f"{name}: annotations must be strings")
     return dict(doc)
 
 
-def parse_descriptor(doc: Any, what: str = "descriptor") -> Descriptor:
+def parse_descriptor(doc: Any, name: str = "descriptor") -> Descriptor:
     if not isinstance(doc, dict):
-        raise BadInput(f"{what} is not an object")
+        raise BadInput(f"{name} is not an object")
     size, kind = doc.get("size"), doc.get("mediaType")
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < 1 << 50:
         raise BadInput(
-            f"{what}: size is {str(size)[:40]!r}",
+            f"{name}: size is {str(size)[:40]!r}",
             why="a length that cannot be believed; nothing was fetched",
         )
     if not isinstance(kind, str) or not kind or len(kind) > 255:
-        raise BadInput(f"{what}: no media type")
+        raise BadInput(f"{name}: no media type")
     platform = doc.get("platform") or {}
     if not isinstance(platform, dict):
-        raise BadInput(f"{what}: platform is not an object")
+        raise BadInput(f"{name}: platform is not an object")
     return Descriptor(
         kind,
         check_digest(doc.get("digest")),
         size,
-        _strings(doc.get("annotations"), what),
+        _strings(doc.get("annotations"), name),
         platform,
     )
 

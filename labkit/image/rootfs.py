@@ -8,7 +8,7 @@ the image is bound into them. No overlay file system is needed, which users may 
 everywhere.
 
     root = prepare_root(image, skeleton, points=["/root/models/small"])
-    laid.binds        # [("…/image/usr", "usr"), …]: source on the host, path below the skeleton
+    root.binds        # [("…/image/usr", "usr"), …]: source on the host, path below the skeleton
 
 Lesson: notebooks/02_image_pull.
 """
@@ -87,17 +87,17 @@ def prepare_root(
                 )
             if _is_dir(root / at):
                 split.add(at)
-    laid = ContainerRoot(skeleton)
+    container = ContainerRoot(skeleton)
     skeleton.mkdir(mode=0o755, parents=True, exist_ok=True)
     for folder in sorted(split):
-        _fill(root, folder, split, laid)
+        _fill(root, folder, split, container)
     for name, mode in OWN.items():
         (skeleton / name).mkdir(exist_ok=True)
         (skeleton / name).chmod(mode)
     for point in wanted:
         if point.split("/")[0] in OWN or not _is_dir(root / point):
             (skeleton / point).mkdir(parents=True, exist_ok=True)
-    return laid
+    return container
 
 
 def _is_dir(path: Path) -> bool:
@@ -107,8 +107,8 @@ def _is_dir(path: Path) -> bool:
         return False
 
 
-def _fill(root: Path, folder: str, split: set[str], laid: ContainerRoot) -> None:
-    here = laid.skeleton / folder
+def _fill(root: Path, folder: str, split: set[str], container: ContainerRoot) -> None:
+    here = container.skeleton / folder
     here.mkdir(exist_ok=True)
     with os.scandir(root / folder) as children:
         for child in sorted(children, key=lambda c: c.name):
@@ -119,7 +119,7 @@ def _fill(root: Path, folder: str, split: set[str], laid: ContainerRoot) -> None
                 os.symlink(os.readlink(child.path), here / child.name)
             elif child.is_dir(follow_symlinks=False):
                 (here / child.name).mkdir()
-                laid.binds.append((child.path, path))
+                container.binds.append((child.path, path))
             elif child.is_file(follow_symlinks=False):
                 (here / child.name).touch()
-                laid.binds.append((child.path, path))
+                container.binds.append((child.path, path))

@@ -43,9 +43,9 @@ class Member:
     xattrs: dict[str, bytes] = field(default_factory=dict)
 
 
-def _broken(what: str, at: int) -> BadInput:
+def _broken(defect: str, at: int) -> BadInput:
     return BadInput(
-        f"layer is not a sound tar stream: {what} at byte {at}",
+        f"layer is not a sound tar stream: {defect} at byte {at}",
         why="a truncated, corrupt or forged layer; nothing of it was kept",
         fix="fetch the layer again; if its digest is right, the image itself is broken",
     )
@@ -76,10 +76,10 @@ class TarReader:
     def _take(self, size: int) -> bytes:
         """Exactly `size` bytes, or fewer at the end of the stream."""
         if len(self._view) >= size:
-            made = bytes(self._view[:size])
+            data = bytes(self._view[:size])
             self._view = self._view[size:]
             self.offset += size
-            return made
+            return data
         parts, missing = [], size
         while missing:
             if not len(self._view) and not self._refill():
@@ -88,9 +88,9 @@ class TarReader:
             self._view = self._view[len(piece) :]
             parts.append(bytes(piece))
             missing -= len(piece)
-        made = b"".join(parts)
-        self.offset += len(made)
-        return made
+        data = b"".join(parts)
+        self.offset += len(data)
+        return data
 
     def data(self) -> Iterator[memoryview]:
         while self._left:
@@ -112,11 +112,11 @@ class TarReader:
     def _record(self, size_bytes: int) -> bytes:
         if size_bytes > _RECORD_LIMIT_BYTES:
             raise _broken(f"an extended header of {size_bytes} bytes", self.offset)
-        made = self._take(size_bytes)
+        record = self._take(size_bytes)
         pad = -size_bytes % BLOCK
-        if len(made) < size_bytes or len(self._take(pad)) < pad:
+        if len(record) < size_bytes or len(self._take(pad)) < pad:
             raise _broken("it ends inside an extended header", self.offset)
-        return made
+        return record
 
     def _number(self, raw: bytes) -> int:
         if raw[0] & 0x80:  # base-256, GNU
@@ -279,7 +279,7 @@ def _time_ns(value: bytes) -> int:
     negative = whole.startswith(b"-")
     seconds = _decimal(whole.lstrip(b"-"))
     nanos = _decimal((part[:9]).ljust(9, b"0")) if part else 0
-    made = seconds * 1_000_000_000 + nanos
-    if made >= 2**63:
+    time_ns = seconds * 1_000_000_000 + nanos
+    if time_ns >= 2**63:
         raise ValueError(value)
-    return -made if negative else made
+    return -time_ns if negative else time_ns

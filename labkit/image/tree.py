@@ -40,9 +40,9 @@ class _OpenHow(ctypes.Structure):
     _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
 
 
-def refuse(name: str, what: str) -> BadInput:
+def refuse(name: str, offence: str) -> BadInput:
     return BadInput(
-        f"layer refused: {name[:200]!r} {what}",
+        f"layer refused: {name[:200]!r} {offence}",
         why=(
             "it would write outside the image's root, or twice, or more than "
             "it may; nothing of the image was kept"

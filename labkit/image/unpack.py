@@ -36,12 +36,12 @@ OPAQUE = ".wh..wh..opq"
 
 
 class _Layer:
-    """What one layer has made so far: whiteouts spare it, duplicates and tricks are found by it."""
+    """What one image layer has written so far: whiteouts spare it, duplicates and tricks are found by it."""
 
     def __init__(self) -> None:
-        self.made: set[str] = set()
+        self.paths: set[str] = set()
         self.links: set[str] = set()
-        self.parents: set[str] = set()  # directories that hold something made by this layer
+        self.parents: set[str] = set()  # directories that hold something of this layer
 
     def check_links(self, path: str) -> None:
         """A directory path must not lead through a symlink that this very layer brought."""
@@ -53,29 +53,29 @@ class _Layer:
                 at = path.rfind("/", 0, at)
 
     def add(self, path: str) -> None:
-        if path in self.made:
+        if path in self.paths:
             raise refuse(path, "comes twice in one layer")
-        self.made.add(path)
+        self.paths.add(path)
         at = path.rfind("/")
         while at > 0 and path[:at] not in self.parents:
             self.parents.add(path[:at])
             at = path.rfind("/", 0, at)
 
     def holds(self, path: str) -> bool:
-        return path in self.made or path in self.parents
+        return path in self.paths or path in self.parents
 
 
-def clean(name: str, what: str = "name") -> str:
+def clean(name: str, kind: str = "name") -> str:
     """A member's name as a path below the root ("" for the root itself). Raises BadInput for
     anything that climbs."""
     if name.startswith("/"):
-        raise refuse(name, f"is an absolute {what}")
+        raise refuse(name, f"is an absolute {kind}")
     parts = [p for p in name.split("/") if p not in ("", ".")]
     if ".." in parts:
-        raise refuse(name, f"climbs out of its directory ({what})")
+        raise refuse(name, f"climbs out of its directory ({kind})")
     raw_bytes = len(os.fsencode(name))
     if raw_bytes > 255 and (raw_bytes > 4096 or any(len(os.fsencode(p)) > 255 for p in parts)):
-        raise refuse(name, f"is longer than a {what} may be")
+        raise refuse(name, f"is longer than a {kind} may be")
     return "/".join(parts)
 
 
@@ -235,9 +235,9 @@ def _white_out(tree: ImageTree, layer: _Layer, parent: str, name: str) -> None:
             raise refuse(f"{parent}/{name}", "is a whiteout of no file")
         path = f"{parent}/{target}" if parent else target
         layer.check_links(path)
-        if path in layer.made and path not in layer.parents:
+        if path in layer.paths and path not in layer.parents:
             return
-        if path in layer.made or path in layer.parents:
+        if path in layer.paths or path in layer.parents:
             _clear(tree, layer, path)
         else:
             tree.remove(tree.dir_fd(parent, layer.check_links), target)

@@ -48,9 +48,11 @@ class Writer:
         try:
             os.ftruncate(ring, SLOTS * SLOT_BYTES)
             self._memory = mmap.mmap(ring, SLOTS * SLOT_BYTES)
-            what = json.dumps({"rootfs": os.fspath(rootfs), "limits": asdict(limits), "ring": ring})
+            arguments = json.dumps(
+                {"rootfs": os.fspath(rootfs), "limits": asdict(limits), "ring": ring}
+            )
             self._process = subprocess.Popen(
-                [*module("labkit.image.writer"), what],
+                [*module("labkit.image.writer"), arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 pass_fds=[ring],
@@ -77,9 +79,9 @@ class Writer:
         """Wait until all is written and has its name. Returns members, written_bytes,
         skipped_xattrs."""
         self._order(*_COMMIT)
-        while (said := self._answer()) is None:
+        while (result := self._answer()) is None:
             pass
-        return said
+        return result
 
     def end(self) -> None:
         """Idempotent. Before a commit: nothing is kept."""
@@ -116,13 +118,13 @@ class Writer:
                 why="killed, or out of memory",
                 fix="pull again",
             )
-        said: dict[str, Any] = json.loads(document)
-        if "error" in said:
-            wrong = said["error"]
-            raise getattr(errors, wrong["kind"], errors.LabError)(
-                wrong["what"], wrong["why"], wrong["fix"]
+        result: dict[str, Any] = json.loads(document)
+        if "error" in result:
+            error = result["error"]
+            raise getattr(errors, error["kind"], errors.LabError)(
+                error["what"], error["why"], error["fix"]
             )
-        return said
+        return result
 
 
 @contextlib.contextmanager
@@ -142,8 +144,8 @@ def _order_from(orders: IO[bytes]) -> tuple[int, int]:
     raw = orders.read(_MESSAGE.size)
     if len(raw) < _MESSAGE.size:
         raise _Gone
-    made: tuple[int, int] = _MESSAGE.unpack(raw)
-    return made
+    order: tuple[int, int] = _MESSAGE.unpack(raw)
+    return order
 
 
 def _layers(orders: IO[bytes], memory: memoryview) -> Iterator[Iterator[memoryview]]:
@@ -160,8 +162,8 @@ def _layers(orders: IO[bytes], memory: memoryview) -> Iterator[Iterator[memoryvi
         yield layer(*first)
 
 
-def main(what: str) -> int:
-    spec = json.loads(what)
+def main(arguments: str) -> int:
+    spec = json.loads(arguments)
     memory = memoryview(mmap.mmap(spec["ring"], SLOTS * SLOT_BYTES, prot=mmap.PROT_READ))
     try:
         with growing(Path(spec["rootfs"]), Limits(**spec["limits"])) as tree:
@@ -169,7 +171,7 @@ def main(what: str) -> int:
                 apply_layer(chunks, tree)
                 for _ in chunks:  # padding after the end mark belongs to the layer
                     pass
-            said: dict[str, Any] = {
+            result: dict[str, Any] = {
                 "members": tree.members,
                 "written_bytes": tree.written_bytes,
                 "skipped_xattrs": tree.skipped_xattrs,
@@ -177,9 +179,9 @@ def main(what: str) -> int:
     except (_Gone, KeyboardInterrupt):
         return 1
     except errors.LabError as error:
-        said = {"error": error.as_json()}
+        result = {"error": error.as_json()}
     except OSError as error:
-        said = {
+        result = {
             "error": (
                 errors.LabError(
                     f"the image cannot be written: {error}",
@@ -189,7 +191,7 @@ def main(what: str) -> int:
             )
         }
     os.write(1, bytes([_RESULT]))
-    os.write(1, json.dumps(said).encode())
+    os.write(1, json.dumps(result).encode())
     return 0
 
 

@@ -73,17 +73,17 @@ def format_ranges(ranges: list[tuple[int, int]]) -> str:
 
 def parse_ranges(text: str, limit: int) -> list[tuple[int, int]]:
     """Sorted, not overlapping, within [0, limit). Raises BadInput."""
-    made: list[tuple[int, int]] = []
+    ranges: list[tuple[int, int]] = []
     try:
         for one in text.split(",") if text else ():
             start, end = (int(x) for x in one.split("-"))
-            if not (made[-1][1] if made else 0) <= start < end <= limit:
+            if not (ranges[-1][1] if ranges else 0) <= start < end <= limit:
                 raise ValueError(one)
-            made.append((start, end))
+            ranges.append((start, end))
     except ValueError:
         raise BadInput(
             "the layer's touched ranges are not sorted ranges of it",
             why="a forged or outdated annotation",
             fix="convert the image again, or drop the annotation " + TOUCHED_RANGES,
         ) from None
-    return made
+    return ranges

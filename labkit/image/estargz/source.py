@@ -56,7 +56,7 @@ def spool(
     with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
         written = 0
 
-        def kept() -> Iterator[bytes]:
+        def spooled() -> Iterator[bytes]:
             nonlocal written
             for chunk in stream:
                 written += len(chunk)
@@ -71,7 +71,7 @@ def spool(
                 yield chunk
 
         stream = iter(chunks)
-        both = kept()
+        both = spooled()
         reader = TarReader(both)
         try:
             members = [Placed(m, reader.offset) for m in reader]

@@ -75,9 +75,9 @@ class Toc:
         return sum(e.size for e in self.entries)
 
 
-def _refuse(what: str) -> BadInput:
+def _refuse(offence: str) -> BadInput:
     return BadInput(
-        f"the layer's TOC is refused: {what}",
+        f"the layer's TOC is refused: {offence}",
         why="a corrupt or forged eStargz layer; nothing of it was mounted",
         fix="convert the image again from its source: labkit image convert LAYOUT OUT",
     )
@@ -152,7 +152,7 @@ def parse(raw: bytes, toc_offset: int) -> Toc:
         raise _refuse("it is no TOC of version 1")
     if len(doc["entries"]) > ENTRIES_LIMIT:
         raise _refuse(f"it has {len(doc['entries'])} entries")
-    made: list[TOCEntry] = []
+    entries: list[TOCEntry] = []
     # file, blob offset, file offset, size (0: the rest), digest
     spans: list[tuple[TOCEntry, int, int, int, str]] = []
     offsets: set[int] = {toc_offset}
@@ -167,7 +167,7 @@ def parse(raw: bytes, toc_offset: int) -> Toc:
             entry = current
         else:
             entry = _entry(item, name, kind)
-            made.append(entry)
+            entries.append(entry)
             current = entry if kind == "reg" else None
         if kind == "chunk" or (kind == "reg" and entry.size):
             offset, digest = _whole(item, "offset", toc_offset), item.get("chunkDigest")
@@ -192,7 +192,7 @@ def parse(raw: bytes, toc_offset: int) -> Toc:
                 )
             )
     _place(spans, sorted(offsets))
-    for entry in made:
+    for entry in entries:
         chunks = entry.chunks
         if (
             entry.kind == "reg"
@@ -202,9 +202,9 @@ def parse(raw: bytes, toc_offset: int) -> Toc:
             raise _refuse(
                 f"the chunks of {entry.name[:80]!r} do not make up its {entry.size} bytes"
             )
-    _check_tree(made)
-    landmark = next((e for e in made if e.name == PREFETCH and e.chunks), None)
-    return Toc(made, toc_offset, landmark.chunks[0].start if landmark else 0)
+    _check_tree(entries)
+    landmark = next((e for e in entries if e.name == PREFETCH and e.chunks), None)
+    return Toc(entries, toc_offset, landmark.chunks[0].start if landmark else 0)
 
 
 def _entry(item: dict[str, Any], name: str, kind: Any) -> TOCEntry:
@@ -238,14 +238,14 @@ def _entry(item: dict[str, Any], name: str, kind: Any) -> TOCEntry:
 
 def _xattrs(doc: Any, name: str) -> dict[str, bytes]:
     try:
-        made = {k: base64.b64decode(v, validate=True) for k, v in doc.items()}
+        xattrs = {k: base64.b64decode(v, validate=True) for k, v in doc.items()}
     except (AttributeError, ValueError, TypeError):
         raise _refuse(f"the extended attributes of {name[:80]!r}") from None
-    if sum(len(k) + len(v) for k, v in made.items()) > 65536 or any(
-        not 0 < len(k) <= 255 or "\0" in k for k in made
+    if sum(len(k) + len(v) for k, v in xattrs.items()) > 65536 or any(
+        not 0 < len(k) <= 255 or "\0" in k for k in xattrs
     ):
         raise _refuse(f"the extended attributes of {name[:80]!r}")
-    return made
+    return xattrs
 
 
 def _place(spans: list[tuple[TOCEntry, int, int, int, str]], edges: list[int]) -> None:

@@ -60,16 +60,16 @@ class Intervals:
 
     def missing(self, start: int, end: int) -> list[tuple[int, int]]:
         """The parts of [start, end) that are not in the set."""
-        made, at = [], bisect_right(self._ends, start)
+        gaps, at = [], bisect_right(self._ends, start)
         while start < end:
             if at >= len(self._starts) or self._starts[at] >= end:
-                made.append((start, end))
+                gaps.append((start, end))
                 break
             if self._starts[at] > start:
-                made.append((start, self._starts[at]))
+                gaps.append((start, self._starts[at]))
             start = max(start, self._ends[at])
             at += 1
-        return made
+        return gaps
 
     @property
     def total(self) -> int:

@@ -100,22 +100,22 @@ def mount_image(
         process.stdin.flush()
         line = process.stdout.readline()
     try:
-        said = json.loads(line)
+        reply = json.loads(line)
     except ValueError:
         raise TrialError(
             f"the lazy mount of {reference} ended without a word (exit {process.wait()})",
             why="".join(ctx.state.get("server_log", []))[-800:],
         ) from None
-    if "error" in said:
-        doc = said["error"]
+    if "error" in reply:
+        doc = reply["error"]
         raise _KINDS.get(doc["kind"], TrialError)(doc["what"], doc["why"], doc["fix"])
     ctx.state["rootfs"], ctx.state["image_config"], ctx.state["lazyfs_stats"] = (
         str(target),
-        said.pop("config"),
+        reply.pop("config"),
         str(stats),
     )
     ctx.state["link_free_when"] = str(prefetched(stats))
-    return {"stats": str(stats), **said}
+    return {"stats": str(stats), **reply}
 
 
 mount_image.pre_start = resident  # type: ignore[attr-defined]

@@ -182,14 +182,14 @@ class EstargzLazy(ImageTechnique):
         return availability("fuse")
 
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
-        made = super().prepare(subject, workspace)
+        artifact = super().prepare(subject, workspace)
         layout, facts = lazy_layout(
-            Layout(made.paths["layout"]), subject.image_reference, subject.model_dir, workspace
+            Layout(artifact.paths["layout"]), subject.image_reference, subject.model_dir, workspace
         )
         return replace(
-            made,
-            paths={**made.paths, "lazy_layout": str(layout.path)},
-            facts={**made.facts, **facts, "lazy_reference": lazy_name(subject.image_reference)},
+            artifact,
+            paths={**artifact.paths, "lazy_layout": str(layout.path)},
+            facts={**artifact.facts, **facts, "lazy_reference": lazy_name(subject.image_reference)},
         )
 
     def publish(self, artifact: Artifact, subject: Subject, roots: dict[str, Path]) -> None:

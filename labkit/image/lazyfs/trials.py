@@ -132,7 +132,7 @@ def touch(layout: Layout, name: str, program: Sequence[str]) -> dict[str, Any]:
         sizes |= {
             e.name: e.size for e in toc.entries if e.kind == "reg" and e.name not in shape.OWN_NAMES
         }
-    made = run_from(
+    result = run_from(
         f"oci:{layout.path}:{name}",
         program,
         "--no-background",
@@ -142,10 +142,10 @@ def touch(layout: Layout, name: str, program: Sequence[str]) -> dict[str, Any]:
     )
     files = {
         a["path"]: [sum(b - x for x, b in a["ranges"]), sizes.get(a["path"], 0)]
-        for a in made["record"]
+        for a in result["record"]
     }
     return {
-        **made,
+        **result,
         "files": files,
         "files_present": len(sizes),
         "bytes_present": sum(sizes.values()),
@@ -185,10 +185,10 @@ def before_and_after(
     """`run_from` over an emulated link, each image once, from empty caches of the mount: {"as
     converted", "optimised"}."""
     space = Workspace.default()
-    with Ledger.open(space) as ledger, scratch("before-after-", space.artifacts) as room:
+    with Ledger.open(space) as ledger, scratch("before-after-", space.artifacts) as folder:
         for layout, tag in ((plain_lazy, "as-converted"), (tuned, "optimised")):
-            _publish(room, layout, name, f"lab/image:{tag}")
-        with serving("registry", room, link=link, ledger=ledger) as served:
+            _publish(folder, layout, name, f"lab/image:{tag}")
+        with serving("registry", folder, link=link, ledger=ledger) as served:
             return {
                 tag.replace("-", " "): run_from(
                     f"{served.url}/lab/image:{tag}", program, "--no-background"
@@ -198,8 +198,8 @@ def before_and_after(
 
 
 def _publish(root: Path, layout: Layout, name: str, under: str) -> None:
-    with scratch(".publish-", layout.path.parent) as room:
-        other = Layout.create(room / "layout")
+    with scratch(".publish-", layout.path.parent) as folder:
+        other = Layout.create(folder / "layout")
         manifest = layout.manifest(name)
         for blob in layout.blobs(manifest):
             target = other.blob_path(blob.digest)
