@@ -9,6 +9,8 @@ A user's mistake never shows a traceback: `labkit.cli` prints the three lines an
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class LabError(Exception):
     """Root of the family. `what` happened, `why` it matters, `fix`: a command or a step. All plain
@@ -33,7 +35,7 @@ class LabError(Exception):
         """IPython asks for this: a notebook shows the three lines, as the command line does."""
         return [f"{type(self).__name__}: {self}"]
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.what, self.why, self.fix))
 
 

@@ -108,7 +108,8 @@ def _trial(
 
 def _measure(trial: Trial, link: str) -> Measured:
     made = trial(link=link)
-    image = next((e for e in made.evidence if e["layer"] == "image"), {"how": "", "facts": {}})
+    none: dict[str, Any] = {"how": "", "facts": {}}
+    image = next((e for e in made.evidence if e["layer"] == "image"), none)
     state = made.cache.get("state", "unverified")
     if not made.ok or made.total_s is None:
         return Measured(
@@ -117,9 +118,10 @@ def _measure(trial: Trial, link: str) -> Measured:
             link,
             failed=f"{made.outcome}: {made.error.get('what', image['how'])}",
         )
-    mount = image["facts"].get("mount") or {}
+    facts: dict[str, Any] = image["facts"]
+    mount = facts.get("mount") or {}
     extra = {f"{phase}_s": seconds for phase, seconds in made.phases.items()} | {
-        "registry_bytes": image["facts"].get("registry_bytes", 0)
+        "registry_bytes": facts.get("registry_bytes", 0)
     }
     return Measured(
         made.total_s,

@@ -354,7 +354,7 @@ def child(loader_name: str, model_source: str, config_dir: str, device: str, opt
         # also what torch's allocator knows nothing of: the context, a library's own buffers
         placement["device_used_bytes"] = whole - free
     try:
-        answer = {
+        answer: dict[str, Any] = {
             "token": next(iter(generate(model.finish(), [1, 2, 3, 4], 1)))[0],
             "first_token_s": time.monotonic() - began,
         }
@@ -565,7 +565,7 @@ def measured(
     doc: dict[str, Any], cache: str, size_bytes: int, floor_s: float | None, link: str = "loopback"
 ) -> Measured:
     seconds = doc["seconds"]
-    extra = {
+    extra: dict[str, Any] = {
         k: doc[k]
         for k in (
             "load_s",
@@ -602,7 +602,8 @@ class _Tmpfs:
     mapping and touching them takes six times as long, for good."""
 
     def __init__(self, workspace: Workspace, ledger: Ledger):
-        self.ledger, self.root, self.entry = ledger, None, ""
+        self.ledger, self.entry = ledger, ""
+        self.root: Path | None = None
 
     def __enter__(self) -> _Tmpfs:
         return self

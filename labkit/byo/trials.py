@@ -481,12 +481,11 @@ def judged(
     """Phases, evidence and outcome of a start."""
     answer, seen = started.answer, started.seen
     t0, end = answer.t0_s, answer.first_token_s
-    facts = {
+    noticed = {n: {"at_s": round(m.at_s - t0, 4), "how": m.how} for n, m in seen.moments.items()}
+    facts: dict[str, Any] = {
         "attempts": answer.attempts,
         "text": answer.text,
-        "moments": {
-            n: {"at_s": round(m.at_s - t0, 4), "how": m.how} for n, m in seen.moments.items()
-        },
+        "moments": noticed,
         "proc": {k: v for k, v in started.facts.items() if k != "maps"},
         "health_path": seen.health_path,
     }
@@ -511,7 +510,7 @@ def judged(
     )
     if arrived:
         moments["weights_in"] = arrived
-        facts["moments"]["weights_in"] = {"at_s": round(arrived.at_s - t0, 4), "how": arrived.how}
+        noticed["weights_in"] = {"at_s": round(arrived.at_s - t0, 4), "how": arrived.how}
     spans = phases.attribute(moments, seen.looks, t0, end)
     details = [
         timeline.Span(name, max(a, t0), min(b, end), "log", {"line": line})
@@ -534,7 +533,7 @@ def judged(
         if any(s.name == p for s in spans)
     }
     io = started.facts.get("io", {})
-    evidence = [
+    evidence: list[dict[str, Any]] = [
         {
             "technique": server.kind.name,
             "engaged": "weights" in moments,

@@ -42,36 +42,33 @@ def run(args: argparse.Namespace) -> int:
 
     runs = [records.read(path) for path in args.runs]
     if args.rank:
-        doc = {"command": "compare", "kind": "rank", "rankings": rank(runs, args.phase)}
-        text = _show_rank(doc["rankings"])
-        if unknown := [name for r in doc["rankings"] for name in r["unknown"]]:
+        rankings = rank(runs, args.phase)
+        doc: dict[str, Any] = {"command": "compare", "kind": "rank", "rankings": rankings}
+        text = _show_rank(rankings)
+        if unknown := [name for r in rankings for name in r["unknown"]]:
             print(f"note: {question.said_unknown(unknown)}", file=sys.stderr)
     elif len(runs) == 1:
-        doc = {
-            "command": "compare",
-            "kind": "paired",
-            "run": runs[0].id,
-            "rows": within(runs[0], args.against, args.phase),
-        }
+        rows = within(runs[0], args.against, args.phase)
+        doc = {"command": "compare", "kind": "paired", "run": runs[0].id, "rows": rows}
         text = _show_rows(
-            doc["rows"],
+            rows,
             printable.line(
                 f"run {runs[0].id} on {runs[0].host.get('title', '?')}, paired by block"
             ),
         )
     elif len(runs) == 2:
+        old, new = runs
+        rows, not_told = between(old, new, args.phase), list(question.comparable(old, new))
         doc = {
             "command": "compare",
             "kind": "unpaired",
             "runs": [r.id for r in runs],
-            "rows": between(*runs, args.phase),
-            "unknown": list(question.comparable(*runs)),
+            "rows": rows,
+            "unknown": not_told,
         }
-        text = _show_rows(
-            doc["rows"], printable.line(f"{runs[1].id} against {runs[0].id}, unpaired")
-        )
-        if doc["unknown"]:
-            print(f"note: {question.said_unknown(doc['unknown'])}", file=sys.stderr)
+        text = _show_rows(rows, printable.line(f"{new.id} against {old.id}, unpaired"))
+        if not_told:
+            print(f"note: {question.said_unknown(not_told)}", file=sys.stderr)
     else:
         raise BadInput(
             f"{len(runs)} runs to compare",

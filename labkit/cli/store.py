@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import secrets
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from labkit.core.arguments import bucket_url, directory, output_directory
@@ -51,12 +52,13 @@ def run(args: argparse.Namespace) -> int:
 
         # The usual keys stand in the source: they keep nobody out who can reach the port.
         keys = KEYS if is_loopback(args.host) else {"labkit": secrets.token_urlsafe(24)}
-        app = store = Store(
+        store = Store(
             args.root,
             buckets=tuple(args.bucket or ["lab"]),
             open_writes=args.open_writes,
             keys=keys,
         )
+        app: Callable[[Request], Response] = store
         if args.with_registry:
             from labkit.image.registry import Registry
 
@@ -64,12 +66,12 @@ def run(args: argparse.Namespace) -> int:
                 args.with_registry, read_only=not (is_loopback(args.host) or args.open_writes)
             )
 
-            def app(request: Request) -> Response:
-                return (
-                    registry(request)
-                    if request.path.startswith("/v2/") or request.path == "/v2"
-                    else store(request)
-                )
+            def both(request: Request) -> Response:
+                if request.path.startswith("/v2/") or request.path == "/v2":
+                    return registry(request)
+                return store(request)
+
+            app = both
 
         what = "its objects can be read" + (
             ", written and deleted" if args.open_writes else "; writes want the keys printed here"

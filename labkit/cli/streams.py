@@ -108,20 +108,23 @@ def settle() -> None:
     )
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.flush()
-    sys.stdout = sys.__stdout__ = Noting(
-        open(1, "wb", 0 if out[2] else -1, closefd=False),
+    sys.stdout = Noting(
+        open(1, "wb", 0 if out[2] else -1, closefd=False),  # noqa: SIM115 - it stays open
         encoding=encoding or out[0],
         errors="plain",
         line_buffering=out[1],
         write_through=out[2],
-    )  # type: ignore[misc]
-    sys.stderr = sys.__stderr__ = Forgiving(
+    )
+    sys.stderr = Forgiving(
         io.FileIO(2, "w", closefd=False),
         encoding=encoding or err[0],
-        errors="plain",  # type: ignore[type-var, misc]
+        errors="plain",
         line_buffering=True,
         write_through=True,
     )
+    # Some print to these; typeshed calls them final.
+    setattr(sys, "__stdout__", sys.stdout)  # noqa: B010
+    setattr(sys, "__stderr__", sys.stderr)  # noqa: B010
 
 
 def finish(code: int) -> int:

@@ -34,8 +34,7 @@ from labkit.errors import LabError
 
 
 def say(**message: Any) -> None:
-    sys.__stdout__.write(json.dumps(message, default=str) + "\n")
-    sys.__stdout__.flush()
+    print(json.dumps(message, default=str), file=sys.__stdout__, flush=True)
 
 
 def resolve(call: str) -> Callable[..., Any]:
@@ -63,7 +62,7 @@ class Agent:
                 "LABKIT_RUN": spec["mark"],
                 **({"LABKIT_TIMELINE": spec["timeline"]} if spec["timeline"] != os.devnull else {}),
             },
-            server_binds=[tuple(b) for b in self.plan.server_binds],
+            server_binds=[(outside, inside) for outside, inside in self.plan.server_binds],
             state=dict(self.plan.state),
         )
         self.go, self.stop = threading.Event(), threading.Event()

@@ -30,6 +30,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +148,13 @@ def direct_read(
     def read(slot: int) -> None:
         while time.monotonic() < until:
             with lock:
-                number, block = next(jobs, (0, None))
-            if block is None:
+                job = next(jobs, None)
+            if job is None:
                 return
+            number, (fd, offset) = job
             at = (number % places if fresh else slot) * block_bytes
-            got[slot] += os.preadv(block[0], [memory[at : at + block_bytes]], block[1])
+            into = memory[at : at + block_bytes]
+            got[slot] += os.preadv(fd, (into,), offset)
 
     try:
         places = (
@@ -170,7 +173,7 @@ def direct_read(
             if not fresh:
                 look_at(memory, write=True)
             until = time.monotonic() + at_most_s
-            seconds = _together([lambda i=i: read(i) for i in range(depth)])
+            seconds = _together([partial(read, slot) for slot in range(depth)])
             if fresh:
                 seconds += _together([lambda: look_at(memory)])
     finally:
@@ -287,7 +290,7 @@ def _stream(ways: int, seconds: float) -> float:
         for slot in range(ways):
             near = socket.create_connection(listener.getsockname())
             far, _ = listener.accept()
-            jobs += [lambda far=far: send(far), lambda slot=slot, near=near: receive(slot, near)]
+            jobs += [partial(send, far), partial(receive, slot, near)]
         took_s = _together(jobs)
         return sum(got) / took_s
 

@@ -14,7 +14,7 @@ import threading
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from labkit.core import cold, secrets, timeline
 from labkit.core.ledger import Ledger
@@ -58,7 +58,8 @@ def store_counters(plan: LaunchPlan) -> dict[str, dict[str, Any]]:
     those that are not (`#!/v2/`): registry and bucket are one server where the node's one link
     carries both. A store outside of the lab counts nothing for us: for `INTERFACES` it is what this
     host's network interfaces have received."""
-    found, read = {}, {}
+    found: dict[str, Any] = {}
+    read: dict[str, Any] = {}
     for name, url in plan.stat_urls.items():
         address, _, prefix = url.partition("#")
         if address == INTERFACES:
@@ -195,18 +196,25 @@ def process_facts(pid: int) -> dict[str, Any]:
     return facts
 
 
+class Watch(Protocol):
+    """What looks at the machine while a trial runs. `end`: the samples; may be called again."""
+
+    def end(self) -> dict[str, Any]: ...
+
+
 class _Nothing:
     def end(self) -> dict[str, Any]:
         return {}
 
 
-def nothing() -> _Nothing:
+def nothing() -> Watch:
     return _Nothing()
 
 
 class _Watching:
     def __init__(self, sampler: Any, path: Path):
-        self._sampler, self._path, self._samples = sampler, path, None
+        self._sampler, self._path = sampler, path
+        self._samples: dict[str, Any] | None = None
 
     def end(self) -> dict[str, Any]:
         if self._samples is None:

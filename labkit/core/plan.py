@@ -19,7 +19,7 @@ Techniques build plans (`Technique.apply`); they never run them. Lesson: noteboo
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -89,13 +89,16 @@ class LaunchPlan:
         return replace(self, steps=self.steps + steps)
 
     def with_server(
-        self, *args: str, binds: tuple[tuple[str, str], ...] = (), **env: str
+        self,
+        *args: str,
+        binds: tuple[tuple[str, str], ...] = (),
+        env: Mapping[str, str] | None = None,
     ) -> LaunchPlan:
         return replace(
             self,
             server_args=self.server_args + args,
             server_binds=self.server_binds + binds,
-            server_env={**self.server_env, **env},
+            server_env={**self.server_env, **(env or {})},
         )
 
     def with_cold(self, *paths: str | Path) -> LaunchPlan:

@@ -55,6 +55,14 @@ class Trial:
     def ok(self) -> bool:
         return self.outcome == "ok"
 
+    @property
+    def first_token_s(self) -> float:
+        """`total_s` of a trial that reached its first token. Raises BadInput for one that did
+        not."""
+        if self.total_s is None:
+            raise BadInput(f"a trial of {self.arm} has no first token: {self.outcome}")
+        return self.total_s
+
 
 @dataclass(frozen=True)
 class Run:

@@ -288,7 +288,7 @@ def screened() -> Iterator[None]:
     if isinstance(sys.stdout, _Screen):
         yield
         return
-    sys.stdout, sys.stderr = _Screen(sys.stdout), _Screen(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = _Screen(sys.stdout), _Screen(sys.stderr)
     try:
         yield
     finally:

@@ -133,8 +133,9 @@ def speedup(run: Any, arm: str, against: str, phase: str = "") -> dict[str, Any]
     pairs, blocks = [], []
     for block in sorted({t.block for t in run.trials}):
         times = [_time_of(run, name, block, phase) for name in (against, arm)]
-        if all(t is not None and t > 0 for t in times):
-            pairs.append(times)
+        known = [t for t in times if t is not None and t > 0]
+        if len(known) == 2:
+            pairs.append(known)
             blocks.append(block)
     if not pairs:
         raise BadInput(

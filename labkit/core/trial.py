@@ -198,7 +198,7 @@ def _carry_out(
     secrets.write_private(home / "spec.json", json.dumps(spec, default=str))
     agent = _Agent(home / "spec.json", ledger.mark, home / "agent.log")
     agent_entry = ledger.note("group", agent.process.pid)
-    watching = observe.nothing()
+    watching: observe.Watch = observe.nothing()
     outside: subprocess.Popen[bytes] | None = None
     try:
         # What a technique keeps resident is made before t0: a standby or a daemon that loads 16 GB

@@ -10,6 +10,7 @@ next start of the lab does. Lesson: none."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ def main(lock: int, workspace: Workspace, mark: str) -> None:
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     told = b""
-    while got := sys.stdin.buffer.read1(64):
+    while got := os.read(sys.stdin.fileno(), 64):
         told += got
     if told == CLOSED:
         return

@@ -124,22 +124,22 @@ def make(
             k: Input(i.value, EXAMPLE, "replace it by your own") if i.source == GIVEN else i
             for k, i in inputs.items()
         }
-    value = {k: i.value for k, i in inputs.items()}
+    values = {k: i.value for k, i in inputs.items()}
     forecast = model.predict(
-        {k: value[k] for k in _SIZES if k in value},
-        link_bytes_per_s=value.get("link_bytes_per_s"),
-        disk_bytes_per_s=value.get("disk_bytes_per_s"),
+        {k: values[k] for k in _SIZES if k in values},
+        link_bytes_per_s=values.get("link_bytes_per_s"),
+        disk_bytes_per_s=values.get("disk_bytes_per_s"),
     )
-    floors = _floors(mine[0], value, model.scenario, forecast)
+    floors = _floors(mine[0], values, model.scenario, forecast)
     checks = hold_out(mine, name) if _sizes_measured(model) > 1 else []
     forecast = _honest(
         forecast,
         floors,
         max((abs(c["error_share"]) for c in checks if not c["from_one_size"]), default=0.0),
     )
-    breakevens = _breakevens(forecast, value)
+    breakevens = _breakevens(forecast, values)
     cold = _cold_starts(mine, name, forecast)
-    waits = _traffic(value, cold, trace, traffic, seed)
+    waits = _traffic(values, cold, trace, traffic, seed)
     advice = advise(
         forecast, floors, runs, arm=name, restore_s=breakevens.get("snapshot", {}).get("restore_s")
     )

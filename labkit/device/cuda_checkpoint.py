@@ -46,7 +46,7 @@ class CudaCheckpointError(LabError):
         super().__init__(what, why, fix)
         self.state = state
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.what, self.why, self.fix, self.state))
 
 

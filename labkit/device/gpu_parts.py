@@ -22,7 +22,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from labkit.core import client, cold, interpreter, secrets, timeline
@@ -398,7 +398,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--arms", default="")
     parser.add_argument("--tokens", type=int, default=64)
     args = parser.parse_args(argv)
-    known = {"context": CONTEXT_ARMS, "decode": DECODE_ARMS}.get(args.part, {})
+    known: Collection[str] = ()
+    if args.part in ("context", "decode"):
+        known = CONTEXT_ARMS if args.part == "context" else DECODE_ARMS
     arms = [arm for arm in args.arms.split(",") if arm] or list(known)
     if strange := set(arms) - set(known):
         parser.error(f"no arm {', '.join(sorted(strange))}; there are {', '.join(known)}")

@@ -257,7 +257,8 @@ def run(
         "host": host.card(),
         "trials": [],
     }
-    began, outcomes = now(), {}
+    began = now()
+    outcomes: dict[str, str] = {}
     log = out / f"log-{plan}.txt"
     log.write_text("")
     for name, part in parts.items():

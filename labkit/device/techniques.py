@@ -196,7 +196,7 @@ class CompileCache(_Compiled):
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
         cache = artifact.paths["cache"]
         plan = plan.with_server(
-            "--compile", binds=((cache, cache),), **cache_environment(cache)
+            "--compile", binds=((cache, cache),), env=cache_environment(cache)
         ).with_cold(cache)
         return replace(
             plan,
@@ -216,7 +216,7 @@ class CompileCache(_Compiled):
         now = compiled_files(cache) if cache else {}
         new = sorted(set(now) - set(before))
         mapped = [m for m in seen.proc.get("maps", []) if cache and m.startswith(cache + "/")]
-        facts = {
+        facts: dict[str, Any] = {
             "mapped": [Path(m).name for m in mapped][:5],
             "compiled_anew": new[:5],
             "cache_bytes": seen.plan.state.get("compile_cache_bytes"),
@@ -282,6 +282,7 @@ class _Gpu:
     """What the techniques of a GPU share: where there is none they say so, and a record of another
     host stands in."""
 
+    name = ""
     layer, lesson = "device", "06_gpu_init"
     claims: tuple[Claim, ...] = ()
     requires_layers: ClassVar[dict[str, str]] = {"image": "host-env", "process": "process"}
@@ -322,11 +323,7 @@ class _Graphs(_Gpu):
             gpu_device(),
             "--graphs",
             ",".join(map(str, self.sizes)),
-            **(
-                {"LABKIT_FAKE_CUDA": os.environ["LABKIT_FAKE_CUDA"]}
-                if os.environ.get("LABKIT_FAKE_CUDA")
-                else {}
-            ),
+            env={n: os.environ[n] for n in ("LABKIT_FAKE_CUDA",) if os.environ.get(n)},
         )
 
     def verify(self, seen: Observation) -> Evidence:

@@ -25,6 +25,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -225,13 +226,11 @@ def refuse_strangers(paths: Sequence[Path], out: Path) -> None:
 
     for path in paths:
         executed = out / path.name
-        outputs.refuse_stranger(
-            executed, lambda _, executed=executed: _was_executed(executed), "an executed notebook"
-        )
+        outputs.refuse_stranger(executed, partial(_was_executed, executed), "an executed notebook")
     pages.refuse_strangers([out / "index.html", *(out / f"{path.stem}.html" for path in paths)])
 
 
-def _was_executed(path: Path) -> bool:
+def _was_executed(path: Path, _begins: bytes) -> bool:
     with contextlib.suppress(BadInput, AttributeError, TypeError, KeyError):
         return "papermill" in canonical.load(path)["metadata"]
     return False

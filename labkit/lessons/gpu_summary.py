@@ -251,7 +251,7 @@ def ways(records: Records, runs: Sequence[Run] = ()) -> list[Way]:
     the same host, which say what a standby held of the device."""
     made = []
     for record, _, arm in stack_rows(records):
-        if (took := number_at(arm, "median_s")) is not None:
+        if (median_s := number_at(arm, "median_s")) is not None:
             name, size = (
                 str(arm.get("arm", "")),
                 number_at(record.result("wake"), "bytes")
@@ -270,7 +270,7 @@ def ways(records: Records, runs: Sequence[Run] = ()) -> list[Way]:
                 Way(
                     record.preset,
                     name,
-                    took,
+                    median_s,
                     int(number_at(arm, "n") or 0),
                     str(arm.get("cache", "unverified")),
                     kept,
@@ -288,10 +288,8 @@ def ways(records: Records, runs: Sequence[Run] = ()) -> list[Way]:
                 strict=False,
             )
         ]
-        held, left = (
-            numbers(times, "resident_parked_bytes") or numbers(times, "device_bytes"),
-            numbers(times, "device_parked_bytes"),
-        )
+        held = numbers(times, "resident_parked_bytes") or numbers(times, "device_bytes")
+        left = numbers(times, "device_parked_bytes")
         if woken_s:
             made.append(
                 Way(

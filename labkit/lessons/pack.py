@@ -297,7 +297,7 @@ def _add(
     else:
         member.size = source.stat().st_size
         with open(source, "rb") as data:
-            archive.addfile(member, _Hashing(data, digest))  # type: ignore[arg-type]
+            archive.addfile(member, _Hashing(data, digest))
     return {"sha256": digest.hexdigest(), "size_bytes": member.size}
 
 

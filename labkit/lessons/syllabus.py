@@ -147,8 +147,10 @@ def planned(
     took; slack on everything but pauses, rounded up to whole minutes."""
     made = []
     for part in parts:
-        base: float = part.minutes if part.minutes is not None else minutes_of(part.notebook)  # type: ignore[union-attr]
-        if isinstance(part, SyllabusPart) and part.minutes is None:
+        if part.minutes is not None:
+            base: float = part.minutes
+        else:
+            base = minutes_of(part.notebook)
             took_s, preset = machine_s(part.notebook)
             base = max(base, took_s / 60) if took_s and preset == DEFAULTS else base
         made.append(

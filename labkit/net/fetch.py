@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urljoin
 
 from labkit.core.digits import fraction
@@ -426,12 +427,16 @@ def fetch_file(
             while block := out.read(BLOCK):
                 have += len(block)
                 if state is not None:
-                    state.update(block)  # type: ignore[attr-defined]
+                    state.update(block)
             if size_bytes is not None and have > size_bytes:
                 out.truncate(0)
                 state, have = (hasher(digest)[0] if digest else None), 0
 
-            def sink(view: memoryview, out=out, state=state) -> None:
+            def sink(
+                view: memoryview,
+                out: BinaryIO = out,
+                state: hashlib._Hash | None = state,
+            ) -> None:
                 out.write(view)
                 if state is not None:
                     state.update(view)
@@ -440,7 +445,7 @@ def fetch_file(
                 got = fetch(client, url, sink, size_bytes=size_bytes, headers=headers, start=have)
             else:
                 got = Fetched(0, 0.0)
-        if state is None or state.hexdigest() == digest.partition(":")[2]:  # type: ignore[attr-defined]
+        if state is None or state.hexdigest() == digest.partition(":")[2]:
             os.replace(part, target)
             return Fetched(have + got.size_bytes, got.seconds, got.retries + attempt, digest)
         part.unlink()

@@ -230,7 +230,8 @@ def file_response(request: Request, fd: int, size_bytes: int, headers: dict[str,
             {**headers, "Content-Range": f"bytes {start}-{end - 1}/{size_bytes}"},
             (FileSlice(fd, start, end - start),),
         )
-    mark, parts = "labkit-byteranges-6f1d", []
+    mark = "labkit-byteranges-6f1d"
+    parts: list[bytes | FileSlice] = []
     kind = headers.get("Content-Type", "application/octet-stream")
     for number, (start, end) in enumerate(ranges):
         lead = f"\r\n--{mark}\r\n" if number else f"--{mark}\r\n"

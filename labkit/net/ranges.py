@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from labkit.errors import LabError, TransferError
 from labkit.net.fetch import Attempts, Client, Fetched, HTTPStatusError, fetch, hasher
@@ -59,6 +59,17 @@ class Into:
         return Into(None, fd, shift)
 
 
+class Target(Protocol):
+    """Where the bytes of one part go: `Into`, or what finds its place when the first byte comes."""
+
+    @property
+    def view(self) -> memoryview | None: ...
+    @property
+    def fd(self) -> int: ...
+    @property
+    def shift(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class RangePart:
     """`size_bytes` of `url` from `start`. `into` overrides the fetch's own; `key` is for the
@@ -68,7 +79,7 @@ class RangePart:
     start: int
     size_bytes: int
     key: Any = None
-    into: Into | None = None
+    into: Target | None = None
 
 
 @dataclass
@@ -296,7 +307,7 @@ class Fetching:
         if lane.at == flight.end:
             self._finished(lane)
 
-    def _attempt(self, lane: Lane, into: Into, scratch: memoryview, attempts: Attempts) -> None:
+    def _attempt(self, lane: Lane, into: Target, scratch: memoryview, attempts: Attempts) -> None:
         flight, url = lane.flight, lane.flight.part.url
         headers = {**self.headers, "Range": f"bytes={lane.at}-{flight.end - 1}"}
         with self.client.open("GET", url, headers, ok=(200, 206)) as (answer, connection):
@@ -393,8 +404,8 @@ def fetch_ranges(
     if digest:
         state, wanted = hasher(digest)
         for block in _blocks(into, size_bytes):
-            state.update(block)  # type: ignore[attr-defined]
-        if state.hexdigest() != wanted:  # type: ignore[attr-defined]
+            state.update(block)
+        if state.hexdigest() != wanted:
             raise TransferError(
                 f"GET {url}: what arrived is not {digest[:23]}…",
                 why="corrupted on the way or in the store; nothing of it counts",

@@ -144,7 +144,7 @@ def serving(
     entry = ledger.note("group", process.pid)
     errors: list[bytes] = []
     try:
-        ready = _ready_line(process, errors)
+        ready = _ready_line(process, argv, errors)
         yield Served(kind, Path(root), ready["host"], ready["port"], process.pid, ready["env"])
     finally:
         _end(process)
@@ -159,7 +159,9 @@ def serving_store(root: str | os.PathLike[str], **options: Any) -> Any:
     return serving("store", root, **options)
 
 
-def _ready_line(process: subprocess.Popen[bytes], errors: list[bytes]) -> dict[str, Any]:
+def _ready_line(
+    process: subprocess.Popen[bytes], command: list[str], errors: list[bytes]
+) -> dict[str, Any]:
     assert process.stdout and process.stderr
     until, line = time.monotonic() + START_TIMEOUT_S, b""
     while not line.endswith(b"\n") and time.monotonic() < until:
@@ -176,8 +178,8 @@ def _ready_line(process: subprocess.Popen[bytes], errors: list[bytes]) -> dict[s
         raise LabError(
             f"the server did not start: {said or 'it said nothing'}",
             why="nothing can be pulled from it",
-            fix=" ".join(str(a) for a in process.args[1:7]),
-        ) from None  # type: ignore[index]
+            fix=" ".join(command[1:7]),
+        ) from None
     # A full pipe would block the server; keep the tail for whoever asks.
     threading.Thread(target=_drain, args=(process.stderr, errors), daemon=True).start()
     return ready

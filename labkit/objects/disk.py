@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -148,11 +149,11 @@ class Disk:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
                 raise Missing("NoSuchKey", f"no object {key[:200]!r} in {bucket}") from None
             raise
-        stat = os.fstat(fd)
-        if os.path.stat.S_ISDIR(stat.st_mode):
+        found = os.fstat(fd)
+        if stat.S_ISDIR(found.st_mode):
             os.close(fd)
             raise Missing("NoSuchKey", f"no object {key[:200]!r} in {bucket}")
-        return fd, self._describe(bucket, key, stat)
+        return fd, self._describe(bucket, key, found)
 
     def _describe(self, bucket: str, key: str, stat: os.stat_result) -> Object:
         with contextlib.suppress(*GONE, ValueError, TypeError, KeyError):

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import hmac
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,9 +114,12 @@ class _Crc32:
 def _checksum(name: str) -> Any:
     """None for the kinds the standard library cannot compute (crc32c, crc64nvme): noted, not
     checked."""
-    return {"crc32": _Crc32, "sha1": hashlib.sha1, "sha256": hashlib.sha256}.get(
-        name, lambda: None
-    )()
+    known: dict[str, Callable[[], Any]] = {
+        "crc32": _Crc32,
+        "sha1": hashlib.sha1,
+        "sha256": hashlib.sha256,
+    }
+    return known[name]() if name in known else None
 
 
 @dataclass

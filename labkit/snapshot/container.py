@@ -1,8 +1,8 @@
 """The same with a container around it: `runc checkpoint` off the clock, `runc restore` in place of
 `start`.
 
-The container is the one the process layer starts (labkit.image.runtimes.runc): the image's files, the
-host's network, pipes as standard streams – runc notes them and hands new ones to the restored
+The container is the one the process layer starts (labkit.image.runtimes.runc): the image's files,
+the host's network, pipes as standard streams – runc notes them and hands new ones to the restored
 process. Mounts are external to the snapshot: on another node the image and the model are bound from
 where they are there.
 

@@ -167,7 +167,7 @@ def listening_ports(images: Path) -> list[int]:
     for entry in entries(images / "files.img"):
         socket = get(entry, ENTRY_INET, b"")
         if socket:
-            inner = decode(bytes(socket))  # type: ignore[arg-type]
+            inner = decode(bytes(socket))
             if get(inner, INET_STATE) == TCP_LISTEN:
                 found.append(int(get(inner, INET_SRC_PORT)))
     return found
@@ -177,11 +177,11 @@ def mapped_files(images: Path) -> dict[int, str]:
     """Every regular file the snapshot refers to: id -> path."""
     found = {}
     for entry in entries(images / "files.img"):
-        inner = decode(bytes(get(entry, ENTRY_REG, b"")))  # type: ignore[arg-type]
+        inner = decode(bytes(get(entry, ENTRY_REG, b"")))
         if inner:
             found[int(get(inner, REG_ID))] = bytes(get(inner, REG_NAME, b"")).decode(
                 errors="replace"
-            )  # type: ignore[arg-type]
+            )
     return found
 
 
@@ -190,9 +190,9 @@ def file_modes(images: Path) -> dict[str, int]:
     whose mode differs."""
     found = {}
     for entry in entries(images / "files.img"):
-        inner = decode(bytes(get(entry, ENTRY_REG, b"")))  # type: ignore[arg-type]
+        inner = decode(bytes(get(entry, ENTRY_REG, b"")))
         if mode := int(get(inner, REG_MODE)):
-            found[bytes(get(inner, REG_NAME, b"")).decode(errors="replace")] = mode & 0o777  # type: ignore[arg-type]
+            found[bytes(get(inner, REG_NAME, b"")).decode(errors="replace")] = mode & 0o777
     return found
 
 
@@ -213,7 +213,7 @@ def move(
         return [(n, w, port if n == INET_SRC_PORT else v) for n, w, v in fields]
 
     def regular(fields: list[Field]) -> list[Field]:
-        name = bytes(get(fields, REG_NAME, b"")).decode(errors="surrogateescape")  # type: ignore[arg-type]
+        name = bytes(get(fields, REG_NAME, b"")).decode(errors="surrogateescape")
         for old, new in renames:
             if name == old or name.startswith(old.rstrip("/") + "/"):
                 changed["paths"] += 1
@@ -241,7 +241,7 @@ def contents(images: Path) -> dict[str, int]:
     for mm in sorted(images.glob("mm-*.img")):
         areas = []
         for fields in entries(mm):
-            areas += [decode(bytes(v)) for n, _, v in fields if n == MM_VMAS]  # type: ignore[arg-type]
+            areas += [decode(bytes(v)) for n, _, v in fields if n == MM_VMAS]
         spans = sorted(
             (int(get(a, VMA_START)), int(get(a, VMA_END)), _kind(a, files)) for a in areas
         )

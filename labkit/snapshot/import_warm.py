@@ -125,7 +125,7 @@ def _restored(
 ) -> None:
     port, log = free_port(), work / "server.log"
     arguments = list(command)
-    there = {
+    there: dict[str, Sequence[str | Path]] = {
         "image": [images],
         "mapped_files": mapped,
         "model": [arguments[arguments.index("--model") + 1]],

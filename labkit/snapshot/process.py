@@ -55,7 +55,12 @@ def restore(
                 stopped=verify and not lazy,
                 options=[*(["--lazy-pages"] if lazy else []), *validation(where)],
             )
-        ctx.on_stop(lambda: (criu.end([pid]), ctx.ledger.done(entry)))
+
+        def end() -> None:
+            criu.end([pid])
+            ctx.ledger.done(entry)
+
+        ctx.on_stop(end)
         ctx.state["server_pid"] = pid
         with ctx.span("restore.checked"):
             if verify and not lazy:
@@ -177,7 +182,12 @@ def start_lazy(images_dir: Path, work: Path, ctx: StepContext) -> Any:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    ctx.on_stop(lambda: (daemon.kill(), daemon.wait()))
+
+    def end() -> None:
+        daemon.kill()
+        daemon.wait()
+
+    ctx.on_stop(end)
     until = timeline.now_s() + 5
     while (
         not (work / "lazy-pages.socket").exists()

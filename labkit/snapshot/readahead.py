@@ -261,7 +261,7 @@ def working_set(pid: int) -> dict[str, list[list[int]]]:
 
 def merge(ranges: Sequence[Sequence[int]], gap: int = GAP_BYTES) -> list[list[int]]:
     made: list[list[int]] = []
-    for offset, length in sorted(ranges):
+    for offset, length in sorted((r[0], r[1]) for r in ranges):
         if made and offset <= made[-1][0] + made[-1][1] + gap:
             made[-1][1] = max(made[-1][1], offset + length - made[-1][0])
         else:

@@ -93,7 +93,7 @@ class CriuProcess:
     claims: tuple[Claim, ...] = ()
     requires_layers: ClassVar[dict[str, str]] = {"image": "host-env", "process": "process"}
     # layers whose choice changes nothing any more
-    replaces_layers = ("image", "process", "weights", "device")
+    replaces_layers: tuple[str, ...] = ("image", "process", "weights", "device")
     loader = MAPPED
 
     def available(self, host: Any) -> Availability:

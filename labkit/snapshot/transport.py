@@ -63,8 +63,8 @@ def pack(
             index[name]["stored_bytes"] = target.stat().st_size
     (into / "manifest.json").write_bytes((snapshot.path / "manifest.json").read_bytes())
     (into / INDEX).write_text(json.dumps({"compression": compression, "files": index}))
-    for about in ("manifest.json", INDEX):
-        (into / about).chmod(0o600)
+    for name in ("manifest.json", INDEX):
+        (into / name).chmod(0o600)
     return {
         "compression": compression,
         "stored_bytes": sum(f["stored_bytes"] for f in index.values()),
@@ -416,7 +416,8 @@ def _fetch_frames(
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for first in range(0, len(frames), BATCH):
-            parts, unpacking = [], []
+            parts: list[RangePart] = []
+            unpacking: list[Any] = []
             for name, row in frames[first : first + BATCH]:
                 buffer = bytearray(row[1])
                 parts.append(

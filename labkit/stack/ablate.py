@@ -218,7 +218,7 @@ def effects(run: Run, against: str = "naive") -> list[Effect]:
     made = []
     for arm in run.arms:
         every, good = run.of_arm(arm["name"], only_ok=False), run.of_arm(arm["name"])
-        pairs = [(t.total_s, base[t.block].total_s) for t in good if t.block in base]
+        pairs = [(t.first_token_s, base[t.block].first_token_s) for t in good if t.block in base]
         apart = question.not_from_one_start(run, arm["name"], against) if pairs else ""
         if not pairs or apart:
             reason = [apart] if apart else sorted({t.error.get("what", t.outcome) for t in every})
@@ -233,8 +233,8 @@ def effects(run: Run, against: str = "naive") -> list[Effect]:
                 )
             )
             continue
-        saved = stats.median([t.total_s for t in base.values()]) - stats.median(
-            [t.total_s for t in good]
+        saved = stats.median([t.first_token_s for t in base.values()]) - stats.median(
+            [t.first_token_s for t in good]
         )
         made.append(
             Effect(
@@ -307,5 +307,5 @@ def predict(run: Run, arm: str) -> Prediction | None:
             p: by_name[parts["snapshot"]].phases.get(p, 0.0)
             for p in (*path, "restore", "first_token")
         }
-    measured = stats.median([t.total_s for t in run.of_arm(arm)])
+    measured = stats.median([t.first_token_s for t in run.of_arm(arm)])
     return Prediction(arm, max(sum_s, 0.0), sum(path.values()), measured)

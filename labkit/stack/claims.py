@@ -126,7 +126,7 @@ def _measure(row: ArticleRow, run: Run, beside: tuple[dict[str, str], ...]) -> l
         if not part:
             continue
         ratio = stats.paired_ratio(part)
-        total = stats.paired_ratio([(t.total_s, base[t.block].total_s) for t in trials])
+        total = stats.paired_ratio([(t.first_token_s, base[t.block].first_token_s) for t in trials])
         device, gpu = str(question.asked(run).get("device", "")), gpu_of(run.host)
         where = [
             f"on {gpu}" if device.startswith("cuda") and gpu else f"on {device}" if device else "",

@@ -193,11 +193,11 @@ def verdict(
     run: records.Run, leaders: list[Stack], seed: int
 ) -> tuple[Stack, float, dict[str, Any], str]:
     """The faster leader, how sure, its ratio against naive, and the other's name."""
-    times = {s.name: [t.total_s for t in run.of_arm(s.name)] for s in leaders}
+    times = {s.name: [t.first_token_s for t in run.of_arm(s.name)] for s in leaders}
     times = {k: v for k, v in times.items() if v}
     if not times:
         raise LabError(
-            "no leader came through the last round", fix="labkit show on the record of the round"
+            "no leader passed the last round", fix="labkit show on the record of the round"
         )
     ranked = sorted(times, key=lambda n: stats.median(times[n]))
     best, other = ranked[0], ranked[1] if len(ranked) > 1 else ""

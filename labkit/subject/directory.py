@@ -18,7 +18,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 from labkit.errors import BadInput
 from labkit.subject.config import LlamaConfig
@@ -123,13 +123,10 @@ def parse_header(raw: bytes, file: Path | str, file_bytes: int) -> dict[str, Sto
 
 
 def _entry(name: str, entry: Any, file: Path | str, base: int, file_bytes: int) -> Stored:
-    shape, offsets, dtype = (
-        (entry.get(k) for k in ("shape", "data_offsets", "dtype"))
-        if isinstance(entry, dict)
-        else (None, None, None)
-    )
+    known = entry if isinstance(entry, dict) else {}
+    shape, offsets, dtype = (known.get(k) for k in ("shape", "data_offsets", "dtype"))
 
-    def counts(value: Any) -> bool:
+    def counts(value: object) -> TypeGuard[list[int]]:
         return isinstance(value, list) and all(
             isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**63 for n in value
         )

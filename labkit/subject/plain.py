@@ -102,7 +102,7 @@ def put(model: Llama, name: str, tensor: torch.Tensor, device: str) -> None:
 
 
 def _read(descriptor: int, into: torch.Tensor, offset: int, what: str) -> int:
-    view, done = memoryview(into.numpy()), 0
+    view, done = into.numpy().data, 0
     while done < len(view):
         got = os.preadv(descriptor, [view[done : done + (1 << 30)]], offset + done)
         if not got:

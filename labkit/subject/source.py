@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal, overload
 
 from labkit.errors import BadInput
 
@@ -31,6 +32,16 @@ def url_of(source: str | os.PathLike[str], name: str) -> str:
 
         text = http_of(text, os.environ)
     return f"{text}/{name}"
+
+
+@overload
+def read_small(
+    source: str | os.PathLike[str], name: str, *, optional: Literal[False] = False
+) -> bytes: ...
+
+
+@overload
+def read_small(source: str | os.PathLike[str], name: str, *, optional: bool) -> bytes | None: ...
 
 
 def read_small(

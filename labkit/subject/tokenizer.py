@@ -128,7 +128,7 @@ def learned_merges() -> tuple[tuple[str, str], ...]:
 
 def _word(number: int) -> str:
     """A pronounceable word for any number: base 100 in syllables, at least two."""
-    syllables = []
+    syllables: list[str] = []
     while number or len(syllables) < 2:
         number, digit = divmod(number, 100)
         syllables.append("bcdfghjklmnprstvwxyz"[digit // 5] + "aeiou"[digit % 5])

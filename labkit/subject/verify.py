@@ -122,4 +122,4 @@ def _of_pickles(where: Directory) -> Iterator[tuple[str, str, str, int]]:
         # mmap keeps memory to what is being hashed.
         for name, tensor in unpickle(file, mmap=True).items():
             flat = tensor.contiguous().view(torch.uint8).reshape(-1).numpy()
-            yield name, hashlib.sha256(memoryview(flat)).hexdigest(), file.name, flat.nbytes
+            yield name, hashlib.sha256(flat.data).hexdigest(), file.name, flat.nbytes

@@ -175,6 +175,7 @@ class _Terminal(_Silent):
 
     def __init__(self, stream: TextIO):
         super().__init__(stream)
+        self.stream: TextIO = stream
         self._drawn_s = 0.0
         self._dirty = False
 

@@ -126,7 +126,7 @@ def _draw(run: Run, found: Sequence[ablate.Prediction], theme: Theme) -> Any:
         ("critical path", "s", lambda p: p.path_s, look.ARM_COLOURS[3]),
     )
     for y, p in enumerate(found):
-        low, high = stats.interval([t.total_s for t in run.of_arm(p.arm)])
+        low, high = stats.interval([t.first_token_s for t in run.of_arm(p.arm)])
         axes.plot(
             [low, high], [y + 0.2] * 2, "-", color=theme.ink, lw=1.6, marker="|", ms=9, mew=1.6
         )

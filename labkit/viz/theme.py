@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from labkit.core import outputs, printable
 
@@ -139,14 +139,14 @@ class Picture:
         import matplotlib
 
         chosen = THEMES[theme] if isinstance(theme, str) else theme
-        with matplotlib.rc_context(style(chosen)):
+        with matplotlib.rc_context(cast(Any, style(chosen))):
             return _literal(self.draw(chosen))
 
     def _rendered(self, theme: Theme, kind: str) -> bytes:
         import matplotlib
 
         out = io.BytesIO()
-        with matplotlib.rc_context(style(theme)):
+        with matplotlib.rc_context(cast(Any, style(theme))):
             # No date: the same record gives the same bytes.
             metadata: dict[str, Any] = (
                 {"Date": None} if kind == "svg" else {"Description": self.alt}

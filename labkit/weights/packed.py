@@ -85,12 +85,12 @@ def join(data: bytes | bytearray, width: int, size_bytes: int) -> Any:
             fix="publish the model again",
         ) from None
     if width == 2 and not rest:  # the common case in two passes instead of two strided copies
-        made = np.left_shift(planes[1], 8, dtype="<u2")
-        return np.bitwise_or(made, planes[0], out=made).data.cast("B")
-    out = np.empty((count, width), np.uint8)
-    for i, plane in enumerate(planes):
-        out[:, i] = plane
-    return memoryview(out.tobytes() + bytes(rest))
+        pairs = np.left_shift(planes[1], 8, dtype="<u2")
+        return np.bitwise_or(pairs, planes[0], out=pairs).data.cast("B")
+    table = np.empty((count, width), np.uint8)
+    for i, column in enumerate(planes):
+        table[:, i] = column
+    return memoryview(table.tobytes() + bytes(rest))
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,8 @@ def fetch(
     ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for first in range(0, len(todo), BATCH):
-            parts, unpacking = [], []
+            parts: list[RangePart] = []
+            unpacking: list[Any] = []
             for name, frame, width, fd in todo[first : first + BATCH]:
                 data = bytearray(frame.stored_bytes)
                 parts.append(
@@ -253,4 +254,4 @@ def know_libraries() -> None:
 def _crc32() -> Callable[[Any], int]:
     from isal import isal_zlib
 
-    return isal_zlib.crc32  # type: ignore[no-any-return]
+    return isal_zlib.crc32

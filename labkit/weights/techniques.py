@@ -120,7 +120,7 @@ class WeightsTechnique:
             "--model",
             model,
             binds=() if remote else ((directory, directory),),
-            **dict(loader.environment),
+            env=loader.environment,
         )
         if not remote:
             plan = plan.with_cold(directory)
@@ -153,7 +153,8 @@ def verify_loader(loader: Loader, seen: Observation) -> Evidence:
     """Seen from outside: the loader's library is mapped, and the store sent the bytes, or the
     process read or mapped the files. On a GPU also that the parameters are there."""
     about = seen.plan.state.get("weights", {})
-    want, facts, maps = int(about.get("bytes", 0)), {}, seen.proc.get("maps", [])
+    want, maps = int(about.get("bytes", 0)), seen.proc.get("maps", [])
+    facts: dict[str, Any] = {}
     if loader.library:
         facts["library"] = next((m for m in maps if loader.library in m), "")
         if not facts["library"]:

@@ -117,10 +117,11 @@ def _say(got: bool, wanted: bool, case: str, why: str) -> None:
 def would_call(program: bytes) -> list:
     import pickletools
 
-    found, texts = [], []
+    found: list[str] = []
+    texts: list[str] = []
     for opcode, argument, _ in pickletools.genops(program):
         if opcode.name == "GLOBAL":
-            found.append(argument.replace(" ", "."))
+            found.append(str(argument).replace(" ", "."))
         elif opcode.name == "STACK_GLOBAL":
             found.append(".".join(texts[-2:]))
         elif isinstance(argument, str):
@@ -132,7 +133,7 @@ def _check_would_call(answer: Callable[[bytes], list]) -> str:
     import pickle
 
     class Payload:
-        def __reduce__(self):
+        def __reduce__(self) -> tuple:
             return (print, ("this text shows that your function ran the pickle",))
 
     expect(

@@ -171,16 +171,16 @@ def _value(cursor: _Cursor, kind: int, what: str, depth: int = 0) -> Any:
             f"{what}: an array of {count} items of type {of} does not fit the file",
             why="a truncated or forged file; nothing was loaded",
         )
-    first = []
+    items: list[Any] = []
     for _ in range(count):
         item = _value(cursor, of, what, depth + 1)
         if of == ARRAY:
             cursor.strings += 1
             if cursor.strings > MAX_STRINGS:
                 raise BadInput(f"{what}: too many items")
-        if len(first) < KEPT:
-            first.append(item)
-    return Items("string" if of == STRING else "array", count, tuple(first))
+        if len(items) < KEPT:
+            items.append(item)
+    return Items("string" if of == STRING else "array", count, tuple(items))
 
 
 def read(path: Path) -> Layout:

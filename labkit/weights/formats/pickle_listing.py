@@ -148,8 +148,8 @@ class Follow:
                     raise BadInput(f"more than {MAX_OPCODES} opcodes")
                 if opcode.name == "STOP":
                     self.result = self.stack.pop()
-                    return position + 1
-                self._step(opcode.name, argument, position)
+                    return (position or 0) + 1
+                self._step(opcode.name, argument, position or 0)
         except (
             ValueError,
             IndexError,
@@ -196,10 +196,9 @@ class Follow:
             )
         elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
             count = int(name[-1])
-            items = tuple(stack[-count:])
-            if len(items) < count:
+            if len(stack) < count:
                 raise IndexError("stack underflow")
-            stack[-count:] = [items]
+            stack[-count:] = [tuple(stack[-count:])]
         elif name in ("TUPLE", "LIST", "FROZENSET"):
             items = self._to_mark()
             stack.append(tuple(items) if name == "TUPLE" else items)

@@ -54,7 +54,7 @@ def _read_whole(path: Path) -> dict[str, Any]:
     from labkit.weights.loaders.views import view
 
     layout = read(path)
-    into, at = memoryview(torch.empty(layout.size_bytes, dtype=torch.uint8).numpy()), 0
+    into, at = torch.empty(layout.size_bytes, dtype=torch.uint8).numpy().data, 0
     with open(path, "rb", buffering=0) as file:
         while at < layout.size_bytes:
             got = file.readinto(into[at : at + (1 << 30)])

@@ -32,7 +32,7 @@ def load(model: Any, source: str, device: str = "cpu", **_: Any) -> dict[str, An
                 from botocore.config import Config
             with span("load.download", shards=len(names)), refusing(opened.root):
                 client = boto3.client("s3", config=Config(s3={"addressing_style": "path"}))
-                bucket, _, prefix = opened.root.removeprefix("s3://").partition("/")
+                bucket, _slash, prefix = opened.root.removeprefix("s3://").partition("/")
                 for name in names:
                     client.download_file(bucket, f"{prefix}/{name}", f"{scratch}/{name}")
         from safetensors.torch import load_file

@@ -100,7 +100,8 @@ def load(
 def in_parallel(jobs: Sequence[Any], work: Callable[[Any], None], threads: int) -> None:
     """`work(job)` over all jobs in order, by several threads; the first error ends all of them and
     is raised here."""
-    waiting, lock, errors = iter(jobs), threading.Lock(), []
+    waiting, lock = iter(jobs), threading.Lock()
+    errors: list[BaseException] = []
 
     def run() -> None:
         while not errors:
@@ -256,7 +257,7 @@ class _Slotted:
     arrive."""
 
     def __init__(self, ring: Any, part_start: int):
-        self.ring, self.shift, self.slot = ring, -part_start, -1
+        self.ring, self.shift, self.fd, self.slot = ring, -part_start, -1, -1
         self._lock = threading.Lock()
 
     @property
