@@ -28,8 +28,8 @@ LIMIT_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Access:
-    """`layer`: index of the layer the file came from (None: the topmost that has it). No `ranges`:
-    the whole file."""
+    """`layer`: index of the image layer the file came from (None: the topmost that has it). No
+    `ranges`: the whole file."""
 
     path: str
     layer: int | None = None

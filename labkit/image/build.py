@@ -1,23 +1,22 @@
 """The subject's image, built from this host: what `docker build` would make of a pip installation,
 without Docker.
 
-Four layers from the stable to the changing, so that an edit of the app costs the app's layer only:
+Four image layers from the stable to the changing, so that an edit of the app costs the app's layer
+only:
 
-    interpreter   Python, standard library, shared-library closure, minimal /etc        ~ 90 MB
-    torch         PyTorch (on a GPU host with its CUDA packages)                        ~ 800 MB and
-        up
-    packages      what else the server's loaders import                                 ~ 300 MB
+    interpreter   Python, standard library, shared-library closure, minimal /etc    ~ 90 MB
+    torch         PyTorch (on a GPU host with its CUDA packages)                    800 MB and up
+    packages      what else the server's loaders import                             ~ 300 MB
     app           this package
-    (weights)     with `--with-weights DIR`: the model inside the image, the article's anti-pattern
+    (weights)     with `--with-weights DIR`: the model in the image, the article's anti-pattern
     (extra)       with `extra_bytes`: packages that nobody imports, as most real images hold; a
-        second size to measure
+                  second size to measure
 
 gzip at level 6, the level of stock builders; the same inputs give the same digests. Physical limit:
 deflate, 30–60 MB/s a core. Cached in `workspace.images` by what the inputs are (names, sizes,
 times), layer by layer.
 
-    layout, reference = ensure_image(Workspace.default())        # (…/images/subject,
-        "lab/subject:latest")
+    path, reference = ensure_image(Workspace.default())   # …/images/subject, "lab/subject:latest"
 
 Lesson: notebooks/02_image_pull.
 """
@@ -214,7 +213,8 @@ def build(
     name: str = REFERENCE,
     say: Say = lambda _: None,
 ) -> oci.Manifest:
-    """Write the image's layout at `out` (kept layers are reused) and return its manifest."""
+    """Write the image's layout at `out` (layers of an earlier build are reused) and return its
+    manifest."""
     if with_weights is not None and not (with_weights / "config.json").is_file():
         raise BadInput(
             f"{with_weights} is not a model directory",
@@ -258,9 +258,9 @@ def build(
     return write_image(layout, layers, run, name)
 
 
-#: Lies in an image that came with a workshop pack: used as it is, so that a room's machines start
-#: the same bytes and none builds for minutes. Remove the file, and the image is built from what is
-#: installed.
+#: Lies in an image that came with a workshop pack: used as it is, so that all of a class's machines
+#: start the same bytes and none builds for minutes. Remove the file, and the image is built from
+#: what is installed.
 AS_PACKED = "AS_PACKED"
 
 
@@ -278,7 +278,7 @@ def ensure_image(
     extra_bytes: int = 0,
     say: Say = lambda _: None,
 ) -> tuple[Path, str]:
-    """The subject's image in the workspace, built where anything it is made of has changed. Returns
+    """The subject's image in the workspace, built where any input has changed. Returns
     (layout, reference).
 
     `extra_bytes`: unpacked bytes of packages that nobody imports, on top: the same image, larger.

@@ -7,8 +7,8 @@ Compiled modules are taken along, as pip installs them, since without them an im
 long: their headers are rewritten to "unchecked hash", because the usual ones name the source file's
 time, which in a reproducible image is zero, and would be compiled anew each start.
 
-    entries = stdlib_entries(); entries |= distribution_entries(distributions(["numpy",
-        "safetensors"]))
+    entries = stdlib_entries()
+    entries |= distribution_entries(distributions(["numpy", "safetensors"]))
     entries |= library_entries(shared_objects(entries))
 
 Lesson: notebooks/02_image_pull.

@@ -1,5 +1,5 @@
-"""Layer codecs: gzip, zstd and none, as streams of chunks, with the stock library and with the fast
-one.
+"""Codecs of image layers: gzip, zstd and none, as streams of chunks, with the stock library and
+with the fast one.
 
 gunzip is one thread: 200–350 MB/s of output with zlib, 2–3 × that with ISA-L's igzip, and a disk
 that writes faster than that makes decompression the limit of a pull. Output chunks are bounded (1

@@ -7,9 +7,8 @@ second, short-named one; both go when it ends, after its containers, shims and m
 start it before the clock, pull and run on the clock.
 
     with running(folder, ledger, registry="127.0.0.1:5000", stargz=True) as node:
-        node.pull("127.0.0.1:5000/lab/subject:latest-esgz")       # rpull: mounted lazily
-        node.fuse_mounts()                                         # what the kernel says was
-            mounted and not pulled
+        node.pull("127.0.0.1:5000/lab/subject:latest-esgz")     # rpull: mounted lazily
+        node.fuse_mounts()          # of the kernel: what was mounted, and not pulled
 
 Trap: state under a running snapshotter must not be wiped (EIO on the next mount); it is removed
 after both have ended. Lesson: notebooks/03_lazy_pull."""
@@ -67,7 +66,8 @@ class Node:
         return str(self.run / "c.sock")
 
     def ctr(self, *args: str, program: str = "ctr", timeout_s: float = 300) -> str:
-        """Run ctr (or ctr-remote) against this containerd. Raises TransferError with its words."""
+        """Run ctr (or ctr-remote) against this containerd. Raises TransferError with its
+        message."""
         done = subprocess.run(
             [program, "--address", self.address, *args],
             capture_output=True,

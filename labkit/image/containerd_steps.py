@@ -1,13 +1,12 @@
 """The node agent's steps with the real thing: containerd pulls or mounts the image, and starts the
 server in it.
 
-    Step("pull",  "labkit.image.containerd_steps:pull")      # ctr images pull: fetch, then unpack
-    Step("mount", "labkit.image.containerd_steps:rpull")     # ctr-remote images rpull: lazily
-        mounted
-    Step("start", "labkit.image.containerd_steps:start")     # ctr run
+    Step("pull", "labkit.image.containerd_steps:pull")      # ctr images pull: fetch, then unpack
+    Step("mount", "labkit.image.containerd_steps:rpull")    # ctr-remote images rpull: lazily
+    Step("start", "labkit.image.containerd_steps:start")    # ctr run
 
 The daemons are resident before t0, as on any node (`pre_start`). Facts are taken between the steps,
-so that what the registry sent before the start can be told from what it sent after. Lesson:
+so that bytes sent before the start are counted apart from those sent after. Lesson:
 notebooks/03_lazy_pull."""
 
 from __future__ import annotations

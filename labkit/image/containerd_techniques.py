@@ -1,8 +1,8 @@
 """`containerd-pull` and `containerd-stargz`: the real runtime's pull, eager and lazy, as arms
 beside the lab's own.
 
-containerd also starts the server (`ctr run`, which is runc below it): the process layer stays
-`runc` and means just that. Evidence: what the registry sent before the start and after, the
+containerd also starts the server (`ctr run`, which is runc below it): the stack layer `process`
+stays `runc` and means just that. Evidence: what the registry sent before the start and after, the
 snapshotter's FUSE mounts, the server's own root. A stargz arm whose layers were quietly pulled
 whole has no evidence and is a failed trial. Lesson: notebooks/03_lazy_pull."""
 

@@ -1,13 +1,15 @@
-"""Entries become a layer blob: sorted, times zeroed, owned by root, gzip on every core – the same
-inputs give the same digest.
+"""Entries become an image layer's blob: sorted, times zeroed, owned by root, gzip on every core –
+the same inputs give the same digest.
 
 The gzip stream is one member made of blocks that were deflated side by side, each primed with the
 32 KiB before it (as pigz does): stock clients cannot tell it from `gzip -6`, and its size is the
 same to 0.1 %. Limit: zlib level 6 does 30–60 MB/s a core on machine code.
 
-    entries = {"etc/hostname": Entry(data=b"lab\\n"), "usr/bin/python":
-        Entry(source=Path("/usr/bin/python3.11"), mode=0o755)}
-    layer = write_layer(layout, entries)          # -> WrittenLayer(descriptor, diff_id)
+    entries = {
+        "etc/hostname": LayerEntry(data=b"lab\\n"),
+        "usr/bin/python": LayerEntry(source=Path("/usr/bin/python3.11"), mode=0o755),
+    }
+    layer = write_layer(layout, entries)        # WrittenLayer(descriptor, diff_id, plain_bytes)
 
 Lesson: notebooks/02_image_pull.
 """
@@ -31,7 +33,7 @@ BLOCK_BYTES = 1 << 20
 #: No name, no time, "unknown" system, as Go's and pigz's reproducible output: nothing of the
 #: building host leaks.
 GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
-STOCK_LEVEL = 6  # what `gzip`, `docker build` and containerd use when told nothing
+STOCK_LEVEL = 6  # what `gzip`, `docker build` and containerd use by default
 
 
 @dataclass(frozen=True)

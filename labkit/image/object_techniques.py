@@ -1,8 +1,8 @@
-"""`object-pull` as techniques of the image layer: the image comes from a bucket, in parallel
-ranges, unpacked as it arrives.
+"""`object-pull` as techniques of the stack layer `image`: the image comes from a bucket, in
+parallel ranges, unpacked as it arrives.
 
-    object-pull        layers as they were built (gzip)
-    object-pull-zstd   layers recompressed: the same files, another limit
+    object-pull        image layers as they were built (gzip)
+    object-pull-zstd   image layers recompressed: the same files, another limit
     object-pull-none   plain tar: nothing to decompress, more to carry
 
 Which of link, decompression and disk is the limit decides which one wins. Lesson:
@@ -132,7 +132,7 @@ class ObjectPull(ImageTechnique):
 def _recompressed(
     layout: Layout, name: str, codec: str, folder: Path, digest: str
 ) -> tuple[Layout, oci.Manifest]:
-    """Once for each image and codec; made beside and renamed, so that a kill leaves nothing half
+    """Once for each image and codec; written beside and renamed, so that a kill leaves nothing half
     done."""
     from labkit.core.beside import becoming
     from labkit.image.push import recompress

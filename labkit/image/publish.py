@@ -1,8 +1,7 @@
 """An OCI image layout into a registry's root, by hard link where the file system can: no byte
 passes a socket.
 
-    publish_image("/srv/registry", "/tmp/image", "lab/subject:latest")      # also while the
-        registry is serving
+    publish_image("/srv/registry", "/tmp/image", "lab/subject:latest")    # also while it serves
 
 Blobs first, the tag last, so that a client sees the old image or the whole new one. Limit: one
 directory entry a blob. Lesson: notebooks/02_image_pull."""

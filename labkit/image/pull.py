@@ -1,14 +1,14 @@
 """`full-pull`: the whole image over the wire, then unpacked – what a node does by default, and the
 article's starting point.
 
-Stock parts at their defaults, never slowed: three layers at a time (Docker's and the CRI plug-in's
-default), one stream a layer, each digest-checked while it streams to disk; then, as `ctr images
+Stock parts at their defaults, never slowed: three image layers at a time (Docker's and the CRI
+plug-in's default), one stream each, digest-checked while it streams to disk; then, as `ctr images
 pull` does, the layers are unpacked one after the other, each through one thread of zlib's gunzip,
 and checked against its diff id. Limits: link ÷ bytes (one slow stream can hold a layer), then
 gunzip at 200–350 MB/s, then the disk's writes.
 
-    Step("pull", "labkit.image.pull:full_pull", {"reference":
-        "http://127.0.0.1:5000/lab/subject:latest"})
+    reference = "http://127.0.0.1:5000/lab/subject:latest"
+    Step("pull", "labkit.image.pull:full_pull", {"reference": reference})
     Step("unpack", "labkit.image.pull:unpack")          # state["rootfs"], state["image_config"]
 
 Faults (429, 503 with Retry-After, resets, truncation) are retried with back-off and resumed by
@@ -36,8 +36,8 @@ STREAMS = 3
 def pull_into(
     layout: Layout, reference: str, *, streams: int = STREAMS, client: Client | None = None
 ) -> tuple[oci.Manifest, dict[str, Any]]:
-    """Fetch an image into a layout (blobs that are there are kept); returns its manifest and facts.
-    Raises TransferError, BadInput."""
+    """Fetch an image into a layout (blobs that are there are not fetched again); returns its
+    manifest and facts. Raises TransferError, BadInput."""
     where = oci.parse_reference(reference)
     if not where.base:
         raise BadInput(

@@ -1,5 +1,5 @@
-"""The image layer's techniques: importing this module registers them. Each brings the files of the
-image to the node.
+"""Techniques of the stack layer `image`: importing this module registers them. Each brings the
+files of the image to the node.
 
     host-env    no image: the interpreter and packages that run the lab
     full-pull   the whole image over the wire, then unpacked (the article's starting point)
@@ -78,7 +78,7 @@ class ImageTechnique:
         return Artifact(
             self.name,
             digest,
-            {"layout": str(layout.path), "rootfs_room": str(workspace.artifacts / "rootfs")},
+            {"layout": str(layout.path), "rootfs_folder": str(workspace.artifacts / "rootfs")},
             {
                 "prepare_s": 0.0,
                 "size_bytes": manifest.layers_bytes,
@@ -94,7 +94,7 @@ class ImageTechnique:
         rootfs, config = ensure_rootfs(
             artifact.paths["layout"],
             artifact.facts["reference"],
-            Path(artifact.paths["rootfs_room"]),
+            Path(artifact.paths["rootfs_folder"]),
         )
         return replace(
             plan, state={**plan.state, "rootfs": str(rootfs), "image_config": config}

@@ -1,9 +1,8 @@
 """A root directory that is being filled: paths resolved below the root by the kernel, modes and
 times set when all is there.
 
-    with growing(rootfs, limits) as tree:                # a hidden sibling, renamed when the block
-        ends well
-        fd = tree.dir_fd("usr/lib", check_links)         # made where missing; stays the tree's
+    with growing(rootfs, limits) as tree:           # a hidden sibling, renamed at the block's end
+        fd = tree.dir_fd("usr/lib", check_links)    # created where missing; stays the tree's
 
 `openat2` with RESOLVE_IN_ROOT (without it component by component, no link followed) keeps names,
 links and races inside. Limit: system calls, ~2 µs each. Lesson: notebooks/02_image_pull."""
@@ -112,8 +111,8 @@ class ImageTree:
         return fd
 
     def dir_fd(self, path: str, check_links: Callable[[str], None]) -> int:
-        """Descriptor of the directory `path` ("" is the root), made with its parents where missing.
-        Stays the tree's."""
+        """Descriptor of the directory `path` ("" is the root), created with its parents where
+        missing. Stays the tree's."""
         if not path:
             return self.fd
         if path in self._dirs:

@@ -1,5 +1,5 @@
-"""Layers become a root directory: whiteouts, hard links, modes, owners, xattrs and times, from
-input that may be hostile.
+"""Image layers become a root directory: whiteouts, hard links, modes, owners, xattrs and times,
+from input that may be hostile.
 
 Every path is resolved below the root by the kernel (`openat2` with RESOLVE_IN_ROOT; without it,
 component by component, no link followed), so no name, link or race leads out. An image is unpacked
@@ -7,8 +7,7 @@ into a hidden sibling and renamed when all of it is there: a refused layer leave
 Limit: one thread of gunzip, then the disk's write rate.
 
     with growing(rootfs) as tree:
-        for layer, plain in …: apply_layer(plain, tree)      # `plain`: chunks of the uncompressed
-            tar
+        for plain in …: apply_layer(plain, tree)        # `plain`: chunks of the uncompressed tar
 
 Refused with BadInput: absolute or climbing names, hard links and symlinks out of the root, members
 written through a symlink of their own layer, the same path twice in a layer, device nodes when not
@@ -36,7 +35,8 @@ OPAQUE = ".wh..wh..opq"
 
 
 class _Layer:
-    """What one image layer has written so far: whiteouts spare it, duplicates and tricks are found by it."""
+    """What one image layer has written so far: whiteouts spare it, duplicates and tricks are found
+    by it."""
 
     def __init__(self) -> None:
         self.paths: set[str] = set()

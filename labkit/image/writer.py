@@ -6,9 +6,8 @@ so the writer gets a process. Plain chunks go through a ring of shared memory, t
 pipe:
 
     with writing(rootfs, limits) as writer:
-        for plain in layers: writer.layer(plain)         # chunks of the uncompressed tar, at most 1
-            MiB each
-        facts = writer.commit()                          # nothing has its name before this
+        for plain in layers: writer.layer(plain)      # chunks of the uncompressed tar
+        facts = writer.commit()                       # nothing has its name before this
 
 What the writer refuses (BadInput) is raised here. If the parent goes, the pipe ends and the writer
 removes what it has. Limit: system calls for each file, then the page cache. Memory: the ring, 32

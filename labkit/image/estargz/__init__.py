@@ -1,4 +1,5 @@
-"""eStargz: a gzip layer that any runtime can unpack, and that a lazy one can read from the middle.
+"""eStargz: a gzipped image layer that any runtime can unpack, and that a lazy one can read from the
+middle.
 
     layout  the blob's shape: footer, TOC entries, landmarks, annotations
     toc     a TOC as a tree of files: hostile until proven otherwise
@@ -7,6 +8,7 @@
     writer  tar members -> eStargz blob, parallel and reproducible
     reader  ranges of a blob -> verified files
     convert OCI layout in, OCI layout of eStargz layers out
+    layer_cache  layers that were converted before
 
 The format is stargz-snapshotter's (docs/estargz.md there). Lesson: notebooks/03_lazy_pull.
 """

@@ -1,8 +1,7 @@
 """Files out of an eStargz blob by ranges: footer, TOC, then only the chunks that are asked for,
 each verified.
 
-    layer = open_layer(lambda start, size: blob[start:start + size], size_bytes=len(blob),
-        toc_digest=annotation)
+    layer = open_bytes(blob, toc_digest=annotation)
     data = read(layer, "usr/bin/python3.11", 0, 4096)
 
 Trust comes from above: the manifest was verified by its digest, it names the TOC's digest in an

@@ -1,12 +1,11 @@
 """A TOC as files: every entry of `stargz.index.json`, checked before anything is believed.
 
     toc = parse(raw_json, toc_offset=footer_offset)
-    toc.entries[3].chunks[0]      # Chunk(start=…, end=…, file_offset=0, size=4096,
-        digest="sha256:…")
+    toc.entries[3].chunks[0]      # Chunk(start, end, file_offset=0, size=4096, digest="sha256:…")
 
-A TOC comes from whoever made the image. Refused with BadInput, never repaired: names that leave the
-root, types nobody knows, chunks outside of the blob, overlapping or with gaps, larger than 128 MiB
-(they are decompressed in memory), or without a digest; hard links to nothing; files used as
+A TOC comes from whoever built the image. Refused with BadInput, never repaired: names that leave
+the root, types nobody knows, chunks outside of the blob, overlapping or with gaps, larger than 128
+MiB (they are decompressed in memory), or without a digest; hard links to nothing; files used as
 directories. Cost: about 10 µs an entry. Lesson: notebooks/03_lazy_pull."""
 
 from __future__ import annotations

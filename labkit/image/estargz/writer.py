@@ -2,8 +2,8 @@
 footer.
 
     with spool(chunks, out.parent) as layer:
-        made = write(layer, out, prioritised=["usr/bin/python3.11", …], threads=2)
-    made.digest, made.diff_id, made.toc_digest, made.size_bytes
+        blob = write(layer, out, prioritised=["usr/bin/python3.11", …], threads=2)
+    blob.digest, blob.diff_id, blob.toc_digest, blob.size_bytes
 
 Limit: the codec (100 MB/s a core at level 6); hashing adds 10 %. The same input gives the same
 bytes, whatever the number of threads. Lesson: notebooks/03_lazy_pull."""

@@ -1,5 +1,5 @@
 """`python -m labkit.image.lazyfs REF DIR`: mount an image and serve it until it is unmounted or
-told to stop.
+gets a signal.
 
 With `--resident` alone it waits for its arguments as one line of JSON on stdin. One line on stdout
 once the mount stands: {"mounted": DIR, …}. SIGTERM, SIGINT and SIGHUP unmount; so does `umount

@@ -2,8 +2,7 @@
 
     feed = Feed(layers, source, memory, stats)
     feed.ahead.start()
-    data = feed.chunk(layer=0, chunk=node.chunks[3])     # waits; raises TransferError after
-        `timeout_s`
+    data = feed.chunk(layer=0, chunk=node.chunks[3])    # waits; TransferError after `timeout_s`
 
 A source that delivered nothing at all for `timeout_s` counts as gone: from then on a read tries it
 anew and gives up after a second, until a byte comes. Kernel and dynamic linker ask several times

@@ -1,7 +1,7 @@
 """Mounting a FUSE file system and getting rid of it again: mount(2) as root, fusermount3 for
 everybody else.
 
-    fd = mount("/mnt/image", owner=(0, 0))
+    fd = mount("/mnt/image")
     unmount("/mnt/image")        # also when its server is gone or hangs
 
 Without root the mount is seen by its user only, and the kernel reads at most 128 KiB ahead. Lesson:

@@ -1,7 +1,7 @@
 """Where a mount's blobs come from: a registry over HTTP, or an OCI layout on this disk.
 
-    source = open_source("http://127.0.0.1:5000/lab/subject:esgz")       # or
-        "oci:/path/to/layout:lab/subject:esgz"
+    # or "oci:/path/to/layout:lab/subject:esgz"
+    source = open_source("http://127.0.0.1:5000/lab/subject:esgz")
     manifest = source.manifest()
     for piece in source.stream(digest, 0, 4096): …
 

@@ -1,6 +1,6 @@
 """The request loop of a read-only FUSE file system over a tree and a feed.
 
-    server = Server(fd, tree, feed, stats)
+    server = FuseServer(fd, tree, feed, stats)
     server.run()              # until unmounted
 
 A few threads read /dev/fuse; what is in memory is answered at once (10–20 µs), a read that has to

@@ -1,7 +1,7 @@
 """An image reference to a mounted directory: manifest, TOCs, tree, mount, request loop, take-down.
 
-    with Session("http://127.0.0.1:5000/lab/subject:esgz", "/mnt/image",
-        Options(cache=Path("/tmp/cache"))) as session:
+    options = Options(cache=Path("/tmp/cache"))
+    with Session("http://127.0.0.1:5000/lab/subject:esgz", "/mnt/image", options) as session:
         session.serve()
 
 Two round trips before the mount stands: the manifest, then each layer's footer and TOC side by

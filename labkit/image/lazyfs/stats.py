@@ -1,10 +1,10 @@
 """What a mount did, as counters in a JSON file: bytes by the reason they were fetched, hits,
 waiting.
 
-    {"bytes": {"demand": …, "prefetch": …, "background": …, "toc": …}, "hits": {"memory": …, "disk":
-        …, "network": …},
-     "blocked_s": …, "reads": …, "read_bytes": …, "requests": {"LOOKUP": …}, "errors": …, "corrupt":
-         …, …}
+    {"bytes": {"demand": …, "prefetch": …, "background": …, "toc": …},
+     "hits": {"memory": …, "disk": …, "network": …},
+     "blocked_s": …, "reads": …, "read_bytes": …, "requests": {"LOOKUP": …},
+     "errors": …, "corrupt": …, …}
 
 The file is replaced in one step about twice a second while something changes, and at the end.
 Lesson: notebooks/03_lazy_pull."""

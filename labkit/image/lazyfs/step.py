@@ -1,10 +1,11 @@
 """The node agent's step: mount an image lazily on this node, in a process of its own, noted for
 take-down.
 
-    Step("mount", "labkit.image.lazyfs.step:mount_image", {"reference":
-        "http://127.0.0.1:5000/lab/subject:esgz"})
-    # ctx.state: rootfs, image_config, lazyfs_stats, link_free_when; what the mount logs is in
-        server_log, between the server's own lines
+    reference = "http://127.0.0.1:5000/lab/subject:esgz"
+    Step("mount", "labkit.image.lazyfs.step:mount_image", {"reference": reference})
+
+ctx.state gets rootfs, image_config, lazyfs_stats and link_free_when; the mount's log lines are in
+server_log, between the server's own.
 
 Limit: two round trips and the TOC (12 µs an entry). Lesson: notebooks/03_lazy_pull.
 """

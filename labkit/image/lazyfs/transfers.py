@@ -2,13 +2,13 @@
 readers wait.
 
     transfers = Transfers(layers, source, stats)
-    transfers.deliver(Stream(layer=0, at=0, end=1 << 20, reason="background", moved_s=now),
-        deadline_s=inf)
+    stream = Stream(layer=0, at=0, end=1 << 20, reason="background", moved_s=now)
+    transfers.deliver(stream, deadline_s=inf)
 
 Three reasons share the link: `demand` (somebody waits), `prefetch` and `background`; the last two
 stop reading while a demand is under way, and the store stops sending once the window is full.
 `moved` is the one lock of a mount's transfers: everything below is changed under it, and a change
-is announced on it. What a reader is told when a source is gone is in labkit.image.lazyfs.feed.
+is announced on it. What a reader gets when a source is gone: labkit.image.lazyfs.feed.
 Limit: the link. Lesson: notebooks/03_lazy_pull."""
 
 from __future__ import annotations

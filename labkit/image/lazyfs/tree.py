@@ -1,4 +1,4 @@
-"""Layers' TOCs merged into one tree, as a union mount would show them.
+"""TOCs of image layers merged into one tree, as a union mount would show them.
 
     tree = build([toc_of_lowest_layer, …, toc_of_topmost])
     node = tree.at("usr/bin/python3.11"); node.layer, node.chunks

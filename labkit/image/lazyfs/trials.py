@@ -1,10 +1,10 @@
 """Two small experiments on a lazy mount, for notebooks: what one program touches, and when laziness
 loses.
 
-    touched = touch(layout, name, ["-c", "import torch"])          # files and bytes of it, from an
-        image on this disk
-    doc = crossover(["200mbit", "1gbit"], shares=(0.05, 0.25, 1))  # seconds to read a share:
-        mounted, and pulled whole
+    # files and bytes that a program touches of an image on this disk
+    touched = touch(layout, name, ["-c", "import torch"])
+    # seconds to read a share of an image: mounted, and pulled whole
+    doc = crossover(["200mbit", "1gbit"], shares=(0.05, 0.25, 1))
 
 Both are measured here, through the mount's own process; where there is no FUSE they raise
 MissingCapability. `crossover` reads the worst case on purpose: many small files, in random order,

@@ -15,7 +15,7 @@ module with one function, a step of the node agent:
     container   the root directory that a container gets
     driver      the host's NVIDIA driver in an image
     resident    a process that is on the node before t0
-    techniques  the process layer
+    techniques  the stack layer `process`
 
 Call `start` from the agent's main thread: the server is to die with its parent, and for the kernel
 that is the thread. Limit: exec and dynamic linking, ~10 ms; runc adds 60–120 ms. Lesson:

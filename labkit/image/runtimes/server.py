@@ -2,7 +2,7 @@
 for its output, an end.
 
     argv, environment = container_command(ctx)
-    process = spawn(ctx, argv, env=environment)       # ctx.state: server_pid, server_log
+    process = spawn(ctx, argv, environment)       # ctx.state: server_pid, server_log
 
 Limit: none of its own. Lesson: notebooks/02_image_pull."""
 

@@ -1,5 +1,5 @@
-"""The process layer's techniques: `runc` (root), `userns` (rootless namespaces), `process` (none).
-One meaning, named in the record.
+"""Techniques of the stack layer `process`: `runc` (root), `userns` (rootless namespaces), `process`
+(none). One meaning, named in the record.
 
     technique("userns").available(host)
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from labkit.core import capabilities
 from labkit.core.plan import LaunchPlan, Step
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
@@ -26,9 +27,9 @@ from labkit.technique import (
 )
 
 
-def availability(*capabilities: str) -> Availability:
+def availability(*names: str) -> Availability:
     """YES, or the first capability that is missing, with its why and fix."""
-    for name in capabilities:
+    for name in names:
         found = capabilities.capability(name)
         if not found.ok:
             return Availability(False, f"{name}: {found.missing}", found.why, found.fix)
