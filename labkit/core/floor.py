@@ -145,6 +145,8 @@ def direct_read(
     blocks = [(fd, offset) for fd, size in files for offset in range(0, size, block_bytes)]
     jobs, lock, got = iter(enumerate(blocks)), threading.Lock(), [0] * depth
 
+    memory: memoryview  # of the mapping below
+
     def read(slot: int) -> None:
         while time.monotonic() < until:
             with lock:
