@@ -1,5 +1,5 @@
-"""The type of `--link` for argparse. Limit: a link that can be written may still be faster than this
-host. Lesson: none."""
+"""The type of `--link` for argparse. Limit: a link that can be written may still be faster than
+this host. Lesson: none."""
 
 from __future__ import annotations
 

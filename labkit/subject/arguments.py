@@ -1,4 +1,6 @@
-"""The type of `--preset` for argparse; the checkpoints are imported when one is named. Lesson: none."""
+"""The type of `--preset` for argparse; the checkpoints are imported when one is named.
+
+Lesson: none."""
 
 from __future__ import annotations
 

@@ -621,7 +621,9 @@ EACH = """
 import json, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 def one(job):
-    done = subprocess.run(job[1], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        job[1], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100
+    )
     return [job[0], done.returncode, done.stdout, done.stderr]
 with ThreadPoolExecutor(2) as pool:
     print(json.dumps(list(pool.map(one, json.load(sys.stdin)))))
@@ -719,7 +721,8 @@ def test_modules_in_the_working_directory_are_not_the_labs(name, inputs, tmp_pat
     done = call("model verify", "{model}", inputs, tmp_path, shell=f'cd {tmp_path} && exec "$@"')
     assert done.code == 0 and "a module of the working directory" not in done.err, done
     code = (
-        "import sys; sys.path[:] = [p for p in sys.path if p]; from labkit.core.subprocess_call import"
+        "import sys; sys.path[:] = [p for p in sys.path if p];"
+        " from labkit.core.subprocess_call import"
         " run_in_subprocess; from labkit.core.units import parse_bytes; import os;"
         f" os.chdir({str(tmp_path)!r}); print(run_in_subprocess(parse_bytes, '5MB'))"
     )

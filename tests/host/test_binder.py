@@ -33,7 +33,7 @@ for _ in $(seq 300); do
     sleep 0.2
 done
 cat "$HOME/jupyter.log" >&2; exit 1
-"""
+"""  # noqa: E501 - a program's own lines
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,8 @@ def test_recorded_runs_and_syllabi_are_found_from_there(binder):
     done = run(
         "python",
         "-c",
-        "from labkit.lessons import syllabus; from labkit.stack import replay; print(len(replay.names()),"
+        "from labkit.lessons import syllabus; from labkit.stack import replay;"
+        " print(len(replay.names()),"
         " syllabus.minutes_of('01_anatomy'))",
     )
     assert done.returncode == 0 and int(done.stdout.split()[0]) >= 1, done.stderr

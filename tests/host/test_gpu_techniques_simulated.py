@@ -75,7 +75,7 @@ def test_graphs_are_recorded_before_the_server_is_ready(trial, name, count):
 
 
 def test_weights_that_a_daemon_holds_are_mapped_and_not_read(trial):
-    made, evidence = trial("", "device-resident")
+    _made, evidence = trial("", "device-resident")
     found = evidence["device-resident"]
     assert (
         "simulated" in found["how"]

@@ -44,7 +44,7 @@ BY_HAND = textwrap.dedent("""
     done = subprocess.run(["fusermount3", "-u", target], capture_output=True, text=True)
     seen |= {"unmount": done.returncode, "said": done.stderr, "exit": mount.wait(15), "left": os.listdir(target)}
     print(json.dumps(seen))
-""")
+""")  # noqa: E501 - a program's own lines
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ LABKIT = [sys.executable, "-m", "labkit"]
 #: so that is the first token.
 OUTSIDE = (
     r"""TIMEFORMAT=%R; time until curl -sf -o /dev/null -H 'Content-Type: application/json' """
-    r"""-d '{"prompt": "The first token of a cold start", "max_tokens": 1}' $LABKIT_URL/v1/completions; do sleep 0.005; done"""
+    r"""-d '{"prompt": "The first token of a cold start", "max_tokens": 1}' """
+    r"""$LABKIT_URL/v1/completions; do sleep 0.005; done"""
 )
 
 

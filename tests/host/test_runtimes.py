@@ -51,7 +51,7 @@ SERVER = textwrap.dedent("""
     print("listening", flush=True)
     open(os.environ["LABKIT_TIMELINE"], "a").write("{}\\n")
     http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Tell).serve_forever()
-""")
+""")  # noqa: E501 - a program's own lines
 
 
 @pytest.fixture(scope="session")
@@ -168,7 +168,7 @@ def test_a_killed_agent_takes_the_server_along(runtime, tmp_path, workspace, pyt
                               state={{"rootfs": {str(rootfs)!r}, "image_config": json.loads({json.dumps(json.dumps(config))})}})
             print({runtime}.start(ctx)["server_pid"], flush=True)
             time.sleep(600)
-    """)
+    """)  # noqa: E501 - a program's own lines
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as agent:
         assert agent.stdout
         pid = int(agent.stdout.readline())

@@ -41,7 +41,7 @@ ids = model.tokenize(sys.argv[2].encode(), add_bos=True, special=True)
 model.eval(ids)
 np.save(sys.argv[3], np.array(model.scores[:len(ids)]))
 print(json.dumps([int(i) for i in ids]))
-"""
+"""  # noqa: E501 - a program's own lines
 
 
 @pytest.mark.needs("llamacpp")

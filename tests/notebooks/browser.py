@@ -144,7 +144,7 @@ OPEN = (
     " window.jupyterapp.shell.currentWidget.content.widgets)"
 )
 CELLS = """const cells = [...window.jupyterapp.shell.currentWidget.content.widgets].filter(c => c.model.type === 'code' && c.model.sharedModel.getSource().trim());
-return cells.map(c => [c.model.executionCount, c.promptNode ? c.promptNode.textContent : '', c.outputArea.model.toJSON().some(o => o.output_type === 'error')])"""
+return cells.map(c => [c.model.executionCount, c.promptNode ? c.promptNode.textContent : '', c.outputArea.model.toJSON().some(o => o.output_type === 'error')])"""  # noqa: E501 - a program's own lines
 
 
 def run_all_cells(driver: Any, address: str, timeout_s: float = 120) -> list[list[Any]]:

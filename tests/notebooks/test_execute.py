@@ -117,4 +117,4 @@ def test_an_unknown_parameter_is_an_error_before_anything_runs(tmp_path, capsys)
 def test_no_process_of_these_tests_is_left():
     import os
 
-    assert not [p for p in marked_pids(str(os.getpid()), execute.MARK)]
+    assert not list(marked_pids(str(os.getpid()), execute.MARK))

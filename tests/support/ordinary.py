@@ -49,7 +49,7 @@ if [ -n "$FUSE" ]; then
     mount --bind "$node/passwd" /etc/passwd
 fi
 exec setpriv --reuid UID --regid UID --clear-groups --inh-caps=-all --bounding-set=-all --no-new-privs -- "$@"
-""".replace("UID", str(UID))
+""".replace("UID", str(UID))  # noqa: E501 - a program's own lines
 
 
 @dataclass(frozen=True)

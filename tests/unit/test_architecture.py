@@ -14,10 +14,26 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted((ROOT / "labkit").rglob("*.py"))
 
 #: Rooms from the ground up. A module may import from its own room and from lower ones.
-ROOMS = (
-    "errors core net technique formats objects subject image weights device snapshot stack"
-    " decide viz bench byo lessons cli"
-).split()
+ROOMS = [
+    "errors",
+    "core",
+    "net",
+    "technique",
+    "formats",
+    "objects",
+    "subject",
+    "image",
+    "weights",
+    "device",
+    "snapshot",
+    "stack",
+    "decide",
+    "viz",
+    "bench",
+    "byo",
+    "lessons",
+    "cli",
+]
 HEIGHT = {name: height for height, name in enumerate(ROOMS)}
 
 

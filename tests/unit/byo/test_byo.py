@@ -3,6 +3,7 @@ measured."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -103,7 +104,7 @@ def test_weights_that_nobody_saw_leave_unaccounted_time_and_no_guess():
 @given(st.dictionaries(st.sampled_from(NAMES), st.floats(0, 12)), st.floats(1, 10))
 def test_spans_never_overlap_and_stay_within_the_start(at, first_token_s):
     spans = phases.attribute(moments(**at), [], 0.0, first_token_s)
-    assert all(a.end_s <= b.start_s for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a.end_s <= b.start_s for a, b in itertools.pairwise(spans))
     assert all(
         0 <= s.start_s <= s.end_s <= first_token_s and s.name in timeline.PHASES for s in spans
     )

@@ -14,7 +14,7 @@ from labkit.core import exits
 RECORDS = """6,1,10,-;traps: python[41] trap invalid opcode ip:7f10 sp:7ffd error:0 in libdnnl.so.3[7f00+10000]
 6,2,20,-;python[41]: a line of its own
 6,3,30,-;traps: python[42] general protection fault ip:0 sp:0 error:0
-"""
+"""  # noqa: E501 - a program's own lines
 
 
 @pytest.mark.parametrize(

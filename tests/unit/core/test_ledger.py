@@ -29,7 +29,7 @@ noted = subprocess.Popen(["sleep", "600"], start_new_session=True); made.note("g
 marked = subprocess.Popen(["sleep", "600"], start_new_session=True, env={**os.environ, MARK: made.mark})
 print(noted.pid, marked.pid, made.path, flush=True)
 time.sleep(600)
-"""
+"""  # noqa: E501 - a program's own lines
 
 
 def soon(condition, seconds: float = 20) -> bool:
@@ -75,7 +75,7 @@ def test_the_next_start_sweeps_what_harness_and_watchdog_left(tmp_path):
 
 
 def test_a_living_harness_is_left_alone_by_a_sweep(tmp_path):
-    process, noted, marked, path = harness(tmp_path, watched=False)
+    process, noted, _marked, path = harness(tmp_path, watched=False)
     try:
         assert (
             ledger.sweep(Workspace.at(tmp_path / "lab")) == []
@@ -253,7 +253,7 @@ def test_a_forked_child_does_not_end_what_its_parent_has_open(workspace):
 
 def test_a_deleted_workspace_is_no_hiding_place(tmp_path):
     """`safe to delete at any time`: what the run had started is ended all the same."""
-    process, noted, marked, path = harness(tmp_path, watched=True)
+    process, noted, marked, _path = harness(tmp_path, watched=True)
     subprocess.run(["rm", "-rf", str(tmp_path / "lab")], check=True)
     process.kill()
     process.wait(10)

@@ -173,7 +173,7 @@ def test_trials_of_another_stack_order_library_host_or_image_are_not_mixed_into_
         question.refuse_mixing(before, now, "x")
 
 
-def test_what_an_older_record_does_not_tell_is_said_where_it_is_compared_and_refused_where_it_is_resumed(
+def test_what_an_older_record_lacks_is_reported_when_compared_and_refused_when_resumed(
     tmp_path, capsys
 ):
     one, other = old(run_of()), run_of(seconds=1.1)

@@ -127,7 +127,7 @@ int cuCheckpointProcessLock(int pid, void *a) { if (!started) return 3; if (*(un
 int cuCheckpointProcessCheckpoint(int pid, void *a) { if (state != 1 || !zero(a, 0, 64)) return 401; state = 2; return 0; }
 int cuCheckpointProcessRestore(int pid, void *a) { if (!started) return 3; if (state != 2 || !zero(a, 0, 64)) return 401; state = 1; return 0; }
 int cuCheckpointProcessUnlock(int pid, void *a) { if (state != 1 || !zero(a, 0, 64)) return 401; state = 0; return 0; }
-"""
+"""  # noqa: E501 - a program's own lines
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,7 @@ def test_the_fake_driver_refuses_a_step_from_a_wrong_state_and_an_unknown_proces
         driver.state(os.getpid())
 
 
-def test_the_fake_driver_takes_a_process_with_another_start_time_for_one_that_criu_restored_only_when_it_was_parked(
+def test_the_fake_driver_takes_another_start_time_for_a_criu_restore_only_when_parked(
     driver, process, tmp_path
 ):
     state = tmp_path / "state" / str(process)

@@ -294,7 +294,7 @@ def test_the_page_about_the_recorded_gpu_says_what_its_records_say():
 def damaged(draw):
     doc = copy.deepcopy(record())
     for _ in range(draw(st.integers(1, 4))):
-        every = [p for p in places(doc)]
+        every = list(places(doc))
         depth = draw(st.integers(1, 8))
         path = draw(st.sampled_from([p for p in every if len(p) == depth] or every))
         parent = doc

@@ -55,7 +55,8 @@ class Guarded:
             return self.registry(request)
         wanted = (
             "Bearer"
-            f' realm="{self.realm or self.realm_url}",service="fake",scope="repository:somebody/else:pull,push",'
+            f' realm="{self.realm or self.realm_url}",service="fake",'
+            'scope="repository:somebody/else:pull,push",'
             ' Basic realm="old"'
         )
         return text(401, "log in", WWW_Authenticate=wanted)

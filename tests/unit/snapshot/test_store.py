@@ -3,6 +3,7 @@ by value."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from dataclasses import replace
@@ -144,7 +145,7 @@ def test_merged_ranges_cover_what_they_were_made_of_and_stay_apart(ranges, gap):
     merged = readahead.merge(ranges, gap)
     for offset, length in ranges:
         assert any(o <= offset and offset + length <= o + n for o, n in merged)
-    assert all(a[0] + a[1] + gap < b[0] for a, b in zip(merged, merged[1:], strict=False))
+    assert all(a[0] + a[1] + gap < b[0] for a, b in itertools.pairwise(merged))
 
 
 @pytest.mark.parametrize(

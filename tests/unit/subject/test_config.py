@@ -37,7 +37,7 @@ def test_the_8b_shape_is_llama_3_1_8b():
 @given(
     st.dictionaries(
         st.sampled_from(
-            sorted(GOOD) + ["rope_parameters", "sliding_window", "quantization_config"]
+            [*sorted(GOOD), "rope_parameters", "sliding_window", "quantization_config"]
         ),
         ANY,
         max_size=6,

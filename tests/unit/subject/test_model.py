@@ -14,17 +14,17 @@ from labkit.subject import plain  # noqa: E402
 from labkit.subject.config import LlamaConfig  # noqa: E402
 from labkit.subject.llama import Llama, generate, generate_greedy  # noqa: E402
 
-SHAPE = dict(
-    vocab_size=300,
-    hidden_size=64,
-    intermediate_size=112,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=256,
-    bos_token_id=0,
-    eos_token_id=1,
-)
+SHAPE = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 10_000.0,
