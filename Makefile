@@ -5,7 +5,7 @@ LABKIT  = $(VENV)/bin/labkit
 STAMP   = $(VENV)/.labkit-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup first report lab test lint host-tools gpu gpu-carry gpu-rehearsal bench site clean
+.PHONY: help setup first report lab test test-unit format lint host-tools gpu gpu-carry gpu-rehearsal bench site clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 15
@@ -28,12 +28,27 @@ report: setup ## run the whole lab headless on this host and leave report/index.
 lab: setup ## open the notebooks in JupyterLab
 	$(VENV)/bin/jupyter lab --notebook-dir notebooks
 
-test: setup ## every test this host can run; what it cannot run is skipped with its reason (LABKIT_REQUIRE=fuse,… makes that a failure)
-	$(VENV)/bin/python -m pytest
+# Python without a name ending: ruff finds it only when it is named.
+PROGRAMS = scripts/gpu-rehearsal
+PROSE    = docs scripts binder Makefile README.md STYLE.md CONTRIBUTING.md CHANGELOG.md
 
-lint: setup ## style, spelling and notebook format
-	$(VENV)/bin/ruff check labkit tests
-	$(VENV)/bin/codespell labkit tests notebooks docs scripts binder Makefile README.md STYLE.md
+test: setup ## every test this host can run; what it cannot run is skipped with its reason (LABKIT_REQUIRE=fuse,… makes that a failure); ROOM=weights: one room's unit tests
+	$(VENV)/bin/python -m pytest $(if $(ROOM),tests/unit/$(ROOM))
+
+test-unit: setup ## no server, no notebook, no container: what a change is tried with
+	$(VENV)/bin/python -m pytest tests/unit
+
+format: setup ## ruff format, and what ruff mends by itself
+	$(VENV)/bin/ruff format labkit tests $(PROGRAMS)
+	$(VENV)/bin/ruff check --fix labkit tests $(PROGRAMS)
+
+lint: setup ## format, style, types, imports (one way, no circles, every name there), spelling, notebook format
+	$(VENV)/bin/ruff format --check labkit tests $(PROGRAMS)
+	$(VENV)/bin/ruff check labkit tests $(PROGRAMS)
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest -q tests/unit/test_architecture.py
+	@$(VENV)/bin/python -m pytest -q --collect-only >$(VENV)/collected || { tail -40 $(VENV)/collected; exit 1; }
+	$(VENV)/bin/codespell labkit tests notebooks $(PROSE)
 	$(LABKIT) notebooks check
 
 host-tools: ## install what unlocks more (containers, FUSE, CRIU; Debian 12 or Ubuntu, root); says what it will do first
@@ -55,4 +70,4 @@ site: setup ## gallery of executed notebooks and recorded figures, as static HTM
 	$(LABKIT) site --out site
 
 clean: ## remove what was generated here (the workspace, LABKIT_HOME or ~/.cache/labkit, is left alone)
-	rm -rf .gpu-carry .gpu-rehearsal report site build *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf .gpu-carry .gpu-rehearsal report site build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
