@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from labkit.bench.engine import Measured, interleave
-from labkit.bench.load import OURS, agreed, best_other, measure, measured
+from labkit.bench.load_child import measure, measured
+from labkit.bench.load_results import OURS, agreed, best_other
 from labkit.core import cold, floor, observe
 from labkit.core.beside import scratch
 from labkit.core.ledger import Ledger

@@ -144,8 +144,8 @@ class Estimating:
 
 def _best(args: argparse.Namespace) -> Any:
     from labkit.core.workspace import Workspace
+    from labkit.stack.best_here import best_here
     from labkit.stack.compose import Stack
-    from labkit.stack.search import best_here
 
     return (
         Stack.parse(args.best)

@@ -23,19 +23,11 @@ import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from labkit.core import timeline
+from labkit.device.driver_states import TRANSITIONS, Driver, DriverRefused
 from labkit.errors import LabError, MissingCapability
-
-STATES = ("running", "locked", "checkpointed", "failed")
-#: action -> (state before, state after)
-TRANSITIONS = {
-    "lock": ("running", "locked"),
-    "checkpoint": ("locked", "checkpointed"),
-    "restore": ("checkpointed", "locked"),
-    "unlock": ("locked", "running"),
-}
 
 
 class CudaCheckpointError(LabError):
@@ -48,23 +40,6 @@ class CudaCheckpointError(LabError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.what, self.why, self.fix, self.state))
-
-
-class DriverRefused(Exception):
-    """What a driver raises for a step it did not take."""
-
-
-class Driver(Protocol):
-    """The five calls of the driver. Each raises DriverRefused; `memory_bytes` is what the process
-    holds of the GPU."""
-
-    def state(self, pid: int) -> str: ...
-    def lock(self, pid: int, timeout_ms: int) -> None: ...
-    def checkpoint(self, pid: int) -> None: ...
-    def restore(self, pid: int) -> None: ...
-    def unlock(self, pid: int) -> None: ...
-    def restore_thread(self, pid: int) -> int: ...
-    def memory_bytes(self, pid: int) -> int | None: ...
 
 
 #: CUprocessState of cuda.h, by number.

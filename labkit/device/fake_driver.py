@@ -22,7 +22,8 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from labkit.device.cuda_checkpoint import TRANSITIONS, DriverRefused
+from labkit.device.driver_states import TRANSITIONS, DriverRefused
+from labkit.device.host_memory import HostMemory
 
 LABEL = "simulated driver, assumed latencies"
 # (seconds, bytes per second)
@@ -150,8 +151,6 @@ class FakeMemory:
 
     def on_host(self, size_bytes: int) -> Any:
         import torch
-
-        from labkit.device.standby import HostMemory
 
         return HostMemory(torch.empty(size_bytes, dtype=torch.uint8), self.label)
 

@@ -23,40 +23,17 @@ import json
 import mmap
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from labkit.core import interpreter, timeline
 from labkit.core.observe import read_by_calls
 from labkit.core.plan import StepContext
+from labkit.device.host_memory import HostMemory, Memory
 from labkit.errors import TrialError
 
 #: Where a parameter begins in the arena, as torch's own allocations do.
 ALIGNED_BYTES = 512
-
-
-class Memory(Protocol):
-    """The device's memory as the standby needs it. `device`: what the server is told; `label`: ""
-    or how it is simulated."""
-
-    label: str
-    device: str
-
-    def on_host(self, size_bytes: int) -> HostMemory: ...
-    def on_device(self, size_bytes: int) -> Any: ...  # bytes; raises where the device has no room
-    def settle(self) -> None: ...  # wait for copies, give freed memory back to the driver
-    def used_bytes(self) -> int: ...
-
-
-@dataclass
-class HostMemory:
-    """`bytes`: a tensor. `how`: what kind of memory that is. `release` ends it; the tensor is not
-    to be used any more."""
-
-    bytes: Any
-    how: str
-    release: Callable[[], Any] = lambda: None
 
 
 class Cuda:

@@ -572,7 +572,7 @@ def _parsed(stack: str | Stack, space: Workspace, scenario: str, link: str, pres
     if isinstance(stack, Stack):
         return stack
     if stack.strip() == "best-here":
-        from labkit.stack.search import best_here
+        from labkit.stack.best_here import best_here
 
         return best_here(space, scenario, link, preset)
     return Stack.parse(stack)

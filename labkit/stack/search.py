@@ -16,9 +16,7 @@ Lesson: notebooks/08_stacking.
 
 from __future__ import annotations
 
-import json
 import random
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +24,13 @@ from labkit.core import host, records, stats
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, LabError, MissingCapability
 from labkit.stack.ablate import candidates, distinct, effects, put
+from labkit.stack.best_here import Found, key_of, save
 from labkit.stack.compose import Stack
 from labkit.stack.experiment import experiment
 from labkit.technique import LAYERS, technique
 
 #: Of few blocks, a ratio this near to 1 tells no gain from a loss.
 UNCLEAR = 0.15
-
-
-@dataclass(frozen=True)
-class Found:
-    stack: Stack
-    confidence: float  # share of bootstrap resamples in which it is the fastest of the last round
-    ratio: dict[str, Any]  # paired against naive
-    runner_up: str = ""
-    runs: tuple[str, ...] = ()  # record files of the rounds
-    tried: int = 0
-    missing: dict[str, str] = field(default_factory=dict)
 
 
 def search(
@@ -214,58 +202,8 @@ def verdict(
     return next(s for s in leaders if s.name == best), confidence, dict(ratio), other
 
 
-def _key(scenario: str, link: str, preset: str) -> str:
-    return f"{scenario}-{link}-{preset}".replace("/", "_")
-
-
 def _file(space: Workspace, name: str, options: dict[str, Any]) -> Path:
     return (
         space.runs
-        / f"search-{_key(options['scenario'], options['link'], options['preset'])}-{name}.json"
+        / f"search-{key_of(options['scenario'], options['link'], options['preset'])}-{name}.json"
     )
-
-
-def _saved(space: Workspace, scenario: str, link: str, preset: str) -> Path:
-    return space.artifacts / f"best-here-{_key(scenario, link, preset)}.json"
-
-
-def save(found: Found, space: Workspace, scenario: str, link: str, preset: str) -> None:
-    _saved(space, scenario, link, preset).write_text(
-        json.dumps(
-            {
-                "host": host.card()["id"],
-                "name": found.stack.name,
-                "layers": dict(found.stack.layers),
-                "confidence": found.confidence,
-                "ratio": found.ratio,
-                "runner_up": found.runner_up,
-                "runs": found.runs,
-                "tried": found.tried,
-            },
-            indent=1,
-        )
-    )
-
-
-def best_here(space: Workspace, scenario: str, link: str, preset: str) -> Stack:
-    """What the search found on this host for this scenario and link. Raises BadInput where no
-    search has run."""
-    path = _saved(space, scenario, link, preset)
-    try:
-        doc = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        doc = {}
-    layers = (
-        doc.get("layers")
-        if isinstance(doc, dict) and doc.get("host") == host.card()["id"]
-        else None
-    )
-    if not isinstance(layers, dict) or not all(
-        isinstance(k, str) and isinstance(v, str) for k, v in layers.items()
-    ):
-        raise BadInput(
-            f"best-here is not known for {scenario} on {link} with {preset}",
-            why="it is found by measuring, on this host, not declared",
-            fix=f"labkit ablate --search --scenario {scenario} --link {link} --preset {preset}",
-        )
-    return Stack("best-here", layers)

@@ -56,7 +56,7 @@ def add_inspect(parser: argparse.ArgumentParser) -> None:
 
 def inspect(args: argparse.Namespace) -> int:
     """Exit code 1 if a pickle would do more than rebuild tensors."""
-    from labkit.weights.formats.layout import read_layout
+    from labkit.weights.formats.read import read_layout
 
     layouts = [read_layout(path) for path in _files(Path(args.file))]
     for layout in layouts if not args.json else []:

@@ -179,3 +179,34 @@ def open_source(
         f"{text}: cannot read {scheme}://",
         fix="a directory, or one of " + ", ".join(s + "://" for s in SCHEMES),
     )
+
+
+def format_of(source: CheckpointSource) -> str:
+    """The format a model directory is in. safetensors first: a directory with both is read the safe
+    way."""
+    for name in ("safetensors", "pickle", "gguf", "tensorizer"):
+        single, index = LAYOUT[name]
+        if source.exists(single) or (index and source.exists(index)):
+            return name
+    raise BadInput(
+        f"no checkpoint at {source.root}",
+        why="none of " + ", ".join(single for single, _ in LAYOUT.values()) + " is there",
+        fix="labkit model make --preset small DIR",
+    )
+
+
+def shard_tensors(source: CheckpointSource, format: str, name: str) -> dict[str, Any]:
+    """All tensors of one shard, as torch tensors on the CPU."""
+    if format == "safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(source.path(name))
+    if format == "pickle":
+        import torch
+
+        return torch.load(source.path(name), map_location="cpu", weights_only=True, mmap=True)
+    raise BadInput(
+        f"{source.root} is {format}",
+        why="conversion starts from full-precision shards",
+        fix="convert from the safetensors or pickle checkpoint",
+    )

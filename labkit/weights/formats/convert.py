@@ -24,24 +24,10 @@ from typing import Any
 from labkit.core.beside import becoming
 from labkit.core.host import cpu_count
 from labkit.errors import BadInput
-from labkit.weights.source import LAYOUT, CheckpointSource, open_source
+from labkit.weights.source import LAYOUT, CheckpointSource, format_of, open_source, shard_tensors
 
 FORMATS = ("pickle", "safetensors", "gguf", "tensorizer")
 WEIGHT_SUFFIXES = (".bin", ".safetensors", ".gguf", ".tensors", ".pt", ".pth")
-
-
-def format_of(source: CheckpointSource) -> str:
-    """The format a model directory is in. safetensors first: a directory with both is read the safe
-    way."""
-    for name in ("safetensors", "pickle", "gguf", "tensorizer"):
-        single, index = LAYOUT[name]
-        if source.exists(single) or (index and source.exists(index)):
-            return name
-    raise BadInput(
-        f"no checkpoint at {source.root}",
-        why="none of " + ", ".join(single for single, _ in LAYOUT.values()) + " is there",
-        fix="labkit model make --preset small DIR",
-    )
 
 
 def convert(
@@ -93,23 +79,6 @@ def _carry(source: Path, target: Path) -> None:
             and not file.name.endswith(".index.json")
         ):
             shutil.copy2(file, target / file.name)
-
-
-def shard_tensors(source: CheckpointSource, format: str, name: str) -> dict[str, Any]:
-    """All tensors of one shard, as torch tensors on the CPU."""
-    if format == "safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(source.path(name))
-    if format == "pickle":
-        import torch
-
-        return torch.load(source.path(name), map_location="cpu", weights_only=True, mmap=True)
-    raise BadInput(
-        f"{source.root} is {format}",
-        why="conversion starts from full-precision shards",
-        fix="convert from the safetensors or pickle checkpoint",
-    )
 
 
 def all_tensors(source: CheckpointSource) -> Iterator[tuple[str, Any]]:

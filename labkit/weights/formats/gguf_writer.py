@@ -17,7 +17,7 @@ from typing import Any
 
 from labkit.errors import BadInput
 from labkit.weights.formats.gguf_names import heads_of, to_gguf, to_neighbours
-from labkit.weights.source import CheckpointSource
+from labkit.weights.source import CheckpointSource, format_of, shard_tensors
 
 WRITABLE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4")
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
@@ -29,8 +29,6 @@ def write_gguf(source: CheckpointSource, path: Path, kind: str) -> dict[str, Any
     import logging
 
     import gguf
-
-    from labkit.weights.formats.convert import format_of
 
     if kind not in WRITABLE:
         raise BadInput(
@@ -225,7 +223,7 @@ def _plan(
     there are some."""
     import gguf
 
-    from labkit.weights.formats.layout import read_layout
+    from labkit.weights.formats.read import read_layout
 
     plan = []
     for shard in source.shards(came):
@@ -258,8 +256,6 @@ def _tensors(
 ) -> None:
     import gguf
     import torch
-
-    from labkit.weights.formats.convert import shard_tensors
 
     heads = int(config["num_attention_heads"])
     kv_heads = int(config.get("num_key_value_heads") or heads)

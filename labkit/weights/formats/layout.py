@@ -15,10 +15,8 @@ touched. Lesson: notebooks/04_model_formats."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from operator import attrgetter
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from labkit.errors import BadInput
@@ -118,37 +116,3 @@ def check_places(
             f"{size_bytes - reached} bytes after the last tensor",
             why="the format ends with its last tensor; the file is damaged or carries something",
         )
-
-
-def sniff(path: str | os.PathLike[str]) -> str:
-    """safetensors, gguf or pickle, by the first bytes. Raises BadInput."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(16)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise BadInput(f"{path}: {error.strerror}", fix="give a checkpoint file") from None
-    if head[:4] == b"GGUF":
-        return "gguf"
-    if head[:4] in (b"PK\x03\x04", b"PK\x05\x06") or (
-        head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
-    ):
-        return "pickle"
-    if len(head) >= 9 and head[8:9] == b"{":
-        return "safetensors"
-    raise BadInput(
-        f"{path}: neither safetensors, GGUF nor pickle",
-        why=f"it begins with {head[:9].hex(' ') or 'nothing'}",
-        fix="labkit model inspect reads those three",
-    )
-
-
-def read_layout(path: str | os.PathLike[str]) -> Layout:
-    """The layout of a file of any of the three formats. Raises BadInput."""
-    from labkit.weights.formats import gguf_header, pickle_listing, safetensors_header
-
-    readers = {
-        "safetensors": safetensors_header.read,
-        "gguf": gguf_header.read,
-        "pickle": pickle_listing.read,
-    }
-    return readers[sniff(path)](Path(path))

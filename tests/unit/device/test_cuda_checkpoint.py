@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit.device import cuda_checkpoint as cuda
+from labkit.device.driver_states import STATES
 from labkit.device.fake_driver import FakeDriver
 from labkit.errors import MissingCapability
 
@@ -64,7 +65,7 @@ def test_any_sequence_of_steps_and_failures_keeps_driver_and_report_in_agreement
         try:
             cuda.step(driver, PID, action)
         except cuda.CudaCheckpointError as error:
-            assert error.state == driver.state(PID) in cuda.STATES
+            assert error.state == driver.state(PID) in STATES
             assert error.fix
             if before != cuda.TRANSITIONS[action][0]:
                 assert driver.state(PID) == before

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from labkit.core import host, probes
 from labkit.core.plan import LaunchPlan
 from labkit.device import standby
-from labkit.device.cuda_checkpoint import DriverRefused
+from labkit.device.driver_states import DriverRefused
 from labkit.device.fake_driver import FakeMemory
 from labkit.device.techniques import BATCHES, on_gpu
 from labkit.errors import BadInput, MissingCapability

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from labkit.cli import compare, show
 from labkit.core import printable, records
 from labkit.errors import BadInput
-from labkit.lessons import gallery, gpu_figures, gpu_record, gpu_summary, gpu_tables, report
+from labkit.lessons import (
+    gallery,
+    gpu_figures,
+    gpu_page,
+    gpu_record,
+    gpu_summary,
+    gpu_tables,
+    report,
+)
 from labkit.stack import replay
 from tests.support.gpu_records import record, results, write
 from tests.support.record_mutations import ROOT, VALUES, places
@@ -257,16 +265,16 @@ def test_show_prints_every_table_one_json_line_or_a_figure(folder, tmp_path, cap
 
 
 def test_markdown_is_made_of_every_table(folder, capsys):
-    assert gpu_record.main([]) == 0
+    assert gpu_page.main([]) == 0
     said = capsys.readouterr().out
     assert said.count("### ") == len(gpu_summary.TABLES) and "| 8b | no-image |" in said
-    assert gpu_record.main(["parked"]) == 0 and capsys.readouterr().out.count("### ") == 1
+    assert gpu_page.main(["parked"]) == 0 and capsys.readouterr().out.count("### ") == 1
 
 
 def test_the_tables_go_between_the_marks_of_a_page_and_nowhere_else(folder, tmp_path, capsys):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{gpu_record.BEGIN}\nold\n{gpu_record.END}\nafter\n")
-    assert gpu_record.main(["parked", "--into", str(page)]) == 0
+    page.write_text(f"before\n{gpu_page.BEGIN}\nold\n{gpu_page.END}\nafter\n")
+    assert gpu_page.main(["parked", "--into", str(page)]) == 0
     once = page.read_text()
     assert (
         once.startswith("before\n")
@@ -274,20 +282,20 @@ def test_the_tables_go_between_the_marks_of_a_page_and_nowhere_else(folder, tmp_
         and "old" not in once
         and "### Parked" in once
     )
-    assert gpu_record.main(["parked", "--into", str(page)]) == 0 and page.read_text() == once
+    assert gpu_page.main(["parked", "--into", str(page)]) == 0 and page.read_text() == once
     page.write_text("no marks")
     assert (
-        gpu_record.main(["--into", str(page)]) == 2
+        gpu_page.main(["--into", str(page)]) == 2
         and "no place" in capsys.readouterr().err
         and page.read_text() == "no marks"
     )
-    assert gpu_record.main(["--figure", str(tmp_path / "f.png")]) == 2
+    assert gpu_page.main(["--figure", str(tmp_path / "f.png")]) == 2
 
 
 def test_the_page_about_the_recorded_gpu_says_what_its_records_say():
     """python -m labkit.lessons.gpu_record --into docs/h100.md --figure docs/h100.png"""
     page = (ROOT / "docs" / "h100.md").read_text(encoding="utf-8")
-    assert page == gpu_record.with_tables(page, gpu_summary.markdown(gpu_record.recorded("h100")))
+    assert page == gpu_page.with_tables(page, gpu_summary.markdown(gpu_record.recorded("h100")))
 
 
 @st.composite

@@ -147,13 +147,13 @@ def test_the_search_combines_only_what_goes_together():
 def test_a_damaged_result_of_a_search_is_no_result(workspace, text):
     from labkit.core import host
     from labkit.errors import BadInput
-    from labkit.stack import search
+    from labkit.stack import best_here
 
-    search._saved(workspace, "warm-node", "loopback", "tiny").write_text(
+    best_here._saved(workspace, "warm-node", "loopback", "tiny").write_text(
         text.replace("HERE", host.card()["id"])
     )
     with pytest.raises(BadInput, match="best-here is not known"):
-        search.best_here(workspace, "warm-node", "loopback", "tiny")
+        best_here.best_here(workspace, "warm-node", "loopback", "tiny")
 
 
 def test_what_is_unclear_alone_is_tried_beside_the_others():

@@ -12,9 +12,9 @@ import sys
 import pytest
 
 from labkit import technique as techniques
-from labkit.bench import load, read_paths
+from labkit.bench import load, load_child, read_paths
 from labkit.bench.engine import Measured, document, interleave
-from labkit.bench.load import agreed, best_other
+from labkit.bench.load_results import agreed, best_other
 from labkit.core.plan import LaunchPlan
 from labkit.core.timeline import Span
 from labkit.errors import LabError
@@ -126,7 +126,7 @@ def test_whatever_an_arm_raises_is_its_own_failure_and_all_that_was_measured_is_
 
 def test_a_child_that_says_nothing_useful_ends_in_its_own_last_words(monkeypatch):
     monkeypatch.setattr(
-        load,
+        load_child,
         "module",
         lambda name: [
             sys.executable,
@@ -139,16 +139,18 @@ def test_a_child_that_says_nothing_useful_ends_in_its_own_last_words(monkeypatch
         ],
     )
     with pytest.raises(LabError, match="no driver"):
-        load.measure(LOADERS["safetensors"], "/m", "/m", "cuda", 1000, {}, {})
+        load_child.measure(LOADERS["safetensors"], "/m", "/m", "cuda", 1000, {}, {})
 
 
 def test_a_child_that_hangs_is_ended(monkeypatch):
-    monkeypatch.setattr(load, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(load_child, "PATIENCE_S", 0.2)
     monkeypatch.setattr(
-        load, "module", lambda name: [sys.executable, "-c", "import time; time.sleep(600)", name]
+        load_child,
+        "module",
+        lambda name: [sys.executable, "-c", "import time; time.sleep(600)", name],
     )
     with pytest.raises(LabError, match="did not load"):
-        load.measure(LOADERS["safetensors"], "/m", "/m", "cpu", 1000, {}, {})
+        load_child.measure(LOADERS["safetensors"], "/m", "/m", "cpu", 1000, {}, {})
 
 
 def test_every_loader_of_the_catalog_names_a_function_that_exists():
