@@ -38,7 +38,7 @@ from labkit.bench import read_paths
 from labkit.bench.engine import Measured, document, interleave
 from labkit.bench.load_child import measure, measured
 from labkit.bench.load_results import OURS, agreed, best_other
-from labkit.core import cold, floor
+from labkit.core import cold, rates
 from labkit.core.arguments import bucket_url, directory, names
 from labkit.core.ledger import Ledger
 from labkit.core.workspace import Workspace
@@ -256,7 +256,7 @@ class _Floors:
 
     def __init__(self, device: str, directory: Path, ledger: Ledger):
         self.on_device = device != "cpu"
-        self.rates: dict[str, Any] = floor.device() if self.on_device else floor.memory(256 << 20)
+        self.rates: dict[str, Any] = rates.device() if self.on_device else rates.memory(256 << 20)
         self.disk: Any = (read_paths.BufferFloor if self.on_device else read_paths.DiskFloor)(
             directory, ledger
         )

@@ -19,7 +19,7 @@ from typing import Any
 
 from labkit.bench import read_paths
 from labkit.bench.engine import Measured
-from labkit.core import floor, free_memory
+from labkit.core import free_memory, rates
 from labkit.core.interpreter import module
 from labkit.core.timeline import Span
 from labkit.errors import LabError
@@ -221,7 +221,7 @@ def _touch(model: Any, device: str) -> None:
         return
     for p in model.parameters():
         if p.numel():
-            floor.look_at(
+            rates.look_at(
                 memoryview(
                     (ctypes.c_ubyte * (p.numel() * p.element_size())).from_address(p.data_ptr())
                 )

@@ -19,7 +19,7 @@ from typing import Any
 from labkit.bench.engine import Measured, interleave
 from labkit.bench.load_child import measure, measured
 from labkit.bench.load_results import OURS, agreed, best_other
-from labkit.core import cold, floor, observe
+from labkit.core import cold, observe, rates
 from labkit.core.beside import scratch
 from labkit.core.ledger import Ledger
 from labkit.core.workspace import Workspace
@@ -53,7 +53,7 @@ def from_bucket(
         floor_s = (
             link.floor_s(size, 10**6)
             if link.shaped
-            else size / floor.loopback()["loopback_bytes_per_s"]
+            else size / rates.loopback()["loopback_bytes_per_s"]
         )
         arms: dict[str, Any] = {}
         for name in names:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from labkit.core import cold, floor, free_memory
+from labkit.core import cold, free_memory, rates
 from labkit.core.ledger import Ledger
 from labkit.core.subprocess_call import run_in_subprocess
 from labkit.errors import LabError
@@ -40,8 +40,8 @@ def seconds(paths: Sequence[Path], road: str) -> float:
         )
     free_memory.prefault(needed_bytes(sum(path.stat().st_size for path in paths)))
     if road == "mapped":
-        return floor.mapped_read(paths)[1]
-    return floor.direct_read(paths, int(road.split()[1]), block_bytes=BLOCK_BYTES, fresh=True)[1]
+        return rates.mapped_read(paths)[1]
+    return rates.direct_read(paths, int(road.split()[1]), block_bytes=BLOCK_BYTES, fresh=True)[1]
 
 
 def seconds_beside_torch(paths: Sequence[Path], road: str) -> float:
@@ -78,7 +78,7 @@ def seconds_into_buffers(paths: Sequence[Path], depth: int) -> float:
     """To read all of these files, evicted before, past the page cache into `depth` buffers in huge
     pages, used again and again: as a load to a device may. For `apart`."""
     cold.set_cache_state(paths, "cold", caches=False)
-    return floor.direct_read(paths, depth, block_bytes=BUFFER_BYTES, huge=True)[1]
+    return rates.direct_read(paths, depth, block_bytes=BUFFER_BYTES, huge=True)[1]
 
 
 class BufferFloor:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from labkit.core import cold, floor
+from labkit.core import cold, rates
 from labkit.core.beside import scratch
 
 PART_BYTES = 1 << 20
@@ -34,7 +34,7 @@ def disk(
         for row in rows:
             cold.evict(paths, caches=False)
             row["seconds"].append(
-                floor.direct_read(paths, row["readers"], block_bytes=block_bytes)[1]
+                rates.direct_read(paths, row["readers"], block_bytes=block_bytes)[1]
             )
     return rows
 

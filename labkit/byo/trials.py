@@ -31,7 +31,18 @@ from typing import Any
 
 from labkit.byo import phases, servers
 from labkit.byo.observe import StartObserver, listening
-from labkit.core import client, cold, floor, host, observe, question, records, secrets, timeline
+from labkit.core import (
+    client,
+    cold,
+    floor,
+    host,
+    observe,
+    question,
+    rates,
+    records,
+    secrets,
+    timeline,
+)
 from labkit.core.ledger import MARK, Ledger
 from labkit.core.records import Run, Trial
 from labkit.core.workspace import Workspace
@@ -166,7 +177,7 @@ def run(
         )
         request, expected, cold_paths = rehearse(server, ledger, timeout_s)
         tell("note", "measuring this host's floors")
-        made = replace(made, floors=made.floors or floor.measure(space))
+        made = replace(made, floors=made.floors or rates.measure(space))
         done = {t.block for t in made.trials}
         for block in (b for b in range(blocks) if b not in done):
             tell("trial_started", server.kind.name, block, blocks)
@@ -555,7 +566,7 @@ def judged(
         facts=facts,
         tokens=answer.tokens,
         unaccounted_s=round((end - t0) - timeline.union_s(spans, t0, end), 6),
-        floors=floor.phase_floors({"load": weights_bytes}, rates, "loopback", scenario),
+        floors=floor.phase_floors({"load": weights_bytes}, rates, None, scenario),
     )
     if not evidence[0]["engaged"]:
         return replace(

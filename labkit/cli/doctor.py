@@ -61,12 +61,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _disk() -> tuple[dict[str, Any], LabError | None]:
     """Rates of the workspace's disk, or why there are none."""
-    from labkit.core import floor
+    from labkit.core import rates
     from labkit.core.refusals import refusal
     from labkit.core.workspace import Workspace
 
     try:
-        return floor.disk(Workspace.default()), None
+        return rates.disk(Workspace.default()), None
     except Exception as error:
         said = refusal(error)
         if said is None:

@@ -32,7 +32,7 @@ from labkit.core.workspace import place
 @functools.cache
 def card() -> dict[str, Any]:
     """The host card: JSON-able, no secrets, no names of people or machines. `disk.read_bytes_per_s`
-    is None until measured (`floor.measure`)."""
+    is None until measured (`rates.measure`)."""
     made: dict[str, Any] = {
         "cpu": _cpu(),
         "memory_bytes": memory_bytes(),

@@ -26,6 +26,7 @@ from labkit.decide.advise import Advice, advise
 from labkit.decide.holdout import hold_out
 from labkit.decide.predict import Forecast, Model, model_of, sizes_of
 from labkit.errors import BadInput
+from labkit.net.link import Link
 
 GIVEN, MEASURED, ASSUMED, EXAMPLE = "given", "measured", "assumed", "example"
 #: Used where the reader gave nothing and records cannot know it. Each is shown as assumed, with its
@@ -302,7 +303,7 @@ def _floors(
     found = floor.phase_floors(
         {k: int(v) for k, v in sizes.items() if v},
         rates,
-        f"{link:.0f}B/s" if link else "",
+        Link("", link) if link else None,
         scenario,
     )
     return {p: s for p, s in found.items() if p in forecast.phases}

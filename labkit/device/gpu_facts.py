@@ -6,7 +6,7 @@ buses.
 
 Nothing is assumed: every question has a time limit of its own, and one that fails leaves its reason
 in the place of its answer. Serial numbers and UUIDs of the card are left out. Limits: none of its
-own; rates are measured by `labkit.core.floor`. Lesson: notebooks/06_gpu_init."""
+own; rates are measured by `labkit.core.rates`. Lesson: notebooks/06_gpu_init."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from labkit.core import capabilities, floor, host, proc, secrets, timeline
+from labkit.core import capabilities, host, proc, rates, secrets, timeline
 from labkit.core.workspace import Workspace
 
 ASKED = (
@@ -93,9 +93,9 @@ def facts() -> dict[str, Callable[[], Any]]:
         "criu_check": lambda: _said(["criu", "check"], 20),
         "criu_check_all": lambda: _said(["criu", "check", "--all"], 20),
         "devices": lambda: sorted(str(p) for p in Path("/dev").glob("nvidia*")),
-        "memory_rate": lambda: floor.memory(256 << 20),
-        "disk": lambda: {**_where(space.root), **floor.disk(space, 2 << 30, at_most_s=6.0)},
-        "bus": floor.device,
+        "memory_rate": lambda: rates.memory(256 << 20),
+        "disk": lambda: {**_where(space.root), **rates.disk(space, 2 << 30, at_most_s=6.0)},
+        "bus": rates.device,
         "shm": lambda: _where(Path("/dev/shm")),
         "nvidia_smi_q": lambda: _smi_q(),
     }

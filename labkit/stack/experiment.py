@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.core import cold, floor, host, question, records, secrets
+from labkit.core import cold, floor, host, question, rates, records, secrets
 from labkit.core.beside import scratch
 from labkit.core.ledger import Ledger
 from labkit.core.plan import LaunchPlan, device_from_args
@@ -271,7 +271,7 @@ class ExperimentRunner:
                     self.unmade[stack.name] = self.missing[stack.name] = error
         subject = self._serve(subject)
         self.tell("note", "measuring this host's floors")
-        run = replace(run, floors=run.floors or floor.measure(self.space))
+        run = replace(run, floors=run.floors or rates.measure(self.space))
         return run, {
             s.name: self._plan(s, subject, tokens)
             for s in what.stacks

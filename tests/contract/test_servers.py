@@ -35,7 +35,7 @@ SOURCES = sorted(p for p in ROOT.rglob("*.py"))
 #: One end of a measurement with itself; a probe for a free port; a Unix socket in a private folder,
 #: which reads nothing and sends one line.
 NO_SERVERS = {
-    "core/floor.py",
+    "core/rates.py",
     "core/trial.py",
     "bench/pull_rivals.py",
     "image/lazyfs/techniques.py",

@@ -29,7 +29,7 @@ def _only_weights(monkeypatch):
     )
     # floors have tests of their own
     monkeypatch.setattr(
-        "labkit.byo.trials.floor.measure", lambda space: {"disk_read_bytes_per_s": 1e9}
+        "labkit.byo.trials.rates.measure", lambda space: {"disk_read_bytes_per_s": 1e9}
     )
 
 

@@ -255,7 +255,7 @@ def test_on_a_gpu_the_floor_of_a_load_is_the_slower_of_disk_and_bus():
 
 
 def test_the_benchs_floors_on_a_gpu_name_what_bounds_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(load.floor, "device", lambda: {"h2d_pinned_bytes_per_s": 50e9})
+    monkeypatch.setattr(load.rates, "device", lambda: {"h2d_pinned_bytes_per_s": 50e9})
     floors = load._Floors("cuda", tmp_path, None)
     floors.disk.rate, floors.disk.road = 2e9, "direct 8"
     assert (floors.rate("cold"), floors.rate("warm")) == (2e9, 50e9) and floors.by(
@@ -263,7 +263,7 @@ def test_the_benchs_floors_on_a_gpu_name_what_bounds_them(tmp_path, monkeypatch)
     ) == "cold: the disk (direct 8); warm: the bus from pinned memory"
     floors.disk.rate = 90e9
     assert floors.rate("cold") == 50e9 and "cold: the bus" in floors.by(["cold"])
-    monkeypatch.setattr(load.floor, "device", lambda: {"h2d_failed": "no driver"})
+    monkeypatch.setattr(load.rates, "device", lambda: {"h2d_failed": "no driver"})
     assert load._Floors("cuda", tmp_path, None).rate("warm") == 0 and "no driver" in load._Floors(
         "cuda", tmp_path, None
     ).by(["warm"])
