@@ -98,14 +98,10 @@ class Node:
 
     def fuse_mounts(self) -> list[str]:
         """Mount points of the snapshotter's own FUSE file systems."""
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-            fields = [
-                (line.split(" ")[4], line.partition(" - ")[2].split(" ")[0]) for line in lines
-            ]
         return [
-            point
-            for point, kind in fields
-            if point.startswith(str(self.home) + "/") and kind.startswith("fuse")
+            mount["point"]
+            for mount in mounts_of("self")
+            if mount["point"].startswith(f"{self.home}/") and mount["kind"].startswith("fuse")
         ]
 
     def log(self) -> str:
@@ -182,10 +178,8 @@ def _write_config(node: Node, stargz: bool, registry: str) -> None:
 
 
 def _short(ledger: Ledger) -> Path:
-    above, name = (
-        os.path.realpath(os.environ.get("TMPDIR") or tempfile.gettempdir()),
-        f"ctd-{os.getpid()}-{next(_runs)}",
-    )
+    above = os.path.realpath(os.environ.get("TMPDIR") or tempfile.gettempdir())
+    name = f"ctd-{os.getpid()}-{next(_runs)}"
     return Path(above) / (name if ledger.token in above else f"{name}-{ledger.token}")
 
 
@@ -206,30 +200,12 @@ def start(folder: Path, ledger: Ledger, *, registry: str = "", stargz: bool = Fa
     spread(snapshots)
     try:
         if stargz:
-            _start(
-                node,
-                ledger,
-                "stargz",
-                [
-                    "containerd-stargz-grpc",
-                    "-address",
-                    str(node.run / "s.sock"),
-                    "-root",
-                    str(folder / "stargz"),
-                    "-config",
-                    str(folder / "stargz.toml"),
-                    "-log-level",
-                    "debug",
-                ],
-                node.run / "s.sock",
-            )
-        _start(
-            node,
-            ledger,
-            "containerd",
-            ["containerd", "--config", str(folder / "config.toml")],
-            node.run / "c.sock",
-        )
+            sock = node.run / "s.sock"
+            command = ["containerd-stargz-grpc", "-address", str(sock)]
+            command += ["-root", str(folder / "stargz"), "-config", str(folder / "stargz.toml")]
+            _start(node, ledger, "stargz", [*command, "-log-level", "debug"], sock)
+        command = ["containerd", "--config", str(folder / "config.toml")]
+        _start(node, ledger, "containerd", command, node.run / "c.sock")
     except BaseException:
         stop(node)
         raise
@@ -255,11 +231,9 @@ def stop(node: Node) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     node.processes.clear()
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        left = [line.split(" ")[4] for line in lines]
-    for point in reversed(left):
-        if point.startswith((f"{node.home}/", f"{node.run}/")):
-            unmount(point)
+    for mount in reversed(mounts_of("self")):
+        if mount["point"].startswith((f"{node.home}/", f"{node.run}/")):
+            unmount(mount["point"])
     for folder in (node.run, node.home):
         remove_tree(folder)
         shutil.rmtree(folder, ignore_errors=True)
@@ -318,8 +292,8 @@ def run_command(
     return int(pid_file.read_text())
 
 
-def mounts_of(pid: int) -> list[dict[str, Any]]:
-    """The task's mount table: [{"point", "kind", "options"}]."""
+def mounts_of(pid: int | str) -> list[dict[str, str]]:
+    """A process's mount table: [{"point", "kind", "options"}]."""
     found = []
     for line in Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape").splitlines():
         left, _, right = line.partition(" - ")

@@ -24,6 +24,7 @@ from labkit.errors import TrialError
 from labkit.image import containerd, oci
 from labkit.image.distribution import find_manifest
 from labkit.image.runtimes.server import host_binds
+from labkit.image.traffic import blob_traffic
 
 
 class _FileLines:
@@ -42,12 +43,7 @@ def _sent_bytes(ctx: StepContext) -> int:
         contextlib.suppress(OSError, ValueError),
         urllib.request.urlopen(ctx.state["registry"] + "/_labkit/stats", timeout=5) as reply,
     ):
-        by_path = json.loads(reply.read()).get("by_path", {})
-        return sum(
-            c.get("bytes_sent", 0)
-            for path, c in by_path.items()
-            if "/v2/" in path and "/blobs/" in path
-        )
+        return blob_traffic(json.loads(reply.read())).bytes_sent
     return -1
 
 
@@ -64,11 +60,8 @@ def _make_ready(ctx: StepContext, stargz: bool) -> None:
 
 
 def _image(ctx: StepContext, reference: str) -> str:
-    return (
-        ctx.state["registry"].partition("://")[2]
-        + "/"
-        + (reference or ctx.state["image_reference"])
-    )
+    host = ctx.state["registry"].partition("://")[2]
+    return f"{host}/{reference or ctx.state['image_reference']}"
 
 
 def pull(ctx: StepContext, reference: str = "") -> dict[str, Any]:

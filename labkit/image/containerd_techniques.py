@@ -17,6 +17,7 @@ from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
 from labkit.image.runtimes.techniques import availability
 from labkit.image.techniques import ImageTechnique
+from labkit.image.traffic import blob_traffic
 from labkit.technique import Artifact, Availability, Claim, Evidence, Observation, Subject, register
 
 START = "labkit.image.containerd_steps:start"
@@ -27,8 +28,7 @@ WARM = ("warm-node", "hot-node")
 
 
 def _blob_bytes(seen: Observation) -> int:
-    by_path = seen.stores.get("registry", {}).get("by_path", {})
-    return sum(c.get("bytes_sent", 0) for path, c in by_path.items() if "/blobs/" in path)
+    return blob_traffic(seen.stores.get("registry", {})).bytes_sent
 
 
 def _only_fresh(plan: LaunchPlan, name: str) -> None:
@@ -58,10 +58,8 @@ class ContainerdPull(ImageTechnique):
         )
 
     def verify(self, seen: Observation) -> Evidence:
-        whole, before = (
-            seen.plan.floors_bytes.get("pull", 0),
-            seen.facts.get("pull", {}).get("registry_bytes", 0),
-        )
+        whole = seen.plan.floors_bytes.get("pull", 0)
+        before = seen.facts.get("pull", {}).get("registry_bytes", 0)
         started = seen.facts.get("start", {})
         facts = {
             "registry_bytes": _blob_bytes(seen),

@@ -20,6 +20,7 @@ from labkit.core.workspace import Workspace
 from labkit.image import oci
 from labkit.image.oci_layout import Layout
 from labkit.image.techniques import ImageTechnique
+from labkit.image.traffic import blob_traffic
 from labkit.technique import Artifact, Claim, Evidence, Observation, Subject, register
 
 PREFIX = "images"
@@ -104,18 +105,12 @@ class ObjectPull(ImageTechnique):
     def verify(self, seen: Observation) -> Evidence:
         if seen.plan.scenario != "fresh-node":
             return self.engaged_on_warm_node(seen)
-        bucket = seen.stores.get("bucket", {})
-        blobs = [c for path, c in bucket.get("by_path", {}).items() if "/blobs/sha256/" in path]
-        sent, requests = sum(c["bytes_sent"] for c in blobs), sum(c["requests"] for c in blobs)
+        sent, requests, blobs = blob_traffic(seen.stores.get("bucket", {}))
         whole, pulled = seen.plan.floors_bytes.get("pull@link", 0), seen.facts.get("pull", {})
-        registry = sum(
-            c["bytes_sent"]
-            for path, c in seen.stores.get("registry", {}).get("by_path", {}).items()
-            if "/blobs/" in path
-        )
+        registry = blob_traffic(seen.stores.get("registry", {})).bytes_sent
         ok = (
             sent >= whole > 0
-            and requests > len(blobs)
+            and requests > blobs
             and not registry
             and pulled.get("connections", 0) > 1
             and pulled.get("written_bytes", 0) > 0

@@ -24,7 +24,7 @@ from labkit.core.interpreter import module
 from labkit.core.ledger import unmount
 from labkit.core.plan import StepContext
 from labkit.errors import BadInput, MissingCapability, TransferError, TrialError
-from labkit.image.lazyfs.stats import prefetched
+from labkit.image.lazyfs import stats
 from labkit.image.runtimes.server import drain
 
 _KINDS = {kind.__name__: kind for kind in (BadInput, MissingCapability, TransferError)}
@@ -43,7 +43,7 @@ def resident(ctx: StepContext, **_args: Any) -> None:
         env={**os.environ, "PYTHONPATH": here},
         cwd="/",
     )
-    noted = ctx.ledger.note("process", process.pid)
+    entry = ctx.ledger.note("process", process.pid)
 
     def end() -> None:
         with contextlib.suppress(OSError):
@@ -53,7 +53,7 @@ def resident(ctx: StepContext, **_args: Any) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        ctx.ledger.done(noted)
+        ctx.ledger.done(entry)
 
     ctx.on_stop(end)
     assert process.stdout and process.stderr
@@ -73,9 +73,9 @@ def mount_image(
         resident(ctx)
     process = ctx.state["lazyfs_process"]
     reference = reference or f"{ctx.state['registry']}/{ctx.state['image_reference']}"
-    target, stats = ctx.node / "rootfs", ctx.node / "lazyfs.json"
+    target, counters = ctx.node / "rootfs", ctx.node / "lazyfs.json"
     target.mkdir(parents=True, exist_ok=True)
-    mounted = ctx.ledger.note("mount", target)
+    entry = ctx.ledger.note("mount", target)
 
     def end() -> None:
         with contextlib.suppress(OSError):
@@ -83,7 +83,7 @@ def mount_image(
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(5)
         unmount(target)
-        ctx.ledger.done(mounted)
+        ctx.ledger.done(entry)
 
     ctx.on_stop(end)
     argv = [
@@ -92,7 +92,7 @@ def mount_image(
         "--cache",
         cache or str(ctx.node / "blobs"),
         "--stats",
-        str(stats),
+        str(counters),
         *(options or []),
     ]
     line = b""
@@ -113,10 +113,10 @@ def mount_image(
     ctx.state["rootfs"], ctx.state["image_config"], ctx.state["lazyfs_stats"] = (
         str(target),
         reply.pop("config"),
-        str(stats),
+        str(counters),
     )
-    ctx.state["link_free_when"] = str(prefetched(stats))
-    return {"stats": str(stats), **reply}
+    ctx.state["link_free_when"] = str(stats.prefetched(counters))
+    return {"stats": str(counters), **reply}
 
 
 mount_image.pre_start = resident  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core.beside import becoming, scratch
-from labkit.core.ledger import MARK, Ledger
+from labkit.core.ledger import MARK
 from labkit.core.plan import LaunchPlan, Step, StepContext
 from labkit.core.workspace import Workspace
 from labkit.errors import TrialError
@@ -26,11 +26,12 @@ from labkit.image import access_record
 from labkit.image.estargz import layer_cache
 from labkit.image.estargz.convert import convert
 from labkit.image.lazyfs import stats
-from labkit.image.lazyfs.step import mount_image
+from labkit.image.lazyfs.lone_mount import mounted
 from labkit.image.oci_layout import Layout
 from labkit.image.runtimes import process
 from labkit.image.runtimes.techniques import availability
 from labkit.image.techniques import ImageTechnique
+from labkit.image.traffic import blob_traffic
 from labkit.technique import Artifact, Availability, Claim, Evidence, Observation, Subject, register
 
 CHUNK_BYTES = 1 << 20
@@ -52,31 +53,17 @@ def record_start(
 ) -> list[access_record.Access]:
     """Start the subject's server once from a lazy mount of the layout; what it touched up to its
     first token, in order."""
-    with Ledger.open(workspace) as ledger, scratch("record-", workspace.nodes) as node:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        ctx = StepContext(
-            node=node,
-            port=port,
-            timeline_path=node / "timeline",
-            ledger=ledger,
-            server_env={MARK: ledger.mark},
-            server_args=["--model", str(model_dir), "--host", "127.0.0.1", "--port", str(port)],
-            server_binds=[],
-        )
-        try:
-            mount_image(
-                ctx,
-                f"oci:{layout.path}:{name}",
-                ["--record", str(node / "record"), "--no-background", "--read-ahead-kb", "128"],
-            )
-            process.start(ctx)
-            _first_token(port, timeout_s, ctx)
-        finally:
-            for end in reversed(ctx._ends):
-                end()
-        return access_record.read(node / "record")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    reference, options = f"oci:{layout.path}:{name}", ("--no-background", "--read-ahead-kb", "128")
+    with mounted(reference, *options, workspace=workspace) as mount:
+        ctx = mount.ctx
+        ctx.port, ctx.server_env = port, {MARK: ctx.ledger.mark}
+        ctx.server_args = ["--model", str(model_dir), "--host", "127.0.0.1", "--port", str(port)]
+        process.start(ctx)
+        _first_token(port, timeout_s, ctx)
+        return mount.end()[0]
 
 
 def _first_token(port: int, timeout_s: float, ctx: StepContext) -> None:
@@ -213,12 +200,7 @@ class EstargzLazy(ImageTechnique):
         if seen.plan.scenario != "fresh-node":
             return self.engaged_on_warm_node(seen)
         whole = seen.plan.state.get("lazy_image_bytes", 0)
-        blobs = [
-            c
-            for path, c in seen.stores.get("registry", {}).get("by_path", {}).items()
-            if "/blobs/" in path
-        ]
-        sent = sum(c["bytes_sent"] for c in blobs)
+        sent = blob_traffic(seen.stores.get("registry", {})).bytes_sent
         fuse = [line for line in seen.proc.get("mounts", []) if " fuse.labkit " in line]
         counted = stats.read(seen.facts.get("mount", {}).get("stats", ""))
         facts = {

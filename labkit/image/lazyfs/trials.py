@@ -16,25 +16,24 @@ from __future__ import annotations
 import random
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from labkit.core import capabilities
 from labkit.core.beside import scratch
 from labkit.core.ledger import Ledger, marked
-from labkit.core.plan import StepContext
 from labkit.core.workspace import Workspace
-from labkit.errors import MissingCapability, TrialError
+from labkit.errors import TrialError
 from labkit.image import access_record
 from labkit.image.estargz import layout as shape
 from labkit.image.estargz import reader
 from labkit.image.estargz.convert import convert
 from labkit.image.estargz.layer_cache import Options
 from labkit.image.layers import LayerEntry, write_image, write_layer
-from labkit.image.lazyfs import stats
-from labkit.image.lazyfs.step import mount_image
+from labkit.image.lazyfs import lone_mount
+from labkit.image.lazyfs.lone_mount import LoneMount
 from labkit.image.oci_layout import Layout
 from labkit.image.publish import publish_image
 from labkit.image.pull import pull_into
@@ -47,37 +46,15 @@ NAME = "lab/share:latest"
 
 def need_fuse() -> None:
     """Raises MissingCapability where this host cannot mount."""
-    found = capabilities.capability("fuse")
-    if not found.ok:
-        raise MissingCapability(f"FUSE: {found.missing}", why=found.why, fix=found.fix)
+    capabilities.require("fuse")
 
 
-@contextmanager
 def mounted(
     reference: str, *options: str, workspace: Workspace | None = None
-) -> Iterator[StepContext]:
-    """The node agent's mount step without an agent: ctx.state["rootfs"], ["image_config"],
-    ["lazyfs_stats"]."""
+) -> AbstractContextManager[LoneMount]:
+    """`lone_mount.mounted` in the user's workspace. Raises MissingCapability."""
     need_fuse()
-    space = workspace or Workspace.default()
-    with Ledger.open(space) as ledger, scratch("lazy-", space.nodes) as node:
-        ctx = StepContext(
-            node=node,
-            port=0,
-            timeline_path=node / "timeline",
-            ledger=ledger,
-            server_args=[],
-            server_env={},
-            server_binds=[],
-        )
-        try:
-            ctx.state["mount_facts"] = mount_image(
-                ctx, reference, ["--record", f"{node}/record", *options]
-            )
-            yield ctx
-        finally:
-            for end in reversed(ctx._ends):
-                end()
+    return lone_mount.mounted(reference, *options, workspace=workspace or Workspace.default())
 
 
 def run_from(
@@ -89,7 +66,8 @@ def run_from(
 ) -> dict[str, Any]:
     """Run the image's interpreter with `program` from a fresh lazy mount: {"mount_s", "run_s",
     "record", "stats"}."""
-    with mounted(reference, *options, workspace=workspace) as ctx:
+    with mounted(reference, *options, workspace=workspace) as mount:
+        ctx = mount.ctx
         config = ctx.state["image_config"]
         python = (config["config"].get("Entrypoint") or config["config"].get("Cmd"))[0]
         config["config"] = {**config["config"], "Entrypoint": [python], "Cmd": None}
@@ -107,13 +85,9 @@ def run_from(
         run_s = time.monotonic() - began_s
         if done.returncode:
             raise TrialError("the program did not run from the lazy mount", why=done.stderr[-1000:])
-        ctx._ends.pop()()  # unmounting writes the record
-        record, counted = (
-            access_record.read(ctx.node / "record"),
-            stats.read(ctx.state["lazyfs_stats"]),
-        )
+        record, counted = mount.end()
     return {
-        "mount_s": ctx.state["mount_facts"]["mount_s"],
+        "mount_s": mount.facts["mount_s"],
         "run_s": run_s,
         "record": [a.as_json() for a in record],
         "stats": counted,
@@ -245,12 +219,13 @@ def crossover(
                         "--no-prefetch",
                         "--no-background",
                         workspace=space,
-                    ) as ctx:
-                        ready_s = ctx.state["mount_facts"]["mount_s"]
+                    ) as mount:
+                        ready_s = mount.facts["mount_s"]
+                        rootfs = Path(mount.ctx.state["rootfs"])
                         # the mount's process is resident on a node: its start is not counted
                         began_s = time.monotonic()
                         for name in order[: max(1, round(share * files))]:
-                            (Path(ctx.state["rootfs"]) / name).read_bytes()
+                            (rootfs / name).read_bytes()
                         rows.append(
                             {
                                 "link": link,

@@ -155,11 +155,8 @@ def main() -> None:
         signal.signal(passed_on, lambda number, _frame: os.kill(child, number))
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
-        (
+        if os.WTERMSIG(status) != signal.SIGKILL:
             signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
-            if os.WTERMSIG(status) != signal.SIGKILL
-            else None
-        )
         os.kill(os.getpid(), os.WTERMSIG(status))
     os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 125)
 
