@@ -27,7 +27,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from labkit.core import secrets
 from labkit.core.ledger import MARK, Ledger, remove_tree, unmount
@@ -57,7 +56,7 @@ class Node:
     # strikes what was taken down off the ledger
     forget: list[Callable[[], None]] = field(default_factory=list)
 
-    def note(self, ledger: Ledger, kind: str, target: Any) -> None:
+    def note(self, ledger: Ledger, kind: str, target: int | Path) -> None:
         entry = ledger.note(kind, target)
         self.forget.append(lambda: ledger.done(entry))
 

@@ -51,7 +51,7 @@ def digest_of(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def check_digest(text: Any) -> str:
+def check_digest(text: object) -> str:
     """The digest itself, when it is one. It becomes a file name and a URL: nothing else may
     pass."""
     if not isinstance(text, str) or not _DIGEST.match(text):
@@ -160,7 +160,7 @@ class Manifest:
         return canonical(doc)
 
 
-def canonical(doc: Any) -> bytes:
+def canonical(doc: object) -> bytes:
     """One spelling of a document, so that the same content has the same digest."""
     return json.dumps(doc, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode(
         "utf-8", "surrogatepass"
@@ -185,7 +185,7 @@ def parse_document(raw: bytes, name: str) -> dict[str, Any]:
     return doc
 
 
-def _strings(doc: Any, name: str) -> dict[str, str]:
+def _strings(doc: object, name: str) -> dict[str, str]:
     if doc is None:
         return {}
     if not isinstance(doc, dict) or not all(isinstance(v, str) for v in doc.values()):
@@ -193,7 +193,7 @@ def _strings(doc: Any, name: str) -> dict[str, str]:
     return dict(doc)
 
 
-def parse_descriptor(doc: Any, name: str = "descriptor") -> Descriptor:
+def parse_descriptor(doc: object, name: str = "descriptor") -> Descriptor:
     if not isinstance(doc, dict):
         raise BadInput(f"{name} is not an object")
     size, kind = doc.get("size"), doc.get("mediaType")

@@ -82,10 +82,10 @@ def _refuse(offence: str) -> BadInput:
     )
 
 
-def clean_name(raw: Any) -> str:
+def clean_name(raw: object) -> str:
     """`./usr//bin/` -> `usr/bin`. Raises BadInput for names that leave the root or that no file can
     have."""
-    if type(raw) is not str or len(raw) > 4096:
+    if not isinstance(raw, str) or len(raw) > 4096:
         raise _refuse(f"a name that is no name: {str(raw)[:60]!r}")
     if _CLEAN(raw):  # nearly all of them
         return raw
@@ -206,8 +206,8 @@ def parse(raw: bytes, toc_offset: int) -> Toc:
     return Toc(entries, toc_offset, landmark.chunks[0].start if landmark else 0)
 
 
-def _entry(item: dict[str, Any], name: str, kind: Any) -> TOCEntry:
-    if type(kind) is not str or kind not in KINDS:
+def _entry(item: dict[str, Any], name: str, kind: object) -> TOCEntry:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise _refuse(f"{name[:80]!r} is of the unknown type {str(kind)[:20]!r}")
     modtime = item.get("modtime", "")
     if type(modtime) is not str:

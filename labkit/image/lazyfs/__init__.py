@@ -12,6 +12,8 @@ touched.
     serve      the request loop
     stats      what was sent, from where, and who waited
     session    an image reference to a mounted directory, in a process of its own
+    step       the node agent's: that process, and what it mounted
+    lone_mount the same without an agent; trials are run on it
 
     REF=http://127.0.0.1:5000/lab/subject:esgz
     python -m labkit.image.lazyfs $REF /mnt/image --cache DIR --stats FILE

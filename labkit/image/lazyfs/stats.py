@@ -21,7 +21,7 @@ from typing import Any
 
 
 class Stats:
-    def __init__(self, path: str | os.PathLike[str] | None = None, **about: Any):
+    def __init__(self, path: str | os.PathLike[str] | None = None, **about: object):
         self.path, self.about = (Path(path) if path else None), about
         self.bytes: Counter[str] = Counter()
         self.hits: Counter[str] = Counter()
