@@ -29,7 +29,7 @@ lab: setup ## open the notebooks in JupyterLab
 	$(VENV)/bin/jupyter lab --notebook-dir notebooks
 
 # Python without a name ending: ruff finds it only when it is named.
-PROGRAMS = scripts/gpu-rehearsal
+PROGRAMS = setup.py scripts/gpu-rehearsal
 PROSE    = docs scripts binder Makefile README.md STYLE.md CONTRIBUTING.md CHANGELOG.md
 
 test: setup ## every test this host can run; what it cannot run is skipped with its reason (LABKIT_REQUIRE=fuse,… makes that a failure); ROOM=weights: one room's unit tests

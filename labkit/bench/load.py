@@ -38,7 +38,7 @@ from labkit.bench import read_paths
 from labkit.bench.engine import Measured, document, interleave
 from labkit.bench.load_child import measure, measured
 from labkit.bench.load_results import OURS, agreed, best_other
-from labkit.core import cold, rates
+from labkit.core import cold, rates, shipped
 from labkit.core.arguments import bucket_url, directory, names
 from labkit.core.ledger import Ledger
 from labkit.core.workspace import Workspace
@@ -143,7 +143,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     # As pip did for every rival: from a checkout, under PYTHONDONTWRITEBYTECODE, each of our
     # children would compile the lab's own modules anew.
-    compileall.compile_dir(Path(__file__).resolve().parents[1], quiet=2)
+    compileall.compile_dir(shipped.PACKAGE, quiet=2)
     subject = Subject(
         model_dir=Path(args.model_dir) if args.model_dir else ensure(workspace, args.preset),
         preset=args.preset,

@@ -37,6 +37,7 @@ COMMANDS = {
     "show": "a recorded run: phases, floors, evidence",
     "compare": "runs against each other, or why they cannot be",
     "report": "the whole lab, headless, as one HTML page",
+    "lab": "your copy of the notebooks, in JupyterLab",
     "notebooks": "run notebooks headless and say what happened",
     "bench": "the lab's performance claims, measured here",
     "model": "make, verify, convert and inspect checkpoints",

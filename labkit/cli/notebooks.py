@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from labkit.core import shipped
 from labkit.core.arguments import new_file, output_directory, readable_file, seconds
 from labkit.errors import BadInput
 
@@ -76,9 +77,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def folder() -> Path:
-    """notebooks/ of the working directory, else of this checkout."""
+    """notebooks/ of the working directory, else what ships with the lab."""
     here = Path("notebooks")
-    return here if here.is_dir() else Path(__file__).resolve().parents[2] / "notebooks"
+    return here if here.is_dir() else shipped.notebooks()
 
 
 def find(names: list[str], syllabi: bool = False) -> list[Path]:
@@ -90,7 +91,7 @@ def find(names: list[str], syllabi: bool = False) -> list[Path]:
         raise BadInput(
             f"no notebook in {folder()}",
             why="with nothing to run or check, nothing would be shown",
-            fix="call it from a checkout of the lab, or give paths of notebooks",
+            fix="call it where a notebooks/ is, or give paths of notebooks",
         )
     if not names:
         return every

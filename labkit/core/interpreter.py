@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
-_ROOT = Path(__file__).resolve().parents[2]
+from labkit.core import shipped
 
 
 def module(name: str) -> list[str]:
@@ -29,7 +28,7 @@ def module(name: str) -> list[str]:
 
 def safe() -> list[str]:
     try:
-        here = os.path.realpath(os.getcwd()) == os.fspath(_ROOT)
+        here = os.path.realpath(os.getcwd()) == os.fspath(shipped.IMPORTED_FROM)
     except OSError:  # the working directory is gone
         here = False
     return [] if here or sys.version_info < (3, 11) else ["-P"]
@@ -46,13 +45,9 @@ def environment(*kept: str) -> dict[str, str]:
     caller's PYTHONPATH (packages that were carried to a host lie there), and of the rest KEPT,
     KEPT_OF and the names given. TMPDIR is not of them: a run's own ends with it."""
     found = {k: v for k, v in os.environ.items() if k in (*KEPT, *kept) or k.startswith(KEPT_OF)}
-    folders = [
-        os.fspath(_ROOT),
-        *(os.path.abspath(p) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p),
-    ]
     return {
         **found,
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(folders)),
+        "PYTHONPATH": shipped.import_path(os.environ.get("PYTHONPATH", "")),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
 

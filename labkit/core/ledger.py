@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from labkit.core import takedown
+from labkit.core import shipped, takedown
 from labkit.core.interpreter import module
 from labkit.core.ledger_file import (
     CLOSED,
@@ -342,9 +342,7 @@ def marked(environment: dict[str, str]) -> dict[str, str]:
 def _start_watchdog(made: Ledger, workspace: Workspace) -> subprocess.Popen[bytes]:
     # Without the mark, or it would end itself; at home nowhere, or it would keep a directory busy.
     environment = {k: v for k, v in os.environ.items() if k not in (MARK, WHERE)}
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(Path(__file__).resolve().parents[2]), environment.get("PYTHONPATH", "")])
-    )
+    environment["PYTHONPATH"] = shipped.import_path(environment.get("PYTHONPATH", ""))
     return subprocess.Popen(
         [*module("labkit.core.watchdog"), str(made._lock), str(workspace.root), made.mark],
         stdin=subprocess.PIPE,

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import labkit
 from labkit.core import printable, record_schema, secrets
 from labkit.core.beside import replacing
 from labkit.core.record_schema import OUTCOMES as OUTCOMES
@@ -76,7 +77,7 @@ class Run:
     experiment: dict[str, Any] = field(default_factory=dict)
     floors: dict[str, Any] = field(default_factory=dict)
     trials: tuple[Trial, ...] = ()
-    lab_version: str = "0.1.0"
+    lab_version: str = labkit.__version__
     schema: int = SCHEMA
 
     def of_arm(self, arm: str, only_ok: bool = True) -> list[Trial]:

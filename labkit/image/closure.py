@@ -26,6 +26,7 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
+from labkit.core import shipped
 from labkit.core.ledger import marked
 from labkit.errors import BadInput
 from labkit.image.elf import interpreter_of
@@ -169,7 +170,7 @@ def distribution_entries(dists: Iterable[metadata.Distribution]) -> dict[str, La
 
 
 def tree_entries(
-    top: Path, below: str, skip: Iterable[str] = ("__pycache__",)
+    top: Path, below: str, skip: Iterable[str] = ("__pycache__", shipped.CARRIED)
 ) -> dict[str, LayerEntry]:
     """A directory of the host at `below`, bytecode left out."""
     entries: dict[str, LayerEntry] = {}

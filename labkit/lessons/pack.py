@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from labkit.core import outputs
+from labkit.core import outputs, shipped
 from labkit.core.beside import replacing, scratch
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, TransferError
@@ -109,7 +109,7 @@ def pack(
     """Write the archive. Raises BadInput for a checkout or a record that is not there,
     TransferError when wheels cannot be had."""
     space = workspace or Workspace.default()
-    lab = root or Path(__file__).resolve().parents[2]
+    lab = root or shipped.IMPORTED_FROM
     if not (lab / "pyproject.toml").exists():
         raise BadInput(
             f"{lab} is not a checkout of the lab",

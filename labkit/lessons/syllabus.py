@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labkit.core import printable, record_schema
+from labkit.core import printable, record_schema, shipped
 from labkit.errors import BadInput
 
 RANKS = ("must", "should", "could")
@@ -60,7 +60,7 @@ class Talk:
 
 
 def folder() -> Path:
-    return Path(__file__).resolve().parents[2] / "notebooks"
+    return shipped.notebooks()
 
 
 def minutes_of(notebook: str) -> int:

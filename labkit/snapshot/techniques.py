@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from labkit.core import interpreter
+from labkit.core import interpreter, shipped
 from labkit.core.beside import becoming
 from labkit.core.capabilities import capability
 from labkit.core.plan import LaunchPlan, Step
@@ -72,11 +72,10 @@ def code_identity() -> list[Any]:
     # metadata only: the harness must not map torch's libraries itself
     from labkit.core.host import package_version
 
-    room = Path(__file__).resolve().parents[1]
     files = [
-        *sorted((room / "subject").glob("*.py")),
-        *sorted((room / "weights" / "loaders").glob("*.py")),
-        room / "core" / "timeline.py",
+        *sorted((shipped.PACKAGE / "subject").glob("*.py")),
+        *sorted((shipped.PACKAGE / "weights" / "loaders").glob("*.py")),
+        shipped.PACKAGE / "core" / "timeline.py",
     ]
     return [
         sys.executable,

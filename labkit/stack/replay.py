@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from labkit.core import printable, question, records
+from labkit.core import printable, question, records, shipped
 from labkit.core.records import Run
 from labkit.errors import BadInput, MissingCapability
 
@@ -24,8 +24,8 @@ ENV = "LABKIT_RECORDED"
 
 
 def folder() -> Path:
-    """data/recorded of this checkout, or where LABKIT_RECORDED says (a workshop pack)."""
-    return Path(os.environ.get(ENV) or Path(__file__).resolve().parents[2] / "data" / "recorded")
+    """The recorded runs that ship with the lab, or where LABKIT_RECORDED says (a workshop pack)."""
+    return Path(os.environ.get(ENV) or shipped.recorded())
 
 
 def of_gpu_trials(path: Path) -> bool:

@@ -17,9 +17,9 @@ import json
 import os
 import signal
 import subprocess
-from pathlib import Path
 from typing import Any
 
+from labkit.core import shipped
 from labkit.core.interpreter import module
 from labkit.core.ledger import unmount
 from labkit.core.plan import StepContext
@@ -33,14 +33,13 @@ _KINDS = {kind.__name__: kind for kind in (BadInput, MissingCapability, Transfer
 def resident(ctx: StepContext, **_args: Any) -> None:
     """Before t0: the mount's process, started and imported, without an image. A node's snapshotter
     is resident, too."""
-    here = str(Path(__file__).resolve().parents[3])
     process = subprocess.Popen(
         [*module("labkit.image.lazyfs"), "--resident"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": here},
+        env={**os.environ, "PYTHONPATH": shipped.import_path()},
         cwd="/",
     )
     entry = ctx.ledger.note("process", process.pid)

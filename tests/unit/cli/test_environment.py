@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.cli import streams
-from labkit.core import arguments
+from labkit.core import arguments, shipped
 from labkit.core.interpreter import safe
 from labkit.core.refusals import refusal
 from labkit.errors import BadInput, LabError, MissingCapability
@@ -252,11 +252,10 @@ def test_the_locale_of_the_terminal_is_kept_where_files_are_utf8():
 def test_processes_of_the_lab_leave_the_working_directory_alone_but_for_a_checkout(
     monkeypatch, tmp_path
 ):
-    from labkit.core import interpreter
 
     monkeypatch.chdir(tmp_path)
     assert safe() == (["-P"] if sys.version_info >= (3, 11) else [])
-    monkeypatch.chdir(interpreter._ROOT)
+    monkeypatch.chdir(shipped.IMPORTED_FROM)
     assert safe() == []
 
 
