@@ -31,8 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from labkit.byo.servers import ServerKind
-from labkit.core import timeline
-from labkit.core.takedown import descendants
+from labkit.core import proc, timeline
 
 POLL_S = 0.01
 #: In every process before its own work begins; the dynamic linker and what it always brings.
@@ -201,7 +200,7 @@ class StartObserver:
             if not self._pid:
                 continue
             if ticks % 10 == 0 or ticks < 30:
-                self._family = descendants(self._pid)
+                self._family = proc.descendants(self._pid)
             ticks += 1
             look = look_at(self.family)
             self.looks.append(look)
@@ -246,17 +245,14 @@ def look_at(pids: Sequence[int]) -> ProcSample:
     cpu_ticks = 0
     for pid in pids:
         with contextlib.suppress(OSError, ValueError, IndexError):
-            status = Path(f"/proc/{pid}/status").read_text()
-            for key, name in (("VmRSS:", "rss_bytes"), ("VmLib:", "library_bytes")):
-                at = status.find(key)
-                if at >= 0:
-                    sums[name] += int(status[at + len(key) : at + len(key) + 20].split()[0]) * 1024
+            rss_bytes, library_bytes = proc.status_bytes(pid, "VmRSS", "VmLib")
+            sums["rss_bytes"] += rss_bytes
+            sums["library_bytes"] += library_bytes
             with contextlib.suppress(OSError):
-                for line in Path(f"/proc/{pid}/io").read_text().splitlines():
-                    key, _, value = line.partition(": ")
-                    if key in ("rchar", "read_bytes"):
-                        sums[key] += int(value)
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                counters = proc.io_counters(pid)
+                sums["rchar"] += counters["rchar"]
+                sums["read_bytes"] += counters["read_bytes"]
+            fields = proc.stat_fields(pid)
             cpu_ticks += int(fields[11]) + int(fields[12])
     return ProcSample(timeline.now_s(), cpu_s=cpu_ticks / os.sysconf("SC_CLK_TCK"), **sums)
 
@@ -265,11 +261,10 @@ def first_library(pids: Sequence[int]) -> str:
     """A mapped shared object that is no part of every process; "" if there is none yet."""
     for pid in pids:
         with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
-                name = os.path.basename(line.split(None, 5)[5]) if line.count("/") else ""
-                if name.endswith(".so") or (".so." in name and not name.endswith(".cache")):
-                    if name.startswith(BASE_LIBRARIES):
-                        continue
+            for path in proc.mapped_files(pid):
+                name = os.path.basename(path)
+                library = name.endswith(".so") or (".so." in name and not name.endswith(".cache"))
+                if library and not name.startswith(BASE_LIBRARIES):
                     return name
     return ""
 

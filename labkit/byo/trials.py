@@ -37,6 +37,7 @@ from labkit.core import (
     floor,
     host,
     observe,
+    proc,
     question,
     rates,
     records,
@@ -309,12 +310,9 @@ def cold_trees(server: OwnServer, maps: list[str]) -> tuple[list[str], list[str]
 def mapped_now() -> set[str]:
     """Files that running processes have mapped, as far as we may look."""
     found: set[str] = set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with (
-            contextlib.suppress(OSError),
-            open(f"/proc/{pid}/maps", errors="surrogateescape") as lines,
-        ):
-            found.update(line.split(None, 5)[5].rstrip("\n") for line in lines if "/" in line)
+    for pid in proc.all_pids():
+        with contextlib.suppress(OSError):
+            found.update(proc.mapped_files(pid))
     return found
 
 

@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import exits, secrets
-from labkit.core.ledger import Ledger, start_time
+from labkit.core.ledger import Ledger
 from labkit.core.plan import LaunchPlan, StepContext
+from labkit.core.proc import start_time
 from labkit.errors import LabError
 
 

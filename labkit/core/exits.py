@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from labkit.core.ledger import start_time
+from labkit.core.proc import start_time
 
 #: How long the other threads of a process that a signal ended may take to end as well (they give
 #: back memory).

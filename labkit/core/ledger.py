@@ -44,7 +44,8 @@ from labkit.core.ledger_file import (
     sweep,
     within,
 )
-from labkit.core.takedown import MARK, is_mounted, marked_pids, remove_tree, start_time, unmount
+from labkit.core.proc import start_time
+from labkit.core.takedown import MARK, is_mounted, marked_pids, remove_tree, unmount
 from labkit.core.workspace import Workspace
 
 __all__ = [

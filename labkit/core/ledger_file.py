@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import takedown
-from labkit.core.takedown import start_time
+from labkit.core.proc import start_time
 from labkit.core.workspace import ROOMS, Workspace
 
 TOKEN = re.compile(r"[0-9a-f]{16}")

@@ -16,10 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from labkit.core import cold, secrets, timeline
+from labkit.core import cold, proc, secrets, timeline
 from labkit.core.ledger import Ledger
 from labkit.core.plan import LaunchPlan
-from labkit.core.takedown import descendants
 
 #: In place of a store's URL among a plan's `stat_urls`.
 INTERFACES = "interfaces"
@@ -121,28 +120,22 @@ def identity(port: int) -> dict[str, Any]:
 def resident_bytes(pid: int | str = "self") -> tuple[int, int]:
     """Resident memory of a process, now and at its peak since it was exec'd. Not getrusage: that
     peak is inherited from whoever started it."""
-    found = {"VmRSS": 0, "VmHWM": 0}
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        key, _, value = line.partition(":")
-        if key in found:
-            found[key] = int(value.split()[0]) * 1024
-    return found["VmRSS"], found["VmHWM"]
+    now, peak = proc.status_bytes(pid, "VmRSS", "VmHWM")
+    return now, peak
 
 
 def read_by_calls(pid: int | str = "self") -> int:
     """Bytes that the kernel has counted as read by one process, by read and its like: files, pipes;
     not what recv brings. 0 of one that is gone."""
     with contextlib.suppress(OSError, ValueError):
-        for line in Path(f"/proc/{pid}/io").read_text().splitlines():
-            if line.startswith("rchar:"):
-                return int(line.split()[1])
+        return proc.io_counters(pid).get("rchar", 0)
     return 0
 
 
 def process_facts(pid: int) -> dict[str, Any]:
     """/proc/PID of the server and of its children: io (summed), mapped files, mounts, peak
     memory."""
-    family = [pid, *descendants(pid)]
+    family = [pid, *proc.descendants(pid)]
     facts: dict[str, Any] = {
         "pid": pid,
         "family": family,
@@ -154,16 +147,11 @@ def process_facts(pid: int) -> dict[str, Any]:
     }
     maps: set[str] = set()
     for member in family:
-        root = Path(f"/proc/{member}")
         with contextlib.suppress(OSError):
-            for line in (root / "io").read_text().splitlines():
-                key, _, value = line.partition(": ")
-                facts["io"][key] = facts["io"].get(key, 0) + int(value)
+            for key, value in proc.io_counters(member).items():
+                facts["io"][key] = facts["io"].get(key, 0) + value
         with contextlib.suppress(OSError):
-            for line in (root / "maps").read_text(errors="surrogateescape").splitlines():
-                parts = line.split(None, 5)
-                if len(parts) == 6 and parts[5].startswith("/"):
-                    maps.add(parts[5])
+            maps.update(proc.mapped_files(member))
         with contextlib.suppress(OSError):
             now, peak = resident_bytes(member)
             facts["rss_bytes"] += now
@@ -181,8 +169,7 @@ def process_facts(pid: int) -> dict[str, Any]:
             Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape").splitlines()
         )
     with contextlib.suppress(OSError):
-        raw = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        environment = dict(e.decode(errors="replace").split("=", 1) for e in raw if b"=" in e)
+        environment = proc.environ(pid, "replace")
         secrets.learn_environment(environment)  # its log may name what it was started with
         facts["environ"] = secrets.masked(environment)
     with contextlib.suppress(OSError):

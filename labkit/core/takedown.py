@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from labkit.core.proc import all_pids, environ, mounts, parent, start_time, stat_fields
+
 # in the environment of every process of a run: what re-parents itself is still found
 MARK = "LABKIT_RUN"
 # in that of every process that was dumped: its clones are found by it
@@ -69,42 +71,6 @@ class Scope:
         return inside or (len(self.token) >= 16 and self.token in path)
 
 
-def start_time(pid: int) -> int:
-    """Kernel start time of a process in clock ticks since boot (field 22 of /proc/PID/stat); 0 if
-    it is gone."""
-    fields = _stat(pid)
-    return 0 if not fields or fields[0] in ("Z", "X") else int(fields[19])
-
-
-def _stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat from the state on: state, parent, group, session, …"""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (OSError, ValueError):
-        return []
-
-
-def children(pid: int | None = None) -> list[int]:
-    """Child processes (of this one, without a pid), from every thread of the process, by the
-    kernel's own list."""
-    found: list[int] = []
-    for task in Path(f"/proc/{pid or os.getpid()}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found += [int(child) for child in task.read_text().split()]
-    return found
-
-
-def descendants(pid: int) -> list[int]:
-    """Children, and children of children, the nearer ones first."""
-    found: list[int] = []
-    queue = [pid]
-    while queue:
-        below = children(queue.pop(0))
-        found += below
-        queue += below
-    return found
-
-
 def carries(pid: int, mark: str, variable: str = MARK) -> bool:
     """Whether the process was started with this mark, or with one below it."""
     needle = f"{variable}={mark}".encode()
@@ -117,10 +83,6 @@ def carries(pid: int, mark: str, variable: str = MARK) -> bool:
     except OSError:
         return False
     return any(v == needle or v.startswith(needle + b"/") for v in found)
-
-
-def all_pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
 def marked_pids(mark: str, variable: str = MARK) -> list[int]:
@@ -177,11 +139,7 @@ def unmount(path: str | Path) -> None:
 
 def is_mounted(path: str | Path) -> bool:
     text = os.path.realpath(os.path.dirname(str(path))) + "/" + os.path.basename(str(path))
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        return any(
-            line.split(" ")[4].encode().decode("unicode_escape", "replace") == text
-            for line in lines
-        )
+    return any(point == text for point, *_ in mounts())
 
 
 def remove_tree(path: str | Path) -> None:
@@ -189,12 +147,7 @@ def remove_tree(path: str | Path) -> None:
     crosses mounts below it."""
     top = os.path.normpath(os.path.abspath(path))
     with contextlib.suppress(OSError):
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-            below = [
-                p
-                for p in (line.split(" ")[4] for line in lines)
-                if p == top or p.startswith(top + "/")
-            ]
+        below = [p for p, *_ in mounts() if p == top or p.startswith(top + "/")]
         for mounted in reversed(below):
             unmount(mounted)
 
@@ -264,7 +217,11 @@ def _group(entry: Mapping[str, Any], scope: Scope) -> None:
     ):
         os.killpg(group, signal.SIGKILL)
     kill(
-        [pid for pid in all_pids() if _stat(pid)[2:3] == [str(group)] and carries(pid, scope.mark)]
+        [
+            pid
+            for pid in all_pids()
+            if stat_fields(pid)[2:3] == [str(group)] and carries(pid, scope.mark)
+        ]
     )
 
 
@@ -322,24 +279,22 @@ def _restorer_lives(pid: int) -> bool:
     """Up the line of parents that are clones themselves, to the one that restored the first of
     them."""
     for _ in range(100):
-        parent = int((_stat(pid)[1:2] or ["0"])[0])
-        if parent <= 1:
+        above = parent(pid)
+        if above <= 1:
             return False
-        if not carries(parent, _of(pid), SNAPSHOT_MARK):
+        if not carries(above, _snapshot_of(pid), SNAPSHOT_MARK):
             with contextlib.suppress(OSError):
-                return os.path.basename(os.readlink(f"/proc/{parent}/exe")).startswith(
+                return os.path.basename(os.readlink(f"/proc/{above}/exe")).startswith(
                     ("python", "criu", "runc")
                 )
             return False
-        pid = parent
+        pid = above
     return True
 
 
-def _of(pid: int) -> str:
+def _snapshot_of(pid: int) -> str:
     with contextlib.suppress(OSError):
-        for value in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-            if value.startswith(SNAPSHOT_MARK.encode() + b"="):
-                return value.partition(b"=")[2].decode(errors="replace")
+        return environ(pid, "replace").get(SNAPSHOT_MARK, "\n")
     return "\n"
 
 
@@ -349,7 +304,7 @@ def _wake(entry: Mapping[str, Any]) -> None:
     if entry.get("started") and start_time(pid) == entry["started"]:
         below: dict[int, list[int]] = {}
         for other in all_pids():
-            below.setdefault(int((_stat(other)[1:2] or ["0"])[0]), []).append(other)
+            below.setdefault(parent(other), []).append(other)
         todo = [pid]
         while todo:
             pid = todo.pop()
@@ -366,13 +321,7 @@ def _unmount_lazy(entry: Mapping[str, Any]) -> None:
         path
     ):
         return
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        rows = [line.partition(" - ") for line in lines]
-    kinds = [
-        after.split(" ")[0]
-        for before, _, after in rows
-        if before.split(" ")[4].encode().decode("unicode_escape", "replace") == path
-    ]
+    kinds = [kind for point, kind, _ in mounts() if point == path]
     if kinds and kinds[-1] == LAZY_FSTYPE:
         unmount(path)
 

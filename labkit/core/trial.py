@@ -27,8 +27,9 @@ from typing import Any
 
 from labkit.core import client, exits, observe, sampler, secrets, timeline
 from labkit.core.interpreter import module
-from labkit.core.ledger import MARK, Ledger, remove_tree, start_time
+from labkit.core.ledger import MARK, Ledger, remove_tree
 from labkit.core.plan import LaunchPlan
+from labkit.core.proc import start_time
 from labkit.core.records import Trial
 from labkit.core.workspace import Workspace
 from labkit.errors import LabError, TrialError

@@ -32,7 +32,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from labkit.core import host, outputs, printable, secrets, takedown, timeline
+from labkit.core import host, outputs, printable, proc, secrets, takedown, timeline
 from labkit.core.beside import replacing, scratch
 from labkit.core.interpreter import module
 from labkit.errors import LabError
@@ -337,12 +337,12 @@ def in_process(
             process.wait(limit_s)
         except subprocess.TimeoutExpired:
             late = True
-            below = takedown.descendants(process.pid)
+            below = proc.descendants(process.pid)
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE_S)
-            takedown.kill([*takedown.descendants(process.pid), *below, process.pid])
+            takedown.kill([*proc.descendants(process.pid), *below, process.pid])
             process.wait()
         done = {"seconds": timeline.now_s() - began, "status": process.returncode}
         texts = [_tail(file) for file in (said, errors)]

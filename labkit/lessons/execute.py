@@ -32,7 +32,8 @@ from typing import Any
 from labkit.core import outputs, secrets
 from labkit.core.beside import scratch
 from labkit.core.interpreter import module
-from labkit.core.ledger import Ledger, marked_pids, start_time
+from labkit.core.ledger import Ledger, marked_pids
+from labkit.core.proc import start_time
 from labkit.errors import BadInput
 from labkit.lessons import canonical
 from labkit.lessons.check import HEADLESS

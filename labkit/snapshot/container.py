@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import beside, cold, exits, secrets, timeline
-from labkit.core.ledger import current, start_time
+from labkit.core.ledger import current
 from labkit.core.plan import StepContext
+from labkit.core.proc import start_time
 from labkit.core.trial import free_port
 from labkit.errors import TrialError
 from labkit.image.runtimes import runc as runtime

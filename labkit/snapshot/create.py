@@ -33,7 +33,7 @@ from typing import Any
 from labkit.core import client, cold, exits, interpreter, ledger, timeline
 from labkit.core.beside import scratch
 from labkit.core.host import cpu_features
-from labkit.core.ledger import start_time
+from labkit.core.proc import start_time
 from labkit.core.trial import free_port
 from labkit.errors import TrialError
 from labkit.net.guard import CONTROL

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from labkit.core import timeline
-from labkit.core.takedown import children, descendants, start_time
+from labkit.core.proc import children, descendants, start_time
 from labkit.errors import MissingCapability
 from labkit.snapshot import xstate
 from labkit.snapshot.explain import refusal

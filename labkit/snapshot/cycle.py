@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import client, timeline
-from labkit.core.ledger import Ledger, remove_tree, start_time
+from labkit.core.ledger import Ledger, remove_tree
 from labkit.core.plan import StepContext
+from labkit.core.proc import start_time
 from labkit.core.trial import free_port
 from labkit.core.workspace import Workspace
 from labkit.snapshot import create, criu, process, store

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from labkit.core.host import grantable_cpu_state
-from labkit.core.takedown import descendants, start_time
+from labkit.core.proc import descendants, start_time
 from labkit.snapshot.explain import SnapshotError, SnapshotRefused
 from labkit.snapshot.tracee import Tracee, TraceError, supported
 

@@ -22,8 +22,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from labkit.core.ledger import start_time
 from labkit.core.plan import StepContext
+from labkit.core.proc import start_time
 from labkit.errors import TrialError
 
 

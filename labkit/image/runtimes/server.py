@@ -18,8 +18,8 @@ import time
 from collections import deque
 from typing import Any
 
-from labkit.core.ledger import start_time
 from labkit.core.plan import StepContext
+from labkit.core.proc import start_time
 from labkit.errors import TrialError
 from labkit.image import oci
 from labkit.image.runtimes import driver
