@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 
 def read_text(path: str) -> str:
@@ -109,15 +110,21 @@ def mapped_files(pid: int | str = "self", errors: str = "surrogateescape") -> It
 # -- mounts ----------------------------------------------------------------------------------------
 
 
-def mounts() -> list[tuple[str, str, str]]:
-    """(mount point, type of the file system, its source) of every mount, in the order in which they
-    were made; the last of several on one point is the one seen."""
+class Mount(NamedTuple):
+    point: str
+    kind: str  # type of the file system
+    source: str
+    options: str  # the file system's own
+
+
+def mounts(pid: int | str = "self") -> list[Mount]:
+    """A process's mounts in the order in which they were made; the last of several on one point is
+    the one seen. Raises OSError."""
     found = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
-            left, _, right = line.partition(" - ")
-            kind, source = right.split(" ")[:2]
-            found.append((_unescaped(left.split(" ")[4]), kind, source))
+            left, _, right = line.rstrip("\n").partition(" - ")
+            found.append(Mount(_unescaped(left.split(" ")[4]), *right.split(" ", 2)))
     return found
 
 
@@ -131,8 +138,8 @@ def filesystem_of(path: str | os.PathLike[str]) -> dict[str, str]:
     real = os.path.realpath(path)
     best = {"fs": "unknown", "source": "", "mount": ""}
     with contextlib.suppress(OSError):
-        for mount, kind, source in mounts():
-            inside = real == mount or real.startswith(mount.rstrip("/") + "/")
-            if inside and len(mount) >= len(best["mount"]):
-                best = {"fs": kind, "source": source, "mount": mount}
+        for point, kind, source, _ in mounts():
+            inside = real == point or real.startswith(point.rstrip("/") + "/")
+            if inside and len(point) >= len(best["mount"]):
+                best = {"fs": kind, "source": source, "mount": point}
     return best

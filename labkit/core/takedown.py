@@ -139,7 +139,7 @@ def unmount(path: str | Path) -> None:
 
 def is_mounted(path: str | Path) -> bool:
     text = os.path.realpath(os.path.dirname(str(path))) + "/" + os.path.basename(str(path))
-    return any(point == text for point, *_ in mounts())
+    return any(mount.point == text for mount in mounts())
 
 
 def remove_tree(path: str | Path) -> None:
@@ -147,7 +147,7 @@ def remove_tree(path: str | Path) -> None:
     crosses mounts below it."""
     top = os.path.normpath(os.path.abspath(path))
     with contextlib.suppress(OSError):
-        below = [p for p, *_ in mounts() if p == top or p.startswith(top + "/")]
+        below = [m.point for m in mounts() if m.point == top or m.point.startswith(top + "/")]
         for mounted in reversed(below):
             unmount(mounted)
 
@@ -321,7 +321,7 @@ def _unmount_lazy(entry: Mapping[str, Any]) -> None:
         path
     ):
         return
-    kinds = [kind for point, kind, _ in mounts() if point == path]
+    kinds = [mount.kind for mount in mounts() if mount.point == path]
     if kinds and kinds[-1] == LAZY_FSTYPE:
         unmount(path)
 

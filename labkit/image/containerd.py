@@ -30,6 +30,7 @@ from pathlib import Path
 
 from labkit.core import secrets
 from labkit.core.ledger import MARK, Ledger, remove_tree, unmount
+from labkit.core.proc import mounts
 from labkit.core.workspace import spread
 from labkit.errors import TransferError, TrialError
 
@@ -98,9 +99,9 @@ class Node:
     def fuse_mounts(self) -> list[str]:
         """Mount points of the snapshotter's own FUSE file systems."""
         return [
-            mount["point"]
-            for mount in mounts_of("self")
-            if mount["point"].startswith(f"{self.home}/") and mount["kind"].startswith("fuse")
+            mount.point
+            for mount in mounts()
+            if mount.point.startswith(f"{self.home}/") and mount.kind.startswith("fuse")
         ]
 
     def log(self) -> str:
@@ -230,9 +231,9 @@ def stop(node: Node) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     node.processes.clear()
-    for mount in reversed(mounts_of("self")):
-        if mount["point"].startswith((f"{node.home}/", f"{node.run}/")):
-            unmount(mount["point"])
+    for mount in reversed(mounts()):
+        if mount.point.startswith((f"{node.home}/", f"{node.run}/")):
+            unmount(mount.point)
     for folder in (node.run, node.home):
         remove_tree(folder)
         shutil.rmtree(folder, ignore_errors=True)
@@ -289,13 +290,3 @@ def run_command(
         options += ["--mount", f"type=bind,src={host},dst={inside},options=rbind:{mode}"]
     node.ctr("run", *options, image, name, *argv)
     return int(pid_file.read_text())
-
-
-def mounts_of(pid: int | str) -> list[dict[str, str]]:
-    """A process's mount table: [{"point", "kind", "options"}]."""
-    found = []
-    for line in Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape").splitlines():
-        left, _, right = line.partition(" - ")
-        kind, _source, options = right.split(" ", 2)
-        found.append({"point": left.split(" ")[4], "kind": kind, "options": options})
-    return found

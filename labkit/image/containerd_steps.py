@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core.plan import StepContext
+from labkit.core.proc import mounts
 from labkit.errors import TrialError
 from labkit.image import containerd, oci
 from labkit.image.distribution import find_manifest
@@ -104,7 +105,7 @@ def start(ctx: StepContext) -> dict[str, Any]:
         node, image, name, [*_command(node, image), *ctx.server_args], env, host_binds(ctx), log
     )
     ctx.state["server_pid"], ctx.state["server_log"] = pid, _FileLines(log)
-    root = next((m for m in reversed(containerd.mounts_of(pid)) if m["point"] == "/"), None)
+    root = next((m for m in reversed(mounts(pid)) if m.point == "/"), None)
     if root is None:
         raise TrialError("the container ended at once", why="".join(_FileLines(log))[-1200:])
     return {
@@ -112,8 +113,8 @@ def start(ctx: StepContext) -> dict[str, Any]:
         "server_pid": pid,
         "container": name,
         "snapshotter": node.snapshotter,
-        "root_kind": root["kind"],
-        "private": str(node.home) in root["options"] or str(node.run) in root["options"],
+        "root_kind": root.kind,
+        "private": str(node.home) in root.options or str(node.run) in root.options,
         "registry_bytes": _sent_bytes(ctx) - ctx.state["registry_bytes_at_t0"],
         "fuse_mounts": len(node.fuse_mounts()),
         "rootfs": "",

@@ -10,6 +10,7 @@ import pytest
 
 from labkit.core.ledger import Ledger, start_time
 from labkit.core.plan import LaunchPlan
+from labkit.core.proc import mounts
 from labkit.errors import BadInput, TransferError
 from labkit.image import build, containerd
 from labkit.image.oci_layout import Layout
@@ -91,9 +92,9 @@ def test_an_image_runs_and_nothing_is_left(lazy, tmp_path, workspace, registry_r
                 tmp_path / "log",
             )
             _wait_for(tmp_path / "log", "from /usr/local")
-            table = containerd.mounts_of(pid)
-            assert next(m["kind"] for m in table if m["point"] == "/") == "overlay" and any(
-                m["point"] == "/work/lab" for m in table
+            table = mounts(pid)
+            assert next(m.kind for m in table if m.point == "/") == "overlay" and any(
+                m.point == "/work/lab" for m in table
             )
             assert os.readlink(f"/proc/{pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
             run = node.run
