@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import proc
+from labkit.core.pages import cached_pages
 from labkit.errors import BadInput
 
 PAGE_BYTES = mmap.PAGESIZE
@@ -39,22 +40,10 @@ NEVER_EVICTABLE = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs", "rootfs"
 #: processes have mapped.
 TOLERANCE = 0.01
 
-_SYS_CACHESTAT = 451  # the same number on every architecture
 _CHUNK_BYTES = 1 << 30
 _READ_BYTES = 1 << 20
 _READERS = 16
 _WARMINGS = 3
-
-
-class _Range(ctypes.Structure):
-    _fields_ = [("offset", ctypes.c_uint64), ("length", ctypes.c_uint64)]
-
-
-class _Cachestat(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_uint64)
-        for name in ("cached", "dirty", "writeback", "evicted", "recently_evicted")
-    ]
 
 
 @dataclass(frozen=True)
@@ -205,7 +194,6 @@ class _Residency:
         self.have_cachestat = True
         self.used: set[str] = set()
         self.dirty_bytes = self.unprovable = self.in_memory = 0
-        self._range, self._stat = _Range(0, 0), _Cachestat()
         self._fs: dict[int, str] = {}
 
     @property
@@ -245,15 +233,10 @@ class _Residency:
             os.close(fd)
 
     def _cachestat(self, fd: int, size: int) -> int | None:
-        if (
-            self.libc.syscall(
-                _SYS_CACHESTAT, fd, ctypes.byref(self._range), ctypes.byref(self._stat), 0
-            )
-            == 0
-        ):
+        if found := cached_pages(fd):
             self.used.add("cachestat")
-            self.dirty_bytes += (self._stat.dirty + self._stat.writeback) * PAGE_BYTES
-            return min(self._stat.cached * PAGE_BYTES, size)
+            self.dirty_bytes += (found.dirty + found.writeback) * PAGE_BYTES
+            return min(found.cached * PAGE_BYTES, size)
         if ctypes.get_errno() in (errno.ENOSYS, errno.EPERM) and not self.used:
             self.have_cachestat = ctypes.get_errno() != errno.ENOSYS
         return None

@@ -20,10 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from labkit.core.pages import cached_pages
 from labkit.errors import BadInput, TransferError
 from labkit.weights.streamer.plan import PAGE_BYTES, Chunk, File, cut, stamp_of
 
-_SYS_CACHESTAT = 451
 _NO_STORAGE = (0x01021994, 0x858458F6)  # TMPFS_MAGIC, RAMFS_MAGIC of statfs(2)
 #: What is looked at and read in at once where almost all of a file is in the page cache.
 PIECE_BYTES = 2 << 20
@@ -34,26 +34,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 Read = Callable[[int, list[memoryview], int], int]
 
 
-class _Span(ctypes.Structure):
-    _fields_ = [("offset", ctypes.c_uint64), ("length", ctypes.c_uint64)]
-
-
-class _Counts(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_uint64)
-        for name in ("cached", "dirty", "writeback", "evicted", "recently_evicted")
-    ]
-
-
 def resident_share(fd: int, offset: int, length: int) -> float:
     """Share of a range that is in the page cache; 0.0 where the kernel (before 6.5) does not
     say."""
-    counts = _Counts()
-    if _libc.syscall(
-        _SYS_CACHESTAT, fd, ctypes.byref(_Span(offset, length)), ctypes.byref(counts), 0
-    ):
-        return 0.0
-    return min(1.0, counts.cached * PAGE_BYTES / max(length, 1))
+    found = cached_pages(fd, offset, length)
+    return min(1.0, found.cached * PAGE_BYTES / max(length, 1)) if found else 0.0
 
 
 def in_memory(fd: int) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit.core import cold, proc
+from labkit.core import cold, pages, proc
 from labkit.errors import BadInput
 
 PAGE = mmap.PAGESIZE
@@ -72,7 +72,7 @@ def test_both_ways_of_asking_the_kernel_agree(disk, monkeypatch):
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         file.read(16 * PAGE)
     one = cold.residency([path])
-    monkeypatch.setattr(cold, "_SYS_CACHESTAT", 100_000)  # a kernel that has no such call
+    monkeypatch.setattr(pages, "_SYS_CACHESTAT", 100_000)  # a kernel that has no such call
     other = cold.residency([path])
     assert other.method == "mincore" and one.resident_bytes == other.resident_bytes > 0
 
