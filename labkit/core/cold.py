@@ -170,7 +170,9 @@ def residency(paths: Iterable[str | os.PathLike[str]] | DirectoryState) -> Cache
     stubborn = sorted(
         ((b, f[0]) for b, f in zip(per_file, tree.files, strict=True) if b), reverse=True
     )[:8]
-    kind = "cold" if not resident else "warm" if resident >= tree.total_bytes else "partial"
+    kind = "cold"
+    if resident:
+        kind = "warm" if resident >= tree.total_bytes else "partial"
     return CacheState(
         kind,
         probe.method,

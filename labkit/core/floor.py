@@ -58,8 +58,8 @@ def phase_floors(
     where bytes cross it.
 
     A key is a phase ("pull"), or names its resource ("load@link", "load@h2d"); of several for one
-    phase the slowest counts, as they may overlap. Weights of a fresh node cross the link. `link`: None
-    is loopback. A phase whose rate was not measured is left out rather than guessed."""
+    phase the slowest counts, as they may overlap. Weights of a fresh node cross the link. `link`:
+    None is loopback. A phase whose rate was not measured is left out rather than guessed."""
     limits = [link and link.rate_bytes_per_s, rates.get("loopback_bytes_per_s")]
     link_rate = min((r for r in limits if r), default=None)
     first_byte_s = link.first_byte_s if link else 0.0

@@ -48,7 +48,9 @@ class Capability:
 
     @property
     def state(self) -> str:
-        return MISSING if not self.ok else DEGRADED if self.degraded else OK
+        if not self.ok:
+            return MISSING
+        return DEGRADED if self.degraded else OK
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "state": self.state}

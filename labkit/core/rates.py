@@ -1,5 +1,5 @@
-"""Rates of this host, measured in the run they are set beside: disk, loopback, decompression, digest,
-memory, and the bus to a GPU.
+"""Rates of this host, measured in the run they are set beside: disk, loopback, decompression,
+digest, memory, and the bus to a GPU.
 
     rates = measure(Workspace.default())         # a few seconds
     direct_read([path], depth=4)                 # (bytes, seconds, "O_DIRECT")
@@ -50,13 +50,9 @@ def measure(
     Keys: disk_read, disk_write, loopback, decompress_gzip (stock zlib), decompress_isal,
     decompress_zstd, digest (sha256), memcpy, and on a GPU host h2d_pinned, h2d_pageable – each
     `…_bytes_per_s`. Decompression counts bytes that come out. What is not installed is absent."""
-    space = (
-        workspace
-        if isinstance(workspace, Workspace)
-        else Workspace.at(workspace)
-        if workspace
-        else Workspace.default()
-    )
+    space = workspace or Workspace.default()
+    if not isinstance(space, Workspace):
+        space = Workspace.at(space)
     began = time.monotonic()
     rates: dict[str, Any] = {}
     rates |= disk(space, size_bytes=(256 if quick else 1024) * MIB)

@@ -1,5 +1,5 @@
-"""What every driver that takes CUDA checkpoints agrees on, the real and the simulated one: states, steps and
-how a step is refused.
+"""What every driver that takes CUDA checkpoints agrees on, the real and the simulated one:
+states, steps and how a step is refused.
 
 Lesson: notebooks/07_checkpoints."""
 
