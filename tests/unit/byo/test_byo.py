@@ -4,11 +4,8 @@ measured."""
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -279,44 +276,3 @@ def test_this_process_has_mapped_a_library_and_a_shell_has_not():
     finally:
         shell.kill()
         shell.wait()
-
-
-def test_a_real_server_is_measured_from_outside_and_agrees_with_its_own_spans(
-    tmp_path, workspace, monkeypatch
-):
-    from labkit.subject.checkpoint import make_checkpoint
-
-    make_checkpoint(tmp_path / "model", "tiny")
-    own = tmp_path / "spans.jsonl"
-    monkeypatch.setenv("LABKIT_TIMELINE", str(own))
-    # torch may be mapped by this very process
-    monkeypatch.setattr(
-        "labkit.byo.trials.cold_trees", lambda server, maps: ([str(server.weights)], [])
-    )
-    port = free_port()
-    made = run(
-        command=(
-            f"{sys.executable} -m labkit.subject.server --model {tmp_path / 'model'} --port {port}"
-        ),
-        url=f"http://127.0.0.1:{port}",
-        weights=str(tmp_path / "model"),
-        blocks=1,
-        out=str(tmp_path / "run.json"),
-        workspace=workspace,
-    )
-    trial = made.trials[0]
-    assert trial.outcome == "ok" and trial.cache["state"] == "cold", trial.error
-    assert trial.unaccounted_s <= 0.1 * trial.total_s and {
-        "start",
-        "import",
-        "build",
-        "load",
-    } <= set(trial.phases)
-    last = {}
-    for span in timeline.read(own):
-        last[span.name] = span
-    assert trial.phases["import"] == pytest.approx(
-        last["import"].duration_s + last["context"].duration_s, abs=0.25 * trial.total_s
-    )
-    assert json.loads(Path(tmp_path / "run.json").read_text())["trials"][0]["outcome"] == "ok"
-    assert not listening(port)

@@ -80,7 +80,7 @@ def test_both_ways_of_asking_the_kernel_agree(disk, monkeypatch):
 def test_pages_that_a_process_has_mapped_refuse_and_are_named(disk):
     path = file_of(disk / "mapped", 64)
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
-        assert sum(mapping[::PAGE]) >= 0
+        sum(mapping[::PAGE])  # touched: the pages belong to this process
         state = cold.set_cache_state([path], "cold", caches=False)
     assert (
         state.state == "unverified"

@@ -363,13 +363,11 @@ def test_a_directory_named_without_slash_gets_one_and_a_link_keeps_its_target():
 
 @given(
     st.binary(min_size=1, max_size=300).filter(lambda b: b"\0" not in b and b.strip(b"/")),
-    st.integers(0, 2**40),
     st.integers(-5, 2**36),
     st.integers(0, 2**31),
 )
-def test_any_header_is_read_back_by_tarfile(name, size, seconds, uid):
+def test_any_header_is_read_back_by_tarfile(name, seconds, uid):
     text = name.decode("utf-8", "surrogateescape").strip("/")
     member = Member(text, FILE, 0o600, uid, uid, 0, seconds * 10**9)
     (info,) = members(writer.header(member, 0) + bytes(1024))
     assert (info.name, info.uid, int(info.mtime)) == (text, uid, seconds)
-    assert size >= 0

@@ -1,0 +1,55 @@
+"""A server of the user's own, started for real and measured from outside."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from labkit.byo.observe import listening
+from labkit.byo.trials import run
+from labkit.core import timeline
+from labkit.core.trial import free_port
+
+
+def test_a_real_server_is_measured_from_outside_and_agrees_with_its_own_spans(
+    tmp_path, workspace, monkeypatch
+):
+    from labkit.subject.checkpoint import make_checkpoint
+
+    make_checkpoint(tmp_path / "model", "tiny")
+    own = tmp_path / "spans.jsonl"
+    monkeypatch.setenv("LABKIT_TIMELINE", str(own))
+    # torch may be mapped by this very process
+    monkeypatch.setattr(
+        "labkit.byo.trials.cold_trees", lambda server, maps: ([str(server.weights)], [])
+    )
+    port = free_port()
+    made = run(
+        command=(
+            f"{sys.executable} -m labkit.subject.server --model {tmp_path / 'model'} --port {port}"
+        ),
+        url=f"http://127.0.0.1:{port}",
+        weights=str(tmp_path / "model"),
+        blocks=1,
+        out=str(tmp_path / "run.json"),
+        workspace=workspace,
+    )
+    trial = made.trials[0]
+    assert trial.outcome == "ok" and trial.cache["state"] == "cold", trial.error
+    assert trial.unaccounted_s <= 0.1 * trial.total_s and {
+        "start",
+        "import",
+        "build",
+        "load",
+    } <= set(trial.phases)
+    last = {}
+    for span in timeline.read(own):
+        last[span.name] = span
+    assert trial.phases["import"] == pytest.approx(
+        last["import"].duration_s + last["context"].duration_s, abs=0.25 * trial.total_s
+    )
+    assert json.loads(Path(tmp_path / "run.json").read_text())["trials"][0]["outcome"] == "ok"
+    assert not listening(port)
