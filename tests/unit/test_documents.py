@@ -142,3 +142,16 @@ def test_the_spelling_is_checked_with_the_style():
     if "No module named" in done.stderr:
         pytest.skip("codespell is not installed: pip install -e '.[dev]'")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_readmes_tree_is_the_tree():
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## The tree")[1].split("```")[1]
+    labkit = tree.split("labkit/\n")[1].split("\nnotebooks/")[0]
+    listed = set(re.findall(r"^  ([a-z_]+(?:/|\.py)) ", labkit, re.M))
+    packages = {f"{p.parent.name}/" for p in (ROOT / "labkit").glob("*/__init__.py")}
+    assert packages <= listed and all((ROOT / "labkit" / name).exists() for name in listed)
+    scripts = re.search(r"^scripts/ +(.*)$", tree, re.M)
+    assert scripts and all(p.name in scripts[1] for p in (ROOT / "scripts").iterdir())
+    kinds = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir() and p.name[0] != "_"}
+    tests = tree.split("\ntests/\n")[1].split("\ndata/")[0]
+    assert {kind for kind in kinds if f"{kind}/" not in tests} <= {"support", "fakecuda"}
