@@ -35,6 +35,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from labkit.core import shipped
 from labkit.core.beside import scratch
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
@@ -84,9 +85,10 @@ class _Parts:
             )
             return closure.distribution_entries(wanted.values())
         if part == "app":
-            import labkit
-
-            return closure.tree_entries(Path(labkit.__file__).parent, "app/labkit")
+            # A wheel's notebooks and records are no part of the image, as a checkout's are not.
+            return closure.tree_entries(
+                shipped.PACKAGE, "app/labkit", ("__pycache__", shipped.CARRIED)
+            )
         if part == "weights" and weights is not None:
             return closure.tree_entries(weights, f"models/{weights.name}")
         if part.startswith("extra-"):

@@ -51,6 +51,7 @@ CALLS = {
     "report": "--out {out} --preset tiny --blocks 1 --notebook 01_anatomy",
     "notebooks run": "01_anatomy --preset ci --out {out}",
     "notebooks check": "01_anatomy",
+    "lab": "--copy-only {out}",
     "bench overhead": "--blocks 1 --preset tiny",
     "bench import": "--blocks 1 --starts 1",
     "bench load": "--blocks 1 --preset tiny --loaders safetensors --cache warm",
