@@ -5,7 +5,7 @@
     prepare(subject, workspace)  the artifact, off the clock, cached by content, its own cost
         recorded
     apply(plan, artifact)        its part of the launch plan
-    verify(seen)                evidence, from outside the technique, that its mechanism was at
+    verify(seen)                 evidence, from outside the technique, that its mechanism was at
         work
 
     @register
@@ -18,9 +18,10 @@ A trial whose evidence is missing is a failed trial, not a fast one. One contrac
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from labkit.core.plan import LaunchPlan
 from labkit.core.timeline import Span
@@ -119,7 +120,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Observation:
-    """What the trial observed from outside, handed to `engaged`. All paths and figures are raw.
+    """What the trial observed from outside, handed to `verify`. All paths and figures are raw.
 
     facts: step facts by phase · proc: {"io": {...}, "maps": [paths], "mounts": [mountinfo lines],
     "rss_bytes": n, "environ": {...}} of the server at the first token · stores: per plan.stat_urls,
@@ -140,16 +141,31 @@ class Observation:
 
 @runtime_checkable
 class Technique(Protocol):
+    """The whole contract. A technique names this class as its base, for the defaults below the four
+    questions."""
+
     name: str
     layer: str
     title: str  # one line for a menu
     lesson: str  # notebook that teaches it
-    claims: tuple[Claim, ...]
+    claims: tuple[Claim, ...] = ()
 
     def available(self, host: Any) -> Availability: ...
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact: ...
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan: ...
     def verify(self, seen: Observation) -> Evidence: ...
+
+    #: Other layers' techniques without which this one means nothing: layer -> name.
+    requires_layers: ClassVar[Mapping[str, str]] = {}
+    #: Layers whose work is not done any more where this one is in the stack.
+    replaces_layers: tuple[str, ...] = ()
+    #: Scenarios in which it means nothing.
+    excluded_scenarios: tuple[str, ...] = ()
+
+    def publish(self, artifact: Artifact, subject: Subject, roots: Mapping[str, Path]) -> None:
+        """Put what a fresh node will fetch where it finds it. `roots`: the directories that the
+        trial's "registry" and "store" serve. Called off the clock, once per artifact."""
+        return
 
 
 _REGISTRY: dict[str, Technique] = {}

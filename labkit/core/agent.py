@@ -155,11 +155,11 @@ class Agent:
 
     def main(self) -> int:
         functions = [resolve(step.call) for step in self.plan.steps]
-        for step, function in zip(self.plan.steps, functions, strict=True):
+        for step in self.plan.steps:
             # What a technique keeps resident on a node without replicas (a zygote) is there before
             # t0, and its evidence says so.
-            if hasattr(function, "pre_start"):
-                function.pre_start(self.ctx, **step.args)
+            if step.pre_start:
+                resolve(step.pre_start)(self.ctx, **step.args)
         threading.Thread(target=self.listen, daemon=True).start()
         say(ready=1, pid=os.getpid())
         self.go.wait()

@@ -40,12 +40,14 @@ class Step:
     `args`: JSON.
 
     `background=True` starts the step in a thread and goes on (overlap); the agent waits for it
-    after the last step."""
+    after the last step. `pre_start`: "module:function", called with the same arguments before t0:
+    what stands on a node while there is no replica (a zygote, a snapshotter's daemon)."""
 
     phase: str
     call: str
     args: dict[str, Any] = field(default_factory=dict)
     background: bool = False
+    pre_start: str = ""
 
 
 def device_from_args(server_args: Sequence[str]) -> str:

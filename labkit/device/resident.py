@@ -456,7 +456,7 @@ def offer(ctx: StepContext, model: str, device: str) -> dict[str, Any]:
     return {"resident": ctx.state["resident"]}
 
 
-def _pre_start(ctx: StepContext, model: str, device: str) -> None:
+def start_daemon(ctx: StepContext, model: str, device: str) -> None:
     """Start the daemon and wait until the weights are on the device: what stands on this node while
     there is no replica."""
     from labkit.core import interpreter
@@ -489,9 +489,6 @@ def _pre_start(ctx: StepContext, model: str, device: str) -> None:
     ready["device_bytes_held"] = process_memory_bytes(process.pid)
     ctx.state.update(resident=ready, resident_process=process)
     ctx.server_env[WHERE] = str(folder)
-
-
-offer.pre_start = _pre_start  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

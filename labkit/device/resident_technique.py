@@ -9,6 +9,7 @@ such technique. Limit: one exchange and one mapping. Lesson: notebooks/06_gpu_in
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,7 +43,7 @@ LITTLE, IMPORTS_BYTES = 0.05, 128 << 20
 class DeviceResident(WeightsTechnique):
     name, title, lesson = LOADER.name, LOADER.title, LOADER.lesson
     excluded_scenarios = ("fresh-node",)
-    requires_layers: ClassVar[dict[str, str]] = {"image": "host-env", "process": "process"}
+    requires_layers: ClassVar[Mapping[str, str]] = {"image": "host-env", "process": "process"}
 
     @property
     def loader(self) -> Loader:
@@ -101,7 +102,12 @@ class DeviceResident(WeightsTechnique):
             },
         )
         return plan.with_steps(
-            Step("start", "labkit.device.resident:offer", {"model": directory, "device": device})
+            Step(
+                "start",
+                "labkit.device.resident:offer",
+                {"model": directory, "device": device},
+                pre_start="labkit.device.resident:start_daemon",
+            )
         )
 
     def verify(self, seen: Observation) -> Evidence:

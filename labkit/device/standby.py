@@ -207,7 +207,7 @@ def start(ctx: StepContext) -> dict[str, Any]:
     return {"runtime": "standby", "server_pid": process.pid, "rootfs": "", **ready}
 
 
-def _pre_start(ctx: StepContext) -> None:
+def start_standby(ctx: StepContext) -> None:
     """Start the server, let it serve nobody, and put it to sleep: what stands on this node while
     there is no replica."""
     from labkit.device.cuda_checkpoint import process_memory_bytes
@@ -234,9 +234,6 @@ def _pre_start(ctx: StepContext) -> None:
         "read_before_t0_bytes": read_by_calls(process.pid),
     }
     ctx.state.update(standby_process=process, standby_answers=answers, standby={**ready, **seen})
-
-
-start.pre_start = _pre_start  # type: ignore[attr-defined]
 
 
 # ---- the resident process ------------------------------------------------------------------------

@@ -40,6 +40,7 @@ from labkit.technique import (
     Evidence,
     Observation,
     Subject,
+    Technique,
     register,
 )
 
@@ -89,10 +90,10 @@ def on_gpu(plan: LaunchPlan) -> bool:
     return device_from_args(plan.server_args).startswith("cuda")
 
 
-class _Compiled:
+class _Compiled(Technique):
     layer, lesson = "device", "06_gpu_init"
     claims: tuple[Claim, ...] = ()
-    requires_layers: ClassVar[dict[str, str]] = {"image": "host-env", "process": "process"}
+    requires_layers: ClassVar[Mapping[str, str]] = {"image": "host-env", "process": "process"}
 
     def available(self, host: Any) -> Availability:
         found = capability("command:g++")
@@ -253,7 +254,7 @@ class CompileCache(_Compiled):
 
 
 @register
-class NoCompile:
+class NoCompile(Technique):
     name, layer, lesson = "no-compile", "device", "06_gpu_init"
     title = "eager mode: nothing to compile"
     claims: tuple[Claim, ...] = ()
@@ -278,14 +279,14 @@ class NoCompile:
         )
 
 
-class _Gpu:
+class _Gpu(Technique):
     """What the techniques of a GPU share: where there is none they say so, and a record of another
     host stands in."""
 
     name = ""
     layer, lesson = "device", "06_gpu_init"
     claims: tuple[Claim, ...] = ()
-    requires_layers: ClassVar[dict[str, str]] = {"image": "host-env", "process": "process"}
+    requires_layers: ClassVar[Mapping[str, str]] = {"image": "host-env", "process": "process"}
 
     def available(self, host: Any) -> Availability:
         found = capability("gpu")
@@ -433,7 +434,11 @@ class WarmStandby(_Gpu):
             },
         )
         return plan.with_server("--device", gpu_device()).with_steps(
-            Step("start", "labkit.device.standby:start")
+            Step(
+                "start",
+                "labkit.device.standby:start",
+                pre_start="labkit.device.standby:start_standby",
+            )
         )
 
     def verify(self, seen: Observation) -> Evidence:

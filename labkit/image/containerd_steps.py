@@ -76,12 +76,16 @@ def pull(ctx: StepContext, reference: str = "") -> dict[str, Any]:
     }
 
 
+def start_containerd(ctx: StepContext, **_: Any) -> None:
+    _make_ready(ctx, stargz=False)
+
+
+def start_stargz(ctx: StepContext, **_: Any) -> None:
+    _make_ready(ctx, stargz=True)
+
+
 def rpull(ctx: StepContext, reference: str = "") -> dict[str, Any]:
     return pull(ctx, reference)
-
-
-pull.pre_start = lambda ctx, **_: _make_ready(ctx, stargz=False)  # type: ignore[attr-defined]
-rpull.pre_start = lambda ctx, **_: _make_ready(ctx, stargz=True)  # type: ignore[attr-defined]
 
 
 def _command(node: containerd.Node, image: str) -> list[str]:

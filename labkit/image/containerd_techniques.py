@@ -8,6 +8,7 @@ whole has no evidence and is a failed trial. Lesson: notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,11 @@ class ContainerdPull(ImageTechnique):
         floors = {**plan.floors_bytes, "pull": artifact.facts["size_bytes"]}
         state = {**plan.state, "started_by": START}
         return replace(plan, floors_bytes=floors, state=state).with_steps(
-            Step("pull", "labkit.image.containerd_steps:pull")
+            Step(
+                "pull",
+                "labkit.image.containerd_steps:pull",
+                pre_start="labkit.image.containerd_steps:start_containerd",
+            )
         )
 
     def verify(self, seen: Observation) -> Evidence:
@@ -108,7 +113,7 @@ class ContainerdStargz(ImageTechnique):
 
         return replace(EstargzLazy().prepare(subject, workspace), technique=self.name)
 
-    def publish(self, artifact: Artifact, subject: Subject, roots: dict[str, Path]) -> None:
+    def publish(self, artifact: Artifact, subject: Subject, roots: Mapping[str, Path]) -> None:
         from labkit.image.lazyfs.techniques import EstargzLazy
 
         EstargzLazy().publish(artifact, subject, roots)
@@ -125,6 +130,7 @@ class ContainerdStargz(ImageTechnique):
                 "mount",
                 "labkit.image.containerd_steps:rpull",
                 {"reference": artifact.facts["lazy_reference"]},
+                pre_start="labkit.image.containerd_steps:start_stargz",
             )
         )
 

@@ -11,6 +11,7 @@ notebooks/02_image_pull."""
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ class ObjectPull(ImageTechnique):
             },
         )
 
-    def publish(self, artifact: Artifact, subject: Subject, roots: dict[str, Path]) -> None:
+    def publish(self, artifact: Artifact, subject: Subject, roots: Mapping[str, Path]) -> None:
         """Into the embedded store, before the trial: what a build pipeline did long ago."""
         from labkit.image.push import publish_objects
 

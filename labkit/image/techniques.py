@@ -28,12 +28,13 @@ from labkit.technique import (
     Evidence,
     Observation,
     Subject,
+    Technique,
     register,
 )
 
 
 @register
-class HostEnv:
+class HostEnv(Technique):
     name, layer = "host-env", "image"
     title = "no image: the host's own interpreter and packages"
     lesson = "01_anatomy"
@@ -60,7 +61,7 @@ class HostEnv:
         )
 
 
-class ImageTechnique:
+class ImageTechnique(Technique):
     """What the techniques that bring the subject's image share: its layout as the artifact, and the
     warm node's root directory.
 

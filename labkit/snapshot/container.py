@@ -328,9 +328,6 @@ def restore(ctx: StepContext, snapshot: str, lazy: bool = False) -> dict[str, An
     }
 
 
-restore.pre_start = process.know_criu  # type: ignore[attr-defined]
-
-
 def sources(manifest: store.Manifest, rootfs: str, moved: dict[str, str]) -> dict[str, str]:
     """Where each file of the working set is on this node: in the model's directory, or in the
     image."""

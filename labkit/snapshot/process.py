@@ -90,9 +90,6 @@ def know_criu(ctx: StepContext, **_: Any) -> None:
     store.crc32()
 
 
-restore.pre_start = know_criu  # type: ignore[attr-defined]
-
-
 def coming_files(ctx: StepContext, snapshot: store.Snapshot) -> tuple[str, ...]:
     """Model files (paths at the dump) that still cross the link while the process is restored and
     held."""

@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +38,7 @@ from labkit.technique import (
     Evidence,
     Observation,
     Subject,
+    Technique,
     register,
 )
 
@@ -84,13 +85,13 @@ def code_identity() -> list[Any]:
     ]
 
 
-class CriuProcess:
+class CriuProcess(Technique):
     """What the variants share. `loader`: how the subject that is dumped gets its weights."""
 
     name, layer, lesson = "criu-process", "snapshot", "07_checkpoints"
     title = "restore the server process with CRIU, weights mapped from the model's file"
     claims: tuple[Claim, ...] = ()
-    requires_layers: ClassVar[dict[str, str]] = {"image": "host-env", "process": "process"}
+    requires_layers: ClassVar[Mapping[str, str]] = {"image": "host-env", "process": "process"}
     # layers whose choice changes nothing any more
     replaces_layers: tuple[str, ...] = ("image", "process", "weights", "device")
     loader = MAPPED
@@ -170,7 +171,7 @@ class CriuProcess:
             },
         )
 
-    def publish(self, artifact: Artifact, subject: Subject, roots: dict[str, Path]) -> None:
+    def publish(self, artifact: Artifact, subject: Subject, roots: Mapping[str, Path]) -> None:
         """Put the snapshot, and its model packed, where a fresh node finds them (the harness
         publishes the model as it is under `model_key`)."""
         from labkit.snapshot import store, transport
@@ -246,6 +247,7 @@ class CriuProcess:
                     "model_url": f"s3://{BUCKET}/{model_key}" if mapped else "",
                     "packed_model": packed_model,
                 },
+                pre_start="labkit.snapshot.transport:know_libraries",
             )
             steps = (begin, *self._beside(steps), Step("pull", "labkit.snapshot.transport:wait"))
             crossing = {
@@ -267,6 +269,7 @@ class CriuProcess:
                     "snapshot": artifact.paths["snapshot"],
                     "lazy": bool(os.environ.get("LABKIT_LAZY_PAGES")),
                 },
+                pre_start="labkit.snapshot.process:know_criu",
             ),
         )
         plan = replace(
@@ -398,7 +401,7 @@ class CriuProcessWhole(CriuProcess):
 class CriuContainer(CriuProcess):
     name = "criu-container"
     title = "restore the server's container with CRIU, through runc"
-    requires_layers: ClassVar[dict[str, str]] = {"process": "runc"}
+    requires_layers: ClassVar[Mapping[str, str]] = {"process": "runc"}
     replaces_layers = ("process", "weights", "device")  # it still runs on the image's files
     restore_call = "labkit.snapshot.container:restore"
 
@@ -522,11 +525,11 @@ class CriuContainer(CriuProcess):
 
 
 @register
-class Zygote:
+class Zygote(Technique):
     name, layer, lesson = "zygote", "process", "07_checkpoints"
     title = "fork a process that has imported everything (resident before t0)"
     claims: tuple[Claim, ...] = ()
-    requires_layers: ClassVar[dict[str, str]] = {"image": "host-env"}
+    requires_layers: ClassVar[Mapping[str, str]] = {"image": "host-env"}
     excluded_scenarios = ("fresh-node",)
 
     def available(self, host: Any) -> Availability:
@@ -559,7 +562,13 @@ class Zygote:
         left = [p for p in plan.cold_paths if p not in kept]
         return replace(
             plan, cold_paths=kept, state={**plan.state, "resident_before_t0": left}
-        ).with_steps(Step("start", "labkit.snapshot.zygote:start"))
+        ).with_steps(
+            Step(
+                "start",
+                "labkit.snapshot.zygote:start",
+                pre_start="labkit.snapshot.zygote:start_zygote",
+            )
+        )
 
     def verify(self, seen: Observation) -> Evidence:
         step = seen.facts.get("start", {})

@@ -157,9 +157,6 @@ def know_libraries(ctx: StepContext, **_: Any) -> None:
     packed.know_libraries()
 
 
-start.pre_start = know_libraries  # type: ignore[attr-defined]
-
-
 def wait(ctx: StepContext) -> dict[str, Any]:
     """Wait until the process can be restored. The model's files may still come: `model_arrived`
     waits for them."""

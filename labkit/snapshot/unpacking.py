@@ -69,9 +69,6 @@ def unpack(ctx: StepContext, packed: str) -> dict[str, Any]:
     }
 
 
-unpack.pre_start = transport.know_libraries  # type: ignore[attr-defined]
-
-
 def _places(ctx: StepContext, manifest: store.Manifest) -> dict[str, str]:
     """Where each file of the working set is on this node: the host's own, or a container's below
     its root."""
@@ -112,7 +109,7 @@ class _Packed:
 
     name = ""
     of = ""
-    excluded_scenarios = ("fresh-node",)
+    excluded_scenarios: tuple[str, ...] = ("fresh-node",)
 
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
         made = technique(self.of).prepare(subject, workspace)
@@ -157,7 +154,12 @@ class _Packed:
             plan,
             steps=(
                 *before,
-                Step("restore", "labkit.snapshot.unpacking:unpack", {"packed": packed}),
+                Step(
+                    "restore",
+                    "labkit.snapshot.unpacking:unpack",
+                    {"packed": packed},
+                    pre_start="labkit.snapshot.transport:know_libraries",
+                ),
                 restore,
             ),
             floors_bytes=floors,

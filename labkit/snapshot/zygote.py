@@ -52,7 +52,7 @@ def start(ctx: StepContext) -> dict[str, Any]:
     }
 
 
-def _pre_start(ctx: StepContext) -> None:
+def start_zygote(ctx: StepContext) -> None:
     from labkit.image.runtimes.process import host_command
     from labkit.image.runtimes.resident import start_resident
 
@@ -69,9 +69,6 @@ def _pre_start(ctx: StepContext) -> None:
     ctx.state.update(
         zygote_process=process, zygote_answers=answers, zygote_rss_bytes=ready["rss_bytes"]
     )
-
-
-start.pre_start = _pre_start  # type: ignore[attr-defined]
 
 
 def main() -> int:

@@ -97,13 +97,10 @@ def candidates(
             continue
         if only and t.name not in only:
             continue
-        if scenario in getattr(t, "excluded_scenarios", ()):
+        if scenario in t.excluded_scenarios:
             missing[t.name] = f"means nothing on a {scenario}"
             continue
-        if (
-            scenario == "fresh-node"
-            and getattr(t, "requires_layers", {}).get("image") == "host-env"
-        ):
+        if scenario == "fresh-node" and t.requires_layers.get("image") == "host-env":
             missing[t.name] = (
                 "uses the host's own interpreter and libraries, and on a fresh node nothing of the"
                 " stack is there (--scenario warm-node)"
@@ -121,10 +118,10 @@ def candidates(
 
 
 def put(stack: Stack, name: str, label: str = "") -> Stack:
-    """`stack` with one technique exchanged. A technique that asks for others (`needs_layers`)
-    brings them along."""
+    """`stack` with one technique exchanged. What it requires of other layers
+    (`requires_layers`) comes along."""
     found = technique(name)
-    layers = {**stack.layers, **getattr(found, "requires_layers", {}), found.layer: name}
+    layers = {**stack.layers, **found.requires_layers, found.layer: name}
     return Stack(label or name, layers)
 
 
@@ -200,11 +197,7 @@ def distinct(stacks: Iterable[Stack]) -> list[Stack]:
     there are one arm."""
     seen, kept = set(), []
     for s in stacks:
-        moot = (
-            getattr(technique(s.layers["snapshot"]), "replaces_layers", ())
-            if s.layers.get("snapshot")
-            else ()
-        )
+        moot = technique(s.layers["snapshot"]).replaces_layers if s.layers.get("snapshot") else ()
         key = tuple((k, v) for k, v in sorted(s.layers.items()) if k not in moot)
         if key not in seen:
             seen.add(key)

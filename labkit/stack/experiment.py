@@ -394,9 +394,7 @@ class ExperimentRunner:
                         Path(artifact.paths["model_dir"]),
                         artifact.facts["model_key"],
                     )
-                publish = getattr(_technique(artifact.technique), "publish", None)
-                if publish:
-                    publish(artifact, subject, roots)
+                _technique(artifact.technique).publish(artifact, subject, roots)
         # One server for both, as the node has one link: two would carry twice its rate.
         self.served = self.ends.enter_context(
             serving(

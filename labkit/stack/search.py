@@ -131,11 +131,7 @@ def combined(run: records.Run, names: list[str]) -> list[Stack]:
     winners = {layer: options[0] for layer, options in ranked.items()}
 
     def assemble(chosen: dict[str, str]) -> Stack:
-        moot = (
-            getattr(technique(chosen["snapshot"]), "replaces_layers", ())
-            if "snapshot" in chosen
-            else ()
-        )
+        moot = technique(chosen["snapshot"]).replaces_layers if "snapshot" in chosen else ()
         stack = Stack.parse("naive")
         for layer in LAYERS:
             if layer in chosen and layer not in moot:

@@ -79,7 +79,7 @@ def menu(scenario: str = "fresh-node") -> dict[str, list[Option]]:
             found = t.available(card)
             missing = (
                 f"means nothing on a {scenario}"
-                if scenario in getattr(t, "excluded_scenarios", ())
+                if scenario in t.excluded_scenarios
                 else ""
                 if found.ok
                 else found.missing

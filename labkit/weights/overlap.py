@@ -203,9 +203,6 @@ def know_http(ctx: StepContext, **_: Any) -> None:
     import labkit.net.ranges  # noqa: F401
 
 
-fetch_small.pre_start = fetch_shards.pre_start = know_http  # type: ignore[attr-defined]
-
-
 def _source(model: str, environment: dict[str, str]) -> CheckpointSource:
     """The bucket as the server would see it: this process need not have the server's
     environment."""
@@ -281,7 +278,7 @@ class Overlap(WeightsTechnique):
                 "environment": {"AWS_ENDPOINT_URL": plan.server_env.get("AWS_ENDPOINT_URL", "")},
             }
             first = (
-                Step("load.small", here + "fetch_small", arguments),
+                Step("load.small", here + "fetch_small", arguments, pre_start=here + "know_http"),
                 Step("load.fetch", here + "fetch_shards", arguments, background=True),
             )
         else:

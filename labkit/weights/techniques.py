@@ -28,6 +28,7 @@ from labkit.technique import (
     Evidence,
     Observation,
     Subject,
+    Technique,
     register,
 )
 from labkit.weights.catalog import LOADERS, Loader
@@ -63,7 +64,7 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
 }
 
 
-class WeightsTechnique:
+class WeightsTechnique(Technique):
     """One loader as a technique. Subclasses only name their row of the catalog."""
 
     layer = "weights"

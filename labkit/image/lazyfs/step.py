@@ -116,6 +116,3 @@ def mount_image(
     )
     ctx.state["link_free_when"] = str(stats.prefetched(counters))
     return {"stats": str(counters), **reply}
-
-
-mount_image.pre_start = resident  # type: ignore[attr-defined]

@@ -13,6 +13,7 @@ import json
 import socket
 import time
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -179,7 +180,7 @@ class EstargzLazy(ImageTechnique):
             facts={**artifact.facts, **facts, "lazy_reference": lazy_name(subject.image_reference)},
         )
 
-    def publish(self, artifact: Artifact, subject: Subject, roots: dict[str, Path]) -> None:
+    def publish(self, artifact: Artifact, subject: Subject, roots: Mapping[str, Path]) -> None:
         from labkit.image.publish import publish_image
 
         publish_image(
@@ -193,7 +194,12 @@ class EstargzLazy(ImageTechnique):
         plan = replace(plan, state={**plan.state, "lazy_image_bytes": artifact.facts["size_bytes"]})
         reference = f"{plan.state['registry']}/{artifact.facts['lazy_reference']}"
         return plan.with_steps(
-            Step("mount", "labkit.image.lazyfs.step:mount_image", {"reference": reference})
+            Step(
+                "mount",
+                "labkit.image.lazyfs.step:mount_image",
+                {"reference": reference},
+                pre_start="labkit.image.lazyfs.step:resident",
+            )
         )
 
     def verify(self, seen: Observation) -> Evidence:

@@ -23,6 +23,7 @@ from labkit.technique import (
     Evidence,
     Observation,
     Subject,
+    Technique,
     register,
 )
 
@@ -72,7 +73,7 @@ def own_namespaces(seen: Observation, *kinds: str) -> list[str]:
     return [k for k in kinds if theirs.get(k) and theirs[k] != os.readlink(f"/proc/self/ns/{k}")]
 
 
-class _Runtime:
+class _Runtime(Technique):
     layer = "process"
     lesson = "02_image_pull"
     claims: tuple[Claim, ...] = ()
