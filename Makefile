@@ -39,12 +39,12 @@ test-unit: setup ## no server, no notebook, no container: what a change is tried
 	$(VENV)/bin/python -m pytest tests/unit
 
 format: setup ## ruff format, and what ruff mends by itself
-	$(VENV)/bin/ruff format labkit tests $(PROGRAMS)
-	$(VENV)/bin/ruff check --fix labkit tests $(PROGRAMS)
+	$(VENV)/bin/ruff format labkit tests examples $(PROGRAMS)
+	$(VENV)/bin/ruff check --fix labkit tests examples $(PROGRAMS)
 
 lint: setup ## format, style, types, imports (one way, no circles, every name there), spelling, notebook format
-	$(VENV)/bin/ruff format --check labkit tests $(PROGRAMS)
-	$(VENV)/bin/ruff check labkit tests $(PROGRAMS)
+	$(VENV)/bin/ruff format --check labkit tests examples $(PROGRAMS)
+	$(VENV)/bin/ruff check labkit tests examples $(PROGRAMS)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -q tests/unit/test_architecture.py
 	@$(VENV)/bin/python -m pytest -q --collect-only >$(VENV)/collected || { tail -40 $(VENV)/collected; exit 1; }

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from labkit.core import plugins
 from labkit.core.plan import LaunchPlan
 from labkit.core.timeline import Span
 from labkit.core.workspace import Workspace
@@ -183,9 +184,16 @@ def register(cls: type) -> type:
 
 
 def techniques(layer: str | None = None) -> list[Technique]:
-    """All registered techniques (of one layer), in registration order."""
+    """All registered techniques (of one layer), in registration order; those of other packages
+    last."""
     for module in MODULES:
         importlib.import_module(module)
+    for name, cls in plugins.found(plugins.TECHNIQUES).items():
+        if not any(type(t) is cls for t in _REGISTRY.values()):
+            try:
+                register(cls)
+            except (TypeError, ValueError, AttributeError) as error:
+                plugins.complain(name, plugins.TECHNIQUES, str(error))
     return [t for t in _REGISTRY.values() if layer is None or t.layer == layer]
 
 

@@ -47,6 +47,7 @@ from labkit.net.arguments import link
 from labkit.subject.arguments import preset
 from labkit.technique import Subject
 from labkit.weights.catalog import LOADERS, Loader
+from labkit.weights.techniques import WeightsTechnique  # noqa: F401 - other packages' loaders join
 
 STATES = ("cold", "warm", "tmpfs")
 FROM_S3 = ("safetensors", "sdk-download", "runai-streamer", OURS)

@@ -157,6 +157,8 @@ def child(loader_name: str, model_source: str, config_dir: str, device: str, opt
     from labkit.subject.config import LlamaConfig
     from labkit.subject.llama import Llama, generate
 
+    if loader_name not in LOADERS:  # another package's: it joins the catalog there
+        importlib.import_module("labkit.weights.techniques")
     loader = LOADERS[loader_name]
     config = LlamaConfig.from_dir(config_dir)
     with torch.device(loader.init if loader.init == "meta" else device):

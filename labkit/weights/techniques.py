@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from labkit.core import cold
+from labkit.core import cold, plugins
 from labkit.core.plan import LaunchPlan, device_from_args
 from labkit.core.units import show_bytes
 from labkit.core.workspace import Workspace
@@ -274,6 +274,17 @@ def resident_share(directory: str) -> float:
     return 0.0 if found.unprovable_files else found.share
 
 
+def _take_in_loaders() -> None:
+    """Loaders of other packages, beside the lab's own: rows of the same catalog."""
+    for name, loader in plugins.found(plugins.LOADERS).items():
+        if isinstance(loader, Loader) and loader.name not in LOADERS:
+            LOADERS[loader.name] = loader
+        else:
+            why = "a second loader of that name" if isinstance(loader, Loader) else "not a Loader"
+            plugins.complain(name, plugins.LOADERS, why)
+
+
+_take_in_loaders()
 for _loader in LOADERS.values():
     register(
         type(
