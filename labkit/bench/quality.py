@@ -28,7 +28,7 @@ def formats_against_quality(
     from labkit.core.workspace import Workspace
     from labkit.subject.checkpoint import ensure
     from labkit.subject.tokenizer import Tokenizer
-    from labkit.weights.formats.convert import convert
+    from labkit.weights.convert import convert
     from labkit.weights.loaders import ggufs, safe
 
     workspace = Workspace.default()

@@ -194,7 +194,7 @@ class Arena:
 def places(source: str) -> tuple[list[tuple[str, str, list[int], int]], int]:
     """(name, torch's dtype, shape, offset) of every tensor of a safetensors checkpoint, and the
     arena's size in bytes. Raises BadInput."""
-    from labkit.weights.formats.safetensors_header import read
+    from labkit.formats.safetensors_header import read
     from labkit.weights.loaders.views import TORCH, torch_dtype
     from labkit.weights.source import open_source
 

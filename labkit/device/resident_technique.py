@@ -21,7 +21,7 @@ from labkit.core.units import show_bytes
 from labkit.errors import BadInput
 from labkit.technique import YES, Artifact, Availability, Evidence, Observation, register
 from labkit.weights.catalog import Loader
-from labkit.weights.formats.convert import WEIGHT_SUFFIXES
+from labkit.weights.convert import WEIGHT_SUFFIXES
 from labkit.weights.techniques import WeightsTechnique, device_facts, resident_share
 
 LOADER = Loader(

@@ -12,36 +12,18 @@ notebooks/04_model_formats."""
 from __future__ import annotations
 
 import json
-import math
 import os
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeGuard
 
 from labkit.errors import BadInput
+from labkit.formats import safetensors_header
 from labkit.subject.config import LlamaConfig
 from labkit.subject.source import read_small
 
-HEADER_LIMIT_BYTES = 100_000_000  # as the safetensors format says
-ITEM_BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "U16": 2,
-    "U32": 4,
-    "U64": 8,
-}
+NOT_LOADED = "nothing was loaded from it"
+VERIFY = "labkit model verify DIR, then fetch this file again"
 
 
 @dataclass(frozen=True)
@@ -70,109 +52,19 @@ class Directory:
 def _refuse(
     file: Path | str,
     what: str,
-    why: str = "nothing was loaded from it",
-    fix: str = "labkit model verify DIR, then fetch this file again",
+    why: str = NOT_LOADED,
+    fix: str = VERIFY,
 ) -> BadInput:
     return BadInput(f"{file}: {what}", why, fix)
 
 
-def parse_header(raw: bytes, file: Path | str, file_bytes: int) -> dict[str, Stored]:
-    """The tensors of a safetensors file from its first bytes (8 + header). Raises BadInput for
-    anything out of order."""
-    if len(raw) < 8:
-        raise _refuse(file, f"{file_bytes} bytes are too few for a safetensors file")
-    length = struct.unpack_from("<Q", raw)[0]
-    if length > HEADER_LIMIT_BYTES or 8 + length > file_bytes:
-        raise _refuse(
-            file,
-            f"the header says it is {length} bytes long, the file has {file_bytes}",
-            "a truncated or forged file; nothing was loaded from it",
-        )
-    try:
-        doc = json.loads(raw[8 : 8 + length])
-    except (ValueError, RecursionError) as error:
-        raise _refuse(file, f"the header is not JSON ({str(error)[:80]})") from None
-    if not isinstance(doc, dict):
-        raise _refuse(file, f"the header is a JSON {type(doc).__name__}, expected an object")
-    base, found = 8 + length, {}
-    for name, entry in doc.items():
-        if name != "__metadata__":
-            found[name] = _entry(name, entry, file, base, file_bytes)
-    reached = base
-    for name, at in sorted(found.items(), key=lambda item: (item[1].start, item[1].end)):
-        if at.start < reached:
-            raise _refuse(
-                file,
-                f"tensor {name} begins inside the one before it (at {at.start}, before {reached})",
-                "overlapping tensors are a forged file",
-            )
-        if at.start > reached:
-            raise _refuse(
-                file,
-                f"{at.start - reached} unexplained bytes before tensor {name}",
-                "the format allows no holes: the file is damaged or forged",
-            )
-        reached = at.end
-    if reached != file_bytes:
-        raise _refuse(
-            file,
-            f"{file_bytes - reached} unexplained bytes at the end",
-            "the format allows no holes: the file is damaged or forged",
-        )
-    return found
-
-
-def _entry(name: str, entry: Any, file: Path | str, base: int, file_bytes: int) -> Stored:
-    known = entry if isinstance(entry, dict) else {}
-    shape, offsets, dtype = (known.get(k) for k in ("shape", "data_offsets", "dtype"))
-
-    def counts(value: object) -> TypeGuard[list[int]]:
-        return isinstance(value, list) and all(
-            isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**63 for n in value
-        )
-
-    if (
-        not counts(shape)
-        or not counts(offsets)
-        or len(offsets) != 2
-        or len(shape) > 16
-        or not isinstance(dtype, str)
-    ):
-        raise _refuse(
-            file,
-            f"tensor {name!r:.120}: dtype, shape or data_offsets are missing or of a wrong type",
-        )
-    if dtype not in ITEM_BYTES:
-        raise _refuse(
-            file,
-            f"tensor {name!r:.120}: dtype {dtype!r:.40} is unknown",
-            "its size cannot be checked",
-            "convert the model to a dtype of the format",
-        )
-    start, end = base + offsets[0], base + offsets[1]
-    if offsets[0] > offsets[1]:
-        raise _refuse(file, f"tensor {name!r:.120}: its data ends before it begins")
-    if end > file_bytes:
-        raise _refuse(
-            file,
-            f"tensor {name!r:.120} ends at byte {end}, the file at {file_bytes}",
-            "the shard is truncated",
-        )
-    size_bytes = math.prod(shape) * ITEM_BYTES[dtype]
-    if size_bytes != end - start:
-        what = f"tensor {name!r:.120}: {dtype} of shape {shape} is {size_bytes} bytes"
-        raise _refuse(file, f"{what}, {end - start} are stored"[:400])
-    return Stored(Path(file), dtype, tuple(shape), start, end)
-
-
 def read_header(file: Path) -> dict[str, Stored]:
-    """Parse a safetensors file's header, reading no more than the header."""
+    """The tensors of a safetensors file, from its header alone. Raises BadInput that names the
+    file."""
     try:
-        with open(file, "rb") as opened:
-            size = os.fstat(opened.fileno()).st_size
-            raw = opened.read(8)
-            if len(raw) == 8:
-                raw += opened.read(min(struct.unpack("<Q", raw)[0], HEADER_LIMIT_BYTES, size))
+        entries = safetensors_header.read(file).tensors
+    except BadInput as error:
+        raise _refuse(file, error.what, error.why or NOT_LOADED, error.fix or VERIFY) from None
     except OSError as error:
         raise _refuse(
             file,
@@ -180,7 +72,7 @@ def read_header(file: Path) -> dict[str, Stored]:
             "the shard cannot be read",
             "labkit model verify DIR tells which files are missing",
         ) from None
-    return parse_header(raw, file, size)
+    return {e.name: Stored(file, e.dtype, e.shape, e.offset, e.end) for e in entries}
 
 
 def read_index(path: Path, name: str) -> dict[str, str]:

@@ -28,7 +28,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
 
 
 def convert(args: argparse.Namespace) -> int:
-    from labkit.weights.formats.convert import convert as run
+    from labkit.weights.convert import convert as run
 
     facts = run(args.source, args.target, args.to)
     print(
@@ -56,7 +56,7 @@ def add_inspect(parser: argparse.ArgumentParser) -> None:
 
 def inspect(args: argparse.Namespace) -> int:
     """Exit code 1 if a pickle would do more than rebuild tensors."""
-    from labkit.weights.formats.read import read_layout
+    from labkit.formats.read import read_layout
 
     layouts = [read_layout(path) for path in _files(Path(args.file))]
     for layout in layouts if not args.json else []:

@@ -18,7 +18,7 @@ from pathlib import Path
 from labkit.core.beside import replacing
 from labkit.core.workspace import Workspace
 from labkit.technique import Subject
-from labkit.weights.formats.convert import WEIGHT_SUFFIXES, convert
+from labkit.weights.convert import WEIGHT_SUFFIXES, convert
 from labkit.weights.source import format_of, open_source
 
 

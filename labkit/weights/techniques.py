@@ -32,7 +32,7 @@ from labkit.technique import (
     register,
 )
 from labkit.weights.catalog import LOADERS, Loader
-from labkit.weights.formats.convert import WEIGHT_SUFFIXES
+from labkit.weights.convert import WEIGHT_SUFFIXES
 
 ARTICLE = "the article"
 _FASTER = Claim(

@@ -16,7 +16,7 @@ from torch import nn
 
 from labkit.errors import BadInput, LabError
 from labkit.weights.catalog import LOADERS
-from labkit.weights.formats.convert import convert
+from labkit.weights.convert import convert
 from labkit.weights.source import LAYOUT
 
 GPU = torch.cuda.is_available()

@@ -14,7 +14,7 @@ from labkit.errors import LabError
 from labkit.net.serving import serving
 from labkit.objects.publish import publish_model
 from labkit.weights.catalog import LOADERS
-from labkit.weights.formats.convert import convert
+from labkit.weights.convert import convert
 
 HERE = [
     n

@@ -13,7 +13,7 @@ from labkit.subject.checkpoint import make_checkpoint
 from labkit.subject.config import LlamaConfig
 from labkit.subject.llama import Llama
 from labkit.subject.tokenizer import Tokenizer
-from labkit.weights.formats.convert import convert
+from labkit.weights.convert import convert
 from labkit.weights.loaders import ggufs, safe
 
 PROMPT = "The first token of a cold start"

@@ -106,7 +106,7 @@ def _check_sound(answer: Callable[[list, int], bool]) -> str:
         "a tensor that ends before it begins",
         "Its length is negative: an unsigned reader sees 18 quintillion.",
     )
-    return "labkit.weights.formats.layout.check_places does the same for every file it reads."
+    return "labkit.formats.layout.check_places does the same for every file it reads."
 
 
 def _say(got: bool, wanted: bool, case: str, why: str) -> None:

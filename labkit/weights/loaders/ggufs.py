@@ -11,8 +11,8 @@ from typing import Any
 
 from labkit.core.timeline import span
 from labkit.errors import BadInput
-from labkit.weights.formats.gguf_header import read
-from labkit.weights.formats.gguf_names import heads_of, to_halves, to_public
+from labkit.formats.gguf_header import read
+from labkit.formats.gguf_names import heads_of, to_halves, to_public
 from labkit.weights.loaders.download import local_shards, refusing
 from labkit.weights.loaders.placing import Placer
 

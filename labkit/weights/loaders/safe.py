@@ -50,7 +50,7 @@ def load_pread(model: Any, source: str, device: str = "cpu", **_: Any) -> dict[s
 def _read_whole(path: Path) -> dict[str, Any]:
     import torch
 
-    from labkit.weights.formats.safetensors_header import read
+    from labkit.formats.safetensors_header import read
     from labkit.weights.loaders.views import view
 
     layout = read(path)

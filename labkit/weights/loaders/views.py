@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from labkit.errors import BadInput
-from labkit.weights.formats.layout import TensorEntry
+from labkit.formats.layout import TensorEntry
 
 #: safetensors dtype -> torch attribute
 TORCH = {

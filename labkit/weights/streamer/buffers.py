@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from labkit.core.pages import MADV_POPULATE_READ, MADV_POPULATE_WRITE, anonymous, populate
-from labkit.weights.formats.layout import TensorEntry
+from labkit.formats.layout import TensorEntry
 from labkit.weights.loaders.views import torch_dtype, view
 from labkit.weights.streamer.plan import PAGE_BYTES, Chunk, File, cut
 

@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from labkit.errors import BadInput
-from labkit.weights.formats.layout import Layout
-from labkit.weights.formats.safetensors_header import header_length, parse, read
+from labkit.formats.layout import Layout
+from labkit.formats.safetensors_header import header_length, parse, read
 from labkit.weights.source import CheckpointSource
 
 PAGE_BYTES = 4096

@@ -19,8 +19,8 @@ from torch import nn
 
 from labkit.core import disks
 from labkit.errors import BadInput, TransferError
+from labkit.formats.layout import Layout, TensorEntry
 from labkit.weights import streamer
-from labkit.weights.formats.layout import Layout, TensorEntry
 from labkit.weights.loaders.views import view
 from labkit.weights.source import open_source
 from labkit.weights.streamer import buffers, local

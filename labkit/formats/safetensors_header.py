@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import BadInput
-from labkit.weights.formats.layout import (
+from labkit.formats.layout import (
     MAX_HEADER_BYTES,
     MAX_TENSORS,
     Layout,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import BadInput
-from labkit.weights.formats.gguf_names import heads_of, to_gguf, to_neighbours
+from labkit.formats.gguf_names import heads_of, to_gguf, to_neighbours
 from labkit.weights.source import CheckpointSource, format_of, shard_tensors
 
 WRITABLE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4")
@@ -223,7 +223,7 @@ def _plan(
     there are some."""
     import gguf
 
-    from labkit.weights.formats.read import read_layout
+    from labkit.formats.read import read_layout
 
     plan = []
     for shard in source.shards(came):

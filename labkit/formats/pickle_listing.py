@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from labkit.errors import BadInput
-from labkit.weights.formats.layout import (
+from labkit.formats.layout import (
     MAX_HEADER_BYTES,
     MAX_TENSORS,
     Layout,

@@ -54,7 +54,7 @@ def convert(
     with becoming(final) as partial:
         _carry(Path(opened.root), partial)
         if name == "gguf":
-            from labkit.weights.formats.gguf_writer import write_gguf
+            from labkit.weights.gguf_writer import write_gguf
 
             facts = write_gguf(opened, partial / LAYOUT["gguf"][0], detail or "F16")
         elif name == "tensorizer":

@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from labkit.errors import BadInput
-from labkit.weights.formats import gguf_header, gguf_names, pickle_listing, safetensors_header
-from labkit.weights.formats.convert import convert
-from labkit.weights.formats.read import read_layout
+from labkit.formats import gguf_header, gguf_names, pickle_listing, safetensors_header
+from labkit.formats.read import read_layout
+from labkit.weights.convert import convert
 from labkit.weights.source import open_source
 
-#: 10 000 a format in a release: LABKIT_FUZZ=10000 pytest tests/unit/weights/test_formats.py
+#: 10 000 a format in a release: LABKIT_FUZZ=10000 pytest tests/unit/formats/test_formats.py
 FUZZ = int(os.environ.get("LABKIT_FUZZ", "400"))
 CONFIG = {
     "model_type": "llama",

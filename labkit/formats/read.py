@@ -11,8 +11,8 @@ import os
 from pathlib import Path
 
 from labkit.errors import BadInput
-from labkit.weights.formats import gguf_header, pickle_listing, safetensors_header
-from labkit.weights.formats.layout import Layout
+from labkit.formats import gguf_header, pickle_listing, safetensors_header
+from labkit.formats.layout import Layout
 
 
 def sniff(path: str | os.PathLike[str]) -> str:
