@@ -30,7 +30,7 @@ from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
 
 #: In the order in which a stack applies them.
-LAYERS = ("image", "process", "weights", "device", "snapshot")
+LAYERS = ("image", "process", "weights", "init", "device", "snapshot")
 
 #: Modules that register techniques, imported on the first look-up.
 MODULES = (
@@ -41,6 +41,7 @@ MODULES = (
     "labkit.image.runtimes.techniques",
     "labkit.weights.techniques",
     "labkit.weights.overlap",
+    "labkit.weights.initialisation",
     "labkit.device.techniques",
     "labkit.device.resident_technique",
     "labkit.snapshot.techniques",

@@ -68,6 +68,9 @@ SIZES = ("preset", "model_dir", "model_identity", "image_extra_bytes")
 CACHE = "cache state"
 #: Of one record's trials these are the same too.
 MADE = ("image_digest", "seed", "lab_version", "host.torch", "host.python", "host.kernel")
+#: How a loader builds its model where a stack names no technique of the layer `init`, as no record
+#: did before there was one; of every other loader it is "meta".
+INIT_OF_LOADER = {"pickle": "random"}
 #: Environment that moves a measurement. Values of these are written down; names that look like a
 #: secret's never are.
 RELEVANT = re.compile(
@@ -217,6 +220,8 @@ def _of_arm(run: Run, name: str) -> dict[str, Any]:
         for layer, technique in (arm.get("stack") or {}).items()
         if technique
     }
+    if made.get("stack.init") == INIT_OF_LOADER.get(str(made.get("stack.weights")), "meta"):
+        del made["stack.init"]  # what the loader does anyway
     states = sorted({t.cache.get("state", "unverified") for t in run.of_arm(name)})
     return made | ({CACHE: ", ".join(states)} if states else {})
 

@@ -396,7 +396,7 @@ class WarmStandby(_Gpu):
     excluded_scenarios = ("fresh-node",)
     #: The resident server is the process and has loaded the weights: neither layer has a step of
     #: its own, or evidence.
-    replaces_layers = ("process", "weights")
+    replaces_layers = ("process", "weights", "init")
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
         from labkit.errors import BadInput

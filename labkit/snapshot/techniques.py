@@ -93,7 +93,7 @@ class CriuProcess(Technique):
     claims: tuple[Claim, ...] = ()
     requires_layers: ClassVar[Mapping[str, str]] = {"image": "host-env", "process": "process"}
     # layers whose choice changes nothing any more
-    replaces_layers: tuple[str, ...] = ("image", "process", "weights", "device")
+    replaces_layers: tuple[str, ...] = ("image", "process", "weights", "init", "device")
     loader = MAPPED
 
     def available(self, host: Any) -> Availability:
@@ -402,7 +402,7 @@ class CriuContainer(CriuProcess):
     name = "criu-container"
     title = "restore the server's container with CRIU, through runc"
     requires_layers: ClassVar[Mapping[str, str]] = {"process": "runc"}
-    replaces_layers = ("process", "weights", "device")  # it still runs on the image's files
+    replaces_layers = ("process", "weights", "init", "device")  # it still runs on the image's files
     restore_call = "labkit.snapshot.container:restore"
 
     def available(self, host: Any) -> Availability:

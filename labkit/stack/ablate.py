@@ -1,14 +1,15 @@
 """Ablation: which techniques add up, which overlap.
 
 Arms of one experiment, so that every difference is paired within a block:
-  add-one   each technique alone on the naive stack          ladder     the article's order, one
-      more each rung drop-one  each technique taken out of the best stack       factorial  every
-      combination, where there are few
+  add-one    each technique alone on the naive stack; beside an init technique also each format with
+             naive's initialisation
+  ladder     the article's order, one more each rung
+  drop-one   each technique taken out of the best stack
+  factorial  every combination, where there are few
 
     run = ablate(kinds=("add-one", "ladder"), scenario="fresh-node", link="1gbit", blocks=3)
     for row in effects(run): print(row.arm, row.ratio["median"], row.saved_s)
-    predict(run, "ladder-3")      # sum of separate gains and critical path against what was
-        measured
+    predict(run, "ladder-3")      # sum of separate gains and critical path against the measured
 
 Percentages of separate gains are never multiplied: `predict` shows how wrong that would be. Lesson:
 notebooks/08_stacking."""
@@ -26,6 +27,7 @@ from labkit.errors import BadInput
 from labkit.stack.compose import Stack
 from labkit.stack.placement import not_on, place
 from labkit.technique import LAYERS, technique, techniques
+from labkit.weights.catalog import LOADERS
 
 KINDS = ("add-one", "drop-one", "ladder", "factorial")
 
@@ -91,7 +93,7 @@ def candidates(
     for t in techniques():
         if (
             t.layer not in layers
-            or t.name in base.layers.values()
+            or t.name in (*base.layers.values(), base.initialisation())
             or t.name in ("host-env", "runc", "userns", "process")
         ):
             continue
@@ -137,6 +139,7 @@ def arms(
     made = [naive]
     if "add-one" in kinds:
         made += [put(naive, n) for n in names]
+        made += apart_from_initialisation(naive, names)
     if "ladder" in kinds:
         rung, on = naive, []
         snapshots = [n for n in LADDER if n in names and technique(n).layer == "snapshot"]
@@ -192,13 +195,29 @@ def arms(
     return distinct(made)
 
 
+def apart_from_initialisation(base: Stack, names: Sequence[str]) -> list[Stack]:
+    """Where an init technique is among `names`: each format's plain loader with the model built as
+    `base` builds it, so that a format is not credited with what its loader's initialisation
+    saves."""
+    if not any(technique(n).layer == "init" for n in names):
+        return []
+    init = base.initialisation()
+    return [
+        Stack(f"init={init},weights={n}", {**base.layers, "init": init, "weights": n})
+        for n in names
+        if n in LOADERS and LOADERS[n].format == n and LOADERS[n].init != init
+    ]
+
+
 def distinct(stacks: Iterable[Stack]) -> list[Stack]:
     """The first of each combination; a snapshot makes the loader moot, so two that differ only
-    there are one arm."""
+    there are one arm, and so are two of which one names the initialisation that its loader does
+    anyway."""
     seen, kept = set(), []
     for s in stacks:
         moot = technique(s.layers["snapshot"]).replaces_layers if s.layers.get("snapshot") else ()
-        key = tuple((k, v) for k, v in sorted(s.layers.items()) if k not in moot)
+        layers = {**s.layers, "init": s.initialisation()}
+        key = tuple((k, v) for k, v in sorted(layers.items()) if k not in moot)
         if key not in seen:
             seen.add(key)
             kept.append(s)
@@ -290,10 +309,11 @@ def predict(run: Run, arm: str) -> Prediction | None:
     naive_s = sum(naive.phases.values())
     sum_s = naive_s - sum(by_name[name].saved_s for name in parts.values())
     path = dict(naive.phases)
+    owner = {**PHASE_OWNER, "build": "init"} if "init" in parts else PHASE_OWNER
     for layer, name in parts.items():
         alone = by_name[name].phases
         for phase in set(path) | set(alone):
-            if PHASE_OWNER.get(phase) == layer:
+            if owner.get(phase) == layer:
                 path[phase] = alone.get(phase, 0.0)
     if "snapshot" in parts:
         path = {

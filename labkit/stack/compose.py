@@ -33,10 +33,11 @@ from labkit.technique import (
     Technique,
     technique,
 )
+from labkit.weights.catalog import LOADERS
 
-#: Layer -> technique. "" leaves the layer as the layers below it made it. The process layer of
-#: `naive` is the best container the user may start here (runc, userns, process: named in the
-#: record).
+#: Layer -> technique. "" or no entry leaves the layer as the layers below it made it; without
+#: `init` the model is built as its loader does it. The process layer of `naive` is the best
+#: container the user may start here (runc, userns, process: named in the record).
 NAMED: dict[str, dict[str, str]] = {
     "naive": {
         "image": "full-pull",
@@ -105,6 +106,11 @@ class Stack:
         """This stack with one technique exchanged; named after the change."""
         found = technique(name)
         return Stack(f"{self.name}+{name}", {**self.layers, found.layer: name})
+
+    def initialisation(self) -> str:
+        """How the model is built: the init layer's technique, or the loader's own way."""
+        loader = LOADERS.get(self.layers.get("weights", ""))
+        return self.layers.get("init") or (loader.init if loader else "")
 
     def resolved(self, host: Any) -> Stack:
         """`container` replaced by what the user may start here: runc, then userns, then process."""
@@ -192,7 +198,7 @@ def compose(
         server_env=bucket_environment(subject),
         pass_env=PASSED if subject.store else (),
     )
-    for layer in ("image", "weights", "device", "process", "snapshot"):
+    for layer in ("image", "weights", "init", "device", "process", "snapshot"):
         # a standby is its own process: that layer has nothing to start
         if stack.layers.get(layer) and layer not in plan.replaces:
             plan = technique(stack.layers[layer]).apply(plan, artifacts[layer])

@@ -74,7 +74,9 @@ def menu(scenario: str = "fresh-node") -> dict[str, list[Option]]:
 
     card, made = host.card(), {}
     for layer in LAYERS:
-        options = [Option("", "nothing in this layer")] if layer in ("device", "snapshot") else []
+        options = (
+            [Option("", "nothing in this layer")] if layer in ("init", "device", "snapshot") else []
+        )
         for t in techniques(layer):
             found = t.available(card)
             missing = (

@@ -21,6 +21,8 @@ class Loader:
     """`reads`: how it takes local files – "map" (weight files stay mapped), "read" (calls), "any"
     (depends on the cache).
 
+    `init`: how the model is built for it where the stack says nothing of that ("meta", "random").
+
     `library`: part of a path in /proc/PID/maps that shows its own library is loaded. `module`:
     importable package it needs."""
 

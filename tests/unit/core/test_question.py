@@ -452,3 +452,22 @@ def test_arms_of_one_record_that_do_not_start_alike_have_no_ratio_anywhere(tmp_p
     assert (
         main(["compare", path]) == 0 and "cache state: cold against warm" in capsys.readouterr().out
     )
+
+
+def test_a_record_without_an_init_layer_built_its_model_as_its_loader_did():
+    from labkit.weights.catalog import LOADERS
+
+    default = {name: loader.init for name, loader in LOADERS.items() if loader.init != "meta"}
+    assert default == question.INIT_OF_LOADER
+
+    def stacked(**layers: str) -> dict:
+        run = run_of()
+        arm = {**run.experiment["arms"][0], "stack": layers}
+        return question.asked(
+            replace(run, experiment={**run.experiment, "arms": [arm]}), arm["name"]
+        )
+
+    said = question.differences(stacked(weights="pickle"), stacked(weights="pickle", init="random"))
+    assert not said.different
+    said = question.differences(stacked(weights="pickle"), stacked(weights="pickle", init="meta"))
+    assert said.different == ("stack.init: none against meta",)

@@ -343,3 +343,41 @@ def test_no_combination_is_measured_twice():
 def test_an_unknown_kind_of_ablation_is_refused():
     with pytest.raises(BadInput):
         arms(["all"], [])
+
+
+def test_format_and_initialisation_are_arms_of_their_own():
+    made = {s.name: s for s in arms(["add-one"], ["meta", "safetensors"])}
+    assert list(made) == ["naive", "meta", "safetensors", "init=random,weights=safetensors"]
+    assert {n: (s.layers["weights"], s.initialisation()) for n, s in made.items()} == {
+        "naive": ("pickle", "random"),
+        "meta": ("pickle", "meta"),
+        "safetensors": ("safetensors", "meta"),
+        "init=random,weights=safetensors": ("safetensors", "random"),
+    }
+
+
+def test_naming_what_the_loader_does_anyway_is_no_other_arm():
+    texts = ("naive", "init=random,weights=pickle", "weights=safetensors")
+    stacks = [Stack.parse(t) for t in (*texts, "init=meta,weights=safetensors")]
+    assert [s.name for s in distinct(stacks)] == ["naive", "weights=safetensors"]
+
+
+def test_what_naive_does_is_no_candidate():
+    found, _ = candidates(host.card(), layers=("init",))
+    assert found == ["meta"]
+
+
+def test_the_build_phase_is_the_initialisations_where_one_was_chosen():
+    build = {"naive": 3, "meta": 0, "safetensors": 0, "both": 0}
+    load = {"naive": 4, "meta": 4, "safetensors": 1, "both": 1}
+    layers = {
+        "naive": {},
+        "meta": {"init": "meta"},
+        "safetensors": {"weights": "safetensors"},
+        "both": {"init": "meta", "weights": "safetensors"},
+    }
+    run = run_of(
+        {n: ({**NAIVE, **layers[n]}, {"build": build[n], "load": load[n]}) for n in layers}
+    )
+    found = predict(run, "both")
+    assert found and found.path_s == pytest.approx(1) and found.sum_s < found.path_s
