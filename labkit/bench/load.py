@@ -7,11 +7,11 @@ against the floor.
         emulated, no floor is known
 
 One fresh process a measurement. Its clock starts when torch is imported, the model stands on the
-meta device (or initialised, where that is the loader's way) and the bench has laid free memory
-(`labkit.core.free_memory`: else a trial is as fast as what happened to run before it), before the
-loader's own library is imported, and stops when **all bytes are in place**: load() has returned and
-one byte of every page of every parameter has been read, for views of a mapping as for everything
-else. Then one token. Interpreter exit is not in it. Afterwards every parameter is summed: loaders
+meta device (or initialised, where that is the loader's way) and the bench has prefaulted free
+memory (`labkit.core.free_memory`: else a trial is as fast as what happened to run before it),
+before the loader's own library is imported, and stops when **all bytes are in place**: load() has
+returned and one byte of every page of every parameter has been read, for views of a mapping as for
+everything else. Then one token. Interpreter exit is not in it. Afterwards every parameter is summed: loaders
 of one format must agree to the bit, and one that does not has failed. On a GPU (`--device cuda`)
 the context is there before the clock starts, the parameters are on the device when it stops, and
 only the files' pages are cold, not the host's other caches.
@@ -194,12 +194,6 @@ def _keeping(args: argparse.Namespace, made: Any) -> Any:
     return lambda results: last_line(_document(args, **made(results), host=here, partial=True))
 
 
-# -- one measurement -------------------------------------------------------------------------------
-
-
-# -- arms ------------------------------------------------------------------------------------------
-
-
 def _from_disk(
     args: argparse.Namespace,
     names: list[str],
@@ -274,12 +268,14 @@ class _Floors:
 
     def by(self, states: list[str]) -> str:
         if not self.on_device:
-            return str(self.disk.road)
+            return str(self.disk.read_path)
         bus = float(self.rates.get("h2d_pinned_bytes_per_s") or 0)
         if not bus:
             return f"the bus was not measured: {self.rates.get('h2d_failed', 'no GPU found')}"
         slower = (
-            f"the disk ({self.disk.road})" if self.disk.rate < bus else "the bus from pinned memory"
+            f"the disk ({self.disk.read_path})"
+            if self.disk.rate < bus
+            else "the bus from pinned memory"
         )
         return "; ".join(
             f"{state}: " + (slower if state == "cold" else "the bus from pinned memory")
@@ -304,7 +300,7 @@ def _disk_arm(
             directory = tmpfs.holding(directory)
         if state == "warm" and not floors.on_device:
             # Pages lie in folios as large as whoever read them asked for, and touching 2 GB in
-            # small ones takes six times as long: laid anew, alike for all arms.
+            # small ones takes six times as long: read in anew, alike for all arms.
             cold.evict([directory], caches=False)
         for _ in range(3):  # another process of the host may drop caches meanwhile
             proof = (
@@ -341,9 +337,9 @@ def _disk_arm(
 
 
 class _Tmpfs:
-    """One checkpoint at a time in memory, beside nothing else that big; laid anew for each trial.
-    Once the host's caches have been dropped (a cold trial does that), pages of a tmpfs stay, but
-    mapping and touching them takes six times as long, for good."""
+    """One checkpoint at a time in memory, beside nothing else that big; written anew for each
+    trial. Once the host's caches have been dropped (a cold trial does that), pages of a tmpfs
+    stay, but mapping and touching them takes six times as long, for good."""
 
     def __init__(self, workspace: Workspace, ledger: Ledger):
         self.ledger, self.entry = ledger, ""

@@ -58,8 +58,8 @@ def measure(
     stores: Any = None,
     options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Run the child, lay memory when it is ready, ask the kernel about it while it lives, let it
-    go. Raises LabError with its own words."""
+    """Run the child, prefault memory when it is ready, ask the kernel about it while it lives, let
+    it go. Raises LabError with its own words."""
     argv = [
         *module("labkit.bench.load_child"),
         loader.name,

@@ -10,7 +10,7 @@ cache of large ones, so the same host is fast for one loader and slow for anothe
 to be needed is touched and freed, as large and as small pages, just before the clock starts, and
 all arms find the same.
 
-    lay(2_200_000_000)      # bytes touched, half of them in huge pages; fewer where less is free
+    prefault(2_200_000_000)    # bytes touched, half in huge pages; fewer where less is free
 
 On a host whose memory is its own this changes nothing. Lesson: notebooks/05_streaming.
 """

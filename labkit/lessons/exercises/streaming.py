@@ -129,8 +129,8 @@ def _check_choose(answer: Callable[..., str]) -> str:
                 f" {case[2] / 1e9:.0f} GB/s you say {got!r}; it should be {wanted!r}. {why}"
             )
     return (
-        "The lab's streamer asks cachestat(2) file by file and chunk by chunk; and it knows a road"
-        " without the copy, next."
+        "The lab's streamer asks cachestat(2) file by file and chunk by chunk; and it knows a read"
+        " path without the copy, next."
     )
 
 

@@ -6,16 +6,17 @@ readable in one sitting.
 Five steps, a module each: `plan` all reads from the headers · look what is in the page cache and
 read the rest past it from several threads (`local`), or as parallel ranges of a bucket
 (`labkit.net.ranges`: retries, hedged stragglers) · let bytes land in their final place, or in a
-bounded ring that is moved on while the next reads run (`places`) · check that no file changed ·
+bounded ring that is moved on while the next reads run (`buffers`) · check that no file changed ·
 make the tensors the model's parameters.
 
-Files on a disk take one of two roads to the host's memory, looked up file by file: *mapped*, where
-the page cache holds them already or the kernel reads far enough ahead of one thread that touches
-page after page, else *direct*. A GPU's bytes are always read into the ring.
+Files on a disk take one of two read paths to the host's memory, looked up file by file: *mapped*,
+where the page cache holds them already or the kernel reads far enough ahead of one thread that
+touches page after page, else *direct*. A GPU's bytes are always read into the ring.
 
 Limit: bytes ÷ min(storage, memory or PCIe bandwidth). Peak memory beside the parameters: the ring.
-Options: `threads`, `chunk_bytes`, `road` ("mapped" or "direct" whatever the files and the disk
-are), `ring` (force the ring on a CPU), `slots`, `connections`. Lesson: notebooks/05_streaming."""
+Options: `threads`, `chunk_bytes`, `read_path` ("mapped" or "direct" whatever the files and the
+disk are), `ring` (force the ring on a CPU), `slots`, `connections`. Lesson:
+notebooks/05_streaming."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ def load(
     *,
     threads: int = 0,
     chunk_bytes: int = 0,
-    road: str = "",
+    read_path: str = "",
     ring: bool = False,
     slots: int = 0,
     connections: int = CONNECTIONS,
@@ -65,9 +66,11 @@ def load(
 
     Raises BadInput (forged, truncated or changed files), TransferError (storage or network gave
     up)."""
-    if road not in ("", "mapped", "direct"):
+    read_path = options.pop("road", "") or read_path  # the option's old name, for one version
+    if read_path not in ("", "mapped", "direct"):
         raise BadInput(
-            f"no road {road!r}", fix='road="mapped", "direct", or neither: the streamer looks'
+            f"no read path {read_path!r}",
+            fix='read_path="mapped", "direct", or neither: the streamer looks',
         )
     opened = open_source(source)
     placer = Placer(model, device)
@@ -91,7 +94,7 @@ def load(
                 threads,
                 chunk_bytes or (DEVICE_CHUNK_BYTES if device.startswith("cuda") else CHUNK_BYTES),
                 slots,
-                road,
+                read_path,
                 **options,
             )
     return placer.finish() | dict(facts)
@@ -155,16 +158,16 @@ def _hand_over(placer: Placer, files: Sequence[File], places: Sequence[Any]) -> 
             placer.put(entry.name, place.tensor(entry))
 
 
-def _in_place(file: File, here: Any, road: str, threads: int) -> Any:
-    """The file's own pages where that is the faster road, complete; else empty memory that its
-    chunks are to be read into."""
+def _in_place(file: File, here: Any, read_path: str, threads: int) -> Any:
+    """The file's own pages where that is the faster read path, complete; else empty memory that
+    its chunks are to be read into."""
     from labkit.core.disks import read_ahead_bytes
     from labkit.weights.streamer.buffers import POPULATE_BYTES, Arena, Mapped
     from labkit.weights.streamer.local import FAR_AHEAD_BYTES
 
     here_already = here.share >= MAP_FROM
-    if road == "mapped" or (
-        not road and (here_already or read_ahead_bytes(here.device) >= FAR_AHEAD_BYTES)
+    if read_path == "mapped" or (
+        not read_path and (here_already or read_ahead_bytes(here.device) >= FAR_AHEAD_BYTES)
     ):
         mapped = Mapped(file, here.fd)
         # In order and by one thread the kernel reads ahead of it; scattered holes are asked for
@@ -186,7 +189,7 @@ def _from_files(
     threads: int,
     chunk_bytes: int,
     slots: int,
-    road: str,
+    read_path: str,
     **reading: Any,
 ) -> dict[str, Any]:
     from labkit.weights.streamer.buffers import Mapped, preferred
@@ -220,7 +223,8 @@ def _from_files(
         else:
             made = None
             places = [
-                _in_place(f, here, road, threads) for f, here in zip(files, opened, strict=True)
+                _in_place(f, here, read_path, threads)
+                for f, here in zip(files, opened, strict=True)
             ]
             mapped_bytes = sum(p.file.size_bytes for p in places if isinstance(p, Mapped))
 

@@ -257,7 +257,7 @@ def test_on_a_gpu_the_floor_of_a_load_is_the_slower_of_disk_and_bus():
 def test_the_benchs_floors_on_a_gpu_name_what_bounds_them(tmp_path, monkeypatch):
     monkeypatch.setattr(load.rates, "device", lambda: {"h2d_pinned_bytes_per_s": 50e9})
     floors = load._Floors("cuda", tmp_path, None)
-    floors.disk.rate, floors.disk.road = 2e9, "direct 8"
+    floors.disk.rate, floors.disk.read_path = 2e9, "direct 8"
     assert (floors.rate("cold"), floors.rate("warm")) == (2e9, 50e9) and floors.by(
         ["cold", "warm"]
     ) == "cold: the disk (direct 8); warm: the bus from pinned memory"
@@ -282,7 +282,7 @@ def test_of_a_large_checkpoint_the_first_shards_tell_the_disks_rate(tmp_path, mo
     )
     disk = read_paths.BufferFloor(tmp_path, None)
     disk.look()
-    assert disk.rate == 200_000 and disk.road == "direct 16 into buffers used again"
+    assert disk.rate == 200_000 and disk.read_path == "direct 16 into buffers used again"
     assert read_paths.seconds_into_buffers([tmp_path / "0.safetensors"], 2) > 0
 
 
@@ -349,24 +349,32 @@ def test_figures_say_in_words_what_they_draw():
         assert picture.png().startswith(b"\x89PNG") and not math.isnan(len(picture.svg()))
 
 
-def test_roads_race_in_rounds_and_the_floor_of_a_disk_is_the_best_of_them(tmp_path, monkeypatch):
+def test_read_paths_are_compared_in_rounds_and_the_floor_of_a_disk_is_the_best_of_them(
+    tmp_path, monkeypatch
+):
     (tmp_path / "model.safetensors").write_bytes(b"x" * 3_000_001)
-    rows = read_paths.race([tmp_path / "model.safetensors"], repeats=2)
-    assert [row["road"] for row in rows] == list(read_paths.ROADS) and all(
+    rows = read_paths.compare_read_paths([tmp_path / "model.safetensors"], repeats=2)
+    assert [row["read_path"] for row in rows] == list(read_paths.READ_PATHS) and all(
         len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in rows
     )
     asked = []
 
-    def looked(call, paths, road, ledger):
-        asked.append(road)
-        return {"direct 1": 3.0, "direct 8": 1.0, "mapped": 2.0}[road] / (1 + asked.count(road))
+    def looked(call, paths, read_path, ledger):
+        asked.append(read_path)
+        return {"direct 1": 3.0, "direct 8": 1.0, "mapped": 2.0}[read_path] / (
+            1 + asked.count(read_path)
+        )
 
     monkeypatch.setattr(read_paths, "run_in_subprocess", looked)
     disk = read_paths.DiskFloor(tmp_path, None)
     disk.look()
     before = disk.rate
     disk.look(again=True)
-    assert disk.road == "direct 8" and asked == [*read_paths.ROADS, "direct 8", "direct 8"]
+    assert disk.read_path == "direct 8" and asked == [
+        *read_paths.READ_PATHS,
+        "direct 8",
+        "direct 8",
+    ]
     assert before < disk.rate == (before + 3_000_001 / (1.0 / 4)) / 2
 
 
@@ -385,8 +393,8 @@ def test_a_mapped_read_of_files_that_stay_in_memory_is_no_cold_read(tmp_path, mo
         monkeypatch.setattr(
             read_paths,
             "run_in_subprocess",
-            lambda call, paths, road, ledger: read_paths.seconds(paths, road),
+            lambda call, paths, read_path, ledger: read_paths.seconds(paths, read_path),
         )
         disk = read_paths.DiskFloor(tmp_path, None)
         disk.look()
-        assert disk.road.startswith("direct") and disk.rate > 0
+        assert disk.read_path.startswith("direct") and disk.rate > 0

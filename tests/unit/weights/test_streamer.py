@@ -60,7 +60,7 @@ def evicted(directory: Path) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("how", [{}, {"road": "mapped"}, {"road": "direct"}, {"ring": True}])
+@pytest.mark.parametrize("how", [{}, {"read_path": "mapped"}, {"road": "direct"}, {"ring": True}])
 @pytest.mark.parametrize("cold", [False, True])
 def test_every_byte_is_in_its_place(directory, how, cold):
     model = empty()
@@ -77,7 +77,7 @@ def test_every_byte_is_in_its_place(directory, how, cold):
         facts["mapped_bytes"]
         or facts["direct_bytes"] + facts["cached_bytes"] >= facts["size_bytes"]
     )
-    assert how.get("road") != "mapped" or facts["mapped_bytes"] >= facts["size_bytes"]
+    assert how.get("read_path") != "mapped" or facts["mapped_bytes"] >= facts["size_bytes"]
     assert not (how.get("road") == "direct" or "ring" in how) or not facts["mapped_bytes"]
 
 
@@ -109,7 +109,7 @@ def test_the_read_ahead_of_a_file_is_that_of_its_disk(directory):
 def test_where_mapping_brings_a_page_not_the_chunks_are_read(directory, monkeypatch):
     monkeypatch.setattr(buffers, "populate", lambda *how: False)
     model = empty()
-    facts = streamer.load(model, str(directory), "cpu", road="mapped")
+    facts = streamer.load(model, str(directory), "cpu", read_path="mapped")
     assert (
         right(model)
         and not facts["mapped_bytes"]
@@ -125,12 +125,12 @@ def test_a_file_cut_off_while_it_is_mapped_is_an_error_and_no_signal(directory, 
 
     monkeypatch.setattr(buffers, "Mapped", CutOff)
     with pytest.raises(BadInput, match="ended|changed"):
-        streamer.load(empty(), str(directory), "cpu", road="mapped")
+        streamer.load(empty(), str(directory), "cpu", read_path="mapped")
 
 
 def test_a_road_that_does_not_exist_is_refused(directory):
-    with pytest.raises(BadInput, match="road"):
-        streamer.load(empty(), str(directory), "cpu", road="scenic")
+    with pytest.raises(BadInput, match="read path"):
+        streamer.load(empty(), str(directory), "cpu", read_path="scenic")
 
 
 @pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a tmpfs at /dev/shm")
@@ -240,7 +240,7 @@ def test_short_reads_and_refused_direct_reads_lose_nothing(tmp_path_factory, see
         ring=ring,
         chunk_bytes=16_384,
         threads=3,
-        road="direct",
+        read_path="direct",
         preadv=patient,
     )
     assert right(model)
@@ -267,7 +267,7 @@ def test_a_disk_that_fails_is_a_clear_error(directory, ring):
             ring=ring,
             chunk_bytes=8192,
             threads=4,
-            road="direct",
+            read_path="direct",
             preadv=broken,
         )
 
@@ -279,7 +279,7 @@ def test_a_file_that_ends_early_is_refused(directory):
             str(evicted(directory)),
             "cpu",
             chunk_bytes=8192,
-            road="direct",
+            read_path="direct",
             preadv=lambda fd, buffers, offset: 0,
         )
 
@@ -292,7 +292,7 @@ def test_a_file_that_changes_meanwhile_is_refused(directory):
         return os.preadv(fd, buffers, offset)
 
     with pytest.raises(BadInput, match="changed"):
-        streamer.load(empty(), str(evicted(directory)), "cpu", road="direct", preadv=changing)
+        streamer.load(empty(), str(evicted(directory)), "cpu", read_path="direct", preadv=changing)
 
 
 class LateEvent:
