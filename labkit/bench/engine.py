@@ -54,41 +54,39 @@ def interleave(
     a line a measurement (default: stderr), `so_far` all results after each."""
     say = progress or (lambda line: print(line, file=sys.stderr, flush=True))
     order = random.Random(seed)
+    missing = {name: reason for name, reason in arms.items() if isinstance(reason, str)}
+    runnable = {name: arm for name, arm in arms.items() if not isinstance(arm, str)}
+    measurements: dict[str, list[Measured]] = {name: [] for name in runnable}
     results: dict[str, list[Measured] | str] = {
-        name: arm if isinstance(arm, str) else [] for name, arm in arms.items()
+        name: missing[name] if name in missing else measurements[name] for name in arms
     }
     for block in range(blocks):
-        names = [n for n, arm in arms.items() if not isinstance(arm, str)]
+        names = list(runnable)
         order.shuffle(names)
         for name in names:
-            try:
-                made = arms[name]()  # type: ignore[operator]
-            except Exception as error:
-                said = refusal(error)
-                made = Measured(
-                    float("nan"),
-                    failed=(
-                        said.what
-                        if said
-                        else (
-                            str(error)
-                            if isinstance(error, LabError)
-                            else f"{type(error).__name__}: {error}"
-                        )
-                    ),
-                )
-            results[name].append(made)  # type: ignore[union-attr]
-            say(
-                f"block {block + 1}/{blocks}  {name}: "
-                + (
-                    f"FAILED {made.failed}"
-                    if made.failed
-                    else f"{made.seconds:.3f} s {made.evidence}"
-                )
-            )
+            measured = _measured(runnable[name])
+            measurements[name].append(measured)
+            outcome = f"{measured.seconds:.3f} s {measured.evidence}"
+            if measured.failed:
+                outcome = f"FAILED {measured.failed}"
+            say(f"block {block + 1}/{blocks}  {name}: {outcome}")
             if so_far:
                 so_far(results)
     return results
+
+
+def _measured(arm: Arm) -> Measured:
+    """One execution; what it raises is why it failed."""
+    try:
+        return arm()
+    except Exception as error:
+        refused = refusal(error)
+        reason = f"{type(error).__name__}: {error}"
+        if refused:
+            reason = refused.what
+        elif isinstance(error, LabError):
+            reason = str(error)
+        return Measured(float("nan"), failed=reason)
 
 
 def document(
@@ -138,10 +136,10 @@ def document(
         else:
             row["missing"] = "every trial failed: " + (runs[-1].failed if runs else "none ran")
         rows.append(row)
-    made = {}
+    compared = {}
     for name, (a, b) in ratios.items():
         pairs = _pairs(results, a, b)
-        made[name] = (
+        compared[name] = (
             stats.paired_ratio(pairs) if pairs else {"missing": f"{a} or {b} did not run here"}
         )
     blocks = max((len(r) for r in results.values() if not isinstance(r, str)), default=0)
@@ -150,7 +148,7 @@ def document(
         "host": dict(host),
         "blocks": blocks,
         "results": rows,
-        "ratios": made,
+        "ratios": compared,
         **more,
     }
 

@@ -11,10 +11,10 @@ meta device (or initialised, where that is the loader's way) and the bench has p
 memory (`labkit.core.free_memory`: else a trial is as fast as what happened to run before it),
 before the loader's own library is imported, and stops when **all bytes are in place**: load() has
 returned and one byte of every page of every parameter has been read, for views of a mapping as for
-everything else. Then one token. Interpreter exit is not in it. Afterwards every parameter is summed: loaders
-of one format must agree to the bit, and one that does not has failed. On a GPU (`--device cuda`)
-the context is there before the clock starts, the parameters are on the device when it stops, and
-only the files' pages are cold, not the host's other caches.
+everything else. Then one token. Interpreter exit is not in it. Afterwards every parameter is
+summed: loaders of one format must agree to the bit, and one that does not has failed. On a GPU
+(`--device cuda`) the context is there before the clock starts, the parameters are on the device
+when it stops, and only the files' pages are cold, not the host's other caches.
 
 Floors: cold, the fastest plain read of the same files (`labkit.bench.read_paths`), just before and
 after · warm and tmpfs, one copy of the bytes in memory (a loader that maps pages instead of copying

@@ -80,13 +80,13 @@ def header_length(first_eight: bytes, size_bytes: int) -> int:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
         raise BadInput(
             "a name occurs twice in the header",
             why="readers would disagree on which tensor it means",
         )
-    return made
+    return entries
 
 
 def _entry(name: str, about: Any, begin: int) -> TensorEntry:

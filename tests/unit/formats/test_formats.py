@@ -20,7 +20,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from labkit.errors import BadInput
-from labkit.formats import gguf_header, gguf_names, pickle_listing, safetensors_header
+from labkit.formats import (
+    gguf_header,
+    gguf_names,
+    pickle_listing,
+    pickle_program,
+    safetensors_header,
+    zip_directory,
+)
 from labkit.formats.read import read_layout
 from labkit.weights.convert import convert
 from labkit.weights.source import open_source
@@ -203,7 +210,7 @@ def test_every_way_to_call_is_found():
     inst = b"(S'true'\nios\nsystem\n."
     obj = b"(cos\nsystem\nS'true'\no."
     for program in (inst, obj, b"cos\nsystem\n(S'true'\ntR."):
-        follow = pickle_listing.Follow()
+        follow = pickle_program.Follow()
         follow.run(program)
         assert any("would call os.system('true')" in f for f in follow.findings()), program
 
@@ -368,3 +375,25 @@ def test_an_index_may_not_leave_its_directory(tmp_path):
         )
         with pytest.raises(BadInput):
             open_source(tmp_path).shards("safetensors")
+
+
+def test_of_two_zip_directories_the_one_that_pytorch_reads_is_listed():
+    """zipfile reads the other one: what would run could hide from it."""
+    import zipfile
+
+    import torch
+
+    def archive(program: bytes) -> bytes:
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as written:
+            written.writestr("archive/data.pkl", program)
+            written.writestr("archive/version", b"3\n")
+        return file.getvalue()
+
+    shown, hidden = archive(b"first"), archive(b"other")
+    raw = shown[: shown.rfind(b"PK\x05\x06")] + hidden
+    begin, length, _ = zip_directory.members(io.BytesIO(raw), len(raw))["archive/data.pkl"]
+    assert raw[begin : begin + length] == b"first"
+    assert torch._C.PyTorchFileReader(io.BytesIO(raw)).get_record("data.pkl") == b"first"
+    with zipfile.ZipFile(io.BytesIO(raw)) as other:
+        assert other.read("archive/data.pkl") == b"other"
