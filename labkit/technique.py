@@ -164,6 +164,13 @@ class Technique(Protocol):
     #: Scenarios in which it means nothing.
     excluded_scenarios: tuple[str, ...] = ()
 
+    #: Its place in the article's order (`labkit.stack.ablate.ladder`); 0 for none.
+    rung: int = 0
+    #: Label of the article's claim that it answers (`labkit.stack.claims.ROWS`); "" for none.
+    claims_row: str = ""
+    #: Key of the advice whose effort and risk are its own (`labkit.decide.advise.OPTIONS`).
+    advice: str = ""
+
     def publish(self, artifact: Artifact, subject: Subject, roots: Mapping[str, Path]) -> None:
         """Put what a fresh node will fetch where it finds it. `roots`: the directories that the
         trial's "registry" and "store" serve. Called off the clock, once per artifact."""

@@ -27,19 +27,18 @@ from labkit.core.records import Run
 from labkit.core.units import show_s
 from labkit.decide.predict import Forecast
 from labkit.errors import LabError
+from labkit.technique import techniques
 
 MEASURED, AT_MOST = "measured", "at most"
 
 
 @dataclass(frozen=True)
 class Option:
-    """`techniques`: names that do it, in the layer (a beginning is enough); `phases`: what it can
-    shorten; `skips`: it leaves its phases out."""
+    """`phases`: what it can shorten; `skips`: it leaves its phases out."""
 
     key: str
     title: str
     layer: str
-    techniques: tuple[str, ...]
     phases: tuple[str, ...]
     effort: int
     effort_why: str
@@ -48,13 +47,17 @@ class Option:
     skips: bool = False
     fewer_bytes: bool = False  # moves less, or at another time: today's bytes are no floor for it
 
+    @property
+    def techniques(self) -> tuple[str, ...]:
+        """Those registered that do it; none does what only a build file can (`slim`)."""
+        return tuple(t.name for t in techniques() if t.advice == self.key)
+
 
 OPTIONS = (
     Option(
         "format",
         "store weights as safetensors, build the model on meta",
         "weights",
-        ("safetensors",),
         ("build", "load"),
         1,
         "a conversion and a loader's flag; most hubs have the files already",
@@ -65,7 +68,6 @@ OPTIONS = (
         "stream",
         "stream weights with many requests in flight",
         "weights",
-        ("labkit-streamer", "runai-streamer"),
         ("load",),
         2,
         "a library and a setting for its concurrency",
@@ -76,7 +78,6 @@ OPTIONS = (
         "recompress",
         "pull layers in parallel ranges, decompress faster",
         "image",
-        ("object-pull",),
         ("pull", "unpack"),
         3,
         "layers in a bucket, and a node that pulls from it",
@@ -87,7 +88,6 @@ OPTIONS = (
         "lazy",
         "start from a lazy image",
         "image",
-        ("estargz-lazy", "containerd-stargz", "stargz"),
         ("pull", "unpack"),
         3,
         "convert in CI, a snapshotter on every node",
@@ -99,7 +99,6 @@ OPTIONS = (
         "slim",
         "leave out of the image what a start does not read",
         "image",
-        (),
         ("pull", "unpack"),
         2,
         "a build file; no new moving part",
@@ -111,7 +110,6 @@ OPTIONS = (
         "overlap",
         "fetch weights while the image arrives and torch imports",
         "weights",
-        ("overlap", "prefetch"),
         ("load",),
         2,
         "start the fetch before the interpreter needs it",
@@ -123,7 +121,6 @@ OPTIONS = (
         "compile-cache",
         "keep compiled kernels and graphs",
         "device",
-        ("compile-cache", "warm-compile-cache"),
         ("warmup",),
         2,
         "a cache directory that travels with the image",
@@ -134,7 +131,6 @@ OPTIONS = (
         "snapshot",
         "restore a running server in place of starting one",
         "snapshot",
-        ("criu-", "cuda-checkpoint"),
         ("start", "import", "context", "build", "load", "warmup", "ready"),
         5,
         "root on the nodes, CRIU and driver versions, images the size of memory",
@@ -258,13 +254,12 @@ def _measured(
     """The paired ratio of the option's phases between the forecast's arm and one that differs from
     it in this layer alone; the best of several."""
     best: tuple[dict[str, Any], str] | None = None
+    names = option.techniques
     for run in runs:
         arms = {a["name"]: a for a in run.arms}
         for name, arm in arms.items():
             stack = arm.get("stack", {})
-            if not option.techniques or not str(stack.get(option.layer) or "").startswith(
-                option.techniques
-            ):
+            if stack.get(option.layer) not in names:
                 continue
             for other, base in arms.items():
                 if (

@@ -150,6 +150,7 @@ def empty_cache(ctx: StepContext) -> dict[str, Any]:
 @register
 class CompileCache(_Compiled):
     name = "compile-cache"
+    rung, advice = 5, "compile-cache"
     title = "torch.compile with inductor's caches carried along"
 
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:

@@ -90,6 +90,7 @@ class ContainerdPull(ImageTechnique):
 @register
 class ContainerdStargz(ImageTechnique):
     name, lesson = "containerd-stargz", "03_lazy_pull"
+    claims_row, advice = "stargz lazy pulling", "lazy"
     excluded_scenarios = WARM
     title = (
         "containerd with the stargz snapshotter mounts lazily (ctr-remote rpull), and starts the"

@@ -54,7 +54,7 @@ def object_pull(
 
 
 class ObjectPull(ImageTechnique):
-    codec = ""
+    codec, advice = "", "recompress"
 
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
         artifact = super().prepare(subject, workspace)
@@ -144,6 +144,7 @@ def _recompressed(
 @register
 class ObjectPullAsBuilt(ObjectPull):
     name = "object-pull"
+    claims_row = "object storage in place of a registry"
     title = "pull from a bucket in parallel ranges, unpacking as it arrives (gzip)"
     claims = (
         Claim(

@@ -392,7 +392,7 @@ def claimed(records: Records) -> list[claims.Row]:
     and the driver against a start, image cold and warm.
 
     Of few restores the interval is their range, and n < 5 is never significant."""
-    article = next(r for r in claims.ROWS if "cuda-checkpoint" in r.techniques)
+    article = next(r for r in claims.ROWS if r.label == "CUDA checkpoint + CRIU")
     rows = []
     for record, found in each(records, "cuda-checkpoint-criu"):
         start = number_at(found, "start_s")

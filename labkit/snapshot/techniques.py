@@ -89,6 +89,7 @@ class CriuProcess(Technique):
     """What the variants share. `loader`: how the subject that is dumped gets its weights."""
 
     name, layer, lesson = "criu-process", "snapshot", "07_checkpoints"
+    rung, claims_row, advice = 6, "CUDA checkpoint + CRIU", "snapshot"
     title = "restore the server process with CRIU, weights mapped from the model's file"
     claims: tuple[Claim, ...] = ()
     requires_layers: ClassVar[Mapping[str, str]] = {"image": "host-env", "process": "process"}
@@ -393,6 +394,7 @@ register(CriuProcess)
 @register
 class CriuProcessWhole(CriuProcess):
     name = "criu-process-whole"
+    rung, claims_row = 0, ""
     title = "restore the server process with CRIU, weights inside the image"
     loader = COPIED
 
@@ -400,6 +402,7 @@ class CriuProcessWhole(CriuProcess):
 @register
 class CriuContainer(CriuProcess):
     name = "criu-container"
+    rung = 7
     title = "restore the server's container with CRIU, through runc"
     requires_layers: ClassVar[Mapping[str, str]] = {"process": "runc"}
     replaces_layers = ("process", "weights", "init", "device")  # it still runs on the image's files

@@ -109,6 +109,7 @@ class _Packed:
 
     name = ""
     of = ""
+    rung, claims_row = 0, ""
     excluded_scenarios: tuple[str, ...] = ("fresh-node",)
 
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:

@@ -31,17 +31,6 @@ from labkit.weights.catalog import LOADERS
 
 KINDS = ("add-one", "drop-one", "ladder", "factorial")
 
-#: The article's order: image pull, then model load, then start itself.
-LADDER = (
-    "estargz-lazy",
-    "safetensors",
-    "labkit-streamer",
-    "overlap",
-    "compile-cache",
-    "criu-process",
-    "criu-container",
-)
-
 #: Which layer's technique decides a phase's length; a phase not named here belongs to the server
 #: and stays as it was.
 PHASE_OWNER = {
@@ -71,6 +60,11 @@ class Effect:
     n: int = 0
     failed: int = 0
     missing: str = ""
+
+
+def ladder() -> list[str]:
+    """The article's order: image pull, then model load, then start itself."""
+    return [t.name for t in sorted(techniques(), key=lambda t: t.rung) if t.rung]
 
 
 def candidates(
@@ -142,8 +136,9 @@ def arms(
         made += apart_from_initialisation(naive, names)
     if "ladder" in kinds:
         rung, on = naive, []
-        snapshots = [n for n in LADDER if n in names and technique(n).layer == "snapshot"]
-        for n in (n for n in LADDER if n in names and n not in snapshots[1:]):
+        rungs = [n for n in ladder() if n in names]
+        snapshots = [n for n in rungs if technique(n).layer == "snapshot"]
+        for n in (n for n in rungs if n not in snapshots[1:]):
             on.append(n)
             rung = put(rung, n, "ladder: " + " + ".join(on))
             made.append(rung)

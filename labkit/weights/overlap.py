@@ -257,6 +257,7 @@ def wait_for(
 @register
 class Overlap(WeightsTechnique):
     name = "overlap"
+    rung, advice = 4, "overlap"
     title = "the weights start to arrive at t0, beside image, interpreter and imports"
     lesson = "notebooks/08_stacking"
 

@@ -62,6 +62,16 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
         ),
     ),
 }
+_STREAM_ROW = "safetensors + direct GPU stream"
+#: What the rest of the lab says of a loader; of those not named here, nothing.
+STANDING: dict[str, dict[str, Any]] = {
+    "safetensors": {"rung": 2, "claims_row": _STREAM_ROW, "advice": "format"},
+    "safetensors-pread": {"advice": "format"},
+    "safetensors-lazy": {"advice": "format"},
+    "safetensors-device": {"advice": "format"},
+    "labkit-streamer": {"rung": 3, "claims_row": _STREAM_ROW, "advice": "stream"},
+    "runai-streamer": {"claims_row": _STREAM_ROW, "advice": "stream"},
+}
 
 
 class WeightsTechnique(Technique):
@@ -303,6 +313,7 @@ for _loader in LOADERS.values():
                 "title": _loader.title,
                 "lesson": _loader.lesson,
                 "claims": CLAIMS.get(_loader.name, ()),
+                **STANDING.get(_loader.name, {}),
             },
         )
     )

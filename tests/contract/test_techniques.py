@@ -9,6 +9,9 @@ import pytest
 
 from labkit.core import host
 from labkit.core.plan import LaunchPlan
+from labkit.decide.advise import OPTIONS
+from labkit.stack.ablate import ladder
+from labkit.stack.claims import ROWS
 from labkit.technique import LAYERS, Availability, Evidence, Observation, Technique, techniques
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +25,30 @@ def card():
 
 def test_every_layer_of_the_article_has_techniques():
     assert {t.layer for t in ALL} == set(LAYERS)
+
+
+def test_what_the_lab_says_of_techniques_is_said_of_registered_ones():
+    rows, options = {r.label: r for r in ROWS}, {o.key: o for o in OPTIONS}
+    for t in ALL:
+        assert not t.claims_row or rows[t.claims_row].layer == t.layer, t.name
+        assert not t.advice or options[t.advice].layer == t.layer, t.name
+    names = {t.name for t in ALL}
+    assert all(r.techniques and set(r.techniques) <= names for r in ROWS)
+    assert {o.key for o in OPTIONS if not o.techniques} == {"slim"}
+    rungs = [t.rung for t in ALL if t.rung]
+    assert len(rungs) == len(set(rungs))
+
+
+def test_the_ladder_is_the_articles_order():
+    assert ladder() == [
+        "estargz-lazy",
+        "safetensors",
+        "labkit-streamer",
+        "overlap",
+        "compile-cache",
+        "criu-process",
+        "criu-container",
+    ]
 
 
 def test_names_are_unique():

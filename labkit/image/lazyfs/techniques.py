@@ -154,6 +154,7 @@ def _write_lazy(
 @register
 class EstargzLazy(ImageTechnique):
     name = "estargz-lazy"
+    rung, claims_row, advice = 1, "stargz lazy pulling", "lazy"
     title = "mount the image, fetch what is touched (our own FUSE mount of eStargz layers)"
     lesson = "03_lazy_pull"
     claims = (
