@@ -83,7 +83,7 @@ class WillNeedAtT0(WeightsTechnique):
         """All bytes were asked for, before the server began to load, and it read them."""
         read = super().verify(seen)
         asked_bytes = seen.facts.get("load.ask", {}).get("asked_bytes", 0)
-        want_bytes = seen.plan.state.get("weights", {}).get("bytes", 0)
+        want_bytes = seen.plan.state.weights.bytes
         asked_s = [s.end_s for s in seen.spans if s.name == "load.ask"]
         loads_s = [s.start_s for s in seen.spans if s.name == "load"]
         first = bool(asked_s and loads_s) and asked_s[0] <= loads_s[0]

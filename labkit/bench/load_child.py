@@ -127,6 +127,7 @@ def _measured_in(
             f"{loader.name} did not load: {reason[:300]} (exit {status})", why=words[-1500:]
         )
     doc = json.loads(line)
+    from labkit.core.node_state import PlanState, WeightsState
     from labkit.core.observe import process_facts
     from labkit.core.plan import LaunchPlan
     from labkit.weights.techniques import verify_loader
@@ -135,7 +136,7 @@ def _measured_in(
         plan=LaunchPlan(
             stack={"weights": loader.name},
             server_args=("--device", device),
-            state={"weights": {"bytes": weights_bytes, **about}},
+            state=PlanState(weights=WeightsState(bytes=weights_bytes, **about)),
         ),
         spans=(Span("load", 0.0, doc["seconds"], "child", doc["placement"]),),
         proc=process_facts(child.pid),

@@ -29,6 +29,7 @@ from typing import Any
 
 from labkit.core import exits, secrets
 from labkit.core.ledger import Ledger
+from labkit.core.node_state import NodeState
 from labkit.core.plan import LaunchPlan, StepContext
 from labkit.core.proc import start_time
 from labkit.errors import LabError
@@ -64,7 +65,7 @@ class Agent:
                 **({"LABKIT_TIMELINE": spec["timeline"]} if spec["timeline"] != os.devnull else {}),
             },
             server_binds=[(outside, inside) for outside, inside in self.plan.server_binds],
-            state=dict(self.plan.state),
+            state=NodeState.of(self.plan.state),
         )
         self.go, self.stop = threading.Event(), threading.Event()
         self.background: list[threading.Thread] = []
@@ -106,41 +107,32 @@ class Agent:
                 thread.start()
             else:
                 self.one(step, function)
-        say(
-            up={
-                "server_pid": self.ctx.state.get("server_pid"),
-                "state": {
-                    k: v
-                    for k, v in self.ctx.state.items()
-                    if isinstance(v, (str, int, float, bool))
-                },
-            }
-        )
+        say(up={"server_pid": self.ctx.state.server_pid or None})
 
     def watch(self) -> None:
         """Until told to stop: report a server that ended, or a background step that failed."""
-        pid = self.ctx.state.get("server_pid")
+        pid = self.ctx.state.server_pid
         reported = False
         while not self.stop.wait(0.05):
             if self.trouble and not reported:
                 reported = True
                 raise self.trouble[0]
-            if pid and not reported and not start_time(int(pid)):
+            if pid and not reported and not start_time(pid):
                 reported = True
-                process = self.ctx.state.get("server_process")
-                code = process.poll() if process is not None else exits.exit_code(int(pid))
+                process = self.ctx.state.server_process
+                code = process.poll() if process is not None else exits.exit_code(pid)
                 say(
                     exited={
                         "server_pid": pid,
                         "code": code,
-                        "kernel": exits.kernel_line(int(pid)),
+                        "kernel": exits.kernel_line(pid),
                         "log": self.log(),
                     }
                 )
 
     def log(self) -> str:
-        lines = self.ctx.state.get("server_log", [])
-        return secrets.mask("\n".join(str(line).rstrip("\n") for line in list(lines)[-60:]))[-6000:]
+        lines = self.ctx.state.log_lines()[-60:]
+        return secrets.mask("\n".join(line.rstrip("\n") for line in lines))[-6000:]
 
     def end(self) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

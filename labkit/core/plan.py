@@ -10,7 +10,7 @@ harness around it:
 
     def full_pull(ctx: StepContext, reference: str) -> dict:     # what it returns is the step's
         facts in the record
-        ctx.state["layers"] = fetch(reference, into=ctx.node)
+        ctx.state.rootfs = fetch(reference, into=ctx.node)
         return {"bytes_fetched": ...}
 
 Techniques build plans (`Technique.apply`); they never run them. Lesson: notebooks/01_anatomy.
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import timeline
+from labkit.core.node_state import NodeState, PlanState
 
 SCENARIOS = {
     "fresh-node": "nothing of the stack is on this host",
@@ -72,8 +73,7 @@ class LaunchPlan:
     # down
     pass_env: tuple[str, ...] = ()
     server_binds: tuple[tuple[str, str], ...] = ()  # host path -> path in the rootfs, read-only
-    # initial StepContext.state (warm-node: {"rootfs": "/…"})
-    state: dict[str, Any] = field(default_factory=dict)
+    state: PlanState = field(default_factory=PlanState)
     # files and trees the stack will read here: evicted and proven (hot-node: warmed)
     cold_paths: tuple[str, ...] = ()
     # servers of bytes -> their /_labkit/stats
@@ -113,6 +113,7 @@ class LaunchPlan:
     def from_json(doc: dict[str, Any]) -> LaunchPlan:
         doc = dict(doc)
         doc["steps"] = tuple(Step(**s) for s in doc.get("steps", ()))
+        doc["state"] = PlanState.from_json(doc.get("state", {}))
         doc["server_binds"] = tuple(tuple(b) for b in doc.get("server_binds", ()))
         for key in ("server_args", "pass_env", "cold_paths", "replaces"):
             doc[key] = tuple(doc.get(key, ()))
@@ -124,13 +125,7 @@ class LaunchPlan:
 @dataclass
 class StepContext:
     """What a step is given. `node`: a directory that was empty at t0 (the node's disk); `state`:
-    what earlier steps left.
-
-    Well-known state keys: `rootfs` (path of the unpacked or mounted image), `image_config` (OCI
-    config dict), `server_pid` (host pid of the server, set by the step that starts or restores it),
-    `server_process` (its Popen, when the agent is its parent), `server_log` (a bounded deque of
-    output lines, filled by whoever drains the server's pipe), `link_free_when` (a file that appears
-    when what the start needs first has come: what can wait leaves it the link)."""
+    what earlier steps left."""
 
     node: Path
     port: int
@@ -140,7 +135,7 @@ class StepContext:
     server_args: list[str]
     server_env: dict[str, str]
     server_binds: list[tuple[str, str]]
-    state: dict[str, Any] = field(default_factory=dict)
+    state: NodeState = field(default_factory=NodeState)
     _ends: list[Callable[[], Any]] = field(default_factory=list)
 
     def on_stop(self, end: Callable[[], Any]) -> None:

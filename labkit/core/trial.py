@@ -55,7 +55,6 @@ class _Agent:
         self.failed: dict[str, str] = {}
         self.exited: dict[str, Any] = {}
         self.server_pid: int | None = None
-        self.up_state: dict[str, Any] = {}
         self.facts: dict[str, Any] = {}
         self.log = ""
         self.ready = threading.Event()
@@ -89,7 +88,7 @@ class _Agent:
                     message["step"]["facts"] or {}
                 )
             elif "up" in message:
-                self.server_pid, self.up_state = message["up"]["server_pid"], message["up"]["state"]
+                self.server_pid = message["up"]["server_pid"]
                 self.up.set()
             elif "failed" in message:
                 self.failed = message["failed"]
@@ -336,7 +335,6 @@ def _look(
         "stores": observe.store_difference(before, observe.store_counters(plan)),
         "log": agent.log,
         "identity": observe.identity(port),
-        "state": agent.up_state,
         "tokens": answer.tokens,
         "residency": observe.residency_after(plan),
     }

@@ -35,6 +35,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from labkit.core import timeline
@@ -450,10 +451,17 @@ def _open(told: dict[str, Any], fd: int, device: str) -> Any:
 # ---- the step ------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Daemon:
+    """What the daemon said when it was ready."""
+
+    facts: dict[str, Any]
+
+
 def offer(ctx: StepContext, model: str, device: str) -> dict[str, Any]:
     """The step: nothing is left to do but to tell the server where the daemon is; facts of the
     daemon, taken before t0."""
-    return {"resident": ctx.state["resident"]}
+    return {"resident": ctx.state.handed(_Daemon).facts}
 
 
 def start_daemon(ctx: StepContext, model: str, device: str) -> None:
@@ -483,11 +491,11 @@ def start_daemon(ctx: StepContext, model: str, device: str) -> None:
         raise TrialError(
             "no daemon holds the weights: "
             + (ready.get("failed") or "it ended before it was ready"),
-            why="".join(ctx.state.get("server_log", []))[-1200:],
+            why=ctx.state.log_tail(1200),
             fix="labkit doctor",
         )
     ready["device_bytes_held"] = process_memory_bytes(process.pid)
-    ctx.state.update(resident=ready, resident_process=process)
+    ctx.state.hand_on(_Daemon(ready))
     ctx.server_env[WHERE] = str(folder)
 
 

@@ -96,10 +96,10 @@ class DeviceResident(WeightsTechnique):
             plan,
             cold_paths=kept,
             floors_bytes=floors,
-            state={
-                **plan.state,
-                "resident_before_t0": [p for p in plan.cold_paths if p not in kept],
-            },
+            state=replace(
+                plan.state,
+                resident_before_t0=tuple(p for p in plan.cold_paths if p not in kept),
+            ),
         )
         return plan.with_steps(
             Step(
@@ -114,10 +114,10 @@ class DeviceResident(WeightsTechnique):
         """The daemon held the bytes before t0; the server read none of them, maps no weight file,
         and allocated no room for them."""
         about, held = (
-            seen.plan.state.get("weights", {}),
+            seen.plan.state.weights,
             seen.facts.get("start", {}).get("resident", {}),
         )
-        want, directory = int(about.get("bytes", 0)), str(about.get("directory", ""))
+        want, directory = about.bytes, about.directory
         said = next(
             (
                 s.detail
@@ -146,7 +146,7 @@ class DeviceResident(WeightsTechnique):
             "read_since_t0_bytes": read,
             "files_in_page_cache": read_share,
             "driver": label,
-            "resident_before_t0": seen.plan.state.get("resident_before_t0", []),
+            "resident_before_t0": list(seen.plan.state.resident_before_t0),
             **there,
         }
 

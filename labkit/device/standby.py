@@ -22,9 +22,10 @@ import contextlib
 import json
 import mmap
 import os
+import subprocess
 import sys
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TextIO
 
 from labkit.core import interpreter, timeline
 from labkit.core.observe import read_by_calls
@@ -185,26 +186,33 @@ def bus_seconds(sleeping: Sleeping, memory: Memory) -> float:
 # ---- the step ------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Standby:
+    """The resident server, what it answers on, and what was seen of it asleep."""
+
+    process: subprocess.Popen[bytes]
+    answers: TextIO
+    facts: dict[str, Any]
+
+
 def start(ctx: StepContext) -> dict[str, Any]:
     """The step: tell the resident server to wake and to listen on the trial's port."""
-    process, answers, ready = (
-        ctx.state["standby_process"],
-        ctx.state["standby_answers"],
-        ctx.state["standby"],
-    )
+    standby = ctx.state.handed(_Standby)
+    process = standby.process
+    assert process.stdin
     process.stdin.write(
         json.dumps({"env": dict(ctx.server_env), "host": "127.0.0.1", "port": ctx.port}).encode()
         + b"\n"
     )
     process.stdin.flush()
-    if not json.loads(answers.readline() or "{}").get("waking"):
+    if not json.loads(standby.answers.readline() or "{}").get("waking"):
         raise TrialError(
             "the standby did not wake",
-            why="".join(ctx.state.get("server_log", []))[-800:],
+            why=ctx.state.log_tail(),
             fix="device= (none), or labkit doctor",
         )
-    ctx.state["server_pid"] = process.pid
-    return {"runtime": "standby", "server_pid": process.pid, "rootfs": "", **ready}
+    ctx.state.server_pid = process.pid
+    return {"runtime": "standby", "server_pid": process.pid, "rootfs": "", **standby.facts}
 
 
 def start_standby(ctx: StepContext) -> None:
@@ -226,14 +234,14 @@ def start_standby(ctx: StepContext) -> None:
     if not ready.pop("ready", False):
         raise TrialError(
             "the standby did not start",
-            why="".join(ctx.state.get("server_log", []))[-800:],
+            why=ctx.state.log_tail(),
             fix="labkit doctor",
         )
     seen = {
         "device_bytes_asleep": process_memory_bytes(process.pid),
         "read_before_t0_bytes": read_by_calls(process.pid),
     }
-    ctx.state.update(standby_process=process, standby_answers=answers, standby={**ready, **seen})
+    ctx.state.hand_on(_Standby(process, answers, {**ready, **seen}))
 
 
 # ---- the resident process ------------------------------------------------------------------------

@@ -202,26 +202,23 @@ class CompileCache(_Compiled):
         ).with_cold(cache)
         return replace(
             plan,
-            state={
-                **plan.state,
-                "compile_cache": cache,
-                "compile_cache_files": artifact.facts["files"],
-                "compile_cache_bytes": artifact.facts["size_bytes"],
-            },
+            state=replace(
+                plan.state,
+                compile_cache=cache,
+                compile_cache_files=artifact.facts["files"],
+                compile_cache_bytes=artifact.facts["size_bytes"],
+            ),
         )
 
     def verify(self, seen: Observation) -> Evidence:
-        cache, before = (
-            str(seen.plan.state.get("compile_cache", "")),
-            seen.plan.state.get("compile_cache_files", {}),
-        )
+        cache, before = seen.plan.state.compile_cache, seen.plan.state.compile_cache_files
         now = compiled_files(cache) if cache else {}
         new = sorted(set(now) - set(before))
         mapped = [m for m in seen.proc.get("maps", []) if cache and m.startswith(cache + "/")]
         facts: dict[str, Any] = {
             "mapped": [Path(m).name for m in mapped][:5],
             "compiled_anew": new[:5],
-            "cache_bytes": seen.plan.state.get("compile_cache_bytes"),
+            "cache_bytes": seen.plan.state.compile_cache_bytes,
         }
         if new:
             return Evidence(
@@ -419,7 +416,7 @@ class WarmStandby(_Gpu):
         kept = tuple(
             p for p in plan.cold_paths if p not in mapped and "/site-packages/" not in p + "/"
         )
-        asleep = int(plan.state.get("weights", {}).get("bytes", 0))
+        asleep = plan.state.weights.bytes
         floors = {
             **{k: v for k, v in plan.floors_bytes.items() if k.partition("@")[0] != "load"},
             "load@h2d": asleep,
@@ -429,10 +426,10 @@ class WarmStandby(_Gpu):
             cold_paths=kept,
             floors_bytes=floors,
             replaces=(*plan.replaces, *self.replaces_layers),
-            state={
-                **plan.state,
-                "resident_before_t0": [p for p in plan.cold_paths if p not in kept],
-            },
+            state=replace(
+                plan.state,
+                resident_before_t0=tuple(p for p in plan.cold_paths if p not in kept),
+            ),
         )
         return plan.with_server("--device", gpu_device()).with_steps(
             Step(
@@ -459,7 +456,7 @@ class WarmStandby(_Gpu):
             "host_memory": step.get("host_memory"),
             "arena_bytes": step.get("arena_bytes"),
             "driver": simulated,
-            "resident_before_t0": seen.plan.state.get("resident_before_t0", []),
+            "resident_before_t0": list(seen.plan.state.resident_before_t0),
         }
         if (
             step.get("runtime") != "standby"

@@ -16,6 +16,7 @@ import json
 import os
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,39 +40,47 @@ class _FileLines:
             yield from self.path.read_text(errors="replace").splitlines(keepends=True)[-400:]
 
 
+@dataclass
+class _Pulling:
+    """The node's daemons, what the registry had sent before t0, and the image that was pulled."""
+
+    node: containerd.Node
+    registry_bytes_at_t0: int
+    image: str = ""
+
+
 def _sent_bytes(ctx: StepContext) -> int:
     with (
         contextlib.suppress(OSError, ValueError),
-        urllib.request.urlopen(ctx.state["registry"] + "/_labkit/stats", timeout=5) as reply,
+        urllib.request.urlopen(ctx.state.registry + "/_labkit/stats", timeout=5) as reply,
     ):
         return blob_traffic(json.loads(reply.read())).bytes_sent
     return -1
 
 
 def _make_ready(ctx: StepContext, stargz: bool) -> None:
-    host = ctx.state["registry"].partition("://")[2]
+    host = ctx.state.registry.partition("://")[2]
     # Beside the node's disk: a daemon's own metadata is on a node without replicas, the image is
     # not.
     node = containerd.start(
         ctx.node.parent / "containerd", ctx.ledger, registry=host, stargz=stargz
     )
     ctx.on_stop(lambda: containerd.stop(node))
-    ctx.state["containerd"] = node
-    ctx.state["registry_bytes_at_t0"] = _sent_bytes(ctx)
+    ctx.state.hand_on(_Pulling(node, _sent_bytes(ctx)))
 
 
 def _image(ctx: StepContext, reference: str) -> str:
-    host = ctx.state["registry"].partition("://")[2]
-    return f"{host}/{reference or ctx.state['image_reference']}"
+    host = ctx.state.registry.partition("://")[2]
+    return f"{host}/{reference or ctx.state.image_reference}"
 
 
 def pull(ctx: StepContext, reference: str = "") -> dict[str, Any]:
-    node: containerd.Node = ctx.state["containerd"]
-    ctx.state["containerd_image"] = _image(ctx, reference)
-    node.pull(ctx.state["containerd_image"])
+    pulling = ctx.state.handed(_Pulling)
+    node, pulling.image = pulling.node, _image(ctx, reference)
+    node.pull(pulling.image)
     return {
         "snapshotter": node.snapshotter,
-        "registry_bytes": _sent_bytes(ctx) - ctx.state["registry_bytes_at_t0"],
+        "registry_bytes": _sent_bytes(ctx) - pulling.registry_bytes_at_t0,
         "fuse_mounts": len(node.fuse_mounts()),
     }
 
@@ -101,14 +110,14 @@ def _command(node: containerd.Node, image: str) -> list[str]:
 
 
 def start(ctx: StepContext) -> dict[str, Any]:
-    node: containerd.Node = ctx.state["containerd"]
-    image, name = ctx.state["containerd_image"], f"labkit-{os.getpid()}-{ctx.port}"
+    pulling = ctx.state.handed(_Pulling)
+    node, image, name = pulling.node, pulling.image, f"labkit-{os.getpid()}-{ctx.port}"
     log = ctx.node.parent / "server.log"
     env = {"HOME": "/tmp", **ctx.server_env}
     pid = containerd.run_command(
         node, image, name, [*_command(node, image), *ctx.server_args], env, host_binds(ctx), log
     )
-    ctx.state["server_pid"], ctx.state["server_log"] = pid, _FileLines(log)
+    ctx.state.server_pid, ctx.state.server_log_file = pid, _FileLines(log)
     root = next((m for m in reversed(mounts(pid)) if m.point == "/"), None)
     if root is None:
         raise TrialError("the container ended at once", why="".join(_FileLines(log))[-1200:])
@@ -119,7 +128,7 @@ def start(ctx: StepContext) -> dict[str, Any]:
         "snapshotter": node.snapshotter,
         "root_kind": root.kind,
         "private": str(node.home) in root.options or str(node.run) in root.options,
-        "registry_bytes": _sent_bytes(ctx) - ctx.state["registry_bytes_at_t0"],
+        "registry_bytes": _sent_bytes(ctx) - pulling.registry_bytes_at_t0,
         "fuse_mounts": len(node.fuse_mounts()),
         "rootfs": "",
     }

@@ -53,7 +53,7 @@ class ContainerdPull(ImageTechnique):
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
         _only_fresh(plan, self.name)
         floors = {**plan.floors_bytes, "pull": artifact.facts["size_bytes"]}
-        state = {**plan.state, "started_by": START}
+        state = replace(plan.state, started_by=START)
         return replace(plan, floors_bytes=floors, state=state).with_steps(
             Step(
                 "pull",
@@ -121,11 +121,7 @@ class ContainerdStargz(ImageTechnique):
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
         _only_fresh(plan, self.name)
-        state = {
-            **plan.state,
-            "started_by": START,
-            "lazy_image_bytes": artifact.facts["size_bytes"],
-        }
+        state = replace(plan.state, started_by=START, lazy_image_bytes=artifact.facts["size_bytes"])
         return replace(plan, state=state).with_steps(
             Step(
                 "mount",
@@ -136,7 +132,7 @@ class ContainerdStargz(ImageTechnique):
         )
 
     def verify(self, seen: Observation) -> Evidence:
-        whole = seen.plan.state.get("lazy_image_bytes", 0)
+        whole = seen.plan.state.lazy_image_bytes
         mounted, started = seen.facts.get("mount", {}), seen.facts.get("start", {})
         before, mounts = mounted.get("registry_bytes", whole), started.get("fuse_mounts", 0)
         facts = {

@@ -49,7 +49,7 @@ def object_pull(
     )
     with source_of(image, {**os.environ, **ctx.server_env}) as source:
         facts = pull(source, ctx.node / "rootfs", scratch=ctx.node / "blobs", options=options)
-    ctx.state["rootfs"], ctx.state["image_config"] = str(ctx.node / "rootfs"), facts.pop("config")
+    ctx.state.rootfs, ctx.state.image_config = str(ctx.node / "rootfs"), facts.pop("config")
     return facts
 
 

@@ -9,7 +9,7 @@ gunzip at 200–350 MB/s, then the disk's writes.
 
     reference = "http://127.0.0.1:5000/lab/subject:latest"
     Step("pull", "labkit.image.pull:full_pull", {"reference": reference})
-    Step("unpack", "labkit.image.pull:unpack")          # state["rootfs"], state["image_config"]
+    Step("unpack", "labkit.image.pull:unpack")          # state: rootfs, image_config
 
 Faults (429, 503 with Retry-After, resets, truncation) are retried with back-off and resumed by
 range; a wrong digest never gets its name on disk. Lesson: notebooks/02_image_pull."""
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,27 +74,36 @@ def pull_into(
         }
 
 
+@dataclass(frozen=True)
+class _Pulled:
+    """What the step `pull` leaves for the step `unpack`."""
+
+    layout: Layout
+    manifest: oci.Manifest
+
+
 def full_pull(ctx: StepContext, reference: str = "", streams: int = STREAMS) -> dict[str, Any]:
     """Step `pull`: manifest, config and layers into the node's content store. `reference` defaults
     to the plan's own."""
     layout = Layout(ctx.node / "content")
     manifest, facts = pull_into(
         layout,
-        reference or f"{ctx.state['registry']}/{ctx.state['image_reference']}",
+        reference or f"{ctx.state.registry}/{ctx.state.image_reference}",
         streams=streams,
     )
-    ctx.state["pulled"] = (layout, manifest)
+    ctx.state.hand_on(_Pulled(layout, manifest))
     return facts
 
 
 def unpack(ctx: StepContext, fast: bool = False, absolute_links: bool = False) -> dict[str, Any]:
     """Step `unpack`: the pulled layers as a root directory on the node."""
-    layout, manifest = ctx.state["pulled"]
+    pulled = ctx.state.handed(_Pulled)
+    layout, manifest = pulled.layout, pulled.manifest
     rootfs = ctx.node / "rootfs"
     facts = unpack_image(
         layout, manifest, rootfs, fast=fast, limits=Limits(absolute_links=absolute_links)
     )
-    ctx.state["rootfs"], ctx.state["image_config"] = str(rootfs), layout.config(manifest)
+    ctx.state.rootfs, ctx.state.image_config = str(rootfs), layout.config(manifest)
     return facts
 
 

@@ -98,12 +98,12 @@ class ImageTechnique(Technique):
             Path(artifact.paths["rootfs_folder"]),
         )
         return replace(
-            plan, state={**plan.state, "rootfs": str(rootfs), "image_config": config}
+            plan, state=replace(plan.state, rootfs=str(rootfs), image_config=config)
         ).with_cold(rootfs)
 
     def engaged_on_warm_node(self, seen: Observation) -> Evidence:
         sent = seen.stores.get("registry", {}).get("bytes_sent", 0)
-        rootfs = str(seen.plan.state.get("rootfs", ""))
+        rootfs = seen.plan.state.rootfs
         ok = not sent and seen.facts.get("start", {}).get("rootfs") == rootfs
         return Evidence(
             self.name,

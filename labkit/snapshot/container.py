@@ -27,6 +27,7 @@ from typing import Any
 
 from labkit.core import beside, cold, exits, secrets, timeline
 from labkit.core.ledger import current
+from labkit.core.node_state import NodeState
 from labkit.core.plan import StepContext
 from labkit.core.proc import start_time
 from labkit.core.trial import free_port
@@ -86,12 +87,12 @@ def _make_container(
     try:
         with store.writing(target) as part:
             runtime.start(ctx)
-            pid, about = ctx.state["server_pid"], ctx.state["container"]
+            pid, about = ctx.state.server_pid, ctx.state.container
             answer = create.first_tokens(ctx.port, asked, lambda: start_time(pid) != 0)
             if answer.first_token_s is None:
                 raise TrialError(
                     "the subject in the container did not serve a token",
-                    "".join(ctx.state.get("server_log", []))[-800:],
+                    ctx.state.log_tail(),
                     "labkit run naive",
                 )
             running = create.Running(
@@ -185,7 +186,7 @@ def _context(
         ],
         server_env={process.MARK: mark},
         server_binds=[(str(model), str(model))],
-        state={"rootfs": str(rootfs), "image_config": image_config},
+        state=NodeState(rootfs=str(rootfs), image_config=image_config),
     )
 
 
@@ -212,7 +213,7 @@ def _prove(
         pid, _ = _runc_restore(ctx, _lay(ctx, store.Snapshot(part, manifest)), manifest.permissions)
         criu.resume(pid)
         return _inside_out(
-            create.check_answer(pid, ctx.port, manifest, ctx.state["server_log"]), rootfs
+            create.check_answer(pid, ctx.port, manifest, ctx.state.server_log), rootfs
         )
     finally:
         _end(ctx)
@@ -274,7 +275,10 @@ def _annotate(bundle: Path, config: Path) -> None:
 def ask_ahead(ctx: StepContext) -> dict[str, Any]:
     """A step while the snapshot is on its way: put what the restored process touched of the image
     into the mount's queue."""
-    manifest, rootfs = ctx.state["snapshot_coming"].manifest.result(), str(ctx.state["rootfs"])
+    manifest, rootfs = (
+        ctx.state.handed(transport.SnapshotDownload).manifest.result(),
+        ctx.state.rootfs,
+    )
     ours = tuple(folder + "/" for folder in manifest.container["binds"])
     pieces = readahead.ranges_of(
         manifest, {p: rootfs + p for p in manifest.working_set if not p.startswith(ours)}
@@ -289,11 +293,11 @@ def ask_ahead(ctx: StepContext) -> dict[str, Any]:
 
 
 def restore(ctx: StepContext, snapshot: str, lazy: bool = False) -> dict[str, Any]:
-    """The step: as labkit.snapshot.process:restore, into a container on ctx.state["rootfs"]."""
-    where = store.open_snapshot(ctx.state.get("snapshot_dir") or snapshot)
-    moved = dict(ctx.state.get("moved") or {})
+    """The step: as labkit.snapshot.process:restore, into a container on ctx.state.rootfs."""
+    where = store.open_snapshot(ctx.state.snapshot_dir or snapshot)
+    moved = dict(ctx.state.moved)
     process.refuse_if_unfit(where, moved)
-    rootfs = str(ctx.state["rootfs"])
+    rootfs = ctx.state.rootfs
     model = {os.path.dirname(old): os.path.dirname(new) for old, new in moved.items()}
     ctx.server_binds[:] = [
         (model.get(folder, folder), folder) for folder in where.manifest.container["binds"]
@@ -321,7 +325,7 @@ def restore(ctx: StepContext, snapshot: str, lazy: bool = False) -> dict[str, An
         "working_set_bytes": process.working_set_bytes(where),
         "rootfs": rootfs,
         "read_ahead_s": ahead.seconds,
-        "container": ctx.state["container"]["id"],
+        "container": ctx.state.container["id"],
         "dumped_pid": where.manifest.pid,
         "permissions": handed.as_facts(),
         "secrets": ", ".join(where.manifest.secrets),
@@ -355,7 +359,9 @@ class _ContainerRoot:
 def _lay(ctx: StepContext, snapshot: store.Snapshot) -> _ContainerRoot:
     """The files' paths inside of the container stay what they were."""
     with ctx.span("restore.place"):
-        ctx.state.setdefault("image_config", snapshot.manifest.container["image_config"])
+        ctx.state.image_config = (
+            ctx.state.image_config or snapshot.manifest.container["image_config"]
+        )
         laid, binds = prepare_container(ctx)
         bundle, name = laid.skeleton.parent, f"labkit-{os.getpid()}-{ctx.port}"
         (bundle / "work").mkdir(exist_ok=True)
@@ -381,7 +387,7 @@ def _runc_restore(
         _runc(
             state, "delete", "--force", name, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        exits.reap(int(ctx.state.get("server_pid") or 0))
+        exits.reap(ctx.state.server_pid)
         ctx.ledger.done(entry)
 
     ctx.on_stop(end)
@@ -417,7 +423,7 @@ def _runc_restore(
         )
         raise refusal("restore", _both(work / "restore.log", said), done.returncode)
     pid = int((bundle / "pid").read_text())
-    ctx.state["server_pid"], ctx.state["container"] = (
+    ctx.state.server_pid, ctx.state.container = (
         pid,
         {
             "id": name,

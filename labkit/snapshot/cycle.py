@@ -21,6 +21,7 @@ from typing import Any
 
 from labkit.core import client, timeline
 from labkit.core.ledger import Ledger, remove_tree
+from labkit.core.node_state import NodeState
 from labkit.core.plan import StepContext
 from labkit.core.proc import start_time
 from labkit.core.trial import free_port
@@ -59,7 +60,7 @@ def restored(
             server_args=[],
             server_env={},
             server_binds=[],
-            state={"rootfs": snapshot.manifest.container.get("rootfs", "")},
+            state=NodeState(rootfs=snapshot.manifest.container.get("rootfs", "")),
         )
         try:
             began = timeline.now_s()
@@ -69,14 +70,12 @@ def restored(
                 facts = container.restore(ctx, str(snapshot.path))
             else:
                 facts = process.restore(ctx, str(snapshot.path), lazy=lazy)
-            pid = ctx.state["server_pid"]
+            pid = ctx.state.server_pid
             answer = create.first_tokens(
                 ctx.port, snapshot.manifest.request, lambda: start_time(pid) != 0, 120
             )
             if answer.first_token_s is None and not start_time(pid):
-                raise create.refusal_of_dead(
-                    pid, snapshot.manifest, "".join(ctx.state.get("server_log", ()))
-                )
+                raise create.refusal_of_dead(pid, snapshot.manifest, "".join(ctx.state.log_lines()))
             yield Back(pid, ctx.port, answer, (answer.first_token_s or float("nan")) - began, facts)
         finally:
             for end in reversed(ctx._ends):

@@ -31,8 +31,8 @@ def restore(
 ) -> dict[str, Any]:
     """ctx.state: `snapshot_dir` overrides `snapshot` (a fresh node's copy), `moved` maps paths of
     the dump to paths here."""
-    where = store.open_snapshot(ctx.state.get("snapshot_dir") or snapshot)
-    moved = dict(ctx.state.get("moved") or {})
+    where = store.open_snapshot(ctx.state.snapshot_dir or snapshot)
+    moved = dict(ctx.state.moved)
     work = ctx.node / "restore"
     refuse_if_unfit(where, moved)
     entry = ctx.ledger.note(
@@ -61,7 +61,7 @@ def restore(
             ctx.ledger.done(entry)
 
         ctx.on_stop(end)
-        ctx.state["server_pid"] = pid
+        ctx.state.server_pid = pid
         with ctx.span("restore.checked"):
             if verify and not lazy:
                 ahead.checked()
@@ -93,7 +93,7 @@ def know_criu(ctx: StepContext, **_: Any) -> None:
 def coming_files(ctx: StepContext, snapshot: store.Snapshot) -> tuple[str, ...]:
     """Model files (paths at the dump) that still cross the link while the process is restored and
     held."""
-    return tuple(snapshot.manifest.mapped) if "snapshot_coming" in ctx.state else ()
+    return tuple(snapshot.manifest.mapped) if ctx.state.has(transport.SnapshotDownload) else ()
 
 
 def working_set_bytes(snapshot: store.Snapshot) -> int:

@@ -224,7 +224,7 @@ class CriuProcess(Technique):
     restore_call = "labkit.snapshot.process:restore"
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
-        remote = plan.scenario == "fresh-node" and bool(plan.state.get("bucket"))
+        remote = plan.scenario == "fresh-node" and bool(plan.state.bucket)
         steps = self._before(plan)
         floors = {k: v for k, v in plan.floors_bytes.items() if k not in REPLACED}
         crossing: dict[str, int] = {}
@@ -278,12 +278,12 @@ class CriuProcess(Technique):
             steps=steps,
             floors_bytes=floors,
             replaces=(*plan.replaces, *CriuProcess.replaces_layers),
-            state={
-                **plan.state,
-                "snapshot_nonce": artifact.facts["nonce"],
-                "snapshot_bytes": artifact.facts["size_bytes"],
-                "snapshot_crossing": crossing,
-            },
+            state=replace(
+                plan.state,
+                snapshot_nonce=artifact.facts["nonce"],
+                snapshot_bytes=artifact.facts["size_bytes"],
+                snapshot_crossing=crossing,
+            ),
         )
         if not remote:
             # Its working set of libraries is made cold by the layer that owns them (host-env, the
@@ -296,7 +296,7 @@ class CriuProcess(Technique):
         could draw again, and the masks that it has now."""
         from labkit.snapshot import xstate
 
-        want, who = seen.plan.state.get("snapshot_nonce"), seen.facts.get("identity", {})
+        want, who = seen.plan.state.snapshot_nonce, seen.facts.get("identity", {})
         step = seen.facts.get("restore", {})
         own = [s.name for s in seen.spans if s.source == "server" and s.phase in REPLACED]
         facts = {
@@ -350,7 +350,7 @@ class CriuProcess(Technique):
     def _crossed(self, seen: Observation, facts: dict[str, Any]) -> str:
         """Fresh node: what the bucket itself counted as sent, of snapshot and model; "only …" where
         that is less than all."""
-        want: dict[str, int] = seen.plan.state.get("snapshot_crossing") or {}
+        want = seen.plan.state.snapshot_crossing
         if not want:
             return ""
         counters = seen.stores.get("bucket", {}).get("by_path", {})
@@ -486,7 +486,7 @@ class CriuContainer(CriuProcess):
         return 0  # the libraries came with the image
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
-        if plan.state.get("started_by"):
+        if plan.state.started_by:
             from labkit.errors import BadInput
 
             raise BadInput(
@@ -514,7 +514,7 @@ class CriuContainer(CriuProcess):
                 "the restored process shares the host's namespaces: it is in no container",
                 facts,
             )
-        if found.engaged and seen.plan.state.get("snapshot_crossing"):
+        if found.engaged and seen.plan.state.snapshot_crossing:
             served = sum(store.get("bytes_sent", 0) for store in seen.stores.values())
             facts["image_bytes_over_link"] = served - sum(found.facts["bytes_over_link"].values())
             if facts["image_bytes_over_link"] <= 0:
@@ -564,7 +564,7 @@ class Zygote(Technique):
         )
         left = [p for p in plan.cold_paths if p not in kept]
         return replace(
-            plan, cold_paths=kept, state={**plan.state, "resident_before_t0": left}
+            plan, cold_paths=kept, state=replace(plan.state, resident_before_t0=tuple(left))
         ).with_steps(
             Step(
                 "start",
@@ -579,7 +579,7 @@ class Zygote(Technique):
         maps = seen.proc.get("maps", [])
         facts = {
             "zygote_rss_bytes": step.get("zygote_rss_bytes"),
-            "resident_before_t0": seen.plan.state.get("resident_before_t0", []),
+            "resident_before_t0": list(seen.plan.state.resident_before_t0),
             "import_s": imported,
         }
         if step.get("runtime") != "zygote" or not any("libtorch" in m for m in maps):

@@ -147,8 +147,10 @@ def start(
 ) -> dict[str, Any]:
     """Start to bring snapshot and mapped model files to the node's disk; the steps up to the
     restore go on beside it."""
-    ctx.state["snapshot_coming"] = SnapshotDownload(
-        lambda coming: fetch(ctx, url, model_url, packed_model, connections, coming)
+    ctx.state.hand_on(
+        SnapshotDownload(
+            lambda coming: fetch(ctx, url, model_url, packed_model, connections, coming)
+        )
     )
     return {}
 
@@ -160,14 +162,14 @@ def know_libraries(ctx: StepContext, **_: Any) -> None:
 def wait(ctx: StepContext) -> dict[str, Any]:
     """Wait until the process can be restored. The model's files may still come: `model_arrived`
     waits for them."""
-    facts: dict[str, Any] = ctx.state["snapshot_coming"].restorable.result()
+    facts: dict[str, Any] = ctx.state.handed(SnapshotDownload).restorable.result()
     return facts
 
 
 def model_arrived(ctx: StepContext) -> int:
     """Bytes of the model that crossed the link (0: nothing was on its way). Raises what ended the
     fetch."""
-    coming = ctx.state.pop("snapshot_coming", None)
+    coming = ctx.state.withdraw(SnapshotDownload)
     return int(coming.facts.result()["model_bytes_fetched"]) if coming else 0
 
 
@@ -206,10 +208,10 @@ def fetch(
         "compression": done["compression"],
         "connections": done["connections"],
     }
-    ctx.state["snapshot_dir"] = str(target)
+    ctx.state.snapshot_dir = str(target)
     if model:
-        ctx.state["moved"] = {
-            **(ctx.state.get("moved") or {}),
+        ctx.state.moved = {
+            **ctx.state.moved,
             **model[0].placed(images.file_modes(target / "images")),
         }
     coming.restorable.set_result(facts)

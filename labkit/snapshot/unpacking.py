@@ -62,7 +62,7 @@ def unpack(ctx: StepContext, packed: str) -> dict[str, Any]:
         span["bytes"] = _unpack_frames(source / "images", target / "images", frames)
     (target / "manifest.json").write_bytes(manifest_bytes)
     (target / "manifest.json").chmod(0o600)
-    ctx.state["snapshot_dir"] = str(target)
+    ctx.state.snapshot_dir = str(target)
     return {
         "unpacked_bytes": span["bytes"],
         "packed_bytes": sum(about["stored_bytes"] for about in index["files"].values()),
@@ -74,7 +74,7 @@ def _places(ctx: StepContext, manifest: store.Manifest) -> dict[str, str]:
     its root."""
     if not manifest.container:
         return {path: path for path in manifest.working_set}
-    return container.sources(manifest, str(ctx.state["rootfs"]), {})
+    return container.sources(manifest, ctx.state.rootfs, {})
 
 
 def _unpack_frames(source: Path, target: Path, frames: Mapping[str, list[list[int]]]) -> int:

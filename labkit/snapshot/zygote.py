@@ -17,37 +17,50 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from labkit.core.plan import StepContext
 from labkit.core.proc import start_time
 from labkit.errors import TrialError
 
 
+@dataclass(frozen=True)
+class _Zygote:
+    """The resident process, what it answers on, and its memory."""
+
+    process: subprocess.Popen[bytes]
+    answers: TextIO
+    rss_bytes: int
+
+
 def start(ctx: StepContext) -> dict[str, Any]:
     """The step: ask the resident zygote for a fork that becomes the server."""
-    process, answers = ctx.state["zygote_process"], ctx.state["zygote_answers"]
+    zygote = ctx.state.handed(_Zygote)
+    process = zygote.process
+    assert process.stdin
     process.stdin.write(
         json.dumps({"args": list(ctx.server_args), "env": dict(ctx.server_env)}).encode() + b"\n"
     )
     process.stdin.flush()
-    said = json.loads(answers.readline() or "{}")
+    said = json.loads(zygote.answers.readline() or "{}")
     if "pid" not in said:
         raise TrialError(
             "the zygote did not fork",
-            why="".join(ctx.state.get("server_log", []))[-800:],
+            why=ctx.state.log_tail(),
             fix="process=process",
         )
-    ctx.state["server_pid"] = said["pid"]
+    ctx.state.server_pid = said["pid"]
     return {
         "runtime": "zygote",
         "server_pid": said["pid"],
         "rootfs": "",
         "zygote_pid": process.pid,
-        "zygote_rss_bytes": ctx.state["zygote_rss_bytes"],
+        "zygote_rss_bytes": zygote.rss_bytes,
         "resident_before_t0": True,
     }
 
@@ -63,12 +76,10 @@ def start_zygote(ctx: StepContext) -> None:
     if not ready.get("ready"):
         raise TrialError(
             "the zygote did not start",
-            why="".join(ctx.state.get("server_log", []))[-800:],
+            why=ctx.state.log_tail(),
             fix="labkit doctor",
         )
-    ctx.state.update(
-        zygote_process=process, zygote_answers=answers, zygote_rss_bytes=ready["rss_bytes"]
-    )
+    ctx.state.hand_on(_Zygote(process, answers, ready["rss_bytes"]))
 
 
 def main() -> int:

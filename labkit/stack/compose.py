@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from labkit.core.node_state import PlanState
 from labkit.core.observe import INTERFACES
 from labkit.core.plan import SCENARIOS, LaunchPlan
 from labkit.errors import BadInput
@@ -189,12 +190,12 @@ def compose(
         timeout_s=timeout_s,
         stat_urls=stores,
         server_args=("--host", "127.0.0.1", "--port", "{port}", *server_args),
-        state={
-            "registry": subject.registry,
-            "bucket": subject.bucket,
-            "image_reference": subject.image_reference,
-            "store": subject.store or (f"s3://{BUCKET}" if subject.bucket else ""),
-        },
+        state=PlanState(
+            registry=subject.registry,
+            bucket=subject.bucket,
+            image_reference=subject.image_reference,
+            store=subject.store or (f"s3://{BUCKET}" if subject.bucket else ""),
+        ),
         server_env=bucket_environment(subject),
         pass_env=PASSED if subject.store else (),
     )
@@ -230,7 +231,6 @@ def judge(stack: Stack, seen: dict[str, Any]) -> list[dict[str, Any]]:
         facts={
             **seen["facts"],
             "identity": seen.get("identity", {}),
-            "state": seen.get("state", {}),
         },
         proc=seen["proc"],
         stores=seen["stores"],

@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,13 @@ def _through_cache(file: Path, taken: str = "") -> int:
     return total
 
 
+@dataclass(frozen=True)
+class Target:
+    """Where on the node the checkpoint is being put."""
+
+    directory: Path
+
+
 def fetch_small(ctx: StepContext, model: str, environment: dict[str, str]) -> dict[str, Any]:
     """fresh-node, before anything else: config, tokenizer and index to the node; the server is told
     to look there."""
@@ -109,7 +116,7 @@ def fetch_small(ctx: StepContext, model: str, environment: dict[str, str]) -> di
 
     with ThreadPoolExecutor(len(SMALL)) as many:  # a round trip each
         total = sum(many.map(fetch, SMALL))
-    ctx.state["ahead"] = str(target)
+    ctx.state.hand_on(Target(target))
     at = ctx.server_args.index("--model")
     ctx.server_args[at + 1] = str(target)
     ctx.server_binds.append((str(target), str(target)))
@@ -139,7 +146,7 @@ class ImageFirst:
             self._under_way -= 1
 
     def _free(self) -> bool:
-        sign = self.ctx.state.get("link_free_when")
+        sign = self.ctx.state.link_free_when
         if not sign or self._over:
             return True
         self._since_s = self._since_s or time.monotonic()
@@ -159,7 +166,7 @@ def fetch_shards(
     began = timeline.now_s()
     source, target, image_first = (
         _source(model, environment),
-        Path(ctx.state["ahead"]),
+        ctx.state.handed(Target).directory,
         ImageFirst(ctx),
     )
     total = 0
@@ -271,11 +278,11 @@ class Overlap(WeightsTechnique):
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
         plan = super().apply(plan, artifact)
-        about = plan.state["weights"]
+        about = plan.state.weights
         here = "labkit.weights.overlap:"
-        if about["remote"]:
+        if about.remote:
             arguments = {
-                "model": about["model"],
+                "model": about.model,
                 "environment": {"AWS_ENDPOINT_URL": plan.server_env.get("AWS_ENDPOINT_URL", "")},
             }
             first = (
@@ -288,7 +295,7 @@ class Overlap(WeightsTechnique):
                 Step(
                     "load.fetch",
                     here + "read_ahead",
-                    {"directory": about["directory"]},
+                    {"directory": about.directory},
                     background=True,
                 ),
             )
@@ -303,7 +310,7 @@ class Overlap(WeightsTechnique):
         if ahead.start_s >= started.end_s:
             return Evidence(self.name, False, "the move began only after the server had started")
         moved = int(ahead.detail.get("bytes", 0))
-        want = int(seen.plan.state.get("weights", {}).get("bytes", 0))
+        want = seen.plan.state.weights.bytes
         how = (
             f"{show_bytes(moved)} of {show_bytes(want)} moved from {ahead.start_s:.2f} to"
             f" {ahead.end_s:.2f} s after t0, beside the start"
@@ -311,7 +318,7 @@ class Overlap(WeightsTechnique):
         taken_over = bool(ahead.detail.get("taken_over"))
         if not moved or (moved < want and not taken_over):
             return Evidence(self.name, False, how)
-        if moved >= want and not seen.plan.state["weights"]["remote"]:
+        if moved >= want and not seen.plan.state.weights.remote:
             return Evidence(self.name, True, how, {"bytes": moved})
         outside = verify_loader(self.loader, seen)
         return Evidence(self.name, outside.engaged, f"{how}; {outside.how}", outside.facts)

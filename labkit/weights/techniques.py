@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import cold, plugins
+from labkit.core.node_state import WeightsState
 from labkit.core.plan import LaunchPlan, device_from_args
 from labkit.core.units import show_bytes
 from labkit.core.workspace import Workspace
@@ -125,7 +126,7 @@ class WeightsTechnique(Technique):
             arguments += ["--init", loader.init]
         if loader.options:
             arguments += ["--loader-options", json.dumps(dict(loader.options))]
-        store = plan.state.get("store", "")
+        store = plan.state.store
         remote = plan.scenario == "fresh-node" and bool(store)
         model = f"{store}/{artifact.facts['model_key']}" if remote else directory
         plan = plan.with_server(
@@ -145,17 +146,17 @@ class WeightsTechnique(Technique):
         return replace(
             plan,
             floors_bytes={**plan.floors_bytes, **floors},
-            state={
-                **plan.state,
-                "weights": {
-                    "model": model,
-                    "bytes": artifact.facts["weights_bytes"],
-                    "remote": remote,
-                    "store": store if plan.pass_env else "",
-                    "key": artifact.facts["model_key"],
-                    "directory": directory,
-                },
-            },
+            state=replace(
+                plan.state,
+                weights=WeightsState(
+                    model=model,
+                    bytes=artifact.facts["weights_bytes"],
+                    remote=remote,
+                    store=store if plan.pass_env else "",
+                    key=artifact.facts["model_key"],
+                    directory=directory,
+                ),
+            ),
         )
 
     def verify(self, seen: Observation) -> Evidence:
@@ -165,8 +166,8 @@ class WeightsTechnique(Technique):
 def verify_loader(loader: Loader, seen: Observation) -> Evidence:
     """Seen from outside: the loader's library is mapped, and the store sent the bytes, or the
     process read or mapped the files. On a GPU also that the parameters are there."""
-    about = seen.plan.state.get("weights", {})
-    want, maps = int(about.get("bytes", 0)), seen.proc.get("maps", [])
+    about = seen.plan.state.weights
+    want, maps = about.bytes, seen.proc.get("maps", [])
     facts: dict[str, Any] = {}
     if loader.library:
         facts["library"] = next((m for m in maps if loader.library in m), "")
@@ -177,9 +178,9 @@ def verify_loader(loader: Loader, seen: Observation) -> Evidence:
                 f"no mapping of {loader.library} in the server: another loader did the work",
                 facts,
             )
-    if about.get("remote"):
+    if about.remote:
         counters = seen.stores.get("bucket", {})
-        if about.get("store"):
+        if about.store:
             # the image came over loopback
             facts["received"] = counters.get("bytes_sent", 0) - seen.stores.get("registry", {}).get(
                 "bytes_sent", 0
@@ -189,10 +190,10 @@ def verify_loader(loader: Loader, seen: Observation) -> Evidence:
                 loader.name,
                 enough,
                 f"this host's interfaces received {show_bytes(facts['received'])} for"
-                f" {show_bytes(want)} of weights in {about['store']}",
+                f" {show_bytes(want)} of weights in {about.store}",
                 facts,
             )
-        of_model = {p: c for p, c in counters.get("by_path", {}).items() if about["key"] in p}
+        of_model = {p: c for p, c in counters.get("by_path", {}).items() if about.key in p}
         facts["bytes_sent"] = sum(c.get("bytes_sent", 0) for c in of_model.values())
         facts["requests"] = sum(c.get("requests", 0) for c in of_model.values())
         enough = bool(want) and facts["bytes_sent"] >= want
@@ -204,7 +205,7 @@ def verify_loader(loader: Loader, seen: Observation) -> Evidence:
             facts,
         )
     io = seen.proc.get("io", {})
-    directory = str(about.get("directory", ""))
+    directory = about.directory
     facts["mapped"] = [Path(m).name for m in maps if directory and m.startswith(directory + "/")]
     facts["read_by_calls"], facts["read_from_storage"] = io.get("rchar", 0), io.get("read_bytes", 0)
     if device_from_args(seen.plan.server_args).startswith("cuda"):

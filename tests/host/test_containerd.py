@@ -9,6 +9,7 @@ import time
 import pytest
 
 from labkit.core.ledger import Ledger, start_time
+from labkit.core.node_state import PlanState
 from labkit.core.plan import LaunchPlan
 from labkit.core.proc import mounts
 from labkit.errors import BadInput, TransferError
@@ -116,7 +117,7 @@ def test_an_image_without_a_table_of_contents_is_pulled_whole_and_found_out(
     ):
         node.pull(f"{served.address}/{NAME}")  # says nothing, and pulls everything
         mounts, sent = len(node.fuse_mounts()), served.stats()["bytes_sent"]
-    plan = LaunchPlan({}, state={"lazy_image_bytes": plain_bytes})
+    plan = LaunchPlan({}, state=PlanState(lazy_image_bytes=plain_bytes))
     seen = Observation(
         plan=plan,
         facts={

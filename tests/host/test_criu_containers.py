@@ -125,7 +125,7 @@ def test_a_live_connection_is_refused_in_words_and_the_container_goes_on(
         ctx = container._context(room, rootfs, config, model, MAPPED, (), "refused")
         try:
             runc.start(ctx)
-            pid = ctx.state["server_pid"]
+            pid = ctx.state.server_pid
             asked = {"prompt": create.PROMPT, "max_tokens": 4}
             tokens = create.first_tokens(ctx.port, asked, lambda: start_time(pid) != 0).tokens
             (room / "images").mkdir()
@@ -133,7 +133,7 @@ def test_a_live_connection_is_refused_in_words_and_the_container_goes_on(
                 socket.create_connection(("127.0.0.1", ctx.port)),
                 pytest.raises(SnapshotError) as caught,
             ):
-                container.checkpoint(ctx.state["container"], room / "images", room / "work")
+                container.checkpoint(ctx.state.container, room / "images", room / "work")
             assert (
                 "TCP connection is open" in caught.value.what
                 and "goes on running" in caught.value.why

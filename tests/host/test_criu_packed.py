@@ -104,7 +104,7 @@ def test_what_packing_made_can_be_unpacked_to_the_bit(home, tmp_path):
     )
     try:
         unpack(ctx, str(packed))
-        store.open_snapshot(Path(ctx.state["snapshot_dir"])).verify()
+        store.open_snapshot(Path(ctx.state.snapshot_dir)).verify()
     finally:
         for end in reversed(ctx._ends):
             end()

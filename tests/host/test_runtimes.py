@@ -16,6 +16,7 @@ from dataclasses import replace
 import pytest
 
 from labkit.core.ledger import Ledger, is_mounted, start_time
+from labkit.core.node_state import NodeState
 from labkit.core.observe import process_facts
 from labkit.core.plan import LaunchPlan, StepContext
 from labkit.core.trial import free_port
@@ -84,7 +85,7 @@ def ctx(tmp_path, workspace, python_image):
                 "LABKIT_RUN": ledger.mark,
             },
             server_binds=[(str(tmp_path / "model"), str(tmp_path / "model"))],
-            state={"rootfs": str(rootfs), "image_config": config},
+            state=NodeState(rootfs=str(rootfs), image_config=config),
         )
         try:
             yield made
@@ -106,12 +107,12 @@ def ask(port: int) -> dict:
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_the_images_interpreter_answers_and_the_kernel_confirms_it(runtime, ctx):
-    before = sorted(os.listdir(ctx.state["rootfs"]))
+    before = sorted(os.listdir(ctx.state.rootfs))
     facts = MODULES[runtime].start(ctx)
     seen = ask(ctx.port)
     assert seen["model"] and seen["prefix"].endswith("/usr/local") and seen["random"] == 8
     assert seen["stdout"].startswith("pipe:")  # a file of the host would break a CRIU dump
-    assert "listening\n" in list(ctx.state["server_log"])
+    assert "listening\n" in list(ctx.state.server_log)
     assert ctx.timeline_path.read_text() == "{}\n"
     proc = process_facts(facts["server_pid"])
     judged = technique(runtime).verify(
@@ -120,7 +121,7 @@ def test_the_images_interpreter_answers_and_the_kernel_confirms_it(runtime, ctx)
     assert judged.engaged, judged.how
     if runtime != "process":
         assert not seen["wrote"] and "work" not in seen["root"] and seen["shm"]
-        assert sorted(os.listdir(ctx.state["rootfs"])) == before  # the image is not written into
+        assert sorted(os.listdir(ctx.state.rootfs)) == before  # the image is not written into
         assert not judged.facts.get("mapped_from_host")
         other = technique(runtime).verify(
             Observation(
@@ -158,6 +159,7 @@ def test_a_killed_agent_takes_the_server_along(runtime, tmp_path, workspace, pyt
     script = textwrap.dedent(f"""
         import json, sys, time
         from pathlib import Path
+        from labkit.core.node_state import NodeState
         from labkit.core.plan import StepContext
         from labkit.core.ledger import Ledger
         from labkit.core.workspace import Workspace
@@ -165,7 +167,7 @@ def test_a_killed_agent_takes_the_server_along(runtime, tmp_path, workspace, pyt
         with Ledger.open(Workspace.at({str(workspace.root)!r}), watch=False) as ledger:
             ctx = StepContext(node=Path({str(workspace.nodes / "one")!r}), port={port}, timeline_path=Path("/dev/null"), ledger=ledger,
                               server_args=["-c", "import time; print('up', flush=True); time.sleep(600)"], server_env={{}}, server_binds=[],
-                              state={{"rootfs": {str(rootfs)!r}, "image_config": json.loads({json.dumps(json.dumps(config))})}})
+                              state=NodeState(rootfs={str(rootfs)!r}, image_config=json.loads({json.dumps(json.dumps(config))})))
             print({runtime}.start(ctx)["server_pid"], flush=True)
             time.sleep(600)
     """)  # noqa: E501 - a program's own lines
@@ -183,7 +185,7 @@ def test_a_killed_agent_takes_the_server_along(runtime, tmp_path, workspace, pyt
 
 @pytest.mark.needs("userns")
 def test_a_root_that_cannot_be_entered_says_why(ctx):
-    ctx.state["image_config"] = {"config": {"Entrypoint": ["/no/such/program"]}}
+    ctx.state.image_config = {"config": {"Entrypoint": ["/no/such/program"]}}
     with pytest.raises(TrialError, match="did not start"):
         userns.start(ctx)
 

@@ -31,7 +31,11 @@ def start(ctx, mode="ok"):
     log = collections.deque(maxlen=100)
     drain = threading.Thread(target=lambda: log.extend(process.stdout), daemon=True)
     drain.start()
-    ctx.state.update(server_pid=process.pid, server_process=process, server_log=log)
+    ctx.state.server_pid, ctx.state.server_process, ctx.state.server_log = (
+        process.pid,
+        process,
+        log,
+    )
 
     def end():
         process.kill()
@@ -55,6 +59,6 @@ def start_and_tell(ctx, said):
     """A server whose log quotes the key of its environment, and a step whose facts hold what it was
     told."""
     facts = start(ctx)
-    ctx.state["server_log"].append(f"my key is {ctx.server_env['MY_API_KEY']}")
+    ctx.state.server_log.append(f"my key is {ctx.server_env['MY_API_KEY']}")
     print(f"the agent says {said}", file=sys.stderr)
     return {**facts, "said": said}

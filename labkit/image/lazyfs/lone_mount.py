@@ -1,7 +1,7 @@
 """A lazy mount without a node agent: for the recorded start of `estargz-lazy`, and for experiments.
 
     with mounted("oci:/path/to/layout:lab/subject:esgz", workspace=workspace) as mount:
-        (Path(mount.ctx.state["rootfs"]) / "etc/passwd").read_bytes()
+        (Path(mount.ctx.state.rootfs) / "etc/passwd").read_bytes()
         record, counters = mount.end()
 
 Limit: that of the mount. Lesson: notebooks/03_lazy_pull."""

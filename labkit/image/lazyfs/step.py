@@ -4,7 +4,7 @@ take-down.
     reference = "http://127.0.0.1:5000/lab/subject:esgz"
     Step("mount", "labkit.image.lazyfs.step:mount_image", {"reference": reference})
 
-ctx.state gets rootfs, image_config, lazyfs_stats and link_free_when; the mount's log lines are in
+ctx.state gets rootfs, image_config and link_free_when; the mount's log lines are in
 server_log, between the server's own.
 
 Limit: two round trips and the TOC (12 µs an entry). Lesson: notebooks/03_lazy_pull.
@@ -17,6 +17,7 @@ import json
 import os
 import signal
 import subprocess
+from dataclasses import dataclass
 from typing import Any
 
 from labkit.core import shipped
@@ -28,6 +29,13 @@ from labkit.image.lazyfs import stats
 from labkit.image.runtimes.server import drain
 
 _KINDS = {kind.__name__: kind for kind in (BadInput, MissingCapability, TransferError)}
+
+
+@dataclass(frozen=True)
+class _Mounter:
+    """The process that mounts, without an image as yet."""
+
+    process: subprocess.Popen[bytes]
 
 
 def resident(ctx: StepContext, **_args: Any) -> None:
@@ -60,7 +68,7 @@ def resident(ctx: StepContext, **_args: Any) -> None:
     drain(ctx, os.dup(process.stderr.fileno()))
     process.stderr.close()
     process.stdout.readline()
-    ctx.state["lazyfs_process"] = process
+    ctx.state.hand_on(_Mounter(process))
 
 
 def mount_image(
@@ -68,10 +76,11 @@ def mount_image(
 ) -> dict[str, Any]:
     """Step `mount`. `reference` defaults to the plan's own; `options`: of `python -m
     labkit.image.lazyfs`."""
-    if "lazyfs_process" not in ctx.state:
+    if not ctx.state.has(_Mounter):
         resident(ctx)
-    process = ctx.state["lazyfs_process"]
-    reference = reference or f"{ctx.state['registry']}/{ctx.state['image_reference']}"
+    process = ctx.state.handed(_Mounter).process
+    assert process.stdin and process.stdout
+    reference = reference or f"{ctx.state.registry}/{ctx.state.image_reference}"
     target, counters = ctx.node / "rootfs", ctx.node / "lazyfs.json"
     target.mkdir(parents=True, exist_ok=True)
     entry = ctx.ledger.note("mount", target)
@@ -104,15 +113,11 @@ def mount_image(
     except ValueError:
         raise TrialError(
             f"the lazy mount of {reference} ended without a word (exit {process.wait()})",
-            why="".join(ctx.state.get("server_log", []))[-800:],
+            why=ctx.state.log_tail(),
         ) from None
     if "error" in reply:
         doc = reply["error"]
         raise _KINDS.get(doc["kind"], TrialError)(doc["what"], doc["why"], doc["fix"])
-    ctx.state["rootfs"], ctx.state["image_config"], ctx.state["lazyfs_stats"] = (
-        str(target),
-        reply.pop("config"),
-        str(counters),
-    )
-    ctx.state["link_free_when"] = str(stats.prefetched(counters))
+    ctx.state.rootfs, ctx.state.image_config = str(target), reply.pop("config")
+    ctx.state.link_free_when = str(stats.prefetched(counters))
     return {"stats": str(counters), **reply}

@@ -80,13 +80,13 @@ def _first_token(port: int, timeout_s: float, ctx: StepContext) -> None:
             with urllib.request.urlopen(request, timeout=timeout_s) as answer:
                 answer.read()
                 return
-        server = ctx.state.get("server_process")
+        server = ctx.state.server_process
         if server is not None and server.poll() is not None:
             break
         time.sleep(0.05)
     raise TrialError(
         "the server did not answer from the lazy mount",
-        why="".join(ctx.state.get("server_log", []))[-1500:],
+        why=ctx.state.log_tail(1500),
     )
 
 
@@ -192,8 +192,9 @@ class EstargzLazy(ImageTechnique):
         if plan.scenario != "fresh-node":
             return self.on_warm_node(plan, artifact)
         # What the trial is judged by; no floor: how much must move is what the technique changes.
-        plan = replace(plan, state={**plan.state, "lazy_image_bytes": artifact.facts["size_bytes"]})
-        reference = f"{plan.state['registry']}/{artifact.facts['lazy_reference']}"
+        size_bytes = artifact.facts["size_bytes"]
+        plan = replace(plan, state=replace(plan.state, lazy_image_bytes=size_bytes))
+        reference = f"{plan.state.registry}/{artifact.facts['lazy_reference']}"
         return plan.with_steps(
             Step(
                 "mount",
@@ -206,7 +207,7 @@ class EstargzLazy(ImageTechnique):
     def verify(self, seen: Observation) -> Evidence:
         if seen.plan.scenario != "fresh-node":
             return self.engaged_on_warm_node(seen)
-        whole = seen.plan.state.get("lazy_image_bytes", 0)
+        whole = seen.plan.state.lazy_image_bytes
         sent = blob_traffic(seen.stores.get("registry", {})).bytes_sent
         fuse = [line for line in seen.proc.get("mounts", []) if " fuse.labkit " in line]
         counted = stats.read(seen.facts.get("mount", {}).get("stats", ""))

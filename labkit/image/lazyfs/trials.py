@@ -68,11 +68,11 @@ def run_from(
     "record", "stats"}."""
     with mounted(reference, *options, workspace=workspace) as mount:
         ctx = mount.ctx
-        config = ctx.state["image_config"]
+        config = ctx.state.image_config
         python = (config["config"].get("Entrypoint") or config["config"].get("Cmd"))[0]
         config["config"] = {**config["config"], "Entrypoint": [python], "Cmd": None}
         ctx.server_args = list(program)
-        argv, environment = process_command(ctx, ctx.state["rootfs"])
+        argv, environment = process_command(ctx, ctx.state.rootfs)
         began_s = time.monotonic()
         done = subprocess.run(
             argv,
@@ -221,7 +221,7 @@ def crossover(
                         workspace=space,
                     ) as mount:
                         ready_s = mount.facts["mount_s"]
-                        rootfs = Path(mount.ctx.state["rootfs"])
+                        rootfs = Path(mount.ctx.state.rootfs)
                         # the mount's process is resident on a node: its start is not counted
                         began_s = time.monotonic()
                         for name in order[: max(1, round(share * files))]:

@@ -19,7 +19,7 @@ Bind = tuple[str, str, str]  # host path, path below the container's root, "ro" 
 def prepare_container(ctx: StepContext) -> tuple[ContainerRoot, list[Bind]]:
     """The container's root on the node, and every bind: image first, then the host's name service,
     then the plan's."""
-    rootfs = str(ctx.state["rootfs"])
+    rootfs = ctx.state.rootfs
     shown = host_binds(ctx)
     skeleton = ctx.node / "container" / "root"
     libraries = driver.libraries()

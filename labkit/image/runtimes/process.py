@@ -29,10 +29,10 @@ _PATH_LISTS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CE
 def start(ctx: StepContext) -> dict[str, Any]:
     """Start the image's interpreter through the image's own dynamic linker; without an image, the
     lab's own interpreter."""
-    rootfs = ctx.state.get("rootfs")
-    argv, environment = process_command(ctx, str(rootfs)) if rootfs else host_command(ctx)
+    rootfs = ctx.state.rootfs
+    argv, environment = process_command(ctx, rootfs) if rootfs else host_command(ctx)
     process = spawn(ctx, argv, environment, cwd="/")
-    return {"runtime": "process", "server_pid": process.pid, "rootfs": str(rootfs or "")}
+    return {"runtime": "process", "server_pid": process.pid, "rootfs": rootfs}
 
 
 def host_command(ctx: StepContext) -> tuple[list[str], dict[str, str]]:

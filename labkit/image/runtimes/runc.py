@@ -142,7 +142,7 @@ def start(ctx: StepContext) -> dict[str, Any]:
 
     def end() -> None:
         remove(state, name)
-        exits.reap(int(ctx.state.get("server_pid") or 0))
+        exits.reap(ctx.state.server_pid)
         ctx.ledger.done(entry)
 
     ctx.on_stop(end)
@@ -178,12 +178,12 @@ def start(ctx: StepContext) -> dict[str, Any]:
             why=log.read_text(errors="replace")[-800:] if log.exists() else "",
             fix="labkit doctor; or process=userns",
         )
-    ctx.state["server_pid"] = int((bundle / "pid").read_text())
-    ctx.state["container"] = {"id": name, "root": str(state), "bundle": str(bundle)}
+    ctx.state.server_pid = int((bundle / "pid").read_text())
+    ctx.state.container = {"id": name, "root": str(state), "bundle": str(bundle)}
     return {
         "runtime": "runc",
-        "server_pid": ctx.state["server_pid"],
+        "server_pid": ctx.state.server_pid,
         "container": name,
-        "rootfs": str(ctx.state["rootfs"]),
+        "rootfs": ctx.state.rootfs,
         "binds": len(binds),
     }

@@ -15,7 +15,6 @@ import signal
 import subprocess
 import threading
 import time
-from collections import deque
 from typing import Any
 
 from labkit.core.plan import StepContext
@@ -37,7 +36,7 @@ def image_command(ctx: StepContext) -> list[str]:
 
 def run_config(ctx: StepContext) -> dict[str, Any]:
     """The part of the image's config that says how to run it; {} without an image."""
-    return ctx.state.get("image_config", {}).get("config") or {}
+    return ctx.state.image_config.get("config") or {}
 
 
 def on_path(rootfs: str, name: str, path: str) -> str:
@@ -54,7 +53,7 @@ def container_command(ctx: StepContext) -> tuple[list[str], dict[str, str]]:
     """The image's command, its program by its path in the image, and the environment."""
     environment = container_environment(ctx)
     head, *rest = image_command(ctx)
-    return [on_path(str(ctx.state["rootfs"]), head, environment["PATH"]), *rest], environment
+    return [on_path(ctx.state.rootfs, head, environment["PATH"]), *rest], environment
 
 
 def container_environment(ctx: StepContext) -> dict[str, str]:
@@ -64,7 +63,7 @@ def container_environment(ctx: StepContext) -> dict[str, str]:
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "HOME": "/tmp",
         **libraries,
-        **oci.environment(ctx.state.get("image_config", {})),
+        **oci.environment(ctx.state.image_config),
         **ctx.server_env,
     }
 
@@ -80,9 +79,9 @@ def host_binds(ctx: StepContext) -> list[tuple[str, str, str]]:
 
 
 def drain(ctx: StepContext, fd: int) -> None:
-    """Keep the last lines of the server's output in state["server_log"]; the pipe never fills.
+    """Keep the last lines of the server's output in ctx.state.server_log; the pipe never fills.
     Closes `fd` at its end."""
-    log = ctx.state.setdefault("server_log", deque(maxlen=400))
+    log = ctx.state.server_log
 
     def read() -> None:
         with (
@@ -118,7 +117,7 @@ def spawn(
     )
     drain_output(ctx, process)
     entry = ctx.ledger.note("group", process.pid)
-    ctx.state["server_pid"], ctx.state["server_process"] = process.pid, process
+    ctx.state.server_pid, ctx.state.server_process = process.pid, process
 
     def end() -> None:
         with contextlib.suppress(OSError):
@@ -127,7 +126,7 @@ def spawn(
         # Behind a launcher the server is not our child: it is gone when the kernel says so, not
         # when the launcher is.
         until = time.monotonic() + 10
-        while start_time(int(ctx.state["server_pid"])) and time.monotonic() < until:
+        while start_time(ctx.state.server_pid) and time.monotonic() < until:
             time.sleep(0.002)
         ctx.ledger.done(entry)
 

@@ -84,7 +84,7 @@ class _Runtime(Technique):
         return Artifact(self.name, facts={"prepare_s": 0.0, "size_bytes": 0})
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
-        if plan.state.get("started_by"):
+        if plan.state.started_by:
             raise BadInput(
                 f"{plan.stack.get('image')} starts its containers itself, through runc",
                 why=f"{self.name} would start it another way",
@@ -128,8 +128,8 @@ class Runc(_Runtime):
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
         """A runtime that brought the image (containerd) also starts it: with runc, as its shim
         does."""
-        if plan.state.get("started_by"):
-            return plan.with_steps(Step("start", plan.state["started_by"]))
+        if plan.state.started_by:
+            return plan.with_steps(Step("start", plan.state.started_by))
         return super().apply(plan, artifact)
 
     def verify(self, seen: Observation) -> Evidence:

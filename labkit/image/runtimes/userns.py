@@ -58,10 +58,10 @@ def start(ctx: StepContext) -> dict[str, Any]:
             why="user namespaces, or a mount inside them, are not allowed here",
             fix="process=process, or labkit doctor",
         )
-    ctx.state["server_pid"] = status["pid"]
+    ctx.state.server_pid = status["pid"]
     return {
         "runtime": "userns",
         "server_pid": status["pid"],
-        "rootfs": str(ctx.state["rootfs"]),
+        "rootfs": ctx.state.rootfs,
         "binds": len(binds),
     }

@@ -97,6 +97,6 @@ def test_without_an_image_all_of_the_server_s_environment_is_made_cold(tmp_path,
         ),
         host_env.prepare(None, None),
     )
-    assert standby.cold_paths == ("/models/m",) and standby.state["resident_before_t0"] == [
-        str(tmp_path / "nvidia")
-    ]
+    assert standby.cold_paths == ("/models/m",) and standby.state.resident_before_t0 == (
+        str(tmp_path / "nvidia"),
+    )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from labkit.core.node_state import PlanState
 from labkit.core.plan import device_from_args
 from labkit.core.workspace import Workspace
 from labkit.technique import Subject, technique
@@ -65,11 +66,11 @@ def on_gpu(counted, files, *, before=None, tmp_path):
     plan = LaunchPlan(stack={}, server_args=("--compile", "--device", "cuda"))
     plan = replace(
         plan,
-        state={
-            "compile_cache": str(cache),
-            "compile_cache_files": compiled_files(cache) if before is None else before,
-            "compile_cache_bytes": 5,
-        },
+        state=PlanState(
+            compile_cache=str(cache),
+            compile_cache_files=compiled_files(cache) if before is None else before,
+            compile_cache_bytes=5,
+        ),
     )
     span = Span("warmup", 1.0, 2.0, "server", {"tokens": 5, **counted})
     return Observation(

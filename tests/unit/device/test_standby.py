@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit.core import host, probes
+from labkit.core.node_state import PlanState, WeightsState
 from labkit.core.plan import LaunchPlan
 from labkit.device import standby
 from labkit.device.driver_states import DriverRefused
@@ -188,11 +189,11 @@ def test_a_standby_s_floor_is_the_bus_and_its_process_layer_starts_nothing():
         stack={"image": "host-env"},
         scenario="warm-node",
         floors_bytes={"load": 5},
-        state={"weights": {"bytes": 5}},
+        state=PlanState(weights=WeightsState(bytes=5)),
         cold_paths=("/x/site-packages/torch", "/models/m"),
     )
     made = technique("warm-standby").apply(plan, Artifact("warm-standby"))
     assert made.floors_bytes == {"load@h2d": 5} and {"process", "weights"} <= set(made.replaces)
-    assert made.cold_paths == ("/models/m",) and made.state["resident_before_t0"] == [
-        "/x/site-packages/torch"
-    ]
+    assert made.cold_paths == ("/models/m",) and made.state.resident_before_t0 == (
+        "/x/site-packages/torch",
+    )

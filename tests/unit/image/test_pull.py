@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from labkit.core.ledger import Ledger
+from labkit.core.node_state import NodeState
 from labkit.errors import BadInput, TransferError
 from labkit.image import oci, pull, tiny
 from labkit.image.oci_layout import Layout
@@ -39,7 +40,7 @@ def ledger(workspace):
 def _context(tmp_path: Path, url: str) -> SimpleNamespace:
     node = tmp_path / "node"
     node.mkdir()
-    return SimpleNamespace(node=node, state={"registry": url, "image_reference": tiny.REFERENCE})
+    return SimpleNamespace(node=node, state=NodeState(registry=url, image_reference=tiny.REFERENCE))
 
 
 def test_the_steps_leave_a_root_directory_and_its_config(tmp_path, source, ledger):
@@ -50,8 +51,8 @@ def test_the_steps_leave_a_root_directory_and_its_config(tmp_path, source, ledge
         pull.unpack(ctx)
         sent = served.stats()["bytes_sent"]
     assert facts["bytes_fetched"] >= manifest.layers_bytes <= sent
-    assert (Path(ctx.state["rootfs"]) / "etc/hostname").read_text() == "tiny\n"
-    assert ctx.state["image_config"]["config"]["WorkingDir"] == "/app"
+    assert (Path(ctx.state.rootfs) / "etc/hostname").read_text() == "tiny\n"
+    assert ctx.state.image_config["config"]["WorkingDir"] == "/app"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from labkit.core import probes
+from labkit.core.node_state import PlanState
 from labkit.core.plan import LaunchPlan, Step
 from labkit.errors import BadInput
 from labkit.snapshot import techniques, transport
@@ -38,7 +39,7 @@ def fresh(name: str = "criu-process", **state) -> LaunchPlan:
         stack={"snapshot": name},
         scenario="fresh-node",
         link="1gbit",
-        state={"bucket": "http://x", **state},
+        state=PlanState(bucket="http://x", **state),
         floors_bytes={"pull": 1000, "import": 7},
         steps=(
             Step("pull", "image:pull"),
@@ -97,7 +98,7 @@ def test_a_lazy_mount_fetches_what_the_restored_process_touched_and_not_what_a_s
             stack={"snapshot": "criu-container"},
             scenario="fresh-node",
             link="1gbit",
-            state={"bucket": "http://x"},
+            state=PlanState(bucket="http://x"),
             steps=(mount, Step("start", "image:start")),
         ),
         artifact("criu-container"),
@@ -140,13 +141,13 @@ def test_on_a_warm_node_the_snapshot_is_made_cold_and_read_from_the_disk():
     assert set(plan.cold_paths) == {"/artifacts/s", "/models/m/model.safetensors"}
     assert (
         plan.floors_bytes == {"restore": IMAGE + LIBRARIES + MODEL}
-        and not plan.state["snapshot_crossing"]
+        and not plan.state.snapshot_crossing
     )
 
 
 def test_bytes_that_the_bucket_did_not_send_are_no_evidence():
     plan = fresh()
-    snapshot, model = plan.state["snapshot_crossing"]
+    snapshot, model = plan.state.snapshot_crossing
     whole = technique("criu-process").verify(seen(plan, {snapshot: STORED, model: MODEL}))
     assert (
         whole.engaged
@@ -160,7 +161,7 @@ def test_bytes_that_the_bucket_did_not_send_are_no_evidence():
 @pytest.mark.parametrize("identity", [{"nonce": "n1"}, {"reseeded": 0}])
 def test_another_process_or_old_random_state_is_no_evidence(identity):
     plan = fresh()
-    snapshot, model = plan.state["snapshot_crossing"]
+    snapshot, model = plan.state.snapshot_crossing
     assert (
         not technique("criu-process")
         .verify(seen(plan, {snapshot: STORED, model: MODEL}, **identity))
@@ -170,7 +171,7 @@ def test_another_process_or_old_random_state_is_no_evidence(identity):
 
 def test_a_container_whose_image_did_not_cross_the_link_is_no_evidence(monkeypatch):
     plan = fresh("criu-container")
-    snapshot, model = plan.state["snapshot_crossing"]
+    snapshot, model = plan.state.snapshot_crossing
     look = seen(plan, {snapshot: STORED, model: MODEL})
     look.proc["ns"] = {"mnt": "mnt:[1]", "pid": "pid:[1]"}
     refused = technique("criu-container").verify(look)

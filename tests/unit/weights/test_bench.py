@@ -15,6 +15,7 @@ from labkit import technique as techniques
 from labkit.bench import load, load_child, read_paths
 from labkit.bench.engine import Measured, document, interleave
 from labkit.bench.load_results import agreed, best_other
+from labkit.core.node_state import PlanState, WeightsState
 from labkit.core.plan import LaunchPlan
 from labkit.core.timeline import Span
 from labkit.errors import LabError
@@ -167,7 +168,7 @@ def test_nothing_seen_is_no_evidence(loader):
 def test_a_mapped_file_is_no_evidence_for_a_loader_that_reads():
     about = {"weights": {"bytes": 1000, "directory": "/m"}}
     seen = Observation(
-        plan=LaunchPlan(stack={}, state=about),
+        plan=LaunchPlan(stack={}, state=PlanState.from_json(about)),
         proc={"io": {"rchar": 5000}, "maps": ["/m/model.safetensors"]},
     )
     assert not verify_loader(LOADERS["safetensors-pread"], seen).engaged
@@ -181,7 +182,7 @@ def on_a_gpu(directory, io, placed=PLACED, maps=("/usr/lib/libcuda.so.1",)):
     plan = LaunchPlan(
         stack={},
         server_args=("--device", "cuda"),
-        state={"weights": {"bytes": 1000, "directory": str(directory)}},
+        state=PlanState(weights=WeightsState(bytes=1000, directory=str(directory))),
     )
     return Observation(
         plan=plan,
@@ -226,7 +227,7 @@ def test_a_bucket_that_sent_less_than_the_weights_is_no_evidence():
     about = {"weights": {"bytes": 1000, "remote": True, "key": "models/x"}}
     for sent, wanted in ((999, False), (1000, True)):
         seen = Observation(
-            plan=LaunchPlan(stack={}, state=about),
+            plan=LaunchPlan(stack={}, state=PlanState.from_json(about)),
             stores={
                 "bucket": {
                     "by_path": {

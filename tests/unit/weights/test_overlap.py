@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from labkit.core.node_state import NodeState, PlanState, WeightsState
 from labkit.core.plan import LaunchPlan, StepContext
 from labkit.core.timeline import Span, read
 from labkit.errors import LabError, TransferError
@@ -56,7 +57,7 @@ def test_the_shards_leave_the_link_to_a_mount_until_it_has_what_the_start_touche
     for _ in range(5):
         link.done(None)
     sign = tmp_path / "lazyfs.prefetched"
-    ctx.state["link_free_when"] = str(sign)
+    ctx.state.link_free_when = str(sign)
     assert [link.may_go() for _ in range(3)] == [True, True, False]
     link.done(None)
     assert [link.may_go() for _ in range(2)] == [True, False]
@@ -66,7 +67,7 @@ def test_the_shards_leave_the_link_to_a_mount_until_it_has_what_the_start_touche
 
 def test_a_mount_that_is_stuck_holds_the_shards_up_for_a_while_only(tmp_path, monkeypatch):
     link = overlap.ImageFirst(
-        context(tmp_path, state={"link_free_when": str(tmp_path / "never")}), parts=0
+        context(tmp_path, state=NodeState(link_free_when=str(tmp_path / "never"))), parts=0
     )
     now = [100.0]
     monkeypatch.setattr(overlap.time, "monotonic", lambda: now[0])
@@ -78,7 +79,7 @@ def test_a_mount_that_is_stuck_holds_the_shards_up_for_a_while_only(tmp_path, mo
 def test_shards_come_whole_beside_a_mount_that_never_says_it_is_done(tmp_path, checkpoint):
     publish_model(tmp_path / "store", checkpoint, "models/x")
     with serving("store", tmp_path / "store") as served:
-        ctx = context(tmp_path, state={"link_free_when": str(tmp_path / "never")})
+        ctx = context(tmp_path, state=NodeState(link_free_when=str(tmp_path / "never")))
         overlap.fetch_small(ctx, "s3://lab/models/x", {"AWS_ENDPOINT_URL": served.url})
         facts = overlap.fetch_shards(ctx, "s3://lab/models/x", {"AWS_ENDPOINT_URL": served.url})
     assert facts["bytes_fetched"] == 10_240_000
@@ -89,7 +90,8 @@ def test_shards_come_whole_beside_a_mount_that_never_says_it_is_done(tmp_path, c
 
 def test_a_store_that_is_gone_is_told_to_the_waiting_loader(tmp_path):
     (tmp_path / "model").mkdir()
-    ctx = context(tmp_path, state={"ahead": str(tmp_path / "model")})
+    ctx = context(tmp_path)
+    ctx.state.hand_on(overlap.Target(tmp_path / "model"))
     with pytest.raises(TransferError):
         overlap.fetch_shards(
             ctx, "s3://lab/models/none", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
@@ -131,7 +133,7 @@ def test_the_move_stands_before_every_other_step(scenario, first, tmp_path):
     state = (
         {"bucket": "http://127.0.0.1:1", "store": "s3://lab"} if scenario == "fresh-node" else {}
     )
-    plan = LaunchPlan(stack={"weights": "overlap"}, scenario=scenario, state=state)
+    plan = LaunchPlan(stack={"weights": "overlap"}, scenario=scenario, state=PlanState(**state))
     artifact = Artifact(
         "overlap", "d", {"model_dir": str(tmp_path)}, {"model_key": "models/x", "weights_bytes": 5}
     )
@@ -141,9 +143,7 @@ def test_the_move_stands_before_every_other_step(scenario, first, tmp_path):
 
 
 def test_a_move_that_began_after_the_start_is_no_overlap():
-    plan = LaunchPlan(
-        stack={"weights": "overlap"}, state={"weights": {"bytes": 10, "remote": False}}
-    )
+    plan = LaunchPlan(stack={"weights": "overlap"}, state=PlanState(weights=WeightsState(bytes=10)))
     start = Span("start", 0.0, 1.0)
     late = Observation(plan, spans=(start, Span("load.ahead", 1.5, 2.0, detail={"bytes": 10})))
     early = Observation(plan, spans=(start, Span("load.ahead", 0.1, 2.0, detail={"bytes": 10})))
@@ -189,7 +189,7 @@ def test_the_loader_says_that_it_has_come(tmp_path, monkeypatch):
 def taken_over(read_bytes, rchar):
     plan = LaunchPlan(
         stack={"weights": "overlap"},
-        state={"weights": {"bytes": 1000, "remote": False, "directory": "/m"}},
+        state=PlanState(weights=WeightsState(bytes=1000, directory="/m")),
     )
     spans = (
         Span("load.ahead", 0.0, 1.0, "agent", {"bytes": read_bytes, "taken_over": True}),
