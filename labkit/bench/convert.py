@@ -54,26 +54,28 @@ def image_of(text: str, space: Workspace, scratch: Path) -> tuple[Layout, str]:
     if text == "tiny":
         tiny.tiny_layout(scratch / "tiny")
         return Layout(scratch / "tiny"), tiny.REFERENCE
-    made = Layout(text)
-    return made, made.first_name()
+    layout = Layout(text)
+    return layout, layout.first_name()
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     space = Workspace.default()
     with Ledger.open(space) as ledger, ExitStack() as ends:
-        room = ends.enter_context(scratch("bench-convert-", space.artifacts))
-        source, name = image_of(args.image, space, room)
+        folder = ends.enter_context(scratch("bench-convert-", space.artifacts))
+        source, name = image_of(args.image, space, folder)
         size_bytes = source.manifest_with_layers(name).layers_bytes
 
         def ours() -> Measured:
-            with scratch("out-", room) as out:
-                made = convert(source, name, Layout.create(out), options=Options(args.chunk_size))
+            with scratch("out-", folder) as out:
+                converted = convert(
+                    source, name, Layout.create(out), options=Options(args.chunk_size)
+                )
                 return Measured(
-                    made.convert_s,
+                    converted.convert_s,
                     "warm",
                     "local",
-                    evidence=f"{made.size_bytes / 1e6:.1f} MB",
-                    extra={"size_bytes": made.size_bytes},
+                    evidence=f"{converted.size_bytes / 1e6:.1f} MB",
+                    extra={"size_bytes": converted.size_bytes},
                 )
 
         arms: dict[str, Arm | str] = {
@@ -81,9 +83,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "ctr-remote": rivals.missing("containerd", "ctr-remote", "skopeo"),
         }
         if not arms["ctr-remote"]:
-            arms["ctr-remote"] = _reference(ends, ledger, room, source, name, args.chunk_size)
+            arms["ctr-remote"] = _reference(ends, ledger, folder, source, name, args.chunk_size)
         results = interleave(arms, args.blocks, args.seed)
-        made = document(
+        report = document(
             "convert",
             results,
             {"convert_vs_ctr-remote": ("estargz", "ctr-remote")},
@@ -96,24 +98,26 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     ]
     if all(sizes):
         ratio = sizes[0][0] / sizes[1][0]  # both are deterministic: one value, no interval
-        made["ratios"]["size_vs_ctr-remote"] = {
+        report["ratios"]["size_vs_ctr-remote"] = {
             "median": ratio,
             "low": ratio,
             "high": ratio,
             "significant": True,
         }
     else:
-        made["ratios"]["size_vs_ctr-remote"] = {"missing": "estargz or ctr-remote did not run here"}
-    return made
+        report["ratios"]["size_vs_ctr-remote"] = {
+            "missing": "estargz or ctr-remote did not run here"
+        }
+    return report
 
 
 def _reference(
-    ends: ExitStack, ledger: Ledger, room: Path, source: Layout, name: str, chunk_bytes: int
+    ends: ExitStack, ledger: Ledger, folder: Path, source: Layout, name: str, chunk_bytes: int
 ) -> Arm:
     """The reference tool on a private containerd that holds the image already."""
-    node = ends.enter_context(running(room / "containerd", ledger))
+    node = ends.enter_context(running(folder / "containerd", ledger))
     image = "localhost/" + name
-    archive = room / "image.tar"
+    archive = folder / "image.tar"
     _must(
         [
             "skopeo",

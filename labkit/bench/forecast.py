@@ -61,8 +61,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     rows = {r["run"]: r for r in hold_out(good, name)} if len(good) > 1 else {}
     results: dict[str, list[Measured] | str] = {}
     ratios: dict[str, Any] = {}
-    for size, made in zip(sizes, runs, strict=True):
-        row = rows.get(made.id)
+    for size, measured_run in zip(sizes, runs, strict=True):
+        row = rows.get(measured_run.id)
         results[size] = [
             Measured(
                 t.total_s or float("nan"),
@@ -71,10 +71,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 evidence=said(row),
                 failed="" if t.ok else f"{t.outcome}: {t.error.get('what', '')}",
             )
-            for t in made.trials
+            for t in measured_run.trials
         ]
         ratios[f"predicted_vs_measured.{size}"] = _ratio(
-            row, [t.total_s for t in made.of_arm(name) if t.total_s]
+            row, [t.total_s for t in measured_run.of_arm(name) if t.total_s]
         )
     return {
         **document(
@@ -117,7 +117,7 @@ def said(row: dict[str, Any] | None) -> str:
 def _ratio(row: dict[str, Any] | None, measured_s: list[float]) -> dict[str, Any]:
     """Predicted ÷ measured; the interval is that of the measured median."""
     if row is None or not measured_s:
-        return {"missing": "not enough sizes came through"}
+        return {"missing": "not enough sizes succeeded"}
     low_s, high_s = stats.interval(measured_s)
     ratio = {
         "median": row["predicted_s"] / row["measured_s"],

@@ -109,7 +109,7 @@ def start_s(code: str) -> float:
 
 def modules_loaded(code: str) -> list[str]:
     """Which of the heavy modules a fresh interpreter holds after `code`."""
-    told = subprocess.run(
+    finished = subprocess.run(
         [
             sys.executable,
             "-c",
@@ -122,4 +122,4 @@ def modules_loaded(code: str) -> list[str]:
         capture_output=True,
         check=True,
     )
-    return json.loads(told.stdout.decode().strip().split("\n")[-1])
+    return json.loads(finished.stdout.decode().strip().split("\n")[-1])

@@ -107,24 +107,24 @@ def _trial(
 
 
 def _measure(trial: Trial, link: str) -> Measured:
-    made = trial(link=link)
+    record = trial(link=link)
     none: dict[str, Any] = {"how": "", "facts": {}}
-    image = next((e for e in made.evidence if e["layer"] == "image"), none)
-    state = made.cache.get("state", "unverified")
-    if not made.ok or made.total_s is None:
+    image = next((e for e in record.evidence if e["layer"] == "image"), none)
+    state = record.cache.get("state", "unverified")
+    if not record.ok or record.total_s is None:
         return Measured(
-            made.total_s or float("nan"),
+            record.total_s or float("nan"),
             state,
             link,
-            failed=f"{made.outcome}: {made.error.get('what', image['how'])}",
+            failed=f"{record.outcome}: {record.error.get('what', image['how'])}",
         )
     facts: dict[str, Any] = image["facts"]
     mount = facts.get("mount") or {}
-    extra = {f"{phase}_s": seconds for phase, seconds in made.phases.items()} | {
+    extra = {f"{phase}_s": seconds for phase, seconds in record.phases.items()} | {
         "registry_bytes": facts.get("registry_bytes", 0)
     }
     return Measured(
-        made.total_s,
+        record.total_s,
         state,
         link,
         evidence=image["how"],

@@ -153,12 +153,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if args.origin == "s3":
             from labkit.bench import load_remote
 
-            made = (load_remote.from_store if args.store else load_remote.from_bucket)(
+            facts = (load_remote.from_store if args.store else load_remote.from_bucket)(
                 args, names, subject, workspace, ledger
             )
         else:
-            made = _from_disk(args, names, states, subject, workspace, ledger)
-    return _document(args, **made)
+            facts = _from_disk(args, names, states, subject, workspace, ledger)
+    return _document(args, **facts)
 
 
 def _document(
@@ -179,9 +179,9 @@ def _document(
     )
 
 
-def _keeping(args: argparse.Namespace, made: Any) -> Any:
-    """For `interleave`: `made(results)` as a document on a line of its own, where somebody asked
-    for that. None: nobody did."""
+def _keeping(args: argparse.Namespace, facts_of: Any) -> Any:
+    """For `interleave`: `facts_of(results)` as a document on a line of its own, where somebody
+    asked for that. None: nobody did."""
     if not (
         os.environ.get("LABKIT_CUMULATIVE")
         or (getattr(args, "json", False) and args.device != "cpu")
@@ -191,7 +191,7 @@ def _keeping(args: argparse.Namespace, made: Any) -> Any:
     from labkit.core.stdout import last_line
 
     here = card()
-    return lambda results: last_line(_document(args, **made(results), host=here, partial=True))
+    return lambda results: last_line(_document(args, **facts_of(results), host=here, partial=True))
 
 
 def _from_disk(
@@ -207,7 +207,7 @@ def _from_disk(
     floors = _Floors(args.device, subject.model_dir, ledger)
     arms: dict[str, Any] = {}
 
-    def made(results: dict[str, Any]) -> dict[str, Any]:
+    def facts_of(results: dict[str, Any]) -> dict[str, Any]:
         results = agreed(results)
         best = {state: best_other(results, state) for state in states}
         ratios = {f"{OURS}_vs_floor.{state}": (f"{OURS}.{state}", "floor") for state in states}
@@ -241,9 +241,9 @@ def _from_disk(
                     else _disk_arm(args, loader, prepared, state, floors, tmpfs)
                 )
         results = interleave(
-            arms, args.blocks, args.seed, getattr(args, "progress", None), _keeping(args, made)
+            arms, args.blocks, args.seed, getattr(args, "progress", None), _keeping(args, facts_of)
         )
-    return made(results)
+    return facts_of(results)
 
 
 class _Floors:

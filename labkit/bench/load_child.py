@@ -39,7 +39,7 @@ PATIENCE_S, DEVICE_PATIENCE_S, SLOWEST_BYTES_PER_S = 300.0, 40.0, 400e6
 
 
 #: A load to a GPU needs a shard and its staging buffers of the host's memory, not the model's size.
-DEVICE_LAID_BYTES = 4 << 30
+DEVICE_PREFAULT_BYTES = 4 << 30
 
 
 #: Up to this size a device's parameters are summed by the host, which needs none of the device's
@@ -68,12 +68,12 @@ def measure(
         device,
         json.dumps({**loader.options, **(options or {})}),
     ]
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+") as stderr:
         child = subprocess.Popen(
             argv,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=said,
+            stderr=stderr,
             env={**os.environ, **dict(loader.environment), **env},
             text=True,
         )
@@ -87,7 +87,7 @@ def measure(
         )
         late.start()
         try:
-            return _measured_in(child, said, loader, device, weights_bytes, about, stores)
+            return _measured_in(child, stderr, loader, device, weights_bytes, about, stores)
         finally:
             late.cancel()
             child.kill()
@@ -96,7 +96,7 @@ def measure(
 
 def _measured_in(
     child: Any,
-    said: Any,
+    stderr: Any,
     loader: Loader,
     device: str,
     weights_bytes: int,
@@ -108,7 +108,7 @@ def _measured_in(
         free_memory.prefault(
             read_paths.needed_bytes(weights_bytes)
             if device == "cpu"
-            else min(read_paths.needed_bytes(weights_bytes), DEVICE_LAID_BYTES)
+            else min(read_paths.needed_bytes(weights_bytes), DEVICE_PREFAULT_BYTES)
         )
         child.stdin.write("go\n")
         child.stdin.flush()
@@ -116,12 +116,12 @@ def _measured_in(
     if not line.startswith("{"):
         child.kill()
         status = child.wait()
-        said.seek(0)
-        words = said.read()[-20_000:].strip()
+        stderr.seek(0)
+        words = stderr.read()[-20_000:].strip()
         lines = [w for w in words.splitlines() if w.strip()]
         reason = next(
             (w for w in reversed(lines) if _RAISED.match(w)),
-            lines[-1] if lines else "it said nothing",
+            lines[-1] if lines else "it printed nothing",
         )
         raise LabError(
             f"{loader.name} did not load: {reason[:300]} (exit {status})", why=words[-1500:]

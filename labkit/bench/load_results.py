@@ -35,18 +35,18 @@ def agreed(results: dict[str, Any]) -> dict[str, Any]:
 
     What is right is what the plain `safetensors` loader gave, else what most loaders gave; where
     two stand against each other neither counts."""
-    made = {arm: runs if isinstance(runs, str) else list(runs) for arm, runs in results.items()}
-    for kind in {_kind(arm) for arm in made}:
+    judged = {arm: runs if isinstance(runs, str) else list(runs) for arm, runs in results.items()}
+    for kind in {_kind(arm) for arm in judged}:
         sums: dict[str, Counter[int]] = {}
-        for arm, runs in made.items():
+        for arm, runs in judged.items():
             if _kind(arm) == kind and not isinstance(runs, str):
                 sums.setdefault(_loader_of(arm), Counter()).update(
                     m.extra["sum"] for m in runs if not m.failed
                 )
         right, by = _right(sums)
-        for arm, runs in made.items():
+        for arm, runs in judged.items():
             if _kind(arm) == kind and not isinstance(runs, str):
-                made[arm] = [
+                judged[arm] = [
                     (
                         replace(m, failed=f"wrong bytes: its parameters are not those of {by}")
                         if not m.failed and m.extra["sum"] != right
@@ -54,7 +54,7 @@ def agreed(results: dict[str, Any]) -> dict[str, Any]:
                     )
                     for m in runs
                 ]
-    return made
+    return judged
 
 
 def _loader_of(arm: str) -> str:

@@ -73,10 +73,10 @@ def _until(ready: Any, process: subprocess.Popen[bytes], log: Path, what: str) -
     )
 
 
-def ctr_pull(image: str, ledger: Ledger, room: Path, timeout_s: float = 300) -> float:
+def ctr_pull(image: str, ledger: Ledger, folder: Path, timeout_s: float = 300) -> float:
     """Seconds of `ctr images pull` (fetch and unpack), defaults of the tool, into a containerd that
     is empty. Raises TransferError with its words."""
-    with running(room / f"containerd-{time.monotonic_ns()}", ledger) as node:
+    with running(folder / f"containerd-{time.monotonic_ns()}", ledger) as node:
         began_s = time.monotonic()
         node.ctr("images", "pull", "--plain-http", image, timeout_s=timeout_s)
         spent_s = time.monotonic() - began_s
@@ -90,12 +90,12 @@ def ctr_pull(image: str, ledger: Ledger, room: Path, timeout_s: float = 300) -> 
 
 @contextmanager
 def docker_registry(
-    bucket_url: str, env: dict[str, str], ledger: Ledger, room: Path
+    bucket_url: str, env: dict[str, str], ledger: Ledger, folder: Path
 ) -> Iterator[str]:
     """Docker's registry keeping everything in our bucket; yields HOST:PORT."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    home = room / f"docker-registry-{time.monotonic_ns()}"
+    home = folder / f"docker-registry-{time.monotonic_ns()}"
     entry = ledger.note("dir", home)
     home.mkdir(mode=0o700)
     (home / "config.yml").write_text(

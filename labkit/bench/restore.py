@@ -67,12 +67,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     name = (
         (lambda arm, preset: arm) if len(presets) == 1 else (lambda arm, preset: f"{arm}/{preset}")
     )
-    made: dict[str, Callable[[], Measured] | str] = {}
+    prepared_arms: dict[str, Callable[[], Measured] | str] = {}
     ratios: dict[str, tuple[str, str]] = {}
     with ExitStack() as ends:
         for preset in presets:
             for arm in arms:
-                made[name(arm, preset)] = _arm(ends, arm, preset, args)
+                prepared_arms[name(arm, preset)] = _arm(ends, arm, preset, args)
             for arm in (a for a in STACKS if a.startswith("criu-")):
                 ratios[name(f"{arm}_vs_floor", preset)] = (name(arm, preset), "floor")
             ratios[name("criu-container_vs_naive", preset)] = (
@@ -95,8 +95,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 name("zygote", preset),
                 name("naive-process", preset),
             )
-        results = interleave(made, blocks=args.blocks, seed=args.seed)
-    wanted = {k: v for k, v in ratios.items() if v[0] in made and (v[1] == "floor" or v[1] in made)}
+        results = interleave(prepared_arms, blocks=args.blocks, seed=args.seed)
+    wanted = {
+        k: v
+        for k, v in ratios.items()
+        if v[0] in prepared_arms and (v[1] == "floor" or v[1] in prepared_arms)
+    }
     return document(
         "restore", results, wanted, presets=presets, scenario=args.scenario, link=args.link
     )

@@ -55,7 +55,7 @@ def bucket(
     from labkit.objects.publish import publish_model
 
     shard = max(Path(directory).glob("*.safetensors"), key=lambda p: p.stat().st_size)
-    size, made = shard.stat().st_size, parse(link)
+    size, link_model = shard.stat().st_size, parse(link)
     rows: list[dict[str, Any]] = [{"connections": c, "seconds": []} for c in connections]
     with scratch("labkit-bucket-", Path(directory).parent) as root:
         publish_model(root, directory, "models/sweep")
@@ -72,4 +72,4 @@ def bucket(
                             connections=row["connections"],
                         )
                         row["seconds"].append(time.monotonic() - began)
-    return rows, made.floor_s(size, 10**6) if made.shaped else 0.0, made.label
+    return rows, link_model.floor_s(size, 10**6) if link_model.shaped else 0.0, link_model.label
