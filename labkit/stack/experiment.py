@@ -150,7 +150,7 @@ def experiment(
     placed = place(parsed, device, server_args)
     if "--device" not in server_args:
         server_args = (*server_args, *placed.server_args)
-    what = Experiment(
+    spec = Experiment(
         parsed,
         preset=preset,
         blocks=blocks,
@@ -163,7 +163,7 @@ def experiment(
     )
     with Ledger.open(space) as ledger, ExitStack() as ends:
         return ExperimentRunner(
-            what, space, ledger, ends, progress, Path(out) if out else None, resume
+            spec, space, ledger, ends, progress, Path(out) if out else None, resume
         ).run()
 
 
@@ -180,19 +180,19 @@ def prepared(
     made = stack if isinstance(stack, Stack) else Stack.parse(stack)
     space = workspace or Workspace.default()
     with Ledger.open(space) as ledger, ExitStack() as ends:
-        conduct = ExperimentRunner(
+        runner = ExperimentRunner(
             Experiment([made], **options), space, ledger, ends, progress, None, False
         )
-        run, plans = conduct.ready()
+        run, plans = runner.ready()
         count = 0
 
         def trial(instrument: bool = True, link: str = "") -> records.Trial:
             nonlocal count
             count += 1
             if link:
-                conduct.relink(link, plans)
-            conduct.what.instrument = instrument
-            return conduct._one(conduct.what.stacks[0], plans, count - 1, 0, run.floors)
+                runner.relink(link, plans)
+            runner.spec.instrument = instrument
+            return runner._one(runner.spec.stacks[0], plans, count - 1, 0, run.floors)
 
         yield trial
 
@@ -200,7 +200,7 @@ def prepared(
 class ExperimentRunner:
     def __init__(
         self,
-        what: Experiment,
+        spec: Experiment,
         space: Workspace,
         ledger: Ledger,
         ends: ExitStack,
@@ -208,8 +208,8 @@ class ExperimentRunner:
         out: Path | None,
         resume: bool,
     ):
-        self.what, self.space, self.ledger, self.ends, self.progress, self.resume = (
-            what,
+        self.spec, self.space, self.ledger, self.ends, self.progress, self.resume = (
+            spec,
             space,
             ledger,
             ends,
@@ -230,7 +230,7 @@ class ExperimentRunner:
         # what the tokens are compared with, and where it was computed
         self.reference: dict[str, Any] = {}
 
-    def tell(self, method: str, *args: Any) -> None:
+    def notify(self, method: str, *args: Any) -> None:
         call: Callable[..., Any] | None = getattr(self.progress, method, None)
         if call:
             call(*args)
@@ -242,39 +242,39 @@ class ExperimentRunner:
 
     def ready(self) -> tuple[records.Run, dict[str, LaunchPlan]]:
         """Everything off the clock: what can run here, artifacts, stores, floors, plans."""
-        what = self.what
+        spec = self.spec
         # before they are described: the record names the runtime
-        what.stacks = [s.resolved(self.card) for s in what.stacks]
+        spec.stacks = [s.resolved(self.card) for s in spec.stacks]
         run = self._resumed()
-        for stack in what.stacks:
+        for stack in spec.stacks:
             stack.refuse_nonsense()
-            if what.store:
+            if spec.store:
                 self._refuse_store(stack)
             found = stack.available(self.card)
             if not found.ok:
                 self.missing[stack.name] = MissingCapability(found.missing, found.why, found.fix)
-        if len(self.missing) == len(what.stacks):
+        if len(self.missing) == len(spec.stacks):
             raise next(iter(self.missing.values()))
         subject, tokens = self._subject()
         run = self._of_this_image(run, subject)
-        for stack in what.stacks:
+        for stack in spec.stacks:
             if stack.name not in self.missing:
-                self.tell("note", f"preparing {stack.name}")
+                self.notify("note", f"preparing {stack.name}")
                 try:
                     self.artifacts[stack.name] = run_in_subprocess(
                         prepare, stack, subject, self.space, ledger=self.ledger
                     )
                 except LabError as error:
                     # an arm that cannot be made is a result of that arm; the others are measured
-                    if len(self.missing) == len(what.stacks) - 1:
+                    if len(self.missing) == len(spec.stacks) - 1:
                         raise
                     self.unmade[stack.name] = self.missing[stack.name] = error
         subject = self._serve(subject)
-        self.tell("note", "measuring this host's floors")
+        self.notify("note", "measuring this host's floors")
         run = replace(run, floors=run.floors or rates.measure(self.space))
         return run, {
             s.name: self._plan(s, subject, tokens)
-            for s in what.stacks
+            for s in spec.stacks
             if s.name not in self.missing
         }
 
@@ -283,7 +283,7 @@ class ExperimentRunner:
             id=self.id,
             created=self.created,
             host=self.card,
-            experiment=secrets.masked(self.what.described()),
+            experiment=secrets.masked(self.spec.described()),
         )
         if self.resume and self.out.exists():
             before = records.read(self.out)
@@ -325,14 +325,14 @@ class ExperimentRunner:
         return replace(now, experiment={**now.experiment, "reference": self.reference})
 
     def _subject(self) -> tuple[Subject, tuple[int, ...]]:
-        self.tell("note", f"checkpoint: {self.what.model_dir or self.what.preset}")
-        device = device_from_args(self.what.server_args)
+        self.notify("note", f"checkpoint: {self.spec.model_dir or self.spec.preset}")
+        device = device_from_args(self.spec.server_args)
         model, answer = run_in_subprocess(
             _model_and_answer,
-            self.what.model_dir,
+            self.spec.model_dir,
             self.space,
-            self.what.preset,
-            self.what.max_tokens,
+            self.spec.preset,
+            self.spec.max_tokens,
             device,
             ledger=self.ledger,
         )
@@ -345,24 +345,24 @@ class ExperimentRunner:
             },
         )
         layout, reference_name = None, ""
-        imaged = [s for s in self.what.stacks if _has_image(s)]
-        if self.what.image_extra_bytes and not imaged:
+        imaged = [s for s in self.spec.stacks if _has_image(s)]
+        if self.spec.image_extra_bytes and not imaged:
             raise BadInput(
                 "no arm has an image to enlarge",
                 why="host-env starts what is installed",
                 fix="leave image_extra_bytes out, or image=full-pull",
             )
         if imaged:
-            self.tell("note", "image of the subject")
+            self.notify("note", "image of the subject")
             layout, reference_name = run_in_subprocess(
-                _image, self.space, self.what.image_extra_bytes, ledger=self.ledger
+                _image, self.space, self.spec.image_extra_bytes, ledger=self.ledger
             )
         return (
             Subject(
                 model_dir=model,
                 image_layout=layout,
                 image_reference=reference_name,
-                preset=self.what.preset,
+                preset=self.spec.preset,
                 device=device,
             ),
             tokens,
@@ -371,9 +371,9 @@ class ExperimentRunner:
     def _serve(self, subject: Subject) -> Subject:
         """Publish what a fresh node finds at the other end of the link, and serve it from processes
         of their own."""
-        if self.what.scenario != "fresh-node":
+        if self.spec.scenario != "fresh-node":
             return subject
-        if self.what.store:
+        if self.spec.store:
             self._upload()
         from labkit.image.publish import publish_image
         from labkit.net.serving import serving
@@ -388,7 +388,7 @@ class ExperimentRunner:
             publish_image(roots["registry"], subject.image_layout, subject.image_reference)
         for made in self.artifacts.values():
             for artifact in made.values():
-                if "model_key" in artifact.facts and not self.what.store:
+                if "model_key" in artifact.facts and not self.spec.store:
                     publish_model(
                         roots["store"],
                         Path(artifact.paths["model_dir"]),
@@ -400,13 +400,13 @@ class ExperimentRunner:
             serving(
                 "store",
                 roots["store"],
-                link=self.what.link,
+                link=self.spec.link,
                 ledger=self.ledger,
                 options=("--with-registry", str(roots["registry"])),
             )
         )
         return replace(
-            subject, registry=self.served.url, bucket=self.served.url, store=self.what.store
+            subject, registry=self.served.url, bucket=self.served.url, store=self.spec.store
         )
 
     def _refuse_store(self, stack: Stack) -> None:
@@ -414,15 +414,15 @@ class ExperimentRunner:
         image, snapshot, store = (
             stack.layers.get("image", ""),
             stack.layers.get("snapshot", ""),
-            self.what.store,
+            self.spec.store,
         )
-        if self.what.scenario != "fresh-node":
+        if self.spec.scenario != "fresh-node":
             raise BadInput(
                 f"nothing comes from {store}",
-                why=f"on a {self.what.scenario} all is on the node's disk",
+                why=f"on a {self.spec.scenario} all is on the node's disk",
                 fix="--scenario fresh-node",
             )
-        if parse_link(self.what.link).shaped:
+        if parse_link(self.spec.link).shaped:
             raise BadInput(
                 f"an emulated link in front of {store}",
                 why="only the lab's own stores emulate one; a real bucket has its own",
@@ -445,11 +445,11 @@ class ExperimentRunner:
         for made in self.artifacts.values():
             for artifact in made.values():
                 if "model_key" in artifact.facts:
-                    self.tell(
-                        "note", f"uploading {artifact.facts['model_key']} to {self.what.store}"
+                    self.notify(
+                        "note", f"uploading {artifact.facts['model_key']} to {self.spec.store}"
                     )
                     upload_model(
-                        self.what.store, artifact.paths["model_dir"], artifact.facts["model_key"]
+                        self.spec.store, artifact.paths["model_dir"], artifact.facts["model_key"]
                     )
 
     def relink(self, link: str, plans: dict[str, LaunchPlan]) -> None:
@@ -457,7 +457,7 @@ class ExperimentRunner:
         if self.served is None:
             raise BadInput(
                 "no link to change",
-                why=f"on a {self.what.scenario} nothing comes over one",
+                why=f"on a {self.spec.scenario} nothing comes over one",
                 fix="--scenario fresh-node",
             )
         self.served.set_link(link)
@@ -467,28 +467,28 @@ class ExperimentRunner:
         return compose(
             stack,
             self.artifacts[stack.name],
-            scenario=self.what.scenario,
-            link=self.what.link,
+            scenario=self.spec.scenario,
+            link=self.spec.link,
             subject=subject,
-            request={"prompt": PROMPT, "max_tokens": self.what.max_tokens},
+            request={"prompt": PROMPT, "max_tokens": self.spec.max_tokens},
             expected_tokens=tokens,
-            timeout_s=self.what.timeout_s,
-            server_args=self.what.server_args,
+            timeout_s=self.spec.timeout_s,
+            server_args=self.spec.server_args,
         )
 
     def _blocks(self, run: records.Run, plans: dict[str, LaunchPlan]) -> records.Run:
-        order = random.Random(self.what.seed)
+        order = random.Random(self.spec.seed)
         done = {(t.arm, t.block) for t in run.trials if t.outcome != "interrupted"}
-        for block in range(self.what.blocks):
+        for block in range(self.spec.blocks):
             if self.roots:
                 # the stores stand for other machines: their disks are not what is measured
                 cold.warm(self.roots)
-            arms = list(self.what.stacks)
+            arms = list(self.spec.stacks)
             order.shuffle(arms)
             for position, stack in enumerate(arms):
                 if (stack.name, block) in done:
                     continue
-                self.tell("trial_started", stack.name, block, self.what.blocks)
+                self.notify("trial_started", stack.name, block, self.spec.blocks)
                 try:
                     trial = self._one(stack, plans, block, position, run.floors)
                 except KeyboardInterrupt:
@@ -497,7 +497,7 @@ class ExperimentRunner:
                     raise
                 run = replace(run, trials=(*run.trials, trial))
                 records.write(run, self.out)
-                self.tell("trial_done", trial)
+                self.notify("trial_done", trial)
         return run
 
     def _one(
@@ -526,10 +526,10 @@ class ExperimentRunner:
             block=block,
             order=position,
             judge=lambda seen: judge(stack, seen),
-            instrument=self.what.instrument,
-            on_phase=(lambda name, s: self.tell("phase", name, s)) if self.progress else None,
-            at_t0=self.what.at_t0,
-            port=self.what.port,
+            instrument=self.spec.instrument,
+            on_phase=(lambda name, s: self.notify("phase", name, s)) if self.progress else None,
+            at_t0=self.spec.at_t0,
+            port=self.spec.port,
         )
         return replace(
             trial,
