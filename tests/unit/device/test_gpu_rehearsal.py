@@ -170,3 +170,13 @@ def test_what_would_not_come_back_is_found(rehearsal, tmp_path):
     for i in range(9):
         (tmp_path / f"f{i}").write_text("")
     assert "at most 8 come back" in rehearsal.misfits(tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    "result", [{"failed": []}, {"failed": 1}, {"failed": 1, "results": None}, None]
+)
+def test_a_trial_that_failed_without_naming_an_error_is_never_waived(rehearsal, tmp_path, result):
+    wrong, waived = rehearsal.judge(
+        record(tmp_path / "out", outcome="failed", result=result), "first", 1.0, 600.0
+    )
+    assert not waived and len(wrong) == 1 and wrong[0].startswith("first, a: failed: ")
