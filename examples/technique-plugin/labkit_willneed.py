@@ -67,7 +67,7 @@ class WillNeedAtT0(WeightsTechnique):
     name = "willneed-at-t0"
     title = "the page cache is asked for the weights at t0, beside the import"
     lesson = "notebooks/05_streaming"
-    excluded_scenarios = ("fresh-node", "hot-node")  # nothing is on the disk yet; nothing is cold
+    excluded_scenarios = ("fresh-node",)  # nothing is on the disk yet
 
     @property
     def loader(self) -> Loader:
