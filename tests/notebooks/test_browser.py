@@ -11,6 +11,7 @@ import pytest
 from labkit.core import records
 from labkit.lessons import execute, gallery, pages, report
 from labkit.stack import replay
+from labkit.technique import LAYERS
 
 pytestmark = pytest.mark.needs("chromium", "package:selenium")
 
@@ -234,8 +235,8 @@ def test_the_stack_bench_works_by_keyboard_alone_and_its_result_stays(tmp_path, 
         assert [c[2] for c in run_all_cells(light, address.format(name="bench.ipynb"))] == [False]
         wait = WebDriverWait(light, 60, poll_frequency=0.2)
         menus = wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, ".jp-OutputArea select"))
-        assert len(menus) == 5
-        menus[2].send_keys("safetensors")
+        assert len(menus) == len(LAYERS)
+        menus[LAYERS.index("weights")].send_keys("safetensors")
         wait.until(lambda d: "weights: safetensors" in d.execute_script(STATUS))
         number = light.find_element(By.CSS_SELECTOR, ".jp-OutputArea input[type=number]")
         number.send_keys(Keys.CONTROL, "a")

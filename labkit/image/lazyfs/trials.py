@@ -25,7 +25,7 @@ from labkit.core import capabilities
 from labkit.core.beside import scratch
 from labkit.core.ledger import Ledger, marked
 from labkit.core.workspace import Workspace
-from labkit.errors import TrialError
+from labkit.errors import MissingCapability, TrialError
 from labkit.image import access_record
 from labkit.image.estargz import layout as shape
 from labkit.image.estargz import reader
@@ -46,7 +46,9 @@ NAME = "lab/share:latest"
 
 def need_fuse() -> None:
     """Raises MissingCapability where this host cannot mount."""
-    capabilities.require("fuse")
+    found = capabilities.capability("fuse")
+    if not found.ok:
+        raise MissingCapability(f"FUSE: {found.missing}", why=found.why, fix=found.fix)
 
 
 def mounted(
