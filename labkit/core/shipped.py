@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import sysconfig
 from pathlib import Path
 
-from labkit.core.arguments import output_directory
 from labkit.errors import BadInput
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -52,7 +50,7 @@ def import_path(more: str = "") -> str:
     standard library."""
     mine = os.fspath(IMPORTED_FROM)
     found = [os.path.abspath(p) for p in more.split(os.pathsep) if p]
-    if mine not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+    if IMPORTED_FROM.name not in ("site-packages", "dist-packages"):
         found.insert(0, mine)
     return os.pathsep.join(dict.fromkeys(found))
 
@@ -60,6 +58,9 @@ def import_path(more: str = "") -> str:
 def copy_notebooks(into: str | os.PathLike[str]) -> tuple[list[Path], list[Path]]:
     """The notebooks in a directory of the reader's: (written, left alone because a file of that
     name is there). Raises BadInput where nothing can be written, or no notebook is shipped."""
+    # Every process of the lab imports this module; only a command judges arguments.
+    from labkit.core.arguments import output_directory
+
     folder, target = notebooks(), output_directory(into, "labkit lab")
     sources = [p for p in sorted(folder.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
     if not sources:
