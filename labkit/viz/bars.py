@@ -170,28 +170,6 @@ def _draw(
         fontweight="bold",
         va="center",
     )
-    if mark:
-        figure.text(
-            0.016,
-            1 - 0.62 / height_in,
-            mark,
-            va="center",
-            fontsize=look.BASE_PT + 1,
-            fontweight="bold",
-            bbox={
-                "boxstyle": "round,pad=0.3",
-                "facecolor": "none",
-                "edgecolor": theme.ink,
-                "linewidth": 1.2,
-            },
-        )
-    figure.text(
-        0.012,
-        0.085 / height_in,
-        "\n".join(said),
-        fontsize=look.BASE_PT - 2,
-        color=theme.faint,
-        va="bottom",
-        linespacing=1.3,
-    )
+    look.stamp(figure, theme, mark, 1 - 0.62 / height_in)
+    look.caption(figure, theme, said, 0.085 / height_in)
     return figure

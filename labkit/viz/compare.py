@@ -226,30 +226,8 @@ def _frame(
         fontweight="bold",
         va="center",
     )
-    if mark:
-        figure.text(
-            0.016,
-            1 - 0.65 / height_in,
-            mark,
-            va="center",
-            fontsize=look.BASE_PT + 1,
-            fontweight="bold",
-            bbox={
-                "boxstyle": "round,pad=0.3",
-                "facecolor": "none",
-                "edgecolor": theme.ink,
-                "linewidth": 1.2,
-            },
-        )
-    figure.text(
-        0.012,
-        0.085 / height_in,
-        "\n".join(caption),
-        fontsize=look.BASE_PT - 2,
-        color=theme.faint,
-        va="bottom",
-        linespacing=1.3,
-    )
+    look.stamp(figure, theme, mark, 1 - 0.65 / height_in)
+    look.caption(figure, theme, caption, 0.085 / height_in)
     return figure, axes
 
 

@@ -135,15 +135,7 @@ def _draw_forecast(plan: Plan, rows: Sequence[tuple[str, Any]], total: str, them
             fontsize=look.BASE_PT - 0.5,
         )
     axes.set_xlim(0, max([f.high_s for _, f in rows] + [1e-9]) * 1.04)
-    figure.text(
-        0.012,
-        0.085 / height_in,
-        "\n".join(caption),
-        fontsize=look.BASE_PT - 2,
-        color=theme.faint,
-        va="bottom",
-        linespacing=1.3,
-    )
+    look.caption(figure, theme, caption, 0.085 / height_in)
     return figure
 
 

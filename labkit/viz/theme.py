@@ -21,7 +21,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -85,6 +85,39 @@ DARK = Theme("dark", ink="#ECECEC", faint="#A6ABB2", paper="#16181C")
 #: Sentinels that `svg()` turns into currentColor; no phase colour comes near them.
 PAGE = Theme("page", ink="#010203", faint="#040506", paper="none")
 THEMES = {t.name: t for t in (LIGHT, DARK, PAGE)}
+
+
+def stamp(figure: Any, theme: Theme, mark: str, y: float) -> None:
+    """In a line of its own, boxed: a replayed figure must not pass for a live one, and the stamp
+    must not hide a bar. `y`: its middle, as a share of the figure. "" draws nothing."""
+    if mark:
+        figure.text(
+            0.016,
+            y,
+            mark,
+            va="center",
+            fontsize=BASE_PT + 1,
+            fontweight="bold",
+            bbox={
+                "boxstyle": "round,pad=0.3",
+                "facecolor": "none",
+                "edgecolor": theme.ink,
+                "linewidth": 1.2,
+            },
+        )
+
+
+def caption(figure: Any, theme: Theme, lines: Iterable[str], y: float) -> None:
+    """What stands below a figure. `y`: its foot, as a share of the figure."""
+    figure.text(
+        0.012,
+        y,
+        "\n".join(lines),
+        fontsize=BASE_PT - 2,
+        color=theme.faint,
+        va="bottom",
+        linespacing=1.3,
+    )
 
 
 def style(theme: Theme) -> dict[str, Any]:
