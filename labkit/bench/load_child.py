@@ -135,7 +135,7 @@ def _measured_in(
     seen = Observation(
         plan=LaunchPlan(
             stack={"weights": loader.name},
-            server_args=("--device", device),
+            device=device,
             state=PlanState(weights=WeightsState(bytes=weights_bytes, **about)),
         ),
         spans=(Span("load", 0.0, doc["seconds"], "child", doc["placement"]),),

@@ -56,7 +56,7 @@ class Agent:
             port=spec["port"],
             timeline_path=Path(spec["timeline"]),
             ledger=self.ledger,
-            server_args=[a.replace("{port}", str(spec["port"])) for a in self.plan.server_args],
+            server_args=self.plan.command_line(spec["port"], spec["node"]),
             server_env={
                 **{k: os.environ[k] for k in self.plan.pass_env if k in os.environ},
                 **self.plan.server_env,

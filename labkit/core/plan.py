@@ -18,8 +18,8 @@ Techniques build plans (`Technique.apply`); they never run them. Lesson: noteboo
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -51,10 +51,9 @@ class Step:
     pre_start: str = ""
 
 
-def device_from_args(server_args: Sequence[str]) -> str:
-    """The device of a server with these arguments: the last --device counts, none means cpu."""
-    told = [value for flag, value in itertools.pairwise(server_args) if flag == "--device"]
-    return told[-1] if told else "cpu"
+def device_arguments(device: str) -> tuple[str, ...]:
+    """What puts a server on a device; nothing for the CPU, which is its own default."""
+    return () if device == "cpu" else ("--device", device)
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,10 @@ class LaunchPlan:
     scenario: str = "fresh-node"
     link: str = "loopback"
     steps: tuple[Step, ...] = ()
-    # arguments of `python -m labkit.subject.server` (loader, weights, port …)
+    # arguments of `python -m labkit.subject.server` (loader, weights, port …), without its device;
+    # {port} and {node} stand for what is known when the trial begins
     server_args: tuple[str, ...] = ()
+    device: str = "cpu"  # of the server: cpu, cuda or cuda:N
     server_env: dict[str, str] = field(default_factory=dict)
     # names that the server gets from the harness's own environment; their values are never written
     # down
@@ -102,6 +103,18 @@ class LaunchPlan:
             server_binds=self.server_binds + binds,
             server_env={**self.server_env, **(env or {})},
         )
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.startswith("cuda")
+
+    def command_line(self, port: int, node: str) -> list[str]:
+        """The server's arguments on this node (its directory, as the server sees it)."""
+        known = {"{port}": str(port), "{node}": node}
+        return [
+            *(re.sub(r"\{port\}|\{node\}", lambda m: known[m[0]], a) for a in self.server_args),
+            *device_arguments(self.device),
+        ]
 
     def with_cold(self, *paths: str | Path) -> LaunchPlan:
         return replace(self, cold_paths=self.cold_paths + tuple(str(p) for p in paths))

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from labkit.core import interpreter
 from labkit.core.capabilities import capability
-from labkit.core.plan import LaunchPlan, Step, device_from_args
+from labkit.core.plan import LaunchPlan, Step
 from labkit.core.units import show_bytes
 from labkit.errors import BadInput
 from labkit.technique import YES, Artifact, Availability, Evidence, Observation, register
@@ -76,8 +76,7 @@ class DeviceResident(WeightsTechnique):
                 why="CUDA IPC wants both processes to see one device and each other",
                 fix="image=host-env",
             )
-        device = device_from_args(plan.server_args)
-        if not device.startswith("cuda") and not os.environ.get("LABKIT_FAKE_CUDA"):
+        if not plan.on_gpu and not os.environ.get("LABKIT_FAKE_CUDA"):
             raise BadInput(
                 "weights that stay on the device, and a server that is told to run on a CPU",
                 fix="--device cuda",
@@ -105,7 +104,7 @@ class DeviceResident(WeightsTechnique):
             Step(
                 "start",
                 "labkit.device.resident:offer",
-                {"model": directory, "device": device},
+                {"model": directory, "device": plan.device},
                 pre_start="labkit.device.resident:start_daemon",
             )
         )

@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 from labkit.core import interpreter
 from labkit.core.capabilities import capability
 from labkit.core.host import package_version
-from labkit.core.plan import LaunchPlan, Step, StepContext, device_from_args
+from labkit.core.plan import LaunchPlan, Step, StepContext
 from labkit.core.units import show_bytes
 from labkit.core.workspace import Workspace
 from labkit.technique import (
@@ -85,11 +85,6 @@ def cache_environment(folder: str) -> dict[str, str]:
     }
 
 
-def on_gpu(plan: LaunchPlan) -> bool:
-    """Whether the server of this plan was told to run on a GPU (the last --device counts)."""
-    return device_from_args(plan.server_args).startswith("cuda")
-
-
 class _Compiled(Technique):
     layer, lesson = "device", "06_gpu_init"
     claims: tuple[Claim, ...] = ()
@@ -121,7 +116,7 @@ class CompileCold(_Compiled):
         mapped = [m for m in seen.proc.get("maps", []) if "/inductor-cold/" in m]
         cache, counted = seen.facts.get("start", {}).get("empty_cache", ""), compiler_s_count(seen)
         facts = {"mapped": mapped[:5], **counted}
-        if not on_gpu(seen.plan):
+        if not seen.plan.on_gpu:
             return Evidence(
                 self.name,
                 bool(mapped),
@@ -225,7 +220,7 @@ class CompileCache(_Compiled):
                 self.name, False, f"a cache miss: {len(new)} files were compiled anew", facts
             )
         # a GPU's code is no mapped library: the compiler's own count stands beside the files
-        if on_gpu(seen.plan):
+        if seen.plan.on_gpu:
             counted, kernels = compiler_s_count(seen), gpu_code(before)
             good = (
                 bool(kernels)
@@ -264,14 +259,14 @@ class NoCompile(Technique):
         return Artifact(self.name, facts={"prepare_s": 0.0, "size_bytes": 0})
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
-        return replace(plan, server_args=tuple(a for a in plan.server_args if a != "--compile"))
+        return plan
 
     def verify(self, seen: Observation) -> Evidence:
         maps = seen.proc.get("maps", [])
         made = [m for m in maps if "inductor" in m]
         return Evidence(
             self.name,
-            bool(maps) and "--compile" not in seen.plan.server_args and not made,
+            bool(maps) and not made,
             f"{len(made)} compiled libraries are among {len(maps)} mapped files",
             {},
         )
@@ -306,8 +301,8 @@ class _Gpu(Technique):
 
 
 def gpu_device() -> str:
-    """What `--device` is told: cuda, or cpu under the simulated driver (LABKIT_FAKE_CUDA), which
-    tests use."""
+    """Where the server of a GPU technique is: cuda, or cpu under the simulated driver that tests
+    use (LABKIT_FAKE_CUDA)."""
     return "cpu" if os.environ.get("LABKIT_FAKE_CUDA") else "cuda"
 
 
@@ -317,9 +312,7 @@ class _Graphs(_Gpu):
     sizes: tuple[int, ...] = ()
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
-        return plan.with_server(
-            "--device",
-            gpu_device(),
+        return replace(plan, device=gpu_device()).with_server(
             "--graphs",
             ",".join(map(str, self.sizes)),
             env={n: os.environ[n] for n in ("LABKIT_FAKE_CUDA",) if os.environ.get(n)},
@@ -426,12 +419,13 @@ class WarmStandby(_Gpu):
             cold_paths=kept,
             floors_bytes=floors,
             replaces=(*plan.replaces, *self.replaces_layers),
+            device=gpu_device(),
             state=replace(
                 plan.state,
                 resident_before_t0=tuple(p for p in plan.cold_paths if p not in kept),
             ),
         )
-        return plan.with_server("--device", gpu_device()).with_steps(
+        return plan.with_steps(
             Step(
                 "start",
                 "labkit.device.standby:start",

@@ -162,6 +162,7 @@ def compose(
     subject: Subject,
     timeout_s: float = 300.0,
     server_args: tuple[str, ...] = (),
+    device: str = "cpu",
 ) -> LaunchPlan:
     """The launch plan of one stack. Image, weights and device parts come before the step that
     starts the process."""
@@ -190,6 +191,7 @@ def compose(
         timeout_s=timeout_s,
         stat_urls=stores,
         server_args=("--host", "127.0.0.1", "--port", "{port}", *server_args),
+        device=device,
         state=PlanState(
             registry=subject.registry,
             bucket=subject.bucket,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from labkit.core import cold, floor, host, question, rates, records, secrets
 from labkit.core.beside import scratch
 from labkit.core.ledger import Ledger
-from labkit.core.plan import LaunchPlan, device_from_args
+from labkit.core.plan import LaunchPlan, device_arguments
 from labkit.core.subprocess_call import run_in_subprocess
 from labkit.core.trial import run_trial
 from labkit.core.workspace import Workspace
@@ -51,6 +51,7 @@ class Experiment:
     max_tokens: int = 8
     timeout_s: float = 300.0
     server_args: tuple[str, ...] = ()
+    device: str = "cpu"  # of all servers
     model_dir: str = ""  # a public model directory in place of the preset's synthetic checkpoint
     # s3://bucket/prefix or gs://…, with the environment's credentials: where a fresh node finds the
     # weights instead
@@ -97,8 +98,8 @@ class Experiment:
             image=question.LAB_IMAGE,
             image_extra_bytes=self.image_extra_bytes,
             store=self.store,
-            server_args=list(self.server_args),
-            device=device_from_args(self.server_args),
+            server_args=[*self.server_args, *device_arguments(self.device)],
+            device=self.device,
             timeout_s=float(self.timeout_s),
             prompt=PROMPT,
             max_tokens=self.max_tokens,
@@ -145,11 +146,11 @@ def experiment(
             why="an experiment without a trial measures nothing",
             fix='experiment(["naive"], blocks=5)',
         )
+    if "--device" in server_args:
+        raise BadInput("--device among server_args", fix='experiment(…, device="cuda")')
     space = workspace or Workspace.default()
     parsed = [_parsed(s, space, scenario, link, preset) for s in stacks]
-    placed = place(parsed, device, server_args)
-    if "--device" not in server_args:
-        server_args = (*server_args, *placed.server_args)
+    placed = place(parsed, device)
     spec = Experiment(
         parsed,
         preset=preset,
@@ -158,6 +159,7 @@ def experiment(
         link=link,
         seed=seed,
         server_args=server_args,
+        device=placed.device,
         placement=placed.as_json(),
         **more,
     )
@@ -326,14 +328,13 @@ class ExperimentRunner:
 
     def _subject(self) -> tuple[Subject, tuple[int, ...]]:
         self.notify("note", f"checkpoint: {self.spec.model_dir or self.spec.preset}")
-        device = device_from_args(self.spec.server_args)
         model, answer = run_in_subprocess(
             _model_and_answer,
             self.spec.model_dir,
             self.space,
             self.spec.preset,
             self.spec.max_tokens,
-            device,
+            self.spec.device,
             ledger=self.ledger,
         )
         tokens, self.reference = (
@@ -363,7 +364,7 @@ class ExperimentRunner:
                 image_layout=layout,
                 image_reference=reference_name,
                 preset=self.spec.preset,
-                device=device,
+                device=self.spec.device,
             ),
             tokens,
         )
@@ -474,6 +475,7 @@ class ExperimentRunner:
             expected_tokens=tokens,
             timeout_s=self.spec.timeout_s,
             server_args=self.spec.server_args,
+            device=self.spec.device,
         )
 
     def _blocks(self, run: records.Run, plans: dict[str, LaunchPlan]) -> records.Run:

@@ -3,7 +3,7 @@ CPU elsewhere – and why.
 
     place(stacks).device                   # "cuda" on a GPU host with a CUDA build of torch, else
         "cpu"
-    place(stacks, told="cpu").why          # "asked for"
+    place(stacks, requested="cpu").why          # "asked for"
 
 All arms of a run are on one device: a snapshot is of a server on the CPU, so the arms beside it are
 there too. LABKIT_DEVICE says it for every run of a process, as `labkit report --device` does for
@@ -15,11 +15,10 @@ fails its trials. Lesson: notebooks/06_gpu_init."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from labkit.core import driver, host
-from labkit.core.plan import device_from_args
 from labkit.errors import BadInput
 from labkit.stack.compose import Stack
 
@@ -37,28 +36,21 @@ class Placement:
     chosen: bool = True
     name: str = ""
 
-    @property
-    def server_args(self) -> tuple[str, ...]:
-        """What the server is told; nothing for the CPU, which is its own default."""
-        return () if self.device == "cpu" else ("--device", self.device)
-
     def as_json(self) -> dict[str, str | bool]:
         return {"device": self.device, "name": self.name, "why": self.why, "chosen": self.chosen}
 
 
-def place(stacks: Iterable[Stack], told: str = "", server_args: Sequence[str] = ()) -> Placement:
-    """The device of a run's servers. `told` or a --device among `server_args` decides; else
-    LABKIT_DEVICE; else what is here.
+def place(stacks: Iterable[Stack], requested: str = "") -> Placement:
+    """The device of a run's servers. `requested` decides; else LABKIT_DEVICE; else what is here.
 
     Raises BadInput for a device that is none, and for cuda beside an arm whose server cannot be on
     it."""
-    asked = device_from_args(server_args) if "--device" in server_args else told
-    source = "asked for" if asked else f"{ENV} says so"
-    wanted = asked or os.environ.get(ENV, "")
+    source = "asked for" if requested else f"{ENV} says so"
+    wanted = requested or os.environ.get(ENV, "")
     if wanted and wanted.partition(":")[0] not in DEVICES:
         raise BadInput(
             f"no device {wanted[:40]!r}",
-            why="" if asked else f"{ENV} names it",
+            why="" if requested else f"{ENV} names it",
             fix="cpu, cuda or cuda:N",
         )
     gpus = host.gpus()
@@ -66,9 +58,9 @@ def place(stacks: Iterable[Stack], told: str = "", server_args: Sequence[str] = 
     dumped = next((s.layers["snapshot"] for s in stacks if s.layers.get("snapshot")), "")
     if wanted == "cpu":
         return Placement("cpu", source, chosen=False)
-    if dumped and asked:
+    if dumped and requested:
         raise BadInput(
-            f"{dumped} on {asked}",
+            f"{dumped} on {requested}",
             why=f"{OF_THE_CPU}, and arms on two devices are not compared",
             fix="--device cpu, or the other arms alone",
         )

@@ -38,6 +38,7 @@ from labkit.technique import Artifact, Evidence, Observation, register
 from labkit.weights.source import LAYOUT, CheckpointSource, open_source
 from labkit.weights.techniques import WeightsTechnique, verify_loader
 
+MODEL = "model"  # the directory on the node
 SPAN = "load.ahead"
 PARTIAL = ".partial"
 PATIENCE_S = 600.0
@@ -104,10 +105,10 @@ class Target:
 
 
 def fetch_small(ctx: StepContext, model: str, environment: dict[str, str]) -> dict[str, Any]:
-    """fresh-node, before anything else: config, tokenizer and index to the node; the server is told
-    to look there."""
+    """fresh-node, before anything else: config, tokenizer and index to the node, where the server
+    looks."""
     source = _source(model, environment)
-    target = ctx.node / "model"
+    target = ctx.node / MODEL
     target.mkdir()
 
     def fetch(name: str) -> int:
@@ -117,8 +118,6 @@ def fetch_small(ctx: StepContext, model: str, environment: dict[str, str]) -> di
     with ThreadPoolExecutor(len(SMALL)) as many:  # a round trip each
         total = sum(many.map(fetch, SMALL))
     ctx.state.hand_on(Target(target))
-    at = ctx.server_args.index("--model")
-    ctx.server_args[at + 1] = str(target)
     ctx.server_binds.append((str(target), str(target)))
     return {"bytes_fetched": total}
 
@@ -275,6 +274,9 @@ class Overlap(WeightsTechnique):
         return replace(
             LOADERS["labkit-streamer"], name="overlap", call="labkit.weights.overlap:load"
         )
+
+    def model_argument(self, model: str, remote: bool) -> str:
+        return f"{{node}}/{MODEL}" if remote else model
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
         plan = super().apply(plan, artifact)

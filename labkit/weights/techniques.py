@@ -17,7 +17,7 @@ from typing import Any
 
 from labkit.core import cold, plugins
 from labkit.core.node_state import WeightsState
-from labkit.core.plan import LaunchPlan, device_from_args
+from labkit.core.plan import LaunchPlan
 from labkit.core.units import show_bytes
 from labkit.core.workspace import Workspace
 from labkit.errors import LabError
@@ -132,7 +132,7 @@ class WeightsTechnique(Technique):
         plan = plan.with_server(
             *arguments,
             "--model",
-            model,
+            self.model_argument(model, remote),
             binds=() if remote else ((directory, directory),),
             env=loader.environment,
         )
@@ -141,7 +141,7 @@ class WeightsTechnique(Technique):
         size_bytes = artifact.facts["weights_bytes"]
         floors = {"load": size_bytes}
         # of disk and bus the slower; what is in memory crosses the bus only
-        if device_from_args(plan.server_args).startswith("cuda"):
+        if plan.on_gpu:
             floors = {"load@h2d": size_bytes, **({} if plan.scenario == "hot-node" else floors)}
         return replace(
             plan,
@@ -158,6 +158,10 @@ class WeightsTechnique(Technique):
                 ),
             ),
         )
+
+    def model_argument(self, model: str, remote: bool) -> str:
+        """Where the server is told to look."""
+        return model
 
     def verify(self, seen: Observation) -> Evidence:
         return verify_loader(self.loader, seen)
@@ -208,7 +212,7 @@ def verify_loader(loader: Loader, seen: Observation) -> Evidence:
     directory = about.directory
     facts["mapped"] = [Path(m).name for m in maps if directory and m.startswith(directory + "/")]
     facts["read_by_calls"], facts["read_from_storage"] = io.get("rchar", 0), io.get("read_bytes", 0)
-    if device_from_args(seen.plan.server_args).startswith("cuda"):
+    if seen.plan.on_gpu:
         return _on_device(loader, seen, want, directory, facts)
     moved = max(facts["read_by_calls"], facts["read_from_storage"])
     how = (

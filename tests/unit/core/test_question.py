@@ -72,7 +72,7 @@ OTHERWISE = [
     ({"scenario": "hot-node"}, "scenario: warm-node against hot-node"),
     ({"preset": "small"}, "preset: tiny against small"),
     ({"timeout_s": 5.0}, "timeout_s: 300.0 against 5.0"),
-    ({"server_args": ("--device", "cuda")}, "device: cpu against cuda"),
+    ({"device": "cuda"}, "device: cpu against cuda"),
     ({"max_tokens": 1}, "max_tokens: 8 against 1"),
     ({"store": "s3://bucket/x"}, "store: none against s3://bucket/x"),
     ({"at_t0": "curl x"}, "at_t0"),

@@ -162,7 +162,7 @@ def plan(tmp_path, scenario="warm-node", **stack) -> LaunchPlan:
         LaunchPlan(
             stack={"image": "host-env", **stack},
             scenario=scenario,
-            server_args=("--device", "cuda"),
+            device="cuda",
             cold_paths=("/x/site-packages/torch",),
         ),
         artifact(tmp_path),

@@ -14,7 +14,7 @@ from labkit.core.plan import LaunchPlan
 from labkit.device import standby
 from labkit.device.driver_states import DriverRefused
 from labkit.device.fake_driver import FakeMemory
-from labkit.device.techniques import BATCHES, on_gpu
+from labkit.device.techniques import BATCHES
 from labkit.errors import BadInput, MissingCapability
 from labkit.subject import graphs
 from labkit.subject.config import LlamaConfig
@@ -169,7 +169,7 @@ def test_fewer_graphs_asks_for_fewer_and_both_run_on_the_gpu(monkeypatch):
     assert asked["fewer-graphs"] == "1" and len(graphs.parse_sizes(asked["all-graphs"])) == len(
         BATCHES
     )
-    assert all(on_gpu(plan) for plan in plans.values())
+    assert all(plan.on_gpu for plan in plans.values())
 
 
 def test_a_standby_on_a_fresh_node_or_with_an_image_is_refused():

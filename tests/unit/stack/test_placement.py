@@ -44,12 +44,7 @@ def machine(monkeypatch):
 def test_a_gpu_that_torch_can_use_is_chosen_and_named(machine):
     machine()
     found = place([NAIVE])
-    assert (found.device, found.chosen, found.name, found.server_args) == (
-        "cuda",
-        True,
-        "NVIDIA H100",
-        ("--device", "cuda"),
-    )
+    assert (found.device, found.chosen, found.name) == ("cuda", True, "NVIDIA H100")
     assert "CUDA 13.0" in found.why
 
 
@@ -65,7 +60,7 @@ def test_a_gpu_that_torch_can_use_is_chosen_and_named(machine):
 def test_elsewhere_it_is_the_cpu_and_the_reason_is_said(machine, here, said):
     machine(**here)
     found = place([NAIVE])
-    assert (found.device, found.server_args) == ("cpu", ()) and said in found.why
+    assert found.device == "cpu" and said in found.why
 
 
 def test_a_driver_of_an_unknown_version_is_given_a_try(machine):
@@ -76,7 +71,7 @@ def test_a_driver_of_an_unknown_version_is_given_a_try(machine):
 def test_who_asks_is_obeyed_before_the_environment_and_that_before_the_choice(machine, monkeypatch):
     machine()
     assert place([NAIVE], "cpu").device == "cpu" and not place([NAIVE], "cpu").chosen
-    assert place([NAIVE], server_args=("--device", "cuda:1")).device == "cuda:1"
+    assert place([NAIVE], "cuda:1").device == "cuda:1"
     monkeypatch.setenv(placement.ENV, "cpu")
     assert place([NAIVE]).device == "cpu" and placement.ENV in place([NAIVE]).why
     assert place([NAIVE], "cuda").device == "cuda"
@@ -108,10 +103,9 @@ def test_a_search_on_a_gpu_leaves_out_what_is_of_the_cpu_and_says_so(machine):
 
 
 def _run(device: str, gpu: bool = True) -> Run:
-    args = () if device == "cpu" else ("--device", device)
     what = Experiment(
         [NAIVE],
-        server_args=args,
+        device=device,
         placement={"device": device, "name": "NVIDIA H100", "why": "a GPU is here", "chosen": True},
     )
     card = {"id": "h", "title": "a host", "gpus": [{"name": "NVIDIA H100"}] if gpu else []}

@@ -181,7 +181,7 @@ PLACED = {"parameters": 9, "device_parameters": 9, "device_bytes": 990, "allocat
 def on_a_gpu(directory, io, placed=PLACED, maps=("/usr/lib/libcuda.so.1",)):
     plan = LaunchPlan(
         stack={},
-        server_args=("--device", "cuda"),
+        device="cuda",
         state=PlanState(weights=WeightsState(bytes=1000, directory=str(directory))),
     )
     return Observation(
@@ -251,7 +251,7 @@ def test_on_a_gpu_the_floor_of_a_load_is_the_slower_of_disk_and_bus():
         ("cuda", "warm-node", {"load": 1000, "load@h2d": 1000}),
         ("cuda:0", "hot-node", {"load@h2d": 1000}),
     ):
-        plan = LaunchPlan(stack={}, scenario=scenario, server_args=("--device", device))
+        plan = LaunchPlan(stack={}, scenario=scenario, device=device)
         assert technique.apply(plan, artifact).floors_bytes == wanted
 
 
