@@ -45,6 +45,8 @@ MODULES = (
     "labkit.device.techniques",
     "labkit.device.resident_technique",
     "labkit.snapshot.techniques",
+    "labkit.snapshot.container_technique",
+    "labkit.snapshot.zygote_technique",
     "labkit.snapshot.unpacking",
 )
 

@@ -25,7 +25,9 @@ from labkit.core.plan import LaunchPlan, Step, StepContext
 from labkit.core.units import show_bytes
 from labkit.core.workspace import Workspace
 from labkit.snapshot import container, readahead, store, transport
-from labkit.snapshot.techniques import CriuContainer, CriuProcess, made_once
+from labkit.snapshot.container_technique import CriuContainer
+from labkit.snapshot.identity import prepare_once
+from labkit.snapshot.techniques import CriuProcess
 from labkit.technique import Artifact, Evidence, Observation, Subject, register, technique
 
 
@@ -115,7 +117,7 @@ class _Packed:
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
         made = technique(self.of).prepare(subject, workspace)
         folder = Path(made.paths["snapshot"] + "-packed")
-        made_once(
+        prepare_once(
             folder,
             lambda part: transport.pack(store.open_snapshot(made.paths["snapshot"]), part, "zstd"),
         )

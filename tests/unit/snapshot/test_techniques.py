@@ -9,7 +9,7 @@ from labkit.core import probes
 from labkit.core.node_state import PlanState
 from labkit.core.plan import LaunchPlan, Step
 from labkit.errors import BadInput
-from labkit.snapshot import techniques, transport
+from labkit.snapshot import container_technique, techniques, transport
 from labkit.technique import Artifact, Observation, technique
 
 IMAGE, STORED, MODEL, LIBRARIES = 170_000_000, 90_000_000, 5_000_000, 40_000_000
@@ -195,7 +195,9 @@ def test_where_podman_is_the_only_runtime_the_refusal_says_so(monkeypatch):
         ),
     )
     monkeypatch.setattr(
-        techniques.shutil, "which", lambda name: "/usr/bin/podman" if name == "podman" else None
+        container_technique.shutil,
+        "which",
+        lambda name: "/usr/bin/podman" if name == "podman" else None,
     )
     found = technique("criu-container").available({})
     assert not found.ok and "podman is here" in found.missing and "runc" in found.fix
