@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     from labkit.core.units import parse_bytes, parse_rate
     from labkit.decide import plan as decide
     from labkit.decide.measure import came_through, gather, measure
-    from labkit.decide.queueing import read_trace
+    from labkit.decide.traces import read_trace
 
     for path in args.records:
         readable_file(path, "--records", "labkit run naive --out FILE makes one")

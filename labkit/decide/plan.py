@@ -21,7 +21,7 @@ from typing import Any
 from labkit.core import floor, printable, question, stats
 from labkit.core.records import Run
 from labkit.core.units import show_bytes, show_rate, show_s
-from labkit.decide import breakeven, queueing
+from labkit.decide import breakeven, queueing, traces
 from labkit.decide.advise import Advice, advise
 from labkit.decide.holdout import hold_out
 from labkit.decide.predict import Forecast, Model, model_of, sizes_of
@@ -363,7 +363,7 @@ def _traffic(
     arrivals = (
         list(trace)
         if trace is not None
-        else queueing.TRACES[kind](value["rate_per_s"], value["duration_s"], seed=seed)
+        else traces.TRACES[kind](value["rate_per_s"], value["duration_s"], seed=seed)
     )
     if not arrivals:
         return {}
@@ -409,7 +409,7 @@ def tradeoff(
     arrivals = (
         list(trace)
         if trace is not None
-        else queueing.TRACES[traffic](value["rate_per_s"], value["duration_s"], seed=seed)
+        else traces.TRACES[traffic](value["rate_per_s"], value["duration_s"], seed=seed)
     )
     cold_s = _cold_starts([r for r in runs if r.of_arm(plan.arm)], plan.arm, plan.forecast)
     rows = []

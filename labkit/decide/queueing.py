@@ -7,7 +7,7 @@ requests queue first in, first out; a replica serves `concurrency` at once; a re
 free slot starts a replica, as long as those starting cannot take the queue and `max_replicas` is
 not reached; a replica idle for `keep_alive_s` ends, down to `min_replicas`.
 
-    trace = poisson(rate_per_s=0.02, duration_s=86_400, seed=1)
+    trace = traces.poisson(rate_per_s=0.02, duration_s=86_400, seed=1)
     out = replay(trace, cold_s=[21.3, 19.8, 25.1, …], service_s=4.0,
         policy=Policy(keep_alive_s=300))
     out.wait_s(0.99), out.gpu_hours, out.cold_share
@@ -17,7 +17,6 @@ Lesson: notebooks/09_decide."""
 
 from __future__ import annotations
 
-import csv
 import heapq
 import itertools
 import math
@@ -25,15 +24,12 @@ import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from labkit.core import stats
 from labkit.errors import BadInput
 
 LABEL = "simulated: a replayed trace, with measured cold starts"
-_MOST_ROWS = 5_000_000
 
 
 @dataclass(frozen=True)
@@ -158,14 +154,15 @@ class _Queue:
         self.alive: list[_Replica] = [_Replica(0.0, 0.0) for _ in range(rule.min_replicas)]
         self.all: list[_Replica] = list(self.alive)
         self.waiting: deque[int] = deque()
-        self.events: list[tuple[float, int, int, Any]] = []
+        self.events: list[tuple[float, int, int, int | _Replica]] = []
         self.count = 0
         self.cold_starts = self.peak = self.waited = 0
         self.peak = len(self.alive)
 
-    def at(self, when_s: float, kind: int, what: Any) -> None:
+    def at(self, when_s: float, kind: int, subject: int | _Replica) -> None:
+        """`subject`: the number of the request that arrives, or the replica."""
         self.count += 1
-        heapq.heappush(self.events, (when_s, kind, self.count, what))
+        heapq.heappush(self.events, (when_s, kind, self.count, subject))
 
     def run(self, arrivals: Sequence[float]) -> Outcome:
         for i, when in enumerate(arrivals):
@@ -174,27 +171,18 @@ class _Queue:
         last_arrival = arrivals[-1] if arrivals else 0.0
         last_done = 0.0
         while self.events:
-            when, kind, _, what = heapq.heappop(self.events)
-            if kind == _IDLE:
-                replica, since = what
-                if (
-                    replica.ended_s is None
-                    and not replica.busy
-                    and replica.idle_since_s == since
-                    and len(self.alive) > self.rule.min_replicas
-                ):
-                    replica.ended_s = when
-                    self.alive.remove(replica)
+            when, kind, _, subject = heapq.heappop(self.events)
+            if isinstance(subject, int):
+                self.waiting.append(subject)
+            elif kind == _IDLE:
+                self._end_if_idle(subject, when)
                 continue
-            now = when
-            if kind == _ARRIVAL:
-                self.waiting.append(what)
-            elif kind == _DONE:
-                what.busy -= 1
-                last_done = max(last_done, now)
-                self._idle(what, now)
             else:
-                self._idle(what, now)
+                if kind == _DONE:
+                    subject.busy -= 1
+                    last_done = max(last_done, when)
+                self._idle(subject, when)
+            now = when
             self._serve(now, arrivals, waits)
             self._scale(now)
         end = max(last_arrival, last_done, now)
@@ -216,7 +204,18 @@ class _Queue:
         if not replica.busy:
             replica.idle_since_s = now
             if math.isfinite(self.rule.keep_alive_s):
-                self.at(now + self.rule.keep_alive_s, _IDLE, (replica, now))
+                self.at(now + self.rule.keep_alive_s, _IDLE, replica)
+
+    def _end_if_idle(self, replica: _Replica, now: float) -> None:
+        """End a replica that stayed idle for all of `keep_alive_s`."""
+        if (
+            replica.ended_s is None
+            and not replica.busy
+            and now == replica.idle_since_s + self.rule.keep_alive_s
+            and len(self.alive) > self.rule.min_replicas
+        ):
+            replica.ended_s = now
+            self.alive.remove(replica)
 
     def _serve(self, now: float, arrivals: Sequence[float], waits: list[float]) -> None:
         while self.waiting:
@@ -245,133 +244,3 @@ class _Queue:
             self.cold_starts += 1
             starting += 1
         self.peak = max(self.peak, len(self.alive))
-
-
-def poisson(rate_per_s: float, duration_s: float, seed: int = 0) -> list[float]:
-    """Arrivals of independent users at one rate."""
-    return _thinned(lambda t: rate_per_s, rate_per_s, duration_s, seed)
-
-
-def diurnal(
-    rate_per_s: float,
-    duration_s: float,
-    seed: int = 0,
-    peak_to_mean: float = 2.0,
-    period_s: float = 86_400.0,
-) -> list[float]:
-    """A day's wave around the mean rate: quiet at the start of each period, its peak in the middle.
-    `peak_to_mean` in [1, 2]."""
-    swing = min(max(peak_to_mean - 1, 0.0), 1.0)
-    return _thinned(
-        lambda t: rate_per_s * (1 - swing * math.cos(2 * math.pi * t / period_s)),
-        rate_per_s * (1 + swing),
-        duration_s,
-        seed,
-    )
-
-
-def bursty(
-    rate_per_s: float,
-    duration_s: float,
-    seed: int = 0,
-    burst_s: float = 60.0,
-    quiet_s: float = 540.0,
-) -> list[float]:
-    """Bursts of exponential length with silence between them; the mean rate over a long time is
-    `rate_per_s`."""
-    draw = random.Random(seed)
-    within = rate_per_s * (burst_s + quiet_s) / burst_s
-    made: list[float] = []
-    now = draw.expovariate(1 / quiet_s) if quiet_s else 0.0
-    while now < duration_s and within > 0:
-        until = now + draw.expovariate(1 / burst_s)
-        now += draw.expovariate(within)
-        while now < min(until, duration_s):
-            made.append(now)
-            now += draw.expovariate(within)
-        now = until + (draw.expovariate(1 / quiet_s) if quiet_s else 0.0)
-    return made
-
-
-def _thinned(rate: Any, peak: float, duration_s: float, seed: int) -> list[float]:
-    if peak < 0 or duration_s < 0 or not math.isfinite(peak * duration_s):
-        raise BadInput("a trace needs a rate and a duration of 0 or more", fix="--rate 120/h")
-    if peak * duration_s > _MOST_ROWS:
-        raise BadInput(
-            f"about {peak * duration_s:.0f} requests are more than a simulation here should hold",
-            fix="a shorter duration",
-        )
-    draw, made, now = random.Random(seed), [], 0.0
-    while peak > 0:
-        now += draw.expovariate(peak)
-        if now >= duration_s:
-            break
-        if draw.random() * peak <= rate(now):
-            made.append(now)
-    return made
-
-
-TRACES = {"poisson": poisson, "bursty": bursty, "diurnal": diurnal}
-
-
-def read_trace(path: str | Path) -> list[float]:
-    """Arrivals from a CSV: the column `arrival_s`, `timestamp` or `time` (else the first), in
-    seconds or ISO 8601. Starts at 0, sorted.
-
-    Raises BadInput naming the line."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = [
-                (number, row)
-                for number, row in enumerate(csv.reader(file), 1)
-                if row and any(c.strip() for c in row)
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(
-            f"cannot read the trace {path}: {error}",
-            fix="a CSV with one arrival a line, in seconds or ISO 8601",
-        ) from None
-    column, begin = 0, 0
-    if rows and _moment(rows[0][1][0]) is None:
-        head = [c.strip().lower() for c in rows[0][1]]
-        column = next(
-            (
-                head.index(name)
-                for name in ("arrival_s", "timestamp", "time", "arrival")
-                if name in head
-            ),
-            0,
-        )
-        begin = 1
-    if len(rows) > _MOST_ROWS:
-        raise BadInput(
-            f"{path} holds {len(rows)} requests, more than a simulation here should",
-            fix="cut it to the busiest days",
-        )
-    made = []
-    for number, row in rows[begin:]:
-        moment = _moment(row[column]) if column < len(row) else None
-        if moment is None:
-            raise BadInput(
-                f"{path}, line {number}: {','.join(row)[:60]!r} is no arrival time",
-                fix="seconds (12.5) or ISO 8601 (2026-01-31T12:00:00Z)",
-            )
-        made.append(moment)
-    if not made:
-        raise BadInput(
-            f"{path} holds no arrival", fix="a CSV with one arrival a line, in seconds or ISO 8601"
-        )
-    made.sort()
-    return [m - made[0] for m in made]
-
-
-def _moment(text: str) -> float | None:
-    try:
-        value = float(text)
-        return value if math.isfinite(value) else None
-    except ValueError:
-        pass
-    try:
-        return datetime.fromisoformat(text.strip().replace("Z", "+00:00")).timestamp()
-    except (ValueError, OverflowError, OSError):
-        return None

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labkit.decide import breakeven, queueing
+from labkit.decide import breakeven, traces
 from labkit.decide.queueing import Policy, replay
 from labkit.errors import BadInput
 
@@ -66,13 +66,13 @@ def test_a_request_does_not_start_a_replica_while_one_that_can_take_it_is_starti
 @pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
 def test_the_simulation_agrees_with_the_theory_of_one_server(load):
     draw = random.Random(5)
-    trace = queueing.poisson(load, 60_000, seed=7)
+    trace = traces.poisson(load, 60_000, seed=7)
     out = replay(trace, [0.0], [draw.expovariate(1) for _ in trace], Policy(math.inf, 1, 1))
     assert sum(out.waits) / len(out.waits) == pytest.approx(load / (1 - load), rel=0.12)
 
 
 def test_the_simulation_agrees_with_the_closed_form_of_scaling_to_zero():
-    trace = queueing.poisson(0.002, 86_400 * 300, seed=11)
+    trace = traces.poisson(0.002, 86_400 * 300, seed=11)
     out = replay(trace, [60.0], 0.0, Policy(300, 0, 1, 10**6))
     wanted = breakeven.scaling(0.002, 60, 300)
     assert out.gpu_s / out.duration_s == pytest.approx(wanted.on_share, rel=0.03)
@@ -80,9 +80,9 @@ def test_the_simulation_agrees_with_the_closed_form_of_scaling_to_zero():
     assert out.cold_share == pytest.approx(wanted.cold_share, rel=0.03)
 
 
-@pytest.mark.parametrize("shape", queueing.TRACES)
+@pytest.mark.parametrize("shape", traces.TRACES)
 def test_a_generated_trace_has_its_rate_ascends_and_repeats_with_its_seed(shape):
-    make = queueing.TRACES[shape]
+    make = traces.TRACES[shape]
     trace = make(0.1, 86_400 * 5, seed=3)
     assert len(trace) == pytest.approx(0.1 * 86_400 * 5, rel=0.1)
     assert (
@@ -92,7 +92,7 @@ def test_a_generated_trace_has_its_rate_ascends_and_repeats_with_its_seed(shape)
 
 
 def test_a_day_has_its_quiet_hours():
-    trace = queueing.diurnal(0.1, 86_400, seed=1)
+    trace = traces.diurnal(0.1, 86_400, seed=1)
     night, noon = (sum(1 for t in trace if a <= t < a + 7200) for a in (0, 86_400 / 2 - 3600))
     assert noon > 5 * night
 
@@ -108,7 +108,7 @@ def test_a_day_has_its_quiet_hours():
 )
 def test_a_trace_is_seconds_or_iso_with_or_without_a_head(tmp_path, text, arrivals):
     (tmp_path / "t.csv").write_text(text)
-    assert queueing.read_trace(tmp_path / "t.csv") == arrivals
+    assert traces.read_trace(tmp_path / "t.csv") == arrivals
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_trace_is_seconds_or_iso_with_or_without_a_head(tmp_path, text, arriva
 def test_a_bad_trace_is_refused_and_names_the_line(tmp_path, text):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(BadInput) as caught:
-        queueing.read_trace(tmp_path / "t.csv")
+        traces.read_trace(tmp_path / "t.csv")
     assert caught.value.fix
 
 
@@ -126,7 +126,7 @@ def test_any_bytes_are_a_trace_or_a_bad_input(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("t") / "t.csv"
     path.write_bytes(data)
     try:
-        trace = queueing.read_trace(path)
+        trace = traces.read_trace(path)
     except BadInput:
         return
     assert trace and trace[0] == 0 and trace == sorted(trace)
