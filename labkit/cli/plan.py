@@ -102,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
     from labkit.core.units import parse_bytes, parse_rate
     from labkit.decide import plan as decide
     from labkit.decide.measure import came_through, gather, measure
+    from labkit.decide.plan_text import show
     from labkit.decide.traces import read_trace
 
     for path in args.records:
@@ -140,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"note: {question.said_unknown(unknown)}", file=sys.stderr)
     made = decide.make(runs, given, arm=args.arm, trace=trace, traffic=args.shape, seed=args.seed)
     if not args.json:
-        say(decide.show(made) + "\n")
+        say(show(made) + "\n")
     last_line({"command": "plan", **made.as_json()})
     return 0
 

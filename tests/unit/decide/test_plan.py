@@ -14,6 +14,7 @@ from labkit.cli.plan import requests_per_s
 from labkit.core import records
 from labkit.decide import breakeven, plan
 from labkit.decide.advise import AT_MOST, MEASURED, OPTIONS, advise
+from labkit.decide.plan_text import show
 from labkit.errors import BadInput
 from labkit.technique import LAYERS
 from tests.support.decide_runs import law, run_of, three
@@ -156,13 +157,13 @@ def test_every_input_says_where_it_came_from_and_assumed_ones_are_printed_as_ass
         and made.inputs["unpacked_bytes"].source == "measured"
         and made.inputs["snapshot_bytes"].source == "assumed"
     )
-    text = plan.show(made)
+    text = show(made)
     assert "rests on an assumed snapshot" in text and text.count("assumed") >= 6
 
 
 def test_without_traffic_or_price_neither_waiting_nor_cost_is_invented():
     made = plan.make(three(), {"rate_per_s": 0.01})
-    assert plan.make(three(), {}).traffic == {} and "left out" in plan.show(plan.make(three(), {}))
+    assert plan.make(three(), {}).traffic == {} and "left out" in show(plan.make(three(), {}))
     assert "cost" not in made.breakevens and all(
         "cost" not in r for r in made.traffic["policies"].values()
     )
