@@ -16,7 +16,8 @@ from typing import Any
 
 from labkit.core import stats
 from labkit.core.records import Run
-from labkit.decide.predict import SAME_SIZE, model_of, sizes_of
+from labkit.decide.points import sizes_of
+from labkit.decide.predict import SAME_SIZE, model_of
 from labkit.errors import BadInput
 
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 from labkit.core import stats
 from labkit.core.records import Run
-from labkit.decide.predict import Model, sizes_of
+from labkit.decide.points import sizes_of
+from labkit.decide.predict import Model
 from labkit.errors import BadInput
 
 GIVEN, MEASURED, ASSUMED, EXAMPLE = "given", "measured", "assumed", "example"

@@ -23,25 +23,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from labkit.core import printable, question, stats
-from labkit.core.record_schema import MOST_BYTES
-from labkit.core.records import Run, Trial
+from labkit.core import stats
+from labkit.core.records import Run
 from labkit.core.timeline import PHASES
-from labkit.errors import BadInput, IncomparableRecords
+from labkit.core.units import show_bytes, show_rate, show_s
+from labkit.decide.points import DRIVER, REST, Point, points
+from labkit.errors import BadInput
 
-#: Which size drives a phase. A phase that is not here has a fixed cost.
-DRIVER = {
-    "pull": "image_bytes",
-    "unpack": "unpacked_bytes",
-    "build": "model_bytes",
-    "load": "model_bytes",
-    "warmup": "model_bytes",
-    "first_token": "model_bytes",
-    "restore": "snapshot_bytes",
-}
-#: t0-to-first-token minus the sum of phases: time nobody accounts for, or (negative) phases that
-#: overlap.
-REST = "rest"
 #: From this share of the resource's rate on, the resource was the limit.
 BOUND_SHARE = 0.7
 #: From one size alone nothing separates fixed part and rate: a guess may go this far from it, and
@@ -53,18 +41,6 @@ LARGE_BYTES = 100e6
 ONE_SIZE_ERROR, FEW_TRIALS_ERROR, FEW = 0.5, 0.3, 3
 #: Sizes closer than this are one size: a line through them would follow their noise.
 SAME_SIZE = 1.2
-
-
-@dataclass(frozen=True)
-class Point:
-    """One phase of one trial. `resource_bytes_per_s`: what link or disk allowed it in that run, if
-    one of them feeds it."""
-
-    phase: str
-    size_bytes: float
-    seconds: float
-    resource: str = ""  # link | disk | ""
-    resource_bytes_per_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -193,8 +169,6 @@ class Model:
 
     @staticmethod
     def _how(one: Fit) -> str:
-        from labkit.core.units import show_rate, show_s
-
         fixed = show_s(one.fixed_s)
         if one.rate_bytes_per_s is None:
             return f"fixed {fixed}, n = {one.n}"
@@ -203,8 +177,6 @@ class Model:
 
 
 def _notes(one: Fit, size: float, rate_bytes_per_s: float | None) -> Iterable[str]:
-    from labkit.core.units import show_bytes, show_rate
-
     if one.why:
         yield one.why
     if one.s_per_byte > 0 and one.sizes and size > 2 * max(one.sizes):
@@ -225,109 +197,6 @@ def _notes(one: Fit, size: float, rate_bytes_per_s: float | None) -> Iterable[st
         )
 
 
-def sizes_of(trial: Trial) -> dict[str, float]:
-    """The sizes that drove this trial, as its own steps and spans reported them."""
-    steps = trial.facts.get("steps", {})
-    found: dict[str, float] = {}
-
-    def take(name: str, facts: Mapping[str, Any], *keys: str) -> None:
-        for key in keys:
-            if (
-                isinstance(facts.get(key), (int, float))
-                and 1 <= facts[key] <= MOST_BYTES
-                and name not in found
-            ):
-                found[name] = float(facts[key])
-
-    detail = {s["name"]: s.get("detail", {}) for s in trial.spans}
-    for source in (steps.get("pull", {}), detail.get("pull", {})):
-        take(
-            "image_bytes",
-            source,
-            "bytes_fetched",
-            "fetched_bytes",
-            "registry_bytes",
-            "bytes",
-            "size_bytes",
-        )
-    for source in (steps.get("unpack", {}), detail.get("unpack", {}), steps.get("pull", {})):
-        take("unpacked_bytes", source, "written_bytes", "plain_bytes", "unpacked_bytes")
-    take("model_bytes", detail.get("load", {}), "size_bytes", "bytes")
-    for source in (steps.get("restore", {}), detail.get("restore", {})):
-        take("snapshot_bytes", source, "snapshot_bytes", "image_bytes", "size_bytes", "bytes")
-    return found
-
-
-def points(runs: Iterable[Run], arm: str) -> list[Point]:
-    """Every phase of every good trial of an arm. Raises IncomparableRecords where they differ in
-    more than their sizes, BadInput for no trial."""
-    runs = [r for r in runs if r.of_arm(arm)]
-    if not runs:
-        raise BadInput(
-            f"no good trial of {printable.line(arm)!r} in these records",
-            fix=(
-                f"labkit run {arm} --preset tiny --blocks 3; labkit run {arm} --preset small"
-                " --blocks 3"
-            ),
-        )
-    _one_question(runs, arm)
-    made = []
-    for run in runs:
-        for trial in run.of_arm(arm):
-            sizes = sizes_of(trial)
-            for phase, seconds in trial.phases.items():
-                resource, rate = _resource(run, arm, phase)
-                made.append(
-                    Point(phase, sizes.get(DRIVER.get(phase, ""), 0.0), seconds, resource, rate)
-                )
-            made.append(Point(REST, 0.0, (trial.total_s or 0.0) - math.fsum(trial.phases.values())))
-    return made
-
-
-def _arm(run: Run, arm: str) -> dict[str, Any]:
-    return next((a for a in run.arms if a["name"] == arm), {})
-
-
-def _one_question(runs: Sequence[Run], arm: str) -> None:
-    """But for the sizes, which the line is drawn through, all of them ask the same."""
-    first = question.asked(runs[0], arm)
-    different = dict.fromkeys(
-        said
-        for r in runs[1:]
-        for said in question.differences(
-            first, question.asked(r, arm), but=question.SIZES
-        ).different
-    )
-    if different:
-        raise IncomparableRecords(
-            f"these records of {printable.line(arm)} do not measure the same thing: "
-            + "; ".join(different),
-            why="a line through them would not be one machine's",
-            fix="give records of one host, one --scenario and one --link",
-        )
-
-
-def _resource(run: Run, arm: str, phase: str) -> tuple[str, float | None]:
-    """Which resource fed this phase, and its rate in that run."""
-    from labkit.net.link import parse
-
-    said = _arm(run, arm)
-    scenario = said.get("scenario", "")
-    if phase == "pull" or (phase == "load" and scenario == "fresh-node"):
-        rates = [
-            r
-            for r in (
-                parse(said.get("link", "")).rate_bytes_per_s,
-                run.floors.get("loopback_bytes_per_s"),
-            )
-            if r
-        ]
-        return "link", min(rates) if rates else None
-    if phase in ("load", "restore") and scenario == "warm-node":
-        return "disk", run.floors.get("disk_read_bytes_per_s")
-    return "", None
-
-
 def fit(given: Sequence[Point], arm: str = "", scenario: str = "", host: str = "") -> Model:
     """Fit every phase. Raises BadInput without points."""
     if not given:
@@ -339,13 +208,13 @@ def fit(given: Sequence[Point], arm: str = "", scenario: str = "", host: str = "
 
 
 def model_of(runs: Sequence[Run], arm: str) -> Model:
-    first = next((r for r in runs if r.of_arm(arm)), None)
-    made = points(runs, arm)
-    assert first is not None
+    """Fitted from every good trial of an arm. Raises as `points` does."""
+    given = points(runs, arm)
+    first = next(r for r in runs if r.of_arm(arm))
     return fit(
-        made,
+        given,
         arm,
-        _arm(first, arm).get("scenario", ""),
+        first.arm_named(arm).get("scenario", ""),
         str(first.host.get("title", first.host.get("id", ""))),
     )
 

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.core.records import Run, Trial
-from labkit.decide import predict
+from labkit.decide import points, predict
 from labkit.decide.holdout import hold_out
-from labkit.decide.predict import Point
+from labkit.decide.points import Point
 from labkit.errors import BadInput, IncomparableRecords
 from tests.support.decide_runs import law, run_of, three
 
@@ -112,12 +112,12 @@ def test_time_that_phases_share_is_not_counted_twice():
 
 def test_records_of_two_hosts_are_not_fitted_together():
     with pytest.raises(IncomparableRecords):
-        predict.points([run_of("tiny", 1e6, 1e6), run_of("small", 2e6, 2e6, host="h2")], "naive")
+        points.points([run_of("tiny", 1e6, 1e6), run_of("small", 2e6, 2e6, host="h2")], "naive")
 
 
 def test_an_arm_without_a_good_trial_is_a_mistake_with_a_fix():
     with pytest.raises(BadInput) as caught:
-        predict.points(three(), "no-such-arm")
+        points.points(three(), "no-such-arm")
     assert caught.value.fix
 
 
