@@ -18,16 +18,27 @@ import os
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from labkit.core import client, exits, observe, sampler, secrets, timeline
-from labkit.core.interpreter import module
-from labkit.core.ledger import MARK, Ledger, remove_tree
+from labkit.core.agent_client import AgentClient
+from labkit.core.ledger import Ledger, remove_tree
+from labkit.core.outcomes import (
+    CacheUnproven,
+    Killed,
+    NoEvidence,
+    OutOfMemory,
+    Refused,
+    Reported,
+    ServerExited,
+    TimeOut,
+    TrialFailure,
+    WrongTokens,
+)
 from labkit.core.plan import LaunchPlan
 from labkit.core.proc import start_time
 from labkit.core.records import Trial
@@ -39,89 +50,14 @@ Judge = Callable[[dict[str, Any]], list[dict[str, Any]]]
 
 
 REPORT_PATIENCE_S = 10.0
-LOG_TAIL_CHARS = 8000  # a server whose files fail tells it a dozen times before its last word
+LOG_TAIL_CHARS = 8000  # a server whose files fail prints it a dozen times before its last word
+PROC_KEPT = ("io", "rss_bytes", "peak_rss_bytes")  # in the record
 
 
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-class _Agent:
-    """The harness's end of the node agent: a reader thread turns its messages into attributes."""
-
-    def __init__(self, spec_path: Path, mark: str, log_path: Path):
-        self.failed: dict[str, str] = {}
-        self.exited: dict[str, Any] = {}
-        self.server_pid: int | None = None
-        self.facts: dict[str, Any] = {}
-        self.log = ""
-        self.ready = threading.Event()
-        self.up = threading.Event()  # every step in the foreground is done and reported
-        self.gone = threading.Event()
-        self.lost = False  # it ended before it was told to
-        with open(log_path, "wb", opener=secrets.private_opener) as errors:
-            self.process = subprocess.Popen(
-                [*module("labkit.core.agent"), str(spec_path)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                start_new_session=True,
-                env={**os.environ, MARK: mark},
-            )
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout
-        for line in self.process.stdout:
-            try:
-                message = json.loads(line)
-            except ValueError:
-                continue
-            self.log = message.get("log") or self.log
-            if "ready" in message:
-                self.ready.set()
-            elif "step" in message:
-                self.facts.setdefault(message["step"]["phase"], {}).update(
-                    message["step"]["facts"] or {}
-                )
-            elif "up" in message:
-                self.server_pid = message["up"]["server_pid"]
-                self.up.set()
-            elif "failed" in message:
-                self.failed = message["failed"]
-                self.up.set()
-            elif "exited" in message:
-                self.exited = message["exited"]
-                self.log = message["exited"].get("log") or self.log
-        self.gone.set()
-        self.up.set()
-        self.ready.set()  # nobody waits for one that ended
-
-    def say(self, word: str) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            assert self.process.stdin
-            self.process.stdin.write(word.encode() + b"\n")
-            self.process.stdin.flush()
-
-    @property
-    def over(self) -> bool:
-        return bool(self.failed or self.exited or self.gone.is_set())
-
-    def end(self, patience_s: float = 30.0) -> None:
-        self.say("stop")
-        with contextlib.suppress(OSError, ValueError):
-            assert self.process.stdin
-            self.process.stdin.close()
-        try:
-            self.process.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(OSError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-        self.reader.join(5)
 
 
 def _oom_kills() -> int:
@@ -132,6 +68,24 @@ def _oom_kills() -> int:
     return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrialOptions:
+    """How a trial is watched. `judge` turns observations into evidence. `instrument=False` runs the
+    same start without spans, sampling and observation (what `labkit bench overhead` compares with).
+    `on_phase(name, seconds_since_t0)` is called as phases end. `at_t0`: a shell command started at
+    t0 with LABKIT_URL set – a client outside the lab; its output goes to facts. `port`: the
+    server's; by default a free one."""
+
+    judge: Judge | None = None
+    instrument: bool = True
+    on_phase: Callable[[str, float], Any] | None = None
+    at_t0: str = ""
+    port: int | None = None
+
+
+AS_USUAL = TrialOptions()
+
+
 def run_trial(
     plan: LaunchPlan,
     *,
@@ -140,32 +94,23 @@ def run_trial(
     ledger: Ledger,
     block: int = 0,
     order: int = 0,
-    judge: Judge | None = None,
-    instrument: bool = True,
-    on_phase: Callable[[str, float], Any] | None = None,
-    at_t0: str = "",
-    port: int | None = None,
+    options: TrialOptions = AS_USUAL,
 ) -> Trial:
     """Carry out `plan` once. Returns a Trial whatever happened, except for KeyboardInterrupt, which
-    takes everything down first.
-
-    `judge` turns observations into evidence. `instrument=False` runs the same start without spans,
-    sampling and observation (what `labkit bench overhead` compares with). `on_phase(name,
-    seconds_since_t0)` is called as phases end. `at_t0`: a shell command started at t0 with
-    LABKIT_URL set – a client outside the lab; its output goes to facts."""
+    takes everything down first."""
     noted: list[str] = []
     home = workspace.new_node(
         f"{os.getpid()}-{time.monotonic_ns()}", lambda path: noted.append(ledger.note("dir", path))
     )
     (home / "node").mkdir()
     (home / "run").mkdir(mode=0o777)
-    made = Trial(arm=arm, block=block, order=order)
+    trial = Trial(arm=arm, block=block, order=order)
     try:
-        return _carry_out(
-            plan, made, home, ledger, judge, instrument, on_phase, at_t0, port or free_port()
-        )
+        return _carry_out(plan, trial, home, ledger, options)
+    except TrialFailure as failure:
+        return failure.failed(trial)
     except LabError as error:
-        return replace(made, outcome="crashed", error=error.as_json())
+        return replace(trial, outcome="crashed", error=error.as_json())
     finally:
         remove_tree(home)
         for entry in noted:
@@ -174,15 +119,12 @@ def run_trial(
 
 def _carry_out(
     plan: LaunchPlan,
-    made: Trial,
+    trial: Trial,
     home: Path,
     ledger: Ledger,
-    judge: Judge | None,
-    instrument: bool,
-    on_phase: Callable[[str, float], Any] | None,
-    at_t0: str,
-    port: int,
+    options: TrialOptions,
 ) -> Trial:
+    port, instrument = options.port or free_port(), options.instrument
     timeline_path = home / "run" / "timeline.jsonl"
     spec = {
         "plan": plan.as_json(),
@@ -194,9 +136,9 @@ def _carry_out(
     }
     secrets.learn_environment(plan.server_env)
     secrets.learn_argv(plan.server_args)
-    secrets.learn_command(at_t0)
+    secrets.learn_command(options.at_t0)
     secrets.write_private(home / "spec.json", json.dumps(spec, default=str))
-    agent = _Agent(home / "spec.json", ledger.mark, home / "agent.log")
+    agent = AgentClient(home / "spec.json", ledger.mark, home / "agent.log")
     agent_entry = ledger.note("group", agent.process.pid)
     watching: observe.Watch = observe.nothing()
     outside: subprocess.Popen[bytes] | None = None
@@ -211,23 +153,12 @@ def _carry_out(
             )
         cache = observe.settle_cache(plan, home / "node")
         if cache["state"] == "unverified" and instrument:
-            return replace(
-                made,
-                outcome="cache_unproven",
-                cache=cache,
-                error={
-                    "kind": "CacheUnproven",
-                    "what": (
-                        "the cache state is not proven: "
-                        + (
-                            cache.get("note")
-                            or f"{cache['files']} files on a node that should be empty"
-                        )
-                    ),
-                    "why": "a warm trial in a cold column",
-                    "fix": "close what maps these files, or use --scenario hot-node",
-                },
-            )
+            note = cache.get("note") or f"{cache['files']} files on a node that should be empty"
+            return CacheUnproven(
+                f"the cache state is not proven: {note}",
+                why="a warm trial in a cold column",
+                fix="close what maps these files, or use --scenario hot-node",
+            ).failed(trial, cache=cache)
         if instrument:
             watching = observe.start(home / "run", ledger)
         before = observe.store_counters(plan) if instrument else {}
@@ -239,16 +170,16 @@ def _carry_out(
         def at_start() -> None:
             nonlocal outside
             agent.say("go")
-            if at_t0:
+            if options.at_t0:
                 outside = subprocess.Popen(
-                    ["bash", "-c", at_t0],
+                    ["bash", "-c", options.at_t0],
                     env={**os.environ, "LABKIT_URL": f"http://127.0.0.1:{port}"},
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
 
-        phases = observe.PhaseFollower(timeline_path, started_s, on_phase)
+        phases = observe.PhaseFollower(timeline_path, started_s, options.on_phase)
         with phases:
             answer = client.ask("127.0.0.1", port, plan.request, give_up=give_up, on_t0=at_start)
         seen = (
@@ -258,33 +189,25 @@ def _carry_out(
         samples = sampler.relative(watching.end(), answer.t0_s)
         agent.lost = agent.gone.is_set()
         agent.end()
-        facts = {
-            "attempts": answer.attempts,
-            "steps": agent.facts,
-            **({"outside_client": heard} if heard else {}),
-            **(
-                {
-                    "proc": {
-                        k: v
-                        for k, v in seen["proc"].items()
-                        if k in ("io", "rss_bytes", "peak_rss_bytes")
-                    },
-                    "stores": seen["stores"],
-                }
-                if seen
-                else {}
-            ),
-        }
-        made = replace(
-            made,
+        facts = {"attempts": answer.attempts, "steps": agent.facts}
+        if heard:
+            facts["outside_client"] = heard
+        if seen:
+            proc = {k: seen["proc"][k] for k in PROC_KEPT if k in seen["proc"]}
+            facts |= {"proc": proc, "stores": seen["stores"]}
+        trial = replace(
+            trial,
             cache=cache,
             tokens=answer.tokens,
             samples=samples,
             facts=facts,
             log_tail=agent.log[-LOG_TAIL_CHARS:],
         )
-        made = _timed(made, answer, timeline.read(timeline_path))
-        return _judged(made, plan, answer, agent, seen, judge, _oom_kills() > oom_before)
+        trial = _timed(trial, answer, timeline.read(timeline_path))
+        if answer.first_token_s is None:
+            oom = _oom_kills() > oom_before
+            return _without_token(plan, answer, agent, oom).failed(trial)
+        return _judged(trial, plan, seen, options.judge)
     finally:
         watching.end()
         _outside(outside, patience_s=0)
@@ -323,7 +246,7 @@ def _outside(process: subprocess.Popen[bytes] | None, patience_s: float = 60) ->
 
 
 def _look(
-    plan: LaunchPlan, agent: _Agent, answer: client.Answer, before: dict[str, Any], port: int
+    plan: LaunchPlan, agent: AgentClient, answer: client.Answer, before: dict[str, Any], port: int
 ) -> dict[str, Any]:
     """Everything techniques may ask for, gathered from outside them, right after the answer."""
     # A short start can answer before the agent's own report of it has come through the pipe.
@@ -340,7 +263,7 @@ def _look(
     }
 
 
-def _timed(made: Trial, answer: client.Answer, spans: list[timeline.Span]) -> Trial:
+def _timed(trial: Trial, answer: client.Answer, spans: list[timeline.Span]) -> Trial:
     """Spans relative to t0, phases, and the time no phase accounts for."""
     t0, end = answer.t0_s, answer.first_token_s
     whole = complete(spans, t0, end)
@@ -355,7 +278,7 @@ def _timed(made: Trial, answer: client.Answer, spans: list[timeline.Span]) -> Tr
         for s in whole
     ]
     if end is None:
-        return replace(made, spans=rows)
+        return replace(trial, spans=rows)
     tops = [s for s in whole if s.is_phase]
     phases = {
         p: round(timeline.union_s([s for s in tops if s.name == p], t0, end), 6)
@@ -363,7 +286,7 @@ def _timed(made: Trial, answer: client.Answer, spans: list[timeline.Span]) -> Tr
         if any(s.name == p for s in tops)
     }
     return replace(
-        made,
+        trial,
         spans=rows,
         total_s=round(end - t0, 6),
         phases=phases,
@@ -379,123 +302,67 @@ def complete(
     `start` lasts until the server's first own line: exec, dynamic linking and interpreter start
     belong to it, but only the server knows when it got the floor. `first_token` lasts from the
     server's readiness to the client's socket."""
-    made = list(spans)
+    closed = list(spans)
     first_own = min((s.start_s for s in spans if s.source == "server" and s.is_phase), default=None)
-    for i, s in enumerate(made):
+    for i, s in enumerate(closed):
         if s.name == "start" and first_own is not None and first_own > s.end_s:
-            made[i] = replace(s, end_s=first_own)
+            closed[i] = replace(s, end_s=first_own)
     if first_token_s is not None:
         ready = max((s.end_s for s in spans if s.name in ("ready", "restore")), default=None)
         if ready is None:
-            ready = max((s.end_s for s in made if s.is_phase), default=t0_s)
-        made.append(
+            ready = max((s.end_s for s in closed if s.is_phase), default=t0_s)
+        closed.append(
             timeline.Span("first_token", min(ready, first_token_s), first_token_s, "client", {})
         )
-    return made
+    return closed
 
 
-def _judged(
-    made: Trial,
-    plan: LaunchPlan,
-    answer: client.Answer,
-    agent: _Agent,
-    seen: dict[str, Any],
-    judge: Judge | None,
-    oom: bool,
-) -> Trial:
-    """The outcome, in the order in which one explains the next."""
-    if answer.first_token_s is None:
-        code = agent.exited.get("code")
-        if oom:
-            return replace(
-                made,
-                outcome="oom",
-                error={
-                    "kind": "OutOfMemory",
-                    "what": "the kernel killed the server for memory",
-                    "why": "",
-                    "fix": "a smaller --preset, or more memory",
-                },
-            )
-        if agent.failed:
-            return replace(made, outcome="crashed", error=agent.failed)
-        if (
-            code is not None
-            and code < 0
-            and -code in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-        ):
-            return replace(
-                made,
-                outcome="killed",
-                error={
-                    "kind": "Killed",
-                    "what": f"the server {exits.describe(code)}",
-                    "why": "",
-                    "fix": "",
-                },
-            )
-        if agent.exited or agent.lost:
-            why, fix = exits.advice(code)
-            said = "\n".join(
-                filter(None, [why, str(agent.exited.get("kernel") or ""), agent.log[-1500:]])
-            )
-            what = (
-                f"the server {exits.describe(code)} before a token"
-                if agent.exited
-                else "the node agent was lost before a token"
-            )
-            return replace(
-                made,
-                outcome="crashed",
-                error={
-                    "kind": "ServerExited",
-                    "what": what,
-                    "why": said,
-                    "fix": fix or "the log tail says what it met",
-                },
-            )
-        if answer.error and "gave up" not in answer.error:
-            return replace(
-                made,
-                outcome="crashed",
-                error={"kind": "Refused", "what": answer.error, "why": "", "fix": ""},
-            )
-        return replace(
-            made,
-            outcome="timeout",
-            error={
-                "kind": "TimeOut",
-                "what": f"no token within {plan.timeout_s:.0f} s",
-                "why": agent.log[-1500:],
-                "fix": "--timeout SECONDS",
-            },
+def _without_token(
+    plan: LaunchPlan, answer: client.Answer, agent: AgentClient, oom: bool
+) -> TrialFailure:
+    """Why no token came, in the order in which one explains the next."""
+    code = agent.exited.get("code")
+    if oom:
+        return OutOfMemory(
+            "the kernel killed the server for memory", fix="a smaller --preset, or more memory"
         )
-    if plan.expected_tokens is not None and tuple(answer.tokens) != plan.expected_tokens:
-        return replace(
-            made,
-            outcome="wrong_tokens",
-            error={
-                "kind": "WrongTokens",
-                "what": f"tokens {answer.tokens}, expected {list(plan.expected_tokens)}",
-                "why": "weights arrived wrong, or another server answered",
-                "fix": "labkit model verify DIR",
-            },
+    if agent.failed:
+        return Reported(agent.failed)
+    if code is not None and -code in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        return Killed(f"the server {exits.describe(code)}")
+    if agent.exited or agent.lost:
+        why, fix = exits.advice(code)
+        last_words = [why, str(agent.exited.get("kernel") or ""), agent.log[-1500:]]
+        return ServerExited(
+            f"the server {exits.describe(code)} before a token"
+            if agent.exited
+            else "the node agent was lost before a token",
+            why="\n".join(filter(None, last_words)),
+            fix=fix or "the log tail says what it met",
         )
-    if judge and seen:
-        evidence = judge(
-            {**seen, "plan": plan, "spans": tuple(timeline.Span(**s) for s in made.spans)}
-        )
-        made = replace(made, evidence=evidence)
-        missing = [e for e in evidence if not e["engaged"]]
-        if missing:
-            return replace(
-                made,
-                outcome="no_evidence",
-                error={
-                    "kind": "NoEvidence",
-                    "what": "; ".join(f"{e['technique']}: {e['how']}" for e in missing),
-                    "why": "a fast trial whose mechanism was not at work measures something else",
-                    "fix": "",
-                },
-            )
-    return made
+    if answer.error and "gave up" not in answer.error:
+        return Refused(answer.error)
+    return TimeOut(
+        f"no token within {plan.timeout_s:.0f} s", why=agent.log[-1500:], fix="--timeout SECONDS"
+    )
+
+
+def _judged(trial: Trial, plan: LaunchPlan, seen: dict[str, Any], judge: Judge | None) -> Trial:
+    """A start that answered: were these the tokens, and was every mechanism at work?"""
+    if plan.expected_tokens is not None and tuple(trial.tokens) != plan.expected_tokens:
+        return WrongTokens(
+            f"tokens {trial.tokens}, expected {list(plan.expected_tokens)}",
+            why="weights arrived wrong, or another server answered",
+            fix="labkit model verify DIR",
+        ).failed(trial)
+    if not judge or not seen:
+        return trial
+    spans = tuple(timeline.Span(**s) for s in trial.spans)
+    evidence = judge({**seen, "plan": plan, "spans": spans})
+    missing = [f"{e['technique']}: {e['how']}" for e in evidence if not e["engaged"]]
+    if missing:
+        return NoEvidence(
+            "; ".join(missing),
+            why="a fast trial whose mechanism was not at work measures something else",
+        ).failed(trial, evidence=evidence)
+    return replace(trial, evidence=evidence)

@@ -23,7 +23,7 @@ from labkit.core.beside import scratch
 from labkit.core.ledger import Ledger
 from labkit.core.plan import LaunchPlan, device_arguments
 from labkit.core.subprocess_call import run_in_subprocess
-from labkit.core.trial import run_trial
+from labkit.core.trial import TrialOptions, run_trial
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, LabError, MissingCapability
 from labkit.net.link import parse as parse_link
@@ -527,11 +527,13 @@ class ExperimentRunner:
             ledger=self.ledger,
             block=block,
             order=position,
-            judge=lambda seen: judge(stack, seen),
-            instrument=self.spec.instrument,
-            on_phase=(lambda name, s: self.notify("phase", name, s)) if self.progress else None,
-            at_t0=self.spec.at_t0,
-            port=self.spec.port,
+            options=TrialOptions(
+                judge=lambda seen: judge(stack, seen),
+                instrument=self.spec.instrument,
+                on_phase=(lambda name, s: self.notify("phase", name, s)) if self.progress else None,
+                at_t0=self.spec.at_t0,
+                port=self.spec.port,
+            ),
         )
         return replace(
             trial,

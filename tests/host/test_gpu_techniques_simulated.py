@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from labkit.core.ledger import Ledger
-from labkit.core.trial import run_trial
+from labkit.core.trial import TrialOptions, run_trial
 from labkit.core.workspace import Workspace
 from labkit.stack.compose import Stack, compose, judge, prepare
 from labkit.stack.experiment import PROMPT
@@ -48,7 +48,7 @@ def trial(home, subject, tmp_path, monkeypatch):
                 arm=stack.name,
                 workspace=home,
                 ledger=ledger,
-                judge=lambda seen: judge(stack, seen),
+                options=TrialOptions(judge=lambda seen: judge(stack, seen)),
             )
         assert made.outcome == "ok", (made.outcome, made.error, made.log_tail[-800:])
         return made, {e["technique"]: e for e in made.evidence}

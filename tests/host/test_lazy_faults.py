@@ -19,7 +19,7 @@ import pytest
 from labkit.core import host
 from labkit.core.ledger import Ledger, marked_pids
 from labkit.core.subprocess_call import run_in_subprocess
-from labkit.core.trial import free_port, run_trial
+from labkit.core.trial import TrialOptions, free_port, run_trial
 from labkit.core.workspace import Workspace
 from labkit.image import build
 from labkit.net.serving import Served, serving
@@ -183,8 +183,9 @@ def run(ready: Ready, away_s: float | None, *options: str):
                 arm="lazy",
                 workspace=ready.space,
                 ledger=ledger,
-                judge=lambda seen: judge(ready.stack, seen),
-                on_phase=registry.on_phase,
+                options=TrialOptions(
+                    judge=lambda seen: judge(ready.stack, seen), on_phase=registry.on_phase
+                ),
             )
             if away_s is not None:
                 registry._count()

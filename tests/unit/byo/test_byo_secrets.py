@@ -18,7 +18,7 @@ import pytest
 from labkit.core import records
 from labkit.core.ledger import Ledger
 from labkit.core.plan import LaunchPlan, Step
-from labkit.core.trial import free_port, run_trial
+from labkit.core.trial import TrialOptions, free_port, run_trial
 
 ROOT = Path(__file__).resolve().parents[3]
 SERVER = ROOT / "tests" / "support" / "keyed_server.py"
@@ -178,7 +178,9 @@ def test_what_a_node_holds_of_argv_and_environment_is_its_owners_and_its_logs_ar
         " nodes/*/agent.log; grep -c MY_API_KEY nodes/*/spec.json; echo it knows $SERVICE_TOKEN"
     )
     with Ledger.open(workspace) as ledger:
-        trial = run_trial(plan, arm="arm", workspace=workspace, ledger=ledger, at_t0=look)
+        trial = run_trial(
+            plan, arm="arm", workspace=workspace, ledger=ledger, options=TrialOptions(at_t0=look)
+        )
     assert trial.outcome == "ok", trial.error
     seen = trial.facts["outside_client"].splitlines()
     assert [line.split()[0] for line in seen[:4]] == ["700", "600", "600", "600"] and seen[-2:] == [

@@ -15,7 +15,7 @@ from labkit.core import timeline
 from labkit.core.client import _dechunk, ask
 from labkit.core.ledger import Ledger, marked_pids
 from labkit.core.plan import LaunchPlan, Step
-from labkit.core.trial import complete, free_port, run_trial
+from labkit.core.trial import TrialOptions, complete, free_port, run_trial
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -105,7 +105,13 @@ def test_a_failed_step_keeps_its_what_why_fix(workspace, ledger):
 
 def test_evidence_that_is_missing_fails_the_trial(workspace, ledger):
     no = [{"technique": "t", "engaged": False, "how": "the registry sent nothing", "facts": {}}]
-    trial = run_trial(plan(), arm="a", workspace=workspace, ledger=ledger, judge=lambda seen: no)
+    trial = run_trial(
+        plan(),
+        arm="a",
+        workspace=workspace,
+        ledger=ledger,
+        options=TrialOptions(judge=lambda seen: no),
+    )
     assert trial.outcome == "no_evidence"
     assert "sent nothing" in trial.error["what"]
 
@@ -117,7 +123,9 @@ def test_the_judge_sees_the_process_from_outside(workspace, ledger):
         looked.update(seen)
         return []
 
-    run_trial(plan(), arm="a", workspace=workspace, ledger=ledger, judge=judge)
+    run_trial(
+        plan(), arm="a", workspace=workspace, ledger=ledger, options=TrialOptions(judge=judge)
+    )
     assert looked["proc"]["io"]["rchar"] > 0
     assert any("python" in m for m in looked["proc"]["maps"])
 
@@ -135,7 +143,7 @@ def test_an_answer_that_outruns_the_agents_report_is_still_looked_at(workspace, 
         arm="a",
         workspace=workspace,
         ledger=ledger,
-        judge=lambda seen: looked.update(seen) or [],
+        options=TrialOptions(judge=lambda seen: looked.update(seen) or []),
     )
     assert looked["proc"]["pid"] and looked["facts"]["start"]["pid"]
 
@@ -153,7 +161,9 @@ def test_a_client_outside_the_lab_is_heard(workspace, ledger):
         "until curl -sf -o /dev/null -d '{}' $LABKIT_URL/v1/completions; do :; done; echo came"
         " through"
     )
-    trial = run_trial(plan(), arm="a", workspace=workspace, ledger=ledger, at_t0=shell)
+    trial = run_trial(
+        plan(), arm="a", workspace=workspace, ledger=ledger, options=TrialOptions(at_t0=shell)
+    )
     assert "came through" in trial.facts["outside_client"]
 
 
