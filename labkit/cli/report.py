@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     from labkit.cli.notebooks import find
     from labkit.core.stdout import last_line, say
     from labkit.lessons import gpu_record
-    from labkit.lessons.report import report
+    from labkit.lessons.report import Options, report
 
     for path in args.record:
         gpu_record.refuse_unsound(
@@ -85,13 +85,15 @@ def run(args: argparse.Namespace) -> int:
     made = report(
         Path(args.out),
         find(args.notebook),
-        preset=args.preset,
-        blocks=args.blocks,
-        link=args.link,
-        notebook_preset=args.notebook_preset,
-        records=[Path(p) for p in args.record],
-        timeout_s=args.timeout,
-        device=args.device,
+        Options(
+            preset=args.preset,
+            blocks=args.blocks,
+            link=args.link,
+            device=args.device,
+            notebook_preset=args.notebook_preset,
+            timeout_s=args.timeout,
+            records=[Path(p) for p in args.record],
+        ),
         say=(lambda _: None) if args.json else say,
     )
     if not args.json:

@@ -228,6 +228,8 @@ def _forms(value: str) -> set[str]:
         quote(value, safe="").lower(),
         html.escape(value),
         html.escape(value, quote=False),
+        html.escape(value).replace("&#x27;", "&#39;"),  # Pygments
+        html.escape(value).replace("&#x27;", "&#39;").replace("&quot;", "&#34;"),  # Jinja2
         repr(value)[1:-1],
     }
     for ascii_only in (True, False):

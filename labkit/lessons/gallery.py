@@ -9,13 +9,15 @@ Lesson: notebooks/09_decide."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 from labkit.errors import BadInput, LabError
 from labkit.lessons import canonical, gpu_record, gpu_summary, pages, report
 from labkit.stack import replay
+
+TITLE = "The cold-start lab: gallery"
 
 
 @dataclass(frozen=True)
@@ -26,108 +28,71 @@ class Built:
     skipped: tuple[str, ...] = ()
 
 
-def build(out: Path, executed: Path, own_runs: list[Path] | None = None) -> Built:
+def build(out: Path, executed: Path, own_runs: Sequence[Path] = ()) -> Built:
     """Write the gallery from what was executed (see `labkit notebooks run`) and recorded. What
     cannot be drawn is named on the page."""
     pages.refuse_strangers([out / "index.html"])
-    notebooks = sorted(executed.glob("*.ipynb"))
-    if not notebooks:
+    paths = sorted(executed.glob("*.ipynb"))
+    if not paths:
         raise BadInput(
             f"no executed notebook in {executed}",
             why="a gallery of nothing shows nothing",
             fix="labkit notebooks run, or labkit site --execute",
         )
-    out.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for path in notebooks:
-        lab = canonical.load(path)["metadata"].get("labkit", {})
-        pages.write(
-            out / f"{path.stem}.html", pages.page(path.stem, _crumb() + pages.notebook_body(path))
-        )
-        rows.append(
-            [
-                f'<a href="{escape(path.stem)}.html">{escape(path.stem)}</a>',
-                escape(str(lab.get("question", ""))),
-                f"{lab.get('minutes', '')} min",
-            ]
-        )
-    body = (
-        "<h1>The cold-start lab: gallery</h1><p>Notebooks as they ran headless, and the records of"
-        " every host, drawn by the same code.</p>"
-    )
-    body += "<h2>Notebooks</h2>" + pages.table_html(["notebook", "question", "for a learner"], rows)
+    notebooks = {}
+    for path in paths:
+        notebooks[path.stem] = canonical.load(path)["metadata"].get("labkit", {})
+        _write(out / f"{path.stem}.html", path.stem, pages.notebook_body(path))
     skipped: list[str] = []
-    runs, listed = 0, ""
+    hosts = []
+    count = len(own_runs)
     for host, names in _by_host().items():
-        items = ""
+        title, entries = host, []
         for name in names:
             try:
-                run = replay.replay(name)
-                page = out / "recorded" / f"{name}.html"
-                pages.write(
-                    page, pages.page(name, _crumb("../../") + report.run_html(run, name, 1))
-                )
+                title, body, summary = _drawn(name)
+                _write(out / "recorded" / f"{name}.html", name, body, "../../")
             except LabError as error:
                 skipped.append(f"{name}: {error.what}")
                 continue
-            runs += 1
-            items += (
-                f'<li><a href="recorded/{escape(name)}.html">{escape(name.split("/", 1)[1])}</a> –'
-                f" {escape(', '.join(run.arm_names)[:160])}</li>"
-            )
-            title = str(run.host.get("title", host))
-        for name in (n for n in gpu_record.names() if n.partition("/")[0] == host):
-            try:
-                trials = gpu_record.read(gpu_record.folder() / f"{name}.json", name)
-                pages.write(
-                    out / "recorded" / f"{name}.html",
-                    pages.page(
-                        name,
-                        _crumb("../../")
-                        + gpu_summary.html(
-                            (trials,), f"{name}: GPU trials with the {trials.preset} shape"
-                        ),
-                    ),
-                )
-            except LabError as error:
-                skipped.append(f"{name}: {error.what}")
-                continue
-            runs += 1
-            worked = sum(t["outcome"] == "ok" for t in trials.trials)
-            items += (
-                f'<li><a href="recorded/{escape(name)}.html">{escape(name.split("/", 1)[1])}</a> –'
-                f" GPU trials: {worked} of {len(trials.trials)} came through</li>"
-            )
-            title = trials.title
-        if items:
-            listed += f"<h3>{escape(title)}</h3><ul>{items}</ul>"
-    for path in own_runs or []:
-        target = out / "runs" / f"{path.stem}.html"
-        pages.write(target, pages.page(path.stem, _crumb("../") + report.record_html(path, 1)))
-        listed += (
-            f'<p><a href="runs/{escape(path.stem)}.html">{escape(path.stem)}</a> (this host)</p>'
-        )
-        runs += 1
-    body += "<h2>Recorded runs, by host</h2>" + (listed or "<p>None.</p>")
-    if skipped:
-        body += (
-            "<h2>Not drawn</h2><ul>"
-            + "".join(f'<li class="bad">{escape(s)}</li>' for s in skipped)
-            + "</ul>"
-        )
-    target = out / "index.html"
-    pages.write(target, pages.page("The cold-start lab: gallery", body))
-    return Built(target, len(notebooks), runs, tuple(skipped))
+            entries.append((name, summary))
+        if entries:
+            hosts.append((title, entries))
+            count += len(entries)
+    for path in own_runs:
+        _write(out / "runs" / f"{path.stem}.html", path.stem, report.record_html(path, 1), "../")
+    index = pages.document(
+        "gallery.html.j2",
+        TITLE,
+        notebooks=notebooks,
+        hosts=hosts,
+        own=[path.stem for path in own_runs],
+        skipped=skipped,
+    )
+    target = pages.write(out / "index.html", index)
+    return Built(target, len(notebooks), count, tuple(skipped))
 
 
-def _crumb(up: str = "") -> str:
-    return f'<p><a href="{up}index.html">Gallery</a></p>'
+def _drawn(name: str) -> tuple[str, str, str]:
+    """A record's host, its page and its line in the list. Raises LabError where it cannot be
+    drawn."""
+    if name not in gpu_record.names():
+        run = replay.replay(name)
+        title = str(run.host.get("title", name.partition("/")[0]))
+        return title, report.run_html(run, name, 1), ", ".join(run.arm_names)[:160]
+    trials = gpu_record.read(gpu_record.folder() / f"{name}.json", name)
+    body = gpu_summary.html((trials,), f"{name}: GPU trials with the {trials.preset} shape")
+    succeeded = sum(t["outcome"] == "ok" for t in trials.trials)
+    return trials.title, body, f"GPU trials: {succeeded} of {len(trials.trials)} came through"
+
+
+def _write(path: Path, title: str, body: str, up: str = "") -> None:
+    pages.write(path, pages.document("gallery_page.html.j2", title, body=body, up=up))
 
 
 def _by_host() -> dict[str, list[str]]:
+    """Names of records by host: its runs, then its GPU trials."""
     hosts: dict[str, list[str]] = {}
-    for name in replay.names():
-        hosts.setdefault(name.split("/", 1)[0], []).append(name)
-    for name in gpu_record.names():
-        hosts.setdefault(name.split("/", 1)[0], [])  # a host may have nothing else
+    for name in [*replay.names(), *gpu_record.names()]:
+        hosts.setdefault(name.partition("/")[0], []).append(name)
     return hosts

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 from labkit.core import stats
 from labkit.core.records import Run
 from labkit.core.units import show_bytes, show_rate, show_s
-from labkit.lessons import gpu_figures, gpu_record
+from labkit.lessons import gpu_figures, gpu_record, pages
 from labkit.lessons.gpu_record import (
     Record,
     at,
@@ -489,15 +488,14 @@ def _cell(text: str) -> str:
 def html(records: Records, title: str, level: int = 1) -> str:
     """A page's worth: the host, every trial with its outcome and reason, the figures, then the
     tables behind them."""
-    parts = [f"<h{level}>{escape(title)}</h{level}>", f"<p><b>{escape(stamp(records))}</b></p>"]
-    for name in ("facts", "tried"):
-        said, make = TABLES[name]
-        parts += [f"<h{level + 1}>{escape(said)}</h{level + 1}>", make(records).html()]
-    parts += [picture.html() for picture in gpu_figures.every(records)]
-    for name, (said, make) in TABLES.items():
-        if name not in ("facts", "tried"):
-            parts += [f"<h{level + 1}>{escape(said)}</h{level + 1}>", make(records).html()]
-    return "\n".join(parts)
+    return pages.render(
+        "gpu_trials.html.j2",
+        title=title,
+        level=level,
+        stamp=stamp(records),
+        tables=[(heading, make(records)) for heading, make in TABLES.values()],
+        figures=gpu_figures.every(records),
+    )
 
 
 def text(records: Records) -> str:

@@ -12,26 +12,48 @@ Lesson: notebooks/00_start_here.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit.core.records import Run
 from labkit.core.refusals import refusal
 from labkit.errors import BadInput, LabError
 from labkit.lessons import pages
 
+if TYPE_CHECKING:
+    from labkit.lessons.execute import Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the report runs: the naive stack with the checkpoint `preset`, `blocks` times over
+    `link`, on `device` ("" = cuda where torch can use it, else cpu); the notebooks with the
+    parameters of `notebook_preset`, each for `timeout_s` seconds at most. `records`: further ones
+    to show."""
+
+    preset: str = "small"
+    blocks: int = 5
+    link: str = "loopback"
+    device: str = ""
+    notebook_preset: str = "ci"
+    timeout_s: float = 900.0
+    records: Sequence[Path] = ()
+
 
 @dataclass(frozen=True)
 class Reported:
+    """The page that was written, what failed on it ("" of it = all succeeded), and the seconds that
+    it took."""
+
     page: Path
     failed: tuple[str, ...] = ()
     seconds: float = 0.0
     run: Run | None = None
-    notebooks: tuple[Any, ...] = field(default=())
+    notebooks: tuple[Result, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         from labkit.core import stats
@@ -55,68 +77,56 @@ class Reported:
 def report(
     out: Path,
     notebooks: Sequence[Path],
-    *,
-    preset: str = "small",
-    blocks: int = 5,
-    link: str = "loopback",
-    notebook_preset: str = "ci",
-    records: Sequence[Path] = (),
-    timeout_s: float = 900.0,
-    device: str = "",
-    say: Callable[[str], Any] = print,
+    options: Options = Options(),
+    say: Callable[[str], object] = print,
 ) -> Reported:
-    """Run the lab and write out/index.html, on a GPU where there is one that torch can use
-    (`device`: cpu or cuda). What fails is named in `failed`, never raised (but for Ctrl-C, and
-    BadInput where there is no notebook)."""
+    """Run the lab and write out/index.html. What fails is named in `failed`, never raised (but for
+    Ctrl-C, and BadInput where there is no notebook)."""
+    from labkit import __version__
+    from labkit.core.host import card
     from labkit.lessons import execute
     from labkit.stack import placement
 
-    execute.refuse_nothing(notebooks, notebook_preset)
+    execute.refuse_nothing(notebooks, options.notebook_preset)
     began_s, failed, parts = time.monotonic(), [], []
     refuse_strangers(out, notebooks)
     out.mkdir(parents=True, exist_ok=True)
-    say(f"the naive stack, {blocks} cold starts of {preset}")
+    say(f"the naive stack, {options.blocks} cold starts of {options.preset}")
     run = None
     try:
-        run = _naive(out, preset, blocks, link, device)
+        run = _naive(out, options)
         parts.append(run_html(run, "One naive cold start"))
         failed += [f"naive, block {t.block + 1}: {t.outcome}" for t in run.failed]
     except (LabError, OSError, MemoryError) as error:
-        said = refusal(error) or error
-        failed.append(f"naive: {str(said).splitlines()[0]}")
-        parts.append(f'<h2>One naive cold start</h2><pre class="bad">{escape(str(said))}</pre>')
-    for path in records:
-        parts.append(record_html(path))
+        reason = str(refusal(error) or error)
+        failed.append(f"naive: {reason.splitlines()[0]}")
+        parts.append(_error_html("One naive cold start", reason))
+    parts += [record_html(path) for path in options.records]
     say("what this host can show")
     parts.append(doctor_html())
-    results: list[Any] = []
+    environment = {placement.ENV: options.device} if options.device else {}
+    results = []
     for path in notebooks:
         say(f"notebook {path.stem}")
-        values = execute.parameters_for(path, notebook_preset, {})
-        results.append(
-            execute.run_one(
-                path,
-                out / "notebooks",
-                values,
-                timeout_s,
-                {placement.ENV: device} if device else {},
-            )
-        )
-        if results[-1].outcome != "ok":
-            failed.append(
-                f"{path.stem}: {results[-1].outcome}:"
-                f" {results[-1].error.splitlines()[0] if results[-1].error else ''}"
-            )
+        values = execute.parameters_for(path, options.notebook_preset, {})
+        result = execute.run_one(path, out / "notebooks", values, options.timeout_s, environment)
+        results.append(result)
+        if result.outcome != "ok":
+            first_line = result.error.splitlines()[0] if result.error else ""
+            failed.append(f"{path.stem}: {result.outcome}: {first_line}")
     pages.notebooks_page(results, out / "notebooks")
-    parts.append(notebooks_html(results, notebook_preset))
+    parts.append(notebooks_html(results, options.notebook_preset))
     seconds = time.monotonic() - began_s
-    target = out / "index.html"
-    pages.write(
-        target,
-        pages.page(
-            "The cold-start lab on this host", _head(failed, seconds) + "".join(parts), _foot()
-        ),
+    text = pages.document(
+        "report.html.j2",
+        "The cold-start lab on this host",
+        card=card(),
+        seconds=seconds,
+        failed=failed,
+        parts=parts,
+        version=__version__,
     )
+    target = pages.write(out / "index.html", text)
     return Reported(target, tuple(failed), seconds, run, tuple(results))
 
 
@@ -131,119 +141,61 @@ def refuse_strangers(out: Path, notebooks: Sequence[Path]) -> None:
     execute.refuse_strangers(notebooks, out / "notebooks")
 
 
-def _naive(out: Path, preset: str, blocks: int, link: str, device: str) -> Run:
+def _naive(out: Path, options: Options) -> Run:
     from labkit.stack import experiment
     from labkit.viz.live import progress
 
     return experiment(
         ["naive"],
-        preset=preset,
-        blocks=blocks,
-        link=link,
-        device=device,
+        preset=options.preset,
+        blocks=options.blocks,
+        link=options.link,
+        device=options.device,
         out=out / "naive.json",
         overwrite=True,
-        progress=progress(blocks),
-    )
-
-
-def _head(failed: Sequence[str], seconds: float) -> str:
-    from labkit.core.host import card
-    from labkit.core.units import show_s
-
-    state = (
-        f'<p class="bad">{len(failed)} failed:</p><ul>'
-        + "".join(f"<li>{escape(f)}</li>" for f in failed)
-        + "</ul>"
-        if failed
-        else '<p class="good">Everything came through.</p>'
-    )
-    return (
-        f"<h1>The cold-start lab on this host</h1><p>{escape(card()['title'])} ·"
-        f" {escape(card()['distribution'])}, kernel {escape(card()['kernel'])} · measured in"
-        f" {show_s(seconds)}</p>{state}<p>A cold start runs from the request that finds nothing"
-        " running to the first token at the client that sent it. Below: where the time of the"
-        " naive stack goes here, what this host can show, and every notebook as it ran a moment"
-        " ago.</p>"
-    )
-
-
-def _foot() -> str:
-    from labkit import __version__
-
-    return (
-        f"Made by labkit {__version__}. Figures are drawn from the records beside this page;"
-        " nothing on it comes from elsewhere."
+        progress=progress(options.blocks),
     )
 
 
 def doctor_html() -> str:
     """What is missing or degraded as a table, with why and the fix; what is there, folded."""
-    import re
-
     from labkit.core import capabilities
 
-    def said(text: str) -> str:
-        return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
-
-    def rows(states: tuple[str, ...]) -> list[list[str]]:
-        marks = {"OK": "good", "DEGRADED": "", "MISSING": "bad"}
-        return [
-            [
-                f'<span class="{marks[f.state]}">{f.state}</span>',
-                f"<code>{escape(f.name)}</code>",
-                said(f.missing or f.detail),
-                said(f.why),
-                f"<code>{escape(f.fix)}</code>" if f.fix else "",
-            ]
-            for f in found
-            if f.state in states
-        ]
-
-    found, head = (
-        capabilities.doctor(),
-        ["state", "capability", "found", "what it unlocks", "to change it"],
+    found = capabilities.doctor()
+    return pages.render(
+        "report_doctor.html.j2",
+        there=[f for f in found if f.state == "OK"],
+        lacking=[f for f in found if f.state != "OK"],
     )
-    there, lacking = rows(("OK",)), rows(("DEGRADED", "MISSING"))
-    parts = [
-        "<h2>What this host can show</h2><p>Each capability was tried a moment ago. What is missing"
-        " costs a mechanism, never the meaning of a number.</p>"
-    ]
-    if lacking:
-        parts.append(pages.table_html(head, lacking))
-    parts.append(
-        f"<details><summary>{len(there)} capabilities are"
-        f" there</summary>{pages.table_html(head[:4], [r[:4] for r in there])}</details>"
-    )
-    return "".join(parts)
 
 
 def run_html(run: Run, title: str, level: int = 2) -> str:
     """A run's figures: waterfall of each arm, all trials, medians where there are several arms."""
     from labkit.viz import compare
+    from labkit.viz.stacking import claims_table, effects_table
     from labkit.viz.text_summary import text
     from labkit.viz.waterfall import waterfall
 
-    parts = [f"<h{level}>{escape(title)}</h{level}>"]
+    figures, comparisons = [], []
     arms = [a for a in run.arm_names if run.of_arm(a)]
     if len(arms) > 1:
-        parts += [compare.phases(run, arms).html(), compare.compare(run, arms=arms).html()]
+        figures += [compare.phases(run, arms), compare.compare(run, arms=arms)]
     elif arms:
-        parts.append(waterfall(run, arms[0]).html())
+        figures.append(waterfall(run, arms[0]))
     if arms:
-        parts.append(compare.strip(run).html())
+        figures.append(compare.strip(run))
     if len(arms) > 1 and "naive" in arms:
-        from labkit.viz.stacking import claims_table, effects_table
-
-        parts += [
-            "<p><b>Against naive</b></p>",
-            effects_table(run).html(),
-            "<p><b>The article's claims</b></p>",
-            claims_table([run]).html(),
+        comparisons = [
+            ("Against naive", effects_table(run)),
+            ("The article's claims", claims_table([run])),
         ]
-    return (
-        "\n".join(parts) + "<details><summary>The record in"
-        f" words</summary><pre>{escape(text(run, trials=True))}</pre></details>"
+    return pages.render(
+        "report_run.html.j2",
+        title=title,
+        level=level,
+        figures=figures,
+        comparisons=comparisons,
+        words=text(run, trials=True),
     )
 
 
@@ -261,36 +213,23 @@ def record_html(path: Path, level: int = 2) -> str:
         run = printable.every(records.read(path))
         return run_html(run, f"{path.stem}: {', '.join(run.arm_names)}", level)
     except (BadInput, LabError) as error:
-        return (
-            f"<h{level}>{escape(printable.line(path.stem))}</h{level}><pre"
-            f' class="bad">{escape(str(error))}</pre>'
-        )
+        return _error_html(printable.line(path.stem), str(error), level)
 
 
-def notebooks_html(results: Sequence[Any], preset: str) -> str:
+def _error_html(title: str, error: str, level: int = 2) -> str:
+    return pages.render("report_error.html.j2", title=title, error=error, level=level)
+
+
+def notebooks_html(results: Sequence[Result], preset: str) -> str:
     """Every executed notebook, folded; a failed one is open."""
-    from labkit.core.units import show_s
-
-    parts = [
-        "<h2>The notebooks, run headless</h2><p>With the parameters of their"
-        f" <code>{escape(preset)}</code> preset; exercises were filled with their solutions. In"
-        " JupyterLab (<code>make lab</code>) you predict first and solve them yourself.</p>"
+    bodies = [pages.notebook_body(r.executed, links="") if r.executed else "" for r in results]
+    # Headings inside begin two levels lower, so that the page keeps one outline.
+    lowered = [
+        re.sub(r"(</?h)([1-3])\b", lambda found: f"{found[1]}{int(found[2]) + 2}", body)
+        for body in bodies
     ]
-    for r in results:
-        body = pages.notebook_body(r.executed, links="") if r.executed else ""
-        # Headings inside begin two levels lower, so that the page keeps one outline.
-        body = (
-            body.replace("<h2", "<h4")
-            .replace("</h2>", "</h4>")
-            .replace("<h3", "<h5")
-            .replace("</h3>", "</h5>")
-            .replace("<h1", "<h3")
-            .replace("</h1>", "</h3>")
-        )
-        error = f'<pre class="bad">{escape(r.error)}</pre>' if r.error else ""
-        parts.append(
-            f'<details class="notebook"{" open" if r.outcome != "ok" else ""}>'
-            f"<summary><b>{escape(r.name)}</b> – {pages.outcome_html(r.outcome)},"
-            f" {show_s(r.seconds)}</summary>{error}{body}</details>"
-        )
-    return "\n".join(parts)
+    return pages.render(
+        "report_notebooks.html.j2",
+        notebooks=list(zip(results, lowered, strict=True)),
+        preset=preset,
+    )

@@ -45,7 +45,7 @@ def made(tmp_path_factory) -> Path:
     done = report.report(
         out / "report",
         [FIXTURES / "figures_and_progress.ipynb"],
-        records=[recorded / "arms.json"],
+        report.Options(records=[recorded / "arms.json"]),
         say=lambda _: None,
     )
     assert done.failed == (), done.failed

@@ -521,6 +521,7 @@ def test_pages_and_executed_notebooks_show_no_value_that_is_known(tmp_path):
         assert not leaks(
             pages.page(f"t {html.escape(value)}", f"<pre>{html.escape(value)}</pre>"), value
         )
+        assert "<title>t ***</title>" in pages.page(f"t {value}", "")
         _mask_outputs(path)
     assert json.loads(path.read_text())["cells"][0]["outputs"][0]["text"] == [
         "key ***\n"

@@ -162,9 +162,9 @@ def test_a_report_s_device_is_that_of_its_run_and_of_its_notebooks(monkeypatch, 
 
     told: dict[str, object] = {}
 
-    def naive(out, preset, blocks, link, device):
-        told["run"] = device
-        return _run(device)
+    def naive(out, options):
+        told["run"] = options.device
+        return _run(options.device)
 
     def notebook(path, out, values, timeout_s, more=None):
         told["notebook"] = more
@@ -174,7 +174,9 @@ def test_a_report_s_device_is_that_of_its_run_and_of_its_notebooks(monkeypatch, 
     monkeypatch.setattr(report, "doctor_html", lambda: "")
     monkeypatch.setattr(execute, "run_one", notebook)
     book = Path(__file__).resolve().parents[3] / "notebooks" / "00_start_here.ipynb"
-    made = report.report(tmp_path / "report", [book], device="cpu", say=lambda text: None)
+    made = report.report(
+        tmp_path / "report", [book], report.Options(device="cpu"), say=lambda text: None
+    )
     assert told == {"run": "cpu", "notebook": {placement.ENV: "cpu"}} and not made.failed
     assert made.as_json()["device"] == "cpu" and "device cpu" in made.page.read_text()
     report.report(tmp_path / "report", [book], say=lambda text: None)
