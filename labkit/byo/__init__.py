@@ -6,27 +6,3 @@ changed.
 
 Lesson: notebooks/09_decide.
 """
-
-from __future__ import annotations
-
-from typing import Any
-
-
-def run_byo(args: Any, progress: Any = None) -> Any:
-    """`labkit run --command …`: returns the record (`labkit.core.records.Run`)."""
-    from labkit.byo.trials import run
-
-    return run(
-        command=args.own_command,
-        url=args.url,
-        weights=args.weights,
-        image=args.image,
-        model_name=args.model_name,
-        blocks=args.blocks,
-        scenario=args.scenario,
-        timeout_s=args.timeout,
-        out=args.out,
-        resume=args.resume,
-        overwrite=args.overwrite,
-        progress=progress,
-    )

@@ -181,10 +181,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _own(args: argparse.Namespace) -> Any:
-    from labkit.byo import run_byo
+    from labkit.byo.trials import OwnOptions, run
     from labkit.viz.live import progress
 
-    return run_byo(args, progress())
+    options = OwnOptions(
+        command=args.own_command,
+        url=args.url,
+        weights=args.weights,
+        image=args.image,
+        model_name=args.model_name,
+        blocks=args.blocks,
+        scenario=args.scenario,
+        timeout_s=args.timeout,
+        out=args.out,
+        resume=args.resume,
+        overwrite=args.overwrite,
+    )
+    return run(options, progress=progress())
 
 
 def _stacks(args: argparse.Namespace) -> Any:

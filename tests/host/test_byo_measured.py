@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from labkit.byo.observe import listening
-from labkit.byo.trials import run
+from labkit.byo.trials import OwnOptions, run
 from labkit.core import timeline
 from labkit.core.trial import free_port
 
@@ -24,17 +24,20 @@ def test_a_real_server_is_measured_from_outside_and_agrees_with_its_own_spans(
     monkeypatch.setenv("LABKIT_TIMELINE", str(own))
     # torch may be mapped by this very process
     monkeypatch.setattr(
-        "labkit.byo.trials.cold_trees", lambda server, maps: ([str(server.weights)], [])
+        "labkit.byo.start.cold_trees", lambda server, maps: ([str(server.weights)], [])
     )
     port = free_port()
     made = run(
-        command=(
-            f"{sys.executable} -m labkit.subject.server --model {tmp_path / 'model'} --port {port}"
+        OwnOptions(
+            command=(
+                f"{sys.executable} -m labkit.subject.server --model {tmp_path / 'model'}"
+                f" --port {port}"
+            ),
+            url=f"http://127.0.0.1:{port}",
+            weights=str(tmp_path / "model"),
+            blocks=1,
+            out=str(tmp_path / "run.json"),
         ),
-        url=f"http://127.0.0.1:{port}",
-        weights=str(tmp_path / "model"),
-        blocks=1,
-        out=str(tmp_path / "run.json"),
         workspace=workspace,
     )
     trial = made.trials[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit.byo.trials import run
+from labkit.byo.trials import OwnOptions, run
 from labkit.core.trial import free_port
 
 
@@ -25,7 +25,7 @@ def model(tmp_path_factory) -> Path:
 def _only_weights(monkeypatch):
     # The test runner itself may have torch mapped, and what is mapped cannot be made cold.
     monkeypatch.setattr(
-        "labkit.byo.trials.cold_trees", lambda server, maps: ([str(server.weights)], [])
+        "labkit.byo.start.cold_trees", lambda server, maps: ([str(server.weights)], [])
     )
     # floors have tests of their own
     monkeypatch.setattr(
@@ -45,13 +45,15 @@ def measured(trial):
 def test_transformers_serve_is_measured_with_its_phases(model, workspace):
     port = free_port()
     made = run(
-        command=(
-            f"{Path(sys.executable).parent / 'transformers'} serve {model} --device cpu --port"
-            f" {port}"
+        OwnOptions(
+            command=(
+                f"{Path(sys.executable).parent / 'transformers'} serve {model} --device cpu --port"
+                f" {port}"
+            ),
+            url=f"http://127.0.0.1:{port}",
+            weights=str(model),
+            blocks=1,
         ),
-        url=f"http://127.0.0.1:{port}",
-        weights=str(model),
-        blocks=1,
         workspace=workspace,
     )
     trial = measured(made.trials[0])
@@ -83,12 +85,15 @@ def test_llama_cpp_pythons_server_is_measured_with_its_phases(model, workspace, 
     weights = next((tmp_path / "gguf").glob("*.gguf"))
     port = free_port()
     made = run(
-        command=(
-            f"{sys.executable} -m llama_cpp.server --model {weights} --host 127.0.0.1 --port {port}"
+        OwnOptions(
+            command=(
+                f"{sys.executable} -m llama_cpp.server --model {weights} --host 127.0.0.1"
+                f" --port {port}"
+            ),
+            url=f"http://127.0.0.1:{port}",
+            weights=str(weights),
+            blocks=1,
         ),
-        url=f"http://127.0.0.1:{port}",
-        weights=str(weights),
-        blocks=1,
         workspace=workspace,
     )
     measured(made.trials[0])

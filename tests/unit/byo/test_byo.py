@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from labkit.byo import phases, servers
 from labkit.byo.observe import Event, ProcSample, first_library, listening, weight_files
-from labkit.byo.trials import OwnServer, cold_trees, run
+from labkit.byo.own_server import OwnServer
+from labkit.byo.start import cold_trees
+from labkit.byo.trials import OwnOptions, run
 from labkit.core import timeline
 from labkit.core.trial import free_port
 from labkit.errors import BadInput, TrialError
@@ -223,10 +225,12 @@ def test_a_port_that_is_taken_is_refused(tmp_path, workspace):
         assert listening(taken.getsockname()[1])
         with pytest.raises(BadInput, match="listens on port"):
             run(
-                command="sh -c true",
-                url=f"http://127.0.0.1:{taken.getsockname()[1]}",
-                weights=__file__,
-                blocks=1,
+                OwnOptions(
+                    command="sh -c true",
+                    url=f"http://127.0.0.1:{taken.getsockname()[1]}",
+                    weights=__file__,
+                    blocks=1,
+                ),
                 workspace=workspace,
             )
 
@@ -234,10 +238,12 @@ def test_a_port_that_is_taken_is_refused(tmp_path, workspace):
 def test_a_server_that_ends_is_a_trial_error_with_its_last_words(tmp_path, workspace):
     with pytest.raises(TrialError, match="did not come to a token") as caught:
         run(
-            command="sh -c 'echo out of cheese; exit 3'",
-            url=f"http://127.0.0.1:{free_port()}",
-            weights=__file__,
-            blocks=1,
+            OwnOptions(
+                command="sh -c 'echo out of cheese; exit 3'",
+                url=f"http://127.0.0.1:{free_port()}",
+                weights=__file__,
+                blocks=1,
+            ),
             workspace=workspace,
         )
     assert "out of cheese" in caught.value.why

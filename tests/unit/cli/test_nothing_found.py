@@ -325,7 +325,7 @@ def test_an_empty_folder_is_not_published(tmp_path):
 
 
 def test_weights_of_no_file_are_not_called_cold(tmp_path):
-    from labkit.byo.trials import OwnServer
+    from labkit.byo.own_server import OwnServer
 
     with pytest.raises(BadInput, match="no file in it"):
         OwnServer.of("true", "http://127.0.0.1:8000", str(tmp_path))

@@ -10,6 +10,8 @@ from dataclasses import replace
 
 import pytest
 
+from labkit.byo.own_server import OwnServer
+from labkit.byo.trials import OwnOptions
 from labkit.byo.trials import run as run_own
 from labkit.cli import main
 from labkit.cli.compare import between, rank
@@ -375,31 +377,23 @@ def test_a_record_of_ones_own_server_is_not_resumed_with_another(more, workspace
     for name in ("weights", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "w.bin").write_text(name)
-    told = {"command": "sleep 1", "url": "http://127.0.0.1:8000", "weights": "weights"}
+    given = {"command": "sleep 1", "url": "http://127.0.0.1:8000"}
 
-    def of(**o):
-        return trials.OwnServer.of(
-            o["command"],
-            o["url"],
-            str(tmp_path / o["weights"]),
-            o.get("image", ""),
-            o.get("model_name", ""),
-        )
+    def recorded(**more):
+        options = OwnOptions(**{**given, "weights": str(tmp_path / "weights"), **more})
+        server = OwnServer.of(options.command, options.url, options.weights)
+        return trials._record(server, path, datetime.now(), options)
 
     from datetime import datetime
 
     path = workspace.runs / "own.json"
-    made = trials._record(of(**told), path, datetime.now(), "warm-node", 5, 300.0, False)
+    made = recorded()
     records.write(replace(made, trials=(Trial(made.arm_names[0], 0, 0, outcome="timeout"),)), path)
-    assert trials._record(of(**told), path, datetime.now(), "warm-node", 9, 300.0, True).trials
-    asked = {**told, **more}
+    assert recorded(blocks=9, resume=True).trials
+    requested = {**given, "weights": "weights", **more, "out": path, "resume": True}
+    requested["weights"] = str(tmp_path / requested["weights"])
     with pytest.raises(BadInput, match="holds another experiment"):
-        run_own(
-            **{**asked, "weights": str(tmp_path / asked["weights"])},
-            out=path,
-            resume=True,
-            workspace=workspace,
-        )
+        run_own(OwnOptions(**requested), workspace=workspace)
 
 
 def test_a_command_line_is_told_apart_by_its_digest_and_not_written_into_the_conditions(
@@ -410,14 +404,13 @@ def test_a_command_line_is_told_apart_by_its_digest_and_not_written_into_the_con
     from labkit.byo import trials
 
     (tmp_path / "w.bin").write_text("x")
-    server = trials.OwnServer.of(
-        f"{shlex.quote(sys.executable)} -c pass --api-key hunter2",
-        "http://127.0.0.1:8000",
-        str(tmp_path / "w.bin"),
+    options = OwnOptions(
+        command=f"{shlex.quote(sys.executable)} -c pass --api-key hunter2",
+        url="http://127.0.0.1:8000",
+        weights=str(tmp_path / "w.bin"),
     )
-    made = trials._record(
-        server, workspace.runs / "x.json", datetime.now(), "warm-node", 1, 300.0, False
-    )
+    server = OwnServer.of(options.command, options.url, options.weights)
+    made = trials._record(server, workspace.runs / "x.json", datetime.now(), options)
     assert (
         "hunter2" not in json.dumps(made.experiment["conditions"])
         and len(made.experiment["conditions"]["command"]) == 16

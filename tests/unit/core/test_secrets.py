@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from labkit.byo.trials import OwnServer
+from labkit.byo.own_server import OwnServer
 from labkit.core import observe, records, secrets
 from labkit.core.records import Run, Trial
 from labkit.core.secret_names import is_secret_name
