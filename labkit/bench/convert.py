@@ -12,7 +12,6 @@ codec on all cores. Lesson: notebooks/03_lazy_pull."""
 from __future__ import annotations
 
 import argparse
-import subprocess
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,11 +19,12 @@ from typing import Any
 
 from labkit.bench import pull_rivals as rivals
 from labkit.bench.engine import Arm, Measured, document, interleave
+from labkit.bench.pull_setup import image_of
 from labkit.core.arguments import count
 from labkit.core.beside import scratch
 from labkit.core.ledger import Ledger
 from labkit.core.workspace import Workspace
-from labkit.errors import LabError, TransferError
+from labkit.errors import LabError
 from labkit.image import oci
 from labkit.image.containerd import running
 from labkit.image.estargz import layout
@@ -45,24 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def image_of(text: str, space: Workspace, scratch: Path) -> tuple[Layout, str]:
-    from labkit.image import build, tiny
-
-    if text == "subject":
-        path, name = build.ensure_image(space)
-        return Layout(path), name
-    if text == "tiny":
-        tiny.tiny_layout(scratch / "tiny")
-        return Layout(scratch / "tiny"), tiny.REFERENCE
-    layout = Layout(text)
-    return layout, layout.first_name()
-
-
 def run(args: argparse.Namespace) -> dict[str, Any]:
     space = Workspace.default()
     with Ledger.open(space) as ledger, ExitStack() as ends:
         folder = ends.enter_context(scratch("bench-convert-", space.artifacts))
-        source, name = image_of(args.image, space, folder)
+        source, name = image_of(args.image, space, folder, tiny_bytes=3_000_000)
         size_bytes = source.manifest_with_layers(name).layers_bytes
 
         def ours() -> Measured:
@@ -93,21 +80,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             source_bytes=size_bytes,
         )
     sizes = [
-        [m.extra["size_bytes"] for m in rows if not m.failed] if isinstance(rows, list) else []
+        [m.extra["size_bytes"] for m in rows if not m.failed]
         for rows in results.values()
+        if isinstance(rows, list)
     ]
-    if all(sizes):
+    size_ratio: dict[str, Any] = {"missing": "estargz or ctr-remote did not run here"}
+    if len(sizes) == 2 and all(sizes):
         ratio = sizes[0][0] / sizes[1][0]  # both are deterministic: one value, no interval
-        report["ratios"]["size_vs_ctr-remote"] = {
-            "median": ratio,
-            "low": ratio,
-            "high": ratio,
-            "significant": True,
-        }
-    else:
-        report["ratios"]["size_vs_ctr-remote"] = {
-            "missing": "estargz or ctr-remote did not run here"
-        }
+        size_ratio = {"median": ratio, "low": ratio, "high": ratio, "significant": True}
+    report["ratios"]["size_vs_ctr-remote"] = size_ratio
     return report
 
 
@@ -118,16 +99,7 @@ def _reference(
     node = ends.enter_context(running(folder / "containerd", ledger))
     image = "localhost/" + name
     archive = folder / "image.tar"
-    _must(
-        [
-            "skopeo",
-            "--insecure-policy",
-            "copy",
-            "--quiet",
-            f"oci:{source.path}:{name}",
-            f"oci-archive:{archive}:{image}",
-        ]
-    )
+    rivals.skopeo_copy(f"oci:{source.path}:{name}", f"oci-archive:{archive}:{image}")
     node.ctr(
         "images",
         "import",
@@ -179,11 +151,3 @@ def _reference(
         )
 
     return theirs
-
-
-def _must(argv: list[str]) -> None:
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=1800)
-    if done.returncode:
-        raise TransferError(
-            f"{' '.join(argv[:4])}: {done.stderr.strip()[-400:]}", why="the rival's own failure"
-        )

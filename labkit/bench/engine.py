@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from labkit.core import stats
+from labkit.core.host import card
 from labkit.core.refusals import refusal
 from labkit.errors import LabError
 
@@ -39,15 +40,17 @@ class Measured:
 
 
 Arm = Callable[[], Measured]
+#: By arm; a string is why it did not run here.
+Results = dict[str, list[Measured] | str]
 
 
 def interleave(
     arms: Mapping[str, Arm | str],
     blocks: int = 5,
     seed: int = 0,
-    progress: Callable[[str], Any] | None = None,
-    so_far: Callable[[dict[str, list[Measured] | str]], Any] | None = None,
-) -> dict[str, list[Measured] | str]:
+    progress: Callable[[str], object] | None = None,
+    so_far: Callable[[Results], object] | None = None,
+) -> Results:
     """Run randomised blocks. An arm given as a string is missing here; the string is the reason.
 
     Whatever an arm raises is a failed measurement of it, not the end of the bench. `progress` gets
@@ -57,7 +60,7 @@ def interleave(
     missing = {name: reason for name, reason in arms.items() if isinstance(reason, str)}
     runnable = {name: arm for name, arm in arms.items() if not isinstance(arm, str)}
     measurements: dict[str, list[Measured]] = {name: [] for name in runnable}
-    results: dict[str, list[Measured] | str] = {
+    results: Results = {
         name: missing[name] if name in missing else measurements[name] for name in arms
     }
     for block in range(blocks):
@@ -89,6 +92,26 @@ def _measured(arm: Arm) -> Measured:
         return Measured(float("nan"), failed=reason)
 
 
+def rounds(
+    name: str, values: Iterable[int], repeats: int, measure: Callable[[int], float]
+) -> list[dict[str, Any]]:
+    """A row for each value, {name: value, "seconds": […]}, measured in interleaved rounds."""
+    rows: list[dict[str, Any]] = [{name: value, "seconds": []} for value in values]
+    for _ in range(repeats):
+        for row in rows:
+            row["seconds"].append(measure(row[name]))
+    return rows
+
+
+def among(
+    arms: Container[str], ratios: Mapping[str, tuple[str, str]]
+) -> dict[str, tuple[str, str]]:
+    """The ratios of the arms that were requested, or of one against its floor."""
+    return {
+        name: (a, b) for name, (a, b) in ratios.items() if a in arms and (b in arms or b == "floor")
+    }
+
+
 def document(
     bench: str,
     results: Mapping[str, list[Measured] | str],
@@ -98,10 +121,6 @@ def document(
 ) -> dict[str, Any]:
     """The bench's last line. `ratios`: name -> (arm A, arm B or "floor"); the value is A/B paired
     within blocks."""
-    if host is None:
-        from labkit.core.host import card
-
-        host = card()
     rows: list[dict[str, Any]] = []
     for arm, runs in results.items():
         if isinstance(runs, str):
@@ -145,7 +164,7 @@ def document(
     blocks = max((len(r) for r in results.values() if not isinstance(r, str)), default=0)
     return {
         "bench": bench,
-        "host": dict(host),
+        "host": dict(host or card()),
         "blocks": blocks,
         "results": rows,
         "ratios": compared,

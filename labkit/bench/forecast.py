@@ -19,6 +19,7 @@ import argparse
 from typing import Any
 
 from labkit.bench.engine import Measured, document
+from labkit.bench.trials import of_trial
 from labkit.core import stats
 from labkit.core.arguments import scenario
 from labkit.core.units import show_s
@@ -64,14 +65,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for size, measured_run in zip(sizes, runs, strict=True):
         row = rows.get(measured_run.id)
         results[size] = [
-            Measured(
-                t.total_s or float("nan"),
-                cache=t.cache.get("state", "unverified"),
-                link=args.link,
-                evidence=said(row),
-                failed="" if t.ok else f"{t.outcome}: {t.error.get('what', '')}",
-            )
-            for t in measured_run.trials
+            of_trial(trial, args.link, evidence=_evidence(row)) for trial in measured_run.trials
         ]
         ratios[f"predicted_vs_measured.{size}"] = _ratio(
             row, [t.total_s for t in measured_run.of_arm(name) if t.total_s]
@@ -89,7 +83,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def said(row: dict[str, Any] | None) -> str:
+def _evidence(row: dict[str, Any] | None) -> str:
     """What was predicted, and how far the fit had to reach for it."""
     if row is None:
         return "not predicted"

@@ -12,16 +12,16 @@ down; `loopback` is not shaped. Lesson: notebooks/03_lazy_pull."""
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from labkit.bench.engine import Arm, Measured, document, interleave
-from labkit.core import host, records
+from labkit.bench.engine import Arm, Measured, among, document, interleave
+from labkit.bench.trials import PreparedTrial, of_trial, prepared_or_reason
+from labkit.core import host
 from labkit.core.arguments import names
-from labkit.errors import LabError
 from labkit.net.arguments import link
+from labkit.stack.compose import Stack
 from labkit.subject.arguments import preset
 
 ARMS = {"full": "full-pull", "lazy": "estargz-lazy", "stargz": "containerd-stargz"}
@@ -58,9 +58,8 @@ def links_of(text: str) -> str:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     wanted, links = args.arms.split(","), args.links.split(",")
-    card = host.card()
     with ExitStack() as ends:
-        trials = {name: _trial(ends, args, ARMS[name], links[0], card) for name in wanted}
+        trials = {name: _trial(ends, args, ARMS[name], links[0]) for name in wanted}
         arms: dict[str, Arm | str] = {
             f"{name}.{link}": trial if isinstance(trial, str) else partial(_measure, trial, link)
             for link in links
@@ -71,62 +70,33 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         f"lazy_vs_{other}.{_short(link)}": (f"lazy.{link}", f"{other}.{link}")
         for link in links
         for other in ("full", "stargz")
-        if "lazy" in wanted and other in wanted
     }
-    return document("lazy", results, ratios, preset=args.preset, stack=args.stack)
+    return document("lazy", results, among(arms, ratios), preset=args.preset, stack=args.stack)
 
 
 def _short(link: str) -> str:
     return "unthrottled" if link == "loopback" else link
 
 
-Trial = Callable[..., records.Trial]
-
-
 def _trial(
-    ends: ExitStack, args: argparse.Namespace, technique_name: str, link: str, card: Any
-) -> Trial | str:
+    ends: ExitStack, args: argparse.Namespace, technique: str, link: str
+) -> PreparedTrial | str:
     """A trial a call, prepared once for all links; or the reason why there is none here."""
-    from labkit.stack.compose import Stack
-    from labkit.stack.experiment import prepared
-
-    stack = Stack.parse(
-        f"{args.stack},image={technique_name}"
-        if args.stack != "naive"
-        else f"image={technique_name}"
-    )
-    found = stack.available(card)
+    shared = "" if args.stack == "naive" else f"{args.stack},"
+    stack = Stack.parse(f"{shared}image={technique}")
+    found = stack.available(host.card())
     if not found:
         return f"{found.missing} ({found.fix})"
-    try:
-        return ends.enter_context(
-            prepared(stack, preset=args.preset, scenario="fresh-node", link=link)
-        )
-    except LabError as error:
-        return error.what
+    return prepared_or_reason(ends, stack, preset=args.preset, scenario="fresh-node", link=link)
 
 
-def _measure(trial: Trial, link: str) -> Measured:
+def _measure(trial: PreparedTrial, link: str) -> Measured:
     record = trial(link=link)
     none: dict[str, Any] = {"how": "", "facts": {}}
     image = next((e for e in record.evidence if e["layer"] == "image"), none)
-    state = record.cache.get("state", "unverified")
-    if not record.ok or record.total_s is None:
-        return Measured(
-            record.total_s or float("nan"),
-            state,
-            link,
-            failed=f"{record.outcome}: {record.error.get('what', image['how'])}",
-        )
     facts: dict[str, Any] = image["facts"]
-    mount = facts.get("mount") or {}
-    extra = {f"{phase}_s": seconds for phase, seconds in record.phases.items()} | {
-        "registry_bytes": facts.get("registry_bytes", 0)
-    }
-    return Measured(
-        record.total_s,
-        state,
-        link,
-        evidence=image["how"],
-        extra=extra | ({"blocked_s": mount.get("blocked_s", 0.0)} if mount else {}),
-    )
+    extra = {f"{phase}_s": seconds for phase, seconds in record.phases.items()}
+    extra["registry_bytes"] = facts.get("registry_bytes", 0)
+    if mount := facts.get("mount"):
+        extra["blocked_s"] = mount.get("blocked_s", 0.0)
+    return of_trial(record, link, evidence=image["how"], extra=extra)

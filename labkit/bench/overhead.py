@@ -8,10 +8,10 @@ notebooks/01_anatomy."""
 from __future__ import annotations
 
 import argparse
-from contextlib import ExitStack
 from typing import Any
 
 from labkit.bench.engine import Measured, document, interleave
+from labkit.bench.trials import of_trial
 from labkit.core.arguments import scenario
 from labkit.subject.arguments import preset
 
@@ -23,27 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from labkit.core.workspace import Workspace
     from labkit.stack.experiment import prepared
 
-    with ExitStack() as ends:
-        one = ends.enter_context(
-            prepared(
-                args.stack,
-                preset=args.preset,
-                scenario=args.scenario,
-                workspace=Workspace.default(),
-            )
-        )
+    with prepared(args.stack, preset=args.preset, scenario=args.scenario) as trial:
 
         def measure(instrument: bool) -> Measured:
-            trial = one(instrument=instrument)
-            return Measured(
-                trial.total_s or float("nan"),
-                cache=trial.cache.get("state", "unverified"),
-                failed="" if trial.ok else f"{trial.outcome}: {trial.error.get('what', '')}",
-                evidence=f"{len(trial.spans)} spans, {len(trial.evidence)} pieces of evidence",
-            )
+            done = trial(instrument=instrument)
+            evidence = f"{len(done.spans)} spans, {len(done.evidence)} pieces of evidence"
+            return of_trial(done, evidence=evidence)
 
         results = interleave(
             {"instrumented": lambda: measure(True), "bare": lambda: measure(False)},

@@ -14,10 +14,9 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from labkit.core.ledger import Ledger, remove_tree
 from labkit.errors import LabError, TransferError
@@ -60,14 +59,16 @@ def _process(
         ledger.done(entry)
 
 
-def _until(ready: Any, process: subprocess.Popen[bytes], log: Path, what: str) -> None:
+def _until(
+    ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, program: str
+) -> None:
     until = time.monotonic() + START_S
     while time.monotonic() < until and process.poll() is None:
         if ready():
             return
         time.sleep(0.02)
     raise LabError(
-        f"{what} did not start: {log.read_text(errors='replace')[-1500:]}",
+        f"{program} did not start: {log.read_text(errors='replace')[-1500:]}",
         why="its arm cannot be measured",
         fix="make host-tools",
     )
@@ -77,9 +78,9 @@ def ctr_pull(image: str, ledger: Ledger, folder: Path, timeout_s: float = 300) -
     """Seconds of `ctr images pull` (fetch and unpack), defaults of the tool, into a containerd that
     is empty. Raises TransferError with its words."""
     with running(folder / f"containerd-{time.monotonic_ns()}", ledger) as node:
-        began_s = time.monotonic()
+        start_s = time.monotonic()
         node.ctr("images", "pull", "--plain-http", image, timeout_s=timeout_s)
-        spent_s = time.monotonic() - began_s
+        spent_s = time.monotonic() - start_s
         if not node.holds_all():
             raise TransferError(
                 f"ctr images check: {image} is not complete",
@@ -130,20 +131,16 @@ def _answers(url: str) -> bool:
         return False
 
 
-def skopeo_push(layout: Path, name: str, target: str) -> None:
+def skopeo_copy(source: str, target: str, *options: str) -> None:
+    """Copy an image between two of skopeo's places (oci:DIR:NAME, docker://…). Raises TransferError
+    with its words."""
     done = subprocess.run(
-        [
-            "skopeo",
-            "--insecure-policy",
-            "copy",
-            "--quiet",
-            "--dest-tls-verify=false",
-            f"oci:{layout}:{name}",
-            f"docker://{target}",
-        ],
+        ["skopeo", "--insecure-policy", "copy", "--quiet", *options, source, target],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
     )
     if done.returncode:
-        raise TransferError(f"skopeo copy to {target}: {done.stderr.strip()[-500:]}")
+        raise TransferError(
+            f"skopeo copy to {target}: {done.stderr.strip()[-500:]}", why="the rival's own failure"
+        )

@@ -12,13 +12,12 @@ tokens. Lesson: notebooks/07_checkpoints."""
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from labkit.bench.engine import Measured, document, interleave
+from labkit.bench.engine import Arm, Measured, among, document, interleave
+from labkit.bench.trials import of_trial, prepared_or_reason
 from labkit.core.arguments import names
-from labkit.errors import LabError
 from labkit.net.arguments import link
 from labkit.subject.arguments import preset
 
@@ -59,68 +58,54 @@ def presets_of(text: str) -> str:
     return ",".join(preset(one) for one in names("--preset", example="small")(text).split(","))
 
 
+#: By name: the two stacks of a ratio.
+RATIOS = {
+    **{f"{arm}_vs_floor": (arm, "floor") for arm in STACKS if arm.startswith("criu-")},
+    **{
+        f"{a}_vs_{b}": (a, b)
+        for a, b in (
+            ("criu-container", "naive"),
+            ("criu-container-packed", "naive"),
+            ("criu-process-packed", "criu-process"),
+            ("criu-process", "naive-process"),
+            ("zygote", "naive-process"),
+        )
+    },
+}
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    presets, arms = (
-        [p.strip() for p in args.preset.split(",")],
-        [a.strip() for a in args.arms.split(",")],
-    )
-    name = (
-        (lambda arm, preset: arm) if len(presets) == 1 else (lambda arm, preset: f"{arm}/{preset}")
-    )
-    prepared_arms: dict[str, Callable[[], Measured] | str] = {}
+    presets = [p.strip() for p in args.preset.split(",")]
+    arms: dict[str, Arm | str] = {}
     ratios: dict[str, tuple[str, str]] = {}
     with ExitStack() as ends:
         for preset in presets:
-            for arm in arms:
-                prepared_arms[name(arm, preset)] = _arm(ends, arm, preset, args)
-            for arm in (a for a in STACKS if a.startswith("criu-")):
-                ratios[name(f"{arm}_vs_floor", preset)] = (name(arm, preset), "floor")
-            ratios[name("criu-container_vs_naive", preset)] = (
-                name("criu-container", preset),
-                name("naive", preset),
-            )
-            ratios[name("criu-container-packed_vs_naive", preset)] = (
-                name("criu-container-packed", preset),
-                name("naive", preset),
-            )
-            ratios[name("criu-process-packed_vs_criu-process", preset)] = (
-                name("criu-process-packed", preset),
-                name("criu-process", preset),
-            )
-            ratios[name("criu-process_vs_naive-process", preset)] = (
-                name("criu-process", preset),
-                name("naive-process", preset),
-            )
-            ratios[name("zygote_vs_naive-process", preset)] = (
-                name("zygote", preset),
-                name("naive-process", preset),
-            )
-        results = interleave(prepared_arms, blocks=args.blocks, seed=args.seed)
-    wanted = {
-        k: v
-        for k, v in ratios.items()
-        if v[0] in prepared_arms and (v[1] == "floor" or v[1] in prepared_arms)
-    }
+            suffix = f"/{preset}" if len(presets) > 1 else ""
+            for arm in (a.strip() for a in args.arms.split(",")):
+                arms[arm + suffix] = _arm(ends, arm, preset, args)
+            for name, (a, b) in RATIOS.items():
+                ratios[name + suffix] = (a + suffix, b if b == "floor" else b + suffix)
+        results = interleave(arms, blocks=args.blocks, seed=args.seed)
     return document(
-        "restore", results, wanted, presets=presets, scenario=args.scenario, link=args.link
+        "restore",
+        results,
+        among(arms, ratios),
+        presets=presets,
+        scenario=args.scenario,
+        link=args.link,
     )
 
 
-def _arm(
-    ends: ExitStack, arm: str, preset: str, args: argparse.Namespace
-) -> Callable[[], Measured] | str:
-    from labkit.stack.experiment import prepared
-
-    try:
-        trial = ends.enter_context(
-            prepared(STACKS[arm], preset=preset, scenario=args.scenario, link=args.link)
-        )
-    except LabError as error:
-        return error.what
-    except KeyError:
+def _arm(ends: ExitStack, arm: str, preset: str, args: argparse.Namespace) -> Arm | str:
+    if arm not in STACKS:
         return f"no arm called {arm}; arms: {', '.join(STACKS)}"
+    trial = prepared_or_reason(
+        ends, STACKS[arm], preset=preset, scenario=args.scenario, link=args.link
+    )
+    if isinstance(trial, str):
+        return trial
 
-    def one() -> Measured:
+    def measure() -> Measured:
         done = trial()
         # A fresh node fetches before it restores: the floors of both.
         floor_s = sum(done.floors.values()) if "restore" in done.floors else None
@@ -134,14 +119,6 @@ def _arm(
                 "first_token_s": done.phases.get("first_token", 0.0),
             }
         evidence = done.evidence[-1]["how"] if done.evidence else ""
-        return Measured(
-            done.total_s or float("nan"),
-            cache=done.cache.get("state", "unverified"),
-            link=args.link,
-            floor_s=floor_s,
-            evidence=evidence,
-            failed="" if done.ok else f"{done.outcome}: {done.error.get('what', '')}",
-            extra=extra,
-        )
+        return of_trial(done, args.link, evidence=evidence, floor_s=floor_s, extra=extra)
 
-    return one
+    return measure

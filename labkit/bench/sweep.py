@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from labkit.bench.engine import rounds
 from labkit.core import cold, rates
 from labkit.core.beside import scratch
 
@@ -29,14 +30,12 @@ def disk(
     block_bytes: int = 1 << 20,
 ) -> list[dict[str, Any]]:
     """Seconds to read all files past the page cache with so many readers."""
-    rows: list[dict[str, Any]] = [{"readers": d, "seconds": []} for d in depths]
-    for _ in range(repeats):
-        for row in rows:
-            cold.evict(paths, caches=False)
-            row["seconds"].append(
-                rates.direct_read(paths, row["readers"], block_bytes=block_bytes)[1]
-            )
-    return rows
+
+    def read_s(readers: int) -> float:
+        cold.evict(paths, caches=False)
+        return rates.direct_read(paths, readers, block_bytes=block_bytes)[1]
+
+    return rounds("readers", depths, repeats, read_s)
 
 
 def bucket(
@@ -56,20 +55,17 @@ def bucket(
 
     shard = max(Path(directory).glob("*.safetensors"), key=lambda p: p.stat().st_size)
     size, link_model = shard.stat().st_size, parse(link)
-    rows: list[dict[str, Any]] = [{"connections": c, "seconds": []} for c in connections]
     with scratch("labkit-bucket-", Path(directory).parent) as root:
         publish_model(root, directory, "models/sweep")
         memory = memoryview(bytearray(size))
         with serving("store", root, link=link) as store:
-            for _ in range(repeats):
-                for row in rows:
-                    with Client() as client:
-                        began = time.monotonic()
-                        fetch_parts(
-                            client,
-                            plan(f"{store.url}/lab/models/sweep/{shard.name}", size, part_bytes),
-                            Into.buffer(memory),
-                            connections=row["connections"],
-                        )
-                        row["seconds"].append(time.monotonic() - began)
+            parts = plan(f"{store.url}/lab/models/sweep/{shard.name}", size, part_bytes)
+
+            def fetch_s(count: int) -> float:
+                with Client() as client:
+                    start_s = time.monotonic()
+                    fetch_parts(client, parts, Into.buffer(memory), connections=count)
+                    return time.monotonic() - start_s
+
+            rows = rounds("connections", connections, repeats, fetch_s)
     return rows, link_model.floor_s(size, 10**6) if link_model.shaped else 0.0, link_model.label

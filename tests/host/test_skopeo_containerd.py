@@ -31,7 +31,11 @@ def test_containerd_pulls_from_registry_and_bucket_and_leaves_nothing(tmp_path, 
             with pull_rivals.docker_registry(
                 served.url, served.env, ledger, workspace.nodes
             ) as address:
-                pull_rivals.skopeo_push(tmp_path / "image", REFERENCE, f"{address}/{REFERENCE}")
+                pull_rivals.skopeo_copy(
+                    f"oci:{tmp_path / 'image'}:{REFERENCE}",
+                    f"docker://{address}/{REFERENCE}",
+                    "--dest-tls-verify=false",
+                )
                 served.reset()
                 pull_rivals.ctr_pull(f"{address}/{REFERENCE}", ledger, workspace.nodes)
             assert not served.stats()["by_status"].get("501"), (

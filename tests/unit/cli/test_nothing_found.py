@@ -281,7 +281,7 @@ def without_layers(tmp_path):
 
 
 def test_an_image_of_no_layer_is_not_converted_recompressed_or_measured(without_layers, tmp_path):
-    from labkit.bench import pull
+    from labkit.bench.pull_setup import floors
     from labkit.image import push
     from labkit.image.estargz.convert import convert
     from labkit.net.link import parse
@@ -290,7 +290,7 @@ def test_an_image_of_no_layer_is_not_converted_recompressed_or_measured(without_
     for call in (
         lambda: convert(without_layers, "lab/scratch:latest", target),
         lambda: push.recompress(without_layers, "lab/scratch:latest", target, "none"),
-        lambda: pull.floors(without_layers, "lab/scratch:latest", parse("loopback"), 1, tmp_path),
+        lambda: floors(without_layers, "lab/scratch:latest", parse("loopback"), 1, tmp_path),
     ):
         with pytest.raises(BadInput, match="has no layer"):
             call()
