@@ -98,13 +98,46 @@ def environ(pid: int, errors: str = "surrogateescape") -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
+class MappedRange(NamedTuple):
+    """Addresses `start` to `end`; `path` is "" for anonymous memory, "[vdso]" and its like for the
+    kernel's, else of a file, from `offset` on. Bytes."""
+
+    start: int
+    end: int
+    offset: int
+    path: str
+
+
+def mapped_ranges(
+    pid: int | str = "self", errors: str = "surrogateescape"
+) -> Iterator[MappedRange]:
+    """What a process has mapped, in the order of its addresses. Raises OSError."""
+    for line in Path(f"/proc/{pid}/maps").read_text(errors=errors).split("\n"):
+        fields = line.split(None, 5)
+        if fields:
+            start, _, end = fields[0].partition("-")
+            yield MappedRange(int(start, 16), int(end, 16), int(fields[2], 16), "".join(fields[5:]))
+
+
 def mapped_files(pid: int | str = "self", errors: str = "surrogateescape") -> Iterator[str]:
     """Paths that a process has mapped, in the order of their addresses; one may come again. Raises
     OSError."""
-    for line in Path(f"/proc/{pid}/maps").read_text(errors=errors).split("\n"):
-        fields = line.split(None, 5)
-        if len(fields) == 6 and fields[5].startswith("/"):
-            yield fields[5]
+    return (r.path for r in mapped_ranges(pid, errors) if r.path.startswith("/"))
+
+
+def open_files(pid: int | str = "self") -> dict[int, str]:
+    """Descriptor -> what it leads to ("/path", "socket:[…]"), by its number. Raises OSError."""
+    found = {}
+    for number in sorted(map(int, os.listdir(f"/proc/{pid}/fd"))):
+        with contextlib.suppress(OSError):  # closed meanwhile
+            found[number] = os.readlink(f"/proc/{pid}/fd/{number}")
+    return found
+
+
+def namespace_pids(pid: int) -> list[int]:
+    """A process's id in each of its pid namespaces, the outermost first; [] when it is gone."""
+    found = re.search(r"^NSpid:(.*)$", read_text(f"/proc/{pid}/status"), re.MULTILINE)
+    return [int(number) for number in found[1].split()] if found else []
 
 
 # -- mounts ----------------------------------------------------------------------------------------

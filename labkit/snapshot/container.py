@@ -29,7 +29,7 @@ from labkit.core import beside, cold, exits, secrets, timeline
 from labkit.core.ledger import current
 from labkit.core.node_state import NodeState
 from labkit.core.plan import StepContext
-from labkit.core.proc import start_time
+from labkit.core.proc import environ, start_time
 from labkit.core.trial import free_port
 from labkit.errors import TrialError
 from labkit.image.runtimes import runc as runtime
@@ -102,7 +102,7 @@ def _make_container(
                 create.get(ctx.port, "/_labkit/identity"),
                 answer.first_token_s - began,
             )
-            inside, freed = store.environment_of(pid), create.shrink(ctx.port)
+            inside, freed = environ(pid), create.shrink(ctx.port)
             dumped = checkpoint(about, part / "images", scratch / "work")
             mapped = {
                 str(model / n): os.path.getsize(model / n)

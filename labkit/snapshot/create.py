@@ -33,7 +33,7 @@ from typing import Any
 from labkit.core import client, cold, exits, interpreter, ledger, timeline
 from labkit.core.beside import scratch
 from labkit.core.host import cpu_features
-from labkit.core.proc import start_time
+from labkit.core.proc import children, environ, read_text, start_time
 from labkit.core.trial import free_port
 from labkit.errors import TrialError
 from labkit.net.guard import CONTROL
@@ -124,7 +124,7 @@ def serving(
     entry = ledger.current().note("group", outer.pid)
     try:
         answer = first_tokens(port, request, lambda: outer.poll() is None)
-        inner = criu.children(outer.pid)
+        inner = children(outer.pid)
         if answer.first_token_s is None or not inner:
             again = (
                 subprocess.run(
@@ -152,7 +152,7 @@ def serving(
             answer.first_token_s - began,
         )
     finally:
-        criu.end(criu.children(outer.pid))
+        criu.end(children(outer.pid))
         with contextlib.suppress(OSError):
             os.killpg(outer.pid, signal.SIGKILL)
         outer.wait()
@@ -172,13 +172,11 @@ def shrink(port: int) -> dict[str, Any]:
 def _connections(port: int) -> int:
     """Established (or closing) connections of a local port: /proc/net/tcp, state 0A is the
     listening socket itself."""
-    wanted = f":{port:04X}"
-    with open("/proc/net/tcp") as lines:
-        return sum(
-            1
-            for row in (line.split() for line in lines)
-            if len(row) > 3 and row[1].endswith(wanted) and row[3] not in ("0A", "06")
-        )
+    rows = [line.split() for line in read_text("/proc/net/tcp").splitlines()[1:]]
+    return sum(
+        local.endswith(f":{port:04X}") and state not in ("0A", "06")
+        for _, local, _, state, *_ in rows
+    )
 
 
 def make_process(
@@ -212,7 +210,7 @@ def make_process(
         with serving(
             server_command(model, port, loader, options, extra), port, env, asked
         ) as running:
-            inside = store.environment_of(running.pid)
+            inside = environ(running.pid)
             freed = shrink(port)
             dumped = criu.dump(running.pid, part / "images", room, options=dump_options)
         mapped = {
@@ -353,7 +351,7 @@ def dump_running(pid: int, target: Path, *, options: Sequence[str] = ()) -> stor
             f"there is no process {pid}", "nothing to dump", "ps ax shows what runs"
         )
     with store.writing(target) as part, scratch(".criu-", target.parent) as room:
-        inside = store.environment_of(pid)
+        inside = environ(pid)
         stopped = ledger.current().note("action", "wake", pid=pid)
         dumped = criu.dump(pid, part / "images", room, leave_running=True, options=options)
         ledger.current().done(stopped)

@@ -23,10 +23,10 @@ from labkit.core import client, timeline
 from labkit.core.ledger import Ledger, remove_tree
 from labkit.core.node_state import NodeState
 from labkit.core.plan import StepContext
-from labkit.core.proc import start_time
+from labkit.core.proc import children, mounts, open_files, start_time
 from labkit.core.trial import free_port
 from labkit.core.workspace import Workspace
-from labkit.snapshot import create, criu, process, store
+from labkit.snapshot import create, process, store
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,10 @@ def restored(
 
 
 def _left(workspace: Workspace) -> dict[str, int]:
-    with open("/proc/self/mountinfo") as mounts:
-        count = sum(1 for _ in mounts)
     return {
-        "descriptors": len(os.listdir("/proc/self/fd")),
-        "mounts": count,
-        "children": len(criu.children()),
+        "descriptors": len(open_files()),
+        "mounts": len(mounts()),
+        "children": len(children()),
         "threads": threading.active_count(),
         "nodes": len(list(workspace.nodes.iterdir())),
         "ledgers": len(list(workspace.ledger.iterdir())),

@@ -18,8 +18,8 @@ import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from labkit.core import proc
 from labkit.snapshot.tracee import Tracee, TraceError
 
 OPEN, CLOSE, LSEEK, DUP3 = 2, 3, 8, 292  # x86-64
@@ -38,18 +38,12 @@ class Closed:
 def open_ones(pid: int, prefix: str) -> list[Closed]:
     """Descriptors of files whose path begins with `prefix`."""
     found = []
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            if (path := os.readlink(link)).startswith(prefix):
-                facts = dict(
-                    line.split(":\t", 1)
-                    for line in Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().splitlines()
-                    if ":\t" in line
-                )
-                found.append(
-                    Closed(int(link.name), path, int(facts["flags"], 8), int(facts["pos"]))
-                )
-    return sorted(found, key=lambda one: one.number)
+    for number, path in proc.open_files(pid).items():
+        lines = proc.read_text(f"/proc/{pid}/fdinfo/{number}").splitlines()
+        if path.startswith(prefix) and lines:  # none: it was closed meanwhile
+            facts = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+            found.append(Closed(number, path, int(facts["flags"], 8), int(facts["pos"])))
+    return found
 
 
 def close(pid: int, prefix: str) -> list[Closed]:

@@ -186,9 +186,7 @@ def wait(folder: Path) -> int:
     (folder / READY).touch()
     while not (folder / GO).exists():
         time.sleep(LOOKS_EVERY_S)
-    return become(
-        server, json.loads((folder / GO).read_text()), {timeline.ENV: str(folder / SPANS)}
-    )
+    return become(json.loads((folder / GO).read_text()), {timeline.ENV: str(folder / SPANS)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

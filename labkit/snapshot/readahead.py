@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from labkit.core import timeline
+from labkit.core import proc, timeline
 from labkit.snapshot import store
 from labkit.snapshot.explain import SnapshotRefused
 
@@ -236,26 +236,18 @@ def working_set(pid: int) -> dict[str, list[list[int]]]:
     data) count as well: their content is in the image, but CRIU writes it into a private mapping,
     and the kernel reads the file's page to copy it first."""
     found: dict[str, list[list[int]]] = {}
-    with (
-        open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as maps,
-        open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap,
-    ):
-        for line in maps:
-            parts = line.split(None, 5)
-            path = parts[5].rstrip("\n") if len(parts) > 5 else ""
+    with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
+        for start, end, offset, path in proc.mapped_ranges(pid):
             if (
                 not path.startswith("/")
                 or path.startswith(("/dev/", "/memfd:", "/SYSV"))
                 or path.endswith(" (deleted)")
             ):
                 continue
-            start, end = (int(x, 16) for x in parts[0].split("-"))
             raw = os.pread(pagemap.fileno(), (end - start) // PAGE * 8, start // PAGE * 8)
             # bit 63, present; little-endian
             touched = [i for i in range(len(raw) // 8) if raw[i * 8 + 7] & 0x80]
-            ranges = found.setdefault(path, [])
-            for page in touched:
-                ranges.append([int(parts[2], 16) + page * PAGE, PAGE])
+            found.setdefault(path, []).extend([offset + page * PAGE, PAGE] for page in touched)
     return {path: merged for path, ranges in found.items() if (merged := merge(ranges))}
 
 

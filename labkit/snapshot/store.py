@@ -24,13 +24,14 @@ import os
 import platform
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from labkit.core import secrets
 from labkit.core.beside import becoming, scratch
+from labkit.core.proc import read_text
 from labkit.snapshot.explain import SnapshotRefused
 
 SCHEMA = 2  # 2: permissions
@@ -48,24 +49,16 @@ def scrubbed(environment: Mapping[str, str]) -> dict[str, str]:
     return {k: v for k, v in environment.items() if k not in gone}
 
 
-def environment_of(pid: int) -> dict[str, str]:
-    """The environment a process was started with (`/proc/PID/environ`)."""
-    raw = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    pairs = (entry.decode(errors="surrogateescape").partition("=") for entry in raw if entry)
-    return {k: v for k, _, v in pairs}
-
-
 def host_fingerprint() -> dict[str, str]:
     """What a snapshot is tied to on this host: kernel, CPU model and features."""
     model, flags = platform.processor() or platform.machine(), ""
-    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as cpus:
-        for line in cpus:
-            key, _, value = line.partition(":")
-            if key.strip() in ("model name", "CPU part") and value.strip():
-                model = value.strip()
-            elif key.strip() in ("flags", "Features"):
-                flags = " ".join(sorted(value.split()))
-                break
+    for line in read_text("/proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "CPU part") and value.strip():
+            model = value.strip()
+        elif key.strip() in ("flags", "Features"):
+            flags = " ".join(sorted(value.split()))
+            break
     return {
         "kernel": platform.release(),
         "machine": platform.machine(),

@@ -21,11 +21,11 @@ import functools
 import mmap
 import os
 import platform
-import re
 import signal
 import struct
 from collections.abc import Iterator
 
+from labkit.core import proc
 from labkit.errors import TrialError
 
 PTRACE_SINGLESTEP, PTRACE_GETREGS, PTRACE_SETREGS, PTRACE_DETACH = 9, 12, 13, 17
@@ -239,26 +239,19 @@ class Tracee:
     def _syscall_address(self) -> int:
         """A `syscall` instruction in the process's own vDSO: mapped in every process, executable,
         and never written to."""
-        with (
-            self._gone_is_an_error(),
-            open(f"/proc/{self.pid}/maps", "rb") as maps,
-            open(f"/proc/{self.pid}/mem", "rb", buffering=0) as memory,
-        ):
-            found = re.search(
-                rb"^([0-9a-f]+)-([0-9a-f]+) [^\n]*\[vdso\]$", maps.read(), re.MULTILINE
-            )
-            if not found:
+        with self._gone_is_an_error(), open(f"/proc/{self.pid}/mem", "rb", buffering=0) as memory:
+            vdso = next((r for r in proc.mapped_ranges(self.pid) if r.path == "[vdso]"), None)
+            if vdso is None:
                 raise TraceError(
                     f"process {self.pid} has no vDSO",
                     why="the call is made through it",
                     fix="boot without vdso=0",
                 )
-            start, end = int(found[1], 16), int(found[2], 16)
-            memory.seek(start)
-            offset = memory.read(end - start).find(SYSCALL_INSTRUCTION)
+            memory.seek(vdso.start)
+            offset = memory.read(vdso.end - vdso.start).find(SYSCALL_INSTRUCTION)
         if offset < 0:
             raise TraceError(
                 f"the vDSO of process {self.pid} holds no system call",
                 fix="labkit snapshot needs a Linux of its own, not an emulation of one",
             )
-        return start + offset
+        return vdso.start + offset

@@ -20,15 +20,13 @@ Lesson: notebooks/07_checkpoints."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 from labkit.core.host import grantable_cpu_state
-from labkit.core.proc import descendants, start_time
+from labkit.core.proc import descendants, namespace_pids, start_time
 from labkit.snapshot.explain import SnapshotError, SnapshotRefused
 from labkit.snapshot.tracee import Tracee, TraceError, supported
 
@@ -123,22 +121,13 @@ class Handed:
 
 def tree(root: int) -> dict[str, int]:
     """Process id as `root`'s own namespace numbers it -> host pid, for `root` and all below it."""
-    level, found = len(_pids_of(root)) - 1, {}
+    level, found = len(namespace_pids(root)) - 1, {}
     # a zombie has no state left
     for pid in (member for member in [root, *descendants(root)] if start_time(member)):
-        numbers = _pids_of(pid)
+        numbers = namespace_pids(pid)
         if len(numbers) > level >= 0:
             found[str(numbers[level])] = pid
     return found
-
-
-def _pids_of(pid: int) -> list[int]:
-    """NSpid of /proc/PID/status: the process's id in each namespace, the outermost first."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("NSpid:"):
-                return [int(number) for number in line.split()[1:]]
-    return []
 
 
 def masks(root: int) -> dict[str, int]:

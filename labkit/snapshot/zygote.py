@@ -21,9 +21,9 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TextIO
 
+from labkit.core.observe import resident_bytes
 from labkit.core.plan import StepContext
 from labkit.core.proc import start_time
 from labkit.errors import TrialError
@@ -47,17 +47,17 @@ def start(ctx: StepContext) -> dict[str, Any]:
         json.dumps({"args": list(ctx.server_args), "env": dict(ctx.server_env)}).encode() + b"\n"
     )
     process.stdin.flush()
-    said = json.loads(zygote.answers.readline() or "{}")
-    if "pid" not in said:
+    reply = json.loads(zygote.answers.readline() or "{}")
+    if "pid" not in reply:
         raise TrialError(
             "the zygote did not fork",
             why=ctx.state.log_tail(),
             fix="process=process",
         )
-    ctx.state.server_pid = said["pid"]
+    ctx.state.server_pid = reply["pid"]
     return {
         "runtime": "zygote",
-        "server_pid": said["pid"],
+        "server_pid": reply["pid"],
         "rootfs": "",
         "zygote_pid": process.pid,
         "zygote_rss_bytes": zygote.rss_bytes,
@@ -89,32 +89,26 @@ def main() -> int:
 
     from labkit.subject import engine, http, llama, server, tokenizer  # noqa: F401
 
-    statm = Path("/proc/self/statm").read_text().split()
-    os.write(
-        answers,
-        json.dumps(
-            {"ready": True, "rss_bytes": int(statm[1]) * os.sysconf("SC_PAGE_SIZE")}
-        ).encode()
-        + b"\n",
-    )
+    rss_bytes, _ = resident_bytes()
+    os.write(answers, json.dumps({"ready": True, "rss_bytes": rss_bytes}).encode() + b"\n")
     for line in sys.stdin.buffer:
         wanted = json.loads(line)
         child = os.fork()
         if child == 0:
             os.close(answers)
-            os._exit(_serve(wanted, server))
+            os._exit(_serve(wanted))
         os.write(answers, json.dumps({"pid": child, "started": start_time(child)}).encode() + b"\n")
     return 0
 
 
-def _serve(wanted: dict[str, Any], server: Any) -> int:
+def _serve(wanted: dict[str, Any]) -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     devnull = os.open(os.devnull, os.O_RDONLY)
     os.dup2(devnull, 0)
-    return become(server, wanted["args"], wanted["env"])
+    return become(wanted["args"], wanted["env"])
 
 
-def become(server: Any, arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+def become(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """Go through a start in a process that has imported everything already; it ends with the
     server."""
     import random
@@ -122,6 +116,7 @@ def become(server: Any, arguments: Sequence[str], environment: Mapping[str, str]
     import torch
 
     from labkit.core import timeline
+    from labkit.subject import server
 
     os.environ.update(environment)
     # this start begins here; what was imported before belongs to no trial
