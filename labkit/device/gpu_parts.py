@@ -17,223 +17,36 @@ notebooks/06_gpu_init, notebooks/07_checkpoints."""
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from labkit.core import client, cold, interpreter, secrets, timeline
-from labkit.core.ledger import Ledger
+from labkit.core import client, cold, interpreter, timeline
 from labkit.core.workspace import Workspace
 from labkit.device import served
+from labkit.device.checkpoint_cycles import checkpoint
+from labkit.device.context_arms import CONTEXT_ARMS, context
+from labkit.device.nvml import device_used_bytes
 from labkit.device.techniques import BATCHES
-from labkit.errors import LabError, MissingCapability
-
-Tell = Callable[[], None]
-Work = Callable[[dict[str, Any], Tell], None]
-
-
-def say(work: Work, about: Mapping[str, Any] | None = None) -> int:
-    """Carry out `work(found, tell)`: what it puts into `found` is printed at every `tell()` and at
-    the end. The exit status of the process."""
-    found: dict[str, Any] = dict(about or {})
-
-    def tell() -> None:
-        print(json.dumps(secrets.masked(found), default=str), flush=True)
-
-    try:
-        with Ledger.open(Workspace.default()):
-            work(found, tell)
-    except MissingCapability as missing:
-        print(missing, file=sys.stderr, flush=True)
-        return 3
-    except Exception as error:
-        fail(found, type(error).__name__, error)
-    tell()
-    if "failed" in found:
-        print("\n".join(found["failed"]), file=sys.stderr, flush=True)
-    return 1 if "failed" in found else 0
-
-
-def fail(found: dict[str, Any], what: str, error: object) -> None:
-    found.setdefault("failed", []).append(f"{what}: {error}"[:2500])
-
+from labkit.device.trial_output import Notify, Work, cache_facts, fail, report
+from labkit.errors import LabError
 
 # ---- model ---------------------------------------------------------------------------------------
 
 
-def model(preset: str, formats: Sequence[str], found: dict[str, Any], tell: Tell) -> None:
+def model(preset: str, formats: Sequence[str], found: dict[str, Any], notify: Notify) -> None:
     """The checkpoints that later trials start, made once."""
     from labkit.subject import checkpoint as checkpoints
 
     for form in formats:
         began = timeline.now_s()
-        made = checkpoints.ensure(Workspace.default(), preset, form)
+        directory = checkpoints.ensure(Workspace.default(), preset, form)
         found[form] = {
             "make_s": timeline.now_s() - began,
-            "bytes": sum(p.stat().st_size for p in made.iterdir() if p.is_file()),
+            "bytes": sum(p.stat().st_size for p in directory.iterdir() if p.is_file()),
         }
-        tell()
-
-
-# ---- context -------------------------------------------------------------------------------------
-
-CONTEXT_ARMS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
-    "lazy": ({"CUDA_MODULE_LOADING": "LAZY"}, ()),
-    "eager": ({"CUDA_MODULE_LOADING": "EAGER"}, ()),
-    "lazy-no-nvml": ({"CUDA_MODULE_LOADING": "LAZY"}, ("--without-nvml",)),
-    "eager-no-nvml": ({"CUDA_MODULE_LOADING": "EAGER"}, ("--without-nvml",)),
-}
-
-
-def context(arms: Sequence[str], times: int, found: dict[str, Any], tell: Tell) -> None:
-    """The context taken apart, `times` fresh processes an arm, in turn. The first process pays for
-    the cold import and is no sample."""
-    found |= {
-        "persistence_mode": served.persistence_mode(),
-        "cache": "warm: one whole process before the first sample",
-        "arms": {arm: [] for arm in arms},
-    }
-    found["before"] = _context("lazy", 60, copies=True)
-    tell()
-    for _ in range(times):
-        for arm in arms:
-            found["arms"][arm].append(_context(arm, 60))
-            found["median_s"] = {arm: _medians(runs) for arm, runs in found["arms"].items() if runs}
-            tell()
-    bad = [run["failed"] for runs in found["arms"].values() for run in runs if "failed" in run]
-    if bad:
-        fail(found, f"{len(bad)} processes", bad[0])
-
-
-def _context(arm: str, limit_s: float, copies: bool = False) -> dict[str, Any]:
-    environment, options = CONTEXT_ARMS[arm]
-    try:
-        done = subprocess.run(
-            [
-                *interpreter.module("labkit.device.context"),
-                *options,
-                *([] if copies else ["--without-copies"]),
-            ],
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=limit_s,
-        )
-        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-        made = json.loads(lines[-1]) if lines else {}
-        return (
-            made
-            if made.get("device")
-            else {**made, "failed": f"exit status {done.returncode}: {done.stderr[-600:]}"}
-        )
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
-        return {"failed": f"{type(error).__name__}: {error}"[-600:]}
-
-
-def _medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    steps: dict[str, list[float]] = {}
-    for run in runs:
-        for step in run.get("steps", []):
-            if "failed" not in step:
-                steps.setdefault(step["name"], []).append(step["seconds"])
-    return {name: round(statistics.median(seconds), 6) for name, seconds in steps.items()}
-
-
-# ---- CUDA checkpoint -----------------------------------------------------------------------------
-
-
-def checkpoint(preset: str, times: int, found: dict[str, Any], tell: Tell) -> None:
-    """One server, parked and woken again and again; after each the same tokens."""
-    from labkit.device import cuda_checkpoint as cuda
-
-    driver = cuda.open_driver()
-    found |= {
-        "preset": preset,
-        "driver": driver_name(driver),
-        "persistence_mode": served.persistence_mode(),
-        "device_used_before_bytes": served.device_used_bytes(),
-        "times": [],
-    }
-    with served.server(preset) as serving:
-        driver = cuda.open_driver()  # again: the simulated one knows the process from now on
-        found |= {
-            "start_s": serving.start_s,
-            "start_phases_s": serving.phases_s,
-            "held_running": served.held(serving.pid),
-        }
-        tell()
-        for _ in range(times):
-            one: dict[str, Any] = {
-                "resident_running_bytes": served.resident_bytes(serving.pid),
-                "device_used_running_bytes": served.device_used_bytes(),
-            }
-            found["times"].append(one)
-            parked = cuda.park(driver, serving.pid)
-            one |= {
-                "park": parked.seconds,
-                "device_bytes": parked.memory_bytes["before"],
-                "device_parked_bytes": parked.memory_bytes["checkpoint"],
-                "device_used_parked_bytes": served.device_used_bytes(),
-                "resident_parked_bytes": served.resident_bytes(serving.pid),
-            }
-            found.setdefault("held_parked", served.held(serving.pid))
-            tell()
-            woken = cuda.wake(driver, serving.pid)
-            began = timeline.now_s()
-            after = served.ask(serving.port, serving.ended)
-            one |= {
-                "wake": woken.seconds,
-                "device_woken_bytes": woken.memory_bytes["unlock"],
-                "device_used_woken_bytes": served.device_used_bytes(),
-                "first_token_after_wake_s": (
-                    (after.first_token_s - began) if after.first_token_s else None
-                ),
-                "equal_tokens": after.tokens == serving.answer.tokens,
-            }
-            moved = _moved(one)
-            one["rates_bytes_per_s"] = {
-                name: moved / seconds
-                for name, seconds in (
-                    ("park", parked.seconds["checkpoint_s"]),
-                    ("wake", woken.seconds["restore_s"]),
-                )
-                if moved and seconds
-            }
-            tell()
-            if not one["equal_tokens"]:
-                fail(
-                    found,
-                    "after waking",
-                    served.death(serving.pid, serving.log)
-                    or after.error
-                    or "other tokens than before",
-                )
-                if serving.ended():
-                    return
-
-
-def _moved(one: Mapping[str, Any]) -> int:
-    """Bytes that left the device: by the process's own count, else by what the device had free
-    before and after."""
-    if one.get("device_bytes"):
-        return int(one["device_bytes"]) - int(one.get("device_parked_bytes") or 0)
-    return max(
-        0,
-        int(one.get("device_used_running_bytes") or 0)
-        - int(one.get("device_used_parked_bytes") or 0),
-    )
-
-
-def driver_name(driver: Any) -> str:
-    return (
-        getattr(driver, "label", "")
-        or f"CUDA {getattr(driver, 'version', 'of an unknown version')}"
-    )
+        notify()
 
 
 # ---- decode --------------------------------------------------------------------------------------
@@ -247,7 +60,7 @@ DECODE_ARMS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
 
 
 def decode(
-    preset: str, arms: Sequence[str], tokens: int, times: int, found: dict[str, Any], tell: Tell
+    preset: str, arms: Sequence[str], tokens: int, times: int, found: dict[str, Any], notify: Notify
 ) -> None:
     """A server an arm, warm: its start, its first token, then the time of each further one."""
     from labkit.subject import checkpoint as checkpoints
@@ -259,11 +72,11 @@ def decode(
     found |= {
         "preset": preset,
         "tokens": tokens,
-        "cache": {**_state(there), "settle_s": timeline.now_s() - began},
+        "cache": {**cache_facts(there), "settle_s": timeline.now_s() - began},
         "arms": {arm: [] for arm in arms},
     }
-    tell()
-    said: dict[str, list[int]] = {}
+    notify()
+    tokens_of: dict[str, list[int]] = {}
     for _ in range(times):
         for arm in arms:
             arguments, environment = DECODE_ARMS[arm]
@@ -278,7 +91,7 @@ def decode(
                             "second_request": _pace(answer),
                             "third_request": _pace(again),
                             "tokens": len(again.tokens),
-                            "device_used_bytes": served.device_used_bytes(),
+                            "device_used_bytes": device_used_bytes(),
                             "error": answer.error or again.error,
                         }
                     )
@@ -288,12 +101,12 @@ def decode(
                             arm,
                             answer.error or again.error or served.death(serving.pid, serving.log),
                         )
-                    said.setdefault(arm, again.tokens)
+                    tokens_of.setdefault(arm, again.tokens)
             except LabError as error:  # the other arms are measured all the same
                 fail(found, arm, error)
-            first = said.get(arms[0])
-            found["equal_tokens"] = {a: t == first for a, t in said.items()}
-            tell()
+            first = tokens_of.get(arms[0])
+            found["equal_tokens"] = {a: t == first for a, t in tokens_of.items()}
+            notify()
 
 
 def _pace(answer: client.Answer) -> dict[str, Any]:
@@ -308,21 +121,10 @@ def _pace(answer: client.Answer) -> dict[str, Any]:
     }
 
 
-def _state(seen: cold.CacheState) -> dict[str, Any]:
-    """A cache state with its proof, short."""
-    return {
-        "state": seen.state,
-        "method": seen.method,
-        "resident_share": round(seen.share, 4),
-        "bytes": seen.total_bytes,
-        "note": seen.note,
-    }
-
-
 # ---- wake ----------------------------------------------------------------------------------------
 
 
-def wake(preset: str, times: int, found: dict[str, Any], tell: Tell) -> None:
+def wake(preset: str, times: int, found: dict[str, Any], notify: Notify) -> None:
     """The served model asleep in registered host memory, woken `times` times; beside it the bus's
     own rate from the same memory."""
     import torch
@@ -332,22 +134,8 @@ def wake(preset: str, times: int, found: dict[str, Any], tell: Tell) -> None:
     from labkit.subject import server
 
     memory = standby.memory_here()
-    loader = (
-        ["--loader", "labkit.weights.loaders.safe:load_device"]
-        if memory.device.startswith("cuda")
-        else []
-    )
-    args = server.parser().parse_args(
-        [
-            "--model",
-            str(checkpoints.ensure(Workspace.default(), preset)),
-            "--device",
-            memory.device,
-            "--init",
-            "meta",
-            *loader,
-        ]
-    )
+    model_dir = checkpoints.ensure(Workspace.default(), preset)
+    args = server.parser().parse_args(served.server_arguments(model_dir, 0, memory.device))
     server.make_context(args.device, 0)
     built, words = server.build(args)
     server.load(built, args)
@@ -380,7 +168,7 @@ def wake(preset: str, times: int, found: dict[str, Any], tell: Tell) -> None:
             "driver": memory.label or "the GPU's memory",
         }
         sleeping.release()
-        tell()
+        notify()
     with torch.inference_mode():
         found["equal"] = [
             p.data.sum(dtype=torch.float32).item() for p in built.parameters()
@@ -405,15 +193,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if strange := set(arms) - set(known):
         parser.error(f"no arm {', '.join(sorted(strange))}; there are {', '.join(known)}")
     parts: dict[str, Work] = {
-        "model": lambda found, tell: model(args.preset, args.formats.split(","), found, tell),
-        "context": lambda found, tell: context(arms, args.times or 3, found, tell),
-        "checkpoint": lambda found, tell: checkpoint(args.preset, args.times or 3, found, tell),
-        "decode": lambda found, tell: decode(
-            args.preset, arms, args.tokens, args.times or 1, found, tell
+        "model": lambda found, notify: model(args.preset, args.formats.split(","), found, notify),
+        "context": lambda found, notify: context(arms, args.times or 3, found, notify),
+        "checkpoint": lambda found, notify: checkpoint(args.preset, args.times or 3, found, notify),
+        "decode": lambda found, notify: decode(
+            args.preset, arms, args.tokens, args.times or 1, found, notify
         ),
-        "wake": lambda found, tell: wake(args.preset, args.times or 3, found, tell),
+        "wake": lambda found, notify: wake(args.preset, args.times or 3, found, notify),
     }
-    return say(parts[args.part], {"part": args.part})
+    return report(parts[args.part], {"part": args.part})
 
 
 if __name__ == "__main__":

@@ -469,7 +469,7 @@ def start_daemon(ctx: StepContext, model: str, device: str) -> None:
     there is no replica."""
     from labkit.core import interpreter
     from labkit.core.ledger import marked
-    from labkit.device.cuda_checkpoint import process_memory_bytes
+    from labkit.device.nvml import process_memory_bytes
     from labkit.image.runtimes.resident import start_resident
 
     folder = ctx.node / "resident"

@@ -3,7 +3,7 @@ words are kept when it ends.
 
     with server("1b") as serving:
         serving.answer.tokens, serving.start_s
-        again(serving.port, serving.ended).tokens
+        ask(serving.port, serving.ended).tokens
 
 What a process holds of the driver's files says whether CRIU can dump it: descriptors and mappings
 of /dev/nvidia*, none of which it knows (`held`). Without a GPU, LABKIT_FAKE_CUDA stands in for the
@@ -16,13 +16,14 @@ import contextlib
 import os
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labkit.core import client, exits, interpreter, ledger, secrets, timeline
+from labkit.core import client, exits, interpreter, ledger, proc, secrets, timeline
 from labkit.core.beside import scratch
 from labkit.core.trial import free_port
 from labkit.core.workspace import Workspace
@@ -43,6 +44,7 @@ class Serving:
     """`start_s`: from before exec to the first token. `log`: its standard output and error."""
 
     process: subprocess.Popen[bytes]
+    model: Path
     port: int
     answer: client.Answer
     start_s: float
@@ -65,6 +67,14 @@ class Serving:
         return self.process.poll() is not None
 
 
+def server_arguments(model: Path, port: int, device: str) -> list[str]:
+    """Of labkit.subject.server, for weights that are read straight onto the device."""
+    arguments = ["--model", str(model), "--device", device, "--port", str(port), "--init", "meta"]
+    if device.startswith("cuda"):
+        arguments += ["--loader", "labkit.weights.loaders.safe:load_device"]
+    return arguments
+
+
 @contextmanager
 def server(
     preset: str,
@@ -77,9 +87,6 @@ def server(
     """Started and asked once. Raises TrialError with its last words where no token comes."""
     space, device = Workspace.default(), gpu_device()
     model, port = checkpoint.ensure(space, preset), free_port()
-    loader = (
-        ["--loader", "labkit.weights.loaders.safe:load_device"] if device.startswith("cuda") else []
-    )
     more = {
         **interpreter.environment(),
         **CUDNN_LAST,
@@ -89,23 +96,15 @@ def server(
         **(environment or {}),
     }
     # O_APPEND: CRIU lets such a file grow
-    with scratch("served-", where or space.nodes) as room, open(room / "server.log", "ab") as log:
+    with scratch("served-", where or space.nodes) as work, open(work / "server.log", "ab") as log:
         began = timeline.now_s()
         process = subprocess.Popen(
             [
                 *interpreter.module("labkit.subject.server"),
-                "--model",
-                str(model),
-                "--device",
-                device,
-                "--port",
-                str(port),
-                "--init",
-                "meta",
-                *loader,
+                *server_arguments(model, port, device),
                 *arguments,
             ],
-            env={**os.environ, **more, timeline.ENV: str(room / "timeline.jsonl")},
+            env={**os.environ, **more, timeline.ENV: str(work / "timeline.jsonl")},
             cwd="/",
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -123,11 +122,12 @@ def server(
                         if process.poll() is None
                         else f"the server {exits.describe(process.returncode)}"
                     ),
-                    last_words(room / "server.log"),
+                    last_words(work / "server.log"),
                     "labkit doctor",
                 )
             known_to_fake_driver(process.pid)
-            yield Serving(process, port, answer, answer.first_token_s - began, room / "server.log")
+            start_s = answer.first_token_s - began
+            yield Serving(process, model, port, answer, start_s, work / "server.log")
         finally:
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -155,7 +155,7 @@ def last_words(log: Path, most: int = 1500) -> str:
 
 def gone(pid: int) -> bool:
     """Whether a child of ours (a restored process, for one) has ended."""
-    return not ledger.start_time(pid)
+    return not proc.start_time(pid)
 
 
 def death(pid: int, log: Path) -> str:
@@ -183,61 +183,23 @@ DEVICE_FILES = "/dev/nvidia"
 def held(pid: int, prefix: str = DEVICE_FILES) -> dict[str, Any]:
     """{"descriptors": {"9": "/dev/nvidiactl"}, "mappings": ["/dev/nvidia0 (3 times)"]}: what CRIU
     meets and does not know."""
-    found: dict[str, str] = {}
-    for link in sorted(Path(f"/proc/{pid}/fd").iterdir(), key=lambda p: int(p.name)):
-        with contextlib.suppress(OSError):
-            if (target := os.readlink(link)).startswith(prefix):
-                found[link.name] = target
-    counted: dict[str, int] = {}
-    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-        path = line.split(None, 5)[5:]
-        if path and path[0].startswith(prefix):
-            counted[path[0]] = counted.get(path[0], 0) + 1
+    counted = Counter(path for path in proc.mapped_files(pid) if path.startswith(prefix))
     return {
-        "descriptors": found,
+        "descriptors": {
+            str(number): path
+            for number, path in proc.open_files(pid).items()
+            if path.startswith(prefix)
+        },
         "mappings": [f"{path} ({count} times)" for path, count in counted.items()],
     }
 
 
 def resident_bytes(pid: int) -> int | None:
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) << 10
-    return None
-
-
-def device_used_bytes() -> int | None:
-    """What is taken of the first device's memory, by whomever; None where NVML cannot be asked."""
+    """Of host memory; None of a process that is gone."""
     try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        try:
-            return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used)
-        finally:
-            pynvml.nvmlShutdown()
-    except Exception:
+        return proc.status_bytes(pid, "VmRSS")[0]
+    except OSError:
         return None
-
-
-def persistence_mode() -> str:
-    """ "on", "off", or why it is not known. Off, the driver starts anew for the first process that
-    opens the device."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        try:
-            return (
-                "on"
-                if pynvml.nvmlDeviceGetPersistenceMode(pynvml.nvmlDeviceGetHandleByIndex(0))
-                else "off"
-            )
-        finally:
-            pynvml.nvmlShutdown()
-    except Exception as error:
-        return f"not known ({type(error).__name__}: {error})"
 
 
 def known_to_fake_driver(pid: int) -> None:

@@ -218,7 +218,7 @@ def start(ctx: StepContext) -> dict[str, Any]:
 def start_standby(ctx: StepContext) -> None:
     """Start the server, let it serve nobody, and put it to sleep: what stands on this node while
     there is no replica."""
-    from labkit.device.cuda_checkpoint import process_memory_bytes
+    from labkit.device.nvml import process_memory_bytes
     from labkit.image.runtimes.resident import start_resident
 
     environment = {

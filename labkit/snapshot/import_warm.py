@@ -1,15 +1,16 @@
 """A snapshot of a process that has imported everything and touched no device: restored, it makes
 its context, loads and serves.
 
-CRIU has nothing to refuse here – there is no context yet – and the image is small: imports only.
+CRIU has nothing to refuse here – there is no context yet – and its image is small: imports only.
 What it saves is exec, dynamic linking and imports; the context, the weights and the warm-up are
-paid as ever, so one image serves every model. Unlike a zygote nothing is resident.
+paid as ever, so one CRIU image serves every model. Unlike a zygote nothing is resident.
 
     python -m labkit.snapshot.import_warm --preset 1b --cold 1 --warm 3      # JSON lines, the last
         one counts; root
 
-The waiting process looks for a file with its arguments every millisecond. Limit: the image ÷ disk
-rate, CRIU's copy at 1.2–1.6 GB/s, and the rest of the start. Lesson: notebooks/07_checkpoints."""
+The waiting process looks for a file with its arguments every millisecond. Limit: the CRIU image ÷
+disk rate, CRIU's copy at 1.2–1.6 GB/s, and the rest of the start. Lesson:
+notebooks/07_checkpoints."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,60 +32,73 @@ from labkit.core.beside import replacing, scratch
 from labkit.core.trial import free_port
 from labkit.core.workspace import Workspace
 from labkit.device import served
-from labkit.device.gpu_parts import Tell, fail, say
 from labkit.device.techniques import gpu_device
+from labkit.device.trial_output import Notify, cache_facts, fail, report
 from labkit.errors import LabError, TrialError
 from labkit.snapshot import criu
-from labkit.snapshot.cuda import _state, mapped_files, said, without_plugins
+from labkit.snapshot.gpu_process import (
+    criu_errors,
+    mapped_files,
+    outcome_of,
+    refused,
+    without_plugins,
+)
 
 LOOKS_EVERY_S = 0.001
 READY, GO, SPANS = "ready", "go.json", "timeline.jsonl"
 
 
-def trial(preset: str, times: Mapping[str, int], found: dict[str, Any], tell: Tell) -> None:
-    """One image; each restore is told its model and port, serves a token and is ended."""
+@dataclass(frozen=True)
+class _Dumped:
+    """The process that has imported, as CRIU images in `work`; the files that it has mapped; the
+    model that it will serve, and the tokens that are right."""
+
+    work: Path
+    permissions: Mapping[str, int]
+    mapped: Sequence[str]
+    model: Path
+    tokens: Sequence[int]
+
+    @property
+    def criu_images(self) -> Path:
+        return self.work / "images"
+
+
+def trial(preset: str, times: Mapping[str, int], found: dict[str, Any], notify: Notify) -> None:
+    """One CRIU image; each restore gets its model and port, serves a token and is ended."""
     space = Workspace.default()
     found |= {"preset": preset, "device": gpu_device(), "criu": criu.version(), "restores": []}
     # to compare with, and its tokens: the files are warm for it
     with served.server(preset) as plain:
         found |= {"start_s": plain.start_s, "start_phases_s": plain.phases_s}
-        want, command = plain.answer.tokens, _arguments(plain.process.args)
-    tell()
+    notify()
     with scratch("import-warm-", space.artifacts) as work:
         pid, mapped, held = _waiting(work)
-        images = work / "images"
-        images.mkdir()
+        criu_images = work / "images"
+        criu_images.mkdir()
         try:
-            made = criu.dump(pid, images, work / "dump", options=without_plugins(work))
+            dump = criu.dump(pid, criu_images, work / "dump", options=without_plugins(work))
         finally:
-            found["dump"] = {"held": held, "criu": said(work / "dump" / "dump.log")}
+            found["dump"] = {"held": held, "criu": criu_errors(work / "dump" / "dump.log")}
             criu.end([pid])
         found["dump"] |= {
-            "dump_s": made["dump_s"],
-            "pages_bytes": made["pages_bytes"],
-            "image_bytes": sum(p.stat().st_size for p in images.iterdir()),
+            "dump_s": dump["dump_s"],
+            "pages_bytes": dump["pages_bytes"],
+            "image_bytes": sum(p.stat().st_size for p in criu_images.iterdir()),
         }
-        tell()
+        notify()
+        dumped = _Dumped(work, dump["permissions"], mapped, plain.model, plain.answer.tokens)
         for state in [*["cold"] * times["cold"], *["warm"] * times["warm"]]:
-            one: dict[str, Any] = {"want": state}
-            found["restores"].append(one)
+            entry: dict[str, Any] = {"want": state}
+            found["restores"].append(entry)
             try:
-                _restored(work, images, made["permissions"], mapped, command, want, one)
+                _restored(dumped, entry)
             except (LabError, OSError) as error:
-                one |= {
-                    "outcome": "refused",
-                    "error": f"{error}\n{served.last_words(work / 'server.log', 600)}".strip(),
-                    "criu": said(work / "restore" / "restore.log"),
-                }
-            if one["outcome"] != "ok":
-                fail(found, f"restore, {state}", one["error"])
-            tell()
-
-
-def _arguments(command: Any) -> list[str]:
-    """What stands behind the module's name in a server's command line."""
-    words = [str(word) for word in command]
-    return words[words.index("labkit.subject.server") + 1 :]
+                entry |= refused(error, work / "server.log")
+                entry["criu"] = criu_errors(work / "restore" / "restore.log")
+            if entry["outcome"] != "ok":
+                fail(found, f"restore, {state}", entry["error"])
+            notify()
 
 
 def _waiting(work: Path) -> tuple[int, list[str], dict[str, Any]]:
@@ -114,58 +129,40 @@ def _waiting(work: Path) -> tuple[int, list[str], dict[str, Any]]:
     return process.pid, mapped_files(process.pid), served.held(process.pid)
 
 
-def _restored(
-    work: Path,
-    images: Path,
-    permissions: Mapping[str, int],
-    mapped: Sequence[str],
-    command: Sequence[str],
-    want: Sequence[int],
-    one: dict[str, Any],
-) -> None:
-    port, log = free_port(), work / "server.log"
-    arguments = list(command)
-    there: dict[str, Sequence[str | Path]] = {
-        "image": [images],
-        "mapped_files": mapped,
-        "model": [arguments[arguments.index("--model") + 1]],
+def _restored(dumped: _Dumped, entry: dict[str, Any]) -> None:
+    """One restore to its first token, into `entry`; the process is ended again. Raises LabError,
+    OSError."""
+    port, work = free_port(), dumped.work
+    files: dict[str, Sequence[str | Path]] = {
+        "image": [dumped.criu_images],
+        "mapped_files": dumped.mapped,
+        "model": [dumped.model],
     }
-    one["cache"] = {
-        what: _state(cold.set_cache_state(paths, one["want"], caches=what == "image"))
-        for what, paths in there.items()
+    entry["cache"] = {
+        name: cache_facts(cold.set_cache_state(paths, entry["want"], caches=name == "image"))
+        for name, paths in files.items()
     }
-    arguments[arguments.index("--port") + 1] = str(port)
     (work / SPANS).unlink(missing_ok=True)
     with replacing(work / GO) as part:
-        part.write_text(json.dumps(arguments))
+        part.write_text(json.dumps(served.server_arguments(dumped.model, port, gpu_device())))
     began, pid = timeline.now_s(), 0
     try:
         pid, _ = criu.restore(
-            images, work / "restore", permissions=permissions, options=without_plugins(work)
+            dumped.criu_images,
+            work / "restore",
+            permissions=dumped.permissions,
+            options=without_plugins(work),
         )
-        one["criu_restore_s"] = timeline.now_s() - began
+        entry["criu_restore_s"] = timeline.now_s() - began
         answer = served.ask(port, lambda: served.gone(pid), limit_s=100)
-        one |= {
+        entry |= {
             "gone_to_first_token_s": answer.first_token_s - began if answer.first_token_s else None,
-            "equal_tokens": answer.tokens == want,
+            "equal_tokens": answer.tokens == dumped.tokens,
             "phases_s": {
                 s.name: round(s.duration_s, 6) for s in timeline.read(work / SPANS) if s.is_phase
             },
         }
-        death = served.death(pid, log)
-        one["outcome"] = (
-            "ok"
-            if one["equal_tokens"] and not death
-            else "died"
-            if death
-            else "wrong tokens"
-            if answer.tokens
-            else "no token"
-        )
-        if one["outcome"] != "ok":
-            one["error"] = (
-                death or answer.error or f"{answer.tokens[:8]} in place of {list(want)[:8]}"
-            )
+        entry |= outcome_of(answer, dumped.tokens, served.death(pid, work / "server.log"))
     finally:
         if pid:
             criu.end([pid])
@@ -199,9 +196,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.waits_in:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         return wait(args.waits_in)
-    return say(
-        lambda found, tell: trial(args.preset, {"cold": args.cold, "warm": args.warm}, found, tell),
-        {"part": "import-warm"},
+    times = {"cold": args.cold, "warm": args.warm}
+    return report(
+        lambda found, notify: trial(args.preset, times, found, notify), {"part": "import-warm"}
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from labkit.device import cuda_checkpoint as cuda
+from labkit.device import libcuda
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -44,7 +45,7 @@ def driver(tmp_path):
         ],
         check=True,
     )
-    return cuda.Libcuda(str(library))
+    return libcuda.Libcuda(str(library))
 
 
 @pytest.fixture

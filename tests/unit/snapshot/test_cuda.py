@@ -14,7 +14,7 @@ import pytest
 from labkit.core import client
 from labkit.device import served
 from labkit.device.fake_driver import FakeDriver
-from labkit.snapshot import criu, cuda, descriptors, tracee
+from labkit.snapshot import criu, cuda, descriptors, gpu_process, tracee
 from labkit.snapshot.explain import SnapshotError
 
 traces = pytest.mark.skipif(
@@ -134,7 +134,7 @@ def test_a_process_whose_gpu_state_does_not_come_back_is_ended(tmp_path, monkeyp
     monkeypatch.setattr(criu, "restore", lambda *_, **__: criu.Restored(process.pid, None))
     seen: dict = {}
     with pytest.raises(SnapshotError, match="CUDA_ERROR_OUT_OF_MEMORY"):
-        cuda.restore(driver, tmp_path, tmp_path, {}, found=seen)
+        gpu_process.restore(driver, tmp_path, tmp_path, {}, found=seen)
     assert seen["ended"] == "it was ended" and not os.path.exists(f"/proc/{process.pid}")
     process.returncode = -9
 
@@ -156,7 +156,7 @@ def test_a_refused_dump_closes_nothing_for_good_and_brings_the_process_back(
     monkeypatch.setattr(criu, "dump", refuse)
     seen: dict = {}
     with pytest.raises(SnapshotError, match="refused"):
-        cuda.dump(driver, child.pid, tmp_path, tmp_path, close="/dev/zero", found=seen)
+        gpu_process.dump(driver, child.pid, tmp_path, tmp_path, close="/dev/zero", found=seen)
     assert (
         driver.state(child.pid) == "running"
         and child.reads(37) == 3
