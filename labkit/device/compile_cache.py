@@ -23,8 +23,30 @@ from typing import Any
 
 from labkit.core import timeline
 from labkit.core.interpreter import module
-from labkit.device.techniques import cache_environment, compiled_files
 from labkit.errors import TrialError
+
+
+def cache_environment(folder: str) -> dict[str, str]:
+    """What sends inductor and triton to their caches in `folder`."""
+    return {
+        "TORCHINDUCTOR_CACHE_DIR": folder,
+        "TRITON_CACHE_DIR": f"{folder}/triton",
+        "TORCHINDUCTOR_FX_GRAPH_CACHE": "1",
+        "TORCHINDUCTOR_AUTOGRAD_CACHE": "1",
+        # On a CPU the headers of torch would be compiled first, for longer than the code itself;
+        # nothing here is compiled often enough for that.
+        "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0",
+    }
+
+
+def compiled_files(folder: str | os.PathLike[str]) -> dict[str, int]:
+    """Libraries and kernels in a cache directory: path below it -> modification time in ns."""
+    root = Path(folder)
+    return {
+        str(p.relative_to(root)): p.stat().st_mtime_ns
+        for p in root.rglob("*")
+        if p.is_file() and p.suffix in (".so", ".cubin", ".main", ".o")
+    }
 
 
 def first_call(

@@ -27,8 +27,8 @@ from labkit.core.workspace import Workspace
 from labkit.device import served
 from labkit.device.checkpoint_cycles import checkpoint
 from labkit.device.context_arms import CONTEXT_ARMS, context
+from labkit.device.graph_techniques import BATCHES
 from labkit.device.nvml import device_used_bytes
-from labkit.device.techniques import BATCHES
 from labkit.device.trial_output import Notify, Work, cache_facts, fail, report
 from labkit.errors import LabError
 

@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from labkit.core import interpreter
 from labkit.core.capabilities import capability
 from labkit.core.plan import LaunchPlan, Step
 from labkit.core.units import show_bytes
+from labkit.device.resident_plan import leave_out_resident, refuse_fresh_node
 from labkit.errors import BadInput
 from labkit.technique import YES, Artifact, Availability, Evidence, Observation, register
 from labkit.weights.catalog import Loader
@@ -63,13 +63,7 @@ class DeviceResident(WeightsTechnique):
         )
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
-        if plan.scenario in self.excluded_scenarios:
-            raise BadInput(
-                "a daemon that holds the weights is resident before t0, and on a fresh node nothing"
-                " of the stack is",
-                why="it would be compared with arms that bring everything over the link",
-                fix="--scenario warm-node or hot-node",
-            )
+        refuse_fresh_node(plan, "a daemon that holds the weights")
         if plan.stack.get("image") not in (None, "", "host-env"):
             raise BadInput(
                 "the daemon is the lab's own interpreter, and this stack has an image",
@@ -82,25 +76,10 @@ class DeviceResident(WeightsTechnique):
                 fix="--device cuda",
             )
         directory = artifact.paths["model_dir"]
-        plan = super().apply(plan, artifact)
-        # What the daemon has mapped before t0 (torch and CUDA's libraries) cannot be cold: left out
-        # of the cold set, in the open.
-        mapped = set(interpreter.packages())
-        kept = tuple(
-            p for p in plan.cold_paths if p not in mapped and "/site-packages/" not in p + "/"
-        )
+        plan = leave_out_resident(super().apply(plan, artifact))
         # no byte has to move
         floors = {k: v for k, v in plan.floors_bytes.items() if k.partition("@")[0] != "load"}
-        plan = replace(
-            plan,
-            cold_paths=kept,
-            floors_bytes=floors,
-            state=replace(
-                plan.state,
-                resident_before_t0=tuple(p for p in plan.cold_paths if p not in kept),
-            ),
-        )
-        return plan.with_steps(
+        return replace(plan, floors_bytes=floors).with_steps(
             Step(
                 "start",
                 "labkit.device.resident:offer",

@@ -7,13 +7,12 @@ notebooks/07_checkpoints."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
 
-from labkit.core import interpreter
 from labkit.core.plan import LaunchPlan, Step
 from labkit.core.units import show_bytes
 from labkit.core.workspace import Workspace
+from labkit.device.resident_plan import leave_out_resident, refuse_fresh_node
 from labkit.errors import BadInput
 from labkit.technique import (
     YES,
@@ -43,28 +42,15 @@ class Zygote(Technique):
         return Artifact(self.name, facts={"prepare_s": 0.0, "size_bytes": 0})
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
-        if plan.scenario in self.excluded_scenarios:
-            raise BadInput(
-                "a zygote is resident before t0, and on a fresh node nothing of the stack is",
-                why="it would be compared with arms that bring everything over the link",
-                fix="--scenario warm-node or hot-node",
-            )
+        refuse_fresh_node(plan, "a zygote")
         if plan.stack.get("image") not in (None, "", "host-env"):
             raise BadInput(
                 "a zygote forks the lab's own interpreter, and this stack has an image",
                 why="the image's files would not be used",
                 fix="image=host-env,process=zygote",
             )
-        # Its libraries are mapped before t0: that is what a zygote is. They are left out of the
-        # cold set, in the open.
-        mapped = set(interpreter.packages())
-        kept = tuple(
-            p for p in plan.cold_paths if p not in mapped and "/site-packages/" not in p + "/"
-        )
-        left = [p for p in plan.cold_paths if p not in kept]
-        return replace(
-            plan, cold_paths=kept, state=replace(plan.state, resident_before_t0=tuple(left))
-        ).with_steps(
+        # its libraries are mapped before t0: that is what a zygote is
+        return leave_out_resident(plan).with_steps(
             Step(
                 "start",
                 "labkit.snapshot.zygote:start",

@@ -42,7 +42,7 @@ def on_gpu(counted, files, *, before=None, tmp_path):
 
     from labkit.core.plan import LaunchPlan
     from labkit.core.timeline import Span
-    from labkit.device.techniques import compiled_files
+    from labkit.device.compile_cache import compiled_files
     from labkit.technique import Observation
 
     cache = tmp_path / "cache"

@@ -14,7 +14,7 @@ from labkit.core.plan import LaunchPlan
 from labkit.device import standby
 from labkit.device.driver_states import DriverRefused
 from labkit.device.fake_driver import FakeMemory
-from labkit.device.techniques import BATCHES
+from labkit.device.graph_techniques import BATCHES
 from labkit.errors import BadInput, MissingCapability
 from labkit.subject import graphs
 from labkit.subject.config import LlamaConfig
@@ -147,7 +147,7 @@ def test_batch_sizes_that_are_none_are_refused(text):
 @pytest.mark.parametrize("name", GPU_TECHNIQUES)
 def test_on_a_host_without_a_gpu_the_technique_says_that_it_needs_one(name, monkeypatch):
     monkeypatch.setattr(
-        "labkit.device.techniques.capability",
+        "labkit.device.gpu_technique.capability",
         lambda what: probes.Capability(what, False, "no NVIDIA driver", "", "a GPU host"),
     )
     found = technique(name).available(host.card())
