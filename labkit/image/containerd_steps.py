@@ -2,7 +2,7 @@
 server in it.
 
     Step("pull", "labkit.image.containerd_steps:pull")      # ctr images pull: fetch, then unpack
-    Step("mount", "labkit.image.containerd_steps:rpull")    # ctr-remote images rpull: lazily
+    Step("mount", "labkit.image.containerd_steps:pull")     # with stargz: ctr-remote images rpull
     Step("start", "labkit.image.containerd_steps:start")    # ctr run
 
 The daemons are resident before t0, as on any node (`pre_start`). Facts are taken between the steps,
@@ -91,10 +91,6 @@ def start_containerd(ctx: StepContext, **_: Any) -> None:
 
 def start_stargz(ctx: StepContext, **_: Any) -> None:
     _make_ready(ctx, stargz=True)
-
-
-def rpull(ctx: StepContext, reference: str = "") -> dict[str, Any]:
-    return pull(ctx, reference)
 
 
 def _command(node: containerd.Node, image: str) -> list[str]:

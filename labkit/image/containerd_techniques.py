@@ -125,7 +125,7 @@ class ContainerdStargz(ImageTechnique):
         return replace(plan, state=state).with_steps(
             Step(
                 "mount",
-                "labkit.image.containerd_steps:rpull",
+                "labkit.image.containerd_steps:pull",
                 {"reference": artifact.facts["lazy_reference"]},
                 pre_start="labkit.image.containerd_steps:start_stargz",
             )

@@ -31,7 +31,6 @@ LAYER_GZIP = LAYER + "+gzip"
 LAYER_ZSTD = LAYER + "+zstd"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
-DOCKER_LAYER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 MANIFEST_TYPES = (MANIFEST, DOCKER_MANIFEST)
 INDEX_TYPES = (INDEX, DOCKER_INDEX)
 ACCEPT = ", ".join(MANIFEST_TYPES + INDEX_TYPES)

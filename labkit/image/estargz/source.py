@@ -27,7 +27,6 @@ from labkit.errors import BadInput
 from labkit.image.tar import Member, TarReader
 
 LIMIT_BYTES = 64 << 30
-_PAX_LIMIT = 1 << 20
 
 
 @dataclass(frozen=True)
