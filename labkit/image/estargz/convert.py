@@ -148,13 +148,8 @@ def touched_ranges(
 ) -> list[tuple[int, int]]:
     """Ranges of the blob that hold the chunks a recorded start touched, merged over gaps below 256
     KiB."""
-    with open(blob, "rb") as file:
-
-        def read_at(start: int, size: int) -> bytes:
-            return os.pread(file.fileno(), size, start)
-
-        opened = reader.open_layer(read_at, written.size_bytes, written.toc_digest)
-    files = {entry.name: entry for entry in opened.toc.entries}
+    entries = reader.read_toc_of_file(blob, written.toc_digest).entries
+    files = {entry.name: entry for entry in entries}
     spans: list[tuple[int, int]] = []
     for access in accesses:
         entry: toc.TOCEntry | None = files.get(access.path)

@@ -27,6 +27,7 @@ from labkit.image.estargz import layout
 from labkit.image.estargz.codec import LEVEL, compress
 from labkit.image.estargz.source import Placed, Spool
 from labkit.image.estargz.toc import clean_name
+from labkit.image.oci import digest_of
 from labkit.image.tar import BLOCK, BLOCKDEV, CHAR, DIR, FIFO, FILE, HARDLINK, SYMLINK, Member
 
 _BATCH_BYTES = 512 << 10  # one task of the pool: a large chunk, or many small files
@@ -49,7 +50,6 @@ class Written:
     size_bytes: int
     diff_id: str
     toc_digest: str
-    toc_offset: int
     uncompressed_bytes: int
     prefetch_bytes: int  # compressed bytes in front of the landmark
     chunk_count: int
@@ -268,10 +268,6 @@ class _Output:
         self.plain_bytes += len(plain)
 
 
-def _digest(data: bytes) -> str:
-    return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
 def write(
     layer: Spool,
     path: str | Path,
@@ -305,7 +301,7 @@ def write(
                 raise BadInput(
                     "the spooled layer ended early", why="the disk is full, or the spool was cut"
                 )
-            packed.append((data, compress(data, level), _digest(data)))
+            packed.append((data, compress(data, level), digest_of(data)))
         return packed
 
     chunks = prefetch_end = 0
@@ -348,8 +344,7 @@ def write(
         "sha256:" + out.blob.hexdigest(),
         out.size_bytes,
         "sha256:" + out.plain.hexdigest(),
-        _digest(raw),
-        toc_offset,
+        digest_of(raw),
         out.plain_bytes,
         prefetch_end,
         chunks,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import logging
 import os
 import threading
 import time
@@ -25,8 +24,8 @@ from typing import Any
 from labkit.errors import BadInput, LabError, TransferError
 from labkit.image import access_record, oci
 from labkit.image.estargz import layout
-from labkit.image.estargz.reader import fetch_toc
-from labkit.image.estargz.toc import Toc, parse
+from labkit.image.estargz.reader import read_toc
+from labkit.image.estargz.toc import Toc
 from labkit.image.lazyfs import mount, tree
 from labkit.image.lazyfs.cache import Blob, BlobStore, ChunkMemory
 from labkit.image.lazyfs.feed import Feed
@@ -34,8 +33,6 @@ from labkit.image.lazyfs.remote import Busy, LayerSource, open_source
 from labkit.image.lazyfs.serve import FuseServer
 from labkit.image.lazyfs.stats import Stats
 from labkit.image.lazyfs.transfers import LayerFeed
-
-log = logging.getLogger("labkit.lazyfs")
 
 
 @dataclass(frozen=True)
@@ -166,16 +163,15 @@ class Session:
             )
         blob = self.store.open(descriptor.digest, descriptor.size_bytes)
         try:
-            raw, offset = fetch_toc(self._reader(descriptor, blob), descriptor.size_bytes, digest)
+            toc = read_toc(self._reader(descriptor, blob), descriptor.size_bytes, digest)
         except BadInput:  # what an earlier mount left here may be torn: once more, from the source
-            raw, offset = fetch_toc(
+            toc = read_toc(
                 self._reader(descriptor, blob, trust_cache=False), descriptor.size_bytes, digest
             )
-        toc = parse(raw, offset)
         text = descriptor.annotations.get(layout.TOUCHED_RANGES)
         ranges: list[tuple[int, int]] = []
         if self.options.prefetch and text is not None:
-            ranges = layout.parse_ranges(text, offset)
+            ranges = layout.parse_ranges(text, toc.toc_offset)
         elif self.options.prefetch and toc.prefetch_end:
             ranges = [(0, toc.prefetch_end)]
         chunks = [chunk for entry in toc.entries for chunk in entry.chunks]

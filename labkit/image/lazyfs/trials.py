@@ -103,8 +103,9 @@ def touch(layout: Layout, name: str, program: Sequence[str]) -> dict[str, Any]:
     {…, "files": {path: [touched bytes, bytes present]}, "files_present", "bytes_present"}"""
     sizes: dict[str, int] = {}
     for layer in layout.manifest(name).layers:
-        raw = layout.blob_path(layer.digest).read_bytes()
-        toc = reader.open_bytes(raw, layer.annotations[shape.TOC_DIGEST]).toc
+        toc = reader.read_toc_of_file(
+            layout.blob_path(layer.digest), layer.annotations[shape.TOC_DIGEST]
+        )
         sizes |= {
             e.name: e.size for e in toc.entries if e.kind == "reg" and e.name not in shape.OWN_NAMES
         }

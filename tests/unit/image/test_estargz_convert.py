@@ -10,11 +10,12 @@ from labkit.errors import BadInput
 from labkit.image import access_record, oci
 from labkit.image.access_record import Access
 from labkit.image.codecs import decompress, file_chunks
-from labkit.image.estargz import layer_cache, layout, reader
+from labkit.image.estargz import layer_cache, layout
 from labkit.image.estargz.convert import convert
 from labkit.image.layers import LayerEntry, write_image, write_layer
 from labkit.image.oci_layout import Layout
 from labkit.image.tiny import REFERENCE, tiny_layers, tiny_layout
+from tests.support.estargz_files import read_file, toc_of
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +43,11 @@ def test_the_converted_image_holds_the_same_files(images):
     for entries, descriptor in zip(
         tiny_layers(600_000), lazy.manifest(REFERENCE).layers, strict=True
     ):
-        path = lazy.blob_path(descriptor.digest)
-        layer = reader.open_layer(
-            lambda start, size, p=path: p.read_bytes()[start : start + size],
-            descriptor.size_bytes,
-            descriptor.annotations[layout.TOC_DIGEST],
-        )
+        blob = lazy.blob_path(descriptor.digest).read_bytes()
+        toc = toc_of(blob, descriptor.annotations[layout.TOC_DIGEST])
         for name, entry in entries.items():
             if entry.data is not None:
-                assert reader.read(layer, name) == entry.data
+                assert read_file(blob, toc, name) == entry.data
 
 
 def test_diff_ids_and_annotations_are_those_of_the_new_blobs(images):
