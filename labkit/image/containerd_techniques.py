@@ -8,18 +8,16 @@ whole has no evidence and is a failed trial. Lesson: notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from labkit.core.plan import LaunchPlan, Step
-from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
+from labkit.image.lazyfs.techniques import EstargzLazy
 from labkit.image.runtimes.techniques import availability
 from labkit.image.techniques import ImageTechnique
 from labkit.image.traffic import blob_traffic
-from labkit.technique import Artifact, Availability, Claim, Evidence, Observation, Subject, register
+from labkit.technique import Artifact, Availability, Evidence, Observation, register
 
 START = "labkit.image.containerd_steps:start"
 
@@ -88,36 +86,18 @@ class ContainerdPull(ImageTechnique):
 
 
 @register
-class ContainerdStargz(ImageTechnique):
-    name, lesson = "containerd-stargz", "03_lazy_pull"
-    claims_row, advice = "stargz lazy pulling", "lazy"
+class ContainerdStargz(EstargzLazy):
+    """The image of `estargz-lazy`, mounted by the reference snapshotter."""
+
+    name, rung = "containerd-stargz", 0
     excluded_scenarios = WARM
     title = (
         "containerd with the stargz snapshotter mounts lazily (ctr-remote rpull), and starts the"
         " server"
     )
-    claims = (
-        Claim(
-            "lazy pulling starts containers before the image is here: 60-80 % less pull time",
-            "the article, phase 1; no hardware given",
-            0.2,
-            0.4,
-            "pull",
-        ),
-    )
 
     def available(self, host: Any) -> Availability:
         return availability("containers", "stargz")
-
-    def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
-        from labkit.image.lazyfs.techniques import EstargzLazy
-
-        return replace(EstargzLazy().prepare(subject, workspace), technique=self.name)
-
-    def publish(self, artifact: Artifact, subject: Subject, roots: Mapping[str, Path]) -> None:
-        from labkit.image.lazyfs.techniques import EstargzLazy
-
-        EstargzLazy().publish(artifact, subject, roots)
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
         _only_fresh(plan, self.name)
