@@ -13,7 +13,6 @@ Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import time
@@ -25,7 +24,7 @@ from typing import Any
 
 from labkit.core.ledger import remove_tree
 from labkit.errors import BadInput, TransferError
-from labkit.image.codecs import codec_of, decompress
+from labkit.image.codecs import Hashed, codec_of, decompress
 from labkit.image.distribution import WrongDigest, fetch_config
 from labkit.image.image_source import ImageSource
 from labkit.image.resumable_blob import ResumableBlob
@@ -139,13 +138,11 @@ def _pull(source: ImageSource, rootfs: Path, folder: Path, options: PullOptions)
 def _checked(chunks: Iterable[bytes], digest: str, name: str) -> Iterator[bytes]:
     """Pass chunks on; after the last one, raise WrongDigest unless they were what `digest`
     names."""
-    state = hashlib.sha256()
-    for chunk in chunks:
-        state.update(chunk)
-        yield chunk
-    if f"sha256:{state.hexdigest()}" != digest:
+    hashed = Hashed(chunks)
+    yield from hashed
+    if hashed.digest != digest:
         raise WrongDigest(
-            f"{name}: the bytes are sha256:{state.hexdigest()[:16]}…, not {digest[:23]}…",
+            f"{name}: the bytes are {hashed.digest[:23]}…, not {digest[:23]}…",
             why="corrupted on the way or in the store; nothing of it was kept",
             fix="pull again; if it repeats, push the image again",
         )
