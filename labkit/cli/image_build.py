@@ -55,7 +55,7 @@ def run_build(args: argparse.Namespace) -> int:
     if args.tiny:
         name = args.name or tiny.REFERENCE
         path = Path(args.out) if args.out else Workspace.default().images / "tiny"
-        build.tiny_layout(path, name=name)
+        tiny.tiny_layout(path, name=name)
     elif args.out:
         name, path = args.name or build.REFERENCE, Path(args.out)
         build.build(path, with_weights=args.with_weights, level=args.level, name=name, say=_say)

@@ -55,10 +55,6 @@ class Layout(NamedTuple):
     findings: tuple[str, ...] = ()
     alignment: int = 1  # the largest power of two that divides every tensor's offset, at most 4096
 
-    @property
-    def tensor_bytes(self) -> int:
-        return sum(t.size_bytes for t in self.tensors)
-
 
 def common_alignment(offsets: Sequence[int]) -> int:
     together = 4096

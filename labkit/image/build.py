@@ -44,9 +44,6 @@ from labkit.image.layers import STOCK_LEVEL, LayerEntry, WrittenLayer, write_ima
 from labkit.image.oci_layout import Layout
 from labkit.image.runtimes.process import LIBRARY_PATH, PYTHON_HOME
 from labkit.image.runtimes.server import SERVER
-from labkit.image.tiny import tiny_layout
-
-__all__ = ["PARTS", "REFERENCE", "build", "ensure_image", "tiny_layout"]
 
 REFERENCE = "lab/subject:latest"
 PARTS = ("interpreter", "torch", "packages", "app")

@@ -38,9 +38,9 @@ def codec_of(media_type: str) -> str:
     )
 
 
-def file_chunks(path: str | os.PathLike[str], size_bytes: int = IN_BYTES) -> Iterator[bytes]:
+def file_chunks(path: str | os.PathLike[str]) -> Iterator[bytes]:
     with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(size_bytes):
+        while chunk := file.read(IN_BYTES):
             yield chunk
 
 

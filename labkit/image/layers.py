@@ -20,7 +20,7 @@ import os
 import struct
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,19 +161,11 @@ def write_layer(
     entries: Mapping[str, LayerEntry],
     *,
     level: int = STOCK_LEVEL,
-    progress: Callable[[int], object] | None = None,
     **annotations: str,
 ) -> WrittenLayer:
-    """A gzip layer into the layout. `progress` gets the plain bytes so far."""
+    """A gzip layer into the layout."""
     plain = Hashed(tar_chunks(entries))
-
-    def counted() -> Iterator[bytes]:
-        for chunk in plain:
-            if progress:
-                progress(plain.size_bytes)
-            yield chunk
-
-    digest, size_bytes = layout.write_blob_from(gzip_chunks(counted(), level))
+    digest, size_bytes = layout.write_blob_from(gzip_chunks(plain, level))
     notes = {oci.UNPACKED_BYTES: str(plain.size_bytes)}
     notes |= {key.replace("__", "."): value for key, value in annotations.items()}
     return WrittenLayer(

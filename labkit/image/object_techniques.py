@@ -27,28 +27,16 @@ from labkit.technique import Artifact, Claim, Evidence, Observation, Subject, re
 PREFIX = "images"
 
 
-def object_pull(
-    ctx: StepContext,
-    image: str,
-    connections: int = 0,
-    part_bytes: int = 0,
-    absolute_links: bool = False,
-) -> dict[str, Any]:
+def object_pull(ctx: StepContext, image: str) -> dict[str, Any]:
     """Step `pull`: fetch and unpack at once. `image`: s3://BUCKET/PREFIX#NAME:TAG, endpoint and
     keys from the server's environment."""
     import os
 
     from labkit.image.image_source import source_of
-    from labkit.image.objectpull import CONNECTIONS, PART_BYTES, PullOptions, pull
-    from labkit.image.tree import Limits
+    from labkit.image.objectpull import pull
 
-    options = PullOptions(
-        connections or CONNECTIONS,
-        part_bytes or PART_BYTES,
-        limits=Limits(absolute_links=absolute_links),
-    )
     with source_of(image, {**os.environ, **ctx.server_env}) as source:
-        facts = pull(source, ctx.node / "rootfs", scratch=ctx.node / "blobs", options=options)
+        facts = pull(source, ctx.node / "rootfs", scratch=ctx.node / "blobs")
     ctx.state.rootfs, ctx.state.image_config = str(ctx.node / "rootfs"), facts.pop("config")
     return facts
 

@@ -9,7 +9,6 @@ opencontainers/image-spec v1, image-layout. Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from labkit.core.beside import file_in, replacing
 from labkit.errors import BadInput
+from labkit.image.codecs import Hashed
 from labkit.image.oci import (
     DOCUMENT_LIMIT_BYTES,
     INDEX,
@@ -64,9 +64,9 @@ class Layout:
     def blob_path(self, digest: str) -> Path:
         return self.path / "blobs" / "sha256" / check_digest(digest)[7:]
 
-    def read_blob(self, descriptor: Descriptor, limit_bytes: int = DOCUMENT_LIMIT_BYTES) -> bytes:
+    def read_blob(self, descriptor: Descriptor) -> bytes:
         """A small blob, verified."""
-        if descriptor.size_bytes > limit_bytes:
+        if descriptor.size_bytes > DOCUMENT_LIMIT_BYTES:
             raise BadInput(
                 f"blob {descriptor.digest} of {descriptor.size_bytes} bytes",
                 why="too large for a document",
@@ -98,17 +98,13 @@ class Layout:
 
     def write_blob_from(self, chunks: Iterable[bytes]) -> tuple[str, int]:
         """A large blob; its digest and size. Nothing of it stays when the chunks raise."""
-        state, size_bytes = hashlib.sha256(), 0
+        hashed = Hashed(chunks)
         with file_in(self.path / "blobs" / "sha256") as part:
             with open(part, "wb") as out:
-                for chunk in chunks:
-                    state.update(chunk)
-                    size_bytes += len(chunk)
-                    out.write(chunk)
+                out.writelines(hashed)
             os.chmod(part, 0o644)
-            digest = f"sha256:{state.hexdigest()}"
-            os.replace(part, self.blob_path(digest))
-        return digest, size_bytes
+            os.replace(part, self.blob_path(hashed.digest))
+        return hashed.digest, hashed.size_bytes
 
     def index(self) -> tuple[Descriptor, ...]:
         try:

@@ -27,7 +27,6 @@ from labkit.errors import BadInput
 from labkit.image import oci
 from labkit.image.distribution import RemoteImage
 from labkit.image.oci_layout import Layout
-from labkit.image.tree import Limits
 from labkit.image.unpack import unpack_image
 from labkit.net.fetch import Client, fetch_file
 
@@ -82,27 +81,23 @@ class _Pulled:
     manifest: oci.Manifest
 
 
-def full_pull(ctx: StepContext, reference: str = "", streams: int = STREAMS) -> dict[str, Any]:
+def full_pull(ctx: StepContext, reference: str = "") -> dict[str, Any]:
     """Step `pull`: manifest, config and layers into the node's content store. `reference` defaults
     to the plan's own."""
     layout = Layout(ctx.node / "content")
     manifest, facts = pull_into(
-        layout,
-        reference or f"{ctx.state.registry}/{ctx.state.image_reference}",
-        streams=streams,
+        layout, reference or f"{ctx.state.registry}/{ctx.state.image_reference}"
     )
     ctx.state.hand_on(_Pulled(layout, manifest))
     return facts
 
 
-def unpack(ctx: StepContext, fast: bool = False, absolute_links: bool = False) -> dict[str, Any]:
+def unpack(ctx: StepContext) -> dict[str, Any]:
     """Step `unpack`: the pulled layers as a root directory on the node."""
     pulled = ctx.state.handed(_Pulled)
     layout, manifest = pulled.layout, pulled.manifest
     rootfs = ctx.node / "rootfs"
-    facts = unpack_image(
-        layout, manifest, rootfs, fast=fast, limits=Limits(absolute_links=absolute_links)
-    )
+    facts = unpack_image(layout, manifest, rootfs)
     ctx.state.rootfs, ctx.state.image_config = str(rootfs), layout.config(manifest)
     return facts
 

@@ -16,7 +16,7 @@ stay. Limit: zstd -3 packs 300-500 MB/s a core, gzip -6 30-60. Lesson: notebooks
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from labkit.objects.hardlink import link_or_copy
 
 CODECS = {"gzip": oci.LAYER_GZIP, "zstd": oci.LAYER_ZSTD, "none": oci.LAYER}
 ZSTD_LEVEL = 3
+BUCKET = "lab"  # of the embedded store
 
 
 def compress(chunks: Iterable[bytes], codec: str, level: int | None = None) -> Iterator[bytes]:
@@ -61,7 +62,6 @@ def recompress(
     codec: str,
     *,
     level: int | None = None,
-    progress: Callable[[int], Any] | None = None,
 ) -> oci.Manifest:
     """The same image with its layers in another codec, listed in `target` under the same name.
     Layers in that codec are linked."""
@@ -70,7 +70,7 @@ def recompress(
     manifest = source.manifest_with_layers(name)
     ids = source.config(manifest)["rootfs"]["diff_ids"]
     layers = [
-        _layer(source, target, layer, diff_id, codec, level, progress)
+        _layer(source, target, layer, diff_id, codec, level)
         for layer, diff_id in zip(manifest.layers, ids, strict=True)
     ]
     config = target.write_blob(source.read_blob(manifest.config), manifest.config.media_type)
@@ -86,7 +86,6 @@ def _layer(
     diff_id: str,
     codec: str,
     level: int | None,
-    progress: Callable[[int], Any] | None,
 ) -> oci.Descriptor:
     if codec_of(layer.media_type) == codec and level is None:
         link_or_copy(source.blob_path(layer.digest), target.blob_path(layer.digest))
@@ -98,10 +97,7 @@ def _layer(
     )
 
     def packed() -> Iterator[bytes]:
-        for chunk in compress(plain, codec, level):
-            yield chunk
-            if progress:
-                progress(plain.size_bytes)
+        yield from compress(plain, codec, level)
         if plain.digest != diff_id:
             raise BadInput(
                 f"layer {layer.digest} unpacks to {plain.digest}, the config says {diff_id}",
@@ -158,24 +154,23 @@ def publish_objects(
     layout: Layout,
     name: str,
     *,
-    bucket: str = "lab",
     prefix: str = "images",
 ) -> dict[str, Any]:
     """The same into the embedded store's folder, by hard link, without a server. Returns the URL of
     the prefix and counts."""
     reference, disk = oci.parse_reference(name), Disk(root)
-    disk.make_bucket(bucket)
+    disk.make_bucket(BUCKET)
     manifest = layout.manifest(name)
     for blob in layout.blobs(manifest):
         link_or_copy(
-            layout.blob_path(blob.digest), disk.path(bucket, f"{prefix}/{blob_key(blob.digest)}")
+            layout.blob_path(blob.digest), disk.path(BUCKET, f"{prefix}/{blob_key(blob.digest)}")
         )
     link_or_copy(
         layout.blob_path(layout.manifest_descriptor(name).digest),
-        disk.path(bucket, f"{prefix}/{manifest_key(reference.name, reference.target)}"),
+        disk.path(BUCKET, f"{prefix}/{manifest_key(reference.name, reference.target)}"),
     )
     return {
-        "url": f"s3://{bucket}/{prefix}",
+        "url": f"s3://{BUCKET}/{prefix}",
         "reference": str(reference),
         "layers": len(manifest.layers),
         "size_bytes": manifest.layers_bytes,

@@ -34,10 +34,10 @@ def background(call: Callable[[], T]) -> Future[T]:
     return future
 
 
-def staged(chunks: Iterable[bytes], stop: threading.Event, depth: int = AHEAD) -> Iterator[bytes]:
-    """The same chunks, from a thread of their own that is at most `depth` ahead: two stages on two
+def staged(chunks: Iterable[bytes], stop: threading.Event) -> Iterator[bytes]:
+    """The same chunks, from a thread of their own that is at most `AHEAD` ahead: two stages on two
     cores."""
-    waiting: queue.Queue[bytes | BaseException | None] = queue.Queue(depth)
+    waiting: queue.Queue[bytes | BaseException | None] = queue.Queue(AHEAD)
 
     def put(item: bytes | BaseException | None) -> bool:
         while not stop.is_set():

@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, TypeGuard
 
 from labkit.errors import BadInput
-from labkit.image.estargz.layout import NO_PREFETCH, PREFETCH
+from labkit.image.estargz.layout import PREFETCH
 
 TOC_LIMIT_BYTES = 512 << 20
 ENTRIES_LIMIT = 4_000_000
@@ -281,6 +281,3 @@ def _check_tree(entries: list[TOCEntry]) -> None:
             if kinds.get(name, "dir") != "dir":
                 raise _refuse(f"{name[:80]!r} is a file and a directory")
             name = name.rpartition("/")[0]
-
-
-__all__ = ["NO_PREFETCH", "Chunk", "TOCEntry", "Toc", "clean_name", "parse"]

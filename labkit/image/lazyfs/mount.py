@@ -2,7 +2,7 @@
 everybody else.
 
     fd = mount("/mnt/image")
-    unmount("/mnt/image")        # also when its server is gone or hangs
+    labkit.core.ledger.unmount("/mnt/image")    # also when its server is gone or hangs
 
 Without root the mount is seen by its user only, and the kernel reads at most 128 KiB ahead. Lesson:
 notebooks/03_lazy_pull."""
@@ -16,7 +16,7 @@ import socket
 import subprocess
 from pathlib import Path
 
-from labkit.core.ledger import is_mounted, unmount
+from labkit.core.ledger import is_mounted
 from labkit.core.takedown import LAZY_FSTYPE
 from labkit.errors import BadInput, MissingCapability
 
@@ -25,8 +25,6 @@ FSTYPE = LAZY_FSTYPE
 READ_AHEAD_KB = 1024  # fewer round trips, where every touch is one
 # what a start touches is prefetched: further ahead lies what it does not, and would wait for it
 READ_AHEAD_RECORDED_KB = 256
-
-__all__ = ["is_mounted", "mount", "read_ahead", "unmount"]
 
 
 def mount(

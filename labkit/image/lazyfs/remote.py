@@ -22,6 +22,7 @@ from labkit.net.fetch import Client, HTTPStatusError
 from labkit.net.http import ConnectionLost
 
 STEP_BYTES = 256 << 10
+TIMEOUT_S = 10.0
 
 
 class Busy(TransferError):
@@ -44,12 +45,12 @@ class LayerSource(Protocol):
     def close(self) -> None: ...
 
 
-def open_source(reference: str, timeout_s: float = 10.0) -> LayerSource:
+def open_source(reference: str) -> LayerSource:
     """Raises BadInput for what is no reference."""
     if reference.startswith("oci:"):
         path, _, name = reference[4:].partition(":")
         return LayoutSource(Path(path), name)
-    return RegistrySource(oci.parse_reference(reference), timeout_s)
+    return RegistrySource(oci.parse_reference(reference))
 
 
 class LayoutSource:
@@ -86,10 +87,8 @@ class LayoutSource:
 class RegistrySource:
     """The distribution API's two GETs."""
 
-    def __init__(
-        self, reference: oci.Reference, timeout_s: float = 10.0, client: Client | None = None
-    ):
-        self.name, self.client = str(reference), client or Client(timeout_s=timeout_s)
+    def __init__(self, reference: oci.Reference, client: Client | None = None):
+        self.name, self.client = str(reference), client or Client(timeout_s=TIMEOUT_S)
         self.image = RemoteImage(self.client, reference)
 
     def manifest(self) -> oci.Manifest:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from labkit.core.ledger import unmount
 from labkit.errors import BadInput, LabError, TransferError
 from labkit.image import access_record, oci
 from labkit.image.estargz import layout
@@ -241,7 +242,7 @@ class Session:
         self._stop.set()
         with contextlib.suppress(Exception):
             self.write_record()
-        mount.unmount(self.target)
+        unmount(self.target)
         self.over = True
 
     def close(self) -> None:
@@ -249,7 +250,7 @@ class Session:
         if hasattr(self, "feed"):
             self.feed.close()
         if self._fd >= 0:
-            mount.unmount(self.target)
+            unmount(self.target)
             with contextlib.suppress(OSError):
                 os.close(self._fd)
             self._fd = -1

@@ -72,7 +72,7 @@ def resident(ctx: StepContext, **_args: Any) -> None:
 
 
 def mount_image(
-    ctx: StepContext, reference: str = "", options: list[str] | None = None, cache: str = ""
+    ctx: StepContext, reference: str = "", options: list[str] | None = None
 ) -> dict[str, Any]:
     """Step `mount`. `reference` defaults to the plan's own; `options`: of `python -m
     labkit.image.lazyfs`."""
@@ -98,7 +98,7 @@ def mount_image(
         reference,
         str(target),
         "--cache",
-        cache or str(ctx.node / "blobs"),
+        str(ctx.node / "blobs"),
         "--stats",
         str(counters),
         *(options or []),

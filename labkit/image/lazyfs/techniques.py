@@ -37,6 +37,7 @@ from labkit.technique import Artifact, Availability, Claim, Evidence, Observatio
 
 CHUNK_BYTES = 1 << 20
 TAG = "-esgz"
+START_S = 240.0  # a server has this long for its first token
 
 
 def lazy_name(reference: str) -> str:
@@ -49,8 +50,6 @@ def record_start(
     name: str,
     model_dir: Path,
     workspace: Workspace,
-    *,
-    timeout_s: float = 240.0,
 ) -> list[access_record.Access]:
     """Start the subject's server once from a lazy mount of the layout; what it touched up to its
     first token, in order."""
@@ -63,13 +62,13 @@ def record_start(
         ctx.port, ctx.server_env = port, {MARK: ctx.ledger.mark}
         ctx.server_args = ["--model", str(model_dir), "--host", "127.0.0.1", "--port", str(port)]
         process.start(ctx)
-        _first_token(port, timeout_s, ctx)
+        _first_token(port, ctx)
         return mount.end()[0]
 
 
-def _first_token(port: int, timeout_s: float, ctx: StepContext) -> None:
+def _first_token(port: int, ctx: StepContext) -> None:
     body = json.dumps({"prompt": "The first token", "max_tokens": 2}).encode()
-    until = time.monotonic() + timeout_s
+    until = time.monotonic() + START_S
     while time.monotonic() < until:
         with contextlib.suppress(OSError):
             request = urllib.request.Request(
@@ -77,7 +76,7 @@ def _first_token(port: int, timeout_s: float, ctx: StepContext) -> None:
                 body,
                 {"Content-Type": "application/json"},
             )
-            with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+            with urllib.request.urlopen(request, timeout=START_S) as answer:
                 answer.read()
                 return
         server = ctx.state.server_process

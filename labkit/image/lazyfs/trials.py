@@ -42,6 +42,7 @@ from labkit.image.unpack import unpack_image
 from labkit.net.serving import serving
 
 NAME = "lab/share:latest"
+PROGRAM_S = 240.0  # a program has this long to run
 
 
 def need_fuse() -> None:
@@ -51,24 +52,16 @@ def need_fuse() -> None:
         raise MissingCapability(f"FUSE: {found.missing}", why=found.why, fix=found.fix)
 
 
-def mounted(
-    reference: str, *options: str, workspace: Workspace | None = None
-) -> AbstractContextManager[LoneMount]:
+def mounted(reference: str, *options: str) -> AbstractContextManager[LoneMount]:
     """`lone_mount.mounted` in the user's workspace. Raises MissingCapability."""
     need_fuse()
-    return lone_mount.mounted(reference, *options, workspace=workspace or Workspace.default())
+    return lone_mount.mounted(reference, *options, workspace=Workspace.default())
 
 
-def run_from(
-    reference: str,
-    program: Sequence[str],
-    *options: str,
-    timeout_s: float = 240.0,
-    workspace: Workspace | None = None,
-) -> dict[str, Any]:
+def run_from(reference: str, program: Sequence[str], *options: str) -> dict[str, Any]:
     """Run the image's interpreter with `program` from a fresh lazy mount: {"mount_s", "run_s",
     "record", "stats"}."""
-    with mounted(reference, *options, workspace=workspace) as mount:
+    with mounted(reference, *options) as mount:
         ctx = mount.ctx
         config = ctx.state.image_config
         python = (config["config"].get("Entrypoint") or config["config"].get("Cmd"))[0]
@@ -81,7 +74,7 @@ def run_from(
             env=marked(environment),
             capture_output=True,
             text=True,
-            timeout=timeout_s,
+            timeout=PROGRAM_S,
             cwd="/",
         )
         run_s = time.monotonic() - began_s
@@ -129,13 +122,11 @@ def touch(layout: Layout, name: str, program: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def lazy_image(
-    parts: Sequence[str], workspace: Workspace | None = None
-) -> tuple[Layout, Layout, str]:
+def lazy_image(parts: Sequence[str]) -> tuple[Layout, Layout, str]:
     """(image as built, the same as eStargz, its name): built once, kept in the workspace."""
     from labkit.image import build
 
-    space = workspace or Workspace.default()
+    space = Workspace.default()
     if tuple(parts) == build.PARTS:
         path, name = build.ensure_image(space)
     else:
@@ -192,12 +183,11 @@ def crossover(
     *,
     files: int = 150,
     file_bytes: int = 100_000,
-    workspace: Workspace | None = None,
 ) -> dict[str, Any]:
     """{"rows": [{"link", "share", "lazy_s"}], "full": {link: seconds of pull + unpack}, "files",
     "bytes"}. Raises MissingCapability."""
     need_fuse()
-    space = workspace or Workspace.default()
+    space = Workspace.default()
     names = [f"data/{i:04}" for i in range(files)]
     rows, full = [], {}
     with Ledger.open(space) as ledger, scratch("crossover-", space.artifacts) as base:
@@ -218,10 +208,7 @@ def crossover(
                 for share in shares:
                     began_s = time.monotonic()
                     with mounted(
-                        f"{served.url}/lab/share:lazy",
-                        "--no-prefetch",
-                        "--no-background",
-                        workspace=space,
+                        f"{served.url}/lab/share:lazy", "--no-prefetch", "--no-background"
                     ) as mount:
                         ready_s = mount.facts["mount_s"]
                         rootfs = Path(mount.ctx.state.rootfs)

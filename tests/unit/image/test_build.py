@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from labkit.errors import BadInput
-from labkit.image import build, closure
+from labkit.image import build, closure, tiny
 from labkit.image.elf import interpreter_of
 from labkit.image.layers import LayerEntry, tar_chunks, write_layer
 from labkit.image.oci_layout import Layout
@@ -24,7 +24,7 @@ from labkit.image.unpack import apply_layer
 
 
 def test_the_tiny_image_has_the_same_digest_every_time(tmp_path):
-    first, second = build.tiny_layout(tmp_path / "a"), build.tiny_layout(tmp_path / "b")
+    first, second = tiny.tiny_layout(tmp_path / "a"), tiny.tiny_layout(tmp_path / "b")
     assert first == second
     for blob in Layout(tmp_path / "a").blobs(first):
         assert (
