@@ -1,5 +1,4 @@
-"""Figures of recorded GPU trials, beside the tables of labkit.lessons.gpu_tables: the same numbers,
-drawn, stamped, floors as lines.
+"""Figures of recorded GPU trials: the numbers of their tables, drawn, stamped, floors as lines.
 
     context(records)   rates(records)   loaded(records)   decoded(records)   restored(records)
     for picture in every(records): picture.save(…)
@@ -9,30 +8,42 @@ notebooks/06_gpu_init."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from labkit.core import stats
 from labkit.core.units import show_rate, show_s
-from labkit.lessons import gpu_tables as tables
+from labkit.lessons.gpu_cells import Records, median, middle
+from labkit.lessons.gpu_checkpoints import IMAGES, bus, by_cache_state
+from labkit.lessons.gpu_loads import load_documents, loader_of
 from labkit.lessons.gpu_record import (
-    Record,
     at,
     each,
     gaps,
     items,
+    model_words,
     number_at,
     numbers,
     stamp,
     words,
 )
+from labkit.lessons.gpu_starts import PHASES, TO_FIRST_TOKEN, starts, step_names, step_seconds
 from labkit.viz.bars import Bar, Group, bars
 from labkit.viz.theme import Picture
 
-Records = Sequence[Record]
-
 
 def _seconds(series: str, values: Sequence[float], floor: float | None = None) -> tuple[Bar, ...]:
-    return (Bar(series, stats.median(values), tables.middle(values), floor),) if values else ()
+    return (Bar(series, stats.median(values), middle(values), floor),) if values else ()
+
+
+def _grouped(label: str, values: dict[str, dict[str, list[float]]]) -> Group:
+    """A group with a bar for each series that has the label."""
+    bars_of = [_seconds(series, by_label.get(label, [])) for series, by_label in values.items()]
+    return Group(label, sum(bars_of, ()))
+
+
+def _reasons(records: Records, *trials: str) -> str:
+    return "; ".join(why for trial in trials for _, why in gaps(records, trial))
 
 
 def context(records: Records) -> Picture:
@@ -41,34 +52,12 @@ def context(records: Records) -> Picture:
     groups: list[Group] = []
     for _, found in each(records, "context"):
         arms = at(found, "arms") or {}
-        by_arm = {arm: tables._steps(items(found, "arms", arm)) for arm in arms}
-        groups += [
-            Group(
-                name,
-                tuple(
-                    b for arm, steps in by_arm.items() for b in _seconds(arm, steps.get(name, []))
-                ),
-            )
-            for name in dict.fromkeys(n for steps in by_arm.values() for n in steps)
-        ]
+        by_arm = {arm: step_seconds(items(found, "arms", arm)) for arm in arms}
+        groups += [_grouped(name, by_arm) for name in step_names(by_arm)]
     caption = "fresh processes, arms in turn, warm; steps happen once a process"
     if not groups:
-        missing = [Group("context, by arm", missing=why) for _, why in gaps(records, "context")]
-        started = tables.starts(records)
-        groups = [
-            *missing,
-            *(
-                Group(
-                    phase,
-                    tuple(
-                        b
-                        for preset, phases in started.items()
-                        for b in _seconds(preset, phases.get(phase, []))
-                    ),
-                )
-                for phase in tables.PHASES
-            ),
-        ]
+        groups = [Group("context, by arm", missing=why) for _, why in gaps(records, "context")]
+        groups += [_grouped(phase, starts(records)) for phase in PHASES]
         caption = (
             "phases of servers that trials started, by model; cache unverified (earlier trials had"
             " read the files)"
@@ -86,31 +75,27 @@ def context(records: Records) -> Picture:
 def rates(records: Records) -> Picture:
     """GB/s to and from the device: by the driver's checkpoint, from pinned memory, and the bus
     itself."""
-    bus = tables.bus(records)
+    bus_rates = bus(records)
     groups = []
-    for what, trial, path, limit in (
+    for label, trial, path, limit in (
         ("parked by the driver", "cuda-checkpoint", ("rates_bytes_per_s", "park"), "d2h_pinned"),
         ("woken by the driver", "cuda-checkpoint", ("rates_bytes_per_s", "wake"), "h2d_pinned"),
         ("woken from pinned memory", "wake", ("rate_bytes_per_s",), "h2d_pinned"),
     ):
-        made = []
+        drawn = []
         for record, found in each(records, trial):
             times = items(found, "times")
-            own = _median(numbers(times, "bus_rate_bytes_per_s")) or bus.get(limit)
+            floor = median(numbers(times, "bus_rate_bytes_per_s")) or bus_rates.get(limit)
             if measured := numbers(times, *path):
-                made.append(
+                drawn.append(
                     Bar(
                         record.preset,
                         stats.median(measured) / 1e9,
-                        tables.middle(measured, show_rate),
-                        own / 1e9 if own else None,
+                        middle(measured, show_rate),
+                        floor / 1e9 if floor else None,
                     )
                 )
-        groups.append(
-            Group(
-                what, tuple(made), "" if made else "; ".join(why for _, why in gaps(records, trial))
-            )
-        )
+        groups.append(Group(label, tuple(drawn), "" if drawn else _reasons(records, trial)))
     return bars(
         "Device memory to host memory and back",
         groups,
@@ -126,50 +111,28 @@ def rates(records: Records) -> Picture:
     )
 
 
-def _median(values: Sequence[float]) -> float | None:
-    return stats.median(values) if values else None
-
-
 def loaded(records: Records) -> Picture:
     """Every loader to the device, against the slower of disk and bus."""
     found: dict[str, list[Bar]] = {}
     missing: dict[str, str] = {}
-    for preset, doc in tables.load_documents(records):
+    for preset, doc in load_documents(records):
         for r in items(doc, "results"):
-            loader, took = (
-                str(r.get("arm", "")).rpartition(".")[0] or str(r.get("arm", "")),
-                number_at(r, "median_s"),
-            )
+            loader, took = loader_of(r), number_at(r, "median_s")
             if took is None:
                 missing.setdefault(loader, words(r.get("missing") or "not measured"))
-            else:
-                found.setdefault(loader, []).append(
-                    Bar(
-                        f"{preset}, {r.get('cache', 'unverified')}",
-                        took,
-                        show_s(took),
-                        number_at(r, "floor_s"),
-                    )
-                )
-    groups = [
-        Group(loader, tuple(made))
-        for loader, made in sorted(found.items(), key=lambda f: min(b.value for b in f[1]))
-    ]
+                continue
+            series = f"{preset}, {r.get('cache', 'unverified')}"
+            bar = Bar(series, took, show_s(took), number_at(r, "floor_s"))
+            found.setdefault(loader, []).append(bar)
+    fastest_first = sorted(found.items(), key=lambda entry: min(bar.value for bar in entry[1]))
+    groups = [Group(loader, tuple(drawn)) for loader, drawn in fastest_first]
     groups += [Group(loader, missing=why) for loader, why in missing.items() if loader not in found]
-    groups = groups or [
-        Group(
-            "loaders",
-            missing="; ".join(
-                why for name in ("load-cold", "load-warm") for _, why in gaps(records, name)
-            ),
-        )
-    ]
     return bars(
         "Weights to the device",
-        groups,
+        groups or [Group("loaders", missing=_reasons(records, "load-cold", "load-warm"))],
         "seconds until all bytes are on the device, the loader's own import included",
         mark=stamp(records),
-        caption=f"medians · floor: the slower of disk and bus · {tables.model_words(records)}",
+        caption=f"medians · floor: the slower of disk and bus · {model_words(records)}",
         name="gpu-loads",
     )
 
@@ -178,17 +141,13 @@ def decoded(records: Records) -> Picture:
     """A further token by arm: what graphs buy."""
     groups = []
     for record, found in each(records, "decode"):
-        arms = at(found, "arms") or {}
-        for arm in arms:
-            runs = items(found, "arms", arm)
-            made = _seconds("a further token", numbers(runs, "third_request", "decode_median_s"))
-            groups.append(Group(f"{record.preset}, {arm}", made, "" if made else "not measured"))
-    groups = groups or [
-        Group("decode", missing="; ".join(why for _, why in gaps(records, "decode")))
-    ]
+        for arm in at(found, "arms") or {}:
+            times = numbers(items(found, "arms", arm), "third_request", "decode_median_s")
+            drawn = _seconds("a further token", times)
+            groups.append(Group(f"{record.preset}, {arm}", drawn, "" if drawn else "not measured"))
     return bars(
         "A further token: eager, graphs, cuDNN's attention",
-        groups,
+        groups or [Group("decode", missing=_reasons(records, "decode"))],
         "seconds a token, batch 1",
         mark=stamp(records),
         caption=(
@@ -202,56 +161,22 @@ def decoded(records: Records) -> Picture:
 def restored(records: Records) -> Picture:
     """A restore with CRIU and the driver against the start that it replaces."""
     groups: list[Group] = []
-    for name, title in (
-        ("cuda-checkpoint-criu", "GPU state inside"),
-        ("import-warm", "imports only"),
-    ):
+    for name, title in IMAGES.items():
         for record, found in each(records, name):
-            start = number_at(found, "start_s")
-            if start is not None and not any(g.label == f"{record.preset}, start" for g in groups):
-                groups.append(
-                    Group(f"{record.preset}, start", _seconds("to the first token", [start]))
-                )
-            for want in dict.fromkeys(str(r.get("want")) for r in items(found, "restores")):
-                some = [r for r in items(found, "restores") if str(r.get("want")) == want]
-                good = [r for r in some if r.get("outcome") == "ok"]
-                made = _seconds(
-                    "to the first token", numbers(good, "gone_to_first_token_s")
-                ) + _seconds("of it CRIU", numbers(good, "criu_restore_s"))
-                groups.append(
-                    Group(
-                        f"{record.preset}, {title}, {want}",
-                        made,
-                        (
-                            ""
-                            if made
-                            else words(
-                                f"{some[-1].get('outcome', '')}: {some[-1].get('error', '')}".strip(
-                                    ": "
-                                )
-                            )
-                        ),
-                    )
-                )
-            if not items(found, "restores"):
-                groups.append(
-                    Group(
-                        f"{record.preset}, {title}",
-                        missing=words(
-                            "; ".join(str(d.get("error", "")) for d in items(found, "dumps"))
-                            or "no restore"
-                        ),
-                    )
-                )
-    groups = groups or [
-        Group(
-            "CUDA + CRIU",
-            missing="; ".join(why for _, why in gaps(records, "cuda-checkpoint-criu")),
-        )
-    ]
+            start, label = number_at(found, "start_s"), f"{record.preset}, start"
+            if start is not None and label not in {group.label for group in groups}:
+                groups.append(Group(label, _seconds(TO_FIRST_TOKEN, [start])))
+            label = f"{record.preset}, {title}"
+            by_state = by_cache_state(found)
+            for state, restores in by_state.items():
+                groups.append(_restores(f"{label}, {state}", restores))
+            if not by_state:
+                errors = "; ".join(str(d.get("error", "")) for d in items(found, "dumps"))
+                groups.append(Group(label, missing=words(errors or "no restore")))
+    missing = Group("CUDA + CRIU", missing=_reasons(records, "cuda-checkpoint-criu"))
     return bars(
         "Restored in place of started",
-        groups,
+        groups or [missing],
         "seconds",
         mark=stamp(records),
         caption=(
@@ -260,6 +185,16 @@ def restored(records: Records) -> Picture:
         ),
         name="gpu-restore",
     )
+
+
+def _restores(label: str, restores: Sequence[Mapping[str, Any]]) -> Group:
+    """Seconds of the restores that succeeded, or why the last did not."""
+    good = [r for r in restores if r.get("outcome") == "ok"]
+    drawn = _seconds(TO_FIRST_TOKEN, numbers(good, "gone_to_first_token_s"))
+    drawn += _seconds("of it CRIU", numbers(good, "criu_restore_s"))
+    last = restores[-1]
+    why = f"{last.get('outcome', '')}: {last.get('error', '')}".strip(": ")
+    return Group(label, drawn, "" if drawn else words(why))
 
 
 FIGURES: dict[str, Callable[[Records], Picture]] = {

@@ -16,7 +16,7 @@ from pathlib import Path
 from labkit.core import printable
 from labkit.core.beside import replacing
 from labkit.errors import BadInput
-from labkit.lessons import gpu_summary, gpu_tables
+from labkit.lessons import gpu_stacks, gpu_summary
 from labkit.lessons.gpu_record import recorded, runs
 
 BEGIN, END = (
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             drawn = [
                 (run, arm)
                 for run in runs("stack", args.host)
-                if (arm := gpu_tables.best_stack(run))
+                if (arm := gpu_stacks.best_stack(run))
             ]
             if not drawn:
                 raise BadInput(

@@ -3,7 +3,7 @@ were made on.
 
     records = gpu_record.recorded()              # those of the newest recorded GPU host; () where
         there is none
-    gpu_tables.parked(records)                   # a table, on any host
+    gpu_checkpoints.parked(records)                   # a table, on any host
     python -m labkit.lessons.gpu_record --into docs/h100.md --figure docs/h100.png      # every
         table as Markdown, and a waterfall
 

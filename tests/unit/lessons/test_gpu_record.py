@@ -16,11 +16,15 @@ from labkit.core import printable, records
 from labkit.errors import BadInput
 from labkit.lessons import (
     gallery,
+    gpu_checkpoints,
     gpu_figures,
+    gpu_goals,
+    gpu_loads,
     gpu_page,
     gpu_record,
+    gpu_stacks,
+    gpu_starts,
     gpu_summary,
-    gpu_tables,
     report,
 )
 from labkit.stack import replay
@@ -49,25 +53,25 @@ def test_both_records_of_a_host_stand_in_one_table_and_every_table_is_stamped(fo
         table = make(found)
         assert table.rows and table.caption.startswith("replayed from an invented host")
         assert all(len(row) == len(table.head) for row in table.rows)
-    assert [row["model"] for row in cells(gpu_tables.parked(found))] == ["1b", "8b"]
+    assert [row["model"] for row in cells(gpu_checkpoints.parked(found))] == ["1b", "8b"]
 
 
 def test_what_was_not_measured_keeps_a_row_with_its_outcome_and_reason(folder):
     found = gpu_record.recorded()
-    said = gpu_tables.loaded(found).text
+    said = gpu_loads.loaded(found).text
     assert (
         "load-cold: skipped: load-cold was left out" in said
         and "no such library was invented" in said
     )
-    stacked = gpu_tables.stacked(found).text
+    stacked = gpu_stacks.stacked(found).text
     assert (
         "resident: crashed: Traceback … RuntimeError: it was never there" in stacked
         and "compile: skipped" in stacked
     )
-    assert "SIGINVENTED" in gpu_tables.restored(found).text
+    assert "SIGINVENTED" in gpu_checkpoints.restored(found).text
     alone = (gpu_record.read(folder / "invented" / "gpu-trials-first.json"),)
     assert (
-        "skipped: context was left out" in gpu_tables.context(alone).text
+        "skipped: context was left out" in gpu_starts.context(alone).text
         and "skipped" in gpu_figures.context(alone).text
     )
 
@@ -85,14 +89,14 @@ def test_a_trial_that_was_ended_says_after_how_long_and_that_its_measurements_ar
 
 
 def test_medians_stand_with_n_range_and_the_share_of_the_bus(folder):
-    row = cells(gpu_tables.parked(gpu_record.recorded()))[1]
+    row = cells(gpu_checkpoints.parked(gpu_record.recorded()))[1]
     assert (row["park"], row["n"], row["equal tokens"], row["÷ pinned bus"]) == (
         "2.10 s (2.00–2.20 s)",
         "3",
         "all",
         "32%",
     )
-    steps = cells(gpu_tables.context(gpu_record.recorded()))
+    steps = cells(gpu_starts.context(gpu_record.recorded()))
     assert {"driver", "context", "all of it", "copy_pinned (registered)"} <= {
         s["step"] for s in steps
     } and "nvml" not in {s["step"] for s in steps}
@@ -110,7 +114,7 @@ def test_a_record_that_was_gone_on_with_stands_once_and_is_compared_with_its_nai
     (tmp_path / "h").mkdir()
     (tmp_path / "h" / "gpu-trials-second.json").write_text(json.dumps(doc, indent=1))
     assert [
-        (row["stack"], row["÷ naive"]) for row in cells(gpu_tables.stacked(gpu_record.recorded()))
+        (row["stack"], row["÷ naive"]) for row in cells(gpu_stacks.stacked(gpu_record.recorded()))
     ] == [("no-image", "1.000"), ("no-image,weights=labkit-streamer", "0.300")]
 
 
@@ -118,7 +122,7 @@ def test_goals_are_judged_of_the_8b_shape_only(folder):
     found = gpu_record.recorded()
     judged = [
         (row["goal"].rpartition(": ")[2][:11], row["measured, 8b"], row["met"])
-        for row in cells(gpu_summary.goals(found))
+        for row in cells(gpu_goals.goals(found))
     ]
     assert judged == [
         ("cold disk t", "6.00 s", "yes"),
@@ -126,11 +130,11 @@ def test_goals_are_judged_of_the_8b_shape_only(folder):
         ("pinned wake", "92%", "yes"),
         ("equal token", "all", "yes"),
     ]
-    assert "nothing of it was measured" in gpu_summary.goals(found[:1]).text
+    assert "nothing of it was measured" in gpu_goals.goals(found[:1]).text
 
 
 def test_restores_are_rows_of_the_article_s_table_and_one_look_is_never_significant(folder):
-    rows = gpu_summary.claimed(gpu_record.recorded())
+    rows = gpu_goals.claimed(gpu_record.recorded())
     assert [(round(r.ratio["median"], 3), r.verdict) for r in rows] == [
         (1.025, "not significant")
     ] * 2
@@ -176,7 +180,7 @@ def test_figures_are_stamped_and_their_twins_say_the_same(folder):
 
 def test_without_a_record_nothing_is_shown_and_it_says_what_makes_one(tmp_path, monkeypatch):
     monkeypatch.setenv(replay.ENV, str(tmp_path))
-    assert gpu_record.recorded() == () and "make gpu" in gpu_tables.parked(()).text
+    assert gpu_record.recorded() == () and "make gpu" in gpu_checkpoints.parked(()).text
     for _, make in gpu_summary.TABLES.values():
         make(())
     gpu_figures.every(())
