@@ -74,7 +74,7 @@ _commanded = False
 class Ledger:
     """Append-only; entries are dicts with id, kind, and what is needed to end them."""
 
-    KINDS = ("process", "group", "mount", "container", "dir", "file", "action")
+    KINDS = ("process", "group", "mount", "dir", "file", "action")
 
     def __init__(self, path: Path, mark: str, lock: int = -1):
         self.path, self.mark, self.token = (
@@ -191,9 +191,9 @@ class Ledger:
         os.write(self._out, (json.dumps(doc) + "\n").encode())
 
     def note(self, kind: str, target: str | int | Path, **detail: Any) -> str:
-        """kind: process|group (a pid) · mount, dir, file (a path) · container (id; bundle state in
-        `root`) · action (one of takedown.ACTIONS by name, its arguments in detail). Returns the
-        entry's id for `done`.
+        """kind: process|group (a pid) · mount, dir, file (a path) · action
+        ("room:name", registered in the room's module `takedown`; its arguments in detail). Returns
+        the entry's id for `done`.
 
         A path must be one that the ledger may touch: below the workspace, or named with the
         ledger's token (labkit.core.beside makes such names). Raises ValueError for another, before
@@ -204,12 +204,12 @@ class Ledger:
         if kind in ("process", "group"):
             detail["started"] = start_time(int(target))  # type: ignore[arg-type]
         elif kind == "action":
-            if target not in takedown.ACTIONS:
-                raise ValueError(f"no action {target!r}; there are {', '.join(takedown.ACTIONS)}")
+            if takedown.action(target) is None:
+                raise ValueError(f"no action {target!r} in its room's ACTIONS")
             if "pid" in detail:
                 detail["started"] = start_time(int(detail["pid"]))
-        elif kind == "container":
-            detail["root"] = self._real(detail["root"])
+            if "root" in detail:
+                detail["root"] = self._real(detail["root"])
         else:
             target = self._real(target)
         self._append({"id": entry, "kind": kind, "target": target, "mark": self.mark, **detail})

@@ -1,11 +1,11 @@
-"""Ending what a run left: processes, containers, mounts, files – and nothing else.
+"""Ending what a run left: processes, mounts, files, what rooms registered – and nothing else.
 
 What a ledger holds is judged before it is believed: it may be torn, forged, of another boot or of
 another PID namespace. A process is ended only when its start time fits or its environment carries
 the run's mark; a path is removed only below the workspace, or when its own name carries the run's
-token, and never through a link; what has to be *done* is one of the named ACTIONS with checked
-arguments, never a command line. An entry that fits nothing is left alone, silently: ending must not
-fail.
+token, and never through a link; what else has to be *done* is an action that a room registered by
+name (labkit.<room>.takedown), with checked arguments, never a command line. An entry that fits
+nothing is left alone, silently: ending must not fail.
 
     remove_tree(node); unmount(point)
     end(entries, Scope(mark, token, roots, processes=True))
@@ -16,6 +16,7 @@ STYLE.md, Code 6."""
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 import shutil
@@ -27,18 +28,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labkit.core.proc import all_pids, environ, mounts, parent, start_time, stat_fields
+from labkit.core.proc import all_pids, mounts, start_time, stat_fields
 
 # in the environment of every process of a run: what re-parents itself is still found
 MARK = "LABKIT_RUN"
-# in that of every process that was dumped: its clones are found by it
-SNAPSHOT_MARK = "LABKIT_SNAPSHOT"
-LAZY_FSTYPE = "fuse.labkit"
 MAX_PID = 1 << 22
 SETTLE_S = 0.1
-CONTAINER = re.compile(r"labkit-[A-Za-z0-9_.-]{1,200}")
-SNAPSHOT_NAME = re.compile(r"[A-Za-z0-9_.+@-]{1,255}")
-FIRST = ("container", "process", "group")  # they hold mounts and files
+FIRST = ("process", "group")  # they hold mounts and files
 
 
 @dataclass(frozen=True)
@@ -69,6 +65,15 @@ class Scope:
             and path not in self.roots
         )
         return inside or (len(self.token) >= 16 and self.token in path)
+
+
+@dataclass(frozen=True)
+class Action:
+    """Something to be done that is no process, mount or path. `run` judges its entry itself and may
+    raise; `first`: it holds mounts and files."""
+
+    run: Callable[[Mapping[str, Any], Scope], object]
+    first: bool = False
 
 
 def carries(pid: int, mark: str, variable: str = MARK) -> bool:
@@ -169,14 +174,21 @@ def remove_tree(path: str | Path) -> None:
 def end(entries: Iterable[Mapping[str, Any]], scope: Scope, settle: bool = False) -> None:
     """Processes first, by entry and by mark, then everything else, last first. Raises nothing,
     whatever the entries hold."""
-    known = [e for e in entries if e.get("kind") in _END]
-    for entry in known:
-        if entry["kind"] in FIRST:
-            _one(entry, scope)
+    holders: list[Mapping[str, Any]] = []
+    others: list[Mapping[str, Any]] = []
+    for entry in entries:
+        if entry.get("kind") in _END:
+            (holders if _holds(entry) else others).append(entry)
+    for entry in holders:
+        _one(entry, scope)
     kill_marked(scope.mark, settle)
-    for entry in known:
-        if entry["kind"] not in FIRST:
-            _one(entry, scope)
+    for entry in others:
+        _one(entry, scope)
+
+
+def _holds(entry: Mapping[str, Any]) -> bool:
+    found = action(entry.get("target")) if entry["kind"] == "action" else None
+    return entry["kind"] in FIRST or bool(found and found.first)
 
 
 def _one(entry: Mapping[str, Any], scope: Scope) -> None:
@@ -186,7 +198,7 @@ def _one(entry: Mapping[str, Any], scope: Scope) -> None:
         _END[entry["kind"]](entry, scope)
 
 
-def _pid(value: object) -> int:
+def process_id(value: object) -> int:
     """A process id that may be meant. Raises ValueError."""
     if (
         isinstance(value, bool)
@@ -199,7 +211,7 @@ def _pid(value: object) -> int:
 
 
 def _process(entry: Mapping[str, Any], scope: Scope) -> None:
-    pid = _pid(entry.get("target"))
+    pid = process_id(entry.get("target"))
     if scope.processes and entry.get("started") and start_time(pid) == entry["started"]:
         kill([pid])
 
@@ -207,7 +219,7 @@ def _process(entry: Mapping[str, Any], scope: Scope) -> None:
 def _group(entry: Mapping[str, Any], scope: Scope) -> None:
     """Its leader as noted: the group is ours. Without it the number may be a stranger's by now:
     only members with the mark."""
-    group = _pid(entry.get("target"))
+    group = process_id(entry.get("target"))
     if not scope.processes or group == os.getpgid(0):
         return
     if (
@@ -225,22 +237,6 @@ def _group(entry: Mapping[str, Any], scope: Scope) -> None:
     )
 
 
-def _container(entry: Mapping[str, Any], scope: Scope) -> None:
-    name, root = entry.get("target"), entry.get("root")
-    if (
-        scope.owns(root)
-        and isinstance(name, str)
-        and CONTAINER.fullmatch(name)
-        and os.path.isdir(str(root))
-    ):
-        subprocess.run(
-            ["runc", "--root", str(root), "delete", "--force", name],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=20,
-        )
-
-
 def _mount(entry: Mapping[str, Any], scope: Scope) -> None:
     if scope.owns(entry.get("target")):
         unmount(entry["target"])
@@ -256,85 +252,28 @@ def _file(entry: Mapping[str, Any], scope: Scope) -> None:
         Path(entry["target"]).unlink(missing_ok=True)
 
 
+def action(name: object) -> Action | None:
+    """What a room registered under "room:name", in the ACTIONS of its module `takedown`; None if
+    there is no such thing."""
+    named = re.fullmatch(r"([a-z]+):([a-z-]+)", name) if isinstance(name, str) else None
+    if named is None:
+        return None
+    try:
+        registered = importlib.import_module(f"labkit.{named[1]}.takedown")
+    except ImportError:
+        return None
+    actions: dict[str, Action] = vars(registered).get("ACTIONS", {})
+    return actions.get(named[2])
+
+
 def _action(entry: Mapping[str, Any], scope: Scope) -> None:
-    if scope.processes and isinstance(entry.get("target"), str) and entry["target"] in ACTIONS:
-        ACTIONS[entry["target"]](entry)
+    if found := action(entry.get("target")):
+        found.run(entry, scope)
 
 
-def _end_snapshot_orphans(entry: Mapping[str, Any]) -> None:
-    mark = entry.get("mark_of_snapshot")
-    if isinstance(mark, str) and SNAPSHOT_NAME.fullmatch(mark):
-        end_snapshot_orphans(mark)
-
-
-def end_snapshot_orphans(mark: str) -> list[int]:
-    """Clones of one snapshot whose restorer is gone: whoever took them over (init, a service
-    manager) runs no Python and no CRIU."""
-    found = [pid for pid in marked_pids(mark, SNAPSHOT_MARK) if not _restorer_lives(pid)]
-    kill(found)
-    return found
-
-
-def _restorer_lives(pid: int) -> bool:
-    """Up the line of parents that are clones themselves, to the one that restored the first of
-    them."""
-    for _ in range(100):
-        above = parent(pid)
-        if above <= 1:
-            return False
-        if not carries(above, _snapshot_of(pid), SNAPSHOT_MARK):
-            with contextlib.suppress(OSError):
-                return os.path.basename(os.readlink(f"/proc/{above}/exe")).startswith(
-                    ("python", "criu", "runc")
-                )
-            return False
-        pid = above
-    return True
-
-
-def _snapshot_of(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return environ(pid, "replace").get(SNAPSHOT_MARK, "\n")
-    return "\n"
-
-
-def _wake(entry: Mapping[str, Any]) -> None:
-    """A process of the user that was stopped to be dumped goes on, and all below it."""
-    pid = _pid(entry.get("pid"))
-    if entry.get("started") and start_time(pid) == entry["started"]:
-        below: dict[int, list[int]] = {}
-        for other in all_pids():
-            below.setdefault(parent(other), []).append(other)
-        todo = [pid]
-        while todo:
-            pid = todo.pop()
-            todo += below.get(pid, [])
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGCONT)
-
-
-def _unmount_lazy(entry: Mapping[str, Any]) -> None:
-    """A mount of the lab's own file system, wherever the user asked for it; nothing else that is
-    mounted there."""
-    path = entry.get("path")
-    if not isinstance(path, str) or os.path.realpath(os.path.dirname(path)) != os.path.dirname(
-        path
-    ):
-        return
-    kinds = [mount.kind for mount in mounts() if mount.point == path]
-    if kinds and kinds[-1] == LAZY_FSTYPE:
-        unmount(path)
-
-
-ACTIONS: dict[str, Callable[[Mapping[str, Any]], None]] = {
-    "end-snapshot-orphans": _end_snapshot_orphans,
-    "wake": _wake,
-    "unmount-lazy": _unmount_lazy,
-}
 _END: dict[str, Callable[[Mapping[str, Any], Scope], None]] = {
     "process": _process,
     "group": _group,
-    "container": _container,
     "mount": _mount,
     "dir": _dir,
     "file": _file,

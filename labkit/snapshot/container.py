@@ -37,6 +37,7 @@ from labkit.image.runtimes.container import prepare_container
 from labkit.image.runtimes.server import drain
 from labkit.snapshot import create, criu, images, process, readahead, store, transport, xstate
 from labkit.snapshot.explain import refusal
+from labkit.snapshot.takedown import MARK
 
 CONFIG = "org.criu.config"  # annotation: a file of CRIU options that runc hands on
 #: The image's digests vouch for its files. CRIU would read the build ID of each of them: a hundred
@@ -184,7 +185,7 @@ def _context(
             str(model),
             *extra,
         ],
-        server_env={process.MARK: mark},
+        server_env={MARK: mark},
         server_binds=[(str(model), str(model))],
         state=NodeState(rootfs=str(rootfs), image_config=image_config),
     )
@@ -381,7 +382,7 @@ def _runc_restore(
 ) -> criu.Restored:
     """`runc restore`: the container's tree, stopped, with the permissions it had."""
     bundle, name, state, work, linked = laid.bundle, laid.name, laid.root, laid.work, laid.linked
-    entry = ctx.ledger.note("container", name, root=state)
+    entry = ctx.ledger.note("action", "image:delete-container", container=name, root=str(state))
 
     def end() -> None:
         _runc(

@@ -39,6 +39,7 @@ from labkit.errors import TrialError
 from labkit.net.guard import CONTROL
 from labkit.snapshot import criu, images, process, readahead, store
 from labkit.snapshot.explain import SnapshotError, SnapshotRefused
+from labkit.snapshot.takedown import MARK
 
 PROMPT = "The first token of a cold start"
 
@@ -199,7 +200,7 @@ def make_process(
         free_port(),
         {
             **(environment if environment is not None else short_environment()),
-            "LABKIT_SNAPSHOT": target.name,
+            MARK: target.name,
         },
     )
     with (
@@ -281,7 +282,7 @@ def manifest_of(
 def clones_ended(mark: str) -> Iterator[None]:
     """While a snapshot may be restored: its processes carry the environment of their dump, so the
     run's own mark does not find them."""
-    entry = ledger.current().note("action", "end-snapshot-orphans", mark_of_snapshot=mark)
+    entry = ledger.current().note("action", "snapshot:end-orphans", mark_of_snapshot=mark)
     try:
         yield
     finally:
@@ -352,7 +353,7 @@ def dump_running(pid: int, target: Path, *, options: Sequence[str] = ()) -> stor
         )
     with store.writing(target) as part, scratch(".criu-", target.parent) as room:
         inside = environ(pid)
-        stopped = ledger.current().note("action", "wake", pid=pid)
+        stopped = ledger.current().note("action", "snapshot:wake", pid=pid)
         dumped = criu.dump(pid, part / "images", room, leave_running=True, options=options)
         ledger.current().done(stopped)
         ports = images.listening_ports(part / "images")

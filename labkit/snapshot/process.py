@@ -18,12 +18,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from labkit.core import takedown, timeline
+from labkit.core import timeline
 from labkit.core.plan import StepContext
 from labkit.snapshot import criu, images, readahead, store, transport, xstate
 from labkit.snapshot.explain import SnapshotError, SnapshotRefused
-
-MARK = takedown.SNAPSHOT_MARK
 
 
 def restore(
@@ -36,7 +34,7 @@ def restore(
     work = ctx.node / "restore"
     refuse_if_unfit(where, moved)
     entry = ctx.ledger.note(
-        "action", "end-snapshot-orphans", mark_of_snapshot=str(where.manifest.facts.get("mark", ""))
+        "action", "snapshot:end-orphans", mark_of_snapshot=str(where.manifest.facts.get("mark", ""))
     )
     # let run at once, it must not meet a file without its bytes
     fetched = transport.model_arrived(ctx) if lazy or not verify else 0

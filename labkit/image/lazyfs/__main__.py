@@ -130,7 +130,7 @@ def serve(args: argparse.Namespace) -> int:
                 "counters of a mount",
                 "--stats",
             )
-        noted = current().note("action", "unmount-lazy", path=os.path.realpath(args.target))
+        noted = current().note("action", "image:unmount-lazy", path=os.path.realpath(args.target))
         with Session(args.reference, args.target, options_of(args)) as session:
 
             def on_signal(_number: int, _frame: object) -> None:

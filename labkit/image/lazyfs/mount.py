@@ -17,8 +17,8 @@ import subprocess
 from pathlib import Path
 
 from labkit.core.ledger import is_mounted
-from labkit.core.takedown import LAZY_FSTYPE
 from labkit.errors import BadInput, MissingCapability
+from labkit.image.takedown import LAZY_FSTYPE
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOATIME = 1, 2, 4, 1024
 FSTYPE = LAZY_FSTYPE

@@ -137,7 +137,7 @@ def start(ctx: StepContext) -> dict[str, Any]:
     secrets.write_private(
         bundle / "config.json", json.dumps(bundle_config(ctx, root, binds, f"/labkit/{name}"))
     )
-    entry = ctx.ledger.note("container", name, root=str(state))
+    entry = ctx.ledger.note("action", "image:delete-container", container=name, root=str(state))
 
     def end() -> None:
         remove(state, name)

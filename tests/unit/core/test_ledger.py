@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from labkit.core import beside, ledger, takedown
 from labkit.core.ledger import Ledger
 from labkit.core.workspace import Workspace
+from labkit.snapshot import takedown as snapshot_takedown
 
 HARNESS = """
 import os, subprocess, sys, time
@@ -117,10 +118,11 @@ def test_what_is_done_is_not_ended_again(workspace):
 
 def test_entries_are_ended_last_first(workspace, monkeypatch):
     order = []
-    monkeypatch.setitem(takedown.ACTIONS, "say", lambda entry: order.append(entry["word"]))
+    say = takedown.Action(lambda entry, scope: order.append(entry["word"]))
+    monkeypatch.setitem(snapshot_takedown.ACTIONS, "say", say)
     with Ledger.open(workspace, watch=False) as made:
         for word in ("first", "second"):
-            made.note("action", "say", word=word)
+            made.note("action", "snapshot:say", word=word)
     assert order == ["second", "first"]
 
 
@@ -138,6 +140,10 @@ def test_a_kind_nobody_can_end_is_refused(workspace):
             ("dream", "x"),
             ("command", "true"),
             ("action", "run"),
+            ("action", "snapshot:run"),
+            ("action", "core:end"),
+            ("action", "..snapshot:wake"),
+            ("action", "nowhere:wake"),
             ("dir", "/tmp"),
             ("dir", str(workspace.root)),
             ("file", "/etc/passwd"),
@@ -584,7 +590,7 @@ def test_a_process_that_was_stopped_to_be_dumped_goes_on(workspace, bystander, l
         {
             "id": "w",
             "kind": "action",
-            "target": "wake",
+            "target": "snapshot:wake",
             "pid": bystander.pid,
             "started": ledger.start_time(bystander.pid) + lie,
         },
@@ -595,7 +601,7 @@ def test_a_process_that_was_stopped_to_be_dumped_goes_on(workspace, bystander, l
 
 def test_clones_of_a_snapshot_are_ended_only_when_who_restored_them_is_gone(workspace):
     """Another run may have restored the same snapshot: its clones carry the same mark."""
-    environment = {**os.environ, takedown.SNAPSHOT_MARK: "criu-process-1f"}
+    environment = {**os.environ, snapshot_takedown.MARK: "criu-process-1f"}
     held = subprocess.Popen(["sleep", "600"], env=environment)
     orphan = int(
         subprocess.run(
@@ -612,7 +618,7 @@ def test_clones_of_a_snapshot_are_ended_only_when_who_restored_them_is_gone(work
             {
                 "id": "s",
                 "kind": "action",
-                "target": "end-snapshot-orphans",
+                "target": "snapshot:end-orphans",
                 "mark_of_snapshot": "criu-process-1f",
             },
         )
@@ -631,7 +637,7 @@ def test_only_the_lab_s_own_file_system_is_unmounted_outside_of_the_workspace(wo
     try:
         forged(
             workspace,
-            {"id": "u", "kind": "action", "target": "unmount-lazy", "path": str(point)},
+            {"id": "u", "kind": "action", "target": "image:unmount-lazy", "path": str(point)},
             {"id": "m", "kind": "mount", "target": str(point)},
         )
         ledger.sweep(workspace)

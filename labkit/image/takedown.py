@@ -1,0 +1,51 @@
+"""What the image room leaves running, for `labkit.core.takedown`: runc's containers, and mounts
+of the lab's file system outside of the workspace.
+
+    ledger.note("action", "image:delete-container", container=name, root=str(state))
+    ledger.note("action", "image:unmount-lazy", path=os.path.realpath(target))
+
+Lesson: none; STYLE.md, Code 6."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from labkit.core.proc import mounts
+from labkit.core.takedown import Action, Scope, unmount
+
+LAZY_FSTYPE = "fuse.labkit"
+CONTAINER = re.compile(r"labkit-[A-Za-z0-9_.-]{1,200}")
+TIMEOUT_S = 20.0
+
+
+def _delete_container(entry: Mapping[str, Any], scope: Scope) -> None:
+    """One of the lab's names, in a state directory that the ledger may touch."""
+    from labkit.image.runtimes import runc
+
+    name, root = entry.get("container"), entry.get("root")
+    if not isinstance(name, str) or not isinstance(root, str) or not CONTAINER.fullmatch(name):
+        return
+    if scope.owns(root) and os.path.isdir(root):
+        runc.remove(root, name, TIMEOUT_S)
+
+
+def _unmount_lazy(entry: Mapping[str, Any], scope: Scope) -> None:
+    """A mount of the lab's own file system, wherever the user asked for it; nothing else that is
+    mounted there."""
+    path = entry.get("path")
+    if not scope.processes or not isinstance(path, str):
+        return
+    if os.path.realpath(os.path.dirname(path)) != os.path.dirname(path):
+        return
+    kinds = [mount.kind for mount in mounts() if mount.point == path]
+    if kinds and kinds[-1] == LAZY_FSTYPE:
+        unmount(path)
+
+
+ACTIONS = {
+    "delete-container": Action(_delete_container, first=True),
+    "unmount-lazy": Action(_unmount_lazy),
+}
