@@ -50,7 +50,7 @@ def measure(
     line between them. `name`: records are kept under it and gone on with, so that the same call
     with more blocks adds to what is there."""
     from labkit.stack import experiment
-    from labkit.subject.checkpoint import PRESETS
+    from labkit.subject.presets import PRESETS
 
     space = workspace or Workspace.default()
     wanted = sizes or sizes_for(arm)
@@ -142,7 +142,7 @@ def came_through(runs: Sequence[Run], arm: str) -> list[Run]:
 def parse_size(text: str) -> tuple[str, int]:
     """`"80MB"` → ("80MB", 0); `"tiny+400MB"` → ("tiny", 400_000_000): model, and bytes added to the
     image. Raises BadInput."""
-    from labkit.subject.checkpoint import PRESETS
+    from labkit.subject.presets import PRESETS
 
     model, plus, extra = text.strip().partition("+")
     if model not in PRESETS:

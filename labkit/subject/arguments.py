@@ -9,7 +9,7 @@ from labkit.errors import BadInput
 
 def preset(text: str) -> str:
     """The name of a checkpoint."""
-    from labkit.subject.checkpoint import PRESETS
+    from labkit.subject.presets import PRESETS
 
     if text not in PRESETS:
         raise BadInput(

@@ -12,7 +12,7 @@ from tests.support.decide_runs import run_of, three
 
 def test_sizes_take_turns_so_that_drift_does_not_bend_the_line(workspace, monkeypatch):
     import labkit.stack
-    import labkit.subject.checkpoint as checkpoint
+    import labkit.subject.presets as presets
 
     asked = []
 
@@ -21,7 +21,7 @@ def test_sizes_take_turns_so_that_drift_does_not_bend_the_line(workspace, monkey
         return run_of(preset, 1e6, 1e6)
 
     monkeypatch.setattr(labkit.stack, "experiment", experiment)
-    monkeypatch.setattr(checkpoint, "PRESETS", {"a": 1, "b": 2, "c": 3})
+    monkeypatch.setattr(presets, "PRESETS", {"a": 1, "b": 2, "c": 3})
     made = measure.measure("naive", ("a", "b", "c"), blocks=2, workspace=workspace)
     assert [a[0] for a in asked] == ["a", "b", "c", "c", "b", "a"] and [a[1] for a in asked] == [
         1,

@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 from labkit.errors import BadInput
 from labkit.formats import safetensors_header
 from labkit.subject import checkpoint, values
+from labkit.subject import shards as shards_of
 from labkit.subject.config import LlamaConfig
 from labkit.subject.directory import open_directory, read_header
+from labkit.subject.presets import PRESETS
 from labkit.subject.verify import verify
 
 
@@ -46,10 +48,10 @@ def test_the_same_preset_gives_the_same_bytes(tiny, tmp_path):
     }
 
 
-@pytest.mark.parametrize("fmt", checkpoint.FORMATS)
+@pytest.mark.parametrize("fmt", shards_of.FORMATS)
 def test_shards_written_side_by_side_are_the_shards_written_one_by_one(tmp_path, monkeypatch, fmt):
     for name, cpus in (("alone", 1), ("many", 16)):
-        monkeypatch.setattr(checkpoint, "cpu_count", lambda cpus=cpus: cpus)
+        monkeypatch.setattr(shards_of, "cpu_count", lambda cpus=cpus: cpus)
         checkpoint.make_checkpoint(tmp_path / name, "tiny", fmt=fmt, shards=5)
     assert [f.name for f in sorted((tmp_path / "alone").iterdir())] == [
         f.name for f in sorted((tmp_path / "many").iterdir())
@@ -61,24 +63,24 @@ def test_shards_written_side_by_side_are_the_shards_written_one_by_one(tmp_path,
 
 
 def test_shards_of_pickle_are_held_as_far_as_memory_goes(monkeypatch):
-    monkeypatch.setattr(checkpoint, "cpu_count", lambda: 16)
-    monkeypatch.setattr(checkpoint, "meminfo_bytes", lambda name: 7 * checkpoint.SHARD_BYTES)
+    monkeypatch.setattr(shards_of, "cpu_count", lambda: 16)
+    monkeypatch.setattr(shards_of, "meminfo_bytes", lambda name: 7 * shards_of.SHARD_BYTES)
     assert (
-        checkpoint._at_once(15, "pickle"),
-        checkpoint._at_once(15, "safetensors"),
-        checkpoint._at_once(1, "pickle"),
+        shards_of._side_by_side(15, "pickle"),
+        shards_of._side_by_side(15, "safetensors"),
+        shards_of._side_by_side(1, "pickle"),
     ) == (3, 15, 1)
 
 
 def test_a_shard_that_cannot_be_written_ends_the_making_and_leaves_nothing(tmp_path, monkeypatch):
-    write = checkpoint.write_safetensors
+    write = shards_of.write_safetensors
 
     def one_is_full(path, *rest):
         if "00002" in path.name:
             raise OSError(28, "No space left on device")
         write(path, *rest)
 
-    monkeypatch.setattr(checkpoint, "write_safetensors", one_is_full)
+    monkeypatch.setattr(shards_of, "write_safetensors", one_is_full)
     with pytest.raises(OSError, match="No space"):
         checkpoint.make_checkpoint(tmp_path / "m", "tiny", shards=4)
     assert list(tmp_path.iterdir()) == []
@@ -105,7 +107,7 @@ def test_one_tensor_can_be_made_again_alone(tiny):
 
 def test_blocks_do_not_change_the_anchored_head(monkeypatch):
     """The head leans on embeddings of other blocks; every row finds its own."""
-    config = checkpoint.PRESETS["tiny"]
+    config = PRESETS["tiny"]
     monkeypatch.setattr(values, "BLOCK", 128 * 128)
     shape = (config.vocab_size, config.hidden_size)
     head = values.to_float32(
@@ -120,7 +122,7 @@ def test_blocks_do_not_change_the_anchored_head(monkeypatch):
     ).mean() > 0.99
 
 
-@pytest.mark.parametrize("fmt", checkpoint.FORMATS)
+@pytest.mark.parametrize("fmt", shards_of.FORMATS)
 @pytest.mark.parametrize("shards", [1, 4])
 def test_every_format_holds_the_same_tensors(tiny, tmp_path, fmt, shards):
     checkpoint.make_checkpoint(tmp_path / "other", "tiny", fmt=fmt, shards=shards)
@@ -192,8 +194,8 @@ def test_ensure_makes_once_and_then_finds(workspace, monkeypatch):
 @given(st.integers(0, 57))
 @settings(max_examples=30, deadline=None)
 def test_splitting_keeps_every_tensor_once_in_order(shards):
-    shapes = checkpoint.PRESETS["tiny"].shapes()
-    groups = checkpoint.split(shapes, shards)
+    shapes = PRESETS["tiny"].shapes()
+    groups = shards_of.split(shapes, shards)
     assert (
         [n for g in groups for n in g] == list(shapes)
         and len(groups) == max(1, shards)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from labkit.errors import BadInput
 from labkit.subject import api, tokenizer
-from labkit.subject.checkpoint import PRESETS, config_of
 from labkit.subject.config import LlamaConfig
+from labkit.subject.presets import PRESETS, config_of
 
 GOOD = PRESETS["8b"].to_json()
 ANY = st.recursive(

@@ -150,7 +150,7 @@ def test_building_on_meta_loads_no_compiler():
 
     code = """
 import sys, torch
-from labkit.subject.checkpoint import PRESETS
+from labkit.subject.presets import PRESETS
 from labkit.subject.llama import Llama
 before = set(sys.modules)
 with torch.device("meta"):
@@ -169,7 +169,7 @@ print(len(set(sys.modules) - before))
 
 
 def test_random_initialisation_is_torchs_own():
-    from labkit.subject.checkpoint import PRESETS
+    from labkit.subject.presets import PRESETS
 
     torch.manual_seed(3)
     ours = Llama(PRESETS["tiny"]).model.layers[0].self_attn.q_proj
@@ -181,7 +181,7 @@ def test_random_initialisation_is_torchs_own():
 
 def test_a_model_with_a_hole_is_refused_by_name():
     from labkit.errors import BadInput
-    from labkit.subject.checkpoint import PRESETS
+    from labkit.subject.presets import PRESETS
 
     with torch.device("meta"):
         model = Llama(PRESETS["tiny"])
