@@ -47,9 +47,9 @@ def bucket(
 ) -> tuple[list[dict[str, Any]], float, str]:
     """Seconds to fetch a model's largest shard into memory over so many connections of an emulated
     link; floor; label."""
-    from labkit.net.fetch import Client
+    from labkit.net.client import Client
     from labkit.net.link import parse
-    from labkit.net.ranges import Into, fetch_parts, plan
+    from labkit.net.ranges import Into, RangeOptions, fetch_parts, plan
     from labkit.net.serving import serving
     from labkit.objects.publish import publish_model
 
@@ -64,7 +64,7 @@ def bucket(
             def fetch_s(count: int) -> float:
                 with Client() as client:
                     start_s = time.monotonic()
-                    fetch_parts(client, parts, Into.buffer(memory), connections=count)
+                    fetch_parts(client, parts, Into.buffer(memory), RangeOptions(connections=count))
                     return time.monotonic() - start_s
 
             rows = rounds("connections", connections, repeats, fetch_s)

@@ -17,7 +17,7 @@ from typing import Any
 
 from labkit.errors import BadInput, TransferError
 from labkit.image import oci
-from labkit.net.fetch import Client
+from labkit.net.client import Client
 
 
 class WrongDigest(TransferError):

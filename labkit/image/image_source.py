@@ -16,7 +16,7 @@ from labkit.errors import BadInput
 from labkit.image import oci
 from labkit.image.distribution import RemoteImage
 from labkit.image.push import blob_key, manifest_key
-from labkit.net.fetch import Client
+from labkit.net.client import Client
 from labkit.objects.client import open_bucket
 
 

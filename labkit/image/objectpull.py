@@ -31,8 +31,9 @@ from labkit.image.resumable_blob import ResumableBlob
 from labkit.image.stages import background, staged
 from labkit.image.tree import Limits
 from labkit.image.writer import Writer
-from labkit.net.fetch import Client
-from labkit.net.ranges import Fetching, Into, NoRanges, Progress, RangePart, fetch_ranges
+from labkit.net.client import Client
+from labkit.net.fetch import fetch_ranges
+from labkit.net.ranges import Fetching, Into, NoRanges, Progress, RangeOptions, RangePart
 
 CONNECTIONS = 8
 PART_BYTES = 2 << 20
@@ -85,10 +86,12 @@ def _pull(source: ImageSource, rootfs: Path, folder: Path, options: PullOptions)
     engine = Fetching(
         client,
         parts,
-        connections=options.connections,
-        hedge=options.hedge,
-        on_done=lambda part: part.key.done(part),
-        on_progress=lambda part, at: part.key.progressed(part.start, at),
+        options=RangeOptions(
+            connections=options.connections,
+            hedge=options.hedge,
+            on_done=lambda part: part.key.done(part),
+            on_progress=lambda part, at: part.key.progressed(part.start, at),
+        ),
     )
     fetch = background(lambda: _fetch(engine, client, parts, blobs)) if parts else None
     stop = threading.Event()
@@ -200,7 +203,12 @@ def _whole_blobs(client: Client, blobs: list[ResumableBlob], parts: list[RangePa
         if url := urls.get(id(blob)):
             size_bytes = blob.descriptor.size_bytes
             progress = fetch_ranges(
-                client, url, size_bytes, Into.file(blob.fd), part_bytes=size_bytes, connections=1
+                client,
+                url,
+                size_bytes,
+                Into.file(blob.fd),
+                part_bytes=size_bytes,
+                options=RangeOptions(connections=1),
             )
             blob.done(RangePart(url, 0, size_bytes))
     return progress

@@ -28,7 +28,8 @@ from labkit.image import oci
 from labkit.image.distribution import RemoteImage
 from labkit.image.oci_layout import Layout
 from labkit.image.unpack import unpack_image
-from labkit.net.fetch import Client, fetch_file
+from labkit.net.client import Client
+from labkit.net.fetch import fetch_file
 
 STREAMS = 3
 

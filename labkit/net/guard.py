@@ -29,16 +29,16 @@ from labkit.net.message import Request
 
 #: What the lab's own clients send to `/_labkit/*`.
 CONTROL = {"X-Labkit": "control"}
-ROOM = "/_labkit/"
+CONTROL_PATH = "/_labkit/"
 _READS = ("GET", "HEAD")
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        made = ipaddress.ip_address(host.partition("%")[0])
+        address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return None
-    return getattr(made, "ipv4_mapped", None) or made
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def is_loopback(host: str) -> bool:
@@ -74,7 +74,7 @@ class Guard:
 
     def check(self, request: Request, here: str = "") -> None:
         """`here`: this end's address of the connection. Raises BadMessage."""
-        control, host = request.path.startswith(ROOM), request.header("host")
+        control, host = request.path.startswith(CONTROL_PATH), request.header("host")
         if (self.loopback or control) and not self._is_ours(host):
             raise BadMessage(
                 f"this server is not called {host_of(host)[:100]!r}: ask it by its address", 403

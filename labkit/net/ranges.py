@@ -7,8 +7,7 @@ and has let go of the buffer before the part counts as done.
 
     parts = plan(url, size_bytes, part_bytes=4 << 20)
     with Client() as client:
-        fetch_parts(client, parts, Into.buffer(view), connections=8)
-        fetch_ranges(client, url, size_bytes, Into.file(fd), digest="sha256:…")
+        fetch_parts(client, parts, Into.buffer(view), RangeOptions(connections=8))
 
 Physical limit: `Link.floor_s(bytes, connections)`; memory: one block a connection. A failure of any
 part, after its retries, ends the whole fetch with a TransferError. Lesson: notebooks/02_image_pull,
@@ -17,24 +16,19 @@ notebooks/05_streaming."""
 from __future__ import annotations
 
 import os
-import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from labkit.errors import LabError, TransferError
-from labkit.net.fetch import Attempts, Client, Fetched, HTTPStatusError, fetch, hasher
+from labkit.net.client import Attempts, Client, HTTPStatusError
 from labkit.net.http import Connection, ConnectionLost
+from labkit.net.stragglers import Pace
 
 PART_BYTES = 4 << 20
 BLOCK = 256 << 10
-#: A lane is a straggler when the rest of its part would take this many times what the others need
-#: for it …
-LAGS = 3.0
-#: … and when it has been given at least this long.
-HEDGE_AFTER_S = 0.15
 
 
 class NoRanges(Exception):
@@ -98,7 +92,6 @@ class Lane:
 @dataclass
 class Flight:
     part: RangePart
-    number: int
     lanes: list[Lane] = field(default_factory=list)
     done: bool = False
 
@@ -110,6 +103,23 @@ class Flight:
     def at(self) -> int:
         """Everything before this byte is in place (lanes start where another one was)."""
         return max((lane.at for lane in self.lanes), default=self.part.start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RangeOptions:
+    """How parts are fetched. `connections`: at most so many at a time. `hedge`: fetch a straggler's
+    rest a second time.
+
+    `on_done(part)` comes from a fetching thread, once a part, when nobody writes to it any more;
+    `on_progress(part, at)`: bytes of the part before `at` are in place (at least every 256 KiB).
+    `may_go()`: asked before each part; while it says no, nothing new is requested (another transfer
+    needs the link more)."""
+
+    connections: int = 8
+    hedge: bool = True
+    on_done: Callable[[RangePart], object] | None = None
+    on_progress: Callable[[RangePart, int], object] | None = None
+    may_go: Callable[[], bool] = lambda: True
 
 
 @dataclass(frozen=True)
@@ -136,36 +146,23 @@ def plan(
 
 
 class Fetching:
-    """The engine. `run` blocks; `on_done(part)` comes from a fetching thread, once a part, when
-    nobody writes to it any more.
-
-    `on_progress(part, at)`: bytes of the part before `at` are in place (at least every 256 KiB).
-    `may_go()`: asked before each part; while it says no, nothing new is asked for (somebody else
-    needs the link more)."""
+    """The engine: a thread a connection. `run` blocks until all parts are in place."""
 
     def __init__(
         self,
         client: Client,
         parts: Sequence[RangePart],
         into: Into | None = None,
-        *,
-        connections: int = 8,
-        hedge: bool = True,
-        headers: Mapping[str, str] | None = None,
-        on_done: Callable[[RangePart], Any] | None = None,
-        on_progress: Callable[[RangePart, int], Any] | None = None,
-        may_go: Callable[[], bool] = lambda: True,
+        options: RangeOptions = RangeOptions(),
     ):
-        self.client, self.into, self.hedge, self.headers = client, into, hedge, dict(headers or {})
-        self.flights = [Flight(p, n) for n, p in enumerate(parts)]
-        self.connections = max(1, min(connections, len(self.flights)))
-        self.on_done, self.on_progress, self.may_go = on_done, on_progress, may_go
+        self.client, self.into, self.options = client, into, options
+        self.flights = [Flight(p) for p in parts]
+        self.connections = max(1, min(options.connections, len(self.flights)))
         self._next = 0
         self._left = len(self.flights)
         self._changed = threading.Condition()
         self._error: BaseException | None = None
-        self._pace: list[float] = []  # seconds a part took, by size: for what a lane ought to need
-        self._rates: list[float] = []
+        self._pace = Pace()
         self.hedges = self.hedges_won = 0
 
     def run(self) -> Progress:
@@ -210,7 +207,7 @@ class Fetching:
         )
 
     def stop(self, error: BaseException) -> None:
-        """End all lanes; the first error is the one that is told."""
+        """End all lanes; the first error is the one that is raised."""
         with self._changed:
             self._error = self._error or error
             for flight in self.flights:
@@ -242,7 +239,7 @@ class Fetching:
                         ):
                             lane.flight.lanes.remove(lane)
                         self._changed.notify_all()
-        except BaseException as error:  # told by run()
+        except BaseException as error:  # raised by run()
             self.stop(error)
 
     def _take(self) -> Lane | None:
@@ -254,7 +251,7 @@ class Fetching:
                 flight = self._straggler(now_s)
                 if flight is not None:
                     self.hedges += 1
-                elif self._next < len(self.flights) and self.may_go():
+                elif self._next < len(self.flights) and self.options.may_go():
                     flight = self.flights[self._next]
                     self._next += 1
                 if flight is not None:
@@ -265,24 +262,13 @@ class Fetching:
         return None
 
     def _straggler(self, now_s: float) -> Flight | None:
-        if not self.hedge or len(self._rates) < 2:
-            return None
-        usual_part_s, usual_rate = (
-            statistics.median(self._pace[-64:]),
-            statistics.median(self._rates[-64:]),
-        )
-        for flight in self.flights[: self._next]:
-            if flight.done or len(flight.lanes) != 1:
-                continue
-            lane = flight.lanes[0]
-            for_s = now_s - lane.began_s
-            if for_s < max(HEDGE_AFTER_S, 1.5 * usual_part_s):
-                continue
-            rate = (lane.at - lane.began_at) / for_s
-            left = flight.end - lane.at
-            expected_s = left / rate if rate else float("inf")
-            if expected_s > LAGS * (0.25 * usual_part_s + left / usual_rate):
-                return flight
+        for flight in self.flights[: self._next] if self.options.hedge else ():
+            if not flight.done and len(flight.lanes) == 1:
+                lane = flight.lanes[0]
+                if self._pace.lags(
+                    now_s - lane.began_s, lane.at - lane.began_at, flight.end - lane.at
+                ):
+                    return flight
         return None
 
     # -- one part ----------------------------------------------------------------------------------
@@ -309,7 +295,7 @@ class Fetching:
 
     def _attempt(self, lane: Lane, into: Target, scratch: memoryview, attempts: Attempts) -> None:
         flight, url = lane.flight, lane.flight.part.url
-        headers = {**self.headers, "Range": f"bytes={lane.at}-{flight.end - 1}"}
+        headers = {"Range": f"bytes={lane.at}-{flight.end - 1}"}
         with self.client.open("GET", url, headers, ok=(200, 206)) as (answer, connection):
             lane.connection = connection
             if lane.cut:
@@ -331,14 +317,14 @@ class Fetching:
                     got = connection.read_into(into.view[base + lane.at : base + lane.at + size])
                 else:
                     got = connection.read_into(scratch[:size])
-                    _pwrite(into.fd, scratch[:got], base + lane.at)
+                    pwrite(into.fd, scratch[:got], base + lane.at)
                 if not got:
                     raise ConnectionLost("the body ended early")
                 lane.at += got
                 attempts.progressed()
                 self.client.count(bytes_received=got)
-                if self.on_progress is not None:
-                    self.on_progress(flight.part, lane.at)
+                if self.options.on_progress is not None:
+                    self.options.on_progress(flight.part, lane.at)
 
     def _finished(self, lane: Lane) -> None:
         flight = lane.flight
@@ -351,91 +337,32 @@ class Fetching:
             for other in others:
                 self._cut(other)
             if lane.began_at == flight.part.start:
-                spent_s = max(1e-6, time.monotonic() - lane.began_s)
-                self._pace.append(spent_s)
-                self._rates.append(flight.part.size_bytes / spent_s)
+                self._pace.add(flight.part.size_bytes, time.monotonic() - lane.began_s)
         for other in others:
             # Cut off is not gone: nobody may still be writing when the part is handed over.
             while not other.left.wait(1.0) and self._error is None:
                 self._cut(other)
-        if self.on_done is not None:
-            self.on_done(flight.part)
+        if self.options.on_done is not None:
+            self.options.on_done(flight.part)
         with self._changed:
             self._left -= 1
             self._changed.notify_all()
 
 
-def _pwrite(fd: int, view: memoryview, at: int) -> None:
+def pwrite(fd: int, view: memoryview, at: int) -> None:
+    """All of `view` at byte `at` of the file, whatever one call writes. Raises OSError."""
     while view:
         done = os.pwrite(fd, view, at)
         view, at = view[done:], at + done
 
 
 def fetch_parts(
-    client: Client, parts: Sequence[RangePart], into: Into | None = None, **options: Any
+    client: Client,
+    parts: Sequence[RangePart],
+    into: Into | None = None,
+    options: RangeOptions = RangeOptions(),
 ) -> Progress:
-    """All parts, in parallel; see `Fetching` for the options. Raises TransferError, NoRanges."""
+    """All parts, in parallel. Raises TransferError, NoRanges."""
     if not parts:
         return Progress(0, 0.0, 0, 0, 0, 0, 0)
-    return Fetching(client, parts, into, **options).run()
-
-
-def fetch_ranges(
-    client: Client,
-    url: str,
-    size_bytes: int,
-    into: Into,
-    *,
-    part_bytes: int = PART_BYTES,
-    connections: int = 8,
-    digest: str = "",
-    **options: Any,
-) -> Progress:
-    """One object, in parallel, into a buffer or file; digest-checked when given. Falls back on one
-    stream where a server has no ranges.
-
-    Raises TransferError; what was written then is not to be used."""
-    try:
-        made = fetch_parts(
-            client, plan(url, size_bytes, part_bytes), into, connections=connections, **options
-        )
-    except NoRanges:
-        made = _one_stream(client, url, size_bytes, into)
-    if digest:
-        state, wanted = hasher(digest)
-        for block in _blocks(into, size_bytes):
-            state.update(block)
-        if state.hexdigest() != wanted:
-            raise TransferError(
-                f"GET {url}: what arrived is not {digest[:23]}…",
-                why="corrupted on the way or in the store; nothing of it counts",
-                fix="fetch it again; if it repeats, push it again",
-            )
-    return made
-
-
-def _one_stream(client: Client, url: str, size_bytes: int, into: Into) -> Progress:
-    at = into.shift
-
-    def sink(view: memoryview) -> None:
-        nonlocal at
-        if into.view is not None:
-            into.view[at : at + len(view)] = view
-        else:
-            _pwrite(into.fd, view, at)
-        at += len(view)
-
-    def restart() -> None:
-        nonlocal at
-        at = into.shift
-
-    got: Fetched = fetch(client, url, sink, size_bytes=size_bytes, on_restart=restart)
-    return Progress(size_bytes, got.seconds, 1, got.retries, 0, 0, 1)
-
-
-def _blocks(into: Into, size_bytes: int):  # type: ignore[no-untyped-def]
-    if into.view is not None:
-        yield into.view[into.shift : into.shift + size_bytes]
-        return
-    for at in range(0, size_bytes, 1 << 20):
-        yield os.pread(into.fd, min(1 << 20, size_bytes - at), into.shift + at)
+    return Fetching(client, parts, into, options).run()

@@ -25,11 +25,13 @@ from collections.abc import Callable
 from typing import Any
 
 from labkit.errors import LabError
-from labkit.net import faults as faults_room
-from labkit.net import link as link_room
 from labkit.net.accept import MOST, Acceptor, Held, exhausted
-from labkit.net.guard import ROOM, Guard
+from labkit.net.faults import Fault, Faults
+from labkit.net.faults import parse as parse_faults
+from labkit.net.guard import CONTROL_PATH, Guard
 from labkit.net.head import BadMessage, Unsendable, framing, write_head
+from labkit.net.link import Link, Pacer
+from labkit.net.link import parse as parse_link
 from labkit.net.message import REASONS, Request, Response, parse_request, text
 from labkit.net.sending import Sending
 from labkit.net.wire import Body, ClientGone, Wire
@@ -91,15 +93,13 @@ class Counters:
             }
 
 
-def plain(status: int, message: str) -> Response:
-    return text(status, message + "\n")
-
-
 class HTTPServer:
     """Serves `app` until `stop` (or the end of the `with`). `port` 0 takes a free one.
 
-    `control` answers `/_labkit/*` in place of the server's own; `refuse(status, message)` shapes
-    what is refused before the app is asked; `most`: connections at a time."""
+    A subclass may answer `/_labkit/*` (`control`), shape what is refused before the app is asked
+    (`refuse`) and say how many connections it takes at a time (`most`)."""
+
+    most = MOST
 
     def __init__(
         self,
@@ -107,19 +107,16 @@ class HTTPServer:
         *,
         host: str = "127.0.0.1",
         port: int = 0,
-        link: link_room.Link | str | None = None,
-        faults: faults_room.Faults | None = None,
+        link: Link | str | None = None,
+        faults: Faults | None = None,
         name: str = "labkit",
-        control: App | None = None,
-        refuse: Callable[[int, str], Response] = plain,
-        most: int = MOST,
     ):
-        self.app, self.name, self.control, self.refuse = app, name, control or self._admin, refuse
-        self.pacer = link_room.Pacer(link_room.parse(link))
-        self.faults = faults or faults_room.Faults()
+        self.app, self.name = app, name
+        self.pacer = Pacer(parse_link(link))
+        self.faults = faults or Faults()
         self.counters = Counters()
         self.guard = Guard(host)
-        self._acceptor = Acceptor(host, port, self._connection, name=name, most=most)
+        self._acceptor = Acceptor(host, port, self._connection, name=name, most=self.most)
         self.host, self.port = self._acceptor.host, self._acceptor.port
 
     @property
@@ -131,7 +128,7 @@ class HTTPServer:
         )
 
     @property
-    def link(self) -> link_room.Link:
+    def link(self) -> Link:
         return self.pacer.link
 
     def start(self) -> HTTPServer:
@@ -146,6 +143,9 @@ class HTTPServer:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def refuse(self, status: int, message: str) -> Response:
+        return text(status, message + "\n")
 
     def _connection(self, held: Held) -> None:
         self.counters.connected(+1)
@@ -175,7 +175,7 @@ class HTTPServer:
                 wire, size_bytes, chunked, request.header("expect").lower() == "100-continue"
             )
             self.guard.check(request, here)
-            ours = request.path.startswith(ROOM)
+            ours = request.path.startswith(CONTROL_PATH)
             arrived_s = time.monotonic()
             response = (
                 self.control(request) if ours else self._refusal(request) or self.app(request)
@@ -243,7 +243,7 @@ class HTTPServer:
         request: Request,
         response: Response,
         go_on: bool,
-        fault: faults_room.Fault | None = None,
+        fault: Fault | None = None,
         wait_s: float = 0.0,
         counted: bool = False,
     ) -> bool:
@@ -278,27 +278,28 @@ class HTTPServer:
                 if counted:
                     self.counters.add(request, response.status, sending.sent)
 
-    def _admin(self, request: Request) -> Response:
-        what, reads = request.path.removeprefix(ROOM), request.method in ("GET", "HEAD")
-        if what not in ("stats", "link", "faults", "reset"):
+    def control(self, request: Request) -> Response:
+        """The answer to what is below `/_labkit/`."""
+        name, reads = request.path.removeprefix(CONTROL_PATH), request.method in ("GET", "HEAD")
+        if name not in ("stats", "link", "faults", "reset"):
             return text(404, "/_labkit/ has stats, link, faults, reset\n")
         if (
-            (what == "stats" and not reads)
-            or (what == "reset" and reads)
+            (name == "stats" and not reads)
+            or (name == "reset" and reads)
             or not (reads or request.method in ("POST", "PUT"))
         ):
             return text(405, "GET reads, POST changes\n")
         body = request.body.read(1 << 20).decode("utf-8", "replace").strip()
         try:
-            if what == "link" and not reads:
-                self.pacer = link_room.Pacer(link_room.parse(body))
-            elif what == "faults" and not reads:
+            if name == "link" and not reads:
+                self.pacer = Pacer(parse_link(body))
+            elif name == "faults" and not reads:
                 doc = json.loads(body) if body.startswith(("[", "{")) else body.split()
                 seed = doc.get("seed", 0) if isinstance(doc, dict) else 0
-                self.faults = faults_room.parse(
+                self.faults = parse_faults(
                     doc.get("faults", []) if isinstance(doc, dict) else doc, seed
                 )
-            elif what == "reset":
+            elif name == "reset":
                 self.counters.clear()
                 self.faults.hits.clear()
         except (LabError, ValueError, TypeError, AttributeError, RecursionError) as error:

@@ -32,7 +32,7 @@ from labkit.core import secrets
 from labkit.core.interpreter import module
 from labkit.core.ledger import current
 from labkit.errors import BadInput, LabError
-from labkit.net import link as link_room
+from labkit.net import link as links
 from labkit.net.guard import CONTROL, exposure, warn
 from labkit.net.server import HTTPServer
 
@@ -72,8 +72,8 @@ class Served:
     def reset(self) -> dict[str, Any]:
         return self._ask("POST", "reset")
 
-    def set_link(self, link: str | link_room.Link) -> dict[str, Any]:
-        return self._ask("POST", "link", link_room.parse(link).spec)
+    def set_link(self, link: str | links.Link) -> dict[str, Any]:
+        return self._ask("POST", "link", links.parse(link).spec)
 
     def set_faults(self, faults: Iterable[str] = (), seed: int = 0) -> dict[str, Any]:
         return self._ask("POST", "faults", json.dumps({"faults": list(faults), "seed": seed}))
@@ -101,7 +101,7 @@ def serving(
     kind: str,
     root: str | os.PathLike[str],
     *,
-    link: str | link_room.Link | None = None,
+    link: str | links.Link | None = None,
     faults: Iterable[str] = (),
     seed: int = 0,
     ledger: Any = None,
@@ -125,7 +125,7 @@ def serving(
         str(port),
         "--child",
         "--link",
-        link_room.parse(link).spec,
+        links.parse(link).spec,
         "--seed",
         str(seed),
         *(f"--fault={f}" for f in faults),
@@ -223,7 +223,7 @@ def add_serve_arguments(parser: Any) -> None:
         "--link",
         default="loopback",
         help="emulated link: "
-        + ", ".join(link_room.PRESETS)
+        + ", ".join(links.PRESETS)
         + ", 300mbit, or rate=…,connection=…,first_byte=…",
     )
     parser.add_argument(
@@ -248,15 +248,15 @@ def serve(
 ) -> int:
     """Run one server until SIGTERM, Ctrl-C or (with --child) the end of stdin. `exposes`:
     `exposure`'s what and fix."""
-    from labkit.net import faults as faults_room
+    from labkit.net import faults
 
     warn(exposure(args.host, *exposes))
     server = HTTPServer(
         app,
         host=args.host,
         port=args.port,
-        link=link_room.parse(args.link),
-        faults=faults_room.parse(args.fault, args.seed),
+        link=links.parse(args.link),
+        faults=faults.parse(args.fault, args.seed),
         name=name,
     )
     with server:

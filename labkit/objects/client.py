@@ -25,7 +25,7 @@ from xml.sax.saxutils import escape
 
 from labkit.core.digits import decimal
 from labkit.errors import TransferError
-from labkit.net.fetch import Attempts, Client, HTTPStatusError, Retry
+from labkit.net.client import Attempts, Client, HTTPStatusError, Retry
 from labkit.net.http import Answer, ConnectionLost
 from labkit.objects import sigv4
 from labkit.objects.access import authorizer, endpoint_of, split_url

@@ -28,7 +28,7 @@ from labkit.core import timeline
 from labkit.core.beside import scratch
 from labkit.core.plan import StepContext
 from labkit.errors import BadInput
-from labkit.net.ranges import Into, RangePart, fetch_parts
+from labkit.net.ranges import Into, RangeOptions, RangePart, fetch_parts
 from labkit.objects.client import Bucket, open_bucket
 from labkit.snapshot import images, store
 from labkit.snapshot.explain import SnapshotRefused
@@ -290,7 +290,9 @@ class _Model:
             for path, size in self.mapped.items()
             for at in range(0, size, FRAME_BYTES)
         ]
-        return fetch_parts(bucket.client, parts, connections=self.connections).size_bytes
+        return fetch_parts(
+            bucket.client, parts, options=RangeOptions(connections=self.connections)
+        ).size_bytes
 
     def _unpacked(self, bucket: Bucket) -> int:
         index, files = packed.parse_index(bucket.get(packed.INDEX).body), {}
@@ -336,7 +338,7 @@ def pull(
                     RangePart(url, at, min(FRAME_BYTES, size - at), into=Into.file(fd))
                     for at in range(0, size, FRAME_BYTES)
                 ]
-        fetch_parts(bucket.client, parts, connections=connections)
+        fetch_parts(bucket.client, parts, options=RangeOptions(connections=connections))
         _fetch_frames(bucket, frames, opened, connections)
     finally:
         for fd in opened.values():
@@ -431,8 +433,12 @@ def _fetch_frames(
             fetch_parts(
                 bucket.client,
                 parts,
-                connections=connections,
-                on_done=lambda part, unpacking=unpacking: unpacking.append(pool.submit(one, part)),
+                options=RangeOptions(
+                    connections=connections,
+                    on_done=lambda part, unpacking=unpacking: unpacking.append(
+                        pool.submit(one, part)
+                    ),
+                ),
             )
             for done in unpacking:
                 done.result()

@@ -29,18 +29,12 @@ from labkit.subject.api import APIError
 BODY_LIMIT_BYTES = 8 << 20
 #: At most so many requests hold a body at a time.
 CONNECTIONS_MOST = 128
-_KNOWN = (
-    "/health",
-    "/v1/models",
-    "/v1/completions",
-    "/_labkit/identity",
-    "/_labkit/shrink",
-    "/_labkit/reseed",
-)
 
 
 class ModelServer(net.HTTPServer):
     """`state`: what the handlers see; `state.engine` is None until a token can be served."""
+
+    most = CONNECTIONS_MOST
 
     def __init__(self, host: str, port: int, state: Any):
         self.state = state
@@ -50,39 +44,33 @@ class ModelServer(net.HTTPServer):
             )
         )
         super().__init__(
-            self._answer,
+            self.control,
             host=host,
             port=port,
             name="labkit",
-            control=self._answer,
-            refuse=_refused,
-            most=CONNECTIONS_MOST,
         )
 
-    def _answer(self, request: Request) -> Response:
+    def refuse(self, status: int, message: str) -> Response:
+        return _refused(status, message)
+
+    def control(self, request: Request) -> Response:
         path = request.path.rstrip("/")
-        routes = (
-            {
-                "/health": self._health,
-                "/v1/models": self._models,
-                "/_labkit/identity": self._identity,
-            }
-            if request.method in ("GET", "HEAD")
-            else (
-                {
-                    "/v1/completions": self._completions,
-                    "/_labkit/shrink": self._shrink,
-                    "/_labkit/reseed": self._reseed,
-                }
-                if request.method == "POST"
-                else {}
-            )
-        )
+        reads = {
+            "/health": self._health,
+            "/v1/models": self._models,
+            "/_labkit/identity": self._identity,
+        }
+        posts = {
+            "/v1/completions": self._completions,
+            "/_labkit/shrink": self._shrink,
+            "/_labkit/reseed": self._reseed,
+        }
+        routes = {"GET": reads, "HEAD": reads, "POST": posts}.get(request.method, {})
         body = request.body.read(BODY_LIMIT_BYTES)
         try:
             if path not in routes:
                 raise APIError(
-                    405 if path in _KNOWN else 404,
+                    405 if path in reads | posts else 404,
                     f"{request.method} {path[:200]} is not served here",
                 )
             return routes[path](body)

@@ -159,8 +159,9 @@ def fetch_shards(
 ) -> dict[str, Any]:
     """fresh-node, in the background: the shards in parallel ranges. A shard has its name only once
     it is whole."""
-    from labkit.net.fetch import Client
-    from labkit.net.ranges import Into, fetch_ranges
+    from labkit.net.client import Client
+    from labkit.net.fetch import fetch_ranges
+    from labkit.net.ranges import Into, RangeOptions
 
     began = timeline.now_s()
     source, target, image_first = (
@@ -181,9 +182,11 @@ def fetch_shards(
                         size,
                         Into.file(file.fileno()),
                         part_bytes=PART_BYTES,
-                        connections=connections,
-                        may_go=image_first.may_go,
-                        on_done=image_first.done,
+                        options=RangeOptions(
+                            connections=connections,
+                            may_go=image_first.may_go,
+                            on_done=image_first.done,
+                        ),
                     )
                 os.rename(target / (name + PARTIAL), target / name)
                 total += size
@@ -206,7 +209,7 @@ def know_http(ctx: StepContext, **_: Any) -> None:
     """Before t0, as a node agent would: how to ask a bucket. Nothing is asked for."""
     import urllib.request  # noqa: F401
 
-    import labkit.net.ranges  # noqa: F401
+    import labkit.net.fetch  # noqa: F401
 
 
 def _source(model: str, environment: dict[str, str]) -> CheckpointSource:

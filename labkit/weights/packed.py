@@ -197,7 +197,7 @@ def fetch(
     """Every file (name -> what the index says, an open descriptor) unpacked into its place, while
     others still come. Returns the bytes that crossed the link. Raises TransferError, or BadInput
     for bytes that are not those that were packed."""
-    from labkit.net.ranges import Into, RangePart, fetch_parts
+    from labkit.net.ranges import Into, RangeOptions, RangePart, fetch_parts
 
     crc32 = _crc32()
 
@@ -235,9 +235,11 @@ def fetch(
             fetch_parts(
                 client,
                 parts,
-                connections=connections,
-                on_done=lambda part, unpacking=unpacking: unpacking.append(
-                    pool.submit(unpack, part)
+                options=RangeOptions(
+                    connections=connections,
+                    on_done=lambda part, unpacking=unpacking: unpacking.append(
+                        pool.submit(unpack, part)
+                    ),
                 ),
             )
             for done in unpacking:

@@ -18,7 +18,7 @@ from labkit.errors import TransferError
 from labkit.image import oci
 from labkit.image.distribution import RemoteImage
 from labkit.image.oci_layout import Layout
-from labkit.net.fetch import Client, HTTPStatusError
+from labkit.net.client import Client, HTTPStatusError
 from labkit.net.http import ConnectionLost
 
 STEP_BYTES = 256 << 10

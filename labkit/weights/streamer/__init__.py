@@ -281,8 +281,8 @@ def _from_bucket(
     connections: int,
     slots: int,
 ) -> dict[str, Any]:
-    from labkit.net.fetch import Client
-    from labkit.net.ranges import Into, RangePart, fetch_parts
+    from labkit.net.client import Client
+    from labkit.net.ranges import Into, RangeOptions, RangePart, fetch_parts
     from labkit.weights.streamer.buffers import Arena
 
     with Client(authorize=source.authorize) as client:
@@ -301,8 +301,10 @@ def _from_bucket(
                 progress = fetch_parts(
                     client,
                     parts,
-                    connections=connections,
-                    on_done=lambda p: made.move(p.into.slot, p.key, places[p.key.file]),
+                    options=RangeOptions(
+                        connections=connections,
+                        on_done=lambda p: made.move(p.into.slot, p.key, places[p.key.file]),
+                    ),
                 )
             finally:
                 made.drain()
@@ -318,7 +320,7 @@ def _from_bucket(
                 )
                 for c in chunks
             ]
-            progress = fetch_parts(client, parts, connections=connections)
+            progress = fetch_parts(client, parts, options=RangeOptions(connections=connections))
         _check_etags(client, source, files)
     _hand_over(placer, files, places)
     return {

@@ -15,7 +15,7 @@ from labkit.errors import BadInput, TransferError
 from labkit.image import oci, pull, tiny
 from labkit.image.oci_layout import Layout
 from labkit.image.publish import publish_image
-from labkit.net.fetch import Client, Retry
+from labkit.net.client import Client, Retry
 from labkit.net.serving import serving
 
 FAST = Retry(attempts=4, first_s=0.01, most_s=0.05, honour_s=0.05)

@@ -14,11 +14,12 @@ import pytest
 
 from labkit.errors import TransferError
 from labkit.net import faults
-from labkit.net.fetch import Client, Retry, fetch, fetch_file
+from labkit.net.client import Client, Retry
+from labkit.net.fetch import fetch, fetch_file, fetch_ranges
 from labkit.net.guard import CONTROL
 from labkit.net.http import Connection
 from labkit.net.message import file_response, text
-from labkit.net.ranges import Into, RangePart, fetch_parts, fetch_ranges, plan
+from labkit.net.ranges import Into, RangeOptions, RangePart, fetch_parts, plan
 from labkit.net.server import HTTPServer
 
 DATA = random.Random(7).randbytes(3_000_000)
@@ -84,7 +85,7 @@ def test_parallel_ranges_survive_and_are_right(served, client, fault):
         len(DATA),
         Into.buffer(got),
         part_bytes=200_000,
-        connections=4,
+        options=RangeOptions(connections=4),
         digest=DIGEST,
     )
     assert got == DATA
@@ -159,8 +160,7 @@ def test_a_straggler_is_hedged_and_its_buffer_let_go(served, client):
         client,
         plan(served.url + "/blob", len(DATA), 300_000),
         Into.buffer(got),
-        connections=4,
-        on_done=done.append,
+        options=RangeOptions(connections=4, on_done=done.append),
     )
     assert (got == DATA, made.hedges >= 1, made.hedges_won, len(done)) == (True, True, 1, 10)
 
@@ -174,7 +174,7 @@ def test_parts_of_several_objects_go_where_each_says(served, client, tmp_path):
                 RangePart(served.url + "/blob", 500, 1000, into=Into.buffer(buffer, shift=-500)),
                 RangePart(served.url + "/blob", 0, 2000, into=Into.file(file.fileno())),
             ],
-            connections=2,
+            options=RangeOptions(connections=2),
         )
         assert buffer == DATA[500:1500] and (tmp_path / "file").read_bytes() == DATA[:2000]
 
@@ -298,7 +298,7 @@ def test_a_host_without_threads_fetches_with_those_it_has(served, client, monkey
         len(DATA),
         Into.buffer(got),
         part_bytes=200_000,
-        connections=4,
+        options=RangeOptions(connections=4),
         digest=DIGEST,
     )
     assert got == DATA and served.counters.peak_connections <= max(1, started)

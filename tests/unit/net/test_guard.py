@@ -198,7 +198,7 @@ def test_a_name_is_asked_for_only_where_strangers_could_not_reach_the_server_any
 
 @IPV6
 def test_a_server_listens_on_ipv6_too_and_its_url_says_so():
-    from labkit.net.fetch import Client
+    from labkit.net.client import Client
     from labkit.net.message import text
     from labkit.net.server import HTTPServer as Plain
 

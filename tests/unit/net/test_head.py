@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from labkit.core.digits import decimal, fraction, hexadecimal
 from labkit.errors import TransferError
 from labkit.net import head
-from labkit.net.fetch import Client, Retry, _retry_after_s
+from labkit.net.client import Client, Retry, _retry_after_s
 from labkit.net.http import Connection, ConnectionLost, split
 from labkit.net.message import text
 from labkit.net.server import HTTPServer

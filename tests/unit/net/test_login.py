@@ -21,8 +21,8 @@ from labkit.image.publish import publish_image
 from labkit.image.pull import pull_into
 from labkit.image.registry import Registry
 from labkit.image.tiny import REFERENCE, tiny_layout
+from labkit.net.client import Client, Retry
 from labkit.net.credentials import Credentials, auth_files, credentials
-from labkit.net.fetch import Client, Retry
 from labkit.net.login import Login, challenges
 from labkit.net.message import text
 from labkit.net.server import HTTPServer

@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from labkit.errors import TransferError
-from labkit.net.fetch import Client, Retry
+from labkit.net.client import Client, Retry
+from labkit.net.fetch import fetch_ranges
 from labkit.net.message import Request
-from labkit.net.ranges import Into, fetch_ranges
+from labkit.net.ranges import Into, RangeOptions
 from labkit.net.server import HTTPServer
 from labkit.objects import sigv4
 from labkit.objects.client import open_bucket
@@ -254,7 +255,7 @@ def test_the_labs_client_writes_lists_and_reads_in_signed_ranges(store, tmp_path
             len(DATA),
             Into.buffer(got),
             part_bytes=1 << 20,
-            connections=4,
+            options=RangeOptions(connections=4),
         )
         assert got == DATA and bucket.head("absent") is None
 
