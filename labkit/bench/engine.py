@@ -164,7 +164,7 @@ def document(
     blocks = max((len(r) for r in results.values() if not isinstance(r, str)), default=0)
     return {
         "bench": bench,
-        "host": dict(host or card()),
+        "host": dict(card() if host is None else host),
         "blocks": blocks,
         "results": rows,
         "ratios": compared,

@@ -30,23 +30,22 @@ from __future__ import annotations
 import argparse
 import compileall
 import os
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from labkit.bench import read_paths
-from labkit.bench.engine import Measured, document, interleave
-from labkit.bench.load_child import measure, measured
-from labkit.bench.load_results import OURS, agreed, best_other
-from labkit.core import cold, rates, shipped
+from labkit.bench.engine import Results, document
+from labkit.bench.load_disk import Facts, from_disk
+from labkit.bench.load_results import OURS
+from labkit.core import shipped
 from labkit.core.arguments import bucket_url, directory, names
 from labkit.core.ledger import Ledger
 from labkit.core.workspace import Workspace
-from labkit.errors import BadInput, LabError
+from labkit.errors import BadInput
 from labkit.net.arguments import link
 from labkit.subject.arguments import preset
 from labkit.technique import Subject
-from labkit.weights.catalog import LOADERS, Loader
+from labkit.weights.catalog import LOADERS
 from labkit.weights.techniques import WeightsTechnique  # noqa: F401 - other packages' loaders join
 
 STATES = ("cold", "warm", "tmpfs")
@@ -100,7 +99,7 @@ def compare_loaders(
     origin: str = "disk",
     link: str = "4gbit-bucket",
     device: str = "cpu",
-    progress: Any = None,
+    progress: Callable[[str], object] | None = None,
 ) -> dict[str, Any]:
     """The same from Python, for the notebooks: the document of the last line. `progress(line)` is
     called a measurement."""
@@ -157,14 +156,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 args, names, subject, workspace, ledger
             )
         else:
-            facts = _from_disk(args, names, states, subject, workspace, ledger)
+            facts = from_disk(args, names, states, subject, workspace, ledger, keeping)
     return _document(args, **facts)
 
 
 def _document(
     args: argparse.Namespace,
     *,
-    results_raw: dict[str, Any],
+    results_raw: Results,
     ratios: dict[str, tuple[str, str]],
     **more: Any,
 ) -> dict[str, Any]:
@@ -179,7 +178,7 @@ def _document(
     )
 
 
-def _keeping(args: argparse.Namespace, facts_of: Any) -> Any:
+def keeping(args: argparse.Namespace, facts_of: Facts) -> Callable[[Results], None] | None:
     """For `interleave`: `facts_of(results)` as a document on a line of its own, where somebody
     asked for that. None: nobody did."""
     if not (
@@ -192,173 +191,3 @@ def _keeping(args: argparse.Namespace, facts_of: Any) -> Any:
 
     here = card()
     return lambda results: last_line(_document(args, **facts_of(results), host=here, partial=True))
-
-
-def _from_disk(
-    args: argparse.Namespace,
-    names: list[str],
-    states: list[str],
-    subject: Subject,
-    workspace: Workspace,
-    ledger: Ledger,
-) -> dict[str, Any]:
-    from labkit.weights.prepared import checkpoint_in
-
-    floors = _Floors(args.device, subject.model_dir, ledger)
-    arms: dict[str, Any] = {}
-
-    def facts_of(results: dict[str, Any]) -> dict[str, Any]:
-        results = agreed(results)
-        best = {state: best_other(results, state) for state in states}
-        ratios = {f"{OURS}_vs_floor.{state}": (f"{OURS}.{state}", "floor") for state in states}
-        ratios |= {
-            f"{OURS}_vs_best_other.{state}": (f"{OURS}.{state}", arm)
-            for state, arm in best.items()
-            if arm
-        }
-        return {
-            "results_raw": results,
-            "ratios": ratios,
-            "best_other": best,
-            "floor_by": floors.by(states),
-            "rates": floors.rates,
-        }
-
-    with _Tmpfs(workspace, ledger) as tmpfs:
-        for name in names:
-            loader = LOADERS[name]
-            missing = loader.missing()
-            prepared = None
-            try:
-                prepared = None if missing else checkpoint_in(loader.format, subject, workspace)
-            except (LabError, OSError, ImportError, MemoryError) as error:
-                # the other formats are there
-                missing = f"the checkpoint could not be made in {loader.format}: {error}"
-            for state in states:
-                arms[f"{name}.{state}"] = (
-                    (f"{missing}: {loader.fix}" if loader.fix else missing)
-                    if missing
-                    else _disk_arm(args, loader, prepared, state, floors, tmpfs)
-                )
-        results = interleave(
-            arms, args.blocks, args.seed, getattr(args, "progress", None), _keeping(args, facts_of)
-        )
-    return facts_of(results)
-
-
-class _Floors:
-    """What bounds a load in each cache state, by the device that it goes to."""
-
-    def __init__(self, device: str, directory: Path, ledger: Ledger):
-        self.on_device = device != "cpu"
-        self.rates: dict[str, Any] = rates.device() if self.on_device else rates.memory(256 << 20)
-        self.disk: Any = (read_paths.BufferFloor if self.on_device else read_paths.DiskFloor)(
-            directory, ledger
-        )
-
-    def look(self, again: bool = False) -> None:
-        self.disk.look(again)
-
-    def rate(self, state: str) -> float:
-        """Bytes per second; 0.0 where it is not known."""
-        if not self.on_device:
-            return float(self.disk.rate if state == "cold" else self.rates["memcpy_bytes_per_s"])
-        bus = float(self.rates.get("h2d_pinned_bytes_per_s") or 0)
-        return min(self.disk.rate, bus) if state == "cold" and bus else bus
-
-    def by(self, states: list[str]) -> str:
-        if not self.on_device:
-            return str(self.disk.read_path)
-        bus = float(self.rates.get("h2d_pinned_bytes_per_s") or 0)
-        if not bus:
-            return f"the bus was not measured: {self.rates.get('h2d_failed', 'no GPU found')}"
-        slower = (
-            f"the disk ({self.disk.read_path})"
-            if self.disk.rate < bus
-            else "the bus from pinned memory"
-        )
-        return "; ".join(
-            f"{state}: " + (slower if state == "cold" else "the bus from pinned memory")
-            for state in states
-        )
-
-
-def _disk_arm(
-    args: argparse.Namespace,
-    loader: Loader,
-    prepared: Any,
-    state: str,
-    floors: _Floors,
-    tmpfs: _Tmpfs,
-) -> Any:
-    def arm() -> Measured:
-        directory = prepared.directory
-        ours = state == "cold" and loader.name == OURS
-        if ours or (state == "cold" and not floors.disk.rate):
-            floors.look()
-        if state == "tmpfs":
-            directory = tmpfs.holding(directory)
-        if state == "warm" and not floors.on_device:
-            # Pages lie in folios as large as whoever read them asked for, and touching 2 GB in
-            # small ones takes six times as long: read in anew, alike for all arms.
-            cold.evict([directory], caches=False)
-        for _ in range(3):  # another process of the host may drop caches meanwhile
-            proof = (
-                cold.verify_cache_state([directory], "warm")
-                if state == "tmpfs"
-                else cold.set_cache_state(
-                    [directory],
-                    state,
-                    caches=not floors.on_device,
-                    tolerance=0.0 if state == "warm" else cold.TOLERANCE,
-                )
-            )
-            if proof.state != "unverified":
-                break
-        if proof.state == "unverified":
-            return Measured(float("nan"), failed=f"cache not {state}: {proof.note}")
-        doc = measure(
-            loader,
-            str(directory),
-            str(directory),
-            args.device,
-            prepared.weights_bytes,
-            {},
-            {"directory": str(directory)},
-        )
-        if ours:
-            floors.look(again=True)
-        rate = floors.rate(state)
-        return measured(
-            doc, state, prepared.weights_bytes, prepared.weights_bytes / rate if rate else None
-        )
-
-    return arm
-
-
-class _Tmpfs:
-    """One checkpoint at a time in memory, beside nothing else that big; written anew for each
-    trial. Once the host's caches have been dropped (a cold trial does that), pages of a tmpfs
-    stay, but mapping and touching them takes six times as long, for good."""
-
-    def __init__(self, workspace: Workspace, ledger: Ledger):
-        self.ledger, self.entry = ledger, ""
-        self.root: Path | None = None
-
-    def __enter__(self) -> _Tmpfs:
-        return self
-
-    def holding(self, directory: Path) -> Path:
-        if self.root is None:
-            self.root = Path(f"/dev/shm/labkit-tmpfs-{self.ledger.token}-{os.getpid()}")
-            self.entry = self.ledger.note("dir", self.root)
-            self.root.mkdir(mode=0o700)
-        for old in self.root.iterdir():
-            shutil.rmtree(old)
-        shutil.copytree(directory, self.root / directory.name)
-        return self.root / directory.name
-
-    def __exit__(self, *_: object) -> None:
-        if self.root:
-            shutil.rmtree(self.root, ignore_errors=True)
-            self.ledger.done(self.entry)

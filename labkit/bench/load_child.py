@@ -1,6 +1,6 @@
 """One measurement of a loader: a fresh process that builds, loads, touches, answers and sums.
 
-    python -m labkit.bench.load_child safetensors MODEL_DIR MODEL_DIR cpu "{}"
+    python -m labkit.bench.load_child safetensors MODEL_DIR cpu "{}"
 
 It says `ready` and waits, so that free memory is prefaulted before the clock starts, and waits
 again at the end, so that the kernel can be asked about it while it lives. Limit: what a process
@@ -15,7 +15,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Any
 
 from labkit.bench import read_paths
 from labkit.bench.engine import Measured
@@ -25,6 +27,9 @@ from labkit.core.timeline import Span
 from labkit.errors import LabError
 from labkit.technique import Observation
 from labkit.weights.catalog import LOADERS, Loader
+
+if TYPE_CHECKING:
+    from labkit.subject.llama import Llama
 
 READY = "ready\n"
 
@@ -47,69 +52,56 @@ DEVICE_PREFAULT_BYTES = 4 << 30
 HOST_SUM_BYTES = 256 << 20
 
 
-def measure(
-    loader: Loader,
-    model: str,
-    config_dir: str,
-    device: str,
-    weights_bytes: int,
-    env: dict[str, str],
-    about: dict[str, Any],
-    stores: Any = None,
-    options: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class LoadSpec:
+    """One load. `model`: the directory or URL that the loader and the model's configuration are
+    read from; `about`: where the weights are, as `labkit.core.node_state.WeightsState` has it;
+    `stores`: what the stores have counted, asked after the load."""
+
+    loader: Loader
+    model: str
+    weights_bytes: int
+    device: str = "cpu"
+    env: Mapping[str, str] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+    stores: Callable[[], dict[str, dict[str, Any]]] = dict
+
+
+def measure(spec: LoadSpec) -> dict[str, Any]:
     """Run the child, prefault memory when it is ready, ask the kernel about it while it lives, let
     it go. Raises LabError with its own words."""
-    argv = [
-        *module("labkit.bench.load_child"),
-        loader.name,
-        model,
-        config_dir,
-        device,
-        json.dumps({**loader.options, **(options or {})}),
-    ]
+    loader, options = spec.loader, json.dumps(dict(spec.loader.options))
+    argv = [*module("labkit.bench.load_child"), loader.name, spec.model, spec.device, options]
+    patience_s = PATIENCE_S
+    if spec.device != "cpu":
+        patience_s = DEVICE_PATIENCE_S + spec.weights_bytes / SLOWEST_BYTES_PER_S
     with tempfile.TemporaryFile("w+") as stderr:
         child = subprocess.Popen(
             argv,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            env={**os.environ, **dict(loader.environment), **env},
+            env={**os.environ, **dict(loader.environment), **spec.env},
             text=True,
         )
-        late = threading.Timer(
-            (
-                PATIENCE_S
-                if device == "cpu"
-                else DEVICE_PATIENCE_S + weights_bytes / SLOWEST_BYTES_PER_S
-            ),
-            child.kill,
-        )
+        late = threading.Timer(patience_s, child.kill)
         late.start()
         try:
-            return _measured_in(child, stderr, loader, device, weights_bytes, about, stores)
+            return _measured_in(child, stderr, spec)
         finally:
             late.cancel()
             child.kill()
             child.wait()
 
 
-def _measured_in(
-    child: Any,
-    stderr: Any,
-    loader: Loader,
-    device: str,
-    weights_bytes: int,
-    about: dict[str, Any],
-    stores: Any,
-) -> dict[str, Any]:
+def _measured_in(child: subprocess.Popen[str], stderr: IO[str], spec: LoadSpec) -> dict[str, Any]:
+    assert child.stdout and child.stdin
     line = child.stdout.readline()
     if line == READY:
-        free_memory.prefault(
-            read_paths.needed_bytes(weights_bytes)
-            if device == "cpu"
-            else min(read_paths.needed_bytes(weights_bytes), DEVICE_PREFAULT_BYTES)
-        )
+        prefault_bytes = read_paths.needed_bytes(spec.weights_bytes)
+        if spec.device != "cpu":
+            prefault_bytes = min(prefault_bytes, DEVICE_PREFAULT_BYTES)
+        free_memory.prefault(prefault_bytes)
         child.stdin.write("go\n")
         child.stdin.flush()
         line = child.stdout.readline()
@@ -124,7 +116,7 @@ def _measured_in(
             lines[-1] if lines else "it printed nothing",
         )
         raise LabError(
-            f"{loader.name} did not load: {reason[:300]} (exit {status})", why=words[-1500:]
+            f"{spec.loader.name} did not load: {reason[:300]} (exit {status})", why=words[-1500:]
         )
     doc = json.loads(line)
     from labkit.core.node_state import PlanState, WeightsState
@@ -134,19 +126,19 @@ def _measured_in(
 
     seen = Observation(
         plan=LaunchPlan(
-            stack={"weights": loader.name},
-            device=device,
-            state=PlanState(weights=WeightsState(bytes=weights_bytes, **about)),
+            stack={"weights": spec.loader.name},
+            device=spec.device,
+            state=PlanState(weights=WeightsState(bytes=spec.weights_bytes, **spec.about)),
         ),
         spans=(Span("load", 0.0, doc["seconds"], "child", doc["placement"]),),
         proc=process_facts(child.pid),
-        stores=stores() if stores else {},
+        stores=spec.stores(),
     )
-    evidence = verify_loader(loader, seen)
+    evidence = verify_loader(spec.loader, seen)
     return doc | {"evidence": evidence.how, "engaged": evidence.engaged}
 
 
-def child(loader_name: str, model_source: str, config_dir: str, device: str, options: str) -> None:
+def child(loader_name: str, model_source: str, device: str, options: str) -> None:
     """In the fresh process: build, load, touch, answer, sum – and wait to be looked at."""
     import gc
     import importlib
@@ -161,7 +153,7 @@ def child(loader_name: str, model_source: str, config_dir: str, device: str, opt
     if loader_name not in LOADERS:  # another package's: it joins the catalog there
         importlib.import_module("labkit.weights.techniques")
     loader = LOADERS[loader_name]
-    config = LlamaConfig.from_dir(config_dir)
+    config = LlamaConfig.from_dir(model_source)
     with torch.device(loader.init if loader.init == "meta" else device):
         model = Llama(config, dtype=getattr(torch, config.dtype))
     if device != "cpu":
@@ -172,7 +164,7 @@ def child(loader_name: str, model_source: str, config_dir: str, device: str, opt
     print(READY, end="", flush=True)
     sys.stdin.readline()
     before_bytes = resident_bytes()[0]
-    began = time.monotonic()
+    start = time.monotonic()
     module, _, function = loader.call.partition(":")
     facts = getattr(importlib.import_module(module), function)(
         model, model_source, device, **json.loads(options)
@@ -189,16 +181,16 @@ def child(loader_name: str, model_source: str, config_dir: str, device: str, opt
     try:
         answer: dict[str, Any] = {
             "token": next(iter(generate(model.finish(), [1, 2, 3, 4], 1)))[0],
-            "first_token_s": time.monotonic() - began,
+            "first_token_s": time.monotonic() - start,
         }
     except RuntimeError as error:  # of the device's kernels: the load was measured all the same
         answer = {"token_failed": f"no token came: {error}"[:300]}
     print(
         json.dumps(
             {
-                "load_s": loaded - began,
+                "load_s": loaded - start,
                 "touch_s": placed - loaded,
-                "seconds": placed - began,
+                "seconds": placed - start,
                 **answer,
                 "peak_bytes": peak_bytes,
                 "peak_extra_bytes": peak_bytes - before_bytes - _parameter_bytes(model, device),
@@ -213,7 +205,7 @@ def child(loader_name: str, model_source: str, config_dir: str, device: str, opt
     sys.stdin.read()
 
 
-def _touch(model: Any, device: str) -> None:
+def _touch(model: Llama, device: str) -> None:
     """As a floor ends: the bench's own cost is alike in both."""
     import ctypes
 
@@ -231,11 +223,11 @@ def _touch(model: Any, device: str) -> None:
             )
 
 
-def _parameter_bytes(model: Any, device: str) -> int:
+def _parameter_bytes(model: Llama, device: str) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters()) if device == "cpu" else 0
 
 
-def _sum(model: Any) -> int:
+def _sum(model: Llama) -> int:
     """Of all parameters' bits, each weighted by its place: outside the clock."""
     import torch
 
@@ -287,4 +279,4 @@ def measured(
 
 
 if __name__ == "__main__":
-    child(*sys.argv[1:6])
+    child(*sys.argv[1:5])

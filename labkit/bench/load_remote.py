@@ -12,19 +12,20 @@ notebooks/05_streaming."""
 from __future__ import annotations
 
 import argparse
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from labkit.bench.engine import Measured, interleave
-from labkit.bench.load_child import measure, measured
+from labkit.bench.engine import Arm, Measured, interleave
+from labkit.bench.load_child import LoadSpec, measure, measured
 from labkit.bench.load_results import OURS, agreed, best_other
 from labkit.core import cold, observe, rates
 from labkit.core.beside import scratch
 from labkit.core.ledger import Ledger
 from labkit.core.workspace import Workspace
 from labkit.net import link as links
-from labkit.net.serving import serving
+from labkit.net.serving import Served, serving
 from labkit.objects.publish import publish_model, upload_model
 from labkit.technique import Subject
 from labkit.weights.catalog import LOADERS, Loader
@@ -55,23 +56,17 @@ def from_bucket(
             if link.shaped
             else size / rates.loopback()["loopback_bytes_per_s"]
         )
-        arms: dict[str, Any] = {}
-        for name in names:
-            missing = LOADERS[name].missing()
-            arms[f"{name}.s3"] = missing or _bucket_arm(
-                args, LOADERS[name], served, key, size, floor_s, link.label, ()
-            )
+        bucket = _Bucket(served, key, size, floor_s, link.label, args.seed)
+        arms: dict[str, Arm | str] = {
+            f"{name}.s3": LOADERS[name].missing()
+            or partial(_from_bucket, bucket, LOADERS[name], args.device)
+            for name in names
+        }
         if OURS in names:
-            arms[f"{OURS}+faults.s3"] = _bucket_arm(
-                args,
-                LOADERS[OURS],
-                served,
-                key,
-                size,
-                floor_s,
-                link.label + ", 1 % faults and a straggler",
-                FAULTS,
+            faulty = replace(
+                bucket, label=link.label + ", 1 % faults and a straggler", faults=FAULTS
             )
+            arms[f"{OURS}+faults.s3"] = partial(_from_bucket, faulty, LOADERS[OURS], args.device)
         results = agreed(interleave(arms, args.blocks, args.seed, getattr(args, "progress", None)))
     ratios = {
         f"{OURS}_vs_floor.s3": (f"{OURS}.s3", "floor"),
@@ -89,45 +84,68 @@ def from_bucket(
     }
 
 
-def _bucket_arm(
-    args: argparse.Namespace,
-    loader: Loader,
-    served: Any,
-    key: str,
-    size: int,
-    floor_s: float,
-    label: str,
-    faults: tuple[str, ...],
-) -> Any:
-    def arm() -> Measured:
-        served.set_faults(faults, seed=args.seed)
-        served.reset()
-        try:
-            with _scratch() as scratch:
-                env = {
-                    **served.env,
-                    "AWS_ENDPOINT_URL": served.url,
-                    "AWS_EC2_METADATA_DISABLED": "true",
-                    "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
-                    "AWS_REGION": "us-east-1",
-                    "AWS_DEFAULT_REGION": "us-east-1",
-                    "TMPDIR": scratch,
-                }
-                doc = measure(
-                    loader,
-                    f"s3://lab/{key}",
-                    f"s3://lab/{key}",
-                    args.device,
-                    size,
-                    env,
-                    {"remote": True, "key": key},
-                    stores=lambda: {"bucket": served.stats()},
-                )
-        finally:
-            served.set_faults(())
-        return measured(doc, "remote", size, floor_s, label)
+@dataclass(frozen=True)
+class _Bucket:
+    """The embedded store, what of it is loaded, and how: what a trial names and sets."""
 
-    return arm
+    served: Served
+    key: str
+    size_bytes: int
+    floor_s: float
+    label: str
+    seed: int
+    faults: tuple[str, ...] = ()
+
+
+def _from_bucket(bucket: _Bucket, loader: Loader, device: str) -> Measured:
+    served = bucket.served
+    served.set_faults(bucket.faults, seed=bucket.seed)
+    served.reset()
+    try:
+        doc = _measure(
+            f"s3://lab/{bucket.key}",
+            loader,
+            device,
+            bucket.size_bytes,
+            {"remote": True, "key": bucket.key},
+            served.stats,
+            {
+                **served.env,
+                "AWS_ENDPOINT_URL": served.url,
+                "AWS_EC2_METADATA_DISABLED": "true",
+                "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
+                "AWS_REGION": "us-east-1",
+                "AWS_DEFAULT_REGION": "us-east-1",
+            },
+        )
+    finally:
+        served.set_faults(())
+    return measured(doc, "remote", bucket.size_bytes, bucket.floor_s, bucket.label)
+
+
+def _measure(
+    url: str,
+    loader: Loader,
+    device: str,
+    size_bytes: int,
+    about: dict[str, Any],
+    counted: Callable[[], dict[str, Any]],
+    env: dict[str, str],
+) -> dict[str, Any]:
+    """One load of a bucket's weights. What download-then-load puts on this host's disk goes
+    afterwards."""
+    with scratch("bench-", Workspace.default().nodes) as directory:
+        return measure(
+            LoadSpec(
+                loader=loader,
+                model=url,
+                weights_bytes=size_bytes,
+                device=device,
+                env={**env, "TMPDIR": str(directory)},
+                about=about,
+                stores=lambda: {"bucket": counted()},
+            )
+        )
 
 
 def from_store(
@@ -142,10 +160,9 @@ def from_store(
     store, size = args.store.rstrip("/"), weights_bytes(subject.model_dir)
     key = f"models/bench-{args.preset}"
     upload_model(store, subject.model_dir, key)
-    arms = {
-        f"{name}.store": (
-            LOADERS[name].missing() or _store_arm(args, LOADERS[name], store, key, size)
-        )
+    arms: dict[str, Arm | str] = {
+        f"{name}.store": LOADERS[name].missing()
+        or partial(_from_store, store, key, LOADERS[name], args.device, size)
         for name in names
     }
     results = agreed(interleave(arms, args.blocks, args.seed, getattr(args, "progress", None)))
@@ -159,27 +176,15 @@ def from_store(
     }
 
 
-def _store_arm(args: argparse.Namespace, loader: Loader, store: str, key: str, size: int) -> Any:
-    def arm() -> Measured:
-        before = observe.received_bytes()
-        with _scratch() as scratch:
-            doc = measure(
-                loader,
-                f"{store}/{key}",
-                f"{store}/{key}",
-                args.device,
-                size,
-                {"TMPDIR": scratch},
-                {"remote": True, "key": key, "store": store},
-                stores=lambda: {"bucket": {"bytes_sent": observe.received_bytes() - before}},
-            )
-        return measured(doc, "remote", size, None, f"{store}, not emulated")
-
-    return arm
-
-
-@contextlib.contextmanager
-def _scratch() -> Iterator[str]:
-    """Where download-then-load puts its files: this host's disk, gone afterwards."""
-    with scratch("bench-", Workspace.default().nodes) as directory:
-        yield str(directory)
+def _from_store(store: str, key: str, loader: Loader, device: str, size_bytes: int) -> Measured:
+    before = observe.received_bytes()
+    doc = _measure(
+        f"{store}/{key}",
+        loader,
+        device,
+        size_bytes,
+        {"remote": True, "key": key, "store": store},
+        lambda: {"bytes_sent": observe.received_bytes() - before},
+        {},
+    )
+    return measured(doc, "remote", size_bytes, None, f"{store}, not emulated")

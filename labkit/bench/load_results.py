@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from typing import Any
 
+from labkit.bench.engine import Results
 from labkit.core import stats
 from labkit.weights.catalog import LOADERS
 
 OURS = "labkit-streamer"
-
-
 REFERENCE = "safetensors"
 
 
-def best_other(results: dict[str, Any], state: str) -> str:
+def best_other(results: Results, state: str) -> str:
     """The rival with the lowest median, chosen once for all blocks."""
     medians = {}
     for arm, runs in results.items():
@@ -29,13 +27,15 @@ def best_other(results: dict[str, Any], state: str) -> str:
     return min(medians, key=lambda a: medians[a]) if medians else ""
 
 
-def agreed(results: dict[str, Any]) -> dict[str, Any]:
+def agreed(results: Results) -> Results:
     """The same results; a measurement whose parameters are not those of the others of its format
     has failed: fast with wrong bytes is not fast.
 
     What is right is what the plain `safetensors` loader gave, else what most loaders gave; where
     two stand against each other neither counts."""
-    judged = {arm: runs if isinstance(runs, str) else list(runs) for arm, runs in results.items()}
+    judged: Results = {
+        arm: runs if isinstance(runs, str) else list(runs) for arm, runs in results.items()
+    }
     for kind in {_kind(arm) for arm in judged}:
         sums: dict[str, Counter[int]] = {}
         for arm, runs in judged.items():

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from labkit import technique as techniques
-from labkit.bench import load, load_child, read_paths
+from labkit.bench import load, load_child, load_disk, read_paths
 from labkit.bench.engine import Measured, document, interleave
 from labkit.bench.load_results import agreed, best_other
 from labkit.core.node_state import PlanState, WeightsState
@@ -140,7 +140,11 @@ def test_a_child_that_says_nothing_useful_ends_in_its_own_last_words(monkeypatch
         ],
     )
     with pytest.raises(LabError, match="no driver"):
-        load_child.measure(LOADERS["safetensors"], "/m", "/m", "cuda", 1000, {}, {})
+        load_child.measure(
+            load_child.LoadSpec(
+                loader=LOADERS["safetensors"], model="/m", weights_bytes=1000, device="cuda"
+            )
+        )
 
 
 def test_a_child_that_hangs_is_ended(monkeypatch):
@@ -151,7 +155,11 @@ def test_a_child_that_hangs_is_ended(monkeypatch):
         lambda name: [sys.executable, "-c", "import time; time.sleep(600)", name],
     )
     with pytest.raises(LabError, match="did not load"):
-        load_child.measure(LOADERS["safetensors"], "/m", "/m", "cpu", 1000, {}, {})
+        load_child.measure(
+            load_child.LoadSpec(
+                loader=LOADERS["safetensors"], model="/m", weights_bytes=1000, device="cpu"
+            )
+        )
 
 
 def test_every_loader_of_the_catalog_names_a_function_that_exists():
@@ -256,18 +264,18 @@ def test_on_a_gpu_the_floor_of_a_load_is_the_slower_of_disk_and_bus():
 
 
 def test_the_benchs_floors_on_a_gpu_name_what_bounds_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(load.rates, "device", lambda: {"h2d_pinned_bytes_per_s": 50e9})
-    floors = load._Floors("cuda", tmp_path, None)
+    monkeypatch.setattr(load_disk.rates, "device", lambda: {"h2d_pinned_bytes_per_s": 50e9})
+    floors = load_disk.LoadFloors("cuda", tmp_path, None)
     floors.disk.rate, floors.disk.read_path = 2e9, "direct 8"
     assert (floors.rate("cold"), floors.rate("warm")) == (2e9, 50e9) and floors.by(
         ["cold", "warm"]
     ) == "cold: the disk (direct 8); warm: the bus from pinned memory"
     floors.disk.rate = 90e9
     assert floors.rate("cold") == 50e9 and "cold: the bus" in floors.by(["cold"])
-    monkeypatch.setattr(load.rates, "device", lambda: {"h2d_failed": "no driver"})
-    assert load._Floors("cuda", tmp_path, None).rate("warm") == 0 and "no driver" in load._Floors(
-        "cuda", tmp_path, None
-    ).by(["warm"])
+    monkeypatch.setattr(load_disk.rates, "device", lambda: {"h2d_failed": "no driver"})
+    assert load_disk.LoadFloors("cuda", tmp_path, None).rate(
+        "warm"
+    ) == 0 and "no driver" in load_disk.LoadFloors("cuda", tmp_path, None).by(["warm"])
 
 
 def test_of_a_large_checkpoint_the_first_shards_tell_the_disks_rate(tmp_path, monkeypatch):
@@ -290,13 +298,11 @@ def test_of_a_large_checkpoint_the_first_shards_tell_the_disks_rate(tmp_path, mo
 def test_a_format_that_cannot_be_made_here_is_missing_and_the_others_are_measured(
     workspace, monkeypatch, capsys
 ):
-    from labkit.weights import prepared
-
     monkeypatch.setenv("LABKIT_HOME", str(workspace.root))
     monkeypatch.setenv("LABKIT_CUMULATIVE", "1")
-    real = prepared.checkpoint_in
+    real = load_disk.checkpoint_in
     monkeypatch.setattr(
-        prepared,
+        load_disk,
         "checkpoint_in",
         lambda format, *rest: (
             real(format, *rest)
@@ -304,7 +310,7 @@ def test_a_format_that_cannot_be_made_here_is_missing_and_the_others_are_measure
             else (_ for _ in ()).throw(LabError("a full disk"))
         ),
     )
-    monkeypatch.setattr(load, "_disk_arm", lambda *rest: lambda: of(0.5)[0])
+    monkeypatch.setattr(load_disk, "_load", lambda *rest: of(0.5)[0])
     doc = load.compare_loaders("safetensors", "pickle", preset="tiny", states=("warm",), blocks=2)
     rows = {row["arm"]: row for row in doc["results"]}
     assert rows["safetensors.warm"]["n"] == 2 and "a full disk" in rows["pickle.warm"]["missing"]
