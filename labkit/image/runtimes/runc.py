@@ -83,12 +83,13 @@ def _bind(destination: str, source: str, *options: str) -> dict[str, Any]:
     }
 
 
-def remove(root: str | os.PathLike[str], name: str) -> None:
+def remove(root: str | os.PathLike[str], name: str, timeout_s: float | None = None) -> None:
     """End a container of this runc state directory, if it is there."""
     subprocess.run(
         [shutil.which("runc") or "runc", "--root", str(root), "delete", "--force", name],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        timeout=timeout_s,
     )
 
 
