@@ -2,6 +2,7 @@
 bucket in parallel ranges.
 
     store    the application: buckets and objects as plain files under one folder
+    buckets  what is asked of a bucket: lists in pages
     gcs      Google's JSON and XML read paths over the same files
     disk     keys as paths, metadata beside them, multipart uploads
     sigv4    signatures: made by the client, checked by the store

@@ -31,6 +31,7 @@ from labkit.objects import sigv4
 from labkit.objects.access import authorizer, endpoint_of, split_url
 
 PART_BYTES = 16 << 20
+BYTES = "application/octet-stream"
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Bucket:
                     f"{self.endpoint} answers a listing with the same page again and again"
                 )
 
-    def _document(self, raw: bytes, what: str) -> ElementTree.Element:
+    def _document(self, raw: bytes, name: str) -> ElementTree.Element:
         """XML from the other side: without a document type, which is how XML bombs are made. Raises
         TransferError."""
         try:
@@ -101,24 +102,22 @@ class Bucket:
             return ElementTree.fromstring(raw)
         except (ElementTree.ParseError, ValueError, LookupError, RecursionError):
             raise TransferError(
-                f"{self.endpoint} answered {what} with something that is no XML"
+                f"{self.endpoint} answered {name} with something that is no XML"
             ) from None
 
-    def put(self, key: str, data: bytes, content_type: str = "application/octet-stream") -> None:
+    def put(self, key: str, data: bytes, content_type: str = BYTES) -> None:
         self._send("PUT", self.url(key), data, {"Content-Type": content_type})
 
-    def put_file(
-        self, key: str, path: str | os.PathLike[str], content_type: str = "application/octet-stream"
-    ) -> None:
+    def put_file(self, key: str, path: str | os.PathLike[str]) -> None:
         """In parts when it is large; a failure aborts the upload, so that no parts stay behind and
         cost money."""
         size = Path(path).stat().st_size
         with open(path, "rb") as file:
             if size <= PART_BYTES:
-                self.put(key, file.read(), content_type)
+                self.put(key, file.read())
                 return
             url = self.url(key)
-            raw = self._send("POST", f"{url}?uploads=", b"", {"Content-Type": content_type}).body
+            raw = self._send("POST", f"{url}?uploads=", b"", {"Content-Type": BYTES}).body
             upload = sigv4.encode(
                 next(
                     (

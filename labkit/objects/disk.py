@@ -36,15 +36,17 @@ GONE = (FileNotFoundError, NotADirectoryError)
 
 
 class Missing(Exception):
-    """No such bucket, key or upload: `what` is the S3 error code."""
+    """No such bucket, key or upload. `code`: S3's."""
 
-    def __init__(self, what: str, message: str):
+    def __init__(self, code: str, message: str):
         super().__init__(message)
-        self.what = what
+        self.code = code
 
 
 class Unstorable(Exception):
     """A key this store cannot hold."""
+
+    code = "InvalidArgument"
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,8 @@ def decode_part(name: str) -> str:
 class Disk:
     def __init__(self, root: str | os.PathLike[str]):
         self.root = Path(root)
-        self._noted: dict[Path, str] = {}  # what is arriving, and its entry in the ledger
-        self.notes, self.uploads = (
-            self.root / ".labkit" / "notes",
-            self.root / ".labkit" / "uploads",
-        )
+        own = self.root / ".labkit"
+        self.notes, self.uploads = own / "notes", own / "uploads"
         for folder in (self.notes, self.uploads):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -160,37 +159,38 @@ class Disk:
             note = json.loads(self._note(bucket, key).read_text())
             if (note.pop("size"), note.pop("mtime_ns")) == (stat.st_size, stat.st_mtime_ns):
                 return Object(bucket, key, stat.st_size, stat.st_mtime, **note)
-        made = hashlib.md5(
+        etag = hashlib.md5(
             f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}".encode(), usedforsecurity=False
         ).hexdigest()
-        return Object(bucket, key, stat.st_size, stat.st_mtime, f"{made}-1")
+        return Object(bucket, key, stat.st_size, stat.st_mtime, f"{etag}-1")
 
-    def incoming(self) -> Path:
-        """Where a body is written to while it arrives; `keep` or `part_keep` takes it from
-        there."""
+    @contextlib.contextmanager
+    def incoming(self) -> Iterator[Path]:
+        """A file for a body while it arrives, gone at the end of the block unless `keep` or
+        `part_keep` took it."""
         path = self.uploads / f"put-{current().token}-{uuid.uuid4().hex}"
-        self._noted[path] = current().note("file", path)
-        return path
-
-    def _arrived(self, path: Path) -> None:
-        if path in self._noted:
-            current().done(self._noted.pop(path))
+        entry = current().note("file", path)
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+            current().done(entry)
 
     def keep(
         self,
         bucket: str,
         key: str,
-        arrived: Path,
+        body: Path,
         *,
         etag: str,
         content_type: str = "",
         metadata: dict[str, str] | None = None,
         checksums: dict[str, str] | None = None,
     ) -> Object:
-        """Give what arrived its name, in one step. Raises Unstorable for a key that collides with a
+        """Give the body its name, in one step. Raises Unstorable for a key that collides with a
         folder."""
         path = self.path(bucket, key)
-        stat = arrived.stat()
+        stat = body.stat()
         note = {
             "size": stat.st_size,
             "mtime_ns": stat.st_mtime_ns,
@@ -201,8 +201,7 @@ class Disk:
         }
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(arrived, path)
-            self._arrived(arrived)
+            os.replace(body, path)
         except (NotADirectoryError, FileExistsError, IsADirectoryError):
             raise Unstorable(
                 "this key is the folder of another object, or lies below one"
@@ -300,11 +299,10 @@ class Disk:
                     return folder
         raise Missing("NoSuchUpload", "no such upload; it may have been completed or aborted")
 
-    def part_keep(self, folder: Path, number: int, arrived: Path, md5: str) -> None:
+    def part_keep(self, folder: Path, number: int, body: Path, md5: str) -> None:
         for old in folder.glob(f"part-{number:05d}-*"):
             old.unlink(missing_ok=True)
-        os.replace(arrived, folder / f"part-{number:05d}-{md5}")
-        self._arrived(arrived)
+        os.replace(body, folder / f"part-{number:05d}-{md5}")
 
     def parts(self, folder: Path) -> list[tuple[int, str, Path]]:
         return sorted((int(p.name[5:10]), p.name[11:], p) for p in folder.glob("part-*"))

@@ -36,9 +36,11 @@ STATUS = {
 
 
 class S3Error(Exception):
-    def __init__(self, code: str, message: str, status: int = 0):
+    """Of the code and the message that the client gets."""
+
+    def __init__(self, code: str, message: str):
         super().__init__(message)
-        self.code, self.status = code, status or STATUS.get(code, 400)
+        self.code = code
 
 
 def number(value: str, name: str) -> int:
@@ -81,8 +83,10 @@ def document(body: str, status: int = 200) -> Response:
     return text(status, '<?xml version="1.0" encoding="UTF-8"?>\n' + body, "application/xml")
 
 
-def error_document(code: str, message: str, status: int, request: Request) -> Response:
+def error_document(code: str, message: str, request: Request, status: int = 0) -> Response:
+    """`status`: the code's own by default."""
     return document(
-        f"<Error><Code>{code}</Code><Message>{escaped(message)}</Message><Resource>{escaped(request.path)}</Resource></Error>",
-        status,
+        f"<Error><Code>{code}</Code><Message>{escaped(message)}</Message>"
+        f"<Resource>{escaped(request.path)}</Resource></Error>",
+        status or STATUS.get(code, 400),
     )

@@ -31,7 +31,7 @@ from labkit.objects.documents import (
     number,
     parse,
 )
-from labkit.objects.upload import receive
+from labkit.objects.upload import receipt, receive
 
 PART_MIN = 5 << 20
 _COPY_RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{1,15})")
@@ -45,8 +45,8 @@ def answer(
     about: dict[str, Any],
     signed: sigv4.Signed | None,
 ) -> Response:
-    """Everything that S3 asks with `?uploads` or `?uploadId`. `about`: what the object will be told
-    to be. Raises S3Error, Missing."""
+    """Everything that S3 asks with `?uploads` or `?uploadId`. `about`: content type and metadata of
+    the object. Raises S3Error, Missing."""
     method, query = request.method, request.query
     if method == "POST" and "uploads" in query:
         upload = disk.upload_start(bucket, key, about)
@@ -91,8 +91,7 @@ def _part(disk: Disk, request: Request, folder: Path, signed: sigv4.Signed | Non
     at = number(request.query.get("partNumber", ""), "partNumber")
     if not 1 <= at <= 10_000:
         raise S3Error("InvalidArgument", "part numbers go from 1 to 10000")
-    target = disk.incoming()
-    try:
+    with disk.incoming() as target:
         if "x-amz-copy-source" in request.headers:
             md5 = _copied(disk, request, target)
             disk.part_keep(folder, at, target, md5)
@@ -102,17 +101,9 @@ def _part(disk: Disk, request: Request, folder: Path, signed: sigv4.Signed | Non
                 f" {XMLNS}><LastModified>{iso(copied_s)}</LastModified>"
                 f"<ETag>&quot;{md5}&quot;</ETag></CopyPartResult>"
             )
-        arrived = receive(request, target, signed)
-        disk.part_keep(folder, at, target, arrived.md5)
-    finally:
-        target.unlink(missing_ok=True)
-    return Response(
-        200,
-        {
-            "ETag": f'"{arrived.md5}"',
-            **{f"x-amz-checksum-{k}": v for k, v in arrived.checksums.items()},
-        },
-    )
+        received = receive(request, target, signed)
+        disk.part_keep(folder, at, target, received.md5)
+    return receipt(received.md5, received)
 
 
 def _copied(disk: Disk, request: Request, target: Path) -> str:
@@ -161,25 +152,22 @@ def _complete(disk: Disk, request: Request, folder: Path, bucket: str, key: str)
         if at < len(wanted) - 1 and have[part][1].stat().st_size < PART_MIN:
             raise S3Error("EntityTooSmall", f"part {part} is below 5 MiB and not the last")
     about = json.loads((folder / "about.json").read_text())
-    target = disk.incoming()
-    try:
+    with disk.incoming() as target:
         disk.join([have[n][1] for n, _ in wanted], target)
-        joined = hashlib.md5(
+        digest = hashlib.md5(
             b"".join(bytes.fromhex(e) for _, e in wanted), usedforsecurity=False
         ).hexdigest()
-        made = disk.keep(
+        joined = disk.keep(
             bucket,
             key,
             target,
-            etag=f"{joined}-{len(wanted)}",
+            etag=f"{digest}-{len(wanted)}",
             content_type=about.get("content_type", ""),
             metadata=about.get("metadata"),
         )
-    finally:
-        target.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     return document(
         "<CompleteMultipartUploadResult"
         f" {XMLNS}><Location>/{bucket}/{escaped(key)}</Location><Bucket>{bucket}</Bucket>"
-        f"<Key>{escaped(key)}</Key><ETag>&quot;{made.etag}&quot;</ETag></CompleteMultipartUploadResult>"
+        f"<Key>{escaped(key)}</Key><ETag>&quot;{joined.etag}&quot;</ETag></CompleteMultipartUploadResult>"
     )

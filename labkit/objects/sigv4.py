@@ -108,10 +108,10 @@ def sign(
     the body, or UNSIGNED."""
     parts = urlsplit(url)
     stamp = (now or datetime.datetime.now(datetime.timezone.utc)).strftime("%Y%m%dT%H%M%SZ")
-    made = {**headers, "x-amz-date": stamp, "x-amz-content-sha256": payload}
+    signed = {**headers, "x-amz-date": stamp, "x-amz-content-sha256": payload}
     if keys.token:
-        made["x-amz-security-token"] = keys.token
-    lower = {k.lower(): v for k, v in made.items()} | {"host": parts.netloc}
+        signed["x-amz-security-token"] = keys.token
+    lower = {k.lower(): v for k, v in signed.items()} | {"host": parts.netloc}
     # Not signed: what a proxy may change on the way.
     names = sorted(
         n
@@ -127,11 +127,11 @@ def sign(
         text_to_sign(stamp, scope, canonical).encode(),
         hashlib.sha256,
     ).hexdigest()
-    made["Authorization"] = (
+    signed["Authorization"] = (
         f"{ALGORITHM} Credential={keys.access}/{scope}, SignedHeaders={';'.join(names)},"
         f" Signature={signature}"
     )
-    return made
+    return signed
 
 
 def check(

@@ -15,27 +15,14 @@ notebooks/02_image_pull, notebooks/05_streaming."""
 from __future__ import annotations
 
 import os
-import re
 from email.utils import formatdate
 
-from labkit.net.head import BadMessage, http_date
+from labkit.net.head import http_date
 from labkit.net.message import Request, Response, file_response
-from labkit.objects import gcs, multipart, sigv4
+from labkit.objects import buckets, gcs, multipart, sigv4
 from labkit.objects.disk import Disk, Missing, Object, Unstorable
-from labkit.objects.documents import (
-    STATUS,
-    XML_MAX,
-    XMLNS,
-    S3Error,
-    document,
-    error_document,
-    escaped,
-    iso,
-    local,
-    number,
-    parse,
-)
-from labkit.objects.upload import UploadMismatch, receive
+from labkit.objects.documents import XMLNS, S3Error, document, error_document, iso
+from labkit.objects.upload import UploadMismatch, receipt, receive
 
 #: The embedded store's only keys: for loopback, not a secret.
 KEYS = {"labkit": "labkit-not-a-secret"}
@@ -110,12 +97,9 @@ class Store:
                 return gcs.answer(self.disk, request)
             return self._answer(request)
         except sigv4.Denied as error:
-            return error_document(error.code, str(error), error.status, request)
+            return error_document(error.code, str(error), request, error.status)
         except (S3Error, UploadMismatch, Missing, Unstorable) as error:
-            code = getattr(error, "code", getattr(error, "what", "InvalidArgument"))
-            return error_document(
-                code, str(error), getattr(error, "status", 0) or STATUS.get(code, 400), request
-            )
+            return error_document(error.code, str(error), request)
 
     def _answer(self, request: Request) -> Response:
         signed = sigv4.check(request, self.keys)
@@ -135,117 +119,10 @@ class Store:
         if unknown and ("acl" not in unknown or request.method == "PUT"):
             raise S3Error("NotImplemented", f"this store has no {', '.join(sorted(unknown))}")
         if not bucket:
-            return self._buckets(request)
-        return self._object(request, bucket, key, signed) if key else self._bucket(request, bucket)
-
-    # -- buckets -----------------------------------------------------------------------------------
-
-    def _buckets(self, request: Request) -> Response:
-        if request.method not in ("GET", "HEAD"):
-            raise S3Error("MethodNotAllowed", "only a list of buckets is here")
-        rows = "".join(
-            f"<Bucket><Name>{n}</Name><CreationDate>{iso(t)}</CreationDate></Bucket>"
-            for n, t in self.disk.buckets()
-        )
-        return document(
-            "<ListAllMyBucketsResult"
-            f" {XMLNS}><Owner><ID>lab</ID></Owner><Buckets>{rows}</Buckets>"
-            "</ListAllMyBucketsResult>"
-        )
-
-    def _bucket(self, request: Request, bucket: str) -> Response:
-        query = request.query
-        if request.method == "PUT":
-            request.body.read(XML_MAX)
-            if not self.disk.make_bucket(bucket):
-                raise S3Error("BucketAlreadyOwnedByYou", f"{bucket} is there already")
-            return Response(200, {"Location": f"/{bucket}"})
-        self.disk.bucket(bucket)
-        if request.method == "HEAD":
-            return Response(200, {"x-amz-bucket-region": "us-east-1"})
-        if request.method == "DELETE":
-            if not self.disk.remove_bucket(bucket):
-                raise S3Error("BucketNotEmpty", f"{bucket} still holds objects")
-            return Response(204)
-        if request.method == "POST" and "delete" in query:
-            return self._delete_many(request, bucket)
-        if request.method != "GET":
-            raise S3Error("MethodNotAllowed", f"{request.method} on a bucket means nothing here")
-        if "location" in query:
-            return document(f"<LocationConstraint {XMLNS}></LocationConstraint>")
-        if "versioning" in query:
-            return document(f"<VersioningConfiguration {XMLNS}/>")
-        if "uploads" in query:
-            rows = "".join(
-                f"<Upload><Key>{escaped(k)}</Key><UploadId>{u}</UploadId></Upload>"
-                for k, u in self.disk.uploads_of(bucket)
-            )
-            return document(
-                "<ListMultipartUploadsResult"
-                f" {XMLNS}><Bucket>{bucket}</Bucket><IsTruncated>false</IsTruncated>{rows}"
-                "</ListMultipartUploadsResult>"
-            )
-        return self._list(request, bucket)
-
-    def _list(self, request: Request, bucket: str) -> Response:
-        query, second = request.query, request.query.get("list-type") == "2"
-        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-        limit = min(1000, number(query.get("max-keys", "1000"), "max-keys"))
-        token = query.get("continuation-token", "")
-        if token and not re.fullmatch(r"(?:[0-9a-f]{2})+", token):
-            raise S3Error("InvalidArgument", "the continuation token is not one of ours")
-        after = (
-            bytes.fromhex(token).decode("utf-8", "surrogateescape")
-            if token
-            else query.get("start-after" if second else "marker", "")
-        )
-        objects, folders, more = (
-            self.disk.listing(bucket, prefix, delimiter, after, limit) if limit else ([], [], "")
-        )
-        url = query.get("encoding-type") == "url"
-
-        def show(name: str) -> str:
-            return sigv4.encode(name, "/") if url else escaped(name)
-
-        rows = "".join(
-            f"<Contents><Key>{show(o.key)}</Key><LastModified>{iso(o.modified_s)}</LastModified>"
-            f"<ETag>&quot;{o.etag}&quot;</ETag>"
-            f"<Size>{o.size_bytes}</Size><StorageClass>STANDARD</StorageClass></Contents>"
-            for o in objects
-        )
-        rows += "".join(
-            f"<CommonPrefixes><Prefix>{show(f)}</Prefix></CommonPrefixes>" for f in folders
-        )
-        head = (
-            f"<Name>{bucket}</Name><Prefix>{show(prefix)}</Prefix><MaxKeys>{limit}</MaxKeys>"
-            f"<IsTruncated>{'true' if more else 'false'}</IsTruncated>"
-        )
-        if delimiter:
-            head += f"<Delimiter>{show(delimiter)}</Delimiter>"
-        if url:
-            head += "<EncodingType>url</EncodingType>"
-        if second:
-            head += f"<KeyCount>{len(objects) + len(folders)}</KeyCount>"
-            head += f"<ContinuationToken>{token}</ContinuationToken>" if token else ""
-            if more:
-                after_it = more.encode("utf-8", "surrogateescape").hex()
-                head += f"<NextContinuationToken>{after_it}</NextContinuationToken>"
-        else:
-            head += f"<Marker>{show(after)}</Marker>" + (
-                f"<NextMarker>{show(more)}</NextMarker>" if more else ""
-            )
-        return document(f"<ListBucketResult {XMLNS}>{head}{rows}</ListBucketResult>")
-
-    def _delete_many(self, request: Request, bucket: str) -> Response:
-        gone = []
-        for one in parse(request.body.read(XML_MAX), "Delete").iter():
-            if local(one) == "Object":
-                key = next((c.text or "" for c in one if local(c) == "Key"), "")
-                self.disk.remove(bucket, key)
-                gone.append(f"<Deleted><Key>{escaped(key)}</Key></Deleted>")
-        return document(f"<DeleteResult {XMLNS}>{''.join(gone)}</DeleteResult>")
-
-    # -- objects -----------------------------------------------------------------------------------
+            return buckets.all_buckets(self.disk, request)
+        if not key:
+            return buckets.answer(self.disk, request, bucket)
+        return self._object(request, bucket, key, signed)
 
     def _object(
         self, request: Request, bucket: str, key: str, signed: sigv4.Signed | None
@@ -287,26 +164,17 @@ class Store:
     ) -> Response:
         self.disk.path(bucket, key)
         self._may_write(request, bucket, key)
-        target = self.disk.incoming()
-        try:
-            arrived = receive(request, target, signed)
-            made = self.disk.keep(
+        with self.disk.incoming() as target:
+            received = receive(request, target, signed)
+            stored = self.disk.keep(
                 bucket,
                 key,
                 target,
-                etag=arrived.md5,
-                checksums=arrived.checksums,
+                etag=received.md5,
+                checksums=received.checksums,
                 **_about(request),
             )
-        finally:
-            target.unlink(missing_ok=True)
-        return Response(
-            200,
-            {
-                "ETag": f'"{made.etag}"',
-                **{f"x-amz-checksum-{k}": v for k, v in arrived.checksums.items()},
-            },
-        )
+        return receipt(stored.etag, received)
 
     def _may_write(self, request: Request, bucket: str, key: str) -> None:
         if request.header("if-none-match") == "*" or request.header("if-match"):
@@ -329,21 +197,18 @@ class Store:
         from_bucket, from_key = multipart.copy_source(request)
         fd, found = self.disk.open(from_bucket, from_key)
         os.close(fd)
-        target = self.disk.incoming()
-        try:
+        with self.disk.incoming() as target:
             self.disk.join([self.disk.path(from_bucket, from_key)], target)
             about = (
                 _about(request)
                 if request.header("x-amz-metadata-directive").upper() == "REPLACE"
                 else {"content_type": found.content_type, "metadata": found.metadata}
             )
-            made = self.disk.keep(bucket, key, target, etag=found.etag, **about)
-        finally:
-            target.unlink(missing_ok=True)
+            copy = self.disk.keep(bucket, key, target, etag=found.etag, **about)
         return document(
             "<CopyObjectResult"
-            f" {XMLNS}><ETag>&quot;{made.etag}&quot;</ETag>"
-            f"<LastModified>{iso(made.modified_s)}</LastModified></CopyObjectResult>"
+            f" {XMLNS}><ETag>&quot;{copy.etag}&quot;</ETag>"
+            f"<LastModified>{iso(copy.modified_s)}</LastModified></CopyObjectResult>"
         )
 
 
@@ -379,6 +244,3 @@ def _precondition(request: Request, found: Object) -> int:
     ) <= since:
         return 304
     return 0
-
-
-__all__ = ["KEYS", "BadMessage", "S3Error", "Store", "environment"]

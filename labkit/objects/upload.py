@@ -14,11 +14,10 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from labkit.core.digits import hexadecimal
 from labkit.net.head import is_token, is_value
-from labkit.net.message import Request
+from labkit.net.message import Request, Response
 from labkit.objects import sigv4
 
 LINE_MAX = 16 << 10
@@ -34,7 +33,7 @@ class UploadMismatch(Exception):
 
 class AwsChunked:
     """Iterate the payload of an aws-chunked stream; `trailers` are there at the end. Raises
-    Wrong."""
+    UploadMismatch."""
 
     def __init__(self, blocks: Iterable[bytes], signed: sigv4.Signed | None = None):
         self._blocks, self._buffer = iter(blocks), bytearray()
@@ -111,42 +110,34 @@ class _Crc32:
         return self.value.to_bytes(4, "big")
 
 
-def _checksum(name: str) -> Any:
-    """None for the kinds the standard library cannot compute (crc32c, crc64nvme): noted, not
-    checked."""
-    known: dict[str, Callable[[], Any]] = {
-        "crc32": _Crc32,
-        "sha1": hashlib.sha1,
-        "sha256": hashlib.sha256,
-    }
-    return known[name]() if name in known else None
+#: Those that the standard library can compute; the others (crc32c, crc64nvme) are noted, not
+#: checked.
+_CHECKSUMS: dict[str, Callable[[], _Crc32 | hashlib._Hash]] = {
+    "crc32": _Crc32,
+    "sha1": hashlib.sha1,
+    "sha256": hashlib.sha256,
+}
 
 
 @dataclass
-class Arrived:
-    size_bytes: int
+class Received:
+    """A body that was stored: MD5 in hex, checksums in base64."""
+
     md5: str
     checksums: dict[str, str] = field(default_factory=dict)  # x-amz-checksum-… as sent
 
 
-def receive(request: Request, target: Path, signed: sigv4.Signed | None = None) -> Arrived:
+def receive(request: Request, target: Path, signed: sigv4.Signed | None = None) -> Received:
     """Stream the body into `target`, checking MD5, SHA-256, checksums, length and chunk signatures.
-    Raises Wrong."""
+    Raises UploadMismatch."""
     payload = request.header("x-amz-content-sha256")
-    blocks: Any = request.body
     chunked = payload.startswith("STREAMING-") or "aws-chunked" in request.header(
         "content-encoding"
     )
-    if chunked:
-        blocks = AwsChunked(
-            request.body,
-            (
-                signed
-                if payload.startswith("STREAMING-AWS4-HMAC-SHA256-PAYLOAD")
-                and "TRAILER" not in payload
-                else None
-            ),
-        )
+    signed_chunks = (
+        payload.startswith("STREAMING-AWS4-HMAC-SHA256-PAYLOAD") and "TRAILER" not in payload
+    )
+    framed = AwsChunked(request.body, signed if signed_chunks else None) if chunked else None
     claimed = {
         k.removeprefix("x-amz-checksum-"): v
         for k, v in request.headers.items()
@@ -156,12 +147,12 @@ def receive(request: Request, target: Path, signed: sigv4.Signed | None = None) 
     names = set(claimed)
     if trailer := request.header("x-amz-trailer"):
         names |= {t.strip().lower().removeprefix("x-amz-checksum-") for t in trailer.split(",")}
-    checks = {n: c for n in names if (c := _checksum(n)) is not None}
+    checks = {n: _CHECKSUMS[n]() for n in names if n in _CHECKSUMS}
     md5 = hashlib.md5(usedforsecurity=False)
     sha256 = hashlib.sha256() if len(payload) == 64 else None
     size = 0
     with open(target, "wb") as out:
-        for block in blocks:
+        for block in framed or request.body:
             out.write(block)
             md5.update(block)
             size += len(block)
@@ -169,10 +160,10 @@ def receive(request: Request, target: Path, signed: sigv4.Signed | None = None) 
                 sha256.update(block)
             for check in checks.values():
                 check.update(block)
-    if chunked:
+    if framed:
         claimed |= {
             k.removeprefix("x-amz-checksum-"): v
-            for k, v in blocks.trailers.items()
+            for k, v in framed.trailers.items()
             if k.startswith("x-amz-checksum-")
         }
     wanted = request.header("x-amz-decoded-content-length")
@@ -192,4 +183,10 @@ def receive(request: Request, target: Path, signed: sigv4.Signed | None = None) 
     for name, check in checks.items():
         if name in claimed and claimed[name] != base64.b64encode(check.digest()).decode():
             raise UploadMismatch("BadDigest", f"checksum {name} does not match what arrived")
-    return Arrived(size, md5.hexdigest(), claimed)
+    return Received(md5.hexdigest(), claimed)
+
+
+def receipt(etag: str, received: Received) -> Response:
+    """The answer to a stored body."""
+    checksums = {f"x-amz-checksum-{k}": v for k, v in received.checksums.items()}
+    return Response(200, {"ETag": f'"{etag}"', **checksums})

@@ -348,13 +348,10 @@ def test_pages_of_a_listing_join_to_the_whole(tmp_path_factory, keys, prefix, pa
     disk.make_bucket("lab")
     kept = set()
     for key in keys:
-        arrived = disk.incoming()
-        arrived.write_bytes(b"x")
-        try:
-            disk.keep("lab", key, arrived, etag="e")
+        with contextlib.suppress(Unstorable), disk.incoming() as body:
+            body.write_bytes(b"x")
+            disk.keep("lab", key, body, etag="e")
             kept.add(key)
-        except Unstorable:
-            pass
     found, after = [], ""
     while True:
         objects, _, after = disk.listing("lab", prefix, "", after, page)
@@ -555,9 +552,9 @@ def test_an_object_without_descriptors_left_is_not_another_object(tmp_path, monk
 
     disk = Disk(tmp_path)
     disk.make_bucket("lab")
-    arrived = disk.incoming()
-    arrived.write_bytes(b"hello")
-    disk.keep("lab", "a/key", arrived, etag="5d41402abc4b2a76b9719d911017c592")
+    with disk.incoming() as body:
+        body.write_bytes(b"hello")
+        disk.keep("lab", "a/key", body, etag="5d41402abc4b2a76b9719d911017c592")
 
     def none_left(*_, **__):
         raise OSError(errno.EMFILE, "Too many open files")
