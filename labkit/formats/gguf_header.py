@@ -91,7 +91,10 @@ class Items:
 
     of: str
     count: int
-    first: tuple[Any, ...]
+    first: tuple[Value, ...]
+
+
+Value = int | float | str | Items
 
 
 class _Cursor:
@@ -101,83 +104,86 @@ class _Cursor:
     def __init__(self, file: BinaryIO, size_bytes: int):
         self.file, self.size_bytes, self.at, self.strings = file, size_bytes, 0, 0
 
-    def take(self, length: int, what: str) -> bytes:
+    def take(self, length: int, name: str) -> bytes:
         if length > self.size_bytes - self.at:
             raise BadInput(
-                f"{what} says {length} bytes, {self.size_bytes - self.at} are left",
+                f"{name} says {length} bytes, {self.size_bytes - self.at} are left",
                 why="a truncated or forged file; nothing was loaded",
                 fix="fetch the file again",
             )
         if length > MAX_VALUES_BYTES or self.at > MAX_VALUES_BYTES:
             raise BadInput(
-                f"{what}: more than {MAX_VALUES_BYTES} bytes of key-values",
+                f"{name}: more than {MAX_VALUES_BYTES} bytes of key-values",
                 why="real headers stay far below",
             )
         data = self.file.read(length)
         if len(data) != length:
-            raise BadInput(f"{what}: the file ended while it was read")
+            raise BadInput(f"{name}: the file ended while it was read")
         self.at += length
         return data
 
-    def skip(self, length: int, what: str) -> None:
+    def skip(self, length: int, name: str) -> None:
         if length > self.size_bytes - self.at or length > MAX_VALUES_BYTES:
             raise BadInput(
-                f"{what} says {length} bytes, {self.size_bytes - self.at} are left",
+                f"{name} says {length} bytes, {self.size_bytes - self.at} are left",
                 why="a truncated or forged file; nothing was loaded",
             )
         self.file.seek(length, os.SEEK_CUR)
         self.at += length
 
-    def number(self, code: str, what: str) -> Any:
-        return struct.unpack("<" + code, self.take(struct.calcsize("<" + code), what))[0]
+    def scalar(self, code: str, name: str) -> int | float:
+        return struct.unpack("<" + code, self.take(struct.calcsize("<" + code), name))[0]
 
-    def string(self, what: str) -> str:
+    def number(self, code: str, name: str) -> int:
+        return int(self.scalar(code, name))
+
+    def string(self, name: str) -> str:
         self.strings += 1
         if self.strings > MAX_STRINGS:
             raise BadInput(
                 f"more than {MAX_STRINGS} strings",
                 why="the largest vocabulary in use has 0.26 million",
             )
-        return self.take(self.number("Q", what), what).decode("utf-8", "replace")
+        return self.take(self.number("Q", name), name).decode("utf-8", "replace")
 
 
-def _value(cursor: _Cursor, kind: int, what: str, depth: int = 0) -> Any:
+def _value(cursor: _Cursor, kind: int, name: str, depth: int = 0) -> Value:
     if kind in SCALARS:
-        return cursor.number(SCALARS[kind][1], what)
+        return cursor.scalar(SCALARS[kind][1], name)
     if kind == STRING:
-        return cursor.string(what)
+        return cursor.string(name)
     if kind != ARRAY:
-        raise BadInput(f"{what}: unknown value type {kind}")
+        raise BadInput(f"{name}: unknown value type {kind}")
     if depth >= 2:
-        raise BadInput(f"{what}: arrays nest too deeply")
-    of, count = cursor.number("I", what), cursor.number("Q", what)
+        raise BadInput(f"{name}: arrays nest too deeply")
+    of, count = cursor.number("I", name), cursor.number("Q", name)
     if of in SCALARS:
-        name, code = SCALARS[of]
+        kind_name, code = SCALARS[of]
         width = struct.calcsize("<" + code)
         if count * width > cursor.size_bytes - cursor.at:
             raise BadInput(
-                f"{what}: an array of {count} items does not fit the file",
+                f"{name}: an array of {count} items does not fit the file",
                 why="a truncated or forged file; nothing was loaded",
             )
         kept = min(count, KEPT)
-        first = struct.unpack(f"<{kept}{code}", cursor.take(kept * width, what))
-        cursor.skip((count - kept) * width, what)
-        return Items(name, count, first)
+        first = struct.unpack(f"<{kept}{code}", cursor.take(kept * width, name))
+        cursor.skip((count - kept) * width, name)
+        return Items(kind_name, count, first)
     if (
         of not in (STRING, ARRAY)
         or count * (8 if of == STRING else 12) > cursor.size_bytes - cursor.at
     ):
         raise BadInput(
-            f"{what}: an array of {count} items of type {of} does not fit the file",
+            f"{name}: an array of {count} items of type {of} does not fit the file",
             why="a truncated or forged file; nothing was loaded",
         )
-    items: list[Any] = []
+    items: list[Value] = []
     for _ in range(count):
-        item = _value(cursor, of, what, depth + 1)
+        item = _value(cursor, of, name, depth + 1)
         if of == ARRAY:
             cursor.strings += 1
             if cursor.strings > MAX_STRINGS:
-                raise BadInput(f"{what}: too many items")
+                raise BadInput(f"{name}: too many items")
         if len(items) < KEPT:
             items.append(item)
     return Items("string" if of == STRING else "array", count, tuple(items))

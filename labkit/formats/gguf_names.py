@@ -8,7 +8,10 @@ Lesson: notebooks/04_model_formats."""
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 TOP = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -52,15 +55,18 @@ def to_public(name: str) -> str | None:
 
 def heads_of(name: str, heads: int, kv_heads: int) -> int:
     """Heads whose rows are reordered in this tensor (public name); 0 for the others."""
-    return heads if ".q_proj." in name else kv_heads if ".k_proj." in name else 0
+    if ".q_proj." in name:
+        return heads
+    return kv_heads if ".k_proj." in name else 0
 
 
-def to_neighbours(tensor: Any, heads: int) -> Any:
-    """Rows (head, half, i) → (head, i, half): torch tensor or numpy array of shape (rows, …)."""
+def to_neighbours(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows (head, half, i) → (head, i, half): a tensor of shape (rows, …)."""
     rows, rest = tensor.shape[0], tuple(tensor.shape[1:])
     return tensor.reshape(heads, 2, rows // heads // 2, *rest).swapaxes(1, 2).reshape(rows, *rest)
 
 
-def to_halves(tensor: Any, heads: int) -> Any:
+def to_halves(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows (head, i, half) → (head, half, i), back again."""
     rows, rest = tensor.shape[0], tuple(tensor.shape[1:])
     return tensor.reshape(heads, rows // heads // 2, 2, *rest).swapaxes(1, 2).reshape(rows, *rest)

@@ -3,7 +3,7 @@ metadata, findings.
 
     layout = read_layout("model.safetensors")      # the format is told by the first bytes, not by
         the name
-    layout.tensors[0]                              # Entry(name, dtype, shape, offset, size_bytes)
+    layout.tensors[0]                  # TensorEntry(name, dtype, shape, offset, size_bytes)
 
 Named tuples, because a loader pays for this import and for every entry: a frozen dataclass costs
 four times as much.
@@ -63,7 +63,7 @@ def common_alignment(offsets: Sequence[int]) -> int:
     return together & -together
 
 
-def element_count(shape: Sequence[Any], name: str) -> int:
+def element_count(shape: object, name: str) -> int:
     """Product of a shape that a file claims. Raises BadInput for what is not a shape, or does not
     fit 63 bits."""
     if not isinstance(shape, (list, tuple)) or len(shape) > MAX_DIMENSIONS:

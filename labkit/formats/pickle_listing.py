@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from labkit.errors import BadInput
 from labkit.formats.layout import (
@@ -106,7 +106,7 @@ def _tensors(
     follow: Follow, inside: dict[str, tuple[int, int, int]], prefix: str
 ) -> list[TensorEntry]:
     top = follow.result
-    state: dict[Any, Any] = {}
+    state: dict[str, object] = {}
     if isinstance(top, dict):
         state = top
     elif isinstance(top, Call):  # an OrderedDict: its items stand beside the call
@@ -115,14 +115,14 @@ def _tensors(
     for name, value in list(state.items())[:MAX_TENSORS]:
         if (
             isinstance(value, Call)
-            and value.what == Name("torch._utils", "_rebuild_parameter")
+            and value.function == Name("torch._utils", "_rebuild_parameter")
             and isinstance(value.arguments, tuple)
             and value.arguments
         ):
             value = value.arguments[0]
         if not (
             isinstance(value, Call)
-            and value.what == Name("torch._utils", "_rebuild_tensor_v2")
+            and value.function == Name("torch._utils", "_rebuild_tensor_v2")
             and isinstance(value.arguments, tuple)
             and len(value.arguments) >= 4
         ):
@@ -140,9 +140,9 @@ def _tensors(
         ):
             raise BadInput(f"{name[:80]}: its storage is not one of PyTorch's")
         width = STORAGES[about[1].name]
-        place = inside.get(f"{prefix}data/{about[2]}")
+        stored_at = inside.get(f"{prefix}data/{about[2]}")
         size = element_count(shape, name) * width
-        if place is None or offset * width + size > place[1]:
+        if stored_at is None or offset * width + size > stored_at[1]:
             raise BadInput(
                 f"{name[:80]} lies outside its storage",
                 why="truncated or forged; nothing was loaded",
@@ -152,7 +152,7 @@ def _tensors(
                 name,
                 about[1].name.removesuffix("Storage"),
                 tuple(shape),
-                place[0] + offset * width,
+                stored_at[0] + offset * width,
                 size,
             )
         )

@@ -59,8 +59,8 @@ class Name:
 class Call:
     """What REDUCE, NEWOBJ, INST or OBJ would do at byte `at`."""
 
-    what: Any
-    arguments: Any
+    function: object
+    arguments: object
     at: int
 
 
@@ -68,7 +68,7 @@ class Call:
 class PersistentId:
     """A persistent id: in a checkpoint ('storage', type, key, location, count)."""
 
-    about: Any
+    about: object
 
 
 class Mark:
@@ -110,13 +110,13 @@ class Follow:
     `result` the object."""
 
     def __init__(self) -> None:
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
+        self.stack: list[object] = []
+        self.memo: dict[int, object] = {}
         self.names: list[tuple[int, Name]] = []
         self.calls: list[Call] = []
-        self.builds: list[tuple[int, Any]] = []
+        self.builds: list[tuple[int, object]] = []
         self.opcodes = 0
-        self.result: Any = None
+        self.result: object = None
 
     def run(self, program: bytes) -> int:
         """Follow one pickle; gives the position after its STOP. Raises BadInput."""
@@ -151,16 +151,16 @@ class Follow:
             ) from None
         raise BadInput("the pickle program has no end", why="truncated or forged; nothing was run")
 
-    def _to_mark(self) -> list[Any]:
-        items: list[Any] = []
+    def _to_mark(self) -> list[object]:
+        items: list[object] = []
         while True:
             top = self.stack.pop()
             if isinstance(top, Mark):
                 return items[::-1]
             items.append(top)
 
-    def _call(self, what: Any, arguments: Any, at: int) -> None:
-        entry = Call(what, arguments, at)
+    def _call(self, function: object, arguments: object, at: int) -> None:
+        entry = Call(function, arguments, at)
         self.calls.append(entry)
         self.stack.append(entry)
 
@@ -195,7 +195,7 @@ class Follow:
         elif name in ("SETITEM", "SETITEMS", "DICT"):
             pairs = [stack.pop(-2), stack.pop()] if name == "SETITEM" else self._to_mark()
             into = {} if name == "DICT" else stack[-1]
-            if isinstance(into, Call):  # an OrderedDict made by a call: keep its items beside it
+            if isinstance(into, Call):  # an OrderedDict from a call: keep its items beside it
                 into = into.__dict__.setdefault("items", {})
             for key, value in zip(pairs[::2], pairs[1::2], strict=False):
                 if isinstance(into, dict) and isinstance(key, str):
@@ -256,27 +256,24 @@ class Follow:
         """What would happen on loading beyond rebuilding tensors, by position."""
         found: list[tuple[int, str]] = []
         for at, name in self.names:
-            if (name.module, name.name) not in HARMLESS:
+            if not _harmless(name):
                 found.append((at, f"byte {at}: would import {name}"))
         for call in self.calls:
-            if (
-                not isinstance(call.what, Name)
-                or (call.what.module, call.what.name) not in HARMLESS
-            ):
-                called = call.what if isinstance(call.what, Name) else "a computed object"
+            if not _harmless(call.function):
+                called = call.function if isinstance(call.function, Name) else "a computed object"
                 shown = f"byte {call.at}: would call {called}({_shown(call.arguments)})"
                 found.append((call.at, shown))
         for at, target in self.builds:
-            if (
-                not isinstance(target, Call)
-                or not isinstance(target.what, Name)
-                or (target.what.module, target.what.name) not in HARMLESS
-            ):
+            if not (isinstance(target, Call) and _harmless(target.function)):
                 found.append((at, f"byte {at}: would set the state of an object"))
         return [text for _, text in sorted(found)[:100]]
 
 
-def _shown(arguments: Any) -> str:
+def _harmless(symbol: object) -> bool:
+    return isinstance(symbol, Name) and (symbol.module, symbol.name) in HARMLESS
+
+
+def _shown(arguments: object) -> str:
     """Arguments without recursion: one level, each cut."""
     items = arguments if isinstance(arguments, tuple) else (arguments,)
     return ", ".join(

@@ -16,7 +16,7 @@ import json
 import os
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from labkit.errors import BadInput
 from labkit.formats.layout import (
@@ -89,7 +89,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return entries
 
 
-def _entry(name: str, about: Any, begin: int) -> TensorEntry:
+def _entry(name: str, about: object, begin: int) -> TensorEntry:
     if not isinstance(about, dict) or about.keys() != _KEYS:
         raise BadInput(
             f"{name[:80]}: a tensor has dtype, shape and data_offsets, this one has"
@@ -155,7 +155,7 @@ def parse(header: bytes, size_bytes: int, path: str = "") -> Layout:
     )
 
 
-def _refuse(word: str) -> Any:
+def _refuse(word: str) -> NoReturn:
     raise ValueError(f"{word} is no JSON")
 
 
