@@ -134,7 +134,8 @@ def _check(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from labkit.core.stdout import last_line, say, table
     from labkit.core.units import show_s
-    from labkit.lessons import execute
+    from labkit.lessons import parameters
+    from labkit.lessons.batch import run_all
 
     if args.save_seconds:
         from labkit.lessons import syllabus
@@ -148,8 +149,8 @@ def _run(args: argparse.Namespace) -> int:
         if path := getattr(args, option[2:].replace("-", "_")):
             new_file(path, option)
     output_directory(args.out, "--out")
-    given = dict(execute.parse_parameter(text) for text in args.parameter)
-    made = execute.run_all(
+    given = dict(parameters.parse_parameter(text) for text in args.parameter)
+    batch = run_all(
         find(args.names),
         Path(args.out),
         preset=args.preset,
@@ -162,23 +163,23 @@ def _run(args: argparse.Namespace) -> int:
     if args.save_seconds:
         from labkit.lessons import syllabus
 
-        syllabus.save_measured(args.save_seconds, made.results, args.preset)
+        syllabus.save_measured(args.save_seconds, batch.results, args.preset)
     if not args.json:
         rows = [
             [r.name, r.outcome, show_s(r.seconds), r.slowest, r.error.split("\n")[0][:100]]
-            for r in made.results
+            for r in batch.results
         ]
         say(table(rows, ["notebook", "outcome", "took", "slowest cell", "error"]))
-        if made.compared:
+        if batch.compared:
             print(
                 "slower than the baseline:"
-                if made.slower
+                if batch.slower
                 else "no stack got slower than the baseline, as far as these trials can show"
             )
-            for line in (*made.slower, *made.compared.visible):
+            for line in (*batch.slower, *batch.compared.visible):
                 say(f"  {line}")
-            for line in made.compared.left_out:
+            for line in batch.compared.left_out:
                 say(f"  not compared: {line}")
-        print(f"report: {made.page}")
-    last_line(made.as_json())
-    return made.code
+        print(f"report: {batch.page}")
+    last_line(batch.as_json())
+    return batch.code

@@ -49,10 +49,10 @@ def run(args: argparse.Namespace) -> int:
     executed, failed = Path(args.executed), 0
     if args.execute or not list(executed.glob("*.ipynb")):
         from labkit.cli.notebooks import find
-        from labkit.lessons import execute
+        from labkit.lessons.batch import run_all
 
-        made = execute.run_all(find([]), executed, preset=args.preset, say=print)
-        failed = sum(r.outcome != "ok" for r in made.results)
+        batch = run_all(find([]), executed, preset=args.preset, say=print)
+        failed = sum(r.outcome != "ok" for r in batch.results)
     built = gallery.build(Path(args.out), executed, [Path(p) for p in args.record])
     if not built.runs:
         print("not drawn: no recorded run was found (LABKIT_RECORDED says where they are)")

@@ -84,10 +84,10 @@ def report(
     Ctrl-C, and BadInput where there is no notebook)."""
     from labkit import __version__
     from labkit.core.host import card
-    from labkit.lessons import execute
+    from labkit.lessons import execute, parameters
     from labkit.stack import placement
 
-    execute.refuse_nothing(notebooks, options.notebook_preset)
+    parameters.refuse_nothing(notebooks, options.notebook_preset)
     began_s, failed, parts = time.monotonic(), [], []
     refuse_strangers(out, notebooks)
     out.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def report(
     results = []
     for path in notebooks:
         say(f"notebook {path.stem}")
-        values = execute.parameters_for(path, options.notebook_preset, {})
+        values = parameters.parameters_for(path, options.notebook_preset, {})
         result = execute.run_one(path, out / "notebooks", values, options.timeout_s, environment)
         results.append(result)
         if result.outcome != "ok":
@@ -134,11 +134,11 @@ def refuse_strangers(out: Path, notebooks: Sequence[Path]) -> None:
     """Raises BadInput where the report would replace what is none of the lab's, before ten minutes
     are spent on it."""
     from labkit.core import records
-    from labkit.lessons import execute
+    from labkit.lessons import batch
 
     pages.refuse_strangers([out / "index.html"])
     records.refuse_overwriting(out / "naive.json", overwrite=True)
-    execute.refuse_strangers(notebooks, out / "notebooks")
+    batch.refuse_strangers(notebooks, out / "notebooks")
 
 
 def _naive(out: Path, options: Options) -> Run:

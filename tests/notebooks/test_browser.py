@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from labkit.core import records
-from labkit.lessons import execute, gallery, pages, report
+from labkit.lessons import gallery, pages, parameters, report
 from labkit.stack import replay
 from labkit.technique import LAYERS
 
@@ -41,7 +41,7 @@ def made(tmp_path_factory) -> Path:
         report, "_naive", lambda *_: records.read(ROOT / "data" / "fixtures" / "fixture_naive.json")
     )
     record = str(ROOT / "data" / "fixtures" / "fixture_naive.json")
-    patch.setattr(execute, "parameters_for", lambda *_: {"record": record})
+    patch.setattr(parameters, "parameters_for", lambda *_: {"record": record})
     done = report.report(
         out / "report",
         [FIXTURES / "figures_and_progress.ipynb"],

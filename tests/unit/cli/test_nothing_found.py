@@ -15,7 +15,7 @@ from labkit.core.records import Run, Trial
 from labkit.errors import BadInput, MissingCapability
 from labkit.image import oci
 from labkit.image.oci_layout import Layout
-from labkit.lessons import baseline, execute, gallery, pack, report
+from labkit.lessons import baseline, batch, execute, gallery, pack, report
 
 ROOT = Path(__file__).resolve().parents[3]
 NOTEBOOK = ROOT / "notebooks/01_anatomy.ipynb"
@@ -55,19 +55,19 @@ def test_a_check_says_how_many_it_looked_at(capsys):
 
 def test_no_notebook_given_to_the_engine_is_refused(tmp_path):
     for call in (
-        lambda: execute.run_all([], tmp_path),
+        lambda: batch.run_all([], tmp_path),
         lambda: report.report(tmp_path, [], say=lambda _: None),
         lambda: gallery.build(tmp_path / "site", tmp_path),
     ):
         with pytest.raises(BadInput, match="notebook"):
             call()
-    assert execute.Made((), tmp_path / "index.html").code == 1
+    assert batch.Batch((), tmp_path / "index.html").code == 1
     assert not (tmp_path / "site").exists()
 
 
 def test_a_preset_no_notebook_has_is_refused_and_one_that_some_lack_is_said(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="no notebook has a preset 'c1'"):
-        execute.run_all([NOTEBOOK], tmp_path, preset="c1")
+        batch.run_all([NOTEBOOK], tmp_path, preset="c1")
     bare = tmp_path / "bare.ipynb"
     doc = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
     doc["metadata"]["labkit"]["presets"] = {}
@@ -79,9 +79,7 @@ def test_a_preset_no_notebook_has_is_refused_and_one_that_some_lack_is_said(tmp_
         lambda path, *_: ran.append(path.stem) or execute.Result(path.stem, "ok", 1.0),
     )
     said: list[str] = []
-    assert (
-        execute.run_all([NOTEBOOK, bare], tmp_path / "out", preset="ci", say=said.append).code == 0
-    )
+    assert batch.run_all([NOTEBOOK, bare], tmp_path / "out", preset="ci", say=said.append).code == 0
     assert ran == ["01_anatomy", "bare"] and any("own defaults: bare" in line for line in said)
 
 

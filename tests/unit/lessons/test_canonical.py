@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.errors import BadInput
-from labkit.lessons import canonical, execute
+from labkit.lessons import canonical, parameters
 
 ROOT = Path(__file__).parents[3]
 NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
@@ -160,23 +160,23 @@ def test_what_is_no_notebook_is_refused(tmp_path, text):
     [("a=1", ("a", "1")), ("label=a=b", ("label", "a=b")), (" blocks =2", ("blocks", "2"))],
 )
 def test_a_parameter_may_hold_equals_signs(text, pair):
-    assert execute.parse_parameter(text) == pair
+    assert parameters.parse_parameter(text) == pair
 
 
 @pytest.mark.parametrize("text", ["a", "=1", "1a=2", ""])
 def test_what_is_no_parameter_is_refused(text):
     with pytest.raises(BadInput):
-        execute.parse_parameter(text)
+        parameters.parse_parameter(text)
 
 
 def test_parameters_are_read_with_the_type_of_their_default():
     path = ROOT / "tests" / "notebooks" / "fixtures" / "passes.ipynb"
-    assert execute.parameters_for(path, "", {"blocks": "3", "label": "7"}) == {
+    assert parameters.parameters_for(path, "", {"blocks": "3", "label": "7"}) == {
         "blocks": 3,
         "label": "7",
     }
-    assert execute.parameters_for(path, "ci", {}) == {"blocks": 2}
+    assert parameters.parameters_for(path, "ci", {}) == {"blocks": 2}
     with pytest.raises(BadInput, match="has no parameter 'lable'"):
-        execute.parameters_for(path, "", {"lable": "x"})
+        parameters.parameters_for(path, "", {"lable": "x"})
     with pytest.raises(BadInput, match="its default is 2"):
-        execute.parameters_for(path, "", {"blocks": "many"})
+        parameters.parameters_for(path, "", {"blocks": "many"})

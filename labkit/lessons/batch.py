@@ -1,0 +1,98 @@
+"""Notebooks headless, one after the other: their pages, and the comparison with a baseline.
+
+    batch = run_all([Path("notebooks/01_anatomy.ipynb")], Path("report"), preset="ci")
+    batch.results[0].outcome      # ok | failed | timeout | dead_kernel | killed | incomplete
+
+They measure, so never two at once. Lesson: none; see STYLE.md, Notebooks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from labkit.core import outputs
+from labkit.errors import BadInput
+from labkit.lessons import baseline as past
+from labkit.lessons import canonical, execute, pages
+from labkit.lessons.parameters import parameters_for, presets, refuse_nothing
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a batch left: a result a notebook, the page, and what got slower than the baseline."""
+
+    results: tuple[execute.Result, ...]
+    page: Path
+    slower: tuple[str, ...] = ()
+    compared: past.Judged | None = None
+
+    @property
+    def code(self) -> int:
+        failed = not self.results or any(r.outcome != "ok" for r in self.results)
+        return int(failed or bool(self.slower))
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "notebooks": [{**asdict(r), "error": r.error[:500]} for r in self.results],
+            "failed": sum(r.outcome != "ok" for r in self.results),
+            "seconds": round(sum(r.seconds for r in self.results), 3),
+            "slower": list(self.slower),
+            "report": str(self.page),
+            **({"baseline": self.compared.as_json()} if self.compared else {}),
+        }
+
+
+def run_all(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    preset: str = "",
+    given: Mapping[str, Any] | None = None,
+    timeout_s: float = 900.0,
+    baseline: str = "",
+    save_baseline: str = "",
+    say: Callable[[str], object] | None = None,
+) -> Batch:
+    """Run notebooks one after the other, write pages, compare with a baseline. Raises BadInput for
+    every mistake before anything runs."""
+    refuse_nothing(paths, preset)
+    if say and (without := [p.stem for p in paths if preset and preset not in presets(p)]):
+        say(f"without a preset {preset!r}, so with their own defaults: {', '.join(without)}")
+    values = [parameters_for(path, preset, given or {}) for path in paths]
+    before = past.read(baseline) if baseline else None
+    if save_baseline:
+        past.refuse_overwriting(save_baseline)
+    refuse_strangers(paths, out)
+    results = []
+    for path, injected in zip(paths, values, strict=True):
+        if say:
+            say(f"{path.stem} …")
+        results.append(execute.run_one(path, out, injected, timeout_s))
+    judged = None
+    if baseline or save_baseline:
+        measured = past.collect([Path(p) for r in results for p in r.records])
+        if save_baseline:
+            past.write(measured, save_baseline)
+        if before is not None:
+            judged = past.judge(before, measured)
+    slower = judged.slower if judged else ()
+    return Batch(tuple(results), pages.notebooks_page(results, out, slower), slower, judged)
+
+
+def refuse_strangers(paths: Sequence[Path], out: Path) -> None:
+    """Raises BadInput where an executed notebook, or its page, would replace what was not executed
+    here – the notebook itself, above all."""
+    for path in paths:
+        executed = out / path.name
+        outputs.refuse_stranger(executed, partial(_was_executed, executed), "an executed notebook")
+    pages.refuse_strangers([out / "index.html", *(out / f"{path.stem}.html" for path in paths)])
+
+
+def _was_executed(path: Path, _begins: bytes) -> bool:
+    with contextlib.suppress(BadInput, AttributeError, TypeError, KeyError):
+        return "papermill" in canonical.load(path)["metadata"]
+    return False
