@@ -81,6 +81,24 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Option:
+    """What to do to have a technique, and what that asks for; techniques that do the same share
+    one. Effort is this lab's judgement, from 1 to 5, with its reason.
+
+    `phases`: what it can shorten; `skips`: it leaves its phases out."""
+
+    key: str
+    title: str
+    phases: tuple[str, ...]
+    effort: int
+    effort_why: str
+    risk: str
+    lesson: str
+    skips: bool = False
+    fewer_bytes: bool = False  # moves less, or at another time: today's bytes are no floor for it
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What was observed, and from where. `engaged=False` fails the trial with `how` as its
     reason."""
@@ -172,8 +190,8 @@ class Technique(Protocol):
     rung: int = 0
     #: Label of the article's claim that it answers (`labkit.stack.claims.ROWS`); "" for none.
     claims_row: str = ""
-    #: Key of the advice whose effort and risk are its own (`labkit.decide.advise.OPTIONS`).
-    advice: str = ""
+    #: What a plan ranks it by (`labkit.decide.advise`); None: no plan names it.
+    advice: Option | None = None
 
     def publish(self, artifact: Artifact, subject: Subject, roots: Mapping[str, Path]) -> None:
         """Put what a fresh node will fetch where it finds it. `roots`: the directories that the

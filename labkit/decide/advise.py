@@ -8,7 +8,8 @@ A gain is, in this order of trust:
   at most    no arm was measured: the phase cannot gain more than it takes above its floor (all of
   it, where fewer bytes move)
 Claims of others are shown beside, and never computed with. Effort is this lab's judgement on a
-scale of 1 to 5, with its reason; change it by passing your own `options`.
+scale of 1 to 5, with its reason, and stands on the technique; change it by passing your own
+`choices`.
 
     for a in advise(forecast, floors, runs=[ablation]): print(a.rank, a.title, a.gain_s, a.trust,
         a.effort)
@@ -27,117 +28,21 @@ from labkit.core.records import Run
 from labkit.core.units import show_s
 from labkit.decide.predict import Forecast
 from labkit.errors import LabError
-from labkit.technique import techniques
+from labkit.technique import Option, Technique, techniques
 
 MEASURED, AT_MOST = "measured", "at most"
 
 
-@dataclass(frozen=True)
-class Option:
-    """`phases`: what it can shorten; `skips`: it leaves its phases out."""
-
-    key: str
-    title: str
-    layer: str
-    phases: tuple[str, ...]
-    effort: int
-    effort_why: str
-    risk: str
-    lesson: str
-    skips: bool = False
-    fewer_bytes: bool = False  # moves less, or at another time: today's bytes are no floor for it
-
-    @property
-    def techniques(self) -> tuple[str, ...]:
-        """Those registered that do it; none does what only a build file can (`slim`)."""
-        return tuple(t.name for t in techniques() if t.advice == self.key)
-
-
-OPTIONS = (
-    Option(
-        "format",
-        "store weights as safetensors, build the model on meta",
-        "weights",
-        ("build", "load"),
-        1,
-        "a conversion and a loader's flag; most hubs have the files already",
-        "none known: the tokens are checked",
-        "04_model_formats",
-    ),
-    Option(
-        "stream",
-        "stream weights with many requests in flight",
-        "weights",
-        ("load",),
-        2,
-        "a library and a setting for its concurrency",
-        "settings that win cold can lose warm",
-        "05_streaming",
-    ),
-    Option(
-        "recompress",
-        "pull layers in parallel ranges, decompress faster",
-        "image",
-        ("pull", "unpack"),
-        3,
-        "layers in a bucket, and a node that pulls from it",
-        "one more place that must be up to date",
-        "02_image_pull",
-    ),
-    Option(
-        "lazy",
-        "start from a lazy image",
-        "image",
-        ("pull", "unpack"),
-        3,
-        "convert in CI, a snapshotter on every node",
-        "the registry becomes a run-time dependency; loses when most of the image is read",
-        "03_lazy_pull",
-        fewer_bytes=True,
-    ),
-    Option(
-        "slim",
-        "leave out of the image what a start does not read",
-        "image",
-        ("pull", "unpack"),
-        2,
-        "a build file; no new moving part",
-        "something rarely used is missing later",
-        "02_image_pull",
-        fewer_bytes=True,
-    ),
-    Option(
-        "overlap",
-        "fetch weights while the image arrives and torch imports",
-        "weights",
-        ("load",),
-        2,
-        "start the fetch before the interpreter needs it",
-        "competes for the same link",
-        "08_stacking",
-        fewer_bytes=True,
-    ),
-    Option(
-        "compile-cache",
-        "keep compiled kernels and graphs",
-        "device",
-        ("warmup",),
-        2,
-        "a cache directory that travels with the image",
-        "its keys break on small things: a miss is silent",
-        "06_gpu_init",
-    ),
-    Option(
-        "snapshot",
-        "restore a running server in place of starting one",
-        "snapshot",
-        ("start", "import", "context", "build", "load", "warmup", "ready"),
-        5,
-        "root on the nodes, CRIU and driver versions, images the size of memory",
-        "holds secrets; the same GPU model and driver",
-        "07_checkpoints",
-        skips=True,
-    ),
+#: What only a build file can do: no technique does it.
+SLIM = Option(
+    "slim",
+    "leave out of the image what a start does not read",
+    ("pull", "unpack"),
+    2,
+    "a build file; no new moving part",
+    "something rarely used is missing later",
+    "02_image_pull",
+    fewer_bytes=True,
 )
 
 
@@ -163,66 +68,52 @@ class Advice:
         return asdict(self)
 
 
+def options() -> dict[Option, list[Technique]]:
+    """What can be done, each with the registered techniques that do it."""
+    found: dict[Option, list[Technique]] = {}
+    for technique in techniques():
+        if technique.advice:
+            found.setdefault(technique.advice, []).append(technique)
+    return {**found, SLIM: []}
+
+
 def advise(
     forecast: Forecast,
     floors: Mapping[str, float] | None = None,
     runs: Iterable[Run] = (),
-    options: Sequence[Option] = OPTIONS,
+    choices: Mapping[Option, Sequence[Technique]] | None = None,
     *,
     arm: str = "naive",
     restore_s: float | None = None,
 ) -> list[Advice]:
     """`arm`: the forecast's, and the baseline of measured gains. Ranked by gain ÷ effort, measured
     before merely possible at equal worth. `floors`: phase → least seconds at the reader's link and
-    disk.
+    disk. `choices`: by default all `options()`.
 
     `restore_s`: what a restore would take (break-even's `restore_s`), subtracted from what a
     snapshot skips. A gain of nothing is left out."""
     runs = list(runs)
     found = []
-    for option in options:
-        takes_s = sum(forecast.phases[p].seconds for p in option.phases if p in forecast.phases)
+    for option, ways in (options() if choices is None else choices).items():
+        phases = [p for p in option.phases if p in forecast.phases]
+        takes_s = sum(forecast.phases[p].seconds for p in phases)
         if takes_s <= 0:
             continue
-        measured, seen = _measured(option, runs, arm), ""
+        measured, seen = _measured(option, ways, runs, arm), ""
         if measured and measured[0]["n"] < stats.MIN_PAIRS:  # an anecdote ranks nothing
-            seen, measured = (
-                f"; seen: {measured[0]['median']:.2f} × ({measured[1]}), too few for a figure",
-                None,
-            )
+            seen = f"; seen: {measured[0]['median']:.2f} × ({measured[1]}), too few for a figure"
+            measured = None
         if measured:
             ratio, how = measured
-            gain, low, high, trust = (
-                takes_s * (1 - ratio["median"]),
-                takes_s * (1 - ratio["high"]),
-                takes_s * (1 - ratio["low"]),
-                MEASURED,
-            )
+            gain, low, high = (takes_s * (1 - ratio[k]) for k in ("median", "high", "low"))
+            trust = MEASURED
             if not ratio["significant"]:
                 how += "; not significant"
         else:
-            floor_s = (
-                (restore_s or 0.0)
-                if option.skips
-                else (
-                    0.0
-                    if option.fewer_bytes
-                    else sum((floors or {}).get(p, 0.0) for p in option.phases)
-                )
-            )
-            gain, trust = max(takes_s - floor_s, 0.0), AT_MOST
-            low, high = 0.0, gain
-            limit = (
-                f"a restore takes {show_s(floor_s)}"
-                if option.skips and floor_s
-                else f"floor {show_s(floor_s)}"
-                if floor_s
-                else "no floor for it"
-            )
-            how = (
-                f"{', '.join(p for p in option.phases if p in forecast.phases)}: {show_s(takes_s)},"
-                f" {limit}{seen}"
-            )
+            floor_s, limit = _floor(option, floors or {}, restore_s or 0.0)
+            low, gain = 0.0, max(takes_s - floor_s, 0.0)
+            high, trust = gain, AT_MOST
+            how = f"{', '.join(phases)}: {show_s(takes_s)}, {limit}{seen}"
         if gain > 0:
             found.append((option, gain, low, high, trust, how))
     # What is only possible counts half: some of it will not come.
@@ -248,36 +139,37 @@ def advise(
     ]
 
 
+def _floor(option: Option, floors: Mapping[str, float], restore_s: float) -> tuple[float, str]:
+    """What its phases cannot go below, in seconds, and what that is."""
+    if option.skips and restore_s:
+        return restore_s, f"a restore takes {show_s(restore_s)}"
+    floor_s = sum(floors.get(p, 0.0) for p in option.phases)
+    if option.skips or option.fewer_bytes or not floor_s:
+        return 0.0, "no floor for it"
+    return floor_s, f"floor {show_s(floor_s)}"
+
+
 def _measured(
-    option: Option, runs: Sequence[Run], baseline: str
+    option: Option, ways: Sequence[Technique], runs: Sequence[Run], baseline: str
 ) -> tuple[dict[str, Any], str] | None:
     """The paired ratio of the option's phases between the forecast's arm and one that differs from
     it in this layer alone; the best of several."""
     best: tuple[dict[str, Any], str] | None = None
-    names = option.techniques
+    layer, names = ways[0].layer if ways else "", {t.name for t in ways}
     for run in runs:
-        arms = {a["name"]: a for a in run.arms}
-        for name, arm in arms.items():
-            stack = arm.get("stack", {})
-            if stack.get(option.layer) not in names:
+        stacks = {a["name"]: a["stack"] for a in run.arms}
+        for name, stack in stacks.items():
+            if stack.get(layer) not in names or baseline not in stacks:
                 continue
-            for other, base in arms.items():
-                if (
-                    other != baseline
-                    or question.not_from_one_start(run, name, other)
-                    or not _differs_only(stack, base.get("stack", {}), option.layer)
-                ):
-                    continue
-                ratio = _ratio_of_phases(run, name, other, option)
-                if ratio and (best is None or ratio["median"] < best[0]["median"]):
-                    best = (
-                        ratio,
-                        (
-                            f"{stack[option.layer]} ÷"
-                            f" {base.get('stack', {}).get(option.layer) or 'none'} in run {run.id},"
-                            f" n = {ratio['n']}"
-                        ),
-                    )
+            base = stacks[baseline]
+            if question.not_from_one_start(run, name, baseline) or not _differs_only(
+                stack, base, layer
+            ):
+                continue
+            ratio = _ratio_of_phases(run, name, baseline, option)
+            if ratio and (best is None or ratio["median"] < best[0]["median"]):
+                against = f"{stack[layer]} ÷ {base.get(layer) or 'none'}"
+                best = ratio, f"{against} in run {run.id}, n = {ratio['n']}"
     return best
 
 

@@ -33,6 +33,7 @@ from labkit.technique import (
     Claim,
     Evidence,
     Observation,
+    Option,
     Subject,
     Technique,
     register,
@@ -117,7 +118,16 @@ def empty_cache(ctx: StepContext) -> dict[str, Any]:
 @register
 class CompileCache(_Compiled):
     name = "compile-cache"
-    rung, advice = 5, "compile-cache"
+    rung = 5
+    advice = Option(
+        "compile-cache",
+        "keep compiled kernels and graphs",
+        ("warmup",),
+        2,
+        "a cache directory that travels with the image",
+        "its keys break on small things: a miss is silent",
+        "06_gpu_init",
+    )
     title = "torch.compile with inductor's caches carried along"
 
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:

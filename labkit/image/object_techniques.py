@@ -22,7 +22,7 @@ from labkit.image import oci
 from labkit.image.oci_layout import Layout
 from labkit.image.techniques import ImageTechnique
 from labkit.image.traffic import blob_traffic
-from labkit.technique import Artifact, Claim, Evidence, Observation, Subject, register
+from labkit.technique import Artifact, Claim, Evidence, Observation, Option, Subject, register
 
 PREFIX = "images"
 
@@ -42,7 +42,16 @@ def object_pull(ctx: StepContext, image: str) -> dict[str, Any]:
 
 
 class ObjectPull(ImageTechnique):
-    codec, advice = "", "recompress"
+    codec = ""
+    advice = Option(
+        "recompress",
+        "pull layers in parallel ranges, decompress faster",
+        ("pull", "unpack"),
+        3,
+        "layers in a bucket, and a node that pulls from it",
+        "one more place that must be up to date",
+        "02_image_pull",
+    )
 
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
         artifact = super().prepare(subject, workspace)

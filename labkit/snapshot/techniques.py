@@ -38,6 +38,7 @@ from labkit.technique import (
     Claim,
     Evidence,
     Observation,
+    Option,
     Subject,
     Technique,
     register,
@@ -64,7 +65,17 @@ class CriuProcess(Technique):
     """What the variants share. `loader`: how the subject that is dumped gets its weights."""
 
     name, layer, lesson = "criu-process", "snapshot", "07_checkpoints"
-    rung, claims_row, advice = 6, "CUDA checkpoint + CRIU", "snapshot"
+    rung, claims_row = 6, "CUDA checkpoint + CRIU"
+    advice = Option(
+        "snapshot",
+        "restore a running server in place of starting one",
+        ("start", "import", "context", "build", "load", "warmup", "ready"),
+        5,
+        "root on the nodes, CRIU and driver versions, images the size of memory",
+        "holds secrets; the same GPU model and driver",
+        "07_checkpoints",
+        skips=True,
+    )
     title = "restore the server process with CRIU, weights mapped from the model's file"
     claims: tuple[Claim, ...] = ()
     requires_layers: ClassVar[Mapping[str, str]] = {"image": "host-env", "process": "process"}

@@ -34,7 +34,7 @@ from labkit.core import timeline
 from labkit.core.plan import LaunchPlan, Step, StepContext
 from labkit.core.units import show_bytes
 from labkit.errors import TransferError
-from labkit.technique import Artifact, Evidence, Observation, register
+from labkit.technique import Artifact, Evidence, Observation, Option, register
 from labkit.weights.source import LAYOUT, CheckpointSource, open_source
 from labkit.weights.techniques import WeightsTechnique, verify_loader
 
@@ -266,7 +266,17 @@ def wait_for(
 @register
 class Overlap(WeightsTechnique):
     name = "overlap"
-    rung, advice = 4, "overlap"
+    rung = 4
+    advice = Option(
+        "overlap",
+        "fetch weights while the image arrives and torch imports",
+        ("load",),
+        2,
+        "start the fetch before the interpreter needs it",
+        "competes for the same link",
+        "08_stacking",
+        fewer_bytes=True,
+    )
     title = "the weights start to arrive at t0, beside image, interpreter and imports"
     lesson = "notebooks/08_stacking"
 

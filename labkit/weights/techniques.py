@@ -28,6 +28,7 @@ from labkit.technique import (
     Claim,
     Evidence,
     Observation,
+    Option,
     Subject,
     Technique,
     register,
@@ -63,15 +64,33 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
         ),
     ),
 }
+_FORMAT = Option(
+    "format",
+    "store weights as safetensors, build the model on meta",
+    ("build", "load"),
+    1,
+    "a conversion and a loader's flag; most hubs have the files already",
+    "none known: the tokens are checked",
+    "04_model_formats",
+)
+_STREAM = Option(
+    "stream",
+    "stream weights with many requests in flight",
+    ("load",),
+    2,
+    "a library and a setting for its concurrency",
+    "settings that win cold can lose warm",
+    "05_streaming",
+)
 _STREAM_ROW = "safetensors + direct GPU stream"
 #: What the rest of the lab says of a loader; of those not named here, nothing.
 STANDING: dict[str, dict[str, Any]] = {
-    "safetensors": {"rung": 2, "claims_row": _STREAM_ROW, "advice": "format"},
-    "safetensors-pread": {"advice": "format"},
-    "safetensors-lazy": {"advice": "format"},
-    "safetensors-device": {"advice": "format"},
-    "labkit-streamer": {"rung": 3, "claims_row": _STREAM_ROW, "advice": "stream"},
-    "runai-streamer": {"claims_row": _STREAM_ROW, "advice": "stream"},
+    "safetensors": {"rung": 2, "claims_row": _STREAM_ROW, "advice": _FORMAT},
+    "safetensors-pread": {"advice": _FORMAT},
+    "safetensors-lazy": {"advice": _FORMAT},
+    "safetensors-device": {"advice": _FORMAT},
+    "labkit-streamer": {"rung": 3, "claims_row": _STREAM_ROW, "advice": _STREAM},
+    "runai-streamer": {"claims_row": _STREAM_ROW, "advice": _STREAM},
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from labkit.core import host
 from labkit.core.plan import LaunchPlan
-from labkit.decide.advise import OPTIONS
+from labkit.decide.advise import SLIM, options
 from labkit.stack.ablate import ladder
 from labkit.stack.claims import ROWS
 from labkit.technique import LAYERS, Availability, Evidence, Observation, Technique, techniques
@@ -28,13 +28,14 @@ def test_every_layer_of_the_article_has_techniques():
 
 
 def test_what_the_lab_says_of_techniques_is_said_of_registered_ones():
-    rows, options = {r.label: r for r in ROWS}, {o.key: o for o in OPTIONS}
+    rows = {r.label: r for r in ROWS}
     for t in ALL:
         assert not t.claims_row or rows[t.claims_row].layer == t.layer, t.name
-        assert not t.advice or options[t.advice].layer == t.layer, t.name
     names = {t.name for t in ALL}
     assert all(r.techniques and set(r.techniques) <= names for r in ROWS)
-    assert {o.key for o in OPTIONS if not o.techniques} == {"slim"}
+    assert [option for option, ways in options().items() if not ways] == [SLIM]
+    assert all(len({t.layer for t in ways}) <= 1 for ways in options().values())
+    assert len({option.key for option in options()}) == len(options())
     rungs = [t.rung for t in ALL if t.rung]
     assert len(rungs) == len(set(rungs))
 

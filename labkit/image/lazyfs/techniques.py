@@ -33,7 +33,16 @@ from labkit.image.runtimes import process
 from labkit.image.runtimes.techniques import availability
 from labkit.image.techniques import ImageTechnique
 from labkit.image.traffic import blob_traffic
-from labkit.technique import Artifact, Availability, Claim, Evidence, Observation, Subject, register
+from labkit.technique import (
+    Artifact,
+    Availability,
+    Claim,
+    Evidence,
+    Observation,
+    Option,
+    Subject,
+    register,
+)
 
 CHUNK_BYTES = 1 << 20
 TAG = "-esgz"
@@ -153,7 +162,17 @@ def _write_lazy(
 @register
 class EstargzLazy(ImageTechnique):
     name = "estargz-lazy"
-    rung, claims_row, advice = 1, "stargz lazy pulling", "lazy"
+    rung, claims_row = 1, "stargz lazy pulling"
+    advice = Option(
+        "lazy",
+        "start from a lazy image",
+        ("pull", "unpack"),
+        3,
+        "convert in CI, a snapshotter on every node",
+        "the registry becomes a run-time dependency; loses when most of the image is read",
+        "03_lazy_pull",
+        fewer_bytes=True,
+    )
     title = "mount the image, fetch what is touched (our own FUSE mount of eStargz layers)"
     lesson = "03_lazy_pull"
     claims = (

@@ -196,4 +196,4 @@ def test_the_forecast_bench_sets_each_size_left_out_against_its_measurement(monk
 def test_the_forecast_bench_says_how_far_it_had_to_reach(row, wanted):
     from labkit.bench import forecast
 
-    assert forecast.said({"predicted_s": 9.0, "error_share": -0.1, **row}).endswith(wanted)
+    assert forecast._evidence({"predicted_s": 9.0, "error_share": -0.1, **row}).endswith(wanted)
