@@ -18,8 +18,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol
 
 from labkit.errors import LabError, TransferError
@@ -366,3 +368,27 @@ def fetch_parts(
     if not parts:
         return Progress(0, 0.0, 0, 0, 0, 0, 0)
     return Fetching(client, parts, into, options).run()
+
+
+def fetch_processed(
+    client: Client,
+    parts: Iterator[RangePart],
+    process: Callable[[RangePart], object],
+    *,
+    batch: int,
+    connections: int = 8,
+) -> None:
+    """Parts with buffers of their own, each processed in a pool while others are still fetched; at
+    most `batch` of them are in memory. Raises TransferError, NoRanges, what `process` raises."""
+    processing: list[Future[object]] = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        options = RangeOptions(
+            connections=connections,
+            on_done=lambda part: processing.append(pool.submit(process, part)),
+        )
+        while some := list(islice(parts, batch)):
+            fetch_parts(client, some, options=options)
+            for future in processing:
+                future.result()
+            processing.clear()
+            some.clear()  # their buffers, before the next ones are made

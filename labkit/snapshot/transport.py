@@ -28,7 +28,7 @@ from labkit.core import timeline
 from labkit.core.beside import scratch
 from labkit.core.plan import StepContext
 from labkit.errors import BadInput
-from labkit.net.ranges import Into, RangeOptions, RangePart, fetch_parts
+from labkit.net.ranges import Into, RangeOptions, RangePart, fetch_parts, fetch_processed
 from labkit.objects.client import Bucket, open_bucket
 from labkit.snapshot import images, store
 from labkit.snapshot.explain import SnapshotRefused
@@ -408,37 +408,20 @@ def _fetch_frames(
 ) -> None:
     """Frames are unpacked while others still come, a batch at a time: what is in memory stays below
     BATCH frames."""
-    if not frames:
-        return
 
-    def one(part: RangePart) -> None:
+    def part_of(name: str, row: list[int]) -> RangePart:
+        buffer = bytearray(row[1])
+        return RangePart(
+            bucket.url(f"images/{name}"),
+            row[0],
+            row[1],
+            key=(name, row, buffer),
+            into=Into.buffer(buffer, -row[0]),
+        )
+
+    def unpack(part: RangePart) -> None:
         name, row, data = part.key
         os.pwrite(opened[name], unframed(name, row, data), row[2])
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for first in range(0, len(frames), BATCH):
-            parts: list[RangePart] = []
-            unpacking: list[Any] = []
-            for name, row in frames[first : first + BATCH]:
-                buffer = bytearray(row[1])
-                parts.append(
-                    RangePart(
-                        bucket.url(f"images/{name}"),
-                        row[0],
-                        row[1],
-                        key=(name, row, buffer),
-                        into=Into.buffer(buffer, -row[0]),
-                    )
-                )
-            fetch_parts(
-                bucket.client,
-                parts,
-                options=RangeOptions(
-                    connections=connections,
-                    on_done=lambda part, unpacking=unpacking: unpacking.append(
-                        pool.submit(one, part)
-                    ),
-                ),
-            )
-            for done in unpacking:
-                done.result()
+    parts = (part_of(*frame) for frame in frames)
+    fetch_processed(bucket.client, parts, unpack, batch=BATCH, connections=connections)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from labkit.net import server as net
@@ -29,6 +29,8 @@ from labkit.subject.api import APIError
 BODY_LIMIT_BYTES = 8 << 20
 #: At most so many requests hold a body at a time.
 CONNECTIONS_MOST = 128
+
+Routes = dict[str, Callable[[bytes], Response]]
 
 
 class ModelServer(net.HTTPServer):
@@ -55,12 +57,12 @@ class ModelServer(net.HTTPServer):
 
     def control(self, request: Request) -> Response:
         path = request.path.rstrip("/")
-        reads = {
+        reads: Routes = {
             "/health": self._health,
             "/v1/models": self._models,
             "/_labkit/identity": self._identity,
         }
-        posts = {
+        posts: Routes = {
             "/v1/completions": self._completions,
             "/_labkit/shrink": self._shrink,
             "/_labkit/reseed": self._reseed,

@@ -197,7 +197,7 @@ def fetch(
     """Every file (name -> what the index says, an open descriptor) unpacked into its place, while
     others still come. Returns the bytes that crossed the link. Raises TransferError, or BadInput
     for bytes that are not those that were packed."""
-    from labkit.net.ranges import Into, RangeOptions, RangePart, fetch_parts
+    from labkit.net.ranges import Into, RangePart, fetch_processed
 
     crc32 = _crc32()
 
@@ -212,39 +212,24 @@ def fetch(
             )
         os.pwrite(fd, raw, frame.offset)
 
-    todo = [
+    def part_of(name: str, frame: Frame, width: int, fd: int) -> RangePart:
+        data = bytearray(frame.stored_bytes)
+        return RangePart(
+            url_of(name),
+            frame.at,
+            frame.stored_bytes,
+            key=(frame, width, fd, data),
+            into=Into.buffer(data, -frame.at),
+        )
+
+    frames = [
         (name, frame, about.width, fd)
         for name, (about, fd) in files.items()
         for frame in about.frames
     ]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for first in range(0, len(todo), BATCH):
-            parts: list[RangePart] = []
-            unpacking: list[Any] = []
-            for name, frame, width, fd in todo[first : first + BATCH]:
-                data = bytearray(frame.stored_bytes)
-                parts.append(
-                    RangePart(
-                        url_of(name),
-                        frame.at,
-                        frame.stored_bytes,
-                        key=(frame, width, fd, data),
-                        into=Into.buffer(data, -frame.at),
-                    )
-                )
-            fetch_parts(
-                client,
-                parts,
-                options=RangeOptions(
-                    connections=connections,
-                    on_done=lambda part, unpacking=unpacking: unpacking.append(
-                        pool.submit(unpack, part)
-                    ),
-                ),
-            )
-            for done in unpacking:
-                done.result()
-    return sum(frame.stored_bytes for _, frame, _, _ in todo)
+    parts = (part_of(*frame) for frame in frames)
+    fetch_processed(client, parts, unpack, batch=BATCH, connections=connections)
+    return sum(frame.stored_bytes for _, frame, _, _ in frames)
 
 
 def know_libraries() -> None:
