@@ -23,13 +23,16 @@ import contextlib
 import mmap
 import os
 import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from labkit.core.pages import MADV_POPULATE_READ, MADV_POPULATE_WRITE, anonymous, populate
 from labkit.formats.layout import TensorEntry
 from labkit.weights.loaders.views import torch_dtype, view
 from labkit.weights.streamer.plan import PAGE_BYTES, Chunk, File, cut
+
+if TYPE_CHECKING:
+    import torch
 
 POPULATE_BYTES = 32 << 20
 
@@ -53,7 +56,7 @@ class Arena:
     def whole(self) -> memoryview:
         return self._memory
 
-    def tensor(self, entry: TensorEntry) -> Any:
+    def tensor(self, entry: TensorEntry) -> torch.Tensor:
         return view(self._map, entry, entry.offset)
 
 
@@ -73,7 +76,7 @@ class Mapped:
         touching it would end the process."""
         return populate(self._map, pieces, MADV_POPULATE_READ, threads)
 
-    def tensor(self, entry: TensorEntry) -> Any:
+    def tensor(self, entry: TensorEntry) -> torch.Tensor:
         return view(self._map, entry, entry.offset)
 
 
@@ -81,18 +84,20 @@ class Tensors:
     """Final tensors on a device, a shard in one allocation; `move` copies the part of a chunk that
     belongs to each."""
 
-    def __init__(self, file: File, device: str, given: dict[str, Any]):
+    def __init__(self, file: File, device: str, given: dict[str, torch.Tensor]):
         import torch
 
-        self.made = given | _room([e for e in file.layout.tensors if e.name not in given], device)
+        self.tensors = given | _allocated(
+            [e for e in file.layout.tensors if e.name not in given], device
+        )
         self.flat = [
-            (e.offset, e.end, self.made[e.name].detach().reshape(-1).view(torch.uint8))
+            (e.offset, e.end, self.tensors[e.name].detach().reshape(-1).view(torch.uint8))
             for e in file.layout.tensors
             if e.size_bytes
         ]
         self._starts = [start for start, _, _ in self.flat]
 
-    def move(self, chunk: Chunk, staged: Any, non_blocking: bool) -> None:
+    def move(self, chunk: Chunk, staged: torch.Tensor, non_blocking: bool) -> None:
         import bisect
 
         end = chunk.offset + chunk.length
@@ -107,15 +112,15 @@ class Tensors:
                     staged[begin - chunk.offset : until - chunk.offset], non_blocking=non_blocking
                 )
 
-    def tensor(self, entry: TensorEntry) -> Any:
-        return self.made[entry.name]
+    def tensor(self, entry: TensorEntry) -> torch.Tensor:
+        return self.tensors[entry.name]
 
 
 #: What a device's allocator gives by itself, and more than any kernel asks for.
 ALIGNED_BYTES = 512
 
 
-def _room(entries: Sequence[TensorEntry], device: str) -> dict[str, Any]:
+def _allocated(entries: Sequence[TensorEntry], device: str) -> dict[str, torch.Tensor]:
     """Empty tensors, as views of one allocation: a driver takes up to a millisecond for each, which
     is a second for 300 of a large model."""
     import torch
@@ -124,9 +129,9 @@ def _room(entries: Sequence[TensorEntry], device: str) -> dict[str, Any]:
     for entry in entries:
         begins.append(size_bytes)
         size_bytes += -(-entry.size_bytes // ALIGNED_BYTES) * ALIGNED_BYTES
-    room = torch.empty(size_bytes, dtype=torch.uint8, device=device)
+    memory = torch.empty(size_bytes, dtype=torch.uint8, device=device)
     return {
-        e.name: room[at : at + e.size_bytes].view(torch_dtype(e)).view(e.shape)
+        e.name: memory[at : at + e.size_bytes].view(torch_dtype(e)).view(e.shape)
         for e, at in zip(entries, begins, strict=True)
     }
 
@@ -135,10 +140,10 @@ class Ring:
     """`slots` aligned buffers of `slot_bytes`. A slot is free again when what was copied out of it
     has arrived.
 
-    `copier`: how staged bytes go to a device (`CudaCopies`), or None for a plain copy in the
+    `copier`: how staged bytes go to a device, or None for a plain copy in the
     reading thread."""
 
-    def __init__(self, slots: int, slot_bytes: int, copier: Any = None):
+    def __init__(self, slots: int, slot_bytes: int, copier: CudaCopies | None = None):
         import torch
 
         self._map = anonymous(slots * slot_bytes)
@@ -162,7 +167,7 @@ class Ring:
             memoryview(self._map)[i * slot_bytes : (i + 1) * slot_bytes] for i in range(slots)
         ]
         self._free = list(range(slots))
-        self._flying: list[tuple[int, Any]] = []
+        self._flying: list[tuple[int, torch.cuda.Event]] = []
         self._changed = threading.Condition()
         self.overlapped = 0  # copies that were still under way when the next chunk had been read
 
@@ -222,7 +227,7 @@ class CudaCopies:
         # an initialised model may still be filled with its random numbers
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
 
-    def pin(self, memory: Any) -> None:
+    def pin(self, memory: torch.Tensor) -> None:
         import torch
 
         code = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0)
@@ -235,12 +240,12 @@ class CudaCopies:
                 fix="raise ulimit -l, or a smaller ring",
             )
 
-    def unpin(self, memory: Any) -> None:
+    def unpin(self, memory: torch.Tensor) -> None:
         import torch
 
         torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
 
-    def copy(self, work: Any) -> Any:
+    def copy(self, work: Callable[[], object]) -> torch.cuda.Event:
         import torch
 
         with torch.cuda.stream(self.stream):
@@ -255,11 +260,6 @@ def preferred(files: Sequence[File], device: str = "cpu") -> int:
     is to read. For a GPU more: one thread takes 5 to 10 GB/s out of the page cache, and the bus
     carries 25 to 55."""
     cpus, size_bytes = os.cpu_count() or 1, sum(f.size_bytes for f in files)
-    return max(
-        1,
-        (
-            min(16, size_bytes >> 24, 2 * cpus)
-            if device.startswith("cuda")
-            else min(8, size_bytes >> 22, 4 * cpus)
-        ),
-    )
+    if device.startswith("cuda"):
+        return max(1, min(16, size_bytes >> 24, 2 * cpus))
+    return max(1, min(8, size_bytes >> 22, 4 * cpus))

@@ -356,7 +356,7 @@ def test_tensors_of_a_device_lie_in_one_allocation_a_shard_each_where_any_kernel
         TensorEntry("c", "F32", (7,), 134, 28),
         TensorEntry("d", "U8", (), 162, 1),
     ]
-    made = buffers._room(entries, "cpu")
+    made = buffers._allocated(entries, "cpu")
     assert {n: (t.dtype, tuple(t.shape)) for n, t in made.items()} == {
         "a": (torch.bfloat16, (3, 5)),
         "b": (torch.float32, (0, 4)),
