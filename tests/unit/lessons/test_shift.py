@@ -38,14 +38,22 @@ def test_students_tail_is_the_tables(t, freedom, tail):
 
 @pytest.mark.parametrize(("n", "m"), [(2, 3), (4, 4), (5, 3)])
 def test_the_rank_test_counts_every_order(n, m):
-    seen = [
-        sum(y < x for x in chosen for y in set(range(n + m)) - set(chosen))
-        for chosen in itertools.combinations(range(n + m), n)
-    ]
-    assert shift._ways(n, m) == tuple(seen.count(u) for u in range(n * m + 1))
+    orders = list(itertools.combinations(range(n + m), n))
+    below = {
+        chosen: sum(y < x for x in chosen for y in set(range(n + m)) - set(chosen))
+        for chosen in orders
+    }
+    for chosen in orders:
+        others = sorted(set(range(n + m)) - set(chosen))
+        as_few = sum(count <= below[chosen] for count in below.values())
+        assert shift.rank_tail(chosen, others) == pytest.approx(as_few / len(orders))
     assert shift.rank_tail(list(range(n)), list(range(n, n + m))) == pytest.approx(
         1 / math.comb(n + m, n)
     )
+
+
+def test_a_tie_is_half_a_pair_rounded_up():
+    assert shift.rank_tail([1, 2], [2, 3]) == pytest.approx(2 / 6)
 
 
 @given(
