@@ -105,7 +105,7 @@ def run_inspect(args: argparse.Namespace) -> int:
     from labkit.core.stdout import last_line, table
     from labkit.core.units import show_bytes
     from labkit.image import oci
-    from labkit.image.codecs import codec_of, decompress, file_chunks
+    from labkit.image.codecs import codec_of
     from labkit.image.oci_layout import Layout
     from labkit.image.tar import TarReader
 
@@ -127,13 +127,7 @@ def run_inspect(args: argparse.Namespace) -> int:
             ]
         )
         if args.files:
-            members = TarReader(
-                decompress(
-                    file_chunks(layout.blob_path(layer.digest)),
-                    codec_of(layer.media_type),
-                    fast=True,
-                )
-            )
+            members = TarReader(layout.plain_layer(layer))
             found = sorted(((m.size_bytes, m.name) for m in members), reverse=True)
             largest += [[i, show_bytes(size), name] for size, name in found[: args.files]]
     print(table(rows, ["layer", "part", "codec", "to pull", "unpacked", "digest"]))

@@ -22,6 +22,9 @@ from labkit.errors import BadInput
 
 IN_BYTES = 1 << 18
 OUT_BYTES = 1 << 20
+#: Of a gzip member: no name, no time, "unknown" system, as Go's and pigz's reproducible output, so
+#: that nothing of the building host leaks.
+GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 
 
 def codec_of(media_type: str) -> str:

@@ -26,13 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.image import oci
-from labkit.image.codecs import Hashed
+from labkit.image.codecs import GZIP_HEADER, Hashed
 from labkit.image.oci_layout import Layout
 
 BLOCK_BYTES = 1 << 20
-#: No name, no time, "unknown" system, as Go's and pigz's reproducible output: nothing of the
-#: building host leaks.
-GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 STOCK_LEVEL = 6  # what `gzip`, `docker build` and containerd use by default
 
 

@@ -41,6 +41,8 @@ UNPACKED_BYTES = "org.coldstartlab.unpacked-bytes"
 
 DOCUMENT_LIMIT_BYTES = 4 << 20  # what registries and containerd accept
 LAYERS_LIMIT = 512
+#: Members of a layer that hide what is below: one name, or all of a directory.
+WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _NAME = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*\Z")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")

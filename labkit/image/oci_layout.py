@@ -16,7 +16,7 @@ from typing import Any
 
 from labkit.core.beside import file_in, replacing
 from labkit.errors import BadInput
-from labkit.image.codecs import Hashed
+from labkit.image.codecs import Hashed, codec_of, decompress, file_chunks
 from labkit.image.oci import (
     DOCUMENT_LIMIT_BYTES,
     INDEX,
@@ -105,6 +105,11 @@ class Layout:
             os.chmod(part, 0o644)
             os.replace(part, self.blob_path(hashed.digest))
         return hashed.digest, hashed.size_bytes
+
+    def plain_layer(self, layer: Descriptor, *, fast: bool = True) -> Iterator[bytes]:
+        """Chunks of a layer's uncompressed tar. Raises BadInput."""
+        chunks = file_chunks(self.blob_path(layer.digest))
+        return decompress(chunks, codec_of(layer.media_type), fast=fast)
 
     def index(self) -> tuple[Descriptor, ...]:
         try:

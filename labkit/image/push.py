@@ -22,7 +22,7 @@ from typing import Any
 
 from labkit.errors import BadInput
 from labkit.image import oci
-from labkit.image.codecs import Hashed, codec_of, decompress, file_chunks
+from labkit.image.codecs import Hashed, codec_of
 from labkit.image.layers import STOCK_LEVEL, gzip_chunks
 from labkit.image.oci_layout import Layout
 from labkit.objects.client import Bucket
@@ -90,11 +90,7 @@ def _layer(
     if codec_of(layer.media_type) == codec and level is None:
         link_or_copy(source.blob_path(layer.digest), target.blob_path(layer.digest))
         return replace(layer, media_type=CODECS[codec])
-    plain = Hashed(
-        decompress(
-            file_chunks(source.blob_path(layer.digest)), codec_of(layer.media_type), fast=True
-        )
-    )
+    plain = Hashed(source.plain_layer(layer))
 
     def packed() -> Iterator[bytes]:
         yield from compress(plain, codec, level)

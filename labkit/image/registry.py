@@ -19,14 +19,11 @@ import re
 import threading
 import uuid
 from pathlib import Path
-from typing import Any
 
 from labkit.core.digits import decimal
-from labkit.image.oci import INDEX, MANIFEST
+from labkit.image.oci import DOCUMENT_LIMIT_BYTES, INDEX, MANIFEST
 from labkit.image.registry_disk import RegistryDisk
 from labkit.net.message import Request, Response, file_response, text
-
-MANIFEST_MAX = 4 << 20
 
 _NAME = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
 NAME = re.compile(_NAME)
@@ -81,7 +78,7 @@ class Registry:
     def __init__(self, root: str | os.PathLike[str], *, read_only: bool = False):
         self.disk, self.read_only = RegistryDisk(root), read_only
         # upload -> bytes hashed so far, state: no second read at the end
-        self._hashes: dict[str, tuple[int, Any]] = {}
+        self._hashes: dict[str, tuple[int, hashlib._Hash]] = {}
         self._lock = threading.Lock()
 
     def __call__(self, request: Request) -> Response:
@@ -200,7 +197,7 @@ class Registry:
         return Response(202)
 
     def _manifest_put(self, request: Request, name: str, reference: str) -> Response:
-        raw = request.body.read(MANIFEST_MAX)
+        raw = request.body.read(DOCUMENT_LIMIT_BYTES)
         hex_digest = hashlib.sha256(raw).hexdigest()
         if ":" in reference and hex_of(reference) != hex_digest:
             raise RegistryError(

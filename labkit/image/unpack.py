@@ -24,14 +24,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from labkit.errors import BadInput
-from labkit.image.codecs import Hashed, codec_of, decompress, file_chunks
-from labkit.image.oci import Manifest
+from labkit.image.codecs import Hashed
+from labkit.image.oci import OPAQUE, WHITEOUT, Manifest
 from labkit.image.oci_layout import Layout
 from labkit.image.tar import BLOCKDEV, CHAR, DIR, FIFO, FILE, HARDLINK, SYMLINK, Member, TarReader
 from labkit.image.tree import ImageTree, Limits, growing, refuse
-
-WHITEOUT = ".wh."
-OPAQUE = ".wh..wh..opq"
 
 
 class _Layer:
@@ -275,13 +272,7 @@ def unpack_image(
     plain_bytes = 0
     with growing(rootfs, limits) as tree:
         for layer, diff_id in zip(manifest.layers, ids, strict=True):
-            plain = Hashed(
-                decompress(
-                    file_chunks(layout.blob_path(layer.digest)),
-                    codec_of(layer.media_type),
-                    fast=fast,
-                )
-            )
+            plain = Hashed(layout.plain_layer(layer, fast=fast))
             apply_layer(plain, tree)
             if plain.digest != diff_id:
                 raise BadInput(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import zlib
 
 from labkit.errors import BadInput
+from labkit.image.codecs import GZIP_HEADER
 
 _BAD: tuple[type[Exception], ...] = (ValueError, zlib.error)
 try:
@@ -28,7 +29,6 @@ except ImportError:
 
 LEVEL = 6
 _HEADERS_BYTES = 8192
-_HEAD = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 
 
 def compress(data: bytes, level: int = LEVEL) -> bytes | bytearray:
@@ -38,7 +38,7 @@ def compress(data: bytes, level: int = LEVEL) -> bytes | bytearray:
     engine = zlib.compressobj(min(level, 9), zlib.DEFLATED, -15, 9)
     body = engine.compress(data) + engine.flush()
     return (
-        _HEAD
+        GZIP_HEADER
         + body
         + zlib.crc32(data).to_bytes(4, "little")
         + (len(data) & 0xFFFFFFFF).to_bytes(4, "little")

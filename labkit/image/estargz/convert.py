@@ -22,7 +22,6 @@ from typing import Any
 from labkit.core.beside import scratch
 from labkit.image import oci
 from labkit.image.access_record import Access, merged, of_layer
-from labkit.image.codecs import codec_of, decompress, file_chunks
 from labkit.image.estargz import layer_cache, layout, reader, toc, writer
 from labkit.image.estargz.source import spool
 from labkit.image.oci_layout import Layout
@@ -118,10 +117,7 @@ def _layer(
     threads: int | None,
 ) -> tuple[writer.Written, dict[str, str]]:
     """One image layer converted into the file `blob`, and its descriptor's annotations."""
-    chunks = decompress(
-        file_chunks(source.blob_path(layer.digest)), codec_of(layer.media_type), fast=True
-    )
-    with spool(chunks, blob.parent) as plain:
+    with spool(source.plain_layer(layer), blob.parent) as plain:
         written = writer.write(
             plain,
             blob,

@@ -18,8 +18,8 @@ from labkit.errors import BadInput
 from labkit.image.estargz.layout import OWN_NAMES
 from labkit.image.estargz.toc import Chunk, Toc, TOCEntry
 from labkit.image.lazyfs import wire
+from labkit.image.oci import OPAQUE, WHITEOUT
 
-WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
 _LINKS_LIMIT = 40
 
 
