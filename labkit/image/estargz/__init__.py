@@ -5,8 +5,9 @@ middle.
     toc     a TOC as a tree of files: hostile until proven otherwise
     codec   one gzip member in, one out
     source  any tar layer (gzip, zstd, none) spooled and listed
+    members a member's tar header and TOC entry
     writer  tar members -> eStargz blob, parallel and reproducible
-    reader  ranges of a blob -> verified files
+    reader  ranges of a blob -> its TOC, verified chunks
     convert OCI layout in, OCI layout of eStargz layers out
     layer_cache  layers that were converted before
 

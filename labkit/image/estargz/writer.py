@@ -10,7 +10,6 @@ bytes, whatever the number of threads. Lesson: notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import os
@@ -18,30 +17,20 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
 
 from labkit.errors import BadInput
 from labkit.image.estargz import layout
 from labkit.image.estargz.codec import LEVEL, compress
+from labkit.image.estargz.members import header, toc_entry
 from labkit.image.estargz.source import Placed, Spool
 from labkit.image.estargz.toc import clean_name
 from labkit.image.oci import digest_of
-from labkit.image.tar import BLOCK, BLOCKDEV, CHAR, DIR, FIFO, FILE, HARDLINK, SYMLINK, Member
+from labkit.image.tar import BLOCK, FILE, HARDLINK, Member
 
 _BATCH_BYTES = 512 << 10  # one task of the pool: a large chunk, or many small files
 _AHEAD = 8
-_KINDS = {
-    FILE: "reg",
-    DIR: "dir",
-    SYMLINK: "symlink",
-    HARDLINK: "hardlink",
-    CHAR: "char",
-    BLOCKDEV: "block",
-    FIFO: "fifo",
-}
-_NINES_S = 253402300799  # the year 9999: RFC 3339 ends there
 
 
 @dataclass(frozen=True)
@@ -50,6 +39,7 @@ class Written:
     size_bytes: int
     diff_id: str
     toc_digest: str
+    toc_offset: int
     uncompressed_bytes: int
     prefetch_bytes: int  # compressed bytes in front of the landmark
     chunk_count: int
@@ -93,112 +83,6 @@ def order(
         elif name:
             missing.append(name)
     return list(first.values()), [p for n, p in named.items() if n not in first], missing
-
-
-def header(member: Member, size_bytes: int) -> bytes:
-    """ustar, with PAX records in front of it for what ustar cannot say. Deterministic."""
-    pax: list[tuple[str, bytes]] = []
-    name = member.name.encode("utf-8", "surrogateescape")
-    link = member.link.encode("utf-8", "surrogateescape")
-    if member.type == DIR and not name.endswith(b"/"):
-        name += b"/"
-    for key, raw in (("path", name), ("linkpath", link)):
-        if len(raw) > 100 or not raw.isascii():
-            pax.append((key, raw))
-    numbers = {
-        "uid": member.uid,
-        "gid": member.gid,
-        "size": size_bytes,
-        "mtime": member.mtime_ns // 10**9,
-    }
-    for key, digits in (("uid", 7), ("gid", 7), ("size", 11), ("mtime", 11)):
-        if not 0 <= numbers[key] < 8**digits:
-            pax.append((key, str(numbers[key]).encode()))
-            numbers[key] = 0
-    pax += [("SCHILY.xattr." + key, value) for key, value in sorted(member.xattrs.items())]
-    extended = b""
-    if pax:
-        body = b"".join(_record(k, v) for k, v in pax)
-        extended = (
-            _block(b"PaxHeaders.0/" + name[:80].rstrip(b"/"), b"x", b"", 0o644, {"size": len(body)})
-            + body
-            + bytes(-len(body) % BLOCK)
-        )
-    return extended + _block(
-        name[:100],
-        member.type.encode(),
-        link[:100],
-        member.mode,
-        numbers,
-        member.major,
-        member.minor,
-    )
-
-
-def _record(key: str, value: bytes) -> bytes:
-    body = b" " + key.encode("utf-8", "surrogateescape") + b"=" + value + b"\n"
-    size = len(body) + len(str(len(body)))
-    size = len(body) + len(str(size))
-    return str(size).encode() + body
-
-
-def _block(
-    name: bytes,
-    kind: bytes,
-    link: bytes,
-    mode: int,
-    numbers: dict[str, int],
-    major: int = 0,
-    minor: int = 0,
-) -> bytes:
-    raw = b"".join(
-        (
-            name.ljust(100, b"\0"),
-            b"%07o\0" % mode,
-            b"%07o\0" % numbers.get("uid", 0),
-            b"%07o\0" % numbers.get("gid", 0),
-            b"%011o\0" % numbers.get("size", 0),
-            b"%011o\0" % numbers.get("mtime", 0),
-            b" " * 8,
-            kind,
-            link.ljust(100, b"\0"),
-            b"ustar\x0000",
-            bytes(64),
-            b"%07o\0" % major,
-            b"%07o\0" % minor,
-            bytes(155),
-        )
-    ).ljust(BLOCK, b"\0")
-    return raw[:148] + b"%06o\0 " % sum(raw) + raw[156:]
-
-
-def toc_entry(member: Member) -> dict[str, Any]:
-    """The TOC's entry of a member, without its chunks. Zero values are left out, as the reference
-    writer does."""
-    entry: dict[str, Any] = {
-        "name": member.name + ("/" if member.type == DIR and not member.name.endswith("/") else ""),
-        "type": _KINDS[member.type],
-    }
-    if member.type == FILE and member.size_bytes:
-        entry["size"] = member.size_bytes
-    seconds = member.mtime_ns // 10**9
-    if 0 < seconds <= _NINES_S:
-        entry["modtime"] = datetime.fromtimestamp(seconds, timezone.utc).strftime(
-            "%Y-%m-%dT%H:%M:%SZ"
-        )
-    if member.type in (SYMLINK, HARDLINK):
-        entry["linkName"] = member.link
-    entry["mode"] = member.mode
-    for key, value in (("uid", member.uid), ("gid", member.gid)):
-        if value:
-            entry[key] = value
-    if member.type in (CHAR, BLOCKDEV):
-        entry |= {"devMajor": member.major, "devMinor": member.minor}
-    if member.xattrs:
-        entry["xattrs"] = {
-            k: base64.b64encode(v).decode() for k, v in sorted(member.xattrs.items())
-        }
-    return entry | {"NumLink": 0}
 
 
 @dataclass(frozen=True)
@@ -305,7 +189,7 @@ def write(
         return packed
 
     chunks = prefetch_end = 0
-    whole: Any = None
+    whole: hashlib._Hash | None = None
     head: dict[str, Any] = {}
     with open(path, "wb") as file, ThreadPoolExecutor(threads) as pool:
         out = _Output(file)
@@ -345,6 +229,7 @@ def write(
         out.size_bytes,
         "sha256:" + out.plain.hexdigest(),
         digest_of(raw),
+        toc_offset,
         out.plain_bytes,
         prefetch_end,
         chunks,
