@@ -18,6 +18,7 @@ ledgers, no registry state. Lesson: docs/facilitator.md."""
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import platform
 import subprocess
@@ -26,13 +27,15 @@ import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from labkit.core import outputs, shipped
 from labkit.core.beside import replacing, scratch
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, TransferError
 from labkit.image.build import AS_PACKED
+from labkit.lessons import gpu_record, pages
+from labkit.snapshot.store import sha256
 
 TOP = "labkit-workshop"
 AS_PACKED_NOTE = (
@@ -57,35 +60,6 @@ LAB = (
 )
 _SKIPPED = ("__pycache__", ".ipynb_checkpoints", ".git")
 
-UNPACK = """#!/usr/bin/env bash
-# Sets the lab up from this folder, without internet. Run it again at any time.
-set -euo pipefail
-here="$(cd "$(dirname "$0")" && pwd)"
-python="${PYTHON:-python%(version)s}"
-refuse() { echo "$1"; exit 2; }
-command -v "$python" >/dev/null || refuse "needs Python %(version)s (or PYTHON=/path/to/it)"
-"$python" -c 'import sys; sys.exit(sys.version_info[:2] != (%(major)d, %(minor)d))' ||
-    refuse "packed for Python %(version)s, this is another one"
-[ "$(uname -m)" = "%(machine)s" ] || refuse "packed for %(machine)s, this machine is $(uname -m)"
-cd "$here/lab"
-[ -x .venv/bin/python ] || "$python" -m venv .venv
-%(install)s
-home="${LABKIT_HOME:-$HOME/.cache/labkit}"
-mkdir -p "$home" && chmod 700 "$home"
-for part in models images; do
-    [ -d "$here/$part" ] || continue
-    mkdir -p "$home/$part" && cp -R -n "$here/$part/." "$home/$part/"
-done
-.venv/bin/labkit workshop check "$here"
-.venv/bin/labkit doctor | sed '$d' || true
-echo "Ready: cd $here/lab && .venv/bin/jupyter lab --notebook-dir notebooks"
-"""
-
-INSTALL = """packed=(--no-index --find-links "$here/wheels" -c constraints.txt)
-.venv/bin/python -m pip install -q "${packed[@]}" setuptools wheel
-.venv/bin/python -m pip install -q "${packed[@]}" --no-build-isolation -e ."""
-INSTALL_MIRROR = ".venv/bin/python -m pip install -q -c constraints.txt -e ."
-
 
 @dataclass(frozen=True)
 class Packed:
@@ -104,7 +78,7 @@ def pack(
     records: Sequence[Path] = (),
     workspace: Workspace | None = None,
     root: Path | None = None,
-    say: Callable[[str], Any] = print,
+    say: Callable[[str], object] = print,
 ) -> Packed:
     """Write the archive. Raises BadInput for a checkout or a record that is not there,
     TransferError when wheels cannot be had."""
@@ -116,19 +90,17 @@ def pack(
             why="the notebooks are packed from it",
             fix="run labkit workshop pack from an editable install (make setup)",
         )
-    from labkit.lessons import gpu_record
-
     for path in records:
         gpu_record.refuse_unsound(path)
     outputs.refuse_stranger(
         out, lambda head: head.startswith(f"{TOP}/".encode()), "a pack of the lab"
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    with scratch("labkit-pack-", out.parent) as folder:
+    with scratch("labkit-pack-", out.parent) as directory:
         parts: dict[str, list[tuple[str, Path]]] = {"lab": _lab_files(lab)}
         if wheels:
             say("packages")
-            parts["wheels"] = _files(_wheels(lab, folder / "wheels", say), "wheels")
+            parts["wheels"] = _files(_wheels(lab, directory / "wheels", say), "wheels")
         parts["models"] = []
         for preset in presets:
             say(f"checkpoint {preset}")
@@ -136,9 +108,10 @@ def pack(
         if image:
             say("image of the subject")
             parts["images"] = _image(space)
-        if empty := [
-            part for part, entries in parts.items() if not entries and (part != "models" or presets)
-        ]:
+        empty = [part for part, entries in parts.items() if not entries]
+        if not presets:
+            empty.remove("models")
+        if empty:
             raise BadInput(
                 f"nothing to pack as {' and '.join(empty)}",
                 why="the machines of the room would lack it",
@@ -153,13 +126,10 @@ def _lab_files(lab: Path) -> list[tuple[str, Path]]:
     found: list[tuple[str, Path]] = []
     for name in LAB:
         path = lab / name
-        found += (
-            [(f"lab/{name}", path)]
-            if path.is_file()
-            else _files(path, f"lab/{name}")
-            if path.is_dir()
-            else []
-        )
+        if path.is_file():
+            found.append((f"lab/{name}", path))
+        elif path.is_dir():
+            found += _files(path, f"lab/{name}")
     return found
 
 
@@ -173,7 +143,7 @@ def _files(folder: Path, under: str) -> list[tuple[str, Path]]:
     return found
 
 
-def _wheels(lab: Path, into: Path, say: Callable[[str], Any]) -> Path:
+def _wheels(lab: Path, into: Path, say: Callable[[str], object]) -> Path:
     """Every pinned package that is installed here, as a wheel. Source-only packages are built once,
     here."""
     from importlib import metadata
@@ -187,11 +157,8 @@ def _wheels(lab: Path, into: Path, say: Callable[[str], Any]) -> Path:
     ]
     # What is installed counts: `torch==2.x+cpu` has no counterpart under the plain pin on a default
     # index.
-    wanted = [
-        f"{pin.split('==')[0]}=={here[_plain(pin.split('==')[0])]}"
-        for pin in pins
-        if _plain(pin.split("==")[0]) in here
-    ]
+    names = [pin.split("==")[0] for pin in pins]
+    wanted = [f"{name}=={here[_plain(name)]}" for name in names if _plain(name) in here]
     needed = Path(into.parent) / "wanted.txt"
     needed.write_text("\n".join([*wanted, "setuptools", "wheel", "pip"]) + "\n")
     done = subprocess.run(
@@ -242,39 +209,32 @@ def _image(space: Workspace) -> list[tuple[str, Path]]:
 
 def _write(out: Path, parts: dict[str, list[tuple[str, Path]]], wheels: bool) -> Packed:
     """Stream into the archive, hashing as it goes; the manifest comes last and names everything."""
-    facts = {
+    made_for = {
         "version": ".".join(platform.python_version_tuple()[:2]),
-        "major": sys.version_info[0],
-        "minor": sys.version_info[1],
         "machine": platform.machine(),
-        "install": INSTALL if wheels else INSTALL_MIRROR,
     }
+    script = pages.render(
+        "unpack.sh.j2",
+        **made_for,
+        major=sys.version_info[0],
+        minor=sys.version_info[1],
+        wheels=wheels,
+    )
     manifest: dict[str, dict[str, Any]] = {}
     with (
         replacing(out) as partial,
         tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as archive,
     ):
         for name, path in (entry for part in parts.values() for entry in part):
-            manifest[name] = _add(
-                archive,
-                name,
-                path.read_bytes() if path.stat().st_size < 1 << 20 else path,
-                path.stat().st_mode & 0o111,
-            )
+            manifest[name] = _add(archive, name, path, path.stat().st_mode & 0o111)
         if parts.get("images"):
             # Times of installed files differ on every machine, so an image would be built anew;
             # this says to keep it.
-            place = next(name for name, _ in parts["images"]).split("/")[1]
-            manifest[f"images/{place}/{AS_PACKED}"] = _add(
-                archive, f"images/{place}/{AS_PACKED}", AS_PACKED_NOTE, 0
-            )
-        manifest["unpack.sh"] = _add(archive, "unpack.sh", (UNPACK % facts).encode(), 0o111)
-        text = json.dumps(
-            {"made_for": {k: facts[k] for k in ("version", "machine")}, "files": manifest},
-            indent=1,
-            sort_keys=True,
-        ).encode()
-        _add(archive, "MANIFEST.json", text, 0)
+            name = "/".join([*parts["images"][0][0].split("/")[:2], AS_PACKED])
+            manifest[name] = _add(archive, name, AS_PACKED_NOTE, 0)
+        manifest["unpack.sh"] = _add(archive, "unpack.sh", f"{script}\n".encode(), 0o111)
+        text = json.dumps({"made_for": made_for, "files": manifest}, indent=1, sort_keys=True)
+        _add(archive, "MANIFEST.json", text.encode(), 0)
     sizes = {
         part: sum(manifest[name]["size_bytes"] for name, _ in entries)
         for part, entries in parts.items()
@@ -285,29 +245,25 @@ def _write(out: Path, parts: dict[str, list[tuple[str, Path]]], wheels: bool) ->
 def _add(
     archive: tarfile.TarFile, name: str, source: bytes | Path, executable: int
 ) -> dict[str, Any]:
-    import io
-
     member = tarfile.TarInfo(f"{TOP}/{name}")
     member.mode = 0o755 if executable else 0o644
-    digest = hashlib.sha256()
-    if isinstance(source, bytes):
-        member.size = len(source)
-        digest.update(source)
-        archive.addfile(member, io.BytesIO(source))
-    else:
-        member.size = source.stat().st_size
-        with open(source, "rb") as data:
-            archive.addfile(member, _Hashing(data, digest))
-    return {"sha256": digest.hexdigest(), "size_bytes": member.size}
+    with open(source, "rb") if isinstance(source, Path) else io.BytesIO(source) as data:
+        member.size = data.seek(0, io.SEEK_END)
+        data.seek(0)
+        hashing = _Hashing(data)
+        archive.addfile(member, hashing)
+    return {"sha256": hashing.sha256.hexdigest(), "size_bytes": member.size}
 
 
 class _Hashing:
-    def __init__(self, data: Any, digest: Any):
-        self.data, self.digest = data, digest
+    """A file whose bytes are hashed as they are read."""
+
+    def __init__(self, data: BinaryIO):
+        self.data, self.sha256 = data, hashlib.sha256()
 
     def read(self, size: int = -1) -> bytes:
         piece = self.data.read(size)
-        self.digest.update(piece)
+        self.sha256.update(piece)
         return piece
 
 
@@ -335,7 +291,7 @@ def verify(folder: Path) -> int:
             wrong.append(f"{name}: leads out of the folder")
         elif not path.is_file():
             wrong.append(f"{name}: missing")
-        elif path.stat().st_size != size or _digest(path) != wanted:
+        elif path.stat().st_size != size or sha256(path) != wanted:
             wrong.append(f"{name}: changed")
     if wrong:
         raise BadInput(
@@ -344,11 +300,3 @@ def verify(folder: Path) -> int:
             fix="copy and unpack the archive again",
         )
     return len(items)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as data:
-        while piece := data.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()

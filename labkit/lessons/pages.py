@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 @functools.cache
 def _templates() -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
+        autoescape=select_autoescape(disabled_extensions=("sh.j2",), default=True),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
@@ -45,8 +45,8 @@ def _templates() -> Environment:
 
 
 def render(template: str, **values: object) -> str:
-    """A template of `templates/`, filled; every value is escaped unless the template says that it
-    is HTML."""
+    """A template of `templates/`, filled; but for shell scripts, every value is escaped unless the
+    template says that it is HTML."""
     return _templates().get_template(template).render(values)
 
 
