@@ -22,7 +22,7 @@ from labkit.core.units import show_s
 from labkit.errors import BadInput
 from labkit.stack import ablate
 from labkit.stack.claims import ROWS, Row, claims
-from labkit.viz import captions, compare
+from labkit.viz import arm_rows, captions
 from labkit.viz import theme as look
 from labkit.viz.table import Table
 from labkit.viz.theme import Picture, Theme
@@ -67,17 +67,11 @@ def effects_table(run: Run, against: str = "naive") -> Table:
                     ),
                 )
             )
+    caption = arm_rows.caption(run, [n for n in run.arm_names if run.of_arm(n)])
     return Table(
         ("arm", f"time ÷ {against}", "saved", "n", "phases that moved most"),
         tuple(rows),
-        " · ".join(
-            part
-            for part in (
-                compare.stamp(run),
-                compare._caption(run, [n for n in run.arm_names if run.of_arm(n)]),
-            )
-            if part
-        ),
+        " · ".join(filter(None, (arm_rows.stamp(run), caption))),
     )
 
 
@@ -99,7 +93,7 @@ def predictions(run: Run) -> Picture:
         f" {show_s(p.path_s)} ({p.path_error:+.0%}), measured {show_s(p.measured_s)}"
         for p in found
     )
-    caption = compare._caption(run, [p.arm for p in found])
+    caption = arm_rows.caption(run, [p.arm for p in found])
     return Picture(
         lambda theme: _draw(run, found, theme),
         alt="Predicted against measured time to first token. " + text.replace("\n", "; "),
@@ -118,7 +112,7 @@ def _combined(run: Run, arm: str) -> bool:
 
 
 def _draw(run: Run, found: Sequence[ablate.Prediction], theme: Theme) -> Any:
-    figure, axes = compare._frame(
+    figure, axes = arm_rows.frame(
         run, [p.arm for p in found], "Combined stacks: predicted and measured", 2.3, theme, 0.3
     )
     kinds = (
@@ -127,9 +121,7 @@ def _draw(run: Run, found: Sequence[ablate.Prediction], theme: Theme) -> Any:
     )
     for y, p in enumerate(found):
         low, high = stats.interval([t.first_token_s for t in run.of_arm(p.arm)])
-        axes.plot(
-            [low, high], [y + 0.2] * 2, "-", color=theme.ink, lw=1.6, marker="|", ms=9, mew=1.6
-        )
+        axes.plot([low, high], [y + 0.2] * 2, "|-", color=theme.ink, lw=1.6, ms=9, mew=1.6)
         axes.plot(
             p.measured_s,
             y + 0.2,
@@ -149,14 +141,8 @@ def _draw(run: Run, found: Sequence[ablate.Prediction], theme: Theme) -> Any:
                 mew=2,
                 label=label if not y else None,
             )
-        axes.text(
-            1.03,
-            y,
-            f"sum {p.sum_error:+.0%}, path {p.path_error:+.0%}",
-            transform=axes.get_yaxis_transform(),
-            va="center",
-            fontsize=look.BASE_PT - 1,
-        )
+        errors = f"sum {p.sum_error:+.0%}, path {p.path_error:+.0%}"
+        arm_rows.beside(axes, 1.03, y, errors, fontsize=look.BASE_PT - 1)
     axes.set_xlim(0, max(max(p.sum_s, p.path_s, p.measured_s) for p in found) * 1.08)
     axes.legend(
         loc="lower left",

@@ -14,7 +14,7 @@ import pytest
 from labkit.core import records
 from labkit.core.timeline import PHASES
 from labkit.errors import BadInput, IncomparableRecords
-from labkit.viz import captions, compare, theme
+from labkit.viz import arm_rows, captions, compare, theme
 from labkit.viz.waterfall import waterfall
 
 FIXTURES = Path(__file__).parents[3] / "data" / "fixtures"
@@ -269,8 +269,8 @@ def test_a_replayed_run_says_so_in_every_figure_table_and_text_twin(arms):
 
     live = json_copy(arms, simulated="")
     shown = marked(live)
-    stamp = compare.stamp(shown)
-    assert stamp.startswith("replayed from ") and not compare.stamp(live)
+    stamp = arm_rows.stamp(shown)
+    assert stamp.startswith("replayed from ") and not arm_rows.stamp(live)
     for picture in (compare.strip(shown), compare.compare(shown), compare.phases(shown)):
         assert stamp in picture.text, picture.name
         assert (
