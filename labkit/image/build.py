@@ -61,7 +61,7 @@ PACKAGES = (
 RIVALS = ("fastsafetensors", "tensorizer", "obstore", "instanttensor")
 _FORMAT = 3  # of the layers' content: raise it when the same inputs shall give another layer
 
-Say = Callable[[str], Any]
+Say = Callable[[str], object]
 
 
 @dataclass
@@ -136,7 +136,7 @@ def fingerprint(entries: dict[str, LayerEntry], level: int) -> str:
     state = hashlib.sha256(f"{_FORMAT} {level} {sys.version}\n".encode())
     for name in sorted(entries):
         entry = entries[name]
-        about: list[Any] = [
+        about: list[object] = [
             name,
             entry.mode,
             entry.symlink,

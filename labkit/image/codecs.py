@@ -16,7 +16,6 @@ import hashlib
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 from labkit.errors import BadInput
 
@@ -56,7 +55,7 @@ def decompress(chunks: Iterable[bytes], codec: str, *, fast: bool = False) -> It
         if fast:
             from isal import isal_zlib
 
-            # its stub types the class `error` as an instance
+            # the stubs: a decompressor of its own, and the class `error` as an instance
             return _gunzip(chunks, isal_zlib.decompressobj, isal_zlib.error)  # type: ignore[arg-type]
         return _gunzip(chunks, zlib.decompressobj, zlib.error)
     if codec == "zstd":
@@ -65,7 +64,7 @@ def decompress(chunks: Iterable[bytes], codec: str, *, fast: bool = False) -> It
 
 
 def _gunzip(
-    chunks: Iterable[bytes], make: Callable[..., Any], error: type[Exception]
+    chunks: Iterable[bytes], make: Callable[..., zlib._Decompress], error: type[Exception]
 ) -> Iterator[bytes]:
     """All members of a gzip stream: eStargz and parallel compressors write many."""
     engine, started = make(wbits=31), False

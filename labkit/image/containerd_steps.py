@@ -85,11 +85,11 @@ def pull(ctx: StepContext, reference: str = "") -> dict[str, Any]:
     }
 
 
-def start_containerd(ctx: StepContext, **_: Any) -> None:
+def start_containerd(ctx: StepContext, **_: object) -> None:
     _make_ready(ctx, stargz=False)
 
 
-def start_stargz(ctx: StepContext, **_: Any) -> None:
+def start_stargz(ctx: StepContext, **_: object) -> None:
     _make_ready(ctx, stargz=True)
 
 

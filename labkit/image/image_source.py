@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from labkit.errors import BadInput
 from labkit.image import oci
@@ -31,13 +30,11 @@ class ImageSource:
 
 
 @contextmanager
-def source_of(
-    reference: str, env: Mapping[str, str] | None = None, **options: Any
-) -> Iterator[ImageSource]:
+def source_of(reference: str, env: Mapping[str, str] | None = None) -> Iterator[ImageSource]:
     """`s3://BUCKET/PREFIX#NAME:TAG`, `gs://…#…`, or a registry's `http://HOST:PORT/NAME:TAG`.
-    `options`: of the client. Raises TransferError, BadInput."""
+    Raises TransferError, BadInput."""
     if not reference.startswith(("s3://", "gs://")):
-        with Client(**options) as client:
+        with Client() as client:
             image = RemoteImage(client, oci.parse_reference(reference))
             yield ImageSource(client, image.manifest(), image.blob_url, reference)
         return
@@ -48,7 +45,7 @@ def source_of(
             fix="s3://lab/images#lab/subject:latest",
         )
     wanted = oci.parse_reference(name)
-    with open_bucket(url, env, **options) as bucket:
+    with open_bucket(url, env) as bucket:
         raw = bucket.get(manifest_key(wanted.name, wanted.target), oci.DOCUMENT_LIMIT_BYTES).body
         yield ImageSource(
             bucket.client,

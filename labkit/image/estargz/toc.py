@@ -235,7 +235,7 @@ def _entry(item: dict[str, Any], name: str, kind: object) -> TOCEntry:
     return entry
 
 
-def _xattrs(doc: Any, name: str) -> dict[str, bytes]:
+def _xattrs(doc: dict[str, str], name: str) -> dict[str, bytes]:
     try:
         xattrs = {k: base64.b64decode(v, validate=True) for k, v in doc.items()}
     except (AttributeError, ValueError, TypeError):

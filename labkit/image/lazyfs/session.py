@@ -61,12 +61,13 @@ class Touches:
     """First touches of files, in order, with the ranges the kernel asked for."""
 
     started_s: float = field(default_factory=time.monotonic)
-    seen: dict[int, list[Any]] = field(default_factory=dict)
+    #: By inode number: the file, seconds after the mount, ranges.
+    seen: dict[int, tuple[tree.Node, float, set[tuple[int, int]]]] = field(default_factory=dict)
 
     def __call__(self, node: tree.Node, offset: int, size: int) -> None:
         held = self.seen.get(node.ino)
         if held is None:
-            held = self.seen.setdefault(node.ino, [node, time.monotonic() - self.started_s, set()])
+            held = self.seen.setdefault(node.ino, (node, time.monotonic() - self.started_s, set()))
         held[2].add((offset, offset + size))
 
     def accesses(self) -> list[access_record.Access]:

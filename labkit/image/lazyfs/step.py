@@ -38,7 +38,7 @@ class _Mounter:
     process: subprocess.Popen[bytes]
 
 
-def resident(ctx: StepContext, **_args: Any) -> None:
+def resident(ctx: StepContext, **_args: object) -> None:
     """Before t0: the mount's process, started and imported, without an image. A node's snapshotter
     is resident, too."""
     process = subprocess.Popen(

@@ -279,10 +279,10 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("what", HOSTILE)
-def test_a_hostile_header_is_refused_in_words(tmp_path, what):
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_header_is_refused_in_words(tmp_path, case):
     path = tmp_path / "hostile"
-    path.write_bytes(HOSTILE[what])
+    path.write_bytes(HOSTILE[case])
     with pytest.raises(BadInput) as refused:
         read_layout(path)
     assert refused.value.what and len(str(refused.value)) < 1000

@@ -75,14 +75,14 @@ def test_bytecode_in_the_image_is_used_though_all_times_are_zero(tmp_path):
     # The sources are changed behind the importer's back: what answers is the bytecode, unchecked.
     for name in ("ready", "fresh"):
         (tmp_path / "root/site" / f"{name}.py").write_text("WORD = 'compiled again'\n")
-        said = subprocess.run(
+        output = subprocess.run(
             [sys.executable, "-B", "-c", f"import {name}; print({name}.WORD)"],
             cwd=tmp_path / "root/site",
             capture_output=True,
             text=True,
             check=True,
         )
-        assert said.stdout.strip() == "from source"
+        assert output.stdout.strip() == "from source"
 
 
 def test_stale_or_foreign_bytecode_is_not_taken(tmp_path):
@@ -127,14 +127,16 @@ def test_unchanged_inputs_are_not_built_again_and_changed_ones_are(tmp_path, mon
     monkeypatch.setattr(
         build._Parts, "entries", lambda self, part, weights: closure.tree_entries(source, "app")
     )
-    said: list[str] = []
+    lines: list[str] = []
     digests = []
     for text in (None, None, "x = 2\n"):
         if text:
             (source / "a.py").write_text(text)
             os.utime(source / "a.py", (5, 5))
-        digests.append(build.build(tmp_path / "out", parts=("app",), say=said.append).config.digest)
-    assert len(said) == 2 and digests[0] == digests[1] != digests[2]
+        digests.append(
+            build.build(tmp_path / "out", parts=("app",), say=lines.append).config.digest
+        )
+    assert len(lines) == 2 and digests[0] == digests[1] != digests[2]
 
 
 def test_weights_without_a_config_are_refused(tmp_path):
@@ -191,8 +193,8 @@ def test_paths_resolve_inside_the_root_only(tmp_path):
 
 def test_the_bytecode_header_is_the_unchecked_kind(tmp_path):
     (tmp_path / "a.py").write_text("x = 1\n")
-    made = closure.bytecode_entries(closure.tree_entries(tmp_path, "s"), tmp_path)
-    head = next(iter(made.values())).data
+    entries = closure.bytecode_entries(closure.tree_entries(tmp_path, "s"), tmp_path)
+    head = next(iter(entries.values())).data
     assert (
         head is not None
         and head[:4] == importlib.util.MAGIC_NUMBER
@@ -207,10 +209,10 @@ def test_extra_content_of_an_image_is_more_of_the_same_in_any_size(tmp_path, wan
         source = tmp_path / f"file{i}"
         source.write_bytes(b"x" * (i * 40))
         packages[f"site/file{i}"] = LayerEntry(source=source)
-    made = build.extra_entries(packages, wanted)
-    assert 0.98 * wanted < sum(e.source.stat().st_size for e in made.values()) <= wanted
-    assert made == build.extra_entries(packages, wanted) and all(
-        name.startswith("opt/extra/") for name in made
+    extra = build.extra_entries(packages, wanted)
+    assert 0.98 * wanted < sum(e.source.stat().st_size for e in extra.values()) <= wanted
+    assert extra == build.extra_entries(packages, wanted) and all(
+        name.startswith("opt/extra/") for name in extra
     )
 
 

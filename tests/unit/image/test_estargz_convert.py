@@ -26,14 +26,14 @@ def images(tmp_path_factory):
         Access("usr/lib/libbig.so", ranges=((0, 10),)),
         Access("nowhere"),
     ]
-    made = convert(
+    converted = convert(
         Layout(base / "plain"),
         REFERENCE,
         Layout.create(base / "lazy"),
         record=record,
         options=layer_cache.Options(1 << 16),
     )
-    return base, made
+    return base, converted
 
 
 def test_the_converted_image_holds_the_same_files(images):
@@ -50,11 +50,11 @@ def test_the_converted_image_holds_the_same_files(images):
 
 
 def test_diff_ids_and_annotations_are_those_of_the_new_blobs(images):
-    base, made = images
+    base, converted = images
     lazy = Layout(base / "lazy")
     manifest = lazy.manifest(REFERENCE)
-    assert lazy.config(manifest)["rootfs"]["diff_ids"] == [w.diff_id for w in made.layers]
-    for descriptor, written in zip(manifest.layers, made.layers, strict=True):
+    assert lazy.config(manifest)["rootfs"]["diff_ids"] == [w.diff_id for w in converted.layers]
+    for descriptor, written in zip(manifest.layers, converted.layers, strict=True):
         plain = b"".join(lazy.plain_layer(descriptor))
         assert (
             len(plain) == int(descriptor.annotations[layout.UNCOMPRESSED_SIZE])
@@ -63,10 +63,10 @@ def test_diff_ids_and_annotations_are_those_of_the_new_blobs(images):
 
 
 def test_only_the_touched_chunks_of_a_file_are_to_be_prefetched(images):
-    base, made = images
+    base, converted = images
     first = Layout(base / "lazy").manifest(REFERENCE).layers[0]
     ranges = layout.parse_ranges(first.annotations[layout.TOUCHED_RANGES], first.size_bytes)
-    assert 200_000 < sum(b - a for a, b in ranges) < made.layers[0].prefetch_bytes
+    assert 200_000 < sum(b - a for a, b in ranges) < converted.layers[0].prefetch_bytes
 
 
 def test_what_the_record_names_and_no_layer_holds_is_reported(images):
@@ -83,14 +83,14 @@ def test_nothing_but_the_layout_is_left_in_the_target(images):
 
 
 def test_a_record_reads_back_and_first_touches_win(tmp_path):
-    made = [
+    accesses = [
         Access("usr/bin/python3", 0, "sha256:" + "a" * 64, 0.25, ((0, 4096), (8192, 9000))),
         Access("etc/x"),
     ]
-    path = access_record.write(tmp_path / "record", made)
-    assert access_record.read(path) == made
+    path = access_record.write(tmp_path / "record", accesses)
+    assert access_record.read(path) == accesses
     path.write_text(path.read_text() + '{"path":"etc/x","at_s":9}\n')
-    assert access_record.read(path) == made
+    assert access_record.read(path) == accesses
 
 
 def test_the_reference_tools_record_is_read(tmp_path):
@@ -142,7 +142,7 @@ def edited(tmp_path):
             source, [(str(i), write_layer(source, e)) for i, e in enumerate(layers)], {}, REFERENCE
         )
         target = Layout.create(tmp_path / f"lazy-{at}")
-        made = convert(
+        converted = convert(
             source,
             REFERENCE,
             target,
@@ -150,8 +150,8 @@ def edited(tmp_path):
             options=layer_cache.Options(1 << 16, level),
             cached=layer_cache.search(tmp_path.glob("lazy-*"), any_order=any_order),
         )
-        layer_cache.note(target, source.manifest(REFERENCE), made)
-        return made, target
+        layer_cache.note(target, source.manifest(REFERENCE), converted)
+        return converted, target
 
     return make
 
@@ -172,15 +172,15 @@ def test_an_edit_of_the_app_converts_its_layer_and_links_the_others(edited):
 
 def test_a_start_that_touches_something_else_orders_the_layer_again(edited):
     edited(b"print(1)")
-    made, _ = edited(
+    converted, _ = edited(
         b"print(2)", [*READS, Access("usr/lib/libbig.so", 0, ranges=((200_000, 400_000),))]
     )
     again, _ = edited(
         b"print(3)", [*READS, Access("usr/lib/libbig.so", 0, ranges=((200_000, 400_000),))]
     )
     fewer, _ = edited(b"print(4)", READS[:1])
-    assert made.facts["layers_kept"] == len(made.layers) - 2
-    assert again.facts["layers_kept"] == fewer.facts["layers_kept"] == len(made.layers) - 1
+    assert converted.facts["layers_kept"] == len(converted.layers) - 2
+    assert again.facts["layers_kept"] == fewer.facts["layers_kept"] == len(converted.layers) - 1
 
 
 def test_other_options_keep_nothing_except_where_any_order_and_level_will_do(edited):

@@ -53,8 +53,8 @@ HARD_CASES = tar_of(
 
 def make(raw: bytes, directory, name: str = "blob", **options):
     with source.spool([raw[i : i + 1000] for i in range(0, len(raw), 1000)], directory) as layer:
-        made = writer.write(layer, directory / name, **options)
-    return made, (directory / name).read_bytes()
+        written = writer.write(layer, directory / name, **options)
+    return written, (directory / name).read_bytes()
 
 
 def members(archive):
@@ -65,11 +65,12 @@ def members(archive):
 
 
 def test_any_runtime_unpacks_the_blob_and_finds_the_diff_id(tmp_path):
-    made, blob = make(HARD_CASES, tmp_path)
+    written, blob = make(HARD_CASES, tmp_path)
     plain = gzip.decompress(blob)
-    assert "sha256:" + hashlib.sha256(plain).hexdigest() == made.diff_id
+    assert "sha256:" + hashlib.sha256(plain).hexdigest() == written.diff_id
     assert (
-        "sha256:" + hashlib.sha256(blob).hexdigest() == made.digest and len(blob) == made.size_bytes
+        "sha256:" + hashlib.sha256(blob).hexdigest() == written.digest
+        and len(blob) == written.size_bytes
     )
     ours = {m.name: m for m in members(plain)}
     for theirs in members(HARD_CASES):
@@ -81,8 +82,8 @@ def test_any_runtime_unpacks_the_blob_and_finds_the_diff_id(tmp_path):
 
 
 def test_every_file_reads_back_by_ranges(tmp_path):
-    made, blob = make(HARD_CASES, tmp_path, chunk_bytes=64 << 10)
-    toc = toc_of(blob, made.toc_digest)
+    written, blob = make(HARD_CASES, tmp_path, chunk_bytes=64 << 10)
+    toc = toc_of(blob, written.toc_digest)
     with tarfile.open(fileobj=io.BytesIO(HARD_CASES)) as archive:
         for info in archive:
             if info.isreg():
@@ -99,16 +100,16 @@ def test_the_same_input_gives_the_same_blob_with_any_number_of_threads(tmp_path,
 
 
 def test_prioritised_files_come_first_with_their_parents_and_link_targets(tmp_path):
-    made, blob = make(HARD_CASES, tmp_path, prioritised=["attributes", "usr/hard", "not/there"])
+    written, blob = make(HARD_CASES, tmp_path, prioritised=["attributes", "usr/hard", "not/there"])
     names = [m.name for m in members(blob)]
     assert names[:5] == ["attributes", "usr", "usr/a", "usr/hard", layout.PREFETCH]
-    assert made.missing == ("not/there",) and 0 < made.prefetch_bytes < 1000
-    assert toc_of(blob, made.toc_digest).prefetch_end == made.prefetch_bytes
+    assert written.missing == ("not/there",) and 0 < written.prefetch_bytes < 1000
+    assert toc_of(blob, written.toc_digest).prefetch_end == written.prefetch_bytes
 
 
 def test_without_prioritised_files_the_other_landmark_is_there(tmp_path):
-    made, blob = make(HARD_CASES, tmp_path)
-    assert layout.NO_PREFETCH in [m.name for m in members(blob)] and made.prefetch_bytes == 0
+    written, blob = make(HARD_CASES, tmp_path)
+    assert layout.NO_PREFETCH in [m.name for m in members(blob)] and written.prefetch_bytes == 0
 
 
 def test_converting_an_estargz_layer_again_leaves_its_own_files_out(tmp_path):
@@ -129,9 +130,9 @@ def test_sparse_members_are_written_out_in_full(tmp_path):
     head[148:156] = b" " * 8
     head[148:156] = b"%06o\0 " % sum(head)
     raw[:512] = head
-    made, blob = make(bytes(raw), tmp_path)
+    written, blob = make(bytes(raw), tmp_path)
     assert (
-        read_file(blob, toc_of(blob, made.toc_digest), "sparse")
+        read_file(blob, toc_of(blob, written.toc_digest), "sparse")
         == b"A" * 512 + bytes((1 << 20) - 512) + b"B" * 512
     )
 
@@ -169,14 +170,14 @@ def test_a_member_gives_the_bytes_asked_for_or_nothing(data, size):
 @settings(deadline=None)
 @given(st.data())
 def test_a_corrupt_blob_never_gives_wrong_bytes(tmp_path_factory, data):
-    made, blob = _BLOB.setdefault(
+    written, blob = _BLOB.setdefault(
         "it", make(HARD_CASES, tmp_path_factory.mktemp("blob"), chunk_bytes=100_000)
     )
     broken = bytearray(blob)
     for _ in range(data.draw(st.integers(1, 3))):
         broken[data.draw(st.integers(0, len(blob) - 1))] ^= data.draw(st.integers(1, 255))
     try:
-        toc = toc_of(bytes(broken), made.toc_digest)
+        toc = toc_of(bytes(broken), written.toc_digest)
         for name, right in (("usr/a", b"hello"), ("attributes", b"x")):
             assert read_file(bytes(broken), toc, name) == right
     except BadInput:
@@ -191,7 +192,7 @@ def test_a_chunk_in_front_of_a_huge_member_costs_only_itself():
 
 
 def test_a_toc_other_than_the_manifests_is_refused(tmp_path):
-    _made, blob = make(HARD_CASES, tmp_path)
+    _written, blob = make(HARD_CASES, tmp_path)
     with pytest.raises(BadInput, match="not the one its manifest names"):
         toc_of(blob, "sha256:" + "0" * 64)
 
@@ -332,10 +333,10 @@ some_entry = st.fixed_dictionaries(
 @given(st.lists(some_entry, max_size=6))
 def test_a_toc_is_sound_or_refused_never_a_crash(entries):
     try:
-        made = parse(json.dumps({"version": 1, "entries": entries}).encode(), toc_offset=1000)
+        parsed = parse(json.dumps({"version": 1, "entries": entries}).encode(), toc_offset=1000)
     except BadInput:
         return
-    for one in made.entries:
+    for one in parsed.entries:
         assert ".." not in one.name.split("/") and not one.name.startswith("/")
         assert sum(c.size for c in one.chunks) == (one.size if one.kind == "reg" else 0)
         assert all(0 <= c.start < c.end <= 1000 for c in one.chunks)
@@ -344,10 +345,10 @@ def test_a_toc_is_sound_or_refused_never_a_crash(entries):
 @given(st.text(max_size=60))
 def test_touched_ranges_are_sorted_ranges_of_the_blob_or_refused(text):
     try:
-        made = layout.parse_ranges(text, 500)
+        ranges = layout.parse_ranges(text, 500)
     except BadInput:
         return
-    assert all(0 <= a < b <= 500 for a, b in made) and made == sorted(made)
+    assert all(0 <= a < b <= 500 for a, b in ranges) and ranges == sorted(ranges)
 
 
 def test_a_directory_named_without_slash_gets_one_and_a_link_keeps_its_target():

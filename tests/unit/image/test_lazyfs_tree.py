@@ -22,44 +22,44 @@ def reg(name: str, size: int = 0) -> TOCEntry:
 
 
 def test_an_upper_file_replaces_a_lower_one_and_a_directory_keeps_what_is_in_it():
-    made = layers(
+    tree = layers(
         [TOCEntry("d", "dir", mode=0o700), reg("d/a"), reg("d/b")],
         [TOCEntry("d", "dir", mode=0o755), reg("d/a", 5)],
     )
-    assert made.at("d/a").layer == 1 and made.at("d/b").layer == 0 and made.at("d").mode == 0o755
+    assert tree.at("d/a").layer == 1 and tree.at("d/b").layer == 0 and tree.at("d").mode == 0o755
 
 
 def test_a_whiteout_hides_the_layers_below_and_not_its_own():
-    made = layers(
+    tree = layers(
         [reg("d/a"), reg("d/b"), reg("c")],
         [reg("d/.wh.a"), reg("d/.wh.b"), reg("d/b"), reg(".wh.c")],
     )
-    assert made.at("d/a") is None and made.at("d/b").layer == 1 and made.at("c") is None
+    assert tree.at("d/a") is None and tree.at("d/b").layer == 1 and tree.at("c") is None
 
 
 def test_an_opaque_directory_shows_only_its_own_layer():
-    made = layers([reg("d/a"), reg("d/e/f")], [reg("d/new"), reg("d/.wh..wh..opq")])
-    assert set(made.at("d").children) == {b"new"}
+    tree = layers([reg("d/a"), reg("d/e/f")], [reg("d/new"), reg("d/.wh..wh..opq")])
+    assert set(tree.at("d").children) == {b"new"}
 
 
 def test_a_file_over_a_directory_and_a_directory_over_a_file():
-    made = layers([reg("d/a"), reg("f")], [reg("d"), reg("f/x")])
-    assert made.at("d").kind == "reg" and made.at("f/x").layer == 1
+    tree = layers([reg("d/a"), reg("f")], [reg("d"), reg("f/x")])
+    assert tree.at("d").kind == "reg" and tree.at("f/x").layer == 1
 
 
 def test_names_of_one_hard_link_are_one_node_also_when_the_target_comes_later():
-    made = layers(
+    tree = layers(
         [TOCEntry("l2", "hardlink", link="l1"), TOCEntry("l1", "hardlink", link="z"), reg("z", 7)]
     )
     assert (
-        made.at("l1") is made.at("z") is made.at("l2")
-        and made.at("z").nlink == 3
-        and made.at("z").size == 7
+        tree.at("l1") is tree.at("z") is tree.at("l2")
+        and tree.at("z").nlink == 3
+        and tree.at("z").size == 7
     )
 
 
 def test_entries_below_a_lower_layers_symlink_land_where_it_leads():
-    made = layers(
+    tree = layers(
         [
             TOCEntry("bin", "symlink", link="usr/bin"),
             TOCEntry("usr/bin", "dir"),
@@ -68,18 +68,18 @@ def test_entries_below_a_lower_layers_symlink_land_where_it_leads():
         [reg("bin/tool"), reg("abs/x"), TOCEntry("up", "symlink", link="../../.."), reg("up/y")],
     )
     assert (
-        made.at("usr/bin/tool")
-        and made.at("bin").kind == "symlink"
-        and made.at("usr/x")
-        and made.at("y")
+        tree.at("usr/bin/tool")
+        and tree.at("bin").kind == "symlink"
+        and tree.at("usr/x")
+        and tree.at("y")
     )
 
 
 def test_a_loop_of_symlinks_ends():
-    made = layers(
+    tree = layers(
         [TOCEntry("a", "symlink", link="b"), TOCEntry("b", "symlink", link="a")], [reg("a/x")]
     )
-    assert made.at("a") is not None
+    assert tree.at("a") is not None
 
 
 def test_a_hard_link_into_a_lower_layer_is_refused():
@@ -92,15 +92,15 @@ def test_landmarks_and_tocs_are_not_shown():
 
 
 def test_mount_points_for_a_runtime_are_added_and_change_nothing_that_is_there():
-    made = build(
+    tree = build(
         [Toc([reg("etc/hosts", 3)], 100, 0)],
         extra_dirs=["/srv/models", "etc"],
         extra_files=["etc/hosts", "etc/resolv.conf"],
     )
     assert (
-        made.at("srv/models").kind == "dir"
-        and made.at("etc/hosts").size == 3
-        and made.at("etc/resolv.conf").size == 0
+        tree.at("srv/models").kind == "dir"
+        and tree.at("etc/hosts").size == 3
+        and tree.at("etc/resolv.conf").size == 0
     )
 
 
@@ -117,11 +117,11 @@ entries = st.builds(
 
 @given(st.lists(st.lists(entries, max_size=8), max_size=4))
 def test_any_layers_merge_into_a_sound_tree(stack):
-    made = layers(*stack)
-    assert [n.ino for n in made.nodes] == list(range(1, len(made.nodes) + 1))
-    for node in made.nodes:
+    tree = layers(*stack)
+    assert [n.ino for n in tree.nodes] == list(range(1, len(tree.nodes) + 1))
+    for node in tree.nodes:
         for name, child in (node.children or {}).items():
-            assert not name.startswith(b".wh.") and made.nodes[child.ino - 1] is child
+            assert not name.startswith(b".wh.") and tree.nodes[child.ino - 1] is child
         assert len(node.attributes()) == wire.ATTR.size
 
 
@@ -129,14 +129,16 @@ ranges = st.tuples(st.integers(0, 60), st.integers(0, 60)).map(sorted)
 
 
 @given(st.lists(st.tuples(st.booleans(), ranges), max_size=20), ranges)
-def test_intervals_are_a_set_of_integers(steps, asked):
-    made, model = Intervals(), set()
+def test_intervals_are_a_set_of_integers(steps, requested):
+    intervals, model = Intervals(), set()
     for add, (start, end) in steps:
-        (made.add if add else made.remove)(start, end)
+        (intervals.add if add else intervals.remove)(start, end)
         model = model | set(range(start, end)) if add else model - set(range(start, end))
-    start, end = asked
-    assert made.has(start, end) == model.issuperset(range(start, end)) and made.total == len(model)
-    assert {x for a, b in made.missing(start, end) for x in range(a, b)} == set(
+    start, end = requested
+    assert intervals.has(start, end) == model.issuperset(
+        range(start, end)
+    ) and intervals.total == len(model)
+    assert {x for a, b in intervals.missing(start, end) for x in range(a, b)} == set(
         range(start, end)
     ) - model
 

@@ -49,11 +49,11 @@ def test_no_bytes_make_the_parsers_fail_other_than_with_bad_input(raw):
 @given(JSON, st.sampled_from(["schemaVersion", "mediaType", "config", "layers", "annotations"]))
 def test_a_manifest_with_one_strange_field_is_refused_or_still_believable(value, key):
     try:
-        made = oci.parse_manifest(json.dumps({**GOOD, key: value}).encode())
+        manifest = oci.parse_manifest(json.dumps({**GOOD, key: value}).encode())
     except BadInput:
         return
     assert all(
-        layer.size_bytes >= 0 and layer.digest.startswith("sha256:") for layer in made.layers
+        layer.size_bytes >= 0 and layer.digest.startswith("sha256:") for layer in manifest.layers
     )
 
 

@@ -62,13 +62,13 @@ def test_the_steps_leave_a_root_directory_and_its_config(tmp_path, source, ledge
 def test_faults_that_a_client_survives_are_survived(tmp_path, source, ledger, fault):
     root, manifest = source
     with serving("registry", root, ledger=ledger, faults=[fault]) as served:
-        made, facts = pull.pull_into(
+        pulled, facts = pull.pull_into(
             Layout(tmp_path / "got"),
             f"{served.url}/{tiny.REFERENCE}",
             client=Client(retry=FAST),
         )
-    assert made == manifest and facts["retries"] >= 1
-    for blob in Layout(tmp_path / "got").blobs(made):
+    assert pulled == manifest and facts["retries"] >= 1
+    for blob in Layout(tmp_path / "got").blobs(pulled):
         assert (
             oci.digest_of(Layout(tmp_path / "got").blob_path(blob.digest).read_bytes())
             == blob.digest
@@ -120,9 +120,9 @@ def test_a_reference_without_a_registry_is_refused(tmp_path):
 
 def test_the_warm_nodes_root_is_made_once_for_a_manifest(tmp_path):
     tiny.tiny_layout(tmp_path / "layout")
-    first, config = pull.ensure_rootfs(tmp_path / "layout", tiny.REFERENCE, tmp_path / "room")
+    first, config = pull.ensure_rootfs(tmp_path / "layout", tiny.REFERENCE, tmp_path / "roots")
     inode = first.stat().st_ino
-    again, _ = pull.ensure_rootfs(tmp_path / "layout", tiny.REFERENCE, tmp_path / "room")
+    again, _ = pull.ensure_rootfs(tmp_path / "layout", tiny.REFERENCE, tmp_path / "roots")
     assert (
         again == first
         and again.stat().st_ino == inode

@@ -206,20 +206,20 @@ def test_every_codec_unpacks_to_the_same_tree(bucket, layout, tmp_path):
 
     unpack_image(layout, layout.manifest(REFERENCE), tmp_path / "stock")
     for codec in push.CODECS:
-        made = Layout.create(tmp_path / codec)
-        push.recompress(layout, REFERENCE, made, codec)
-        push.publish_objects(bucket.app.disk.root, made, REFERENCE, prefix=codec)
+        recompressed = Layout.create(tmp_path / codec)
+        push.recompress(layout, REFERENCE, recompressed, codec)
+        push.publish_objects(bucket.app.disk.root, recompressed, REFERENCE, prefix=codec)
         facts = pull(bucket, codec, tmp_path / f"root-{codec}", tmp_path / "scratch")
         assert tree(tmp_path / f"root-{codec}") == tree(tmp_path / "stock")
         assert facts["requests"] > 5 and not (tmp_path / "scratch").exists()
 
 
 def test_recompressing_twice_gives_the_same_digests(layout, tmp_path):
-    made = [
+    manifests = [
         push.recompress(layout, REFERENCE, Layout.create(tmp_path / n), "zstd").as_bytes()
         for n in "ab"
     ]
-    assert made[0] == made[1]
+    assert manifests[0] == manifests[1]
 
 
 def test_a_push_sends_only_what_is_missing(bucket, layout):
@@ -271,13 +271,15 @@ def largest_size(layout):
 
 
 def test_a_layer_that_unpacks_to_something_else_is_refused(bucket, layout, tmp_path):
-    made = Layout.create(tmp_path / "forged")
-    manifest = push.recompress(layout, REFERENCE, made, "gzip")
-    config = json.loads(made.read_blob(manifest.config))
+    recompressed = Layout.create(tmp_path / "forged")
+    manifest = push.recompress(layout, REFERENCE, recompressed, "gzip")
+    config = json.loads(recompressed.read_blob(manifest.config))
     config["rootfs"]["diff_ids"][0] = digest(b"another")
-    forged = oci.Manifest(made.write_blob(json.dumps(config).encode(), oci.CONFIG), manifest.layers)
-    made.add(forged, REFERENCE)
-    push.publish_objects(bucket.app.disk.root, made, REFERENCE, prefix="forged")
+    forged = oci.Manifest(
+        recompressed.write_blob(json.dumps(config).encode(), oci.CONFIG), manifest.layers
+    )
+    recompressed.add(forged, REFERENCE)
+    push.publish_objects(bucket.app.disk.root, recompressed, REFERENCE, prefix="forged")
     with pytest.raises(TransferError, match="unpacked"):
         pull(bucket, "forged", tmp_path / "root", tmp_path / "scratch")
     assert not (tmp_path / "root").exists()

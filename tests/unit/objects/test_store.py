@@ -263,9 +263,7 @@ def test_the_labs_client_writes_lists_and_reads_in_signed_ranges(store, tmp_path
 def test_a_file_above_one_part_goes_up_in_parts_and_leaves_none_behind(
     store, tmp_path, monkeypatch
 ):
-    from labkit.objects import client as room
-
-    monkeypatch.setattr(room, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr("labkit.objects.client.PART_BYTES", 5 << 20)
     (tmp_path / "f").write_bytes(DATA)
     with open_bucket(
         "s3://lab/own", environment(store.url), retry=Retry(attempts=2, first_s=0.001)
