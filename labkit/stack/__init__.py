@@ -8,6 +8,7 @@ Lesson: notebooks/08_stacking.
 """
 
 from labkit.stack.compose import NAMED, Stack
-from labkit.stack.experiment import Experiment, experiment
+from labkit.stack.experiment import experiment
+from labkit.stack.spec import Experiment
 
 __all__ = ["NAMED", "Experiment", "Stack", "experiment"]

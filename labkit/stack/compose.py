@@ -152,46 +152,30 @@ def prepare(stack: Stack, subject: Subject, workspace: Any) -> dict[str, Artifac
 
 
 def compose(
-    stack: Stack,
-    artifacts: Mapping[str, Artifact],
-    *,
-    scenario: str,
-    link: str,
-    request: dict[str, Any],
-    expected_tokens: tuple[int, ...] | None,
-    subject: Subject,
-    timeout_s: float = 300.0,
-    server_args: tuple[str, ...] = (),
-    device: str = "cpu",
+    stack: Stack, artifacts: Mapping[str, Artifact], subject: Subject, plan: LaunchPlan
 ) -> LaunchPlan:
-    """The launch plan of one stack. Image, weights and device parts come before the step that
-    starts the process."""
-    if scenario not in SCENARIOS:
+    """The launch plan of one stack. `plan`: what is chosen for all arms alike – scenario, link,
+    request and its tokens, time-out, device, further arguments of the server.
+
+    Image, weights and device parts come before the step that starts the process."""
+    if plan.scenario not in SCENARIOS:
         raise BadInput(
-            f"no scenario {scenario!r}",
+            f"no scenario {plan.scenario!r}",
             fix="one of: " + ", ".join(f"{k} ({v})" for k, v in SCENARIOS.items()),
         )
     stack.refuse_nonsense()
-    stores = {
-        name: f"{url}/_labkit/stats#{paths}"
-        for name, url, paths in (
-            ("registry", subject.registry, "/v2/"),
-            ("bucket", subject.bucket, "!/v2/"),
-        )
-        if url
-    }
+    stores = {}
+    if subject.registry:
+        stores["registry"] = f"{subject.registry}/_labkit/stats#/v2/"
     if subject.store:
         stores["bucket"] = INTERFACES
-    plan = LaunchPlan(
+    elif subject.bucket:
+        stores["bucket"] = f"{subject.bucket}/_labkit/stats#!/v2/"
+    plan = replace(
+        plan,
         stack={k: v for k, v in stack.layers.items() if v},
-        scenario=scenario,
-        link=link,
-        request=request,
-        expected_tokens=expected_tokens,
-        timeout_s=timeout_s,
         stat_urls=stores,
-        server_args=("--host", "127.0.0.1", "--port", "{port}", *server_args),
-        device=device,
+        server_args=("--host", "127.0.0.1", "--port", "{port}", *plan.server_args),
         state=PlanState(
             registry=subject.registry,
             bucket=subject.bucket,

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from labkit.core.ledger import Ledger
+from labkit.core.plan import LaunchPlan
 from labkit.core.trial import TrialOptions, run_trial
 from labkit.core.workspace import Workspace
 from labkit.stack.compose import Stack, compose, judge, prepare
-from labkit.stack.experiment import PROMPT
+from labkit.stack.spec import PROMPT
 from labkit.subject import checkpoint, reference
 from labkit.technique import Subject
 
@@ -36,11 +37,13 @@ def trial(home, subject, tmp_path, monkeypatch):
         plan = compose(
             stack,
             prepare(stack, subject, home),
-            scenario="hot-node",
-            link="loopback",
-            subject=subject,
-            request={"prompt": PROMPT, "max_tokens": 8},
-            expected_tokens=tuple(reference.reference_tokens(subject.model_dir, PROMPT, 8)),
+            subject,
+            LaunchPlan(
+                {},
+                "hot-node",
+                request={"prompt": PROMPT, "max_tokens": 8},
+                expected_tokens=tuple(reference.reference_tokens(subject.model_dir, PROMPT, 8)),
+            ),
         )
         with Ledger.open(home) as ledger:
             made = run_trial(

@@ -18,6 +18,7 @@ import pytest
 
 from labkit.core import host
 from labkit.core.ledger import Ledger, marked_pids
+from labkit.core.plan import LaunchPlan
 from labkit.core.subprocess_call import run_in_subprocess
 from labkit.core.trial import TrialOptions, free_port, run_trial
 from labkit.core.workspace import Workspace
@@ -25,7 +26,8 @@ from labkit.image import build
 from labkit.net.serving import Served, serving
 from labkit.objects.publish import publish_model
 from labkit.stack.compose import Stack, compose, judge, prepare
-from labkit.stack.experiment import PROMPT, _model_and_answer
+from labkit.stack.preparation import _model_and_answer
+from labkit.stack.spec import PROMPT
 from labkit.technique import Artifact, Subject, technique
 
 pytestmark = pytest.mark.needs("fuse")
@@ -59,12 +61,15 @@ class Ready:
         made = compose(
             self.stack,
             self.artifacts,
-            scenario="fresh-node",
-            link=LINK,
-            subject=replace(self.subject, registry=url, bucket=url),
-            request={"prompt": PROMPT, "max_tokens": 4},
-            expected_tokens=self.tokens,
-            timeout_s=120,
+            replace(self.subject, registry=url, bucket=url),
+            LaunchPlan(
+                {},
+                "fresh-node",
+                LINK,
+                request={"prompt": PROMPT, "max_tokens": 4},
+                expected_tokens=self.tokens,
+                timeout_s=120,
+            ),
         )
         steps = [
             replace(s, args={**s.args, "options": list(options)}) if s.phase == "mount" else s

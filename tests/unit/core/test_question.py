@@ -22,7 +22,7 @@ from labkit.lessons import baseline
 from labkit.stack import experiment
 from labkit.stack.claims import claims
 from labkit.stack.compose import Stack
-from labkit.stack.experiment import Experiment
+from labkit.stack.spec import Experiment
 
 STACK = "no-image"
 

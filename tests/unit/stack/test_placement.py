@@ -15,8 +15,8 @@ from labkit.errors import BadInput
 from labkit.stack import placement
 from labkit.stack.ablate import candidates
 from labkit.stack.compose import Stack
-from labkit.stack.experiment import Experiment
 from labkit.stack.placement import place
+from labkit.stack.spec import Experiment
 from labkit.viz import captions
 from labkit.viz.text_summary import text
 

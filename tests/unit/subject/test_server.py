@@ -395,7 +395,7 @@ def test_a_reference_says_where_it_was_computed(model, workspace):
 def test_tokens_of_a_gpus_servers_are_compared_with_a_gpus_reference_or_it_says_why_not(
     model, workspace, monkeypatch
 ):
-    from labkit.stack.experiment import _model_and_answer
+    from labkit.stack.preparation import _model_and_answer
 
     asked = []
     monkeypatch.setattr(
