@@ -12,12 +12,11 @@ import shutil
 import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from labkit.core.control_call import call
 from labkit.core.ledger import Ledger, remove_tree
 from labkit.errors import LabError, TransferError
 from labkit.image.containerd import running
@@ -125,9 +124,8 @@ def docker_registry(
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
-            return answer.status == 200
-    except (OSError, urllib.error.URLError):
+        return call(url, timeout_s=2.0)[0] == 200
+    except OSError:
         return False
 
 

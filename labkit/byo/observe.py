@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import http.client
 import os
 import select
 import struct
@@ -32,6 +31,7 @@ from pathlib import Path
 
 from labkit.byo.servers import ServerKind
 from labkit.core import proc, timeline
+from labkit.core.control_call import call, http_url
 
 POLL_S = 0.01
 #: In every process before its own work begins; the dynamic linker and what it always brings.
@@ -230,14 +230,10 @@ class StartObserver:
 
 
 def _status(host: str, port: int, path: str) -> int:
-    connection = http.client.HTTPConnection(host, port, timeout=2)
     try:
-        connection.request("GET", path)
-        return connection.getresponse().status
-    except (OSError, http.client.HTTPException):
+        return call(http_url(host, port, path), timeout_s=2.0)[0]
+    except OSError:
         return 0
-    finally:
-        connection.close()
 
 
 def look_at(pids: Sequence[int]) -> ProcSample:

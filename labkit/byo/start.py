@@ -11,14 +11,12 @@ Lesson: notebooks/09_decide."""
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
 import subprocess
 import threading
 import time
-import urllib.request
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +24,7 @@ from typing import Any
 from labkit.byo.observe import StartObserver, listening
 from labkit.byo.own_server import OwnServer
 from labkit.core import client, observe, proc, secrets, timeline
+from labkit.core.control_call import call_json, http_url
 from labkit.core.ledger import MARK, Ledger
 from labkit.errors import BadInput, TrialError
 
@@ -188,10 +187,8 @@ def _listed_model(server: OwnServer) -> dict[str, str]:
     """The name of the model, as /v1/models lists it; one that speaks of the weights' path before
     others."""
     with contextlib.suppress(OSError, ValueError, KeyError, IndexError, TypeError):
-        with urllib.request.urlopen(
-            f"http://{server.host}:{server.port}{server.base}/models", timeout=10
-        ) as reply:
-            listed = [str(m["id"]) for m in json.loads(reply.read())["data"]]
+        url = http_url(server.host, server.port, server.base + "/models")
+        listed = [str(m["id"]) for m in call_json(url, timeout_s=10.0)["data"]]
         return {"model": next((m for m in listed if server.weights.name in m), listed[0])}
     return {}
 

@@ -8,15 +8,14 @@ notebooks/01_anatomy."""
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import threading
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from labkit.core import cold, proc, secrets, timeline
+from labkit.core.control_call import call_json
 from labkit.core.ledger import Ledger
 from labkit.core.plan import LaunchPlan
 
@@ -47,11 +46,6 @@ def residency_after(plan: LaunchPlan) -> dict[str, Any]:
     return cold.residency(plan.cold_paths).as_json() if plan.cold_paths else {}
 
 
-def _get(url: str, timeout_s: float = 5.0) -> Any:
-    with urllib.request.urlopen(url, timeout=timeout_s) as reply:
-        return json.loads(reply.read())
-
-
 def store_counters(plan: LaunchPlan) -> dict[str, dict[str, Any]]:
     """Counters of each store. A fragment of the URL keeps the paths below a prefix (`#/v2/`), or
     those that are not (`#!/v2/`): registry and bucket are one server where the node's one link
@@ -65,7 +59,7 @@ def store_counters(plan: LaunchPlan) -> dict[str, dict[str, Any]]:
             found[name] = {"requests": 0, "bytes_sent": received_bytes()}
             continue
         with contextlib.suppress(OSError, ValueError):
-            counters = read[address] = read.get(address) or _get(address)
+            counters = read[address] = read.get(address) or call_json(address)
             found[name] = _of_paths(counters, prefix) if prefix else counters
     return found
 
@@ -113,7 +107,7 @@ def identity(port: int) -> dict[str, Any]:
     """Which process answered: its own pid, boot nonce and start (`/_labkit/identity`); empty for a
     server that is not ours."""
     with contextlib.suppress(OSError, ValueError):
-        return _get(f"http://127.0.0.1:{port}/_labkit/identity", 2.0)
+        return call_json(f"http://127.0.0.1:{port}/_labkit/identity", timeout_s=2.0)
     return {}
 
 

@@ -12,14 +12,13 @@ notebooks/03_lazy_pull."""
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from labkit.core.control_call import call_json
 from labkit.core.plan import StepContext
 from labkit.core.proc import mounts
 from labkit.errors import TrialError
@@ -50,11 +49,8 @@ class _Pulling:
 
 
 def _sent_bytes(ctx: StepContext) -> int:
-    with (
-        contextlib.suppress(OSError, ValueError),
-        urllib.request.urlopen(ctx.state.registry + "/_labkit/stats", timeout=5) as reply,
-    ):
-        return blob_traffic(json.loads(reply.read())).bytes_sent
+    with contextlib.suppress(OSError, ValueError):
+        return blob_traffic(call_json(ctx.state.registry + "/_labkit/stats")).bytes_sent
     return -1
 
 

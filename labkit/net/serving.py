@@ -14,7 +14,6 @@ Lesson: notebooks/02_image_pull.
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import select
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import secrets
+from labkit.core.control_call import call
 from labkit.core.interpreter import module
 from labkit.core.ledger import current
 from labkit.errors import BadInput, LabError
@@ -79,19 +79,20 @@ class Served:
         return self._ask("POST", "faults", json.dumps({"faults": list(faults), "seed": seed}))
 
     def _ask(self, method: str, what: str, body: str = "") -> dict[str, Any]:
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=10)
         try:
-            connection.request(method, f"/_labkit/{what}", body.encode() or None, CONTROL)
-            answer = connection.getresponse()
-            raw = answer.read()
-        except (OSError, http.client.HTTPException) as error:
+            status, raw = call(
+                f"{self.url}/_labkit/{what}",
+                method=method,
+                body=body.encode() or None,
+                headers=CONTROL,
+                timeout_s=10.0,
+            )
+        except OSError as error:
             raise LabError(
                 f"the {self.kind} at {self.url} does not answer: {error}",
                 fix="it may have been stopped; start it again",
             ) from None
-        finally:
-            connection.close()
-        if answer.status != 200:
+        if status != 200:
             raise BadInput(raw.decode("utf-8", "replace").strip())
         return json.loads(raw)
 

@@ -22,7 +22,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from typing import Any
 
 from labkit.core import client, cold, exits, interpreter, ledger, timeline
 from labkit.core.beside import scratch
+from labkit.core.control_call import call_json
 from labkit.core.host import cpu_features
 from labkit.core.proc import children, environ, read_text, start_time
 from labkit.core.trial import free_port
@@ -57,13 +57,12 @@ class Running:
 
 
 def get(port: int, path: str, *, post: bool = False, timeout_s: float = 30) -> dict[str, Any]:
-    request = urllib.request.Request(
+    return call_json(
         f"http://127.0.0.1:{port}{path}",
-        data=b"" if post else None,
-        headers={"Connection": "close", **CONTROL},
+        method="POST" if post else "GET",
+        headers=CONTROL,
+        timeout_s=timeout_s,
     )
-    with urllib.request.urlopen(request, timeout=timeout_s) as reply:
-        return json.loads(reply.read())
 
 
 def first_tokens(

@@ -12,13 +12,13 @@ import contextlib
 import json
 import socket
 import time
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from labkit.core.beside import becoming, scratch
+from labkit.core.control_call import call_json
 from labkit.core.ledger import MARK
 from labkit.core.plan import LaunchPlan, Step, StepContext
 from labkit.core.workspace import Workspace
@@ -77,17 +77,12 @@ def record_start(
 
 def _first_token(port: int, ctx: StepContext) -> None:
     body = json.dumps({"prompt": "The first token", "max_tokens": 2}).encode()
+    url, headers = f"http://127.0.0.1:{port}/v1/completions", {"Content-Type": "application/json"}
     until = time.monotonic() + START_S
     while time.monotonic() < until:
         with contextlib.suppress(OSError):
-            request = urllib.request.Request(
-                f"http://127.0.0.1:{port}/v1/completions",
-                body,
-                {"Content-Type": "application/json"},
-            )
-            with urllib.request.urlopen(request, timeout=START_S) as answer:
-                answer.read()
-                return
+            call_json(url, method="POST", body=body, headers=headers, timeout_s=START_S)
+            return
         server = ctx.state.server_process
         if server is not None and server.poll() is not None:
             break
