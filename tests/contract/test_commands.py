@@ -692,6 +692,26 @@ def test_an_ordinary_user_without_a_workspace_is_refused_by_every_command(
         assert any("LABKIT_HOME" in one.err for one in ended if one.leaf == "snapshot list")
 
 
+# -- what a stack is made of -----------------------------------------------------------------------
+
+
+def test_how_the_model_is_built_is_chosen_on_the_command_line(monkeypatch, capsys, tmp_path):
+    """On a hot node: this process may have torch mapped, and a cold state is proven by nobody
+    having it."""
+    monkeypatch.setenv("LABKIT_HOME", str(tmp_path / "home"))
+    stacks = {f"image=host-env,process=process,init={init}": init for init in ("random", "meta")}
+    options = "--preset tiny --scenario hot-node --blocks 1 --json --out"
+    code = cli.main(["run", *stacks, *options.split(), str(tmp_path / "run.json")])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    doc = json.loads(said.out.splitlines()[-1])
+    assert [row["stack"]["init"] for row in doc["results"]] == list(stacks.values()), doc
+    run = json.loads((tmp_path / "run.json").read_text())
+    for trial in run["trials"]:
+        (evidence,) = (e for e in trial["evidence"] if e["layer"] == "init")
+        assert evidence["engaged"] and evidence["facts"]["init"] == stacks[trial["arm"]]
+
+
 # -- what is not the caller's mistake --------------------------------------------------------------
 
 
