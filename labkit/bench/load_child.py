@@ -148,7 +148,8 @@ def child(loader_name: str, model_source: str, device: str, options: str) -> Non
 
     from labkit.core.observe import resident_bytes
     from labkit.subject.config import LlamaConfig
-    from labkit.subject.llama import Llama, generate
+    from labkit.subject.decode import generate
+    from labkit.subject.llama import Llama
 
     if loader_name not in LOADERS:  # another package's: it joins the catalog there
         importlib.import_module("labkit.weights.techniques")

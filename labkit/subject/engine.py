@@ -26,8 +26,10 @@ from typing import Any
 
 import torch
 
+from labkit.core import proc
 from labkit.subject.api import APIError, Completion
-from labkit.subject.llama import KVCache, Llama, Step, generate
+from labkit.subject.decode import Step, generate
+from labkit.subject.llama import KVCache, Llama
 from labkit.subject.tokenizer import Tokenizer
 
 
@@ -101,19 +103,16 @@ class Engine:
     def warm_up(self, tokens: int) -> int:
         """Make `tokens` tokens from a one-token prompt; returns how many."""
         start = self.model.config.bos_token_id or 0
-        made = (
-            sum(
-                1 for _ in generate(self.model, [start], tokens, cache=self.cache(), step=self.step)
-            )
-            if tokens
-            else 0
-        )
+        count = 0
+        if tokens:
+            answer = generate(self.model, [start], tokens, cache=self.cache(), step=self.step)
+            count = sum(1 for _ in answer)
         if self.model.device.type == "cuda":
             torch.cuda.synchronize()
-        return made
+        return count
 
     def ids_of(self, request: Completion) -> list[int]:
-        """The prompt as ids. Raises Refused."""
+        """The prompt as ids. Raises APIError."""
         ids = (
             list(request.prompt)
             if not isinstance(request.prompt, str)
@@ -132,7 +131,7 @@ class Engine:
         return ids
 
     def answer(self, request: Completion) -> Iterator[Piece]:
-        """Tokens as they are made. Raises Refused before the first one. Closing the iterator stops
+        """Tokens as they are made. Raises APIError before the first one. Closing the iterator stops
         the work."""
         ids = self.ids_of(request)
         out: queue.SimpleQueue[Piece | BaseException | None] = queue.SimpleQueue()
@@ -179,7 +178,11 @@ class Engine:
                 visible = text if last or ended or cut >= 0 else text.rstrip("\ufffd")
                 new = visible[len(shown) :] if visible.startswith(shown) else ""
                 shown = visible if visible.startswith(shown) else shown
-                finish = "stop" if ended or cut >= 0 else "length" if last else None
+                finish = None
+                if ended or cut >= 0:
+                    finish = "stop"
+                elif last:
+                    finish = "length"
                 out.put(Piece(token, new, logprob, len(ids), finish))
                 if finish or stopped.is_set():
                     return
@@ -228,7 +231,7 @@ class Engine:
     def shrink(self) -> dict[str, Any]:
         """Give back what a snapshot need not hold: the KV cache, garbage, freed heap pages, the
         device allocator's cache."""
-        before = _resident_bytes()
+        before = proc.status_bytes("self", "VmRSS")[0]
         freed = self._cache.size_bytes if self._cache else 0
         self._cache, self._shrunk = None, True
         if self._graphed:  # recorded over the cache that goes: without this they would keep it
@@ -244,7 +247,7 @@ class Engine:
         return {
             "kv_cache_bytes": freed,
             "resident_before_bytes": before,
-            "resident_after_bytes": _resident_bytes(),
+            "resident_after_bytes": proc.status_bytes("self", "VmRSS")[0],
         }
 
     def reseed(self) -> dict[str, Any]:
@@ -254,9 +257,3 @@ class Engine:
         random.seed(os.urandom(16))
         self.reseeded += 1
         return {"reseeded": self.reseeded}
-
-
-def _resident_bytes() -> int:
-    with contextlib.suppress(OSError, ValueError), open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 0

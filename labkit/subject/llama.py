@@ -7,28 +7,28 @@ Parameters carry the public checkpoint names, so that a state dict is a checkpoi
 first drawn at random, as torch's layers do by default, and thrown away on load: the naive start
 pays for both.
 
-The limit of decoding one token is reading every weight once: bytes ÷ memory bandwidth.
+Tokens out of it: `labkit.subject.decode`. The limit of a pass over one token is reading every
+weight once: bytes ÷ memory bandwidth.
 
     with torch.device("meta"):
         model = Llama(LlamaConfig.from_dir(DIR), dtype=torch.bfloat16)
     ...load...
-    list(generate_greedy(model.finish(), prompt_ids, max_tokens=8))
+    logits = model.finish()(prompt_ids)
 
 Lesson: notebooks/01_anatomy.
 """
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labkit.errors import BadInput
-from labkit.subject.config import LlamaConfig, Rope
+from labkit.subject.config import LlamaConfig
+from labkit.subject.rotary import rotary_tables, rotate
 
 
 class RMSNorm(nn.Module):
@@ -66,12 +66,13 @@ class KVCache:
     def __init__(self, config: LlamaConfig, context: int, device: torch.device, dtype: torch.dtype):
         shape = (1, config.num_key_value_heads, context, config.head_dim)
         self.context = context
-        self.keys = [
-            torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)
-        ]
-        self.values = [
-            torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)
-        ]
+        self.keys, self.values = (
+            [
+                torch.zeros(shape, device=device, dtype=dtype)
+                for _ in range(config.num_hidden_layers)
+            ]
+            for _ in range(2)
+        )
 
     @property
     def size_bytes(self) -> int:
@@ -82,10 +83,8 @@ class Attention(nn.Module):
     def __init__(self, config: LlamaConfig, layer: int, dtype: torch.dtype | None):
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
-        q, kv = (
-            config.num_attention_heads * config.head_dim,
-            config.num_key_value_heads * config.head_dim,
-        )
+        q = config.num_attention_heads * config.head_dim
+        kv = config.num_key_value_heads * config.head_dim
         self.q_proj = Linear(config.hidden_size, q, bias=config.qkv_bias, dtype=dtype)
         self.k_proj = Linear(config.hidden_size, kv, bias=config.qkv_bias, dtype=dtype)
         self.v_proj = Linear(config.hidden_size, kv, bias=config.qkv_bias, dtype=dtype)
@@ -206,14 +205,14 @@ class Llama(nn.Module):
     def placement(self) -> dict[str, int]:
         """Where the parameters are: how many, how many of them on a GPU, their bytes there, and
         what torch's allocator holds and held there at most."""
-        mine = list(self.parameters())
-        there = [p for p in mine if p.is_cuda]
+        parameters = list(self.parameters())
+        on_gpu = [p for p in parameters if p.is_cuda]
         facts = {
-            "parameters": len(mine),
-            "device_parameters": len(there),
-            "device_bytes": sum(p.nbytes for p in there),
+            "parameters": len(parameters),
+            "device_parameters": len(on_gpu),
+            "device_bytes": sum(p.nbytes for p in on_gpu),
         }
-        if there:
+        if on_gpu:
             facts |= {
                 "allocated_bytes": torch.cuda.memory_allocated(),
                 "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
@@ -270,107 +269,3 @@ def prefer_flash() -> str:
         if os.environ[CUDNN_LAST] in ("", "0")
         else "attention by cuDNN last"
     )
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + head_dim/2) by its position's angle: the public checkpoints' "rotate
-    half" layout."""
-    low, high = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-high, low), dim=-1) * sin
-
-
-def inverse_frequencies(rope: Rope, head_dim: int) -> Tensor:
-    """Radians per position of each pair, (head_dim/2,) float32. llama3: wavelengths beyond the
-    original context are stretched by `factor`, short ones kept, those between blended (Llama 3.1
-    model card)."""
-    frequencies = 1.0 / (
-        rope.theta
-        ** (torch.arange(0, head_dim, 2, dtype=torch.int64, device="cpu").float() / head_dim)
-    )
-    if rope.kind == "linear":
-        return frequencies / rope.factor
-    if rope.kind == "llama3":
-        wavelength = 2 * math.pi / frequencies
-        longest, shortest = (
-            rope.original_max_position / rope.low_freq_factor,
-            rope.original_max_position / rope.high_freq_factor,
-        )
-        blend = (rope.original_max_position / wavelength - rope.low_freq_factor) / (
-            rope.high_freq_factor - rope.low_freq_factor
-        )
-        between = (1 - blend) * frequencies / rope.factor + blend * frequencies
-        return torch.where(
-            wavelength > longest,
-            frequencies / rope.factor,
-            torch.where(wavelength < shortest, frequencies, between),
-        )
-    return frequencies
-
-
-def rotary_tables(
-    config: LlamaConfig, context: int, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """cos and sin, (context, head_dim), computed in float32 and kept in the model's dtype."""
-    angles = torch.outer(
-        torch.arange(context, dtype=torch.float32, device="cpu"),
-        inverse_frequencies(config.rope, config.head_dim),
-    )
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().to(device, dtype), angles.sin().to(device, dtype)
-
-
-Step = Callable[[Tensor, Tensor, KVCache, "int | None"], Tensor]
-
-
-@torch.inference_mode()
-def generate(
-    model: Llama,
-    prompt_ids: Sequence[int],
-    max_tokens: int,
-    *,
-    cache: KVCache | None = None,
-    temperature: float = 0.0,
-    eos: Sequence[int] = (),
-    step: Step | None = None,
-) -> Iterator[tuple[int, float]]:
-    """Yield (token id, its log probability). `step` replaces the decode step (a compiled one); it
-    is called with reach=None."""
-    context = cache.context if cache else len(prompt_ids) + max_tokens
-    cache = cache or model.new_cache(context)
-    ids = torch.tensor([list(prompt_ids)], device=model.device)
-    logits = model(
-        ids, torch.arange(ids.shape[1], device=model.device), cache, ids.shape[1], last_only=True
-    )
-    for at in range(len(prompt_ids), len(prompt_ids) + max_tokens):
-        token, log_probability = choose(logits[0, -1].float(), temperature)
-        yield token, log_probability
-        if token in eos or at + 1 >= min(context, len(prompt_ids) + max_tokens):
-            return
-        ids, position = (
-            torch.tensor([[token]], device=model.device),
-            torch.tensor([at], device=model.device),
-        )
-        logits = step(ids, position, cache, None) if step else model(ids, position, cache, at + 1)
-
-
-def choose(logits: Tensor, temperature: float) -> tuple[int, float]:
-    """Greedy at temperature 0, else a draw from torch's global generator (what a snapshot clones;
-    see /_labkit/reseed)."""
-    if temperature > 0:
-        token = int(torch.multinomial(torch.softmax(logits / temperature, -1), 1))
-    else:
-        token = int(logits.argmax())
-    return token, float(logits[token] - logits.logsumexp(-1))
-
-
-def generate_greedy(
-    model: Llama,
-    prompt_ids: Sequence[int],
-    max_tokens: int,
-    *,
-    cache: KVCache | None = None,
-    eos: Sequence[int] = (),
-) -> Iterator[int]:
-    """Yield token ids, greedily, with a KV cache of just the size needed."""
-    for token, _ in generate(model, prompt_ids, max_tokens, cache=cache, eos=eos):
-        yield token

@@ -26,12 +26,14 @@ from labkit.errors import BadInput, LabError
 
 
 def _key(directory: Path, question: dict[str, Any]) -> str:
-    made = hashlib.sha256(json.dumps(question, sort_keys=True).encode())
+    state = hashlib.sha256(json.dumps(question, sort_keys=True).encode())
     for file in sorted(p for p in directory.iterdir() if p.is_file()):
         stat = file.stat()
-        made.update(f"{file.name}:{stat.st_size}:".encode())
-        made.update(file.read_bytes() if stat.st_size < 1 << 20 else str(stat.st_mtime_ns).encode())
-    return made.hexdigest()[:24]
+        state.update(f"{file.name}:{stat.st_size}:".encode())
+        state.update(
+            file.read_bytes() if stat.st_size < 1 << 20 else str(stat.st_mtime_ns).encode()
+        )
+    return state.hexdigest()[:24]
 
 
 def reference(
@@ -112,7 +114,8 @@ def compute(directory: str, question: dict[str, Any]) -> dict[str, Any]:
 
     from labkit.subject import plain
     from labkit.subject.config import LlamaConfig
-    from labkit.subject.llama import Llama, generate
+    from labkit.subject.decode import generate
+    from labkit.subject.llama import Llama
     from labkit.subject.tokenizer import Tokenizer
 
     config = LlamaConfig.from_dir(directory)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from labkit.core import proc
 from labkit.core.timeline import span
 from labkit.weights.loaders.download import local_shards, refusing
 from labkit.weights.loaders.placing import Placer, with_index
@@ -21,18 +22,18 @@ def load(model: Any, source: str, device: str = "cpu", **_: Any) -> dict[str, An
 
         if device.startswith("cuda"):
             runtime_of_torch()
-    with local_shards(source, "safetensors") as here:
+    with local_shards(source, "safetensors") as checkpoint:
         placer = Placer(model, device)
         with (
             span("load.read"),
-            refusing(here.paths[0].parent),
+            refusing(checkpoint.paths[0].parent),
             fastsafe_open(
-                [str(p) for p in here.paths], device=with_index(device), nogds=True
+                [str(p) for p in checkpoint.paths], device=with_index(device), nogds=True
             ) as files,
         ):
             for name in files.keys():  # noqa: SIM118 - not a dict
                 placer.put(name, files.get_tensor(name))
-        return placer.finish() | here.facts("fastsafetensors")
+        return placer.finish() | checkpoint.facts("fastsafetensors")
 
 
 def runtime_of_torch() -> str:
@@ -46,12 +47,11 @@ def runtime_of_torch() -> str:
         return ""
     except OSError:
         pass
-    with open("/proc/self/maps") as maps:
-        here = next((line.split(None, 5)[5].strip() for line in maps if "libcudart.so" in line), "")
-    if here:
+    library = next((path for path in proc.mapped_files() if "libcudart.so" in path), "")
+    if library:
         from fastsafetensors import cpp
         from fastsafetensors.copier import nogds
 
-        cpp.load_library_functions(here)
+        cpp.load_library_functions(library)
         nogds._loaded_library = True
-    return here
+    return library

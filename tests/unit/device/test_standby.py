@@ -18,7 +18,8 @@ from labkit.device.graph_techniques import BATCHES
 from labkit.errors import BadInput, MissingCapability
 from labkit.subject import graphs
 from labkit.subject.config import LlamaConfig
-from labkit.subject.llama import Llama, generate
+from labkit.subject.decode import generate
+from labkit.subject.llama import Llama
 from labkit.technique import Artifact, technique
 
 PROMPT = [3, 1, 4, 1, 5]

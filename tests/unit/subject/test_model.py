@@ -12,7 +12,8 @@ transformers = pytest.importorskip(
 
 from labkit.subject import plain  # noqa: E402
 from labkit.subject.config import LlamaConfig  # noqa: E402
-from labkit.subject.llama import Llama, generate, generate_greedy  # noqa: E402
+from labkit.subject.decode import generate  # noqa: E402
+from labkit.subject.llama import Llama  # noqa: E402
 
 SHAPE = {
     "vocab_size": 300,
@@ -102,6 +103,10 @@ def test_logits_equal_transformers_to_1e_4_in_float32(pair):
         assert (theirs(ids).logits - ours(ids)).abs().max() < 1e-4
 
 
+def greedy(*arguments, **options):
+    return [token for token, _ in generate(*arguments, **options)]
+
+
 def test_greedy_tokens_with_our_cache_equal_transformers_own(pair):
     theirs, ours = pair
     ids = [0, 17, 230, 5]
@@ -113,22 +118,22 @@ def test_greedy_tokens_with_our_cache_equal_transformers_own(pair):
         eos_token_id=None,
         pad_token_id=0,
     )[0, len(ids) :].tolist()
-    assert list(generate_greedy(ours, ids, 12)) == expected
+    assert greedy(ours, ids, 12) == expected
 
 
 def test_static_decode_step_gives_the_same_tokens_as_the_growing_one(pair):
     _, ours = pair
     cache = ours.new_cache(64)
     static = [t for t, _ in generate(ours, [0, 17, 230, 5], 12, cache=cache, step=ours.forward)]
-    assert static == list(generate_greedy(ours, [0, 17, 230, 5], 12))
+    assert static == greedy(ours, [0, 17, 230, 5], 12)
 
 
 def test_a_cache_used_before_does_not_change_the_answer(pair):
     _, ours = pair
     cache = ours.new_cache(64)
-    first = list(generate_greedy(ours, [0, 9, 8, 7, 6, 5], 20, cache=cache))
-    list(generate_greedy(ours, [0] + [100] * 30, 20, cache=cache))
-    assert list(generate_greedy(ours, [0, 9, 8, 7, 6, 5], 20, cache=cache)) == first
+    first = greedy(ours, [0, 9, 8, 7, 6, 5], 20, cache=cache)
+    greedy(ours, [0] + [100] * 30, 20, cache=cache)
+    assert greedy(ours, [0, 9, 8, 7, 6, 5], 20, cache=cache) == first
 
 
 def test_parameter_names_and_shapes_are_the_public_ones(pair):

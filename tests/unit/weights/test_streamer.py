@@ -397,15 +397,13 @@ def test_a_tensor_on_a_numbered_device_is_on_the_device_that_was_asked_for(monke
 
 
 def test_a_runtime_that_only_torch_has_is_shown_to_fastsafetensors(monkeypatch):
-    import builtins
     import ctypes
-    import io
     import sys
     import types
 
     from labkit.weights.loaders import fast
 
-    told, maps = [], "7f00-7f01 r-xp 00000000 fe:00 1 /env/nvidia/cu13/lib/libcudart.so.13\n"
+    library, loaded = "/env/nvidia/cu13/lib/libcudart.so.13", []
     package, cpp, copier, nogds = (
         types.ModuleType(n)
         for n in (
@@ -415,28 +413,18 @@ def test_a_runtime_that_only_torch_has_is_shown_to_fastsafetensors(monkeypatch):
             "fastsafetensors.copier.nogds",
         )
     )
-    cpp.load_library_functions, package.cpp, copier.nogds = told.append, cpp, nogds
-    for made in (package, cpp, copier, nogds):
-        monkeypatch.setitem(sys.modules, made.__name__, made)
-    real_open = builtins.open
-    monkeypatch.setattr(
-        builtins,
-        "open",
-        lambda path, *a, **k: (
-            io.StringIO(maps) if path == "/proc/self/maps" else real_open(path, *a, **k)
-        ),
-    )
+    cpp.load_library_functions, package.cpp, copier.nogds = loaded.append, cpp, nogds
+    for module in (package, cpp, copier, nogds):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(fast.proc, "mapped_files", lambda: iter([library]))
     monkeypatch.setattr(ctypes, "CDLL", lambda name: None)
-    assert fast.runtime_of_torch() == "" and not told, "a toolkit's runtime is found by itself"
+    assert fast.runtime_of_torch() == "" and not loaded, "a toolkit's runtime is found by itself"
 
     def not_there(name):
         raise OSError(name)
 
     monkeypatch.setattr(ctypes, "CDLL", not_there)
-    assert (
-        fast.runtime_of_torch() == "/env/nvidia/cu13/lib/libcudart.so.13" == told[0]
-        and nogds._loaded_library is True
-    )
+    assert fast.runtime_of_torch() == library == loaded[0] and nogds._loaded_library is True
 
 
 def test_the_first_error_ends_all_threads():
