@@ -8,10 +8,10 @@ import json
 import pytest
 
 from labkit.device import cuda_checkpoint as cuda
-from labkit.device import gpu_trials
+from labkit.device import gpu_plans, gpu_trials
 from labkit.device.fake_driver import FakeDriver
 
-PLANS = gpu_trials.PLANS
+PLANS = gpu_plans.PLANS
 
 
 def fine(name, command, environment, limit_s):
@@ -82,7 +82,13 @@ def test_a_trial_that_failed_in_part_does_not_stop_what_comes_after_it(tmp_path)
 
 
 def test_only_some_bring_what_they_need(tmp_path):
-    record = gpu_trials.run(tmp_path, "second", only=("decode",), execute=fine, has_gpu=True)
+    record = gpu_trials.run(
+        tmp_path,
+        "second",
+        gpu_trials.Selection(only=("decode",)),
+        execute=fine,
+        has_gpu=True,
+    )
     assert [t["name"] for t in record["trials"]] == ["model", "decode"]
 
 
@@ -93,7 +99,9 @@ def test_the_shape_and_the_folder_reach_the_command(tmp_path):
         asked[name] = command
         return fine(name, command, *rest)
 
-    gpu_trials.run(tmp_path, "second", preset="tiny", execute=execute, has_gpu=True)
+    gpu_trials.run(
+        tmp_path, "second", gpu_trials.Selection(preset="tiny"), execute=execute, has_gpu=True
+    )
     assert "tiny" in asked["stack"] and f"{tmp_path}/stack-tiny.json" in asked["stack"]
     assert not [a for command in asked.values() for a in command if "{" in a]
 
