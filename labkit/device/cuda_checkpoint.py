@@ -88,7 +88,10 @@ def step(
     began = timeline.now_s()
     try:
         with timeline.span(f"cuda.{action}", pid=pid):
-            driver.lock(pid, timeout_ms) if action == "lock" else getattr(driver, action)(pid)
+            if action == "lock":
+                driver.lock(pid, timeout_ms)
+            else:
+                getattr(driver, action)(pid)
     except DriverRefused as error:
         now = _state(driver, pid)
         if action == "restore" and any(name in str(error) for name in _SPOILED):
@@ -164,7 +167,7 @@ def sequence(
     actions: tuple[str, ...],
     *,
     timeout_ms: int = 0,
-    between: Callable[[str], Any] | None = None,
+    between: Callable[[str], object] | None = None,
 ) -> Steps:
     """Steps in order; a failure undoes those that were taken. `between(action)` is called after
     each and may fail as well."""

@@ -20,10 +20,13 @@ import os
 import time
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit.device.driver_states import TRANSITIONS, DriverRefused
 from labkit.device.host_memory import HostMemory
+
+if TYPE_CHECKING:
+    import torch
 
 LABEL = "simulated driver, assumed latencies"
 # (seconds, bytes per second)
@@ -58,11 +61,11 @@ class FakeDriver:
     @classmethod
     def at(cls, path: str | os.PathLike[str]) -> FakeDriver:
         """State kept in a file: {"PID": {"state": "running", "bytes": 0}}."""
-        made = cls()
-        made.path = str(path)
+        driver = cls()
+        driver.path = str(path)
         if Path(path).exists():
-            made.processes = {int(k): v for k, v in json.loads(Path(path).read_text()).items()}
-        return made
+            driver.processes = {int(k): v for k, v in json.loads(Path(path).read_text()).items()}
+        return driver
 
     def knows(self, pid: int, size_bytes: int) -> None:
         """A process more, running, with so much of the device."""
@@ -147,14 +150,14 @@ class FakeMemory:
 
     def __init__(self, room_bytes: int | None = None):
         self.room_bytes = room_bytes
-        self._blocks: list[Any] = []
+        self._blocks: list[weakref.ref[_Block]] = []
 
-    def on_host(self, size_bytes: int) -> Any:
+    def on_host(self, size_bytes: int) -> HostMemory:
         import torch
 
         return HostMemory(torch.empty(size_bytes, dtype=torch.uint8), self.label)
 
-    def on_device(self, size_bytes: int) -> Any:
+    def on_device(self, size_bytes: int) -> torch.Tensor:
         import torch
 
         if self.room_bytes is not None and self.used_bytes() + size_bytes > self.room_bytes:

@@ -6,7 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Memory(Protocol):
@@ -17,7 +20,8 @@ class Memory(Protocol):
     device: str
 
     def on_host(self, size_bytes: int) -> HostMemory: ...
-    def on_device(self, size_bytes: int) -> Any: ...  # bytes; raises where the device has no room
+    # a tensor of bytes; raises where the device has too little memory
+    def on_device(self, size_bytes: int) -> torch.Tensor: ...
     def settle(self) -> None: ...  # wait for copies, give freed memory back to the driver
     def used_bytes(self) -> int: ...
 
@@ -27,6 +31,6 @@ class HostMemory:
     """`bytes`: a tensor. `how`: what kind of memory that is. `release` ends it; the tensor is not
     to be used any more."""
 
-    bytes: Any
+    bytes: torch.Tensor
     how: str
     release: Callable[[], Any] = lambda: None

@@ -25,16 +25,17 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from labkit.core import interpreter, timeline
 from labkit.core.observe import read_by_calls
 from labkit.core.plan import StepContext
+from labkit.device.arena import aligned, view
 from labkit.device.host_memory import HostMemory, Memory
 from labkit.errors import TrialError
 
-#: Where a parameter begins in the arena, as torch's own allocations do.
-ALIGNED_BYTES = 512
+if TYPE_CHECKING:
+    import torch
 
 
 class Cuda:
@@ -49,21 +50,21 @@ class Cuda:
         pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(OSError, AttributeError, ValueError):
             pages.madvise(mmap.MADV_HUGEPAGE)
-        made = torch.frombuffer(pages, dtype=torch.uint8)
+        memory = torch.frombuffer(pages, dtype=torch.uint8)
         runtime = torch.cuda.cudart()
         try:
-            torch.cuda.check_error(runtime.cudaHostRegister(made.data_ptr(), size, 0))
+            torch.cuda.check_error(runtime.cudaHostRegister(memory.data_ptr(), size, 0))
         except Exception as error:
             # a limit on locked memory, for one; then the driver copies through a buffer of its own
             return HostMemory(
-                made[:size_bytes],
+                memory[:size_bytes],
                 f"pageable: cudaHostRegister refused it ({type(error).__name__}: {error})"[:300],
             )
         return HostMemory(
-            made[:size_bytes], REGISTERED, lambda: runtime.cudaHostUnregister(made.data_ptr())
+            memory[:size_bytes], REGISTERED, lambda: runtime.cudaHostUnregister(memory.data_ptr())
         )
 
-    def on_device(self, size_bytes: int) -> Any:
+    def on_device(self, size_bytes: int) -> torch.Tensor:
         import torch
 
         return torch.empty(size_bytes, dtype=torch.uint8, device=self.device)
@@ -97,9 +98,9 @@ class Sleeping:
     """A model whose parameters are empty, and their bytes in one arena in host memory. `awake`:
     woken already."""
 
-    parameters: list[Any] = field(default_factory=list)
-    # offset, bytes, dtype, shape of each
-    places: list[tuple[int, int, Any, Any]] = field(default_factory=list)
+    parameters: list[torch.nn.Parameter] = field(default_factory=list)
+    # dtype, shape, offset of each
+    places: list[tuple[torch.dtype, torch.Size, int]] = field(default_factory=list)
     host: HostMemory | None = None
     size_bytes: int = 0
     awake: bool = False
@@ -118,7 +119,7 @@ class Sleeping:
             self.host = None
 
 
-def sleep(model: Any, memory: Memory) -> Sleeping:
+def sleep(model: torch.nn.Module, memory: Memory) -> Sleeping:
     """Copy every parameter into one arena in pinned memory, then let go of the device's. A copy
     that fails leaves the model as it was."""
     import torch
@@ -127,13 +128,13 @@ def sleep(model: Any, memory: Memory) -> Sleeping:
     parameters = list(model.parameters())
     places, end = [], 0
     for p in parameters:
-        size = p.numel() * p.element_size()
-        places.append((end, size, p.dtype, p.shape))
-        end += -(-size // ALIGNED_BYTES) * ALIGNED_BYTES
+        places.append((p.dtype, p.shape, end))
+        end += aligned(p.nbytes)
+    size_bytes = sum(p.nbytes for p in parameters)
     host = memory.on_host(end)
     try:
         for p, place in zip(parameters, places, strict=True):
-            _view(host.bytes, place).copy_(p.data, non_blocking=True)
+            view(host.bytes, *place).copy_(p.data, non_blocking=True)
         memory.settle()
     except BaseException:
         host.release()
@@ -141,12 +142,7 @@ def sleep(model: Any, memory: Memory) -> Sleeping:
     for p in parameters:
         p.data = torch.empty(0, dtype=p.dtype, device=p.device)
     memory.settle()
-    return Sleeping(parameters, places, host, sum(size for _, size, _, _ in places))
-
-
-def _view(arena: Any, place: tuple[int, int, Any, Any]) -> Any:
-    offset, size, dtype, shape = place
-    return arena[offset : offset + size].view(dtype).view(shape)
+    return Sleeping(parameters, places, host, size_bytes)
 
 
 def wake(sleeping: Sleeping, memory: Memory) -> None:
@@ -154,6 +150,7 @@ def wake(sleeping: Sleeping, memory: Memory) -> None:
     it stays asleep."""
     if sleeping.awake or not sleeping.host:
         return
+    arena: torch.Tensor | None = None
     try:
         arena = memory.on_device(sleeping.arena_bytes)
         arena.copy_(sleeping.host.bytes, non_blocking=True)
@@ -162,8 +159,9 @@ def wake(sleeping: Sleeping, memory: Memory) -> None:
         memory.settle()
         raise
     memory.settle()
+    assert arena is not None
     for parameter, place in zip(sleeping.parameters, sleeping.places, strict=True):
-        parameter.data = _view(arena, place)
+        parameter.data = view(arena, *place)
     sleeping.awake = True
 
 

@@ -12,6 +12,7 @@ from labkit.core import host, probes
 from labkit.core.node_state import PlanState, WeightsState
 from labkit.core.plan import LaunchPlan
 from labkit.device import standby
+from labkit.device.arena import ALIGNED_BYTES
 from labkit.device.driver_states import DriverRefused
 from labkit.device.fake_driver import FakeMemory
 from labkit.device.graph_techniques import BATCHES
@@ -65,9 +66,7 @@ def test_a_model_that_slept_answers_as_before_and_held_nothing_meanwhile(tied):
     standby.wake(sleeping, memory)
     assert (
         memory.used_bytes() == sleeping.arena_bytes
-        and 0
-        <= sleeping.arena_bytes - size_bytes
-        < standby.ALIGNED_BYTES * len(sleeping.parameters)
+        and 0 <= sleeping.arena_bytes - size_bytes < ALIGNED_BYTES * len(sleeping.parameters)
     )
     assert tokens(model) == before
 
