@@ -263,11 +263,11 @@ def _push(args: argparse.Namespace) -> int:
     from labkit.core.stdout import last_line
     from labkit.core.workspace import Workspace
     from labkit.objects.client import open_bucket
-    from labkit.snapshot import store, transport
+    from labkit.snapshot import packing, store
 
     snapshot = store.open_snapshot(_place(args.name))
     with scratch("packed-", Workspace.default().nodes) as packed:
-        facts = transport.pack(snapshot, packed, args.compress)
+        facts = packing.pack(snapshot, packed, args.compress)
         with open_bucket(args.url) as bucket:
             for path in sorted(p for p in packed.rglob("*") if p.is_file()):
                 bucket.put_file(path.relative_to(packed).as_posix(), path)

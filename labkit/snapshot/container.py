@@ -314,7 +314,7 @@ def restore(ctx: StepContext, snapshot: str, lazy: bool = False) -> dict[str, An
         pid, handed = _runc_restore(ctx, laid, where.manifest.permissions)
         with ctx.span("restore.checked"):
             ahead.checked()
-            fetched = transport.model_arrived(ctx)
+            fetched = transport.wait_for_model(ctx)
             criu.resume(pid)
     return {
         "server_pid": pid,

@@ -37,7 +37,7 @@ def restore(
         "action", "snapshot:end-orphans", mark_of_snapshot=str(where.manifest.facts.get("mark", ""))
     )
     # let run at once, it must not meet a file without its bytes
-    fetched = transport.model_arrived(ctx) if lazy or not verify else 0
+    fetched = transport.wait_for_model(ctx) if lazy or not verify else 0
     pieces = readahead.pieces_of(where, moved=moved, coming=coming_files(ctx, where))
     # first: a small read or write waits behind all that is in the disk's queue
     with ctx.span("restore.place"):
@@ -63,7 +63,7 @@ def restore(
         with ctx.span("restore.checked"):
             if verify and not lazy:
                 ahead.checked()
-                fetched = transport.model_arrived(ctx)
+                fetched = transport.wait_for_model(ctx)
                 criu.resume(pid)
     return {
         "server_pid": pid,

@@ -159,10 +159,10 @@ class CriuProcess(Technique):
     def publish(self, artifact: Artifact, subject: Subject, roots: Mapping[str, Path]) -> None:
         """Put the snapshot, and its model packed, where a fresh node finds them (the harness
         publishes the model as it is under `model_key`)."""
-        from labkit.snapshot import store, transport
+        from labkit.snapshot import packing, store
 
         compression = os.environ.get("LABKIT_SNAPSHOT_COMPRESSION", "zstd")
-        stored = transport.publish(
+        stored = packing.publish(
             store.open_snapshot(artifact.paths["snapshot"]),
             roots["store"],
             self._key(artifact),

@@ -1,22 +1,17 @@
-"""A snapshot in the bucket, and back: parallel ranges, as it is or in zstd frames that are unpacked
-in parallel.
+"""A published snapshot on its way to a node: parallel ranges, as it is or in zstd frames that are
+unpacked in parallel (`labkit.snapshot.packing`).
 
-    publish(snapshot, Path("/srv/bucket"), "snapshots/x", compression="zstd")   # beside the store,
-        off the clock
     Step("pull.begin", "labkit.snapshot.transport:start", {"url": "s3://lab/snapshots/x"})
-    …                                                                           # the container's
-        image comes beside it
+    …                                                   # the container's OCI image comes beside it
     Step("pull", "labkit.snapshot.transport:wait")                           # and the model
         beside the restore
 
-Frames hold 4 MB of an image each, so any of them can be unpacked as soon as it is here. Limit:
-(compressed) bytes ÷ link rate, and ~1 GB/s a core for unpacking. A Python heap shrinks 3–4 ×;
-weights do by a third, byte plane by byte plane (labkit.weights.packed). Lesson:
+Limit: (compressed) bytes ÷ link rate, and ~1 GB/s a core for unpacking. A Python heap shrinks
+3–4 ×; weights do by a third, byte plane by byte plane (labkit.weights.packed). Lesson:
 notebooks/07_checkpoints."""
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -25,103 +20,27 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import timeline
-from labkit.core.beside import scratch
 from labkit.core.plan import StepContext
-from labkit.errors import BadInput
 from labkit.net.ranges import Into, RangeOptions, RangePart, fetch_parts, fetch_processed
 from labkit.objects.client import Bucket, open_bucket
 from labkit.snapshot import images, store
 from labkit.snapshot.explain import SnapshotRefused
+from labkit.snapshot.packing import FRAME_BYTES, INDEX, parse_index, unframed
 from labkit.weights import packed
 
-COMPRESSIONS = ("none", "zstd")
-FRAME_BYTES = 4 << 20
 #: Compressed frames in memory at once: at most 256 MB.
 BATCH = 64
-INDEX = "transport.json"
-
-
-def pack(
-    snapshot: store.Snapshot, into: Path, compression: str = "none", level: int = 3
-) -> dict[str, Any]:
-    """A directory to publish: images (hard links or zstd frames), manifest, index. Returns sizes
-    and the cost."""
-    if compression not in COMPRESSIONS:
-        raise BadInput(f"no compression {compression!r}", fix="one of: " + ", ".join(COMPRESSIONS))
-    began = timeline.now_s()
-    (into / "images").mkdir(mode=0o700, parents=True, exist_ok=True)
-    into.chmod(0o700)
-    index: dict[str, Any] = {}
-    for name, about in snapshot.manifest.files.items():
-        source, target = snapshot.images / name, into / "images" / name
-        target.unlink(missing_ok=True)
-        if compression == "none" or about["size_bytes"] < FRAME_BYTES:
-            os.link(source, target)
-            index[name] = {"stored_bytes": about["size_bytes"], "frames": []}
-        else:
-            index[name] = {"stored_bytes": 0, "frames": _frames(source, target, level)}
-            index[name]["stored_bytes"] = target.stat().st_size
-    (into / "manifest.json").write_bytes((snapshot.path / "manifest.json").read_bytes())
-    (into / INDEX).write_text(json.dumps({"compression": compression, "files": index}))
-    for name in ("manifest.json", INDEX):
-        (into / name).chmod(0o600)
-    return {
-        "compression": compression,
-        "stored_bytes": sum(f["stored_bytes"] for f in index.values()),
-        "raw_bytes": snapshot.manifest.size_bytes,
-        "pack_s": timeline.now_s() - began,
-    }
-
-
-def _frames(source: Path, target: Path, level: int) -> list[list[int]]:
-    """[stored offset, stored size, raw offset, raw size] of each frame; compressed by two threads,
-    written in order."""
-    import zstandard
-
-    rows: list[list[int]] = []
-    at = 0
-    with (
-        open(source, "rb") as file,
-        open(target, "wb", opener=lambda p, f: os.open(p, f, 0o600)) as out,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-    ):
-        size = os.path.getsize(source)
-
-        def one(offset: int) -> bytes:
-            return zstandard.ZstdCompressor(level=level).compress(
-                os.pread(file.fileno(), FRAME_BYTES, offset)
-            )
-
-        for offset, frame in zip(
-            range(0, size, FRAME_BYTES), pool.map(one, range(0, size, FRAME_BYTES)), strict=True
-        ):
-            rows.append([at, len(frame), offset, min(FRAME_BYTES, size - offset)])
-            out.write(frame)
-            at += len(frame)
-    return rows
-
-
-def publish(
-    snapshot: store.Snapshot, root: Path, key: str, *, compression: str = "none"
-) -> dict[str, Any]:
-    """Into the embedded store's directory, as an upload that took no time. Returns what `pack` did:
-    the store has hard links of it."""
-    from labkit.objects.publish import publish_model
-
-    root.mkdir(parents=True, exist_ok=True)
-    with scratch(".packed-", root) as packed:
-        facts = pack(snapshot, packed, compression)
-        publish_model(root, packed, key)
-    return facts
 
 
 class SnapshotDownload:
     """A snapshot on its way to this node, in a thread. Each of the three raises what ended the
     fetch.
 
-    manifest     known after a round trip: what the restored process will touch of its image can be
-    asked for restorable   the images are here, the model's files have their size: a process can be
-    restored and held facts        all is here: it can be let run"""
+    manifest     after a round trip: what the process will touch of its OCI image can be asked for
+    restorable   the CRIU images are here, the model's files have their size: a process can be
+                 restored and held
+    facts        all is here: it can be let run
+    """
 
     def __init__(self, fetch: Callable[[SnapshotDownload], dict[str, Any]]):
         self.manifest: Future[store.Manifest] = Future()
@@ -149,7 +68,7 @@ def start(
     restore go on beside it."""
     ctx.state.hand_on(
         SnapshotDownload(
-            lambda coming: fetch(ctx, url, model_url, packed_model, connections, coming)
+            lambda download: fetch(ctx, url, model_url, packed_model, connections, download)
         )
     )
     return {}
@@ -160,17 +79,17 @@ def know_libraries(ctx: StepContext, **_: Any) -> None:
 
 
 def wait(ctx: StepContext) -> dict[str, Any]:
-    """Wait until the process can be restored. The model's files may still come: `model_arrived`
-    waits for them."""
+    """Wait until the process can be restored. The model's files may still be on their way:
+    `wait_for_model`."""
     facts: dict[str, Any] = ctx.state.handed(SnapshotDownload).restorable.result()
     return facts
 
 
-def model_arrived(ctx: StepContext) -> int:
+def wait_for_model(ctx: StepContext) -> int:
     """Bytes of the model that crossed the link (0: nothing was on its way). Raises what ended the
     fetch."""
-    coming = ctx.state.withdraw(SnapshotDownload)
-    return int(coming.facts.result()["model_bytes_fetched"]) if coming else 0
+    download = ctx.state.withdraw(SnapshotDownload)
+    return int(download.facts.result()["model_bytes_fetched"]) if download else 0
 
 
 def fetch(
@@ -179,19 +98,19 @@ def fetch(
     model_url: str,
     packed_model: bool,
     connections: int,
-    coming: SnapshotDownload,
+    download: SnapshotDownload,
 ) -> dict[str, Any]:
     """Snapshot and mapped model files side by side, ranges in parallel. Leaves state `snapshot_dir`
     and `moved` (model files).
 
-    Facts have names of their own: an image may have been pulled in the same phase."""
+    Facts have names of their own: an OCI image may have been pulled in the same phase."""
     target, began, env = ctx.node / "snapshot", timeline.now_s(), {**os.environ, **ctx.server_env}
     model: list[_Model] = []
 
     def on_manifest(manifest: store.Manifest) -> None:
         if model_url:
             model.append(_Model(ctx, model_url, manifest.mapped, packed_model, connections, env))
-        coming.manifest.set_result(manifest)
+        download.manifest.set_result(manifest)
 
     with open_bucket(url, env) as bucket:
         done = pull(bucket, target, connections, on_manifest)
@@ -214,7 +133,7 @@ def fetch(
             **ctx.state.moved,
             **model[0].placed(images.file_modes(target / "images")),
         }
-    coming.restorable.set_result(facts)
+    download.restorable.set_result(facts)
     return {**facts, "model_bytes_fetched": model[0].whole.result() if model else 0}
 
 
@@ -350,54 +269,6 @@ def pull(
         "compression": index["compression"],
         "connections": connections,
     }
-
-
-def parse_index(raw: bytes, manifest: bytes) -> dict[str, Any]:
-    """Raises SnapshotRefused unless the index is one, and of this manifest's files."""
-    try:
-        index: dict[str, Any] = json.loads(raw)
-        files = index["files"]
-        if set(files) != set(json.loads(manifest)["files"]) or any(
-            "/" in n or n.startswith(".") for n in files
-        ):
-            raise ValueError
-        for about in files.values():
-            if (
-                not all(
-                    len(row) == 4 and all(isinstance(n, int) and n >= 0 for n in row)
-                    for row in about["frames"]
-                )
-                or about["stored_bytes"] < 0
-            ):
-                raise ValueError
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise SnapshotRefused(
-            "the packed snapshot's index and manifest name different files",
-            "a mixed-up or forged upload",
-            "publish it again",
-        ) from None
-    return index
-
-
-def unframed(name: str, row: Sequence[int], data: bytes | bytearray) -> bytes:
-    """One frame's own bytes. Raises SnapshotRefused for a damaged one."""
-    import zstandard
-
-    try:
-        raw: bytes = zstandard.ZstdDecompressor().decompress(data, max_output_size=FRAME_BYTES)
-    except zstandard.ZstdError as error:
-        raise SnapshotRefused(
-            f"a frame of {name} is damaged",
-            str(error),
-            "publish it again, or labkit snapshot dump makes a new one",
-        ) from None
-    if len(raw) != row[3]:
-        raise SnapshotRefused(
-            f"a frame of {name} is damaged",
-            "it unpacks to another size",
-            "publish it again, or labkit snapshot dump makes a new one",
-        )
-    return raw
 
 
 def _fetch_frames(

@@ -24,7 +24,7 @@ from typing import Any
 from labkit.core.plan import LaunchPlan, Step, StepContext
 from labkit.core.units import show_bytes
 from labkit.core.workspace import Workspace
-from labkit.snapshot import container, readahead, store, transport
+from labkit.snapshot import container, packing, readahead, store
 from labkit.snapshot.container_technique import CriuContainer
 from labkit.snapshot.identity import prepare_once
 from labkit.snapshot.techniques import CriuProcess
@@ -37,7 +37,7 @@ def unpack(ctx: StepContext, packed: str) -> dict[str, Any]:
     source, target = Path(packed), ctx.node / "snapshot"
     manifest_bytes = (source / "manifest.json").read_bytes()
     index, manifest = (
-        transport.parse_index((source / transport.INDEX).read_bytes(), manifest_bytes),
+        packing.parse_index((source / packing.INDEX).read_bytes(), manifest_bytes),
         store.parse_manifest(manifest_bytes, target),
     )
     frames = {name: about["frames"] for name, about in index["files"].items() if about["frames"]}
@@ -102,7 +102,7 @@ def _unpack_frames(source: Path, target: Path, frames: Mapping[str, list[list[in
 
 
 def _unpack_frame(name: str, row: list[int], source: int, target: int) -> int:
-    raw = transport.unframed(name, row, os.pread(source, row[1], row[0]))
+    raw = packing.unframed(name, row, os.pread(source, row[1], row[0]))
     return os.pwrite(target, raw, row[2])
 
 
@@ -119,11 +119,11 @@ class _Packed:
         folder = Path(made.paths["snapshot"] + "-packed")
         prepare_once(
             folder,
-            lambda part: transport.pack(store.open_snapshot(made.paths["snapshot"]), part, "zstd"),
+            lambda part: packing.pack(store.open_snapshot(made.paths["snapshot"]), part, "zstd"),
         )
         stored = sum(
             about["stored_bytes"]
-            for about in json.loads((folder / transport.INDEX).read_text())["files"].values()
+            for about in json.loads((folder / packing.INDEX).read_text())["files"].values()
         )
         return replace(
             made,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from labkit.core.workspace import Workspace
-from labkit.snapshot import store, transport
+from labkit.snapshot import packing, store
 from labkit.stack import experiment
 from labkit.stack.experiment import prepared
 
@@ -58,9 +58,7 @@ def test_a_damaged_frame_ends_the_restore_before_anything_runs(home, monkeypatch
         # other processes of these tests have the host's torch mapped
         assert trial().outcome in ("ok", "cache_unproven")
         made = next(
-            p
-            for p in home.artifacts.glob("criu-process-*-packed")
-            if (p / transport.INDEX).exists()
+            p for p in home.artifacts.glob("criu-process-*-packed") if (p / packing.INDEX).exists()
         )
         pages = max((made / "images").iterdir(), key=lambda p: p.stat().st_size)
         kept = pages.read_bytes()
@@ -87,9 +85,7 @@ def test_what_packing_made_can_be_unpacked_to_the_bit(home, tmp_path):
         STACKS["criu-process-packed"], preset="tiny", scenario="hot-node", workspace=home
     ):
         packed = next(
-            p
-            for p in home.artifacts.glob("criu-process-*-packed")
-            if (p / transport.INDEX).exists()
+            p for p in home.artifacts.glob("criu-process-*-packed") if (p / packing.INDEX).exists()
         )
     node = tmp_path / "node"
     node.mkdir()

@@ -185,15 +185,15 @@ def test_a_snapshot_stays_its_owners_packed_published_fetched_and_unpacked(
     from labkit.core.plan import StepContext
     from labkit.net.serving import serving
     from labkit.objects.client import open_bucket
-    from labkit.snapshot import process, transport, unpacking
+    from labkit.snapshot import packing, process, transport, unpacking
 
     # there is no files.img in it to edit
     monkeypatch.setattr("labkit.snapshot.images.move", lambda *_, **__: None)
     before = os.umask(0o022)
     try:
         snapshot = make(tmp_path / "s", secrets=("HF_TOKEN",))
-        transport.pack(snapshot, tmp_path / "packed", compression)
-        transport.publish(snapshot, tmp_path / "bucket", "snapshots/s", compression=compression)
+        packing.pack(snapshot, tmp_path / "packed", compression)
+        packing.publish(snapshot, tmp_path / "bucket", "snapshots/s", compression=compression)
         with (
             serving("store", tmp_path / "bucket") as running,
             open_bucket("s3://lab/snapshots/s", {"AWS_ENDPOINT_URL": running.url}) as bucket,
@@ -284,10 +284,10 @@ def test_any_manifest_is_read_or_refused(data, tmp_path_factory):
 def test_a_published_snapshot_comes_back_byte_for_byte(tmp_path, compression):
     from labkit.net.serving import serving
     from labkit.objects.client import open_bucket
-    from labkit.snapshot import transport
+    from labkit.snapshot import packing, transport
 
     snapshot = make(tmp_path / "s", pages=os.urandom(3_000_000) + bytes(6_000_000))
-    facts = transport.publish(snapshot, tmp_path / "bucket", "snapshots/s", compression=compression)
+    facts = packing.publish(snapshot, tmp_path / "bucket", "snapshots/s", compression=compression)
     assert sorted(os.listdir(tmp_path)) == ["bucket", "s"] and sorted(
         os.listdir(tmp_path / "bucket")
     ) == [".labkit", "lab"]
@@ -311,10 +311,10 @@ def test_a_snapshot_that_was_damaged_in_the_bucket_is_refused_on_the_node(
 ):
     from labkit.net.serving import serving
     from labkit.objects.client import open_bucket
-    from labkit.snapshot import transport
+    from labkit.snapshot import packing, transport
 
     top = tmp_path_factory.mktemp("bucket")
-    transport.publish(
+    packing.publish(
         make(top / "s", pages=os.urandom(1_000_000) + bytes(4_000_000)),
         top / "bucket",
         "snapshots/s",

@@ -119,19 +119,19 @@ class Wrong(Exception):
 
 @pytest.mark.parametrize("until", ["manifest", "restorable", "facts"])
 def test_what_ends_the_fetch_of_a_snapshot_reaches_whoever_waits_for_the_rest_of_it(until):
-    def fetch(coming):
+    def fetch(download):
         for step in ("manifest", "restorable"):
             if step == until:
                 raise Wrong
-            getattr(coming, step).set_result({})
+            getattr(download, step).set_result({})
         raise Wrong
 
-    coming, steps = transport.SnapshotDownload(fetch), ["manifest", "restorable", "facts"]
+    download, steps = transport.SnapshotDownload(fetch), ["manifest", "restorable", "facts"]
     for step in steps[: steps.index(until)]:
-        assert getattr(coming, step).result(5) == {}
+        assert getattr(download, step).result(5) == {}
     for step in steps[steps.index(until) :]:
         with pytest.raises(Wrong):
-            getattr(coming, step).result(5)
+            getattr(download, step).result(5)
 
 
 def test_on_a_warm_node_the_snapshot_is_made_cold_and_read_from_the_disk():
