@@ -99,7 +99,7 @@ def _dump(args: argparse.Namespace) -> int:
     from labkit.core.stdout import last_line
     from labkit.core.units import show_bytes, show_s
     from labkit.core.workspace import Workspace
-    from labkit.snapshot import create, store
+    from labkit.snapshot import create, store, subject_server
     from labkit.snapshot.techniques import COPIED, MAPPED
     from labkit.subject import checkpoint
 
@@ -117,7 +117,9 @@ def _dump(args: argparse.Namespace) -> int:
             if args.model
             else checkpoint.ensure(Workspace.default(), args.preset)
         )
-        environment = create.short_environment(dict(os.environ) if args.keep_environment else None)
+        environment = subject_server.short_environment(
+            dict(os.environ) if args.keep_environment else None
+        )
         inside = store.secrets_in(environment)
         if inside and not args.scrub:
             print(
@@ -153,7 +155,7 @@ def _restore(args: argparse.Namespace) -> int:
     from labkit.core.stdout import last_line
     from labkit.core.units import show_s
     from labkit.core.workspace import Workspace
-    from labkit.snapshot import create, store
+    from labkit.snapshot import store, subject_server
     from labkit.snapshot.cycle import restored
 
     free_port(args.port)
@@ -162,7 +164,7 @@ def _restore(args: argparse.Namespace) -> int:
         cold.evict([snapshot.path, *snapshot.manifest.working_set])
     with restored(snapshot, Workspace.default(), port=args.port, lazy=args.lazy_pages) as back:
         same = tuple(back.answer.tokens) == snapshot.manifest.tokens
-        who = create.get(back.port, "/_labkit/identity") if snapshot.manifest.nonce else {}
+        who = subject_server.get(back.port, "/_labkit/identity") if snapshot.manifest.nonce else {}
         itself = who.get("nonce") == snapshot.manifest.nonce
         print(
             f"restored on port {back.port} as pid {back.pid} ({who.get('pid', '?')} inside): first"

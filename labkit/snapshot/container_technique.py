@@ -69,7 +69,7 @@ class CriuContainer(CriuProcess):
     def _create(
         self, subject: Subject, workspace: Workspace, model: Path, target: Path
     ) -> Snapshot:
-        from labkit.snapshot.container import make_container
+        from labkit.snapshot.container_create import make_container
 
         rootfs, config = self._rootfs(subject, workspace)
         return make_container(

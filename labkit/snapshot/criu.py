@@ -5,10 +5,10 @@ beside the work, not in the snapshot. Limits: a dump writes the memory in use at
 while the process stands still; a restore reads it in one stream and copies it page by page (1.2–1.6
 GB/s on one core), which is why `readahead` runs beside it.
 
-    made = dump(pid, images, work)                # the process is gone afterwards, unless
+    dumped = dump(pid, criu_images, work)         # the process is gone afterwards, unless
         leave_running
-    back = restore(images, work, permissions=made["permissions"])    # back.pid: a child of this
-        process, running
+    back = restore(criu_images, work, permissions=dumped["permissions"])    # back.pid: a child of
+        this process, running
 
 What CRIU itself leaves behind, the processes' permissions to use parts of the CPU, is carried over
 here (`xstate`).
@@ -25,7 +25,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +38,7 @@ from labkit.snapshot.explain import refusal
 #: Up to this size a deleted but open file goes into the image; larger ones are refused with the
 #: reason.
 GHOST_LIMIT = "1M"
+OnStart = Callable[[subprocess.Popen[bytes]], object]
 
 
 def program() -> str:
@@ -55,8 +56,8 @@ def program() -> str:
 
 @functools.cache
 def version() -> str:
-    said = subprocess.run([program(), "--version"], capture_output=True, text=True).stdout
-    match = re.search(r"Version:\s*v?(\S+)", said)
+    output = subprocess.run([program(), "--version"], capture_output=True, text=True).stdout
+    match = re.search(r"Version:\s*v?(\S+)", output)
     return match[1] if match else "unknown"
 
 
@@ -67,7 +68,7 @@ def dump(
     *,
     leave_running: bool = False,
     options: Sequence[str] = (),
-    on_start: Any = None,
+    on_start: OnStart | None = None,
 ) -> dict[str, Any]:
     """Write the tree below `pid` into `images`. Raises SnapshotError; then the tree goes on as if
     nothing had been.
@@ -93,7 +94,7 @@ def dump(
     argv += ["--leave-running"] if leave_running else []
     began, permissions = timeline.now_s(), xstate.masks(pid)
     status = _run([*argv, *options], on_start)
-    log = _log(work / "dump.log")
+    log = log_text(work / "dump.log")
     if status:
         if status < 0:
             # a CRIU that was killed in mid-dump leaves its subject stopped, with nobody tracing it
@@ -120,8 +121,6 @@ def restore(
     permissions: Mapping[str, int],
     stopped: bool = False,
     options: Sequence[str] = (),
-    environment: dict[str, str] | None = None,
-    on_start: Any = None,
 ) -> Restored:
     """Bring it back as a child of this process. `permissions`: of the dump. `stopped`: it waits for
     `resume`. Raises SnapshotError."""
@@ -146,13 +145,13 @@ def restore(
         str(pidfile),
         "--leave-stopped",
     ]
-    status = _run([*argv, *options], on_start, environment)
+    status = _run([*argv, *options], None)
     if status:
         # A CRIU that was killed leaves half-restored children of ours; one that failed has removed
         # them itself.
         end([child for child in children() if child not in before])
         raise refusal(
-            "restore", _log(work / "restore.log") or ("killed\n" if status < 0 else ""), status
+            "restore", log_text(work / "restore.log") or ("killed\n" if status < 0 else ""), status
         )
     pid = int(pidfile.read_text())
     try:
@@ -172,13 +171,12 @@ def resume(pid: int) -> None:
             os.kill(member, signal.SIGCONT)
 
 
-def _run(argv: list[str], on_start: Any, environment: dict[str, str] | None = None) -> int:
+def _run(argv: list[str], on_start: OnStart | None) -> int:
     process = subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, **(environment or {})},
     )
     try:
         if on_start:
@@ -190,7 +188,8 @@ def _run(argv: list[str], on_start: Any, environment: dict[str, str] | None = No
         raise
 
 
-def _log(path: Path) -> str:
+def log_text(path: Path) -> str:
+    """A log as far as it was written; "" where there is none."""
     with contextlib.suppress(OSError):
         return path.read_text(errors="replace")
     return ""

@@ -26,7 +26,7 @@ from labkit.core.plan import StepContext
 from labkit.core.proc import children, mounts, open_files, start_time
 from labkit.core.trial import free_port
 from labkit.core.workspace import Workspace
-from labkit.snapshot import create, process, store
+from labkit.snapshot import create, process, store, subject_server
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,6 @@ def restored(
     *,
     port: int = 0,
     lazy: bool = False,
-    on_start: Callable[[int], Any] | None = None,
 ) -> Iterator[Back]:
     """The snapshot serving, and taken down at the end. Raises SnapshotError; then nothing runs."""
     with Ledger.open(workspace) as ledger:
@@ -71,11 +70,13 @@ def restored(
             else:
                 facts = process.restore(ctx, str(snapshot.path), lazy=lazy)
             pid = ctx.state.server_pid
-            answer = create.first_tokens(
+            answer = subject_server.first_tokens(
                 ctx.port, snapshot.manifest.request, lambda: start_time(pid) != 0, 120
             )
             if answer.first_token_s is None and not start_time(pid):
-                raise create.refusal_of_dead(pid, snapshot.manifest, "".join(ctx.state.log_lines()))
+                raise subject_server.refusal_of_dead(
+                    pid, snapshot.manifest, "".join(ctx.state.log_lines())
+                )
             yield Back(pid, ctx.port, answer, (answer.first_token_s or float("nan")) - began, facts)
         finally:
             for end in reversed(ctx._ends):
@@ -174,4 +175,8 @@ def _ask_on(
     stop: threading.Event,
 ) -> None:
     while not stop.is_set():
-        _count(seen, create.first_tokens(port, snapshot.manifest.request, lambda: True, 30), want)
+        _count(
+            seen,
+            subject_server.first_tokens(port, snapshot.manifest.request, lambda: True, 30),
+            want,
+        )

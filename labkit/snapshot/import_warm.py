@@ -32,7 +32,7 @@ from labkit.core.beside import replacing, scratch
 from labkit.core.trial import free_port
 from labkit.core.workspace import Workspace
 from labkit.device import served
-from labkit.device.gpu_technique import gpu_device
+from labkit.device.graph_techniques import gpu_device
 from labkit.device.trial_output import Notify, cache_facts, fail, report
 from labkit.errors import LabError, TrialError
 from labkit.snapshot import criu

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
+import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,7 @@ from labkit.snapshot import criu, images, readahead, store, transport, xstate
 from labkit.snapshot.explain import SnapshotError, SnapshotRefused
 
 
-def restore(
-    ctx: StepContext, snapshot: str, lazy: bool = False, verify: bool = True
-) -> dict[str, Any]:
+def restore(ctx: StepContext, snapshot: str, lazy: bool = False) -> dict[str, Any]:
     """ctx.state: `snapshot_dir` overrides `snapshot` (a fresh node's copy), `moved` maps paths of
     the dump to paths here."""
     where = store.open_snapshot(ctx.state.snapshot_dir or snapshot)
@@ -37,7 +36,7 @@ def restore(
         "action", "snapshot:end-orphans", mark_of_snapshot=str(where.manifest.facts.get("mark", ""))
     )
     # let run at once, it must not meet a file without its bytes
-    fetched = transport.wait_for_model(ctx) if lazy or not verify else 0
+    fetched = transport.wait_for_model(ctx) if lazy else 0
     pieces = readahead.pieces_of(where, moved=moved, coming=coming_files(ctx, where))
     # first: a small read or write waits behind all that is in the disk's queue
     with ctx.span("restore.place"):
@@ -50,7 +49,7 @@ def restore(
                 linked,
                 work,
                 permissions=where.manifest.permissions,
-                stopped=verify and not lazy,
+                stopped=not lazy,
                 options=[*(["--lazy-pages"] if lazy else []), *validation(where)],
             )
 
@@ -61,7 +60,7 @@ def restore(
         ctx.on_stop(end)
         ctx.state.server_pid = pid
         with ctx.span("restore.checked"):
-            if verify and not lazy:
+            if not lazy:
                 ahead.checked()
                 fetched = transport.wait_for_model(ctx)
                 criu.resume(pid)
@@ -166,13 +165,11 @@ def stage_images(
     return images_dir
 
 
-def start_lazy(images_dir: Path, work: Path, ctx: StepContext) -> Any:
+def start_lazy(criu_images: Path, work: Path, ctx: StepContext) -> subprocess.Popen[bytes]:
     """`criu lazy-pages`: the process runs at once, its pages come through userfaultfd when they are
     touched."""
-    import subprocess
-
     daemon = subprocess.Popen(
-        [criu.program(), "lazy-pages", "-D", str(images_dir), "-W", str(work), "-o", "lazy.log"],
+        [criu.program(), "lazy-pages", "-D", str(criu_images), "-W", str(work), "-o", "lazy.log"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -189,7 +186,7 @@ def start_lazy(images_dir: Path, work: Path, ctx: StepContext) -> Any:
         and daemon.poll() is None
         and timeline.now_s() < until
     ):
-        threading.Event().wait(0.002)
+        time.sleep(0.002)
     if daemon.poll() is not None:
         raise SnapshotError(
             "lazy pages are not possible here",

@@ -261,7 +261,7 @@ def seal(part: Path, manifest: Manifest) -> None:
     """Files 0600 and synced, then the manifest, synced as well."""
     for path in (part / "images").iterdir():
         path.chmod(0o600)
-        _sync(path)
+    sync_images(part)
     temporary = part / ".manifest.json"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(fd, "w", encoding="utf-8") as out:
@@ -271,12 +271,12 @@ def seal(part: Path, manifest: Manifest) -> None:
     os.replace(temporary, part / "manifest.json")
 
 
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def sync_images(part: Path) -> None:
+    """The CRIU images of a snapshot that is being made are on the disk: only then can they be
+    evicted from memory."""
+    for path in (part / "images").iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def open_snapshot(path: str | os.PathLike[str]) -> Snapshot:

@@ -16,7 +16,7 @@ from labkit.core.workspace import Workspace
 from labkit.image import build
 from labkit.image.pull import ensure_rootfs
 from labkit.image.runtimes import runc
-from labkit.snapshot import container, create, criu, store
+from labkit.snapshot import container_create, criu, store, subject_server
 from labkit.snapshot.cycle import restored
 from labkit.snapshot.explain import SnapshotError, SnapshotRefused
 from labkit.snapshot.techniques import MAPPED
@@ -44,7 +44,7 @@ def model(home) -> Path:
 @pytest.fixture(scope="module")
 def snapshot(home, image, model):
     rootfs, config = image
-    made = container.make_container(
+    made = container_create.make_container(
         rootfs,
         config,
         model,
@@ -84,7 +84,7 @@ def test_the_dumped_container_itself_answers_alike_in_its_own_namespaces_and_not
         pid = back.pid
         assert back.port != snapshot.manifest.port
         assert tuple(back.answer.tokens) == snapshot.manifest.tokens
-        who = create.get(back.port, "/_labkit/identity")
+        who = subject_server.get(back.port, "/_labkit/identity")
         assert who["nonce"] == snapshot.manifest.nonce and who["reseeded"] >= 1
         for kind in ("mnt", "pid", "ipc", "uts"):
             assert os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")
@@ -121,30 +121,32 @@ def test_a_live_connection_is_refused_in_words_and_the_container_goes_on(
     home, image, model, tmp_path
 ):
     rootfs, config = image
-    with beside.scratch("refused-", tmp_path) as room:
-        ctx = container._context(room, rootfs, config, model, MAPPED, (), "refused")
-        try:
+    with beside.scratch("refused-", tmp_path) as work:
+        subject = container_create.ContainerSubject(rootfs, config, model, MAPPED, "refused", work)
+        with subject.context() as ctx:
             runc.start(ctx)
             pid = ctx.state.server_pid
-            asked = {"prompt": create.PROMPT, "max_tokens": 4}
-            tokens = create.first_tokens(ctx.port, asked, lambda: start_time(pid) != 0).tokens
-            (room / "images").mkdir()
+            asked = {"prompt": subject_server.PROMPT, "max_tokens": 4}
+            tokens = subject_server.first_tokens(
+                ctx.port, asked, lambda: start_time(pid) != 0
+            ).tokens
+            (work / "images").mkdir()
             with (
                 socket.create_connection(("127.0.0.1", ctx.port)),
                 pytest.raises(SnapshotError) as caught,
             ):
-                container.checkpoint(ctx.state.container, room / "images", room / "work")
+                container_create.checkpoint(ctx.state.container, work / "images", work / "work")
             assert (
                 "TCP connection is open" in caught.value.what
                 and "goes on running" in caught.value.why
             )
             assert (
                 tokens
-                and create.first_tokens(ctx.port, asked, lambda: start_time(pid) != 0).tokens
+                and subject_server.first_tokens(
+                    ctx.port, asked, lambda: start_time(pid) != 0
+                ).tokens
                 == tokens
             )
-        finally:
-            container._end(ctx)
 
 
 class flipped:

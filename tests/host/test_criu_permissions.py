@@ -21,7 +21,7 @@ from labkit.core.ledger import start_time
 from labkit.core.workspace import Workspace
 from labkit.image import build
 from labkit.image.pull import ensure_rootfs
-from labkit.snapshot import container, create, criu, store, xstate
+from labkit.snapshot import container, container_create, create, criu, store, xstate
 from labkit.snapshot.cycle import restored
 from labkit.snapshot.explain import SnapshotError, SnapshotRefused
 from labkit.snapshot.techniques import MAPPED
@@ -85,7 +85,7 @@ def make(request, home, model, tmp_path):
     def runc() -> store.Snapshot:
         layout, name = build.ensure_image(home)
         rootfs, config = ensure_rootfs(layout, name, home.artifacts / "rootfs")
-        return container.make_container(
+        return container_create.make_container(
             rootfs,
             config,
             model,
@@ -128,7 +128,7 @@ def test_a_host_that_cannot_grant_it_starts_nothing(make, home, kernel, monkeypa
     snapshot = make()
     kernel.grants = PLAIN
     monkeypatch.setattr(criu, "restore", lambda *_, **__: pytest.fail("CRIU was started"))
-    monkeypatch.setattr(container, "_runc", lambda *_, **__: pytest.fail("runc was started"))
+    monkeypatch.setattr(container, "runc", lambda *_, **__: pytest.fail("runc was started"))
     with pytest.raises(SnapshotRefused, match="AMX tile data"), restored(snapshot, home):
         raise AssertionError("it was restored")
 

@@ -16,7 +16,7 @@ import pytest
 
 from labkit.core.ledger import start_time, unmount
 from labkit.core.workspace import Workspace
-from labkit.snapshot import create, criu, images, store
+from labkit.snapshot import create, criu, images, store, subject_server
 from labkit.snapshot.cycle import restored, soak
 from labkit.snapshot.explain import SnapshotError, SnapshotRefused
 
@@ -40,7 +40,7 @@ def model(home) -> Path:
 @pytest.fixture(scope="module")
 def snapshot(home, model) -> store.Snapshot:
     environment = store.scrubbed(
-        {**create.short_environment(), "HF_TOKEN": "hf_neverinthe" + "image"}
+        {**subject_server.short_environment(), "HF_TOKEN": "hf_neverinthe" + "image"}
     )
     return create.make_process(
         model, home.artifacts / "tiny", loader=LOADER, environment=environment
@@ -93,14 +93,16 @@ def test_the_dumped_process_itself_answers_alike_on_another_port_and_nothing_is_
     with restored(snapshot, home) as back:
         assert back.port != snapshot.manifest.port
         assert tuple(back.answer.tokens) == snapshot.manifest.tokens
-        assert create.get(back.port, "/_labkit/identity")["nonce"] == snapshot.manifest.nonce
+        assert (
+            subject_server.get(back.port, "/_labkit/identity")["nonce"] == snapshot.manifest.nonce
+        )
         pid = back.pid
     assert not start_time(pid)
     assert children_and_nodes(home) == before
 
 
 def test_two_clones_of_one_snapshot_do_not_sample_alike(snapshot, home):
-    hot = {"prompt": create.PROMPT, "max_tokens": 10, "temperature": 2.0}
+    hot = {"prompt": subject_server.PROMPT, "max_tokens": 10, "temperature": 2.0}
     drawn = []
     for _ in range(2):
         with restored(snapshot, home) as back:
@@ -117,7 +119,7 @@ def test_two_clones_of_one_snapshot_do_not_sample_alike(snapshot, home):
                     "token_ids"
                 ]
             )
-            assert create.get(back.port, "/_labkit/identity")["reseeded"] >= 1
+            assert subject_server.get(back.port, "/_labkit/identity")["reseeded"] >= 1
     assert drawn[0] != drawn[1]
 
 
@@ -198,7 +200,7 @@ def test_a_criu_that_is_killed_while_it_restores_leaves_nothing_running(
 ):
     before, run = children_and_nodes(home), criu._run
 
-    def kill_it(argv, on_start, environment=None):
+    def kill_it(argv, on_start):
         def soon(started):
             until = time.monotonic() + 10
             while (
@@ -209,7 +211,7 @@ def test_a_criu_that_is_killed_while_it_restores_leaves_nothing_running(
                 os.sched_yield()  # until the first restored task is there beside CRIU itself
             started.send_signal(signal.SIGKILL)
 
-        return run(argv, soon, environment)
+        return run(argv, soon)
 
     monkeypatch.setattr(criu, "_run", kill_it)
     with pytest.raises(SnapshotError), restored(snapshot, home):

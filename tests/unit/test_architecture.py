@@ -198,7 +198,7 @@ UNMARKED_STARTS = {
     "labkit/device/standalone.py": "its environment is made by marked()",
     "labkit/image/runtimes/resident.py": "a server to be: the plan's environment has the mark",
     "labkit/image/runtimes/server.py": "a server of a trial: the plan's environment has the mark",
-    "labkit/snapshot/create.py": "marked outside, and not inside of what is dumped",
+    "labkit/snapshot/subject_server.py": "marked outside, and not inside of what is dumped",
     "labkit/lessons/execute.py": "its environment is os.environ and more",
     "labkit/net/serving.py": "its environment is os.environ and more",
 }

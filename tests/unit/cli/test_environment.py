@@ -287,4 +287,8 @@ def test_modules_of_the_lab_are_started_in_one_way():
         if re.search(r'sys\.executable,\s*"-m",\s*"labkit', p.read_text(encoding="utf-8"))
     ]
     # the first only shows it
-    assert sorted(started) == ["core/interpreter.py", "device/standalone.py", "snapshot/create.py"]
+    assert sorted(started) == [
+        "core/interpreter.py",
+        "device/standalone.py",
+        "snapshot/subject_server.py",
+    ]
