@@ -17,19 +17,21 @@ notebooks/06_gpu_init, notebooks/07_checkpoints."""
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
+import subprocess
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from labkit.core import client, cold, interpreter, timeline
 from labkit.core.workspace import Workspace
+from labkit.device import cuda_checkpoint as cuda
 from labkit.device import served
-from labkit.device.checkpoint_cycles import checkpoint
-from labkit.device.context_arms import CONTEXT_ARMS, context
 from labkit.device.graph_techniques import BATCHES
-from labkit.device.nvml import device_used_bytes
-from labkit.device.trial_output import Notify, Work, cache_facts, fail, report
+from labkit.device.nvml import device_used_bytes, persistence_mode
+from labkit.device.trial_output import Notify, Work, cache_facts, driver_name, fail, report
 from labkit.errors import LabError
 
 # ---- model ---------------------------------------------------------------------------------------
@@ -47,6 +49,149 @@ def model(preset: str, formats: Sequence[str], found: dict[str, Any], notify: No
             "bytes": sum(p.stat().st_size for p in directory.iterdir() if p.is_file()),
         }
         notify()
+
+
+# ---- context -------------------------------------------------------------------------------------
+
+CONTEXT_ARMS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
+    "lazy": ({"CUDA_MODULE_LOADING": "LAZY"}, ()),
+    "eager": ({"CUDA_MODULE_LOADING": "EAGER"}, ()),
+    "lazy-no-nvml": ({"CUDA_MODULE_LOADING": "LAZY"}, ("--without-nvml",)),
+    "eager-no-nvml": ({"CUDA_MODULE_LOADING": "EAGER"}, ("--without-nvml",)),
+}
+
+
+def context(arms: Sequence[str], times: int, found: dict[str, Any], notify: Notify) -> None:
+    """The context taken apart, `times` fresh processes an arm, in turn. The first process pays for
+    the cold import and is no sample."""
+    found |= {
+        "persistence_mode": persistence_mode(),
+        "cache": "warm: one whole process before the first sample",
+        "arms": {arm: [] for arm in arms},
+    }
+    found["before"] = _context("lazy", 60, copies=True)
+    notify()
+    for _ in range(times):
+        for arm in arms:
+            found["arms"][arm].append(_context(arm, 60))
+            found["median_s"] = {arm: _medians(runs) for arm, runs in found["arms"].items() if runs}
+            notify()
+    bad = [run["failed"] for runs in found["arms"].values() for run in runs if "failed" in run]
+    if bad:
+        fail(found, f"{len(bad)} processes", bad[0])
+
+
+def _context(arm: str, limit_s: float, copies: bool = False) -> dict[str, Any]:
+    environment, options = CONTEXT_ARMS[arm]
+    try:
+        done = subprocess.run(
+            [
+                *interpreter.module("labkit.device.context"),
+                *options,
+                *([] if copies else ["--without-copies"]),
+            ],
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
+        )
+        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        measured: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+        if measured.get("device"):
+            return measured
+        return {**measured, "failed": f"exit status {done.returncode}: {done.stderr[-600:]}"}
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        return {"failed": f"{type(error).__name__}: {error}"[-600:]}
+
+
+def _medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    steps: dict[str, list[float]] = {}
+    for run in runs:
+        for step in run.get("steps", []):
+            if "failed" not in step:
+                steps.setdefault(step["name"], []).append(step["seconds"])
+    return {name: round(statistics.median(seconds), 6) for name, seconds in steps.items()}
+
+
+# ---- CUDA checkpoint -----------------------------------------------------------------------------
+
+
+def checkpoint(preset: str, times: int, found: dict[str, Any], notify: Notify) -> None:
+    """One server, parked and woken again and again; after each the same tokens."""
+    driver = cuda.open_driver()
+    found |= {
+        "preset": preset,
+        "driver": driver_name(driver),
+        "persistence_mode": persistence_mode(),
+        "device_used_before_bytes": device_used_bytes(),
+        "times": [],
+    }
+    with served.server(preset) as serving:
+        driver = cuda.open_driver()  # again: the simulated one knows the process from now on
+        found |= {
+            "start_s": serving.start_s,
+            "start_phases_s": serving.phases_s,
+            "held_running": served.held(serving.pid),
+        }
+        notify()
+        for _ in range(times):
+            one: dict[str, Any] = {
+                "resident_running_bytes": served.resident_bytes(serving.pid),
+                "device_used_running_bytes": device_used_bytes(),
+            }
+            found["times"].append(one)
+            parked = cuda.park(driver, serving.pid)
+            one |= {
+                "park": parked.seconds,
+                "device_bytes": parked.memory_bytes["before"],
+                "device_parked_bytes": parked.memory_bytes["checkpoint"],
+                "device_used_parked_bytes": device_used_bytes(),
+                "resident_parked_bytes": served.resident_bytes(serving.pid),
+            }
+            found.setdefault("held_parked", served.held(serving.pid))
+            notify()
+            woken = cuda.wake(driver, serving.pid)
+            began = timeline.now_s()
+            after = served.ask(serving.port, serving.ended)
+            one |= {
+                "wake": woken.seconds,
+                "device_woken_bytes": woken.memory_bytes["unlock"],
+                "device_used_woken_bytes": device_used_bytes(),
+                "first_token_after_wake_s": (
+                    (after.first_token_s - began) if after.first_token_s else None
+                ),
+                "equal_tokens": after.tokens == serving.answer.tokens,
+            }
+            moved = _moved(one)
+            took_s = {
+                "park": parked.seconds["checkpoint_s"],
+                "wake": woken.seconds["restore_s"],
+            }
+            one["rates_bytes_per_s"] = {n: moved / s for n, s in took_s.items() if moved and s}
+            notify()
+            if not one["equal_tokens"]:
+                fail(
+                    found,
+                    "after waking",
+                    served.death(serving.pid, serving.log)
+                    or after.error
+                    or "other tokens than before",
+                )
+                if serving.ended():
+                    return
+
+
+def _moved(one: Mapping[str, Any]) -> int:
+    """Bytes that left the device: by the process's own count, else by what the device had free
+    before and after."""
+    if one.get("device_bytes"):
+        return int(one["device_bytes"]) - int(one.get("device_parked_bytes") or 0)
+    return max(
+        0,
+        int(one.get("device_used_running_bytes") or 0)
+        - int(one.get("device_used_parked_bytes") or 0),
+    )
 
 
 # ---- decode --------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from labkit.core import client, exits, interpreter, ledger, proc, secrets, timel
 from labkit.core.beside import scratch
 from labkit.core.trial import free_port
 from labkit.core.workspace import Workspace
-from labkit.device.gpu_technique import gpu_device
+from labkit.device.graph_techniques import gpu_device
 from labkit.errors import TrialError
 from labkit.subject import checkpoint
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from labkit.core.plan import LaunchPlan, Step
 from labkit.core.units import show_bytes
-from labkit.device.gpu_technique import GpuTechnique, gpu_device
+from labkit.device.graph_techniques import GpuTechnique, gpu_device
 from labkit.device.resident_plan import leave_out_resident, refuse_fresh_node
 from labkit.errors import BadInput
 from labkit.technique import Artifact, Evidence, Observation, register

@@ -147,7 +147,7 @@ def test_batch_sizes_that_are_none_are_refused(text):
 @pytest.mark.parametrize("name", GPU_TECHNIQUES)
 def test_on_a_host_without_a_gpu_the_technique_says_that_it_needs_one(name, monkeypatch):
     monkeypatch.setattr(
-        "labkit.device.gpu_technique.capability",
+        "labkit.device.graph_techniques.capability",
         lambda what: probes.Capability(what, False, "no NVIDIA driver", "", "a GPU host"),
     )
     found = technique(name).available(host.card())
