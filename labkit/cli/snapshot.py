@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     dump.add_argument(
         "--whole",
         action="store_true",
-        help="weights inside the image in place of mapped from the model's file",
+        help="weights inside the CRIU image in place of mapped from the model's file",
     )
     dump.add_argument(
         "--scrub",
@@ -241,7 +241,7 @@ def _list(args: argparse.Namespace) -> int:
 
 def _explain(args: argparse.Namespace) -> int:
     from labkit.core.units import show_bytes
-    from labkit.snapshot import explain, images, store
+    from labkit.snapshot import criu_images, explain, store
 
     path = Path(args.what)
     if path.is_file():
@@ -255,7 +255,7 @@ def _explain(args: argparse.Namespace) -> int:
     if not (where := _place(args.what)).exists():
         raise BadInput(f"neither a log nor a snapshot: {args.what}", fix="labkit snapshot list")
     snapshot = store.open_snapshot(where)
-    for kind, size in images.contents(snapshot.images).items():
+    for kind, size in criu_images.contents(snapshot.criu_images).items():
         print(f"{show_bytes(size):>10}  {kind}")
     return 0
 

@@ -25,7 +25,7 @@ from labkit.core.proc import environ, start_time
 from labkit.core.trial import free_port
 from labkit.errors import TrialError
 from labkit.image.runtimes import runc as runtime
-from labkit.snapshot import container, create, criu, images, store, subject_server, xstate
+from labkit.snapshot import container, create, criu, criu_images, store, subject_server, xstate
 from labkit.snapshot.explain import refusal
 from labkit.snapshot.takedown import MARK
 
@@ -113,7 +113,7 @@ def make_container(
             )
             inside, freed = environ(pid), subject_server.shrink(ctx.port)
             dumped = checkpoint(ctx.state.container, part / "images", work / "work")
-            paths = images.mapped_files(part / "images").values()
+            paths = criu_images.mapped_files(part / "images").values()
             names = [Path(path).name for path in paths if path.startswith(f"{model}/")]
             manifest = create.manifest_of(
                 part / "images",
@@ -127,7 +127,7 @@ def make_container(
                     "start_s": running.start_s,
                     "shrunk": freed,
                     "mark": target.name,
-                    "contents": images.contents(part / "images"),
+                    "contents": criu_images.contents(part / "images"),
                 },
             )
         manifest = replace(

@@ -30,7 +30,7 @@ class CriuContainer(CriuProcess):
     rung = 7
     title = "restore the server's container with CRIU, through runc"
     requires_layers: ClassVar[Mapping[str, str]] = {"process": "runc"}
-    replaces_layers = ("process", "weights", "init", "device")  # it still runs on the image's files
+    replaces_layers = ("process", "weights", "init", "device")  # it runs on the OCI image's files
     restore_call = "labkit.snapshot.container:restore"
 
     def available(self, host: Any) -> Availability:
@@ -51,7 +51,7 @@ class CriuContainer(CriuProcess):
 
         if subject.image_layout is None:
             raise BadInput(
-                "criu-container restores a container, and this stack has no image",
+                "criu-container restores a container, and this stack has no OCI image",
                 why="host-env means there is none",
                 fix="image=full-pull,snapshot=criu-container; or snapshot=criu-process",
             )
@@ -93,7 +93,7 @@ class CriuContainer(CriuProcess):
         return (*steps, Step("mount.touched", "labkit.snapshot.container:ask_ahead"))
 
     def _on_disk_bytes(self, artifact: Artifact) -> int:
-        return 0  # the libraries came with the image
+        return 0  # the libraries came with the OCI image
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
         if plan.state.started_by:
@@ -129,7 +129,8 @@ class CriuContainer(CriuProcess):
                 return Evidence(
                     self.name,
                     False,
-                    "nothing of the image crossed the link: its files were on this node before t0",
+                    "nothing of the OCI image crossed the link: its files were on this node"
+                    " before t0",
                     facts,
                 )
         return replace(found, facts=facts)

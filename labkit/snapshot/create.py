@@ -25,7 +25,7 @@ from labkit.core import cold, ledger, timeline
 from labkit.core.beside import scratch
 from labkit.core.proc import environ, start_time
 from labkit.core.trial import free_port
-from labkit.snapshot import criu, images, process, store
+from labkit.snapshot import criu, criu_images, process, store
 from labkit.snapshot.explain import SnapshotRefused
 from labkit.snapshot.subject_server import (
     PROMPT,
@@ -67,7 +67,7 @@ def make_process(
             dumped = criu.dump(running.pid, part / "images", work)
         mapped = {
             p: os.path.getsize(p)
-            for p in images.mapped_files(part / "images").values()
+            for p in criu_images.mapped_files(part / "images").values()
             if p.startswith(str(model.resolve()) + "/")
         }
         manifest = manifest_of(
@@ -82,7 +82,7 @@ def make_process(
                 "start_s": running.start_s,
                 "shrunk": freed,
                 "mark": target.name,
-                "contents": images.contents(part / "images"),
+                "contents": criu_images.contents(part / "images"),
             },
         )
         proven = _prove(part, manifest, work)
@@ -99,7 +99,7 @@ def make_process(
 
 
 def manifest_of(
-    criu_images: Path,
+    directory: Path,
     technique: str,
     running: Running,
     request: dict[str, Any],
@@ -114,7 +114,7 @@ def manifest_of(
         place=store.host_fingerprint(),
         criu=criu.version(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        files=store.describe(criu_images),
+        files=store.describe(directory),
         port=running.port,
         pid=running.pid,
         nonce=str(running.identity.get("nonce", "")),
@@ -161,7 +161,7 @@ def dump_running(pid: int, target: Path, *, options: Sequence[str] = ()) -> stor
         stopped = ledger.current().note("action", "snapshot:wake", pid=pid)
         dumped = criu.dump(pid, part / "images", work, leave_running=True, options=options)
         ledger.current().done(stopped)
-        ports = images.listening_ports(part / "images")
+        ports = criu_images.listening_ports(part / "images")
         store.seal(
             part,
             manifest_of(
@@ -171,7 +171,7 @@ def dump_running(pid: int, target: Path, *, options: Sequence[str] = ()) -> stor
                 {},
                 inside,
                 {},
-                {**dumped, "contents": images.contents(part / "images")},
+                {**dumped, "contents": criu_images.contents(part / "images")},
             ),
         )
     return store.open_snapshot(target)

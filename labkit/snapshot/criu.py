@@ -35,8 +35,8 @@ from labkit.errors import MissingCapability
 from labkit.snapshot import xstate
 from labkit.snapshot.explain import refusal
 
-#: Up to this size a deleted but open file goes into the image; larger ones are refused with the
-#: reason.
+#: Up to this size a deleted but open file goes into the CRIU image; larger ones are refused with
+#: the reason.
 GHOST_LIMIT = "1M"
 OnStart = Callable[[subprocess.Popen[bytes]], object]
 
@@ -63,15 +63,15 @@ def version() -> str:
 
 def dump(
     pid: int,
-    images: Path,
+    criu_images: Path,
     work: Path,
     *,
     leave_running: bool = False,
     options: Sequence[str] = (),
     on_start: OnStart | None = None,
 ) -> dict[str, Any]:
-    """Write the tree below `pid` into `images`. Raises SnapshotError; then the tree goes on as if
-    nothing had been.
+    """Write the tree below `pid` into `criu_images`. Raises SnapshotError; then the tree goes on as
+    if nothing had been.
 
     Returns dump_s, pages_bytes and `permissions`, which `restore` wants back. on_start(process):
     called with CRIU's own process (the failure tests kill it there)."""
@@ -82,7 +82,7 @@ def dump(
         "-t",
         str(pid),
         "-D",
-        str(images),
+        str(criu_images),
         "-W",
         str(work),
         "-o",
@@ -104,7 +104,7 @@ def dump(
         )
     return {
         "dump_s": timeline.now_s() - began,
-        "pages_bytes": sum(p.stat().st_size for p in images.glob("pages-*.img")),
+        "pages_bytes": sum(p.stat().st_size for p in criu_images.glob("pages-*.img")),
         "permissions": permissions,
     }
 
@@ -115,7 +115,7 @@ class Restored(NamedTuple):
 
 
 def restore(
-    images: Path,
+    criu_images: Path,
     work: Path,
     *,
     permissions: Mapping[str, int],
@@ -132,7 +132,7 @@ def restore(
         program(),
         "restore",
         "-D",
-        str(images),
+        str(criu_images),
         "-W",
         str(work),
         "-o",

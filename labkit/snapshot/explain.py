@@ -45,8 +45,8 @@ CAUSES = (
         "no-space",
         r"No space left on device|errno 28\b|= -28\b|Disk quota exceeded",
         "the disk filled up during the dump",
-        "an image is as large as the memory in use; what was written so far is not restorable and"
-        " was removed",
+        "a CRIU image is as large as the memory in use; what was written so far is not restorable"
+        " and was removed",
         "free some space, or put LABKIT_HOME on a larger disk; shrink the server first (POST"
         " /_labkit/shrink)",
     ),
@@ -102,7 +102,7 @@ CAUSES = (
         "deleted-file",
         r"ghost file .*(?:size|limit)|Can't dump ghost file|increase limit",
         "a large deleted file is still open or mapped",
-        "it has no name to open again, so its bytes would have to be in the image",
+        "it has no name to open again, so its bytes would have to be in the CRIU image",
         "close it; /dev/shm segments of data-loader workers are the usual ones",
     ),
     Cause(
@@ -162,7 +162,7 @@ CAUSES = (
         r"has bad (?:size|mode|build-?ID|build id|checksum)|File .* bad build",
         "a file that the process had open or mapped is another one now",
         "its code or data in memory would not fit the file on disk (a package was upgraded, an"
-        " image rebuilt)",
+        " OCI image rebuilt)",
         "dump again with the files as they are now",
     ),
     Cause(
@@ -170,21 +170,21 @@ CAUSES = (
         r"Can't open file ([^\s:]+)|Unable to open .*No such file|Can't open (?:root|cwd)",
         "a file that the process had open or mapped is not here",
         "a snapshot holds memory, not the libraries and the model behind it",
-        "bring the same image and model to the same paths, or restore where it was dumped",
+        "bring the same OCI image and model to the same paths, or restore where it was dumped",
     ),
     Cause(
         "cpu",
         r"cpu: .*(?:fail|mismatch|not supported|miss)|CPU.*(?:incompatible|capabilities)|xsave"
         r" size",
         "this CPU lacks something that the snapshot's CPU had",
-        "code that was compiled or chosen for it is in the image (vector kernels, for one)",
+        "code that was compiled or chosen for it is in the CRIU image (vector kernels, for one)",
         "restore on the same CPU model, or dump here",
     ),
     Cause(
         "damaged",
         r"magic.*(?:mismatch|doesn't match|wrong)|Failed to (?:read|parse)|Unexpected"
         r" EOF|Corrupted|image.*(?:truncat|corrupt)|Unpacking|pb_read",
-        "an image file is damaged",
+        "a CRIU image file is damaged",
         "CRIU could not read it",
         "dump again; labkit snapshot list shows which snapshots are whole",
     ),
@@ -240,19 +240,19 @@ def refusal(
     refused dump leaves it alone)."""
     found, lines = cause(log), error_lines(log)
     detail = re.search(found.pattern, "\n".join(lines)) if found and lines else None
-    told = f" ({detail.group(1)})" if detail and detail.groups() else ""
-    said = f"; CRIU: {lines[0][:240]}" if lines else ""
+    subject = f" ({detail.group(1)})" if detail and detail.groups() else ""
+    first_error = f"; CRIU: {lines[0][:240]}" if lines else ""
     goes_on = " The process goes on running." if doing == "dump" and running else ""
     if found is None:
         return SnapshotError(
-            f"{doing} failed: CRIU ended with {status}{said}",
+            f"{doing} failed: CRIU ended with {status}{first_error}",
             (" | ".join(lines[-3:]) + goes_on).strip(),
             "labkit snapshot explain LOG; criu check",
         )
     if found.name not in ("no-file-type", "file-missing", "file-changed"):
-        said = ""
+        first_error = ""
     return SnapshotError(
-        f"{doing} refused: {found.what}{told}{said}",
+        f"{doing} refused: {found.what}{subject}{first_error}",
         (found.why + "." if found.why else "") + goes_on,
         found.fix,
     )

@@ -39,7 +39,7 @@ def pack(
     into.chmod(0o700)
     index: dict[str, Any] = {}
     for name, about in snapshot.manifest.files.items():
-        source, target = snapshot.images / name, into / "images" / name
+        source, target = snapshot.criu_images / name, into / "images" / name
         target.unlink(missing_ok=True)
         if compression == "none" or about["size_bytes"] < FRAME_BYTES:
             os.link(source, target)

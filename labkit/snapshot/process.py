@@ -6,8 +6,9 @@ after its first token.
 Kernel, CPU, CRIU and every file are checked before anything starts; the pages while they are read
 ahead, with the process held stopped until it has its CPU permissions back and the last page was
 right. It listens on the trial's port; a server that was shrunk for a dump draws new random state
-before its next answer, so that two clones do not sample alike. Limit: (image + working set) bytes ÷
-read rate, and CRIU's copy of the image at 1.2–1.6 GB/s. Lesson: notebooks/07_checkpoints."""
+before its next answer, so that two clones do not sample alike. Limit: (CRIU image + working set)
+bytes ÷ read rate, and CRIU's copy of its image at 1.2–1.6 GB/s. Lesson:
+notebooks/07_checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from typing import Any
 
 from labkit.core import timeline
 from labkit.core.plan import StepContext
-from labkit.snapshot import criu, images, readahead, store, transport, xstate
+from labkit.snapshot import criu, criu_images, readahead, store, transport, xstate
 from labkit.snapshot.explain import SnapshotError, SnapshotRefused
 
 
@@ -120,7 +121,7 @@ def refuse_if_unfit(snapshot: store.Snapshot, moved: Mapping[str, str]) -> None:
         if not os.path.exists(here) or os.path.getsize(here) != size:
             raise SnapshotRefused(
                 f"{here} is not the file that the snapshot maps",
-                f"{size} bytes were mapped at the dump, and stay outside of the image",
+                f"{size} bytes were mapped at the dump, and stay outside of the CRIU image",
                 "bring the model back to that path, or dump again",
             )
 
@@ -143,26 +144,26 @@ def validation(snapshot: store.Snapshot) -> list[str]:
 
 
 def stage_images(
-    snapshot: store.Snapshot, images_dir: Path, *, port: int | None, moved: Mapping[str, str]
+    snapshot: store.Snapshot, directory: Path, *, port: int | None, moved: Mapping[str, str]
 ) -> Path:
-    """A directory of links to the image files, with its own files.img for this port and these
+    """A directory of links to the CRIU image files, with its own files.img for this port and these
     paths."""
-    shutil.rmtree(images_dir, ignore_errors=True)
-    images_dir.mkdir(mode=0o700, parents=True)
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(mode=0o700, parents=True)
     for name in snapshot.manifest.files:
         if name == "files.img":
-            shutil.copy(snapshot.images / name, images_dir / name)
+            shutil.copy(snapshot.criu_images / name, directory / name)
         else:
             # Hard links: a container's task opens its pages after it has changed its root, where a
             # symlink leads nowhere.
             try:
-                os.link(snapshot.images / name, images_dir / name)
+                os.link(snapshot.criu_images / name, directory / name)
             except OSError:
-                shutil.copy(snapshot.images / name, images_dir / name)
-    images.move(
-        images_dir, port=port if port and port != snapshot.manifest.port else None, paths=moved
+                shutil.copy(snapshot.criu_images / name, directory / name)
+    criu_images.move(
+        directory, port=port if port and port != snapshot.manifest.port else None, paths=moved
     )
-    return images_dir
+    return directory
 
 
 def start_lazy(criu_images: Path, work: Path, ctx: StepContext) -> subprocess.Popen[bytes]:

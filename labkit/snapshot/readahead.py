@@ -3,9 +3,9 @@
 CRIU reads its image in one stream and copies it page by page; a cold disk answers one stream at a
 third to a half of its rate, and the libraries that the process has mapped would come in page fault
 by page fault. So all ranges are put into the disk's queue ahead (`POSIX_FADV_WILLNEED`: no copy),
-in the order in which the restore needs them: pages of the image, then what the process touched of
-libraries and model before its first token when the snapshot was made (its working set). Two threads
-follow and take the CRC of the pages: checking a snapshot costs no second read of the disk.
+in the order in which the restore needs them: pages of the CRIU image, then what the process touched
+of libraries and model before its first token when the snapshot was made (its working set). Two
+threads follow and take the CRC of the pages: checking a snapshot costs no second read of the disk.
 
     with reading(snapshot) as ahead:
         pid = criu.restore(…, stopped=True)
@@ -24,7 +24,6 @@ import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from labkit.core import proc, timeline
 from labkit.snapshot import store
@@ -167,14 +166,13 @@ class Ahead:
 
 def pieces_of(
     snapshot: store.Snapshot,
-    images: Path | None = None,
     moved: dict[str, str] | None = None,
     root: str = "",
     coming: Collection[str] = (),
 ) -> list[Piece]:
-    """Image pages (with their CRCs), then the working set. `moved`: path at the dump -> path here;
-    `root`: of a container; `coming`: files (paths at the dump) that are still on their way, not to
-    be read ahead."""
+    """Pages of the CRIU image (with their CRCs), then the working set. `moved`: path at the dump ->
+    path here; `root`: of a container; `coming`: files (paths at the dump) that are still on their
+    way, not to be read ahead."""
     found = []
     for name, about in snapshot.manifest.files.items():
         crcs = about.get("crc32")
@@ -182,7 +180,7 @@ def pieces_of(
             offset = i * store.CHUNK_BYTES
             found.append(
                 Piece(
-                    str((images or snapshot.images) / name),
+                    str(snapshot.criu_images / name),
                     offset,
                     min(store.CHUNK_BYTES, about["size_bytes"] - offset),
                     crc,
@@ -233,8 +231,8 @@ def working_set(pid: int) -> dict[str, list[list[int]]]:
     mapped around). Needs root.
 
     path -> [[offset, length], …], merged over small gaps. Pages that it has a copy of (relocated
-    data) count as well: their content is in the image, but CRIU writes it into a private mapping,
-    and the kernel reads the file's page to copy it first."""
+    data) count as well: their content is in the CRIU image, but CRIU writes it into a private
+    mapping, and the kernel reads the file's page to copy it first."""
     found: dict[str, list[list[int]]] = {}
     with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
         for start, end, offset, path in proc.mapped_ranges(pid):
@@ -252,10 +250,11 @@ def working_set(pid: int) -> dict[str, list[list[int]]]:
 
 
 def merge(ranges: Sequence[Sequence[int]], gap: int = GAP_BYTES) -> list[list[int]]:
-    made: list[list[int]] = []
+    """Ranges ([offset, length], bytes) in order, joined where they are at most `gap` apart."""
+    merged: list[list[int]] = []
     for offset, length in sorted((r[0], r[1]) for r in ranges):
-        if made and offset <= made[-1][0] + made[-1][1] + gap:
-            made[-1][1] = max(made[-1][1], offset + length - made[-1][0])
+        if merged and offset <= merged[-1][0] + merged[-1][1] + gap:
+            merged[-1][1] = max(merged[-1][1], offset + length - merged[-1][0])
         else:
-            made.append([offset, length])
-    return made
+            merged.append([offset, length])
+    return merged

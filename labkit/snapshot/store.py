@@ -1,4 +1,4 @@
-"""A snapshot on disk: image files, a manifest that says where it fits, and no half of either.
+"""A snapshot on disk: CRIU image files, a manifest that says where it fits, and no half of either.
 
     SNAPSHOT/manifest.json      kernel, CPU, CRIU, every file with size, SHA-256 and CRC-32,
         secrets, mapped files
@@ -23,11 +23,11 @@ import json
 import os
 import platform
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from labkit.core import secrets
 from labkit.core.beside import becoming, scratch
@@ -81,7 +81,7 @@ class Manifest:
     tokens: tuple[int, ...] = ()
     request: dict[str, Any] = field(default_factory=dict)
     secrets: tuple[str, ...] = ()  # names of environment variables inside
-    # path -> size: model files that stay outside of the image
+    # path -> size: model files that stay outside of the CRIU image
     mapped: dict[str, int] = field(default_factory=dict)
     # path -> [offset, length]…: read before the first token
     working_set: dict[str, list[list[int]]] = field(default_factory=dict)
@@ -103,7 +103,9 @@ class Snapshot:
     path: Path
     manifest: Manifest
 
-    images = property(lambda self: self.path / "images")
+    @property
+    def criu_images(self) -> Path:
+        return self.path / "images"
 
     def refuse_if_foreign(self, here: Mapping[str, str] | None = None, criu: str = "") -> None:
         """Raise SnapshotRefused, naming every difference, unless this host is the kind it was
@@ -133,7 +135,9 @@ class Snapshot:
     def missing_files(self) -> list[str]:
         """Files that are absent or of another size. Cheap: no byte is read."""
         wrong = [
-            n for n, f in self.manifest.files.items() if _size(self.images / n) != f["size_bytes"]
+            n
+            for n, f in self.manifest.files.items()
+            if _size(self.criu_images / n) != f["size_bytes"]
         ]
         return wrong + [
             p
@@ -142,15 +146,17 @@ class Snapshot:
         ]
 
     def verify(self, *, pages: bool = True) -> None:
-        """Every image file against its SHA-256 (without `pages`: all but the pages, a few hundred
-        kB). Raises SnapshotRefused."""
+        """Every CRIU image file against its SHA-256 (without `pages`: all but the pages, a few
+        hundred kB). Raises SnapshotRefused."""
         missing = [
-            n for n, f in self.manifest.files.items() if _size(self.images / n) != f["size_bytes"]
+            n
+            for n, f in self.manifest.files.items()
+            if _size(self.criu_images / n) != f["size_bytes"]
         ]
         damaged = missing or [
             n
             for n, f in self.manifest.files.items()
-            if (pages or not is_pages(n)) and sha256(self.images / n) != f["sha256"]
+            if (pages or not is_pages(n)) and sha256(self.criu_images / n) != f["sha256"]
         ]
         if damaged:
             raise SnapshotRefused(
@@ -180,36 +186,34 @@ def sha256(path: Path) -> str:
         )
 
 
-def _digest(file: Any) -> str:
-    made = hashlib.sha256()
+def _digest(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
     while block := file.read(CHUNK_BYTES):
-        made.update(block)
-    return made.hexdigest()
+        digest.update(block)
+    return digest.hexdigest()
 
 
-def crc32() -> Any:
+def crc32() -> Callable[[bytes | memoryview], int]:
     """The fastest CRC-32 here: isal's (carry-less multiplication, ~10 GB/s) or zlib's (~1–3 GB/s).
     Same numbers."""
     try:
-        from isal import isal_zlib
-
-        return isal_zlib.crc32
+        from isal.isal_zlib import crc32
     except ImportError:
         return zlib.crc32
+    return crc32
 
 
 def crcs(path: Path) -> list[int]:
-    made, function = [], crc32()
+    """Of each CHUNK_BYTES of a file, in order."""
+    function = crc32()
     with open(path, "rb", buffering=0) as file:
-        while block := file.read(CHUNK_BYTES):
-            made.append(function(block))
-    return made
+        return [function(block) for block in iter(lambda: file.read(CHUNK_BYTES), b"")]
 
 
-def describe(images: Path) -> dict[str, dict[str, Any]]:
+def describe(criu_images: Path) -> dict[str, dict[str, Any]]:
     """`files` of the manifest. Logs are not part of a snapshot."""
     found = {}
-    for path in sorted(images.iterdir()):
+    for path in sorted(criu_images.iterdir()):
         if path.suffix == ".img" or path.name in ("descriptors.json",):
             found[path.name] = {"size_bytes": path.stat().st_size, "sha256": sha256(path)}
             if is_pages(path.name):
@@ -241,7 +245,8 @@ def writing(target: Path) -> Iterator[Path]:
 
     `seal` writes the manifest into it; without one it is not renamed."""
     refuse_stranger(target)
-    with scratch(".before-", made_parent(target)) as old, becoming(target, mode=0o700) as part:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with scratch(".before-", target.parent) as old, becoming(target, mode=0o700) as part:
         (part / "images").mkdir(mode=0o700)
         yield part
         if not (part / "manifest.json").exists():
@@ -250,11 +255,6 @@ def writing(target: Path) -> Iterator[Path]:
             )
         if target.exists():
             os.rename(target, old / "snapshot")
-
-
-def made_parent(target: Path) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return target.parent
 
 
 def seal(part: Path, manifest: Manifest) -> None:

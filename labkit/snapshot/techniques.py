@@ -268,7 +268,7 @@ class CriuProcess(Technique):
         )
         if not remote:
             # Its working set of libraries is made cold by the layer that owns them (host-env, the
-            # image).
+            # OCI image).
             plan = plan.with_cold(artifact.paths["snapshot"], *artifact.facts["mapped"])
         return plan
 
@@ -323,8 +323,8 @@ class CriuProcess(Technique):
         return Evidence(
             self.name,
             True,
-            "the dumped process itself answered (same boot nonce, new random state); its image has "
-            f"{show_bytes(float(step.get('image_bytes') or 0))}{crossed}{handed_on}",
+            "the dumped process itself answered (same boot nonce, new random state); its CRIU"
+            f" image has {show_bytes(float(step.get('image_bytes') or 0))}{crossed}{handed_on}",
             facts,
         )
 
@@ -356,5 +356,5 @@ register(CriuProcess)
 class CriuProcessWhole(CriuProcess):
     name = "criu-process-whole"
     rung, claims_row = 0, ""
-    title = "restore the server process with CRIU, weights inside the image"
+    title = "restore the server process with CRIU, weights inside the CRIU image"
     loader = COPIED

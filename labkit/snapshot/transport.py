@@ -23,7 +23,7 @@ from labkit.core import timeline
 from labkit.core.plan import StepContext
 from labkit.net.ranges import Into, RangeOptions, RangePart, fetch_parts, fetch_processed
 from labkit.objects.client import Bucket, open_bucket
-from labkit.snapshot import images, store
+from labkit.snapshot import criu_images, store
 from labkit.snapshot.explain import SnapshotRefused
 from labkit.snapshot.packing import FRAME_BYTES, INDEX, parse_index, unframed
 from labkit.weights import packed
@@ -131,7 +131,7 @@ def fetch(
     if model:
         ctx.state.moved = {
             **ctx.state.moved,
-            **model[0].placed(images.file_modes(target / "images")),
+            **model[0].placed(criu_images.file_modes(target / "images")),
         }
     download.restorable.set_result(facts)
     return {**facts, "model_bytes_fetched": model[0].whole.result() if model else 0}

@@ -32,8 +32,8 @@ from labkit.technique import Artifact, Evidence, Observation, Subject, register,
 
 
 def unpack(ctx: StepContext, packed: str) -> dict[str, Any]:
-    """The first half of `restore`: image files into the page cache. Leaves state `snapshot_dir`.
-    Raises SnapshotRefused."""
+    """The first half of `restore`: CRIU image files into the page cache. Leaves state
+    `snapshot_dir`. Raises SnapshotRefused."""
     source, target = Path(packed), ctx.node / "snapshot"
     manifest_bytes = (source / "manifest.json").read_bytes()
     index, manifest = (
@@ -115,21 +115,22 @@ class _Packed:
     excluded_scenarios: tuple[str, ...] = ("fresh-node",)
 
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
-        made = technique(self.of).prepare(subject, workspace)
-        folder = Path(made.paths["snapshot"] + "-packed")
+        artifact = technique(self.of).prepare(subject, workspace)
+        path = artifact.paths["snapshot"]
+        folder = Path(path + "-packed")
         prepare_once(
             folder,
-            lambda part: packing.pack(store.open_snapshot(made.paths["snapshot"]), part, "zstd"),
+            lambda part: packing.pack(store.open_snapshot(path), part, "zstd"),
         )
         stored = sum(
             about["stored_bytes"]
             for about in json.loads((folder / packing.INDEX).read_text())["files"].values()
         )
         return replace(
-            made,
+            artifact,
             technique=self.name,
-            paths={**made.paths, "packed": str(folder)},
-            facts={**made.facts, "packed_bytes": stored},
+            paths={**artifact.paths, "packed": str(folder)},
+            facts={**artifact.facts, "packed_bytes": stored},
         )
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
@@ -179,7 +180,7 @@ class _Packed:
                 how=(
                     found.how
                     if not found.engaged
-                    else "nothing was unpacked: its image was read as it is"
+                    else "nothing was unpacked: its CRIU image was read as it is"
                 ),
             )
         return replace(
@@ -192,10 +193,10 @@ class _Packed:
 @register
 class CriuProcessPacked(_Packed, CriuProcess):
     name, of = "criu-process-packed", "criu-process"
-    title = "restore the server process with CRIU, its image packed on disk"
+    title = "restore the server process with CRIU, the CRIU image packed on disk"
 
 
 @register
 class CriuContainerPacked(_Packed, CriuContainer):
     name, of = "criu-container-packed", "criu-container"
-    title = "restore the server's container with CRIU, its image packed on disk"
+    title = "restore the server's container with CRIU, the CRIU image packed on disk"

@@ -45,8 +45,8 @@ class Zygote(Technique):
         refuse_fresh_node(plan, "a zygote")
         if plan.stack.get("image") not in (None, "", "host-env"):
             raise BadInput(
-                "a zygote forks the lab's own interpreter, and this stack has an image",
-                why="the image's files would not be used",
+                "a zygote forks the lab's own interpreter, and this stack has an OCI image",
+                why="the OCI image's files would not be used",
                 fix="image=host-env,process=zygote",
             )
         # its libraries are mapped before t0: that is what a zygote is

@@ -2,7 +2,7 @@
 
     break_even(case, read_bytes_per_s=1.2e9, host="2 × …")      # modelled lines, this host's rate
         marked (`where`: a recorded one's)
-    inside(contents)                                            # of labkit.snapshot.images.contents
+    inside(contents)                                            # of snapshot.criu_images.contents
 
 Lines are a model through this host's measured points, and say so. Lesson: notebooks/07_checkpoints.
 """

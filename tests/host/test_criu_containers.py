@@ -102,7 +102,7 @@ def test_weights_and_libraries_of_a_container_stay_outside_of_its_image(snapshot
 
 
 def test_a_damaged_image_of_a_container_is_refused_and_no_container_is_made(snapshot, home):
-    pages = next(p for p in sorted(snapshot.images.iterdir()) if store.is_pages(p.name))
+    pages = next(p for p in sorted(snapshot.criu_images.iterdir()) if store.is_pages(p.name))
     before = left(home)
     with flipped(pages), pytest.raises(SnapshotRefused, match=pages.name), restored(snapshot, home):
         pass

@@ -16,7 +16,7 @@ import pytest
 
 from labkit.core.ledger import start_time, unmount
 from labkit.core.workspace import Workspace
-from labkit.snapshot import create, criu, images, store, subject_server
+from labkit.snapshot import create, criu, criu_images, store, subject_server
 from labkit.snapshot.cycle import restored, soak
 from labkit.snapshot.explain import SnapshotError, SnapshotRefused
 
@@ -126,13 +126,13 @@ def test_two_clones_of_one_snapshot_do_not_sample_alike(snapshot, home):
 def test_a_scrubbed_secret_is_nowhere_in_the_image(snapshot):
     needle = ("hf_neverinthe" + "image").encode()
     assert not snapshot.manifest.secrets
-    assert not any(needle in path.read_bytes() for path in snapshot.images.iterdir())
+    assert not any(needle in path.read_bytes() for path in snapshot.criu_images.iterdir())
 
 
 def test_the_weights_stay_outside_of_the_image(snapshot, model):
     assert list(snapshot.manifest.mapped) == [str(model / "model.safetensors")]
-    assert sum(images.contents(snapshot.images).values()) == sum(
-        p.stat().st_size for p in snapshot.images.glob("pages-*.img")
+    assert sum(criu_images.contents(snapshot.criu_images).values()) == sum(
+        p.stat().st_size for p in snapshot.criu_images.glob("pages-*.img")
     )
 
 
@@ -158,7 +158,7 @@ def changed(path: Path, at: int, to: bytes | None = None):
 def test_any_image_file_with_one_corrupted_byte_is_refused_and_nothing_runs(snapshot, home):
     before, files = (
         children_and_nodes(home),
-        [p for p in sorted(snapshot.images.iterdir()) if p.stat().st_size],
+        [p for p in sorted(snapshot.criu_images.iterdir()) if p.stat().st_size],
     )
     assert {"files.img", "inventory.img"} <= {p.name for p in files} and any(
         store.is_pages(p.name) for p in files

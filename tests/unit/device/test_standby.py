@@ -78,7 +78,7 @@ def test_a_wake_that_does_not_fit_leaves_all_of_it_asleep_and_can_be_tried_again
     before = tokens(model)
     memory = FakeMemory()
     sleeping = standby.sleep(model, memory)
-    memory.room_bytes = int(share * sleeping.size_bytes)
+    memory.capacity_bytes = int(share * sleeping.size_bytes)
     with pytest.raises(DriverRefused, match="OUT_OF_MEMORY"):
         standby.wake(sleeping, memory)
     assert (
@@ -86,7 +86,7 @@ def test_a_wake_that_does_not_fit_leaves_all_of_it_asleep_and_can_be_tried_again
         and all(p.numel() == 0 for p in model.parameters())
         and memory.used_bytes() == 0
     )
-    memory.room_bytes = None
+    memory.capacity_bytes = None
     standby.wake(sleeping, memory)
     assert tokens(model) == before
 
@@ -95,7 +95,7 @@ def test_waking_twice_copies_once():
     model, memory = small_model(), FakeMemory()
     sleeping = standby.sleep(model, memory)
     standby.wake(sleeping, memory)
-    memory.room_bytes = 0
+    memory.capacity_bytes = 0
     standby.wake(sleeping, memory)
 
 
@@ -178,7 +178,7 @@ def test_a_standby_on_a_fresh_node_or_with_an_image_is_refused():
         standing.apply(
             LaunchPlan(stack={"image": "host-env"}, scenario="fresh-node"), Artifact(standing.name)
         )
-    with pytest.raises(BadInput, match="has an image"):
+    with pytest.raises(BadInput, match="has an OCI image"):
         standing.apply(
             LaunchPlan(stack={"image": "full-pull"}, scenario="warm-node"), Artifact(standing.name)
         )

@@ -37,7 +37,7 @@ def make(target, *, pages: bytes = b"p" * 5_000_000, **more) -> store.Snapshot:
 def test_a_sealed_snapshot_is_readable_by_its_owner_only(tmp_path):
     snapshot = make(tmp_path / "s")
     assert stat.S_IMODE(snapshot.path.stat().st_mode) == 0o700
-    assert {stat.S_IMODE(p.stat().st_mode) for p in snapshot.images.iterdir()} == {0o600}
+    assert {stat.S_IMODE(p.stat().st_mode) for p in snapshot.criu_images.iterdir()} == {0o600}
     assert stat.S_IMODE((snapshot.path / "manifest.json").stat().st_mode) == 0o600
 
 
@@ -47,7 +47,7 @@ def test_a_dump_that_fails_leaves_nothing_and_keeps_the_old_snapshot(tmp_path):
         (part / "images" / "pages-1.img").write_bytes(b"half")
         raise OSError("No space left on device")
     assert os.listdir(tmp_path) == ["s"]
-    assert (store.open_snapshot(old.path).images / "pages-1.img").read_bytes() == b"old"
+    assert (store.open_snapshot(old.path).criu_images / "pages-1.img").read_bytes() == b"old"
 
 
 def test_half_a_snapshot_is_never_restorable(tmp_path):
@@ -97,7 +97,7 @@ def test_another_major_version_of_criu_is_refused(tmp_path):
 @settings(deadline=None, max_examples=12)
 def test_any_damaged_byte_is_found(name, at, cut, tmp_path_factory):
     snapshot = make(tmp_path_factory.mktemp("damage") / "s")
-    path = snapshot.images / name
+    path = snapshot.criu_images / name
     data = bytearray(path.read_bytes())
     at %= len(data)
     path.write_bytes(data[:at] if cut else data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
@@ -109,7 +109,7 @@ def test_any_damaged_byte_is_found(name, at, cut, tmp_path_factory):
 @settings(deadline=None, max_examples=12)
 def test_reading_ahead_finds_any_damaged_byte_of_the_pages(at, tmp_path_factory):
     snapshot = make(tmp_path_factory.mktemp("ahead") / "s")
-    path = snapshot.images / "pages-1.img"
+    path = snapshot.criu_images / "pages-1.img"
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(data)
@@ -188,7 +188,7 @@ def test_a_snapshot_stays_its_owners_packed_published_fetched_and_unpacked(
     from labkit.snapshot import packing, process, transport, unpacking
 
     # there is no files.img in it to edit
-    monkeypatch.setattr("labkit.snapshot.images.move", lambda *_, **__: None)
+    monkeypatch.setattr("labkit.snapshot.criu_images.move", lambda *_, **__: None)
     before = os.umask(0o022)
     try:
         snapshot = make(tmp_path / "s", secrets=("HF_TOKEN",))
@@ -231,8 +231,10 @@ def test_a_snapshot_stays_its_owners_where_it_is_copied_to_another_file_system(
         raise OSError("Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", other_file_system)
-    monkeypatch.setattr("labkit.snapshot.images.move", lambda *_, **__: None)
-    assert link_or_copy(snapshot.images / "pages-1.img", tmp_path / "bucket" / "pages-1.img") in (
+    monkeypatch.setattr("labkit.snapshot.criu_images.move", lambda *_, **__: None)
+    assert link_or_copy(
+        snapshot.criu_images / "pages-1.img", tmp_path / "bucket" / "pages-1.img"
+    ) in (
         "copied",
         "cloned",
     )

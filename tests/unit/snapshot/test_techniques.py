@@ -175,7 +175,7 @@ def test_a_container_whose_image_did_not_cross_the_link_is_no_evidence(monkeypat
     look = seen(plan, {snapshot: STORED, model: MODEL})
     look.proc["ns"] = {"mnt": "mnt:[1]", "pid": "pid:[1]"}
     refused = technique("criu-container").verify(look)
-    assert not refused.engaged and "nothing of the image crossed" in refused.how
+    assert not refused.engaged and "nothing of the OCI image crossed" in refused.how
     look.stores["registry"]["bytes_sent"] = 5_000_000
     found = technique("criu-container").verify(look)
     assert found.engaged and found.facts["image_bytes_over_link"] == 5_000_000

@@ -1,21 +1,21 @@
 """CRIU's image files, read and edited: what is in a snapshot, and moving it to another port or
 path.
 
-An image file is a magic number (for most kinds preceded by a common one) and then entries: a 32-bit
+Such a file is a magic number (for most kinds preceded by a common one) and then entries: a 32-bit
 length and a protobuf message. Two things are done with that here, with 60 lines of protobuf instead
 of a dependency:
 
   * what takes the bytes – anonymous memory by mapping, changed pages of libraries – so that a
-  reader sees why an image is
-  as large as it is (its floor is bytes ÷ read rate);
+    reader sees why a CRIU image is as large as it is (its floor is bytes ÷ read rate);
   * a restored server listens where the trial wants it and maps the model where this node has it,
-  although both were other
-  at the dump: the port is a field of its listening socket, the path a field of its open file.
+    although both were other at the dump: the port is a field of its listening socket, the path a
+    field of its open file.
 
     contents(Path("snap/images"))["anonymous"]           # bytes
     move(images, port=8000, paths={"/old/model": "/new/model"})
 
-These files may come from elsewhere, so lengths are checked against the file. Lesson:
+These files may come from elsewhere, so lengths are checked against the file. Limit: bytes ÷ read
+rate. Lesson:
 notebooks/07_checkpoints."""
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ IMG_COMMON, IMG_SERVICE = 0x54564319, 0x55105940
 #: (field number, wire type, value): value is an int (wire 0) or bytes.
 Field = tuple[int, int, "int | bytes"]
 
-# Field numbers of CRIU's .proto files (stable: CRIU reads images of older versions).
+# Field numbers of CRIU's .proto files (stable: CRIU reads those of older versions).
 ENTRY_REG, ENTRY_INET = 3, 4  # file_entry: reg_file_entry, inet_sk_entry
 REG_ID, REG_NAME, REG_MODE = 1, 6, 10
 INET_STATE, INET_SRC_PORT = 6, 7
@@ -52,7 +52,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     while True:
         if at >= len(data) or shift > 63:
             raise BadInput(
-                "a truncated number in a snapshot's image file",
+                "a truncated number in a CRIU image file",
                 fix="labkit snapshot dump makes a new snapshot",
             )
         byte = data[at]
@@ -89,12 +89,12 @@ def decode(message: bytes) -> list[Field]:
             size = 8 if wire == 1 else 4
         else:
             raise BadInput(
-                f"wire type {wire} in a snapshot's image file",
+                f"wire type {wire} in a CRIU image file",
                 fix="labkit snapshot dump makes a new snapshot",
             )
         if size > len(message) - at:
             raise BadInput(
-                "a field of a snapshot's image file runs over its end",
+                "a field of a CRIU image file runs over its end",
                 fix="labkit snapshot dump makes a new snapshot",
             )
         fields.append((number, wire, message[at : at + size]))
@@ -115,7 +115,7 @@ def encode(fields: list[Field]) -> bytes:
 
 
 def _split(data: bytes, name: str) -> tuple[bytes, list[bytes]]:
-    """Magic and entries of an image file."""
+    """Magic and entries of a CRIU image file."""
     if len(data) < 4:
         raise BadInput(
             f"{name}: not a CRIU image file ({len(data)} bytes)",
@@ -151,20 +151,20 @@ def rewrite(path: Path, edit: Callable[[list[Field]], list[Field]]) -> None:
     """Edit every entry; the file is replaced, not written in place (other snapshots may be hard
     links to it)."""
     head, found = _split(path.read_bytes(), path.name)
-    made = bytearray(head)
+    edited = bytearray(head)
     for entry in found:
         new = encode(edit(decode(entry)))
-        made += struct.pack("<I", len(new)) + new
+        edited += struct.pack("<I", len(new)) + new
     temporary = path.with_name(f".{path.name}.new")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(fd, "wb") as out:
-        out.write(made)
+        out.write(edited)
     os.replace(temporary, path)
 
 
-def listening_ports(images: Path) -> list[int]:
+def listening_ports(directory: Path) -> list[int]:
     found = []
-    for entry in entries(images / "files.img"):
+    for entry in entries(directory / "files.img"):
         socket = get(entry, ENTRY_INET, b"")
         if socket:
             inner = decode(bytes(socket))
@@ -173,10 +173,10 @@ def listening_ports(images: Path) -> list[int]:
     return found
 
 
-def mapped_files(images: Path) -> dict[int, str]:
+def mapped_files(directory: Path) -> dict[int, str]:
     """Every regular file the snapshot refers to: id -> path."""
     found = {}
-    for entry in entries(images / "files.img"):
+    for entry in entries(directory / "files.img"):
         inner = decode(bytes(get(entry, ENTRY_REG, b"")))
         if inner:
             found[int(get(inner, REG_ID))] = bytes(get(inner, REG_NAME, b"")).decode(
@@ -185,11 +185,11 @@ def mapped_files(images: Path) -> dict[int, str]:
     return found
 
 
-def file_modes(images: Path) -> dict[str, int]:
+def file_modes(directory: Path) -> dict[str, int]:
     """Permission bits of each regular file at the dump: path -> mode. CRIU restores onto no file
     whose mode differs."""
     found = {}
-    for entry in entries(images / "files.img"):
+    for entry in entries(directory / "files.img"):
         inner = decode(bytes(get(entry, ENTRY_REG, b"")))
         if mode := int(get(inner, REG_MODE)):
             found[bytes(get(inner, REG_NAME, b"")).decode(errors="replace")] = mode & 0o777
@@ -197,9 +197,9 @@ def file_modes(images: Path) -> dict[str, int]:
 
 
 def move(
-    images: Path, *, port: int | None = None, paths: Mapping[str, str] | None = None
+    directory: Path, *, port: int | None = None, paths: Mapping[str, str] | None = None
 ) -> dict[str, int]:
-    """Give the snapshot in `images` another listening port and other paths. Counts of what was
+    """Give the snapshot in `directory` another listening port and other paths. Counts of what was
     changed.
 
     `paths`: file or directory -> its new place; the longest match wins. `files.img` is replaced."""
@@ -229,16 +229,16 @@ def move(
             ]
         return entry
 
-    rewrite(images / "files.img", edit)
+    rewrite(directory / "files.img", edit)
     return changed
 
 
-def contents(images: Path) -> dict[str, int]:
+def contents(directory: Path) -> dict[str, int]:
     """Bytes of pages by what they are: `heap`, `anonymous` (torch's tensors, thread stacks), and
     the path of each file of which changed pages are kept. Their sum is the size of pages-*.img."""
     found: dict[str, int] = {}
-    files = mapped_files(images)
-    for mm in sorted(images.glob("mm-*.img")):
+    files = mapped_files(directory)
+    for mm in sorted(directory.glob("mm-*.img")):
         areas = []
         for fields in entries(mm):
             areas += [decode(bytes(v)) for n, _, v in fields if n == MM_VMAS]
@@ -246,7 +246,7 @@ def contents(images: Path) -> dict[str, int]:
             (int(get(a, VMA_START)), int(get(a, VMA_END)), _kind(a, files)) for a in areas
         )
         at = 0
-        for fields in list(entries(images / mm.name.replace("mm-", "pagemap-")))[1:]:
+        for fields in list(entries(directory / mm.name.replace("mm-", "pagemap-")))[1:]:
             if not int(get(fields, PAGEMAP_FLAGS, PAGEMAP_PRESENT)) & PAGEMAP_PRESENT:
                 continue
             start = int(get(fields, PAGEMAP_ADDRESS))
