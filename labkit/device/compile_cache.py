@@ -19,11 +19,14 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit.core import timeline
 from labkit.core.interpreter import module
 from labkit.errors import TrialError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def cache_environment(folder: str) -> dict[str, str]:
@@ -80,22 +83,19 @@ def first_call(
             done.stderr[-800:],
             "labkit doctor; inductor needs g++ on a CPU",
         )
-    made = json.loads(done.stdout.splitlines()[-1])
+    measured = json.loads(done.stdout.splitlines()[-1])
     after = compiled_files(cache)
-    return {**made, "compiled_files": len(set(after) - set(before)), "cache_files": len(after)}
+    return {**measured, "compiled_files": len(set(after) - set(before)), "cache_files": len(after)}
 
 
-def _block(hidden: int, device: str) -> tuple[Any, Any]:
+def _block(hidden: int, device: str) -> tuple[torch.nn.Module, torch.Tensor]:
     import torch
 
     torch.manual_seed(0)
-    layers = [
-        torch.nn.Sequential(
-            torch.nn.RMSNorm(hidden), torch.nn.Linear(hidden, hidden), torch.nn.SiLU()
-        )
-        for _ in range(1)
-    ]
-    return torch.nn.Sequential(*layers).to(device), torch.randn(4, hidden, device=device)
+    layer = torch.nn.Sequential(
+        torch.nn.RMSNorm(hidden), torch.nn.Linear(hidden, hidden), torch.nn.SiLU()
+    )
+    return torch.nn.Sequential(layer).to(device), torch.randn(4, hidden, device=device)
 
 
 def main() -> int:

@@ -245,10 +245,10 @@ class NoCompile(Technique):
 
     def verify(self, seen: Observation) -> Evidence:
         maps = seen.proc.get("maps", [])
-        made = [m for m in maps if "inductor" in m]
+        compiled = [m for m in maps if "inductor" in m]
         return Evidence(
             self.name,
-            bool(maps) and not made,
-            f"{len(made)} compiled libraries are among {len(maps)} mapped files",
+            bool(maps) and not compiled,
+            f"{len(compiled)} compiled libraries are among {len(maps)} mapped files",
             {},
         )

@@ -43,12 +43,12 @@ def measure(
     *,
     with_nvml: bool = True,
     with_copies: bool = True,
-    tell: Callable[[dict[str, Any]], Any] = lambda _: None,
+    notify: Callable[[dict[str, Any]], object] = lambda _: None,
 ) -> dict[str, Any]:
     """{"steps": [{"name", "seconds", …}], "module_loading", "nvml", "device"}; must run in a
     process that has touched no GPU yet.
 
-    Without NVML it is not known how many bytes the context takes. `tell`: called after each step,
+    Without NVML it is not known how many bytes the context takes. `notify`: called after each step,
     as a later one may end the process."""
     steps: list[dict[str, Any]] = []
     found: dict[str, Any] = {
@@ -129,7 +129,7 @@ def measure(
         host = kept.bytes if kept else torch.empty(weights_bytes, dtype=torch.uint8)
         target = torch.empty(weights_bytes, dtype=torch.uint8, device="cuda")
         host[::4096] = 1
-        made: dict[str, Any] = {
+        copied: dict[str, Any] = {
             "bytes": weights_bytes,
             "host_memory": kept.how if kept else "pageable",
         }
@@ -139,13 +139,13 @@ def measure(
             began = timeline.now_s()
             to.copy_(source, non_blocking=pinned)
             torch.cuda.synchronize()
-            made[f"{way}_bytes_per_s"] = weights_bytes / (timeline.now_s() - began)
+            copied[f"{way}_bytes_per_s"] = weights_bytes / (timeline.now_s() - began)
         if kept:
             kept.release()
         return {
-            "copy_s": weights_bytes / made["to_device_bytes_per_s"],
-            "rate_bytes_per_s": made["to_device_bytes_per_s"],
-            **made,
+            "copy_s": weights_bytes / copied["to_device_bytes_per_s"],
+            "rate_bytes_per_s": copied["to_device_bytes_per_s"],
+            **copied,
         }
 
     works = (
@@ -163,7 +163,7 @@ def measure(
     for name, work in zip(STEPS, works, strict=True):
         if (name != "nvml" or with_nvml) and (not name.startswith("copy") or with_copies):
             one(name, work)
-            tell(found)
+            notify(found)
     there = "torch" in seen and seen["torch"].cuda.is_available()
     return {**found, "device": seen["torch"].cuda.get_device_name(0) if there else ""}
 
@@ -178,7 +178,7 @@ def main() -> int:
         args.weights_bytes,
         with_nvml=not args.without_nvml,
         with_copies=not args.without_copies,
-        tell=lambda so_far: print(json.dumps(so_far), flush=True),
+        notify=lambda so_far: print(json.dumps(so_far), flush=True),
     )
     print(json.dumps(found), flush=True)
     return 0 if found["device"] else 1

@@ -7,7 +7,7 @@ PCIe 4 copy to pageable memory plus a few milliseconds – until a run with `mak
 data/recorded; nothing it says is a measurement, and it never sleeps unless asked (`pace=1.0`).
 
     driver = FakeDriver({4242: 3_000_000_000}); driver.fail["checkpoint"] = "out of host memory"
-    memory = FakeMemory(room_bytes=1_000_000)          # a device's memory, for
+    memory = FakeMemory(capacity_bytes=1_000_000)          # a device's memory, for
         labkit.device.standby
 
 Lesson: notebooks/07_checkpoints.
@@ -143,13 +143,13 @@ class _Block(bytearray):
 
 
 class FakeMemory:
-    """Device memory that is none: ordinary memory, counted while tensors live in it. `room_bytes`:
-    a copy beyond it fails as the driver's would."""
+    """Device memory that is none: ordinary memory, counted while tensors live in it.
+    `capacity_bytes`: a copy beyond it fails as the driver's would."""
 
     label, device = "simulated device memory", "cpu"
 
-    def __init__(self, room_bytes: int | None = None):
-        self.room_bytes = room_bytes
+    def __init__(self, capacity_bytes: int | None = None):
+        self.capacity_bytes = capacity_bytes
         self._blocks: list[weakref.ref[_Block]] = []
 
     def on_host(self, size_bytes: int) -> HostMemory:
@@ -160,7 +160,7 @@ class FakeMemory:
     def on_device(self, size_bytes: int) -> torch.Tensor:
         import torch
 
-        if self.room_bytes is not None and self.used_bytes() + size_bytes > self.room_bytes:
+        if self.capacity_bytes is not None and self.used_bytes() + size_bytes > self.capacity_bytes:
             raise DriverRefused("CUDA_ERROR_OUT_OF_MEMORY")
         if not size_bytes:
             return torch.empty(0, dtype=torch.uint8)

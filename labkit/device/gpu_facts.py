@@ -24,7 +24,7 @@ from typing import Any
 from labkit.core import capabilities, host, proc, rates, secrets, timeline
 from labkit.core.workspace import Workspace
 
-ASKED = (
+SMI_FIELDS = (
     "driver_version",
     "persistence_mode",
     "compute_mode",
@@ -90,8 +90,8 @@ def facts() -> dict[str, Callable[[], Any]]:
             for f in capabilities.doctor()
         ],
         "tools": _tools,
-        "criu_check": lambda: _said(["criu", "check"], 20),
-        "criu_check_all": lambda: _said(["criu", "check", "--all"], 20),
+        "criu_check": lambda: _output_of(["criu", "check"], 20),
+        "criu_check_all": lambda: _output_of(["criu", "check", "--all"], 20),
         "devices": lambda: sorted(str(p) for p in Path("/dev").glob("nvidia*")),
         "memory_rate": lambda: rates.memory(256 << 20),
         "disk": lambda: {**_where(space.root), **rates.disk(space, 2 << 30, at_most_s=6.0)},
@@ -115,7 +115,7 @@ def main() -> int:
     return 0
 
 
-def _said(command: list[str], limit_s: float = 10, most: int = 1500) -> dict[str, Any]:
+def _output_of(command: list[str], limit_s: float = 10, most: int = 1500) -> dict[str, Any]:
     if not shutil.which(command[0]):
         return {"missing": command[0]}
     done = subprocess.run(
@@ -182,43 +182,42 @@ print(json.dumps({
         timeout=90,
         stdin=subprocess.DEVNULL,
     )
-    return (
-        json.loads(done.stdout.splitlines()[-1])
-        if done.returncode == 0
-        else {"failed": done.stderr[-600:]}
-    )
+    if done.returncode:
+        return {"failed": done.stderr[-600:]}
+    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return measured
 
 
 def _smi() -> dict[str, Any]:
-    made = {}
-    for asked in ASKED:  # one at a time: a field that this driver does not know fails a whole query
-        said = _said(["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"])
-        made[asked] = said.get("said", "").split("\n")[0] if said.get("status") == 0 else said
-        if "missing" in said:
-            return said
-    return made
+    values: dict[str, Any] = {}
+    # one at a time: a field that this driver does not know fails a whole query
+    for name in SMI_FIELDS:
+        reply = _output_of(["nvidia-smi", f"--query-gpu={name}", "--format=csv,noheader"])
+        if "missing" in reply:
+            return reply
+        values[name] = reply["said"].split("\n")[0] if reply["status"] == 0 else reply
+    return values
 
 
 def _smi_q() -> dict[str, Any]:
-    said = _said(["nvidia-smi", "-q"], most=60_000)
-    if "said" in said:
-        said["said"] = "\n".join(
-            line.rstrip() for line in said["said"].split("\n") if not _PRIVATE.match(line)
-        )[:16_000]
-    return said
+    reply = _output_of(["nvidia-smi", "-q"], most=60_000)
+    if "said" in reply:
+        public = [line.rstrip() for line in reply["said"].split("\n") if not _PRIVATE.match(line)]
+        reply["said"] = "\n".join(public)[:16_000]
+    return reply
 
 
 def _tools() -> dict[str, Any]:
     return {
-        "criu": _said(["criu", "--version"]),
-        "runc": _said(["runc", "--version"]),
-        "fusermount3": _said(["fusermount3", "--version"]),
+        "criu": _output_of(["criu", "--version"]),
+        "runc": _output_of(["runc", "--version"]),
+        "fusermount3": _output_of(["fusermount3", "--version"]),
         "fuse_device": os.path.exists("/dev/fuse"),
-        "g++": _said(["g++", "--version"], most=200),
-        "ip": _said(["ip", "-V"]),
-        "tc": _said(["tc", "-V"]),
-        "cuda-checkpoint": _said(["cuda-checkpoint", "--help"], most=200),
-        "user_namespaces": _said(["unshare", "-Ur", "true"]),
+        "g++": _output_of(["g++", "--version"], most=200),
+        "ip": _output_of(["ip", "-V"]),
+        "tc": _output_of(["tc", "-V"]),
+        "cuda-checkpoint": _output_of(["cuda-checkpoint", "--help"], most=200),
+        "user_namespaces": _output_of(["unshare", "-Ur", "true"]),
         "filesystems": [
             f
             for f in ("overlay", "fuse", "tmpfs", "ext4")
@@ -226,7 +225,7 @@ def _tools() -> dict[str, Any]:
         ],
         "ldconfig": [
             line.strip()
-            for line in _said(["ldconfig", "-p"], most=200_000).get("said", "").split("\n")
+            for line in _output_of(["ldconfig", "-p"], most=200_000).get("said", "").split("\n")
             if "libcuda.so" in line or "libnvidia-ml" in line
         ],
     }

@@ -51,22 +51,20 @@ class DeviceResident(WeightsTechnique):
 
     def available(self, host: Any) -> Availability:
         found = capability("gpu")
-        return (
-            YES
-            if found.ok
-            else Availability(
-                False,
-                f"gpu: {found.missing}",
-                "a daemon holds the weights in a GPU's memory",
-                LOADER.fix,
-            )
+        if found.ok:
+            return YES
+        return Availability(
+            False,
+            f"gpu: {found.missing}",
+            "a daemon holds the weights in a GPU's memory",
+            LOADER.fix,
         )
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
         refuse_fresh_node(plan, "a daemon that holds the weights")
         if plan.stack.get("image") not in (None, "", "host-env"):
             raise BadInput(
-                "the daemon is the lab's own interpreter, and this stack has an image",
+                "the daemon is the lab's own interpreter, and this stack has an OCI image",
                 why="CUDA IPC wants both processes to see one device and each other",
                 fix="image=host-env",
             )
@@ -90,13 +88,10 @@ class DeviceResident(WeightsTechnique):
 
     def verify(self, seen: Observation) -> Evidence:
         """The daemon held the bytes before t0; the server read none of them, maps no weight file,
-        and allocated no room for them."""
-        about, held = (
-            seen.plan.state.weights,
-            seen.facts.get("start", {}).get("resident", {}),
-        )
-        want, directory = about.bytes, about.directory
-        said = next(
+        and allocated no memory for them."""
+        weights, held = seen.plan.state.weights, seen.facts.get("start", {}).get("resident", {})
+        want, directory = weights.bytes, weights.directory
+        load = next(
             (
                 s.detail
                 for s in seen.spans
@@ -110,7 +105,7 @@ class DeviceResident(WeightsTechnique):
             for m in seen.proc.get("maps", [])
             if directory and m.startswith(directory + "/") and Path(m).suffix in WEIGHT_SUFFIXES
         ]
-        label = str(said.get("label") or held.get("label") or "")
+        label = str(load.get("label") or held.get("label") or "")
         read_share = (
             resident_share(directory) if directory and seen.plan.scenario == "warm-node" else None
         )
@@ -118,9 +113,9 @@ class DeviceResident(WeightsTechnique):
             "daemon_pid": held.get("pid"),
             "daemon_load_s": held.get("load_s"),
             "daemon_device_bytes": held.get("device_bytes_held"),
-            "mapped_bytes": said.get("mapped_bytes"),
-            "copied_bytes": said.get("copied_bytes"),
-            "read_in_load_bytes": said.get("read_in_load_bytes"),
+            "mapped_bytes": load.get("mapped_bytes"),
+            "copied_bytes": load.get("copied_bytes"),
+            "read_in_load_bytes": load.get("read_in_load_bytes"),
             "read_since_t0_bytes": read,
             "files_in_page_cache": read_share,
             "driver": label,
@@ -131,25 +126,25 @@ class DeviceResident(WeightsTechnique):
         def no(how: str) -> Evidence:
             return Evidence(self.name, False, how, facts)
 
-        if not want or not held.get("pid") or held.get("pid") != said.get("daemon_pid"):
+        if not want or not held.get("pid") or held.get("pid") != load.get("daemon_pid"):
             return no("no daemon that stood there before t0 gave the server its weights")
         if (
             int(held.get("weights_bytes", 0)) < (1 - LITTLE) * want
-            or int(said.get("mapped_bytes", 0)) < (1 - LITTLE) * want
-            or said.get("copied_bytes")
+            or int(load.get("mapped_bytes", 0)) < (1 - LITTLE) * want
+            or load.get("copied_bytes")
         ):
             return no(
-                f"{show_bytes(int(said.get('mapped_bytes', 0)))} of {show_bytes(want)} were mapped,"
-                f" {show_bytes(int(said.get('copied_bytes', 0)))} copied"
+                f"{show_bytes(int(load.get('mapped_bytes', 0)))} of {show_bytes(want)} were mapped,"
+                f" {show_bytes(int(load.get('copied_bytes', 0)))} copied"
             )
         if (
             files
-            or int(said.get("read_in_load_bytes", 0)) >= LITTLE * want
+            or int(load.get("read_in_load_bytes", 0)) >= LITTLE * want
             or read >= max(LITTLE * want, IMPORTS_BYTES)
         ):
             return no(
                 f"{show_bytes(read)} were read after t0,"
-                f" {show_bytes(int(said.get('read_in_load_bytes', 0)))} of them in the load, and"
+                f" {show_bytes(int(load.get('read_in_load_bytes', 0)))} of them in the load, and"
                 f" {len(files)} weight files are mapped: they came from a file"
             )
         if read_share is not None and read_share >= LITTLE:
@@ -177,7 +172,7 @@ class DeviceResident(WeightsTechnique):
         return Evidence(
             self.name,
             True,
-            f"{show_bytes(int(said['mapped_bytes']))} of weights, on the device before t0 in a"
+            f"{show_bytes(int(load['mapped_bytes']))} of weights, on the device before t0 in a"
             f" daemon (pid {held['pid']}), were mapped; the server read {show_bytes(read)} after t0"
             + (
                 f" – {label}: its seconds mean nothing"

@@ -163,16 +163,8 @@ def death(pid: int, log: Path) -> str:
     runs."""
     if not gone(pid):
         return ""
-    return "; ".join(
-        filter(
-            None,
-            (
-                f"the process {exits.describe(exits.exit_code(pid))}",
-                exits.kernel_line(pid),
-                last_words(log),
-            ),
-        )
-    )
+    ending = f"the process {exits.describe(exits.exit_code(pid))}"
+    return "; ".join(filter(None, (ending, exits.kernel_line(pid), last_words(log))))
 
 
 # ---- what a process holds ------------------------------------------------------------------------

@@ -29,8 +29,8 @@ class WarmStandby(GpuTechnique):
         refuse_fresh_node(plan, "a warm standby")
         if plan.stack.get("image") not in (None, "", "host-env"):
             raise BadInput(
-                "a warm standby is the lab's own interpreter, and this stack has an image",
-                why="the image's files would not be used",
+                "a warm standby is the lab's own interpreter, and this stack has an OCI image",
+                why="the OCI image's files would not be used",
                 fix="image=host-env,device=warm-standby",
             )
         plan = replace(

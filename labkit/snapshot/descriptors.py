@@ -72,18 +72,18 @@ def reopen(pid: int, closed: Sequence[Closed]) -> None:
     with Tracee(pid) as tracee:
         for one in closed:
             with tracee.holding(os.fsencode(one.path) + b"\0") as address:
-                made = tracee.call(
+                number = tracee.call(
                     OPEN, address, one.flags & ~os.O_CREAT & ~os.O_EXCL & ~os.O_TRUNC, 0
                 )
-            if made < 0:
+            if number < 0:
                 raise TraceError(
-                    f"process {pid} did not open {one.path} again: {os.strerror(-made)}",
+                    f"process {pid} did not open {one.path} again: {os.strerror(-number)}",
                     why="the device's file is not here, or not for it",
                     fix="ls -l /dev/nvidia*",
                 )
-            if made != one.number:
-                result = tracee.call(DUP3, made, one.number, one.flags & os.O_CLOEXEC)
-                tracee.call(CLOSE, made)
+            if number != one.number:
+                result = tracee.call(DUP3, number, one.number, one.flags & os.O_CLOEXEC)
+                tracee.call(CLOSE, number)
                 if result < 0:
                     raise TraceError(
                         f"process {pid} did not give {one.path} its number {one.number}:"

@@ -61,7 +61,7 @@ def one_at_a_time(target: Path) -> Iterator[None]:
         yield
 
 
-def prepare_once(folder: Path, make: Callable[[Path], Any]) -> None:
+def prepare_once(folder: Path, make: Callable[[Path], object]) -> None:
     """`make(part)` fills a directory beside `folder`, which becomes it when it is whole; what is
     there already is kept."""
     with one_at_a_time(folder):

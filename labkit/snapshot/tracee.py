@@ -176,7 +176,7 @@ class Tracee:
         )
         if page < 0:
             raise TraceError(
-                f"process {self.pid} has no room for a page: {os.strerror(-page)}",
+                f"process {self.pid} has no memory for a page: {os.strerror(-page)}",
                 why="a call that answers writes into memory",
                 fix="raise its limits (ulimit -v)",
             )
