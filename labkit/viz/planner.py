@@ -14,15 +14,15 @@ text. Lesson: notebooks/09_decide."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import Any
 
 from labkit.core.records import Run
 from labkit.core.units import show_s
 from labkit.decide.plan import Plan, make
-from labkit.errors import BadInput, LabError
+from labkit.errors import BadInput
+from labkit.viz.bench import Bench, View, guess_words
+from labkit.viz.theme import Picture
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ FIELDS = {
 
 
 @dataclass(frozen=True)
-class Try:
+class Attempt:
     """What one press of Forecast gave."""
 
     values: dict[str, float | None]
@@ -56,18 +56,19 @@ class Try:
     plan: Plan
 
 
-class PlanBench:
+class PlanBench(Bench[Attempt]):
     """A plan to play with. `mine=False`: the first values are a lesson's example, and are called so
     until one is changed."""
+
+    title = "Set"
+    _view: _View | None
 
     def __init__(
         self, runs: Sequence[Run], arm: str = "", *, mine: bool = True, **values: float | None
     ):
+        super().__init__()
         self.runs, self.arm, self.mine = list(runs), arm, mine
         self.values: dict[str, float | None] = dict.fromkeys(FIELDS)
-        self.guess_s: float | None = None
-        self.tries: list[Try] = []
-        self._view: _View | None = None
         self._put(values)
 
     def set(self, **values: float | None) -> PlanBench:
@@ -90,11 +91,6 @@ class PlanBench:
                 )
         self.values |= values
 
-    def guess(self, seconds: float | None) -> PlanBench:
-        """The prediction of the next forecast, written down before it."""
-        self.guess_s = seconds
-        return self
-
     def run(self) -> Plan:
         """Forecast with the values as they stand. Raises LabError where records cannot answer."""
         given = {
@@ -102,156 +98,95 @@ class PlanBench:
             for name, value in self.values.items()
             if value is not None
         }
-        made = make(self.runs, given, arm=self.arm, example=not self.mine)
-        self.tries.append(Try(dict(self.values), self.guess_s, made))
-        self.guess_s = None
-        if self._view:
-            self._view.show_result()
-        return made
+        plan = make(self.runs, given, arm=self.arm, example=not self.mine)
+        self._add(Attempt(dict(self.values), self.guess_s, plan))
+        return plan
 
-    def verdict(self, one: Try) -> str:
+    def settings(self) -> str:
+        return _settings(self.values)
+
+    def name(self, attempt: Attempt) -> str:
+        return _settings(attempt.values)
+
+    def verdict(self, attempt: Attempt) -> str:
         """The forecast, its range, the guess and what to do first, in a sentence."""
-        f = one.plan.forecast
-        said = (
-            "no guess"
-            if not one.guess_s
-            else (
-                f"guessed {show_s(one.guess_s)}, off by"
-                f" {max(f.total_s / one.guess_s, one.guess_s / f.total_s):.1f}×"
-            )
-        )
+        f = attempt.plan.forecast
+        guess = guess_words(f.total_s, attempt.guess_s)
         longest = max(f.phases, key=lambda p: f.phases[p].seconds)
-        first = f"; first: {one.plan.advice[0].title}" if one.plan.advice else ""
+        first = f"; first: {attempt.plan.advice[0].title}" if attempt.plan.advice else ""
         return (
-            f"{show_s(f.total_s)} predicted ({show_s(f.low_s)} – {show_s(f.high_s)}; {said}),"
+            f"{show_s(f.total_s)} predicted ({show_s(f.low_s)} – {show_s(f.high_s)}; {guess}),"
             f" longest {longest}{first}"
         )
 
-    @property
-    def text(self) -> str:
-        """The text twin: what is set, and every forecast."""
-        lines = ["set: " + self._set(self.values)] + [
-            f"{i}. {self._set(t.values)}: {self.verdict(t)}" for i, t in enumerate(self.tries, 1)
-        ]
-        return "\n".join(lines + ([self._figure().text] if self.tries else []))
-
-    def _set(self, values: dict[str, float | None]) -> str:
-        said = [
-            f"{FIELDS[name].label} {value:g} {FIELDS[name].unit}"
-            for name, value in values.items()
-            if value is not None
-        ]
-        for empty in dict.fromkeys(f.empty for f in FIELDS.values()):
-            if names := [
-                FIELDS[name].label
-                for name, value in values.items()
-                if value is None and FIELDS[name].empty == empty
-            ]:
-                said.append(
-                    f"{' and '.join(names) if len(names) < 3 else ', '.join(names)} {empty}"
-                )
-        return "; ".join(said)
-
-    def _figure(self) -> Any:
+    def figure(self) -> Picture | None:
         from labkit.viz.decide import forecast
 
-        return forecast(self.tries[-1].plan)
+        return forecast(self.attempts[-1].plan) if self.attempts else None
 
-    def html(self) -> str:
-        """What stays on an exported page: forecasts as a list, the last one as a figure."""
-        rows = "".join(
-            f"<li>{escape(self._set(t.values))}: {escape(self.verdict(t))}</li>" for t in self.tries
-        )
-        return f"<p>Set – {escape(self._set(self.values))}</p>" + (
-            f"<ol>{rows}</ol>{self._figure().html()}" if rows else ""
-        )
+    def _widgets(self) -> _View:
+        return _View(self)
 
-    def _ipython_display_(self) -> None:
-        from IPython.display import HTML, display
 
-        from labkit.viz.live import where
-
-        if where() == "widget":
-            self._view = _View(self)
-            self._view.display()
+def _settings(values: Mapping[str, float | None]) -> str:
+    """Each value with its unit, then the empty fields by what that means."""
+    parts = []
+    empty: dict[str, list[str]] = {field.empty: [] for field in FIELDS.values()}
+    for name, value in values.items():
+        field = FIELDS[name]
+        if value is None:
+            empty[field.empty].append(field.label)
         else:
-            display(HTML(self.html()))
+            parts.append(f"{field.label} {value:g} {field.unit}")
+    for meaning, names in empty.items():
+        if names:
+            parts.append(f"{(' and ' if len(names) < 3 else ', ').join(names)} {meaning}")
+    return "; ".join(parts)
 
-    def __repr__(self) -> str:
-        return self.text
 
+class _View(View):
+    """Text fields that hold a number or nothing, as a number field cannot be empty."""
 
-class _View:
-    """The widgets: text fields that hold a number or nothing, as a number field cannot be empty."""
+    bench: PlanBench
 
     def __init__(self, bench: PlanBench):
         import ipywidgets as w
 
-        from labkit.viz.widgets import announced
-
-        self.bench, self._announced = bench, announced
-        label, narrow = {"description_width": "150px"}, w.Layout(width="300px")
+        super().__init__(
+            bench,
+            "Forecast",
+            "Seconds from zero to the first token, for these values",
+            "Change a value, write your guess, then press Forecast.",
+        )
+        look = {
+            "style": {"description_width": "150px"},
+            "layout": w.Layout(width="300px"),
+            "continuous_update": False,
+        }
         self.fields = {
             name: w.Text(
                 value=_written(bench.values[name]),
                 description=f"{field.label}, {field.unit}",
                 placeholder=field.empty,
-                style=label,
-                layout=narrow,
-                continuous_update=False,
+                **look,
             )
             for name, field in FIELDS.items()
         }
-        self.guess = w.Text(
-            value="",
-            description="your guess, s",
-            placeholder="seconds",
-            style=label,
-            layout=narrow,
-            continuous_update=False,
-        )
-        self.button = w.Button(
-            description="Forecast",
-            button_style="primary",
-            tooltip="Seconds from zero to the first token, for these values",
-        )
-        self.button.on_click(self._run)
-        self.status = w.HTML(
-            value=announced("Change a value, write your guess, then press Forecast.")
-        )
+        self.guess = w.Text(value="", description="your guess, s", placeholder="seconds", **look)
         self.box = w.VBox([*self.fields.values(), w.HBox([self.guess, self.button]), self.status])
-        self.handle: Any = None
-
-    def display(self) -> None:
-        from IPython.display import HTML, display
-
-        display(self.box)
-        self.handle = display(HTML(self.bench.html()), display_id=True)
 
     def show_values(self) -> None:
         for name, widget in self.fields.items():
             widget.value = _written(self.bench.values[name])
 
-    def _run(self, _button: Any) -> None:
-        try:
-            wanted = {
-                name: _number(widget.value, FIELDS[name].label)
-                for name, widget in self.fields.items()
-            }
-            if changed := {
-                name: value for name, value in wanted.items() if value != self.bench.values[name]
-            }:
-                self.bench.set(**changed)
-            self.bench.guess(_number(self.guess.value, "your guess")).run()
-        except LabError as error:
-            self.status.value = self._announced(str(error), bad=True)
-
-    def show_result(self) -> None:
-        from IPython.display import HTML
-
-        self.status.value = self._announced(self.bench.verdict(self.bench.tries[-1]))
-        if self.handle is not None:
-            self.handle.update(HTML(self.bench.html()))
+    def run(self) -> None:
+        values = {
+            name: _number(widget.value, FIELDS[name].label) for name, widget in self.fields.items()
+        }
+        changed = {name: v for name, v in values.items() if v != self.bench.values[name]}
+        if changed:
+            self.bench.set(**changed)
+        self.bench.guess(_number(self.guess.value, "your guess")).run()
 
 
 def _written(value: float | None) -> str:

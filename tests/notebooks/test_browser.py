@@ -211,8 +211,8 @@ def test_the_stack_bench_works_by_keyboard_alone_and_its_result_stays(tmp_path, 
         "outputs": [],
         "execution_count": None,
         "source": (
-            "from labkit.core import records\nfrom labkit.viz.widgets import StackBench\nbench ="
-            f" StackBench(recorded=records.read({str(record)!r}))\nbench"
+            "from labkit.core import records\nfrom labkit.viz.stack_bench import StackBench\n"
+            f"bench = StackBench(recorded=records.read({str(record)!r}))\nbench"
         ),
     }
     (work / "bench.ipynb").write_text(

@@ -96,7 +96,7 @@ def test_with_widgets_every_control_is_native_and_a_mistake_is_said(bench, monke
     assert (
         "Not possible" in view.status.value
         and "is no number" in view.status.value
-        and len(bench.tries) == 1
+        and len(bench.attempts) == 1
     )
     bench.set(model_gb=7)
     assert view.fields["model_gb"].value == "7"

@@ -11,7 +11,7 @@ import pytest
 
 from labkit.core import records
 from labkit.errors import BadInput
-from labkit.viz import stacking, widgets
+from labkit.viz import growing, stack_bench, stacking
 from labkit.viz.table import Table
 
 FIXTURES = Path(__file__).parents[3] / "data" / "fixtures"
@@ -46,7 +46,7 @@ def _stacked() -> records.Run:
 
 @pytest.fixture
 def bench():
-    return widgets.StackBench(preset="fixture", recorded=_stacked())
+    return stack_bench.StackBench(preset="fixture", recorded=_stacked())
 
 
 def test_choosing_guessing_and_running_without_widgets(bench):
@@ -81,13 +81,13 @@ def test_a_name_of_another_layer_is_refused_with_the_choices(bench):
 
 
 def test_a_technique_this_host_lacks_stays_in_the_menu_with_its_reason():
-    options = [o for layer in widgets.menu().values() for o in layer]
+    options = [o for layer in stack_bench.menu().values() for o in layer]
     missing = [o for o in options if o.missing]
     assert all("not here" in o.label for o in missing)
     if missing:
-        layer = next(k for k, v in widgets.menu().items() if missing[0] in v)
+        layer = next(k for k, v in stack_bench.menu().items() if missing[0] in v)
         with pytest.raises(BadInput, match="not available here"):
-            widgets.StackBench(preset="tiny").choose(**{layer: missing[0].name})
+            stack_bench.StackBench(preset="tiny").choose(**{layer: missing[0].name})
 
 
 def test_headless_the_bench_shows_itself_as_plain_html(bench, monkeypatch):
@@ -130,17 +130,17 @@ def test_with_widgets_every_control_is_native_and_the_result_stays_on_the_page(b
 
 
 def test_growing_bars_begin_where_the_phase_before_ended():
-    html = widgets.growing_html([("pull", 2.0), ("unpack", 5.0)])
+    html = growing.growing_html([("pull", 2.0), ("unpack", 5.0)])
     assert "margin-left:40.0%;width:60.0%" in html and "3.00 s" in html
-    assert widgets.growing_html([]) and widgets.growing_html([("<b>", 1.0)]).count("<b>") == 0
+    assert growing.growing_html([]) and growing.growing_html([("<b>", 1.0)]).count("<b>") == 0
 
 
 def test_a_growing_waterfall_without_a_view_says_nothing():
-    growing = widgets.Growing(None)
-    growing.trial_started("naive")
-    growing.phase("pull", 1.0)
-    growing.trial_done(records.Trial("naive", 0, 0))
-    assert growing.ends == [("pull", 1.0)]
+    bars = growing.Growing(None)
+    bars.trial_started("naive")
+    bars.phase("pull", 1.0)
+    bars.trial_done(records.Trial("naive", 0, 0))
+    assert bars.ends == [("pull", 1.0)]
 
 
 def test_effects_name_the_phases_that_moved():
