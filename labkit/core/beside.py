@@ -6,6 +6,7 @@ that is on the ledger.
     with replacing(path) as part: ...             # a file; it takes `path`'s place in one step
     with file_in(folder) as part: ...             # a file whose name is known only when it is
         written; rename it inside
+    build_once(target, lambda part: pack(model, part))   # kept by its name; nobody builds it twice
     with scratch("nodes-", where) as folder: ...  # a directory that is only needed for a while
 
 The name is noted before it exists, and carries the run's token, by which alone the take-down may
@@ -15,9 +16,10 @@ one file system, as a rename is. Lesson: none."""
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from labkit.core import ledger
@@ -74,6 +76,26 @@ def file_in(folder: str | os.PathLike[str]) -> Iterator[Path]:
     book = ledger.current()
     with _noted("file", Path(os.path.abspath(folder)) / _name("new", book, ".part"), book) as part:
         yield part
+
+
+@contextlib.contextmanager
+def one_at_a_time(target: Path) -> Iterator[None]:
+    """Of two that build the same at the same time, the second waits and finds it. The lock is a
+    file beside `target`."""
+    with open(target.with_name(f".{target.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def build_once(target: Path, build: Callable[[Path], object], *, mode: int = 0o777) -> Path:
+    """`build(part)` fills an empty directory beside `target`, which becomes it when it is whole;
+    what is there already is kept. `target`'s name says what it is built from."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(target):
+        if not target.exists():
+            with becoming(target, mode=mode) as part:
+                build(part)
+    return target
 
 
 @contextlib.contextmanager

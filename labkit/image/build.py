@@ -24,19 +24,18 @@ Lesson: notebooks/02_image_pull.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from labkit.core import shipped
-from labkit.core.beside import scratch
+from labkit.core.beside import one_at_a_time, scratch
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
 from labkit.image import closure, oci
@@ -263,13 +262,6 @@ def build(
 AS_PACKED = "AS_PACKED"
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with open(path, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def ensure_image(
     workspace: Workspace,
     *,
@@ -289,6 +281,6 @@ def ensure_image(
     reference = f"lab/subject{more}:latest" if more else REFERENCE
     if not more and (path / AS_PACKED).exists():
         return path, reference
-    with _locked(workspace.images / ".subject.lock"):
+    with one_at_a_time(path):
         build(path, with_weights=with_weights, extra_bytes=extra_bytes, name=reference, say=say)
     return path, reference

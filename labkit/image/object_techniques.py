@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from labkit.core.beside import build_once
 from labkit.core.plan import LaunchPlan, Step, StepContext
 from labkit.core.workspace import Workspace
 from labkit.image import oci
@@ -125,16 +126,15 @@ class ObjectPull(ImageTechnique):
 def _recompressed(
     layout: Layout, name: str, codec: str, folder: Path, digest: str
 ) -> tuple[Layout, oci.Manifest]:
-    """Once for each image and codec; written beside and renamed, so that a kill leaves nothing half
-    done."""
-    from labkit.core.beside import becoming
+    """Once for each image and codec."""
     from labkit.image.push import recompress
 
-    target = folder / f"image-{digest[7:19]}-{codec}"
-    if not target.exists():
-        with becoming(target) as part:
-            recompress(layout, name, Layout.create(part), codec)
-    recompressed = Layout(target)
+    recompressed = Layout(
+        build_once(
+            folder / f"image-{digest[7:19]}-{codec}",
+            lambda part: recompress(layout, name, Layout.create(part), codec),
+        )
+    )
     return recompressed, recompressed.manifest(name)
 
 

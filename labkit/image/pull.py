@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from labkit.core.beside import one_at_a_time
 from labkit.core.plan import StepContext
 from labkit.errors import BadInput
 from labkit.image import oci
@@ -113,6 +114,7 @@ def ensure_rootfs(
     manifest = layout.manifest(name)
     into.mkdir(parents=True, exist_ok=True)
     rootfs = into / f"rootfs-{digest[7:19]}"
-    if not rootfs.exists():
-        unpack_image(layout, manifest, rootfs, fast=True)
+    with one_at_a_time(rootfs):
+        if not rootfs.exists():
+            unpack_image(layout, manifest, rootfs, fast=True)
     return rootfs, layout.config(manifest)

@@ -1,8 +1,6 @@
-"""What a snapshot is prepared for – model, host, the server's own code – as a digest, and the
-preparation of each once.
+"""What a snapshot is prepared for – model, host, the server's own code – as a digest.
 
     target = workspace.artifacts / f"criu-process-{digest_of(model_identity(model))}"
-    with one_at_a_time(target): …
 
 Limit: metadata of the model, and the server's own code read. Lesson: notebooks/07_checkpoints."""
 
@@ -11,13 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from labkit.core import shipped
-from labkit.core.beside import becoming
 
 
 def digest_of(*parts: Any) -> str:
@@ -49,22 +44,3 @@ def code_identity() -> list[str | None]:
         package_version("torch"),
         hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest(),
     ]
-
-
-@contextmanager
-def one_at_a_time(target: Path) -> Iterator[None]:
-    """Two preparations of one snapshot: the second finds what the first made."""
-    import fcntl
-
-    with open(target.with_name(f".{target.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def prepare_once(folder: Path, make: Callable[[Path], object]) -> None:
-    """`make(part)` fills a directory beside `folder`, which becomes it when it is whole; what is
-    there already is kept."""
-    with one_at_a_time(folder):
-        if not folder.exists():
-            with becoming(folder, mode=0o700) as part:
-                make(part)

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from labkit.core.beside import build_once, one_at_a_time
 from labkit.core.capabilities import capability
 from labkit.core.plan import LaunchPlan, Step
 from labkit.core.units import show_bytes
@@ -28,8 +29,6 @@ from labkit.snapshot.identity import (
     code_identity,
     digest_of,
     model_identity,
-    one_at_a_time,
-    prepare_once,
 )
 from labkit.technique import (
     YES,
@@ -182,7 +181,7 @@ class CriuProcess(Technique):
         folder = Path(artifact.paths["snapshot"] + "-model-packed")
         names = [Path(p).name for p in artifact.facts["mapped"]]
         model_dir = Path(artifact.paths["model_dir"])
-        prepare_once(folder, lambda part: packed.pack(model_dir, names, part))
+        build_once(folder, lambda part: packed.pack(model_dir, names, part), mode=0o700)
         publish_model(root, folder, self._model_key(artifact, packed_model=True))
         return sum((folder / name).stat().st_size for name in names)
 

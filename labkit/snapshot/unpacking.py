@@ -21,12 +21,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from labkit.core.beside import build_once
 from labkit.core.plan import LaunchPlan, Step, StepContext
 from labkit.core.units import show_bytes
 from labkit.core.workspace import Workspace
 from labkit.snapshot import container, packing, readahead, store
 from labkit.snapshot.container_technique import CriuContainer
-from labkit.snapshot.identity import prepare_once
 from labkit.snapshot.techniques import CriuProcess
 from labkit.technique import Artifact, Evidence, Observation, Subject, register, technique
 
@@ -118,9 +118,10 @@ class _Packed:
         artifact = technique(self.of).prepare(subject, workspace)
         path = artifact.paths["snapshot"]
         folder = Path(path + "-packed")
-        prepare_once(
+        build_once(
             folder,
             lambda part: packing.pack(store.open_snapshot(path), part, "zstd"),
+            mode=0o700,
         )
         stored = sum(
             about["stored_bytes"]

@@ -12,7 +12,6 @@ the disk's write bandwidth. Lesson: notebooks/04_model_formats."""
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from labkit.core.beside import becoming
+from labkit.core.beside import becoming, one_at_a_time
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
 from labkit.subject import tokenizer
@@ -86,8 +85,7 @@ def ensure(workspace: Workspace, preset: str, fmt: str = "safetensors") -> Path:
     """The preset's checkpoint in the workspace, made if it is not there yet. Safe to call from
     several processes at once."""
     target = workspace.models / f"{preset}-{fmt}"
-    with open(workspace.models / f".{preset}-{fmt}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with one_at_a_time(target):
         if target.exists():
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 if json.loads((target / DIGESTS).read_text()).get("recipe") == RECIPE:

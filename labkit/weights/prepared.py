@@ -15,7 +15,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from labkit.core.beside import replacing
+from labkit.core.beside import one_at_a_time, replacing
 from labkit.core.workspace import Workspace
 from labkit.technique import Subject
 from labkit.weights.convert import WEIGHT_SUFFIXES, convert
@@ -63,10 +63,11 @@ def checkpoint_in(format: str, subject: Subject, workspace: Workspace) -> Prepar
     home.mkdir(exist_ok=True)
     target = home / f"{subject.preset}-{format.replace(':', '-').lower()}-{digest[:12]}"
     note = target.with_suffix(".json")
-    if not (target.is_dir() and note.exists()):
-        facts = convert(source, target, format) if not target.is_dir() else {"convert_s": 0.0}
-        with replacing(note) as part:
-            part.write_text(json.dumps(facts))
+    with one_at_a_time(target):
+        if not (target.is_dir() and note.exists()):
+            facts = convert(source, target, format) if not target.is_dir() else {"convert_s": 0.0}
+            with replacing(note) as part:
+                part.write_text(json.dumps(facts))
     return Prepared(
         target,
         digest,

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from labkit.core.beside import becoming, scratch
+from labkit.core.beside import build_once, scratch
 from labkit.core.control_call import call_json
 from labkit.core.ledger import MARK
 from labkit.core.plan import LaunchPlan, Step, StepContext
@@ -100,58 +100,51 @@ def lazy_layout(
     where they still fit; facts say what that cost."""
     digest = layout.manifest_descriptor(reference).digest
     target = workspace.artifacts / f"estargz-{digest[7:19]}"
-    facts_file = target / "made.json"
-    if not facts_file.exists():
-        try:
-            _write_lazy(layout, reference, model_dir, workspace, target)
-        except OSError:  # another process wrote the same meanwhile
-            if not facts_file.exists():
-                raise
-    return Layout(target), json.loads(facts_file.read_text())
+    build_once(target, lambda part: _write_lazy(layout, reference, model_dir, workspace, part))
+    return Layout(target), json.loads((target / "made.json").read_text())
 
 
 def _write_lazy(
-    layout: Layout, reference: str, model_dir: Path, workspace: Workspace, target: Path
+    layout: Layout, reference: str, model_dir: Path, workspace: Workspace, part: Path
 ) -> None:
-    with becoming(target) as part:
-        began_s = time.monotonic()
-        before = list(workspace.artifacts.glob("estargz-*"))
-        with scratch(".plain-", workspace.artifacts) as folder:
-            plain = Layout.create(folder)
-            # only to be read once, from here
-            convert(
-                layout,
-                reference,
-                plain,
-                options=layer_cache.Options(CHUNK_BYTES, level=1),
-                cached=layer_cache.search(before, any_order=True),
-            )
-            plain_s = time.monotonic() - began_s
-            record = record_start(plain, reference, model_dir, workspace)
-            record_s = time.monotonic() - began_s - plain_s
-        lazy = Layout.create(part)
-        converted = convert(
+    began_s = time.monotonic()
+    before = list(workspace.artifacts.glob("estargz-*"))
+    with scratch(".plain-", workspace.artifacts) as folder:
+        plain = Layout.create(folder)
+        # only to be read once, from here
+        convert(
             layout,
             reference,
-            lazy,
-            record=record,
-            target_name=lazy_name(reference),
-            options=layer_cache.Options(CHUNK_BYTES),
-            cached=layer_cache.search(before),
+            plain,
+            options=layer_cache.Options(CHUNK_BYTES, level=1),
+            cached=layer_cache.search(before, any_order=True),
         )
-        access_record.write(part / "access.jsonl", record)
-        layer_cache.note(lazy, layout.manifest(reference), converted)
-        facts = {
-            "prepare_s": time.monotonic() - began_s,
-            "convert_s": converted.convert_s,
-            "record_s": record_s,
-            "plain_s": plain_s,
-            "size_bytes": converted.size_bytes,
-            "source_bytes": converted.source_bytes,
-            "files_touched": len(record),
-            "layers_kept": converted.facts["layers_kept"],
-        }
-        (part / "made.json").write_text(json.dumps(facts))
+        plain_s = time.monotonic() - began_s
+        record = record_start(plain, reference, model_dir, workspace)
+        record_s = time.monotonic() - began_s - plain_s
+    lazy = Layout.create(part)
+    converted = convert(
+        layout,
+        reference,
+        lazy,
+        record=record,
+        target_name=lazy_name(reference),
+        options=layer_cache.Options(CHUNK_BYTES),
+        cached=layer_cache.search(before),
+    )
+    access_record.write(part / "access.jsonl", record)
+    layer_cache.note(lazy, layout.manifest(reference), converted)
+    facts = {
+        "prepare_s": time.monotonic() - began_s,
+        "convert_s": converted.convert_s,
+        "record_s": record_s,
+        "plain_s": plain_s,
+        "size_bytes": converted.size_bytes,
+        "source_bytes": converted.source_bytes,
+        "files_touched": len(record),
+        "layers_kept": converted.facts["layers_kept"],
+    }
+    (part / "made.json").write_text(json.dumps(facts))
 
 
 @register

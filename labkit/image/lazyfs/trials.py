@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import capabilities
-from labkit.core.beside import scratch
+from labkit.core.beside import build_once, scratch
 from labkit.core.ledger import Ledger, marked
 from labkit.core.workspace import Workspace
 from labkit.errors import MissingCapability, TrialError
@@ -134,8 +134,7 @@ def lazy_image(parts: Sequence[str]) -> tuple[Layout, Layout, str]:
         build.build(path, parts=parts)
     plain = Layout(path)
     target = space.artifacts / f"esgz-{plain.manifest_descriptor(name).digest[7:19]}"
-    if not (target / "index.json").exists():
-        convert(plain, name, Layout.create(target))
+    build_once(target, lambda part: convert(plain, name, Layout.create(part)))
     return plain, Layout(target), name
 
 
