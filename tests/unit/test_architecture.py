@@ -185,7 +185,6 @@ UNNOTED_NAMES = {
     ),
     "labkit/image/lazyfs/stats.py": "beside the counters on a node, which is noted",
     "labkit/snapshot/criu_images.py": "in a directory of links on a node, which is noted",
-    "labkit/snapshot/identity.py": "a lock, empty: removing it would race with who waits for it",
     "labkit/weights/loaders/download.py": (
         "in a trial's server, whose TMPDIR is on its node; importing the ledger there would cost"
         " the measured start"
