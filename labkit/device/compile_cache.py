@@ -125,11 +125,9 @@ def main() -> int:
     if not args.eager:
         from torch._dynamo.utils import counters
 
-        hits, misses = (
-            counters["inductor"].get("fxgraph_cache_hit", 0),
-            counters["inductor"].get("fxgraph_cache_miss", 0),
-        )
-        hits += counters["aot_autograd"].get("autograd_cache_hit", 0)
+        inductor, autograd = counters["inductor"], counters["aot_autograd"]
+        hits = inductor.get("fxgraph_cache_hit", 0) + autograd.get("autograd_cache_hit", 0)
+        misses = inductor.get("fxgraph_cache_miss", 0)
     print(
         json.dumps(
             {

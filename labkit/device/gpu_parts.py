@@ -17,6 +17,7 @@ notebooks/06_gpu_init, notebooks/07_checkpoints."""
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -76,7 +77,8 @@ def context(arms: Sequence[str], times: int, found: dict[str, Any], notify: Noti
             found["arms"][arm].append(_context(arm, 60))
             found["median_s"] = {arm: _medians(runs) for arm, runs in found["arms"].items() if runs}
             notify()
-    bad = [run["failed"] for runs in found["arms"].values() for run in runs if "failed" in run]
+    measured = itertools.chain.from_iterable(found["arms"].values())
+    bad = [run["failed"] for run in measured if "failed" in run]
     if bad:
         fail(found, f"{len(bad)} processes", bad[0])
 
@@ -281,12 +283,7 @@ def wake(preset: str, times: int, found: dict[str, Any], notify: Notify) -> None
     memory = standby.memory_here()
     model_dir = checkpoints.ensure(Workspace.default(), preset)
     args = server.parser().parse_args(served.server_arguments(model_dir, 0, memory.device))
-    server.make_context(args.device, 0)
-    built, words = server.build(args)
-    server.load(built, args)
-    engine = server.make_engine(args, built, words, preset)
-    engine.warm_up(2)
-    engine.shrink()
+    built, _ = standby.warm_engine(args, preset)
     with torch.inference_mode():
         before = [p.data.sum(dtype=torch.float32).item() for p in built.parameters()]
     for _ in range(times):

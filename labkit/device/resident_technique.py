@@ -152,8 +152,9 @@ class DeviceResident(WeightsTechnique):
                 f"{read_share:.0%} of the weight files came into the page cache after t0: somebody"
                 " read them"
             )
+        own = int(there.get("allocated_bytes", 0))
         if not label:
-            own, device_bytes = int(there.get("allocated_bytes", 0)), held.get("device_bytes_held")
+            device_bytes = held.get("device_bytes_held")
             if (
                 own >= LITTLE * want + IMPORTS_BYTES
                 or not there
@@ -169,18 +170,14 @@ class DeviceResident(WeightsTechnique):
                     f"the daemon held {show_bytes(device_bytes)} of the device, the weights are"
                     f" {show_bytes(want)}"
                 )
+        note = f" and allocated {show_bytes(own)} of the device itself"
+        if label:
+            note = f" – {label}: its seconds mean nothing"
         return Evidence(
             self.name,
             True,
             f"{show_bytes(int(load['mapped_bytes']))} of weights, on the device before t0 in a"
             f" daemon (pid {held['pid']}), were mapped; the server read {show_bytes(read)} after t0"
-            + (
-                f" – {label}: its seconds mean nothing"
-                if label
-                else (
-                    f" and allocated {show_bytes(int(there.get('allocated_bytes', 0)))} of the"
-                    " device itself"
-                )
-            ),
+            f"{note}",
             facts,
         )

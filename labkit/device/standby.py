@@ -35,7 +35,11 @@ from labkit.device.host_memory import HostMemory, Memory
 from labkit.errors import TrialError
 
 if TYPE_CHECKING:
+    import argparse
+
     import torch
+
+    from labkit.subject.llama import Llama
 
 
 class Cuda:
@@ -245,6 +249,20 @@ def start_standby(ctx: StepContext) -> None:
 # ---- the resident process ------------------------------------------------------------------------
 
 
+def warm_engine(args: argparse.Namespace, name: str) -> tuple[Llama, Any]:
+    """The model as a server makes it, loaded and warmed up, and its engine without a cache.
+    `args`: of labkit.subject.server."""
+    from labkit.subject import server
+
+    server.make_context(args.device, args.threads)
+    model, words = server.build(args)
+    server.load(model, args)
+    engine = server.make_engine(args, model, words, name)
+    engine.warm_up(2 if args.warmup is None else args.warmup)
+    engine.shrink()
+    return model, engine
+
+
 def main() -> int:
     # http now: what is imported after t0 would be paid for then
     from labkit.subject import http, server
@@ -252,12 +270,7 @@ def main() -> int:
     answers, memory = int(sys.argv[1]), memory_here()
     args = server.parser().parse_args(sys.argv[2:])
     state = server.State(args.name or os.path.basename(args.model.rstrip("/")))
-    server.make_context(args.device, args.threads)
-    model, words = server.build(args)
-    server.load(model, args)
-    engine = server.make_engine(args, model, words, state.name)
-    engine.warm_up(2 if args.warmup is None else args.warmup)
-    engine.shrink()
+    model, engine = warm_engine(args, state.name)
     awake_bytes = memory.used_bytes()
     sleeping = sleep(model, memory)
     os.write(

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from labkit.core import secrets
 from labkit.core.beside import becoming, scratch
@@ -178,18 +178,11 @@ def _size(path: Path) -> int:
 
 
 def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _digest(file)
-        )
-
-
-def _digest(file: BinaryIO) -> str:
+    """Hexadecimal, of a file. Raises OSError."""
     digest = hashlib.sha256()
-    while block := file.read(CHUNK_BYTES):
-        digest.update(block)
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(CHUNK_BYTES):
+            digest.update(block)
     return digest.hexdigest()
 
 

@@ -131,7 +131,7 @@ def fetch(
     if model:
         ctx.state.moved = {
             **ctx.state.moved,
-            **model[0].placed(criu_images.file_modes(target / "images")),
+            **model[0].paths_here(criu_images.file_modes(target / "images")),
         }
     download.restorable.set_result(facts)
     return {**facts, "model_bytes_fetched": model[0].whole.result() if model else 0}
@@ -150,14 +150,8 @@ class _Model:
         connections: int,
         env: Mapping[str, str],
     ):
-        self.ctx, self.url, self.mapped, self.packed, self.connections, self.env = (
-            ctx,
-            url,
-            dict(mapped),
-            packed_model,
-            connections,
-            env,
-        )
+        self.ctx, self.url, self.env = ctx, url, env
+        self.mapped, self.packed, self.connections = dict(mapped), packed_model, connections
         self.folder = ctx.node / "model"
         self.folder.mkdir(exist_ok=True)
         self.whole: Future[int] = Future()
@@ -170,7 +164,7 @@ class _Model:
                 os.posix_fallocate(self._opened[path], 0, size)
         threading.Thread(target=self._run, name="model", daemon=True).start()
 
-    def placed(self, modes: Mapping[str, int]) -> dict[str, str]:
+    def paths_here(self, modes: Mapping[str, int]) -> dict[str, str]:
         """Path at the dump -> path here. The files have their sizes, and now the permissions of the
         dump: CRIU maps none whose mode differs."""
         moved = {path: str(self.folder / Path(path).name) for path in self.mapped}

@@ -36,10 +36,8 @@ def unpack(ctx: StepContext, packed: str) -> dict[str, Any]:
     `snapshot_dir`. Raises SnapshotRefused."""
     source, target = Path(packed), ctx.node / "snapshot"
     manifest_bytes = (source / "manifest.json").read_bytes()
-    index, manifest = (
-        packing.parse_index((source / packing.INDEX).read_bytes(), manifest_bytes),
-        store.parse_manifest(manifest_bytes, target),
-    )
+    index = packing.parse_index((source / packing.INDEX).read_bytes(), manifest_bytes)
+    manifest = store.parse_manifest(manifest_bytes, target)
     frames = {name: about["frames"] for name, about in index["files"].items() if about["frames"]}
     (target / "images").mkdir(mode=0o700, parents=True)
     target.chmod(0o700)
@@ -53,7 +51,7 @@ def unpack(ctx: StepContext, packed: str) -> dict[str, Any]:
                 )
                 for name in frames
             ]
-            + readahead.ranges_of(manifest, _places(ctx, manifest))
+            + readahead.ranges_of(manifest, _paths_here(ctx, manifest))
         )
         ahead.start()
         ctx.on_stop(ahead.stop)
@@ -71,7 +69,7 @@ def unpack(ctx: StepContext, packed: str) -> dict[str, Any]:
     }
 
 
-def _places(ctx: StepContext, manifest: store.Manifest) -> dict[str, str]:
+def _paths_here(ctx: StepContext, manifest: store.Manifest) -> dict[str, str]:
     """Where each file of the working set is on this node: the host's own, or a container's below
     its root."""
     if not manifest.container:
