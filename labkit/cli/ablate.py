@@ -157,19 +157,19 @@ def _best(args: argparse.Namespace) -> Any:
 def _search(args: argparse.Namespace, only: tuple[str, ...]) -> int:
     from labkit.core.host import card
     from labkit.core.stdout import last_line
-    from labkit.stack.search import search
+    from labkit.stack.search import SearchOptions, search
     from labkit.viz.live import progress
 
-    found = search(
+    options = SearchOptions(
         scenario=args.scenario,
         link=args.link,
         preset=args.preset,
+        device=args.device,
         only=only,
-        progress=progress(),
         blocks=(2, 2, args.blocks),
         seed=args.seed,
-        device=args.device,
     )
+    found = search(options, progress=progress())
     layers = ", ".join(f"{k}={v}" for k, v in found.stack.layers.items() if v)
     if not args.json:
         print(f"best here ({args.scenario}, {args.link}, {args.preset}): {layers}")

@@ -98,21 +98,21 @@ class Row:
 def claims(runs: Iterable[Run], more: Iterable[Row] = ()) -> list[Row]:
     """One row per article row and measured technique, in the article's order; rows nothing measured
     are kept."""
-    pool, others, published, made = list(runs), list(more), figures(), []
+    runs, others, published = list(runs), list(more), figures()
+    rows: list[Row] = []
     for row in ROWS:
         beside = tuple(f for f in published if f["row"] == row.label)
-        measured = [r for run in pool for r in _measure(row, run, beside)] + [
-            replace(r, published=beside) for r in others if r.label == row.label
-        ]
-        made += measured or [Row(row.claim, row.layer, row.label, "", published=beside)]
-    return made
+        measured = [r for run in runs for r in _measure(row, run, beside)]
+        measured += [replace(r, published=beside) for r in others if r.label == row.label]
+        rows += measured or [Row(row.claim, row.layer, row.label, "", published=beside)]
+    return rows
 
 
 def _measure(row: ArticleRow, run: Run, beside: tuple[dict[str, str], ...]) -> list[Row]:
-    naive = next((a for name in BASES for a in run.arms if a["name"] == name), None)
-    found = []
+    arms, found = {a["name"]: a for a in run.arms}, []
+    naive = next((arms[name] for name in BASES if name in arms), {"name": "", "stack": {}})
     for arm in run.arms:
-        if naive is None or arm["name"] == naive["name"]:
+        if naive["name"] in ("", arm["name"]):
             continue
         changed = {layer: t for layer, t in arm["stack"].items() if t != naive["stack"].get(layer)}
         technique = changed.get(row.layer)
@@ -129,21 +129,17 @@ def _measure(row: ArticleRow, run: Run, beside: tuple[dict[str, str], ...]) -> l
         ratio = stats.paired_ratio(part)
         total = stats.paired_ratio([(t.first_token_s, base[t.block].first_token_s) for t in trials])
         device, gpu = str(question.asked(run).get("device", "")), gpu_of(run.host)
-        where = [
-            f"on {gpu}" if device.startswith("cuda") and gpu else f"on {device}" if device else "",
+        where = gpu if device.startswith("cuda") and gpu else device
+        setup = [
+            arm["scenario"],
+            arm["link"],
+            *_subject(run),
+            "no image" if naive["name"] == "no-image" else "",
+            f"on {where}" if where else "",
             f"claimed for {row.hardware}" if row.hardware and row.hardware not in gpu else "",
+            f"n = {len(part)}",
+            f"host {run.host.get('id', '')}",
         ]
-        setup = ", ".join(
-            [
-                arm["scenario"],
-                arm["link"],
-                *_subject(run),
-                "no image" if naive["name"] == "no-image" else "",
-                *where,
-                f"n = {len(part)}",
-                f"host {run.host.get('id', '')}",
-            ]
-        )
         judged = verdict(ratio, row.claim) if not row.on or device.startswith(row.on) else OTHER
         found.append(
             Row(
@@ -154,7 +150,7 @@ def _measure(row: ArticleRow, run: Run, beside: tuple[dict[str, str], ...]) -> l
                 ratio,
                 total,
                 judged,
-                ", ".join(filter(None, setup.split(", "))),
+                ", ".join(filter(None, setup)),
                 beside,
             )
         )
@@ -187,10 +183,8 @@ def verdict(ratio: Mapping[str, Any], claim: Claim) -> str:
     """Interval of the measured ratio against the claimed range."""
     if not ratio.get("significant", True):
         return "not significant"
-    low, high = (
-        claim.low if claim.low is not None else 0.0,
-        (claim.high if claim.high is not None else 1.0),
-    )
+    low = 0.0 if claim.low is None else claim.low
+    high = 1.0 if claim.high is None else claim.high
     if ratio["median"] >= 1:
         return "slower here"
     if ratio["high"] < low:

@@ -8,7 +8,7 @@ seconds beside a lazy mount; (3) the two leaders against naive with more blocks.
 its probability of being the best of the leaders (paired bootstrap) – where the leaders are inside
 the noise it says so and takes the simpler one.
 
-    found = search(scenario="fresh-node", link="1gbit", preset="small")
+    found = search(SearchOptions(scenario="fresh-node", link="1gbit", preset="small"))
     found.stack, found.confidence, found.runs
 
 Lesson: notebooks/08_stacking.
@@ -17,7 +17,8 @@ Lesson: notebooks/08_stacking.
 from __future__ import annotations
 
 import random
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from labkit.core import host, records, stats
@@ -33,89 +34,83 @@ from labkit.technique import LAYERS, technique
 UNCLEAR = 0.15
 
 
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """Where the best stack is looked for. `only`: the techniques tried, all by default; `blocks`:
+    of the three rounds; `device`: as for `labkit.stack.experiment`."""
+
+    scenario: str = "fresh-node"
+    link: str = "loopback"
+    preset: str = "small"
+    device: str = ""
+    only: tuple[str, ...] = ()
+    blocks: tuple[int, int, int] = (2, 2, 5)
+    seed: int = 0
+
+
 def search(
+    options: SearchOptions,
     *,
-    scenario: str = "fresh-node",
-    link: str = "loopback",
-    preset: str = "small",
     workspace: Workspace | None = None,
-    progress: Any = None,
-    only: tuple[str, ...] = (),
-    blocks: tuple[int, int, int] = (2, 2, 5),
-    seed: int = 0,
-    device: str = "",
+    progress: object | None = None,
 ) -> Found:
     """Search and save the result for `best-here`. Raises MissingCapability when nothing but naive
     can run here."""
     space = workspace or Workspace.default()
-    names, missing = candidates(host.card(), scenario=scenario, only=only, device=device)
+    scenario, link, preset = options.scenario, options.link, options.preset
+    names, missing = candidates(
+        host.card(), scenario=scenario, only=options.only, device=options.device
+    )
     if not names:
         raise MissingCapability(
             "nothing but the naive stack can run here",
             why="; ".join(f"{k}: {v}" for k, v in missing.items()),
             fix="labkit doctor",
         )
-    options: dict[str, Any] = {
-        "preset": preset,
-        "scenario": scenario,
-        "link": link,
-        "workspace": space,
-        "progress": progress,
-        "device": device,
-    }
     naive = Stack.parse("naive")
-    first = experiment(
-        [naive, *(put(naive, n) for n in names)],
-        blocks=blocks[0],
-        seed=seed,
-        out=_file(space, "round-1", options),
-        overwrite=True,
-        **options,
-    )
-    second_arms = distinct(combined(first, names))
-    second = experiment(
-        [naive, *second_arms],
-        blocks=blocks[1],
-        seed=seed + 1,
-        out=_file(space, "round-2", options),
-        overwrite=True,
-        **options,
-    )
-    pool = [
-        (e.ratio["median"], s)
-        for r, arms in ((first, [put(naive, n) for n in names]), (second, second_arms))
-        for e in effects(r)
-        for s in arms
-        if e.arm == s.name and not e.missing and e.arm != "naive"
-    ]
-    pool.sort(key=lambda pair: pair[0])
-    leaders = distinct([s for _, s in pool])[:2]
+    files: list[str] = []
+
+    def round_of(stacks: Sequence[Stack]) -> records.Run:
+        """The next round: these beside naive."""
+        number = len(files)
+        out = space.runs / f"search-{key_of(scenario, link, preset)}-round-{number + 1}.json"
+        files.append(str(out))
+        return experiment(
+            [naive, *stacks],
+            preset=preset,
+            scenario=scenario,
+            link=link,
+            device=options.device,
+            blocks=options.blocks[number],
+            seed=options.seed + number,
+            out=out,
+            overwrite=True,
+            workspace=space,
+            progress=progress,
+        )
+
+    alone = [put(naive, name) for name in names]
+    first = round_of(alone)
+    together = distinct(combined(first, names))
+    second = round_of(together)
+    pool = [*_measured(first, alone), *_measured(second, together)]
+    leaders = distinct([stack for _, stack in sorted(pool, key=lambda pair: pair[0])])[:2]
     if not leaders:
         raise LabError(
-            "no technique came through a trial",
+            "no technique passed a trial",
             why="the records of the rounds say what happened",
             fix=f"labkit show {space.runs}",
         )
-    last = experiment(
-        [naive, *leaders],
-        blocks=blocks[2],
-        seed=seed + 2,
-        out=_file(space, "round-3", options),
-        overwrite=True,
-        **options,
-    )
-    found = verdict(last, leaders, seed)
-    made = Found(
-        found[0],
-        found[1],
-        found[2],
-        found[3],
-        tuple(str(_file(space, f"round-{i}", options)) for i in (1, 2, 3)),
-        len(names) + len(second_arms),
-        missing,
-    )
-    save(made, space, scenario, link, preset)
-    return made
+    winner = verdict(round_of(leaders), leaders, options.seed)
+    found = Found(*winner, runs=tuple(files), tried=len(names) + len(together), missing=missing)
+    save(found, space, scenario, link, preset)
+    return found
+
+
+def _measured(run: records.Run, stacks: Sequence[Stack]) -> list[tuple[float, Stack]]:
+    """Those of the stacks that the run has an effect of, each with its median ratio to naive."""
+    ratios = {e.arm: e.ratio["median"] for e in effects(run) if not e.missing and e.arm != "naive"}
+    return [(ratios[s.name], s) for s in stacks if s.name in ratios]
 
 
 def combined(run: records.Run, names: list[str]) -> list[Stack]:
@@ -148,21 +143,15 @@ def combined(run: records.Run, names: list[str]) -> list[Stack]:
         )
 
     without_snapshot = {k: v for k, v in winners.items() if k != "snapshot"}
-    made = [assemble(winners)] if winners else []
-    if without_snapshot:
-        made.append(assemble(without_snapshot))
+    choices = [winners, without_snapshot]
     for layer, options in ranked.items():
-        made += [
-            assemble({**(without_snapshot if layer != "snapshot" else winners), layer: other})
-            for other in options[1:2]
-        ]
+        beside = winners if layer == "snapshot" else without_snapshot
+        choices += [{**beside, layer: runner_up} for runner_up in options[1:2]]
     if without_snapshot:
-        made += [
-            assemble({**without_snapshot, technique(n).layer: n})
-            for n, ratio in alone.items()
-            if abs(ratio - 1) <= UNCLEAR and technique(n).layer != "snapshot"
-        ]
-    return [s for s in made if _means_something(s)]
+        unclear = [name for name, ratio in alone.items() if abs(ratio - 1) <= UNCLEAR]
+        layers = {name: technique(name).layer for name in unclear}
+        choices += [{**without_snapshot, v: k} for k, v in layers.items() if v != "snapshot"]
+    return [s for s in map(assemble, filter(None, choices)) if _means_something(s)]
 
 
 def _means_something(stack: Stack) -> bool:
@@ -196,10 +185,3 @@ def verdict(
         confidence = wins / 2000
     ratio = next(e.ratio for e in effects(run) if e.arm == best)
     return next(s for s in leaders if s.name == best), confidence, dict(ratio), other
-
-
-def _file(space: Workspace, name: str, options: dict[str, Any]) -> Path:
-    return (
-        space.runs
-        / f"search-{key_of(options['scenario'], options['link'], options['preset'])}-{name}.json"
-    )

@@ -200,7 +200,7 @@ def test_an_ablation_with_no_technique_beside_the_naive_stack_is_no_success(
     assert cli.main(["ablate", "--only", "estargz-lazy"]) == 3
     assert "no FUSE" in capsys.readouterr().err
     with pytest.raises(MissingCapability, match="nothing but the naive"):
-        search.search()
+        search.search(search.SearchOptions())
     assert (
         ablate._report(run_of(("naive", "ok"), ("safetensors", "unavailable")), only_json=True) == 1
     )
