@@ -130,14 +130,14 @@ class InotifyWatch:
 
 @dataclass
 class StartObserver:
-    """Context manager around one start. `moments` and `looks` fill while it is open."""
+    """Context manager around one start. `moments` and `samples` fill while it is open."""
 
     weights: Path
     host: str
     port: int
     kind: ServerKind
     moments: dict[str, Event] = field(default_factory=dict)
-    looks: list[ProcSample] = field(default_factory=list)
+    samples: list[ProcSample] = field(default_factory=list)
     weights_closed_s: float | None = None
     weights_read_s: float | None = None
     health_path: str = ""
@@ -202,8 +202,7 @@ class StartObserver:
             if ticks % 10 == 0 or ticks < 30:
                 self._family = proc.descendants(self._pid)
             ticks += 1
-            look = look_at(self.family)
-            self.looks.append(look)
+            self.samples.append(sample_of(self.family))
             if "libraries" not in self.moments and (library := first_library(self.family)):
                 self.note("libraries", f"/proc/PID/maps: {library} mapped")
             if (
@@ -236,7 +235,7 @@ def _status(host: str, port: int, path: str) -> int:
         return 0
 
 
-def look_at(pids: Sequence[int]) -> ProcSample:
+def sample_of(pids: Sequence[int]) -> ProcSample:
     sums = {"read_bytes": 0, "rchar": 0, "rss_bytes": 0, "library_bytes": 0}
     cpu_ticks = 0
     for pid in pids:

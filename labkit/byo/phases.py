@@ -13,7 +13,7 @@ A server may do these in another order (load on the first request, listen before
 stretch is named by what is under way in it, not by its place. A stretch that nothing explains stays
 without a phase and shows up as unaccounted.
 
-    spans = attribute(moments, looks, t0_s, first_token_s, weights_bytes, marks)
+    spans = attribute(moments, samples, t0_s, first_token_s, weights_bytes, marks)
 
 Lesson: notebooks/09_decide.
 """
@@ -32,7 +32,7 @@ SMALLEST_BYTES = 32 << 20  # below this, memory and read counters are mostly som
 
 def weights_in(
     moments: Mapping[str, Event],
-    looks: Sequence[ProcSample],
+    samples: Sequence[ProcSample],
     weights_bytes: int,
     first_token_s: float,
     marks: Sequence[tuple[str, float, float, str]] = (),
@@ -43,7 +43,7 @@ def weights_in(
     opened = moments.get("weights")
     if opened is None:
         return None
-    until = [x for x in looks if opened.at_s - 0.05 <= x.at_s <= first_token_s]
+    until = [x for x in samples if opened.at_s - 0.05 <= x.at_s <= first_token_s]
     found: list[Event] = []
     if weights_bytes >= SMALLEST_BYTES and len(until) > 1:
         for name, word in (
@@ -65,16 +65,16 @@ def weights_in(
                 )
     if found:
         return max(found, key=lambda m: m.at_s)
-    said = [m for m in marks if m[0].startswith("load") and opened.at_s <= m[2] <= first_token_s]
-    if said:
-        return Event(said[-1][2], f"its log: {said[-1][3]}")
+    logged = [m for m in marks if m[0].startswith("load") and opened.at_s <= m[2] <= first_token_s]
+    if logged:
+        return Event(logged[-1][2], f"its log: {logged[-1][3]}")
     if closed_s is not None and opened.at_s <= closed_s <= first_token_s:
         return Event(closed_s, "inotify: the last of the weights closed")
     return None
 
 
 def attribute(
-    moments: Mapping[str, Event], looks: Sequence[ProcSample], t0_s: float, first_token_s: float
+    moments: Mapping[str, Event], samples: Sequence[ProcSample], t0_s: float, first_token_s: float
 ) -> list[Span]:
     """Spans that cover [t0, first token], each with how its beginning was noticed. `moments` may
     hold any subset."""
@@ -82,7 +82,7 @@ def attribute(
     # not asked, or busy with our request: what listens is at work on it
     if "health" not in at and "listening" in at:
         at["health"] = at["listening"]
-    settled = _libraries_settled(looks, at.get("weights", at.get("listening", first_token_s)))
+    settled = _libraries_settled(samples, at.get("weights", at.get("listening", first_token_s)))
     build = max(at["config"], min(settled, at.get("weights", settled))) if "config" in at else None
     cuts = sorted(
         {
@@ -118,20 +118,12 @@ def _phase(t: float, at: Mapping[str, float], build: float | None) -> str:
         )
     }
     if after["weights_in"] or (after["weights"] and "weights_in" not in at and after["listening"]):
-        return "first_token" if after["health"] else "ready" if after["listening"] else "warmup"
+        return _from_port_on(after) or "warmup"
     if after["weights"]:
         return "load"
     # nothing was seen of the weights: what came before the port is not known
     if "weights" not in at:
-        return (
-            "first_token"
-            if after["health"]
-            else "ready"
-            if after["listening"]
-            else ""
-            if after["libraries"]
-            else "start"
-        )
+        return _from_port_on(after) or ("" if after["libraries"] else "start")
     if not after["libraries"] and not after["config"] and not after["listening"]:
         return "start"
     if (build is not None and t >= build) or after["health"]:
@@ -139,11 +131,17 @@ def _phase(t: float, at: Mapping[str, float], build: float | None) -> str:
     return "context" if after["device"] else "import"
 
 
-def _libraries_settled(looks: Sequence[ProcSample], before_s: float) -> float:
+def _from_port_on(after: Mapping[str, bool]) -> str:
+    if after["health"]:
+        return "first_token"
+    return "ready" if after["listening"] else ""
+
+
+def _libraries_settled(samples: Sequence[ProcSample], before_s: float) -> float:
     """The last time before `before_s` that more library code was mapped: imports go on until then,
     whatever was opened meanwhile."""
     last, high = 0.0, 0
-    for x in looks:
+    for x in samples:
         if x.at_s > before_s:
             break
         if x.library_bytes > high + (256 << 10):

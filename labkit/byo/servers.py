@@ -154,14 +154,14 @@ def read_marks(
     of each mark counts."""
     found = []
     for mark in kind.marks:
-        began = None
+        start_s: float | None = None
         for at_s, line in log:
-            if mark.begin and began is None and re.search(mark.begin, line):
-                began = at_s
+            if mark.begin and start_s is None and re.search(mark.begin, line):
+                start_s = at_s
             match = re.search(mark.line, line)
             if match:
-                taken = match.groupdict().get("seconds")
-                start = at_s - float(taken) if taken else began if began is not None else at_s
-                found.append((mark.span, min(start, at_s), at_s, line.strip()[:200]))
+                if duration_s := match.groupdict().get("seconds"):
+                    start_s = at_s - float(duration_s)
+                found.append((mark.span, min(start_s or at_s, at_s), at_s, line.strip()[:200]))
                 break
     return found

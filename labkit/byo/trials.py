@@ -201,12 +201,12 @@ def judged(trial: Trial, started: Start, setup: TrialSetup) -> Trial:
     marks = [m for m in servers.read_marks(server.kind, started.log) if t0 <= m[2] <= end + 1]
     moments = dict(seen.moments)
     loaded = phases.weights_in(
-        moments, seen.looks, weights_bytes, end, marks, seen.weights_closed_s
+        moments, seen.samples, weights_bytes, end, marks, seen.weights_closed_s
     )
     if loaded:
         moments["weights_in"] = loaded
         noticed["weights_in"] = {"at_s": round(loaded.at_s - t0, 4), "how": loaded.how}
-    spans = phases.attribute(moments, seen.looks, t0, end)
+    spans = phases.attribute(moments, seen.samples, t0, end)
     details = [
         timeline.Span(name, max(a, t0), min(b, end), "log", {"line": line})
         for name, a, b, line in marks

@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     from labkit.core.stdout import last_line, say
     from labkit.core.units import parse_bytes, parse_rate
     from labkit.decide import plan as decide
-    from labkit.decide.measure import came_through, gather, measure
+    from labkit.decide.measure import gather, measure, succeeded
     from labkit.decide.plan_text import show
     from labkit.decide.traces import read_trace
 
@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
         from labkit.viz.live import progress
 
         arm = args.arm or "naive"
-        runs = came_through(
+        runs = succeeded(
             measure(
                 arm, blocks=args.blocks, scenario=args.scenario or "fresh-node", progress=progress()
             ),

@@ -39,7 +39,7 @@ def measure(
     blocks: int = 3,
     scenario: str = "fresh-node",
     link: str = "loopback",
-    progress: Any = None,
+    progress: object | None = None,
     workspace: Workspace | None = None,
     name: str = "",
 ) -> list[Run]:
@@ -66,13 +66,13 @@ def measure(
         for model, _ in parsed.values()
     }
     stamp = name or time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-    made: dict[str, Run] = {}
+    runs: dict[str, Run] = {}
     for block in range(blocks):
         for size in wanted if block % 2 == 0 else reversed(wanted):
             model, extra_bytes = parsed[size]
             out = space.runs / f"{stamp}-{size}.json"
             if name and _blocks_of(out) > block:
-                made[size] = _same_as_asked(
+                runs[size] = _same_as_requested(
                     records.read(out),
                     arm,
                     out,
@@ -85,7 +85,7 @@ def measure(
                     },
                 )
                 continue
-            made[size] = experiment(
+            runs[size] = experiment(
                 [arm],
                 preset=model,
                 model_dir=model_dirs[model],
@@ -98,23 +98,20 @@ def measure(
                 out=out,
                 resume=True,
             )
-    return [made[size] for size in wanted]
+    return [runs[size] for size in wanted]
 
 
-def _same_as_asked(run: Run, arm: str, out: Path, wanted: dict[str, Any]) -> Run:
+def _same_as_requested(run: Run, arm: str, out: Path, wanted: dict[str, Any]) -> Run:
     """The run. Raises BadInput where a record under this name is of another stack, link, scenario
-    or size: it would stand for what was asked now."""
-    said = question.asked(run, arm)
-    different = (
-        []
-        if arm in run.arm_names
-        else [f"arm: {question.shown(', '.join(run.arm_names))} against {arm}"]
-    )
-    different += [
-        f"{k}: {question.shown(said[k])} against {question.shown(v)}"
+    or size: it would stand for what is requested now."""
+    recorded = question.asked(run, arm)
+    different = [
+        f"{k}: {question.shown(recorded[k])} against {question.shown(v)}"
         for k, v in wanted.items()
-        if k in said and said[k] != v
+        if k in recorded and recorded[k] != v
     ]
+    if arm not in run.arm_names:
+        different.insert(0, f"arm: {question.shown(', '.join(run.arm_names))} against {arm}")
     if different:
         raise BadInput(
             f"{out} holds another experiment: " + "; ".join(different),
@@ -124,17 +121,17 @@ def _same_as_asked(run: Run, arm: str, out: Path, wanted: dict[str, Any]) -> Run
     return run
 
 
-def came_through(runs: Sequence[Run], arm: str) -> list[Run]:
+def succeeded(runs: Sequence[Run], arm: str) -> list[Run]:
     """The same runs. Raises LabError with a failed trial's own words when a size has no good trial:
     a line would miss that point."""
     for run in runs:
         if not run.of_arm(arm) and (failed := run.of_arm(arm, only_ok=False)):
-            said = failed[-1]
+            last = failed[-1]
             raise LabError(
-                f"no start at size {run.experiment.get('preset', '')} came through: {said.outcome}:"
-                f" {said.error.get('what', '')}",
-                why=said.error.get("why", ""),
-                fix=said.error.get("fix", "labkit doctor"),
+                f"no start at size {run.experiment.get('preset', '')} succeeded: {last.outcome}:"
+                f" {last.error.get('what', '')}",
+                why=last.error.get("why", ""),
+                fix=last.error.get("fix", "labkit doctor"),
             )
     return list(runs)
 
@@ -157,14 +154,8 @@ def _has_image(arm: str) -> bool:
 
 
 def _blocks_of(path: Path) -> int:
-    return (
-        max(
-            (t.block + 1 for t in records.read(path).trials if t.outcome != "interrupted"),
-            default=0,
-        )
-        if path.exists()
-        else 0
-    )
+    trials = records.read(path).trials if path.exists() else ()
+    return max((t.block + 1 for t in trials if t.outcome != "interrupted"), default=0)
 
 
 def _checkpoint(space: Workspace, size_bytes: int) -> Path:
@@ -196,16 +187,16 @@ def gather(arm: str = "", scenario: str = "", *, workspace: Workspace | None = N
             run = records.read(path)
         except LabError:
             continue
-        said = run.arm_named(wanted)
+        recorded = run.arm_named(wanted)
         if (
-            said
+            recorded
             and run.host.get("id") == here
             and run.of_arm(wanted)
-            and scenario in ("", said.get("scenario"))
+            and scenario in ("", recorded.get("scenario"))
         ):
-            asked = question.asked(run, wanted)
-            size = question.key({name: asked.get(name) for name in question.SIZES})
-            groups.setdefault(question.key(asked, but=question.SIZES), {})[size] = run
+            chosen = question.asked(run, wanted)
+            size = question.key({name: chosen.get(name) for name in question.SIZES})
+            groups.setdefault(question.key(chosen, but=question.SIZES), {})[size] = run
     if not groups:
         raise BadInput(
             f"no record of {wanted} on this host in {space.root / 'runs'}",

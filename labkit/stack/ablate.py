@@ -17,6 +17,7 @@ notebooks/08_stacking."""
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -124,16 +125,16 @@ def put(stack: Stack, name: str, label: str = "") -> Stack:
 def arms(
     kinds: Sequence[str], names: Sequence[str], best: Stack | None = None, most: int = 64
 ) -> list[Stack]:
-    """Stacks of the asked kinds over the techniques `names`, the naive one first, none twice.
+    """Stacks of the requested kinds over the techniques `names`, the naive one first, none twice.
     Raises BadInput for an unknown kind."""
     unknown = [k for k in kinds if k not in KINDS]
     if unknown:
         raise BadInput(f"no ablation called {unknown[0]!r}", fix="any of: " + ", ".join(KINDS))
     naive = Stack.parse("naive")
-    made = [naive]
+    stacks = [naive]
     if "add-one" in kinds:
-        made += [put(naive, n) for n in names]
-        made += apart_from_initialisation(naive, names)
+        stacks += [put(naive, n) for n in names]
+        stacks += apart_from_initialisation(naive, names)
     if "ladder" in kinds:
         rung, on = naive, []
         rungs = [n for n in ladder() if n in names]
@@ -141,7 +142,7 @@ def arms(
         for n in (n for n in rungs if n not in snapshots[1:]):
             on.append(n)
             rung = put(rung, n, "ladder: " + " + ".join(on))
-            made.append(rung)
+            stacks.append(rung)
     if "drop-one" in kinds:
         if best is None:
             raise BadInput(
@@ -149,24 +150,17 @@ def arms(
                 why="it takes one technique at a time out of it",
                 fix="labkit ablate --search first, or --best STACK",
             )
-        made.append(Stack("best", dict(best.layers)))
+        stacks.append(Stack("best", dict(best.layers)))
         for layer in LAYERS:
             if best.layers.get(layer, "") != naive.layers.get(layer, ""):
-                made.append(
-                    Stack(
-                        f"best without {best.layers[layer]}",
-                        {**best.layers, layer: naive.layers.get(layer, "")},
-                    )
-                )
+                without = {**best.layers, layer: naive.layers.get(layer, "")}
+                stacks.append(Stack(f"best without {best.layers[layer]}", without))
     if "factorial" in kinds:
         by_layer: dict[str, list[str]] = {}
         for n in names:
-            by_layer.setdefault(
-                technique(n).layer, [naive.layers.get(technique(n).layer, "")]
-            ).append(n)
-        count = 1
-        for options in by_layer.values():
-            count *= len(options)
+            layer = technique(n).layer
+            by_layer.setdefault(layer, [naive.layers.get(layer, "")]).append(n)
+        count = math.prod(map(len, by_layer.values()))
         if count > most:
             raise BadInput(
                 f"the full factorial has {count} arms",
@@ -174,20 +168,17 @@ def arms(
                 fix="--only TECHNIQUE,… or --kinds add-one,ladder",
             )
         for combination in itertools.product(*by_layer.values()):
-            chosen = dict(zip(by_layer, combination, strict=True))
-            if all(v == naive.layers.get(k, "") for k, v in chosen.items()):
+            if all(
+                v == options[0] for v, options in zip(combination, by_layer.values(), strict=True)
+            ):
                 continue
             stack = naive
             for name in combination:
                 if name and technique(name).name not in stack.layers.values():
                     stack = put(stack, name)
-            made.append(
-                Stack(
-                    " + ".join(v for v in combination if v and v not in naive.layers.values()),
-                    stack.layers,
-                )
-            )
-    return distinct(made)
+            label = " + ".join(v for v in combination if v and v not in naive.layers.values())
+            stacks.append(Stack(label, stack.layers))
+    return distinct(stacks)
 
 
 def apart_from_initialisation(base: Stack, names: Sequence[str]) -> list[Stack]:
@@ -222,39 +213,22 @@ def distinct(stacks: Iterable[Stack]) -> list[Stack]:
 def effects(run: Run, against: str = "naive") -> list[Effect]:
     """Every arm of a run against one of them, in the run's order."""
     base = {t.block: t for t in run.of_arm(against)}
-    made = []
+    found = []
     for arm in run.arms:
-        every, good = run.of_arm(arm["name"], only_ok=False), run.of_arm(arm["name"])
+        name, stack = arm["name"], arm["stack"]
+        every, good = run.of_arm(name, only_ok=False), run.of_arm(name)
         pairs = [(t.first_token_s, base[t.block].first_token_s) for t in good if t.block in base]
-        apart = question.not_from_one_start(run, arm["name"], against) if pairs else ""
+        apart = question.not_from_one_start(run, name, against) if pairs else ""
         if not pairs or apart:
-            reason = [apart] if apart else sorted({t.error.get("what", t.outcome) for t in every})
-            made.append(
-                Effect(
-                    arm["name"],
-                    arm["stack"],
-                    {},
-                    0.0,
-                    missing="; ".join(reason) or "not run",
-                    failed=len(every),
-                )
-            )
+            reasons = [apart] if apart else sorted({t.error.get("what", t.outcome) for t in every})
+            missing = "; ".join(reasons) or "not run"
+            found.append(Effect(name, stack, {}, 0.0, failed=len(every), missing=missing))
             continue
-        saved = stats.median([t.first_token_s for t in base.values()]) - stats.median(
-            [t.first_token_s for t in good]
-        )
-        made.append(
-            Effect(
-                arm["name"],
-                arm["stack"],
-                stats.paired_ratio(pairs),
-                saved,
-                phases(good),
-                len(good),
-                len(every) - len(good),
-            )
-        )
-    return made
+        before_s = stats.median([t.first_token_s for t in base.values()])
+        saved_s = before_s - stats.median([t.first_token_s for t in good])
+        ratio, failed = stats.paired_ratio(pairs), len(every) - len(good)
+        found.append(Effect(name, stack, ratio, saved_s, phases(good), len(good), failed))
+    return found
 
 
 def phases(trials: Sequence[Trial]) -> dict[str, float]:
@@ -295,11 +269,7 @@ def predict(run: Run, arm: str) -> Prediction | None:
         if name != naive.stack.get(layer) and name in by_name
     }
     changed = [layer for layer, name in target.stack.items() if name != naive.stack.get(layer)]
-    if (
-        not parts
-        or set(parts) != {c for c in changed if c in parts}
-        or len(parts) < len([c for c in changed if c != "process"])
-    ):
+    if not parts or len(parts) < len([c for c in changed if c != "process"]):
         return None
     naive_s = sum(naive.phases.values())
     sum_s = naive_s - sum(by_name[name].saved_s for name in parts.values())

@@ -170,9 +170,9 @@ def gpu_of(card: Mapping[str, Any]) -> str:
 def _subject(run: Run) -> list[str]:
     """What was started: the preset, or the model in its place; and where its weights came from, if
     not from the lab."""
-    asked = question.asked(run)
-    model = f"model {Path(asked['model_dir']).name}" if asked.get("model_dir") else ""
-    return [str(asked.get("preset", "")), *filter(None, (model, asked.get("store")))]
+    chosen = question.asked(run)
+    model = f"model {Path(chosen['model_dir']).name}" if chosen.get("model_dir") else ""
+    return [str(chosen.get("preset", "")), *filter(None, (model, chosen.get("store")))]
 
 
 def _over(trial: Trial, phases: Sequence[str]) -> float:

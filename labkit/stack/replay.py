@@ -108,14 +108,14 @@ def _otherwise(wanted: Run | None, stand_in: Run) -> str:
     if wanted is None:
         return ""
     common = [n for n in wanted.arm_names if n in stand_in.arm_names]
-    said = dict.fromkeys(
+    different = dict.fromkeys(
         d
         for n in common
         for d in question.differences(
             question.asked(wanted, n), question.asked(stand_in, n), but=("host",)
         ).different
     )
-    return f"\nAsked for here against recorded there: {'; '.join(said)}." if said else ""
+    return f"\nAsked for here against recorded there: {'; '.join(different)}." if different else ""
 
 
 def beside(run: Run, recorded: Sequence[str]) -> list[Run]:

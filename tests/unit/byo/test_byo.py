@@ -66,7 +66,7 @@ def test_a_server_that_loads_on_the_first_request_pays_for_load_after_health():
 
 
 def test_imports_go_on_while_libraries_are_still_mapped_after_the_config_was_opened():
-    looks = [ProcSample(t, library_bytes=int(t * 100 * 2**20)) for t in (0.1, 1, 2, 3)] + [
+    samples = [ProcSample(t, library_bytes=int(t * 100 * 2**20)) for t in (0.1, 1, 2, 3)] + [
         ProcSample(t, library_bytes=300 * 2**20) for t in (3.5, 4)
     ]
     spans = {
@@ -75,7 +75,7 @@ def test_imports_go_on_while_libraries_are_still_mapped_after_the_config_was_ope
             moments(
                 exec=0, libraries=0.1, config=0.5, weights=5, weights_in=6, listening=6.5, health=7
             ),
-            looks,
+            samples,
             0,
             8,
         )
@@ -111,13 +111,13 @@ def test_spans_never_overlap_and_stay_within_the_start(at, first_token_s):
 
 def test_a_mapping_is_in_when_its_pages_are_in_memory_not_when_it_was_opened():
     size = 100 << 20
-    looks = [
+    samples = [
         ProcSample(1, rss_bytes=0),
         ProcSample(2, rss_bytes=0, read_bytes=size),
         ProcSample(3, rss_bytes=size // 2, read_bytes=size),
         ProcSample(4, rss_bytes=size, read_bytes=size),
     ]
-    found = phases.weights_in(moments(weights=1), looks, size, 5)
+    found = phases.weights_in(moments(weights=1), samples, size, 5)
     assert found.at_s == 4 and "memory" in found.how
 
 

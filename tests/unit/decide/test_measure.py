@@ -118,11 +118,11 @@ def test_a_size_without_a_good_start_says_why_in_the_trials_own_words():
             for t in bad.trials
         ),
     )
-    assert measure.came_through([good], "naive") == [good]
+    assert measure.succeeded([good], "naive") == [good]
     with pytest.raises(
-        LabError, match="size small came through: cache_unproven: pages stay"
+        LabError, match="size small succeeded: cache_unproven: pages stay"
     ) as caught:
-        measure.came_through([good, bad], "naive")
+        measure.succeeded([good, bad], "naive")
     assert caught.value.fix == "close it"
 
 
