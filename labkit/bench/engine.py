@@ -217,10 +217,8 @@ def render(doc: Mapping[str, Any]) -> str:
             )
     text = table(rows, ["arm", "median", "interval", "floor", "cache", "link", "evidence"])
     for name, r in doc["ratios"].items():
-        text += f"\n{name}: " + (
-            r["missing"]
-            if "missing" in r
-            else f"{r['median']:.3f} ({r['low']:.3f} – {r['high']:.3f})"
-            + ("" if r.get("significant", True) else "  not significant")
-        )
+        verdict = r.get("missing") or f"{r['median']:.3f} ({r['low']:.3f} – {r['high']:.3f})"
+        if not r.get("significant", True):
+            verdict += "  not significant"
+        text += f"\n{name}: {verdict}"
     return text

@@ -138,16 +138,13 @@ def _load(
         # small ones takes six times as long: read in anew, alike for all arms.
         cold.evict([directory], caches=False)
     for _ in range(3):  # another process of the host may drop caches meanwhile
-        proof = (
-            cold.verify_cache_state([directory], "warm")
-            if state == "tmpfs"
-            else cold.set_cache_state(
-                [directory],
-                state,
-                caches=not floors.on_device,
-                tolerance=0.0 if state == "warm" else cold.TOLERANCE,
+        if state == "tmpfs":
+            proof = cold.verify_cache_state([directory], "warm")
+        else:
+            tolerance = 0.0 if state == "warm" else cold.TOLERANCE
+            proof = cold.set_cache_state(
+                [directory], state, caches=not floors.on_device, tolerance=tolerance
             )
-        )
         if proof.state != "unverified":
             break
     else:

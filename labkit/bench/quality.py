@@ -12,11 +12,16 @@ near-ties: judge by the distance, and measure your own model. Lesson: notebooks/
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit.core.beside import scratch
+
+if TYPE_CHECKING:
+    import torch
+
+    from labkit.subject.llama import Llama
 
 
 def formats_against_quality(
@@ -67,8 +72,12 @@ def _size(directory: Path, suffix: str) -> int:
 
 
 def _logits(
-    load: Any, directory: Path, ids: Sequence[int], config_dir: Path | None = None
-) -> tuple[Any, float]:
+    load: Callable[[Llama, str, str], object],
+    directory: Path,
+    ids: Sequence[int],
+    config_dir: Path | None = None,
+) -> tuple[torch.Tensor, float]:
+    """(logits, one row a position; seconds of the load)."""
     import torch
 
     from labkit.subject.config import LlamaConfig
@@ -76,8 +85,8 @@ def _logits(
 
     with torch.device("meta"):
         model = Llama(LlamaConfig.from_dir(config_dir or directory), dtype=torch.float32)
-    began = time.monotonic()
+    start_s = time.monotonic()
     load(model, str(directory), "cpu")
-    load_s = time.monotonic() - began
+    load_s = time.monotonic() - start_s
     with torch.inference_mode():
         return model.finish()(torch.tensor([list(ids)]))[0], load_s

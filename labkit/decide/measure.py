@@ -180,7 +180,7 @@ def gather(arm: str = "", scenario: str = "", *, workspace: Workspace | None = N
     """This host's records of an arm: the newest of each size, of the question (scenario, link and
     all else that was chosen) with most sizes. Raises BadInput for none."""
     space = workspace or Workspace.default()
-    groups: dict[Any, dict[Any, Run]] = {}
+    groups: dict[tuple[tuple[str, str], ...], dict[tuple[tuple[str, str], ...], Run]] = {}
     here, wanted = host.card()["id"], arm or "naive"
     for path in sorted(space.runs.glob("*.json")):
         try:

@@ -109,11 +109,14 @@ def claims(runs: Iterable[Run], more: Iterable[Row] = ()) -> list[Row]:
 
 
 def _measure(row: ArticleRow, run: Run, beside: tuple[dict[str, str], ...]) -> list[Row]:
-    arms, found = {a["name"]: a for a in run.arms}, []
-    naive = next((arms[name] for name in BASES if name in arms), {"name": "", "stack": {}})
-    for arm in run.arms:
-        if naive["name"] in ("", arm["name"]):
-            continue
+    found: list[Row] = []
+    naive = next(
+        (a for a in sorted(run.arms, key=lambda a: a["name"] != BASES[0]) if a["name"] in BASES),
+        None,
+    )
+    if naive is None:
+        return found
+    for arm in (a for a in run.arms if a["name"] != naive["name"]):
         changed = {layer: t for layer, t in arm["stack"].items() if t != naive["stack"].get(layer)}
         technique = changed.get(row.layer)
         if technique not in row.techniques or set(changed) - {row.layer, "process"}:

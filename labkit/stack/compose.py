@@ -21,6 +21,7 @@ from typing import Any
 from labkit.core.node_state import PlanState
 from labkit.core.observe import INTERFACES
 from labkit.core.plan import SCENARIOS, LaunchPlan
+from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
 from labkit.objects.access import BUCKET, PASSED
 from labkit.technique import (
@@ -146,7 +147,7 @@ class Stack:
             )
 
 
-def prepare(stack: Stack, subject: Subject, workspace: Any) -> dict[str, Artifact]:
+def prepare(stack: Stack, subject: Subject, workspace: Workspace) -> dict[str, Artifact]:
     """Artifacts of every technique, off the clock. Layer -> artifact."""
     return {member.layer: member.prepare(subject, workspace) for member in stack.members()}
 
