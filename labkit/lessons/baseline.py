@@ -126,28 +126,28 @@ def refuse_overwriting(path: str | Path) -> None:
 def _groups(runs: Iterable[Run]) -> dict[Key, tuple[dict[str, Any], list[Trial]]]:
     """Good trials by what they measure, each with its question. Trials of one arm in different
     cache states answer different ones."""
-    made: dict[Key, tuple[dict[str, Any], list[Trial]]] = {}
+    groups: dict[Key, tuple[dict[str, Any], list[Trial]]] = {}
     for run in runs:
         for name in run.arm_names:
-            asked = question.asked(run, name)
+            conditions = question.asked(run, name)
             for t in (t for t in run.of_arm(name) if t.total_s):
                 state = str(t.cache.get("state", "unverified"))
-                of_trial = {**asked, question.CACHE: state}
+                of_trial = {**conditions, question.CACHE: state}
                 label = ", ".join(
                     printable.line(part)
                     for part in (
-                        asked.get("scenario", ""),
-                        asked.get("link", ""),
+                        conditions.get("scenario", ""),
+                        conditions.get("link", ""),
                         _sizes(run),
                         state,
                     )
                     if part
                 )
-                made.setdefault(
+                groups.setdefault(
                     (name, f"{printable.line(name)} ({label})", question.key(of_trial)),
                     (of_trial, []),
                 )[1].append(t)
-    return made
+    return groups
 
 
 def _counterparts(
@@ -155,19 +155,21 @@ def _counterparts(
 ) -> dict[Key, tuple[Key, tuple[str, ...]]]:
     """New key -> (old key, what is unknown): the same question, or the one old question that
     differs in nothing known. Of two such, neither."""
-    made: dict[Key, tuple[Key, tuple[str, ...]]] = {}
-    for key, (asked, trials) in new.items():
-        found = {k: question.differences(o, asked) for k, (o, _) in old.items() if k[0] == key[0]}
+    counterparts: dict[Key, tuple[Key, tuple[str, ...]]] = {}
+    for key, (conditions, trials) in new.items():
+        found = {
+            k: question.differences(o, conditions) for k, (o, _) in old.items() if k[0] == key[0]
+        }
         fitting = {
             k: d.unknown
             for k, d in found.items()
             if not d.different and min(len(trials), len(old[k][1])) >= MIN_TRIALS
         }
         if key in fitting:
-            made[key] = (key, fitting[key])
+            counterparts[key] = (key, fitting[key])
         elif len(fitting) == 1:
-            made[key] = next(iter(fitting.items()))
-    return made
+            counterparts[key] = next(iter(fitting.items()))
+    return counterparts
 
 
 def _sizes(run: Run) -> str:
@@ -233,27 +235,29 @@ def _durations(
     before: Sequence[Trial], now: Sequence[Trial]
 ) -> dict[str, tuple[list[float], list[float]]]:
     phases = sorted({p for t in (*before, *now) for p in t.phases})
-    made = {
+    durations = {
         p: ([t.phases.get(p, 0.0) for t in before], [t.phases.get(p, 0.0) for t in now])
         for p in phases
     }
-    return made | {TOTAL: ([t.total_s or 0.0 for t in before], [t.total_s or 0.0 for t in now])}
+    return durations | {
+        TOTAL: ([t.total_s or 0.0 for t in before], [t.total_s or 0.0 for t in now])
+    }
 
 
 def _named(keys: Iterable[Key]) -> dict[Key, str]:
     """How each is called; two questions that are called alike get a number."""
-    made: dict[Key, str] = {}
+    names: dict[Key, str] = {}
     for key in keys:
-        alike = sum(name.startswith(key[1]) for name in made.values())
-        made[key] = key[1] + (f" #{alike + 1}" if alike else "")
-    return made
+        alike = sum(name.startswith(key[1]) for name in names.values())
+        names[key] = key[1] + (f" #{alike + 1}" if alike else "")
+    return names
 
 
 def _nearest(old: dict[Key, Any], new: dict[Key, Any]) -> str:
     """Where an arm was measured on both sides, what keeps it from being compared."""
-    for key, (asked, _) in new.items():
+    for key, (conditions, _) in new.items():
         for other, (past, _) in old.items():
-            if other[0] == key[0] and (found := question.differences(past, asked).different):
+            if other[0] == key[0] and (found := question.differences(past, conditions).different):
                 return f" – {printable.line(key[0])}: {'; '.join(found[:4])}"
     return ""
 

@@ -32,12 +32,12 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 class Problem:
     path: str
     cell: int  # from 1; 0 = the notebook as a whole
-    what: str
+    text: str
     fixable: bool = False
 
     def __str__(self) -> str:
         place = f"cell {self.cell}: " if self.cell else ""
-        return f"{self.path}: {place}{self.what}" + ("  (--fix)" if self.fixable else "")
+        return f"{self.path}: {place}{self.text}" + ("  (--fix)" if self.fixable else "")
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -58,16 +58,16 @@ def load(path: Path) -> dict[str, Any]:
 
 def canonical(doc: dict[str, Any]) -> dict[str, Any]:
     """A copy with everything that has one right form in that form. Same cells, same text."""
-    made = copy.deepcopy(doc)
-    lab = made.get("metadata", {}).get("labkit", {})
-    made["metadata"] = {
+    fixed = copy.deepcopy(doc)
+    lab = fixed.get("metadata", {}).get("labkit", {})
+    fixed["metadata"] = {
         "kernelspec": dict(KERNEL),
         "labkit": lab,
         "language_info": {"name": "python"},
     }
-    made["nbformat_minor"] = 5
+    fixed["nbformat_minor"] = 5
     seen: set[str] = set()
-    for i, cell in enumerate(made["cells"]):
+    for i, cell in enumerate(fixed["cells"]):
         kept = cell.get("metadata", {})
         cell["metadata"] = {
             k: sorted(set(kept[k])) if k == "tags" else kept[k]
@@ -87,14 +87,15 @@ def canonical(doc: dict[str, Any]) -> dict[str, Any]:
         else:
             cell.pop("outputs", None)
             cell.pop("execution_count", None)
-        cell.pop("attachments", None) if not cell.get("attachments") else None
-    for i, cell in enumerate(made["cells"]):
+        if not cell.get("attachments"):
+            cell.pop("attachments", None)
+    for i, cell in enumerate(fixed["cells"]):
         name = _exercise_id(cell)
         header = _header(name) if name else ""
-        above = made["cells"][i - 1] if i else None
+        above = fixed["cells"][i - 1] if i else None
         if header and above and above["cell_type"] == "markdown":
             above["source"] = _with_header(above["source"], header)
-    return made
+    return fixed
 
 
 def _with_header(text: str, header: str) -> str:
@@ -115,10 +116,10 @@ def _with_header(text: str, header: str) -> str:
 
 def dumps(doc: dict[str, Any]) -> str:
     """As nbformat writes it: sources as lists of lines, sorted keys, one space of indent."""
-    made = copy.deepcopy(doc)
-    for cell in made["cells"]:
+    written = copy.deepcopy(doc)
+    for cell in written["cells"]:
         cell["source"] = cell["source"].splitlines(keepends=True)
-    return json.dumps(made, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    return json.dumps(written, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def fix(path: Path) -> bool:
@@ -135,7 +136,7 @@ def look(path: Path) -> list[Problem]:
     doc, name = load(path), str(path)
     problems: list[Problem] = []
     if path.read_text(encoding="utf-8") != dumps(canonical(doc)):
-        problems += [Problem(name, i, what, True) for i, what in _differences(doc)] or [
+        problems += [Problem(name, i, text, True) for i, text in _differences(doc)] or [
             Problem(name, 0, "not in canonical form", True)
         ]
     cells = doc["cells"]
@@ -166,9 +167,9 @@ def look(path: Path) -> list[Problem]:
 
 def _differences(doc: dict[str, Any]) -> list[tuple[int, str]]:
     """What differs, cell by cell, in words; used only to explain."""
-    made = canonical(doc)
+    fixed = canonical(doc)
     found: list[tuple[int, str]] = []
-    for i, (was, now) in enumerate(zip(doc["cells"], made["cells"], strict=True), 1):
+    for i, (was, now) in enumerate(zip(doc["cells"], fixed["cells"], strict=True), 1):
         if was.get("outputs"):
             found.append((i, "has outputs"))
         if was.get("execution_count") is not None:
@@ -188,7 +189,7 @@ def _differences(doc: dict[str, Any]) -> list[tuple[int, str]]:
             )
         if was.get("id") != now["id"]:
             found.append((i, "has no id of its own"))
-    if doc.get("metadata") != made["metadata"]:
+    if doc.get("metadata") != fixed["metadata"]:
         found.append((0, "metadata is not the lab's (kernelspec python3, labkit, language_info)"))
     return found
 
@@ -228,22 +229,22 @@ def _cell(name: str, i: int, cell: dict[str, Any], cells: list[dict[str, Any]]) 
         problems.append(
             Problem(name, i, f"unknown tag {', '.join(unknown)}; tags are {', '.join(TAGS)}")
         )
-    asked = _exercise_id(cell)
-    if "exercise" in cell["metadata"].get("tags", []) and not asked:
+    exercise_id = _exercise_id(cell)
+    if "exercise" in cell["metadata"].get("tags", []) and not exercise_id:
         problems.append(Problem(name, i, "tagged `exercise` without metadata labkit.exercise"))
-    if asked:
-        if not _header(asked):
+    if exercise_id:
+        if not _header(exercise_id):
             problems.append(
                 Problem(
                     name,
                     i,
-                    f"names exercise {asked!r}, which labkit.lessons.exercises does not hold",
+                    f"names exercise {exercise_id!r}, which labkit.lessons.exercises does not hold",
                 )
             )
         elif i < 2 or cells[i - 2]["cell_type"] != "markdown":
             problems.append(Problem(name, i, "an exercise needs its text in a markdown cell above"))
-        if not any(f'check("{asked}"' in c["source"] for c in cells[i:]):
-            problems.append(Problem(name, i, f'no later cell calls check("{asked}", …)'))
+        if not any(f'check("{exercise_id}"' in c["source"] for c in cells[i:]):
+            problems.append(Problem(name, i, f'no later cell calls check("{exercise_id}", …)'))
     return problems
 
 
@@ -271,24 +272,23 @@ def parameters(doc: dict[str, Any]) -> dict[str, Any]:
     if cell is None:
         return {}
     source = cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
-    made: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for node in ast.parse(source).body:
-        target = (
-            node.targets[0]
-            if isinstance(node, ast.Assign) and len(node.targets) == 1
-            else node.target
-            if isinstance(node, ast.AnnAssign)
-            else None
-        )
+        targets: list[ast.expr] = []
+        if isinstance(node, ast.Assign):
+            targets = node.targets
+        elif isinstance(node, ast.AnnAssign):
+            targets = [node.target]
+        target = targets[0] if len(targets) == 1 else None
         if not isinstance(target, ast.Name):
             raise BadInput(
                 f"line {node.lineno} of the parameters cell is not `name = value`",
                 fix="move it into a cell of its own",
             )
         try:
-            made[target.id] = ast.literal_eval(node.value) if node.value is not None else None  # type: ignore[attr-defined]
+            values[target.id] = ast.literal_eval(node.value) if node.value is not None else None  # type: ignore[attr-defined]
         except ValueError:
             raise BadInput(
                 f"the parameter {target.id} is not a plain value", fix="compute it in a later cell"
             ) from None
-    return made
+    return values

@@ -105,9 +105,9 @@ def exercise(name: str) -> Exercise:
 def check(name: str, answer: Any) -> Verdict:
     """Check an answer and print the verdict; it is true when the answer is right. Headless, a wrong
     one raises CheckFailed."""
-    asked = exercise(name)
+    entry = exercise(name)
     try:
-        praise = asked.check(answer)
+        praise = entry.check(answer)
     except WrongAnswer as wrong:
         verdict = f"Not yet. {wrong}"
     except NotImplementedError:
@@ -132,24 +132,24 @@ def check(name: str, answer: Any) -> Verdict:
 
 def hint(name: str) -> None:
     """Print the next hint of the ladder."""
-    asked, step = exercise(name), _LADDER.get(name, 0)
-    if step >= len(asked.hints):
+    entry, step = exercise(name), _LADDER.get(name, 0)
+    if step >= len(entry.hints):
         print(f'That was the last hint. solution("{name}") shows one way to do it.')
         return
     _LADDER[name] = step + 1
-    print(f"Hint {step + 1} of {len(asked.hints)}: {asked.hints[step]}")
+    print(f"Hint {step + 1} of {len(entry.hints)}: {entry.hints[step]}")
 
 
 def solution(name: str) -> None:
     print(exercise(name).source)
 
 
-def predicted(guess: float | str | None, measured: float | str, what: str = "") -> None:
+def predicted(guess: float | str | None, measured: float | str, label: str = "") -> None:
     """Set a prediction beside what was measured. `None`: nothing was written down, and the question
     is lost – say so."""
     from labkit.core.units import show_s
 
-    about = f"{what}: " if what else ""
+    about = f"{label}: " if label else ""
     if guess is None:
         print(
             f"{about}no prediction written down. Measured:"

@@ -36,10 +36,10 @@ def live_or_recorded(
                     f"{printable.line(path)} does not hold the facts {key!r}: {wrong}",
                     fix="restore the file from the lab's repository",
                 ) from None
-            said = printable.line(doc["host"])
+            host = printable.line(doc["host"])
             print(
-                f"Not measured here: {missing.what}. What follows was recorded on: {said}.\nTo"
+                f"Not measured here: {missing.what}. What follows was recorded on: {host}.\nTo"
                 f" change that: {missing.fix}"
             )
-            return doc[key], f"replayed from {said}"
+            return doc[key], f"replayed from {host}"
         raise

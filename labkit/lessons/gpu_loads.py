@@ -110,7 +110,7 @@ def decoded(records: Records) -> Table:
         arms = at(found, "arms") or {}
         for arm in arms if isinstance(arms, Mapping) else {}:
             servers = items(found, "arms", arm)
-            equal = at(found, "equal_tokens", arm)
+            equal = {True: "yes", False: "no"}.get(at(found, "equal_tokens", arm), NONE)
             rows.append(
                 (
                     record.preset,
@@ -120,7 +120,7 @@ def decoded(records: Records) -> Table:
                     middle(numbers(servers, "third_request", "decode_median_s")),
                     middle(numbers(servers, "third_request", "decode_slowest_s")),
                     middle(numbers(servers, "device_used_bytes"), show_bytes),
-                    ("yes" if equal else "no") if isinstance(equal, bool) else NONE,
+                    equal,
                     str(len(servers)) if servers else "failed",
                 )
             )

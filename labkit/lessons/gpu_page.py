@@ -68,11 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if unknown := [t for t in args.tables if t not in gpu_summary.TABLES]:
         parser.error(f"no table {', '.join(unknown)}")
-    made = recorded(args.host)
-    if not made:
+    records = recorded(args.host)
+    if not records:
         print("no GPU trials are recorded", file=sys.stderr)
         return 1
-    tables = gpu_summary.markdown(made, args.tables)
+    tables = gpu_summary.markdown(records, args.tables)
     try:
         if args.figure:
             from labkit.viz.waterfall import waterfall
@@ -97,5 +97,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BadInput as error:
         print(printable.text(error), file=sys.stderr)
         return 2
-    print(json.dumps({"records": [r.name for r in made]}), file=sys.stderr)
+    print(json.dumps({"records": [r.name for r in records]}), file=sys.stderr)
     return 0

@@ -168,7 +168,7 @@ def runs(kind: str = "", host: str = "") -> list[Run]:
     `kind`: only files that begin with it ("stack")."""
     found = recorded(host)
     where = host or (found[-1].name.partition("/")[0] if found else "")
-    made = []
+    gpu_runs = []
     for name in replay.names():
         if name.partition("/")[0] == where and name.partition("/")[2].startswith(kind):
             with contextlib.suppress(BadInput):
@@ -176,20 +176,20 @@ def runs(kind: str = "", host: str = "") -> list[Run]:
                 if str(question.asked(run).get("device", "")).startswith("cuda") and any(
                     t.ok for t in run.trials
                 ):
-                    made.append(run)
+                    gpu_runs.append(run)
     size = {preset: i for i, preset in enumerate(PRESETS)}
-    return sorted(made, key=lambda r: size.get(str(r.experiment.get("preset")), -1))
+    return sorted(gpu_runs, key=lambda r: size.get(str(r.experiment.get("preset")), -1))
 
 
-def stamp(made: Sequence[Record]) -> str:
+def stamp(of: Sequence[Record]) -> str:
     """What stands on everything shown of them; "" without one."""
-    return f"replayed from {made[-1].title}" if made else ""
+    return f"replayed from {of[-1].title}" if of else ""
 
 
 # ---- what may be missing -------------------------------------------------------------------------
 
 
-def number_at(doc: Any, *path: Any) -> float | None:
+def number_at(doc: object, *path: object) -> float | None:
     """The finite number at a path of keys and indices, or None."""
     value = at(doc, *path)
     return (
@@ -199,7 +199,7 @@ def number_at(doc: Any, *path: Any) -> float | None:
     )
 
 
-def at(doc: Any, *path: Any) -> Any:
+def at(doc: Any, *path: object) -> Any:
     for step in path:
         if isinstance(doc, Mapping):
             doc = doc.get(step)
@@ -210,27 +210,29 @@ def at(doc: Any, *path: Any) -> Any:
     return doc
 
 
-def items(doc: Any, *path: Any) -> list[Mapping[str, Any]]:
+def items(doc: object, *path: object) -> list[Mapping[str, Any]]:
     """The objects in the list at a path."""
     found = at(doc, *path)
     return [x for x in found if isinstance(x, Mapping)] if isinstance(found, list) else []
 
 
-def numbers(rows: Sequence[Any], *path: Any) -> list[float]:
+def numbers(rows: Sequence[object], *path: object) -> list[float]:
     return [n for n in (number_at(row, *path) for row in rows) if n is not None]
 
 
-def words(value: Any, most: int = MOST_CHARS) -> str:
+def words(value: object, most: int = MOST_CHARS) -> str:
     """As one line, short."""
-    said = printable.line(" ".join(str(value).split()))
-    return said if len(said) <= most else said[: most - 1] + "…"
+    line = printable.line(" ".join(str(value).split()))
+    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def reason(trial: Mapping[str, Any], most: int = MOST_CHARS) -> str:
     """Why there is no more of a trial: outcome, and what it said at the end."""
     error = str(trial.get("error") or "")
     lines = [line for line in error.splitlines() if line.strip()]
-    last = error if len(error) <= most else lines[-1] if lines else ""
+    last = error
+    if len(error) > most:
+        last = lines[-1] if lines else ""
     # what stands behind it is where it was interrupted
     if trial["outcome"] == "timeout" and error.startswith("it did not end within"):
         last = error.partition(". ")[0] + (
@@ -239,31 +241,29 @@ def reason(trial: Mapping[str, Any], most: int = MOST_CHARS) -> str:
     return words(f"{trial['outcome']}: {last}" if last else trial["outcome"], most)
 
 
-def each(made: Sequence[Record], name: str) -> Iterator[tuple[Record, Mapping[str, Any]]]:
+def each(of: Sequence[Record], name: str) -> Iterator[tuple[Record, Mapping[str, Any]]]:
     """Results of a trial in every record that has any."""
-    for record in made:
+    for record in of:
         if found := record.result(name):
             yield record, found
 
 
-def gaps(made: Sequence[Record], name: str) -> list[tuple[str, str]]:
+def gaps(of: Sequence[Record], name: str) -> list[tuple[str, str]]:
     """(model, reason) of every record in which a trial left nothing."""
-    return [
-        (record.preset, reason(record.trial(name))) for record in made if not record.result(name)
-    ]
+    return [(record.preset, reason(record.trial(name))) for record in of if not record.result(name)]
 
 
-def model_bytes(made: Sequence[Record]) -> dict[str, float]:
-    """Bytes of each preset's weights, as its checkpoint was made."""
+def model_bytes(of: Sequence[Record]) -> dict[str, float]:
+    """Bytes of each preset's weights, as its checkpoint was of."""
     return {
         record.preset: size
-        for record, found in each(made, "model")
+        for record, found in each(of, "model")
         if (size := number_at(found, "safetensors", "bytes")) is not None
     }
 
 
-def model_words(made: Sequence[Record]) -> str:
-    return ", ".join(f"{preset}: {show_bytes(size)}" for preset, size in model_bytes(made).items())
+def model_words(of: Sequence[Record]) -> str:
+    return ", ".join(f"{preset}: {show_bytes(size)}" for preset, size in model_bytes(of).items())
 
 
 if __name__ == "__main__":  # another module than this one, so no circle

@@ -25,10 +25,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit.core import printable, record_schema, shipped
 from labkit.errors import BadInput
+
+if TYPE_CHECKING:
+    from labkit.lessons.execute import Result
+    from labkit.viz.table import Table
 
 RANKS = ("must", "should", "could")
 
@@ -40,21 +44,21 @@ class SyllabusPart:
 
     notebook: str
     rank: str
-    what: str = "all of it"
+    contents: str = "all of it"
     minutes: int | None = None
 
 
 @dataclass(frozen=True)
 class Pause:
     minutes: int
-    what: str = "break"
+    contents: str = "break"
 
 
 @dataclass(frozen=True)
 class Talk:
     """Something without a notebook: a welcome, a discussion."""
 
-    what: str
+    contents: str
     minutes: int
     rank: str = "must"
 
@@ -113,7 +117,7 @@ def refuse_overwriting(path: str | Path) -> None:
             ) from None
 
 
-def save_measured(path: str | Path, results: Sequence[Any], preset: str) -> None:
+def save_measured(path: str | Path, results: Sequence[Result], preset: str) -> None:
     """Keep the machine's seconds of notebooks that came through; what the file has of others on the
     same host stays."""
     from labkit.core.host import card
@@ -145,7 +149,7 @@ def planned(
 ) -> list[tuple[SyllabusPart | Pause | Talk, int]]:
     """Each part with the minutes to plan for it: what a learner takes, at least what the machine
     took; slack on everything but pauses, rounded up to whole minutes."""
-    made = []
+    plan = []
     for part in parts:
         if part.minutes is not None:
             base: float = part.minutes
@@ -153,17 +157,9 @@ def planned(
             base = minutes_of(part.notebook)
             took_s, preset = machine_s(part.notebook)
             base = max(base, took_s / 60) if took_s and preset == DEFAULTS else base
-        made.append(
-            (
-                part,
-                (
-                    part.minutes
-                    if isinstance(part, Pause)
-                    else math.ceil(round(base * (1 + slack), 6))
-                ),
-            )
-        )
-    return made
+        with_slack = math.ceil(round(base * (1 + slack), 6))
+        plan.append((part, part.minutes if isinstance(part, Pause) else with_slack))
+    return plan
 
 
 def total_minutes(parts: Sequence[SyllabusPart | Pause | Talk], slack: float = 0.1) -> int:
@@ -172,7 +168,7 @@ def total_minutes(parts: Sequence[SyllabusPart | Pause | Talk], slack: float = 0
 
 def schedule(
     parts: Sequence[SyllabusPart | Pause | Talk], start: str = "09:00", slack: float = 0.1
-) -> Any:
+) -> Table:
     """The table of a day."""
     from labkit.core.units import show_s
     from labkit.viz.table import Table
@@ -188,9 +184,9 @@ def schedule(
                 if took_s is None
                 else show_s(took_s) + ("" if preset == DEFAULTS else f" ({preset})")
             )
-            rows.append((clock, str(minutes), part.rank, part.notebook, part.what, machine))
+            rows.append((clock, str(minutes), part.rank, part.notebook, part.contents, machine))
         else:
-            rows.append((clock, str(minutes), getattr(part, "rank", ""), "", part.what, ""))
+            rows.append((clock, str(minutes), getattr(part, "rank", ""), "", part.contents, ""))
         at += minutes
     rows.append((f"{at // 60:02d}:{at % 60:02d}", "", "", "", "end", ""))
     host = measured().get("host")

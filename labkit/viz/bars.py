@@ -12,11 +12,14 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit.core.units import show_s
 from labkit.viz import theme as look
 from labkit.viz.theme import Picture, Theme
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WIDTH_IN = 9.0
 HATCHES = ("", "///", "...", "xx", "\\\\\\", "ooo")
@@ -55,12 +58,12 @@ def bars(
     `show`: a value in words."""
     lines = [f"{title}" + (f"   [{mark}]" if mark else "")]
     for group in groups:
-        said = [
+        labels = [
             f"{b.series + ' ' if b.series else ''}{b.shown}"
             + (f" ({limit} {show(b.floor)})" if b.floor else "")
             for b in group.bars
         ]
-        lines.append(f"{group.label}: {'; '.join(said) or group.missing or 'not measured'}")
+        lines.append(f"{group.label}: {'; '.join(labels) or group.missing or 'not measured'}")
     text = "\n".join([*lines, f"{axis}; {caption}".strip("; ")])
     return Picture(
         lambda theme: _draw(title, groups, axis, mark, caption, limit, theme),
@@ -78,14 +81,14 @@ def _draw(
     caption: str,
     limit: str,
     theme: Theme,
-) -> Any:
+) -> Figure:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     names = list(dict.fromkeys(b.series for g in groups for b in g.bars))
-    said = textwrap.wrap(caption, 150)
+    lines = textwrap.wrap(caption, 150)
     rows = sum(max(1, len(g.bars)) for g in groups)
-    head_in, foot_in = 0.95 + (0.36 if mark else 0), 0.72 + 0.17 * max(0, len(said) - 1)
+    head_in, foot_in = 0.95 + (0.36 if mark else 0), 0.72 + 0.17 * max(0, len(lines) - 1)
     height_in = head_in + foot_in + 0.26 * rows + 0.22 * len(groups)
     figure = look.blank(WIDTH_IN, height_in)
     axes = figure.add_axes((0.23, foot_in / height_in, 0.55, 1 - (head_in + foot_in) / height_in))
@@ -171,5 +174,5 @@ def _draw(
         va="center",
     )
     look.stamp(figure, theme, mark, 1 - 0.62 / height_in)
-    look.caption(figure, theme, said, 0.085 / height_in)
+    look.caption(figure, theme, lines, 0.085 / height_in)
     return figure

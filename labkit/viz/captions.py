@@ -113,12 +113,10 @@ def device(run: Run) -> str:
 def model(run: Run) -> str:
     """What was started: the preset, or the model in its place; "" where the record does not
     tell."""
-    asked = run.experiment.get("conditions") or run.experiment
-    return (
-        Path(str(asked["model_dir"])).name
-        if asked.get("model_dir")
-        else str(asked.get("preset") or "")
-    )
+    conditions = run.experiment.get("conditions") or run.experiment
+    if conditions.get("model_dir"):
+        return Path(str(conditions["model_dir"])).name
+    return str(conditions.get("preset") or "")
 
 
 def host_name(host: dict[str, Any], device: str = "") -> str:
@@ -147,18 +145,18 @@ def rows(trial: Trial) -> list[Row]:
                 at_s += trial.phases[phase]
             elif phase == "first_token" and trial.total_s is not None:
                 pieces[phase] = [(trial.total_s - trial.phases[phase], trial.total_s)]
-    made = [
+    found = [
         Row(p, tuple(sorted(v)), trial.phases.get(p, sum(e - s for s, e in v)), trial.floors.get(p))
         for p, v in pieces.items()
     ]
-    made.sort(key=lambda r: (r.start_s, PHASES.index(r.phase)))
+    found.sort(key=lambda r: (r.start_s, PHASES.index(r.phase)))
     if trial.total_s is not None:
-        gaps = _gaps([p for r in made for p in r.pieces], trial.total_s)
+        gaps = _gaps([p for r in found for p in r.pieces], trial.total_s)
         unaccounted_s = (
             trial.unaccounted_s if trial.unaccounted_s is not None else sum(e - s for s, e in gaps)
         )
-        made.append(Row(UNACCOUNTED, tuple(gaps), unaccounted_s))
-    return made
+        found.append(Row(UNACCOUNTED, tuple(gaps), unaccounted_s))
+    return found
 
 
 def _gaps(pieces: Iterable[tuple[float, float]], end_s: float) -> list[tuple[float, float]]:
@@ -215,7 +213,9 @@ def stamp(shown: Shown) -> str:
 def columns(row: Row, total_s: float | None) -> tuple[str, str, str]:
     """took · share of the total · floor, as text."""
     part = row.took_s / total_s if total_s else 0.0
-    share = ("< 1 %" if 0 < part < 0.005 else f"{part * 100:.0f} %") if total_s else ""
+    share = "< 1 %" if 0 < part < 0.005 else f"{part * 100:.0f} %"
+    if not total_s:
+        share = ""
     return show_s(row.took_s), share.rjust(5), show_s(row.floor_s) if row.floor_s else ""
 
 

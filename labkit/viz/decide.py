@@ -14,12 +14,15 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit.core.units import show_s
 from labkit.decide.plan import Plan
 from labkit.viz import theme as look
 from labkit.viz.theme import Picture, Theme
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _WIDTH_IN = 9.0
 
@@ -80,7 +83,7 @@ def _caption(plan: Plan) -> str:
     )
 
 
-def _draw_forecast(plan: Plan, rows: Sequence[tuple[str, Any]], total: str, theme: Theme) -> Any:
+def _draw_forecast(plan: Plan, rows: Sequence[tuple[str, Any]], total: str, theme: Theme) -> Figure:
     caption = textwrap.wrap(_caption(plan), 145)
     head_in, foot_in = 0.6, 0.74 + 0.17 * (len(caption) - 1)
     height_in = head_in + foot_in + 0.36 * len(rows) + 0.1
@@ -173,16 +176,12 @@ def tradeoff(rows: Sequence[dict[str, Any]], plan: Plan | None = None) -> Pictur
 
 
 def _keep(row: dict[str, Any]) -> str:
-    return (
-        "always on"
-        if math.isinf(row["keep_alive_s"])
-        else show_s(row["keep_alive_s"])
-        if row["keep_alive_s"]
-        else "0 s"
-    )
+    if math.isinf(row["keep_alive_s"]):
+        return "always on"
+    return show_s(row["keep_alive_s"]) if row["keep_alive_s"] else "0 s"
 
 
-def _draw_tradeoff(rows: Sequence[dict[str, Any]], note: str, theme: Theme) -> Any:
+def _draw_tradeoff(rows: Sequence[dict[str, Any]], note: str, theme: Theme) -> Figure:
     height_in, left_in, foot_in, head_in, right_in = 4.6, 0.85, 0.95, 1.0, 1.9
     figure = look.blank(_WIDTH_IN, height_in)
     axes = figure.add_axes(

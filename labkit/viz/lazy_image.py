@@ -9,11 +9,14 @@ Lesson: notebooks/03_lazy_pull.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit.core.units import show_bytes, show_s
 from labkit.viz import theme as look
 from labkit.viz.theme import Picture, Theme
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WIDTH_IN = 9.0
 MOST = 10
@@ -45,7 +48,7 @@ def touched_of_present(facts: Mapping[str, Any], stamp: str = "") -> Picture:
     )
 
 
-def _draw_touched(rows: list[tuple[str, int, int]], stamp: str, theme: Theme) -> Any:
+def _draw_touched(rows: list[tuple[str, int, int]], stamp: str, theme: Theme) -> Figure:
     from matplotlib.patches import Patch
 
     height_in = 1.35 + 0.34 * len(rows)
@@ -120,7 +123,7 @@ def crossover_curve(doc: Mapping[str, Any], stamp: str = "") -> Picture:
     )
 
 
-def _draw_crossover(doc: Mapping[str, Any], stamp: str, theme: Theme) -> Any:
+def _draw_crossover(doc: Mapping[str, Any], stamp: str, theme: Theme) -> Figure:
     figure = look.blank(WIDTH_IN, 4.5)
     axes = figure.add_axes((0.10, 0.19, 0.70, 0.68))
     labels: list[tuple[float, str]] = []

@@ -23,7 +23,7 @@ import os
 import sys
 import time
 from html import escape
-from typing import Any, TextIO
+from typing import TextIO
 
 from labkit.core import printable
 from labkit.core.records import Trial
@@ -82,14 +82,14 @@ class Progress:
         """Something off the clock: "building the image (first time only)"."""
         self._say("note", text)
 
-    def trial_started(self, arm: str, block: int = 0, blocks: int = 0, *_more: Any) -> None:
+    def trial_started(self, arm: str, block: int = 0, blocks: int = 0, *_more: object) -> None:
         """`block` counts from 0, as in the record."""
         self._arm, self._phases = arm, []
         self._block = f"block {block + 1}/{blocks}  " if blocks else ""
         self._started_s = time.monotonic()
         self._say("live", self.line())
 
-    def phase(self, name: str, at_s: float = 0.0, *_more: Any) -> None:
+    def phase(self, name: str, at_s: float = 0.0, *_more: object) -> None:
         """A phase ended, `at_s` seconds after t0. Called as often as one likes; redraws are limited
         by the view."""
         self._phases.append(f"{name} {show_s(at_s)}")
@@ -125,10 +125,10 @@ class Progress:
             f" ({parts})"
         )
 
-    def _say(self, kind: str, *what: Any) -> None:
+    def _say(self, kind: str, *values: object) -> None:
         try:
             getattr(self._view, kind)(
-                *(printable.line(w) if isinstance(w, str) else w for w in what)
+                *(printable.line(w) if isinstance(w, str) else w for w in values)
             )
         except Exception:
             # A closed pipe or a lost kernel connection must not end a measurement that is otherwise

@@ -15,11 +15,16 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit.core.units import show_bytes, show_s
 from labkit.viz import theme as look
 from labkit.viz.theme import Picture, Theme
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from labkit.formats.layout import Layout
 
 WIDTH_IN = 9.0
 #: Part of the model -> colour and hatch; letters as in `labkit model inspect`.
@@ -38,7 +43,7 @@ PIECES = (
 )
 
 
-def file_map(*layouts: Any) -> Picture:
+def file_map(*layouts: Layout) -> Picture:
     """Files as bars of their bytes, each to its own scale; neighbours of one kind are drawn as
     one."""
     text = "\n".join(
@@ -55,7 +60,7 @@ def file_map(*layouts: Any) -> Picture:
     )
 
 
-def _runs(layout: Any) -> list[tuple[str, int, int]]:
+def _runs(layout: Layout) -> list[tuple[str, int, int]]:
     from labkit.weights.commands import kind
 
     runs: list[tuple[str, int, int]] = (
@@ -70,7 +75,7 @@ def _runs(layout: Any) -> list[tuple[str, int, int]]:
     return runs
 
 
-def _draw_map(layouts: Sequence[Any], theme: Theme) -> Any:
+def _draw_map(layouts: Sequence[Layout], theme: Theme) -> Figure:
     from matplotlib.patches import Patch
 
     height_in = 1.05 + 0.75 * len(layouts)
@@ -100,7 +105,7 @@ def _draw_map(layouts: Sequence[Any], theme: Theme) -> Any:
     axes.set_ylim(len(layouts) - 0.5, -0.5)
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["start", "25 %", "50 %", "75 %", "end of file"])
-    axes.get_xticklabels()[-1].set_ha("right")
+    axes.get_xticklabels()[-1].set_horizontalalignment("right")
     axes.tick_params(axis="y", length=0)
     figure.text(
         0.012,
@@ -148,7 +153,7 @@ def loads(doc: Mapping[str, Any]) -> Picture:
     )
 
 
-def _draw_loads(doc: Mapping[str, Any], good: Sequence[Mapping[str, Any]], theme: Theme) -> Any:
+def _draw_loads(doc: Mapping[str, Any], good: Sequence[Mapping[str, Any]], theme: Theme) -> Figure:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -219,28 +224,28 @@ def _draw_loads(doc: Mapping[str, Any], good: Sequence[Mapping[str, Any]], theme
 
 
 def sweep(
-    rows: Sequence[Mapping[str, Any]], what: str, floor_s: float | None = None, note: str = ""
+    rows: Sequence[Mapping[str, Any]], setting: str, floor_s: float | None = None, note: str = ""
 ) -> Picture:
-    """Seconds against a setting: every point, the medians joined. rows: {what: setting, "seconds":
+    """Seconds against a setting: every point, the medians joined. rows: {setting: value, "seconds":
     […]}."""
     from labkit.core.stats import median
 
     text = "\n".join(
-        f"{r[what]} {what}: median {show_s(median(r['seconds']))} of {len(r['seconds'])}"
+        f"{r[setting]} {setting}: median {show_s(median(r['seconds']))} of {len(r['seconds'])}"
         for r in rows
     )
     text += (f"\nfloor: {show_s(floor_s)}" if floor_s else "") + (f"\n{note}" if note else "")
     return Picture(
-        lambda theme: _draw_sweep(rows, what, floor_s, note, theme),
-        alt=f"Time against {what}. " + text.replace("\n", "; "),
+        lambda theme: _draw_sweep(rows, setting, floor_s, note, theme),
+        alt=f"Time against {setting}. " + text.replace("\n", "; "),
         text=text,
         name="sweep",
     )
 
 
 def _draw_sweep(
-    rows: Sequence[Mapping[str, Any]], what: str, floor_s: float | None, note: str, theme: Theme
-) -> Any:
+    rows: Sequence[Mapping[str, Any]], setting: str, floor_s: float | None, note: str, theme: Theme
+) -> Figure:
     from labkit.core.stats import median
 
     figure = look.blank(WIDTH_IN, 3.9)
@@ -269,16 +274,16 @@ def _draw_sweep(
             ha="right",
             fontsize=look.BASE_PT - 1,
         )
-    axes.set_xticks(places, [str(r[what]) for r in rows])
+    axes.set_xticks(places, [str(r[setting]) for r in rows])
     axes.set_xlim(-0.5, len(rows) - 0.5)
     axes.set_ylim(0, top)
     axes.grid(True, axis="y")
-    axes.set_xlabel(what)
+    axes.set_xlabel(setting)
     axes.set_ylabel("seconds")
     figure.text(
         0.012,
         0.94,
-        f"Time against {what}",
+        f"Time against {setting}",
         fontsize=look.BASE_PT + 2,
         fontweight="bold",
         va="center",
@@ -303,7 +308,7 @@ def trade(rows: Sequence[Mapping[str, Any]]) -> Picture:
     )
 
 
-def _draw_trade(rows: Sequence[Mapping[str, Any]], theme: Theme) -> Any:
+def _draw_trade(rows: Sequence[Mapping[str, Any]], theme: Theme) -> Figure:
     height_in = 1.3 + 0.5 * len(rows)
     figure = look.blank(WIDTH_IN, height_in)
     columns = (

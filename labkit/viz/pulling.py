@@ -10,14 +10,17 @@ notebooks/02_image_pull."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit.core.units import show_bytes, show_s
 from labkit.viz import theme as look
 from labkit.viz.theme import Picture, Theme
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 WIDTH_IN = 9.0
-#: Floor -> how it is said, colour, hatch.
+#: Floor -> how it is shown, colour, hatch.
 FLOORS = {
     "link_s": ("link", "#0069A8", ""),
     "decompress_s": ("decompression", "#C2480F", "///"),
@@ -48,7 +51,7 @@ def layers(rows: Sequence[Mapping[str, Any]]) -> Picture:
     )
 
 
-def _draw_layers(rows: Sequence[Mapping[str, Any]], theme: Theme) -> Any:
+def _draw_layers(rows: Sequence[Mapping[str, Any]], theme: Theme) -> Figure:
     height_in = 1.25 + 0.62 * len(rows)
     figure = look.blank(WIDTH_IN, height_in)
     axes = figure.add_axes((0.17, 0.3 / height_in, 0.68, 1 - 0.95 / height_in))
@@ -98,12 +101,12 @@ def pulls(doc: Mapping[str, Any], title: str = "From nothing to an unpacked imag
     lines = []
     for row in good:
         floors = doc["floors"][codec_of(row["arm"])]
-        said = ", ".join(
+        shown = ", ".join(
             f"{words} {show_s(floors[key])}" for key, (words, _, _) in FLOORS.items() if floors[key]
         )
         lines.append(
             f"{row['arm']}: {show_s(row['median_s'])} ({show_s(row['low_s'])} –"
-            f" {show_s(row['high_s'])}); floors: {said}; {row['evidence']}"
+            f" {show_s(row['high_s'])}); floors: {shown}; {row['evidence']}"
         )
     lines += [f"{r['arm']}: not here: {r['missing']}" for r in doc["results"] if "missing" in r]
     text = "\n".join([*lines, doc["link_label"]])
@@ -117,7 +120,7 @@ def pulls(doc: Mapping[str, Any], title: str = "From nothing to an unpacked imag
 
 def _draw_pulls(
     doc: Mapping[str, Any], good: Sequence[Mapping[str, Any]], title: str, theme: Theme
-) -> Any:
+) -> Figure:
     from matplotlib.patches import Patch
 
     height_in = 1.85 + 0.72 * max(1, len(good))

@@ -11,17 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from labkit.core.units import show_bytes, show_rate, show_s
 from labkit.viz import theme as look
 from labkit.viz.theme import Picture, Theme
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from labkit.snapshot.breakeven import Case
+
 START, RESTORE, WHOLE = "#C2480F", "#0069A8", "#7A4FC9"
 
 
 def break_even(
-    case: Any, read_bytes_per_s: float, host: str = "", where: str = "this host"
+    case: Case, read_bytes_per_s: float, host: str = "", where: str = "this host"
 ) -> Picture:
     """Time to first token over the read rate, for a start and two restores; the rate of `where` and
     the break-even as lines."""
@@ -49,7 +54,7 @@ def break_even(
     )
 
 
-def _draw(case: Any, here: float, even: float, host: str, where: str, theme: Theme) -> Any:
+def _draw(case: Case, here: float, even: float, host: str, where: str, theme: Theme) -> Figure:
     figure = look.blank(9.0, 4.0)
     axes = figure.add_axes((0.09, 0.15, 0.66, 0.68))
     rates = [10e6 * 1.1**i for i in range(73)]
@@ -153,7 +158,7 @@ def _short(name: str, most: int = 26) -> str:
     return name if len(name) <= most else name[:12] + "…" + name[-13:]
 
 
-def _draw_inside(rows: list[tuple[str, int]], total: int, theme: Theme) -> Any:
+def _draw_inside(rows: list[tuple[str, int]], total: int, theme: Theme) -> Figure:
     height_in = 0.8 + 0.32 * len(rows)
     figure = look.blank(9.0, height_in)
     axes = figure.add_axes((0.3, 0.12 / height_in, 0.6, 1 - 0.65 / height_in))

@@ -13,8 +13,8 @@ notebooks/08_stacking."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from labkit.core import stats
 from labkit.core.records import Run
@@ -27,8 +27,11 @@ from labkit.viz import theme as look
 from labkit.viz.table import Table
 from labkit.viz.theme import Picture, Theme
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def _ratio(r: Any) -> str:
+
+def _ratio(r: Mapping[str, Any] | None) -> str:
     if not r:
         return "–"
     return f"{r['median']:.2f} ({r['low']:.2f}–{r['high']:.2f})" + (
@@ -111,7 +114,7 @@ def _combined(run: Run, arm: str) -> bool:
     )
 
 
-def _draw(run: Run, found: Sequence[ablate.Prediction], theme: Theme) -> Any:
+def _draw(run: Run, found: Sequence[ablate.Prediction], theme: Theme) -> Figure:
     figure, axes = arm_rows.frame(
         run, [p.arm for p in found], "Combined stacks: predicted and measured", 2.3, theme, 0.3
     )
@@ -205,10 +208,7 @@ def _unmeasured(label: str, pool: Sequence[Run]) -> str:
     """A row that nothing measured: because its techniques could not run, or because nobody asked
     for them."""
     names = next(r.techniques for r in ROWS if r.label == label)
-    gone = [
-        t
-        for run in pool
-        for t in run.trials
-        if t.outcome == "unavailable" and any(n in t.arm for n in names)
-    ]
-    return "not on this host" if gone else "not in this run"
+    trials = [t for run in pool for t in run.trials]
+    arms = [t.arm for t in trials if t.outcome == "unavailable"]
+    unavailable = any(name in arm for arm in arms for name in names)
+    return "not on this host" if unavailable else "not in this run"

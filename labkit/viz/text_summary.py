@@ -15,13 +15,13 @@ from labkit.core.units import show_bytes, show_s
 from labkit.viz import captions
 
 
-def text(made: Run, arm: str = "", trials: bool = False) -> str:
+def text(run: Run, arm: str = "", trials: bool = False) -> str:
     """What a person reads of a run. Says of every failed trial why it failed."""
-    parts = [f"run {made.id} of {made.created}, {captions.host_name(made.host)}", _placed(made)]
-    for name in [arm] if arm else made.arm_names:
-        good = made.of_arm(name)
+    parts = [f"run {run.id} of {run.created}, {captions.host_name(run.host)}", _placed(run)]
+    for name in [arm] if arm else run.arm_names:
+        good = run.of_arm(name)
         if good:
-            shown = captions.choose(made, name)
+            shown = captions.choose(run, name)
             parts += [
                 captions.waterfall_text(shown),
                 _cache(shown.trial.cache),
@@ -30,34 +30,29 @@ def text(made: Run, arm: str = "", trials: bool = False) -> str:
         else:
             parts.append(f"{name}: no good trial")
     if trials:
-        parts.append(_every(made, arm))
-    for t in made.failed:
+        parts.append(_every(run, arm))
+    for t in run.failed:
         if not arm or t.arm == arm:
             parts.append(
                 f"FAILED {t.arm}, block {t.block + 1}: {t.outcome}"
                 + (f" – {t.error['what']}" if t.error.get("what") else "")
             )
-    if len(made.arm_names) > 1 and not arm:
-        parts.append(captions.strip_text(made, made.arm_names))
+    if len(run.arm_names) > 1 and not arm:
+        parts.append(captions.strip_text(run, run.arm_names))
     return "\n".join(p for p in parts if p)
 
 
-def _placed(made: Run) -> str:
+def _placed(run: Run) -> str:
     """Which device the servers were on, and who chose it; "" where the record does not tell."""
-    device, placement = captions.device(made), made.experiment.get("placement")
-    told = placement if isinstance(placement, dict) else {}
-    name = f" ({told['name']})" if told.get("name") else ""
-    return (
-        f"device {device}{name}"
-        + (f": {told['why']}" if told.get("why") else "")
-        + (
-            "; --device cpu measures without it"
-            if told.get("chosen") and device.startswith("cuda")
-            else ""
-        )
-        if device
-        else ""
-    )
+    device, placement = captions.device(run), run.experiment.get("placement")
+    reported = placement if isinstance(placement, dict) else {}
+    name = f" ({reported['name']})" if reported.get("name") else ""
+    if not device:
+        return ""
+    why = f": {reported['why']}" if reported.get("why") else ""
+    if reported.get("chosen") and device.startswith("cuda"):
+        why += "; --device cpu measures without it"
+    return f"device {device}{name}{why}"
 
 
 def _cache(cache: dict[str, Any]) -> str:
@@ -80,7 +75,7 @@ def _evidence(found: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _every(made: Run, arm: str) -> str:
+def _every(run: Run, arm: str) -> str:
     from labkit.core.stdout import table
 
     rows = [
@@ -92,7 +87,7 @@ def _every(made: Run, arm: str) -> str:
             t.cache.get("state", ""),
             ", ".join(f"{p} {show_s(s)}" for p, s in t.phases.items()),
         ]
-        for t in made.trials
+        for t in run.trials
         if not arm or t.arm == arm
     ]
     return table(rows, ["block", "arm", "outcome", "total", "cache", "phases"])

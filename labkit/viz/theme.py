@@ -25,9 +25,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from labkit.core import outputs, printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: One colour a phase, never reused for anything else. Families: image blue, process green, device
 #: violet, weights orange.
@@ -87,7 +90,7 @@ PAGE = Theme("page", ink="#010203", faint="#040506", paper="none")
 THEMES = {t.name: t for t in (LIGHT, DARK, PAGE)}
 
 
-def stamp(figure: Any, theme: Theme, mark: str, y: float) -> None:
+def stamp(figure: Figure, theme: Theme, mark: str, y: float) -> None:
     """In a line of its own, boxed: a replayed figure must not pass for a live one, and the stamp
     must not hide a bar. `y`: its middle, as a share of the figure. "" draws nothing."""
     if mark:
@@ -107,7 +110,7 @@ def stamp(figure: Any, theme: Theme, mark: str, y: float) -> None:
         )
 
 
-def caption(figure: Any, theme: Theme, lines: Iterable[str], y: float) -> None:
+def caption(figure: Figure, theme: Theme, lines: Iterable[str], y: float) -> None:
     """What stands below a figure. `y`: its foot, as a share of the figure."""
     figure.text(
         0.012,
@@ -156,7 +159,7 @@ class Picture:
     """A figure that can be drawn for any theme. `alt`: one or two sentences; `text`: everything the
     figure says, as a table."""
 
-    draw: Callable[[Theme], Any]
+    draw: Callable[[Theme], Figure]
     alt: str
     text: str
     name: str = "figure"
@@ -167,7 +170,7 @@ class Picture:
         object.__setattr__(self, "alt", printable.line(self.alt))
         object.__setattr__(self, "text", printable.text(self.text))
 
-    def figure(self, theme: str | Theme = "light") -> Any:
+    def figure(self, theme: str | Theme = "light") -> Figure:
         """The matplotlib Figure itself, unattached to pyplot."""
         import matplotlib
 
@@ -247,7 +250,7 @@ class Picture:
     def named(self, name: str) -> Picture:
         return replace(self, name=name)
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         return {
             "text/html": self.html(),
             "image/png": base64.b64encode(self.png()).decode(),
@@ -258,15 +261,15 @@ class Picture:
         return self.text
 
 
-def _literal(figure: Any) -> Any:
+def _literal(figure: Figure) -> Figure:
     """Every text as it is: a `$` in an arm's name begins no formula, and no control character
     reaches the file."""
     from matplotlib.text import Text
 
     for one in figure.findobj(Text):
         # ticks of a logarithmic axis get theirs later, as formulas of matplotlib's own
-        if said := one.get_text():
-            one.set_text(printable.text(said))
+        if shown := one.get_text():
+            one.set_text(printable.text(shown))
             one.set_parse_math(False)
     return figure
 
@@ -278,11 +281,11 @@ def _is_figure(head: bytes) -> bool:
     )
 
 
-def blank(width_in: float, height_in: float) -> Any:
+def blank(width_in: float, height_in: float) -> Figure:
     """A figure outside pyplot: nothing to close, nothing leaks into the learner's session."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(width_in, height_in))
-    FigureCanvasAgg(made)
-    return made
+    figure = Figure(figsize=(width_in, height_in))
+    FigureCanvasAgg(figure)
+    return figure

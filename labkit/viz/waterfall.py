@@ -16,12 +16,16 @@ notebooks/01_anatomy."""
 from __future__ import annotations
 
 import textwrap
-from typing import Any
+from typing import TYPE_CHECKING
 
 from labkit.core.records import Run, Trial
 from labkit.viz import captions
 from labkit.viz import theme as look
 from labkit.viz.theme import Picture, Theme
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _ROW_IN = 0.36
 _WIDTH_IN = 9.0
@@ -46,7 +50,7 @@ def waterfall(
     )
 
 
-def _draw(shown: captions.Shown, theme: Theme, until_s: float | None) -> Any:
+def _draw(shown: captions.Shown, theme: Theme, until_s: float | None) -> Figure:
     rows = captions.rows(shown.trial)
     end_s = (
         until_s or max([shown.trial.total_s or 0.0] + [e for r in rows for _, e in r.pieces]) or 1.0
@@ -80,7 +84,7 @@ def _draw(shown: captions.Shown, theme: Theme, until_s: float | None) -> Any:
     return figure
 
 
-def _bar(axes: Any, y: float, row: captions.Row, theme: Theme) -> None:
+def _bar(axes: Axes, y: float, row: captions.Row, theme: Theme) -> None:
     for start_s, end_s in row.pieces:
         width = max(end_s - start_s, 0.0)
         if row.phase == captions.UNACCOUNTED:
@@ -111,7 +115,7 @@ def _bar(axes: Any, y: float, row: captions.Row, theme: Theme) -> None:
         )
 
 
-def _columns(axes: Any, rows: list[captions.Row], total_s: float | None, theme: Theme) -> None:
+def _columns(axes: Axes, rows: list[captions.Row], total_s: float | None, theme: Theme) -> None:
     """Figures stand in columns beside the drawing, where no bar can reach them."""
     to_axes = axes.get_yaxis_transform()
     places = (1.135, 1.225, 1.335)

@@ -79,7 +79,7 @@ def _look(tmp_path: Path, change) -> list[str]:
     change(doc)
     path = tmp_path / "n.ipynb"
     path.write_text(canonical.dumps(canonical.canonical(doc)))
-    return [p.what for p in canonical.look(path)]
+    return [p.text for p in canonical.look(path)]
 
 
 def _code(doc):
