@@ -25,13 +25,13 @@ from labkit.image import oci
 from labkit.image.codecs import Hashed, codec_of
 from labkit.image.layers import STOCK_LEVEL, gzip_chunks
 from labkit.image.oci_layout import Layout
+from labkit.objects.access import BUCKET
 from labkit.objects.client import Bucket
 from labkit.objects.disk import Disk
 from labkit.objects.hardlink import link_or_copy
 
 CODECS = {"gzip": oci.LAYER_GZIP, "zstd": oci.LAYER_ZSTD, "none": oci.LAYER}
 ZSTD_LEVEL = 3
-BUCKET = "lab"  # of the embedded store
 
 
 def compress(chunks: Iterable[bytes], codec: str, level: int | None = None) -> Iterator[bytes]:

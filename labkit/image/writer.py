@@ -135,14 +135,14 @@ def writing(rootfs: str | os.PathLike[str], limits: Limits = Limits()) -> Iterat
         writer.end()
 
 
-class _Gone(Exception):
+class _ParentEnded(Exception):
     """The parent ended before the commit."""
 
 
 def _order_from(orders: IO[bytes]) -> tuple[int, int]:
     raw = orders.read(_MESSAGE.size)
     if len(raw) < _MESSAGE.size:
-        raise _Gone
+        raise _ParentEnded
     order: tuple[int, int] = _MESSAGE.unpack(raw)
     return order
 
@@ -175,7 +175,7 @@ def main(arguments: str) -> int:
                 "written_bytes": tree.written_bytes,
                 "skipped_xattrs": tree.skipped_xattrs,
             }
-    except (_Gone, KeyboardInterrupt):
+    except (_ParentEnded, KeyboardInterrupt):
         return 1
     except errors.LabError as error:
         result = {"error": error.as_json()}

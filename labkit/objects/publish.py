@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import BadInput
+from labkit.objects.access import BUCKET
 from labkit.objects.disk import Disk
 from labkit.objects.hardlink import link_or_copy
 
@@ -27,7 +28,7 @@ def publish_model(
     model_dir: str | os.PathLike[str],
     key: str,
     *,
-    bucket: str = "lab",
+    bucket: str = BUCKET,
 ) -> dict[str, Any]:
     """Every file below `model_dir` as `bucket/key/…`, linked where the file system can. Safe to
     repeat, also while serving.

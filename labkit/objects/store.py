@@ -20,6 +20,7 @@ from email.utils import formatdate
 from labkit.net.head import http_date
 from labkit.net.message import Request, Response, file_response
 from labkit.objects import buckets, gcs, multipart, sigv4
+from labkit.objects.access import BUCKET
 from labkit.objects.disk import Disk, Missing, Object, Unstorable
 from labkit.objects.documents import XMLNS, S3Error, document, error_document, iso
 from labkit.objects.upload import UploadMismatch, receipt, receive
@@ -77,7 +78,7 @@ class Store:
         self,
         root: str | os.PathLike[str],
         *,
-        buckets: tuple[str, ...] = ("lab",),
+        buckets: tuple[str, ...] = (BUCKET,),
         keys: dict[str, str] | None = None,
         open_writes: bool = False,
         open_reads: bool = True,

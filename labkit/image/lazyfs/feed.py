@@ -113,7 +113,7 @@ class Feed:
         self.stats.add(self.stats.hits, "network")
         started_s = time.monotonic()
         for _ in range(CORRUPT_TRIES):
-            self._bring(layer, chunk, started_s)
+            self._fetch(layer, chunk, started_s)
             data = self._checked(layer, chunk)
             if data is not None:
                 return data
@@ -152,7 +152,7 @@ class Feed:
 
     # ---- demand
 
-    def _bring(self, layer: int, chunk: Chunk, started_s: float) -> None:
+    def _fetch(self, layer: int, chunk: Chunk, started_s: float) -> None:
         """Wait until the chunk's bytes are on disk, making requests as needed."""
         blob = self.layers[layer].blob
         with self._moved:
@@ -191,7 +191,7 @@ class Feed:
                         why=why,
                     )
                 with self._moved:
-                    self._ask(layer, chunk, now_s)
+                    self._request(layer, chunk, now_s)
                     if not blob.own(chunk.start, chunk.end):
                         self._moved.wait(min(0.1, max(0.001, left_s)))
         finally:
@@ -200,7 +200,7 @@ class Feed:
                 self.transfers.demand_s = time.monotonic()
                 self._moved.notify_all()
 
-    def _ask(self, layer: int, chunk: Chunk, now_s: float) -> None:
+    def _request(self, layer: int, chunk: Chunk, now_s: float) -> None:
         """Under the lock: cover what is missing of the chunk by requests that are not under way
         yet."""
         blob = self.layers[layer].blob

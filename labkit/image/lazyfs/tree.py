@@ -163,9 +163,9 @@ def _apply(tree: InodeTree, entries: list[TOCEntry], layer: int) -> None:
             hidden = leaf[len(WHITEOUT) :]
             node = tree.at(directory)
             if node is not None and node.children is not None and hidden not in ("", ".", ".."):
-                gone = node.children.pop(_bytes(hidden), None)
-                if gone is not None:
-                    gone.nlink -= 1
+                removed = node.children.pop(_bytes(hidden), None)
+                if removed is not None:
+                    removed.nlink -= 1
         elif entry.name in OWN_NAMES:
             continue
         elif entry.kind == "hardlink":

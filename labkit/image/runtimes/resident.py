@@ -6,16 +6,14 @@ Limit: none on the clock; that is what it is for. Lesson: notebooks/07_checkpoin
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
 import subprocess
 from collections.abc import Callable
 from typing import Any, TextIO
 
 from labkit.core.plan import StepContext
-from labkit.image.runtimes.server import drain_output
+from labkit.image.runtimes.server import drain_output, end_with_trial
 
 
 def start_resident(
@@ -41,15 +39,7 @@ def start_resident(
         )
     finally:
         os.close(write_end)
-    entry = ctx.ledger.note("group", process.pid)
-
-    def end() -> None:
-        with contextlib.suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        ctx.ledger.done(entry)
-
-    ctx.on_stop(end)
+    end_with_trial(ctx, process)
     drain_output(ctx, process)
     answers = os.fdopen(read_end, "r", encoding="utf-8")
     return process, answers, json.loads(answers.readline() or "{}")

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from labkit.core.plan import StepContext
@@ -116,22 +117,34 @@ def spawn(
         preexec_fn=_die_with_parent,
     )
     drain_output(ctx, process)
-    entry = ctx.ledger.note("group", process.pid)
     ctx.state.server_pid, ctx.state.server_process = process.pid, process
 
-    def end() -> None:
-        with contextlib.suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    def wait_for_server() -> None:
         # Behind a launcher the server is not our child: it is gone when the kernel says so, not
         # when the launcher is.
         until = time.monotonic() + 10
         while start_time(ctx.state.server_pid) and time.monotonic() < until:
             time.sleep(0.002)
+
+    end_with_trial(ctx, process, wait_for_server)
+    return process
+
+
+def end_with_trial(
+    ctx: StepContext, process: subprocess.Popen[bytes], wait: Callable[[], None] = lambda: None
+) -> None:
+    """Note a process group on the ledger; it ends with the trial. `wait`: for what outlives the
+    process."""
+    entry = ctx.ledger.note("group", process.pid)
+
+    def end() -> None:
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        wait()
         ctx.ledger.done(entry)
 
     ctx.on_stop(end)
-    return process
 
 
 def _die_with_parent() -> None:
