@@ -139,13 +139,15 @@ def failed(error: BaseException, command: str) -> int:
         print(secrets.mask("".join(traceback.format_exception(error))), file=sys.stderr)
     if error in streams.failures:
         return streams.undone(streams.failures[0])
-    said = refusal(error)
+    refused = refusal(error)
     print(
         f"{' '.join(['labkit', command]).strip()}:"
-        f" {printable.text(said or _own_mistake(error, command))}",
+        f" {printable.text(refused or _own_mistake(error, command))}",
         file=sys.stderr,
     )
-    return _BUG if said is None else 3 if isinstance(said, MissingCapability) else 2
+    if refused is None:
+        return _BUG
+    return 3 if isinstance(refused, MissingCapability) else 2
 
 
 def _own_mistake(error: BaseException, command: str) -> LabError:

@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     )
     from labkit.stack import experiment
 
-    made = experiment(
+    record = experiment(
         stacks,
         preset=args.preset,
         blocks=args.blocks,
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         progress=Estimating(progress(), len(stacks), args.blocks),
     )
-    return _report(made, args.json)
+    return _report(record, args.json)
 
 
 class Estimating:

@@ -91,15 +91,15 @@ def _summary(run: Run, arm: str, phase: str) -> dict[str, Any]:
     from labkit.core import stats
 
     values = times(run, arm, phase)
-    made: dict[str, Any] = {
+    row: dict[str, Any] = {
         "arm": arm,
         "n": len(values),
         "failed": len(run.of_arm(arm, only_ok=False)) - len(run.of_arm(arm)),
     }
     if values:
         low, high = stats.interval(values)
-        made |= {"median_s": stats.median(values), "low_s": low, "high_s": high}
-    return made
+        row |= {"median_s": stats.median(values), "low_s": low, "high_s": high}
+    return row
 
 
 def within(run: Run, against: str | None, phase: str = "") -> list[dict[str, Any]]:
@@ -297,7 +297,7 @@ def _show_rows(rows: list[dict[str, Any]], title: str) -> str:
                 r["failed"],
                 show_s(r["median_s"]) if known else "",
                 f"{show_s(r['low_s'])} – {show_s(r['high_s'])}" if known else "no good trial",
-                _ratio_text(r["ratio"]) if "ratio" in r else ("refused" if "refused" in r else ""),
+                _ratio_text(r["ratio"]) if "ratio" in r else "refused" * ("refused" in r),
                 f"{moved['phase']} {moved['by_s']:+.3f} s" if moved else "",
             ]
         )

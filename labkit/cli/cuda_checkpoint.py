@@ -12,15 +12,15 @@ from labkit.core.arguments import count
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--toggle", action="store_true", help="running → checkpointed, or back")
-    what.add_argument(
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--toggle", action="store_true", help="running → checkpointed, or back")
+    action.add_argument(
         "--action", choices=["lock", "checkpoint", "restore", "unlock"], help="one step"
     )
-    what.add_argument(
+    action.add_argument(
         "--get-state", action="store_true", help="print running, locked, checkpointed or failed"
     )
-    what.add_argument(
+    action.add_argument(
         "--get-restore-tid", action="store_true", help="print the id of the thread that restores"
     )
     parser.add_argument("--pid", type=count("--pid", 1, 1 << 22), required=True)

@@ -68,10 +68,10 @@ def _disk() -> tuple[dict[str, Any], LabError | None]:
     try:
         return rates.disk(Workspace.default()), None
     except Exception as error:
-        said = refusal(error)
-        if said is None:
+        refused = refusal(error)
+        if refused is None:
             raise
-        return {}, said
+        return {}, refused
 
 
 def _change(finding: Any, title: str) -> str:
@@ -88,8 +88,8 @@ def _describe(card: dict[str, Any]) -> str:
 
     disk = card["disk"]
     speed = ", ".join(
-        f"{what} {show_rate(disk[key])}"
-        for what, key in (("reads", "read_bytes_per_s"), ("writes", "write_bytes_per_s"))
+        f"{verb} {show_rate(disk[key])}"
+        for verb, key in (("reads", "read_bytes_per_s"), ("writes", "write_bytes_per_s"))
         if disk[key]
     )
     lines = [

@@ -54,7 +54,7 @@ def run_convert(args: argparse.Namespace) -> int:
     source = Layout(args.layout)
     name = _name(source, args.name)
     record = access_record.read(args.access_record) if args.access_record else []
-    made = convert(
+    image = convert(
         source,
         name,
         Layout.create(args.out),
@@ -62,22 +62,22 @@ def run_convert(args: argparse.Namespace) -> int:
         options=Options(args.chunk_size, args.level),
         threads=args.threads,
     )
-    for number, layer in enumerate(made.layers):
+    for number, layer in enumerate(image.layers):
         print(
             f"layer {number}: {show_bytes(layer.size_bytes)} in {layer.chunk_count} chunks,"
             f" {show_bytes(layer.prefetch_bytes)} of it before the landmark"
         )
     print(
-        f"{name}: {show_bytes(made.source_bytes)} → {show_bytes(made.size_bytes)} in"
-        f" {show_s(made.convert_s)}"
+        f"{name}: {show_bytes(image.source_bytes)} → {show_bytes(image.size_bytes)} in"
+        f" {show_s(image.convert_s)}"
     )
     last_line(
         {
             "name": name,
-            "digest": made.manifest.digest,
-            "source_bytes": made.source_bytes,
-            "size_bytes": made.size_bytes,
-            "convert_s": round(made.convert_s, 3),
+            "digest": image.manifest.digest,
+            "source_bytes": image.source_bytes,
+            "size_bytes": image.size_bytes,
+            "convert_s": round(image.convert_s, 3),
             "layers": [
                 {
                     "digest": w.digest,
@@ -86,9 +86,9 @@ def run_convert(args: argparse.Namespace) -> int:
                     "prefetch_bytes": w.prefetch_bytes,
                     "chunks": w.chunk_count,
                 }
-                for w in made.layers
+                for w in image.layers
             ],
-            **made.facts,
+            **image.facts,
         }
     )
     return 0

@@ -78,15 +78,15 @@ def run_recompress(args: argparse.Namespace) -> int:
     source, target, began_s = Layout(args.layout), Layout.create(args.out), time.monotonic()
     name = _name(source, args.name)
     before = source.manifest(name).layers_bytes
-    made = push.recompress(source, name, target, args.codec, level=args.level)
-    print(f"{name}: {show_bytes(before)} → {show_bytes(made.layers_bytes)} as {args.codec}")
+    manifest = push.recompress(source, name, target, args.codec, level=args.level)
+    print(f"{name}: {show_bytes(before)} → {show_bytes(manifest.layers_bytes)} as {args.codec}")
     last_line(
         {
             "codec": args.codec,
             "name": name,
-            "size_bytes": made.layers_bytes,
+            "size_bytes": manifest.layers_bytes,
             "before_bytes": before,
-            "digest": oci.digest_of(made.as_bytes()),
+            "digest": oci.digest_of(manifest.as_bytes()),
             "seconds": round(time.monotonic() - began_s, 3),
         }
     )

@@ -95,7 +95,7 @@ def _make(args: argparse.Namespace) -> int:
                 flush=True,
             )
 
-    made = make_checkpoint(
+    facts = make_checkpoint(
         args.directory,
         args.preset or "",
         size_bytes=parse_bytes(args.bytes) if args.bytes else 0,
@@ -107,12 +107,12 @@ def _make(args: argparse.Namespace) -> int:
     )
     if not args.json:
         print(
-            f"{made['path']}: {made['parameters'] / 1e6:.1f} M parameters,"
-            f" {show_bytes(made['size_bytes'])} in {len(made['files'])} {made['format']} file(s),"
-            f" {show_s(made['seconds'])}"
-            f" ({show_rate(made['size_bytes'] / max(made['seconds'], 1e-3))})"
+            f"{facts['path']}: {facts['parameters'] / 1e6:.1f} M parameters,"
+            f" {show_bytes(facts['size_bytes'])} in {len(facts['files'])} {facts['format']}"
+            f" file(s), {show_s(facts['seconds'])}"
+            f" ({show_rate(facts['size_bytes'] / max(facts['seconds'], 1e-3))})"
         )
-    last_line(made)
+    last_line(facts)
     return 0
 
 

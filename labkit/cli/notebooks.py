@@ -84,9 +84,9 @@ def folder() -> Path:
 
 def find(names: list[str], syllabi: bool = False) -> list[Path]:
     """Paths of notebooks by name, prefix or path. Raises BadInput with what there is."""
-    every = sorted(folder().glob("*.ipynb")) + (
-        sorted(folder().glob("syllabi/*.ipynb")) if syllabi else []
-    )
+    every = sorted(folder().glob("*.ipynb"))
+    if syllabi:
+        every += sorted(folder().glob("syllabi/*.ipynb"))
     if not every and not all(Path(n).suffix == ".ipynb" for n in names or [""]):
         raise BadInput(
             f"no notebook in {folder()}",
@@ -98,11 +98,10 @@ def find(names: list[str], syllabi: bool = False) -> list[Path]:
     found = []
     for name in names:
         path = Path(name)
-        hits = (
-            [path]
-            if path.suffix == ".ipynb" and path.exists()
-            else [p for p in every if p.stem == name or p.stem.startswith(name + "_")]
-        )
+        if path.suffix == ".ipynb" and path.exists():
+            hits = [path]
+        else:
+            hits = [p for p in every if p.stem == name or p.stem.startswith(name + "_")]
         if not hits:
             raise BadInput(
                 f"no notebook {name!r}",
@@ -123,12 +122,11 @@ def _check(args: argparse.Namespace) -> int:
         problems += canonical.look(path)
     for problem in problems:
         print(problem)
-    print(
-        f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
-        if problems
-        else f"{len(looked)} notebook{'' if len(looked) == 1 else 's'} in canonical form"
-    )
-    return 1 if problems else 0
+    if problems:
+        print(f"{len(problems)} problem{'' if len(problems) == 1 else 's'}")
+        return 1
+    print(f"{len(looked)} notebook{'' if len(looked) == 1 else 's'} in canonical form")
+    return 0
 
 
 def _run(args: argparse.Namespace) -> int:

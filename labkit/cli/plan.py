@@ -21,13 +21,13 @@ _PER = {"s": 1.0, "min": 60.0, "h": 3600.0, "day": 86_400.0, "d": 86_400.0}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     sizes = parser.add_argument_group("sizes (not given: as in the largest record)")
-    for flag, what in (
+    for flag, meaning in (
         ("--image-size", "compressed image, as pulled"),
         ("--unpacked-size", "image on disk"),
         ("--model-size", "weights"),
         ("--snapshot-size", "checkpoint images"),
     ):
-        sizes.add_argument(flag, metavar="SIZE", help=what + ", like 5GB")
+        sizes.add_argument(flag, metavar="SIZE", help=meaning + ", like 5GB")
     rates = parser.add_argument_group("resources (not given: as in the records)")
     rates.add_argument(
         "--link", metavar="RATE", help="from registry and bucket to a node, like 10gbit or 500MB/s"
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PRICE",
         help="price of one GPU-hour, in your currency",
     )
-    for flag, what in (
+    for flag, meaning in (
         ("--service-s", "seconds a request keeps its slot"),
         ("--concurrency", "requests one replica serves at once"),
         ("--keep-alive-s", "idle seconds before scale to zero"),
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             flag,
             type=number(flag, zero=flag == "--keep-alive-s", most=1e9, example="60"),
             metavar="N",
-            help=what,
+            help=meaning,
         )
     parser.add_argument(
         "--records",
@@ -139,10 +139,10 @@ def run(args: argparse.Namespace) -> int:
         runs = gather(args.arm, args.scenario)
     if unknown := decide.untold(runs, args.arm):
         print(f"note: {question.said_unknown(unknown)}", file=sys.stderr)
-    made = decide.make(runs, given, arm=args.arm, trace=trace, traffic=args.shape, seed=args.seed)
+    plan = decide.make(runs, given, arm=args.arm, trace=trace, traffic=args.shape, seed=args.seed)
     if not args.json:
-        say(show(made) + "\n")
-    last_line({"command": "plan", **made.as_json()})
+        say(show(plan) + "\n")
+    last_line({"command": "plan", **plan.as_json()})
     return 0
 
 

@@ -48,12 +48,12 @@ def run(args: argparse.Namespace) -> int:
                     " use ssh -L"
                 ),
             )
-        what = "its images can be read" + ("" if args.read_only else ", pushed and deleted")
+        exposed = "its images can be read" + ("" if args.read_only else ", pushed and deleted")
         return serve(
             Registry(args.root, read_only=args.read_only),
             args,
             name="labkit-registry",
-            exposes=(what, "" if args.read_only else "--read-only"),
+            exposes=(exposed, "" if args.read_only else "--read-only"),
         )
     directory(args.layout, "LAYOUT", "labkit image build --out LAYOUT makes one")
     last_line(publish_image(args.root, args.layout, args.reference))

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             Path(readable_file(path, "--record", "labkit run naive --out FILE makes one"))
         )
     output_directory(args.out, "--out")
-    made = report(
+    result = report(
         Path(args.out),
         find(args.notebook),
         Options(
@@ -97,8 +97,8 @@ def run(args: argparse.Namespace) -> int:
         say=(lambda _: None) if args.json else say,
     )
     if not args.json:
-        for line in made.failed:
+        for line in result.failed:
             say(f"FAILED {line}")
-        print(f"report: {made.page.resolve()}")
-    last_line(made.as_json())
-    return 1 if made.failed else 0
+        print(f"report: {result.page.resolve()}")
+    last_line(result.as_json())
+    return 1 if result.failed else 0

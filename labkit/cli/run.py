@@ -171,13 +171,13 @@ def run(args: argparse.Namespace) -> int:
             why="it is about a server of your own, and none was named",
             fix="labkit run --command CMD --url URL --weights DIR",
         )
-    made: Run = _own(args) if args.own_command else _stacks(args)
+    record: Run = _own(args) if args.own_command else _stacks(args)
     if not args.json:
         from labkit.viz.text_summary import text
 
-        say(text(printable.every(made)))
-    last_line(summary(made))
-    return 1 if made.failed or not made.trials else 0
+        say(text(printable.every(record)))
+    last_line(summary(record))
+    return 1 if record.failed or not record.trials else 0
 
 
 def _own(args: argparse.Namespace) -> Any:
@@ -277,11 +277,9 @@ def summary(run: Any) -> dict[str, Any]:
         )
     first = results[0]["arm"]
     for other in results[1:]:
+        in_block = {t.block: t.total_s for t in run.of_arm(first)}
         pairs = [
-            (b.total_s, a.total_s)
-            for a in run.of_arm(first)
-            for b in run.of_arm(other["arm"])
-            if a.block == b.block
+            (t.total_s, in_block[t.block]) for t in run.of_arm(other["arm"]) if t.block in in_block
         ]
         if pairs and not question.not_from_one_start(run, other["arm"], first):
             ratios[f"{other['arm']}_vs_{first}"] = stats.paired_ratio(pairs)

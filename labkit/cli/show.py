@@ -36,19 +36,19 @@ def run(args: argparse.Namespace) -> int:
 
     if of_gpu_trials(Path(args.run)):
         return _trials(args)
-    made = records.read(args.run)
+    record = records.read(args.run)
     if args.figure:
         from labkit.viz.waterfall import waterfall
 
-        waterfall(made, args.arm).save(Path(args.figure), theme=args.theme)
+        waterfall(record, args.arm).save(Path(args.figure), theme=args.theme)
     if args.json:
         from labkit.cli.run import summary
 
-        last_line(summary(made))
+        last_line(summary(record))
         return 0
     from labkit.viz.text_summary import text
 
-    say(text(printable.every(made), arm=printable.line(args.arm), trials=args.trials))
+    say(text(printable.every(record), arm=printable.line(args.arm), trials=args.trials))
     return 0
 
 

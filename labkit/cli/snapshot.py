@@ -106,7 +106,7 @@ def _dump(args: argparse.Namespace) -> int:
     target = _place(args.name)
     store.refuse_stranger(target)
     if args.pid:
-        made = create.dump_running(
+        snapshot = create.dump_running(
             args.pid, target, options=["--tcp-established"] if args.tcp_established else []
         )
     else:
@@ -126,21 +126,24 @@ def _dump(args: argparse.Namespace) -> int:
                 f"inside the snapshot will be: {', '.join(inside)} (--scrub starts the subject"
                 " without them)"
             )
-        made = create.make_process(
+        snapshot = create.make_process(
             Path(model),
             target,
             loader=COPIED if args.whole else MAPPED,
             environment=store.scrubbed(environment) if args.scrub else environment,
         )
-    about = made.manifest
-    print(f"{made.path}: {show_bytes(about.size_bytes)}, dumped in {show_s(about.facts['dump_s'])}")
+    about = snapshot.manifest
+    print(
+        f"{snapshot.path}: {show_bytes(about.size_bytes)}, dumped in"
+        f" {show_s(about.facts['dump_s'])}"
+    )
     for kind, size in list(about.facts.get("contents", {}).items())[:6]:
         print(f"  {show_bytes(size):>10}  {kind}")
     for path, size in about.mapped.items():
         print(f"  {show_bytes(size):>10}  stays outside: {path}")
     last_line(
         {
-            "snapshot": str(made.path),
+            "snapshot": str(snapshot.path),
             "size_bytes": about.size_bytes,
             "dump_s": about.facts["dump_s"],
             "secrets": list(about.secrets),

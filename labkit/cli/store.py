@@ -73,14 +73,14 @@ def run(args: argparse.Namespace) -> int:
 
             app = both
 
-        what = "its objects can be read" + (
+        exposed = "its objects can be read" + (
             ", written and deleted" if args.open_writes else "; writes want the keys printed here"
         )
         return serve(
             app,
             args,
             name="labkit-store",
-            exposes=(what, "leave out --open-writes" if args.open_writes else ""),
+            exposes=(exposed, "leave out --open-writes" if args.open_writes else ""),
             env=lambda server: environment(server.url, keys),
         )
     from labkit.objects.publish import publish_model

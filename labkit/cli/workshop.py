@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         readable_file(path, "--record", "labkit run naive --out FILE makes one")
     new_file(args.out, "--out")
     say = (lambda _: None) if args.json else print
-    made = pack.pack(
+    archive = pack.pack(
         Path(args.out),
         presets=args.preset or ["tiny", "small"],
         image=not args.no_image,
@@ -76,15 +76,15 @@ def run(args: argparse.Namespace) -> int:
         say=say,
     )
     say(
-        f"{made.path}: {made.files} files, {show_bytes(made.size_bytes)}. On each machine: tar xf"
-        f" {made.path.name} && labkit-workshop/unpack.sh"
+        f"{archive.path}: {archive.files} files, {show_bytes(archive.size_bytes)}. On each machine:"
+        f" tar xf {archive.path.name} && labkit-workshop/unpack.sh"
     )
     last_line(
         {
-            "pack": str(made.path),
-            "files": made.files,
-            "size_bytes": made.size_bytes,
-            "parts_bytes": made.parts_bytes,
+            "pack": str(archive.path),
+            "files": archive.files,
+            "size_bytes": archive.size_bytes,
+            "parts_bytes": archive.parts_bytes,
         }
     )
     return 0

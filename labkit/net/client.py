@@ -256,8 +256,8 @@ def _as_given(_method: str, _url: str, headers: dict[str, str]) -> dict[str, str
 class Attempts:
     """Count failures without progress; wait between them, or give up with a TransferError."""
 
-    def __init__(self, client: Client, what: str, stop: Callable[[], bool] | None = None):
-        self.client, self.what, self.failures, self.stop = client, what, 0, stop
+    def __init__(self, client: Client, request: str, stop: Callable[[], bool] | None = None):
+        self.client, self.request, self.failures, self.stop = client, request, 0, stop
 
     def progressed(self) -> None:
         self.failures = 0
@@ -268,13 +268,13 @@ class Attempts:
         refused = error if isinstance(error, HTTPStatusError) else None
         if refused and not refused.again:
             raise TransferError(
-                f"{self.what}{where}: {error}",
+                f"{self.request}{where}: {error}",
                 why="the server refuses, so another attempt would be refused too",
                 fix=_fix(refused.answer.status),
             ) from None
         if self.failures >= self.client.retry.attempts:
             raise TransferError(
-                f"{self.what}{where}: {error} ({self.failures} attempts)",
+                f"{self.request}{where}: {error} ({self.failures} attempts)",
                 why="nothing of it was kept",
                 fix="look whether the server is there and reachable, then run it again",
             ) from None

@@ -62,14 +62,14 @@ def auth_files(env: Mapping[str, str] = os.environ) -> list[Path]:
     if env.get("REGISTRY_AUTH_FILE"):
         return [Path(env["REGISTRY_AUTH_FILE"])]
     home = Path(env.get("HOME") or "/")
-    made = (
+    paths = (
         [Path(env["XDG_RUNTIME_DIR"]) / "containers/auth.json"]
         if env.get("XDG_RUNTIME_DIR")
         else []
     )
-    made.append(Path(env.get("XDG_CONFIG_HOME") or home / ".config") / "containers/auth.json")
-    made.append(Path(env.get("DOCKER_CONFIG") or home / ".docker") / "config.json")
-    return made
+    paths.append(Path(env.get("XDG_CONFIG_HOME") or home / ".config") / "containers/auth.json")
+    paths.append(Path(env.get("DOCKER_CONFIG") or home / ".docker") / "config.json")
+    return paths
 
 
 def credentials(

@@ -65,7 +65,7 @@ def parse_one(text: str) -> Fault:
     kind, _, rest = text.strip().partition(":")
     if kind not in KINDS:
         raise BadInput(f"no fault called {kind!r}", fix="one of " + ", ".join(KINDS))
-    made: dict[str, object] = {"kind": kind}
+    fields: dict[str, object] = {"kind": kind}
     keys = {
         "rate": ("rate", fraction),
         "nth": ("nth", decimal),
@@ -76,19 +76,19 @@ def parse_one(text: str) -> Fault:
         "min_bytes": ("min_bytes", decimal),
         "slowed_to": ("slowed_to_bytes_per_s", parse_rate),
     }
-    for one in (f for f in rest.split(",") if f.strip()):
-        key, _, value = one.strip().partition("=")
+    for option in (f for f in rest.split(",") if f.strip()):
+        key, _, value = option.strip().partition("=")
         if key not in keys:
             raise BadInput(f"a fault has no {key!r}", fix="keys: " + ", ".join(keys))
         name, convert = keys[key]
         try:
-            made[name] = convert(value)  # type: ignore[operator]
+            fields[name] = convert(value)  # type: ignore[operator]
         except ValueError:
             raise BadInput(
                 f"{text!r}: {key}={value!r} is not a number",
                 fix="e.g. 503:rate=0.01,retry_after=0.2",
             ) from None
-    fault = Fault(**made)  # type: ignore[arg-type]
+    fault = Fault(**fields)  # type: ignore[arg-type]
     if not (fault.rate or fault.nth):
         raise BadInput(
             f"{text!r} says neither how often nor which one", fix="add rate=0.01 or nth=3"

@@ -102,9 +102,9 @@ def _is_json(content_type: str) -> bool:
     return content_type.partition(";")[0].strip(" \t").lower() == "application/json"
 
 
-def exposure(host: str, what: str, fix: str) -> str:
+def exposure(host: str, exposed: str, fix: str) -> str:
     """Three lines for whoever starts a server that others can reach; "" where only this host can.
-    `what` is open to them, `fix` closes it."""
+    `exposed` is open to them, `fix` closes it."""
     if is_loopback(host):
         return ""
     whom = (
@@ -114,7 +114,7 @@ def exposure(host: str, what: str, fix: str) -> str:
     )
     return str(
         BadInput(
-            f"warning: listening on {host}: {what}, to {whom}, unencrypted",
+            f"warning: listening on {host}: {exposed}, to {whom}, unencrypted",
             why="nobody is asked who they are",
             fix=(f"{fix}; or " if fix else "")
             + "keep --host 127.0.0.1 and reach it by: ssh -L PORT:127.0.0.1:PORT THIS-HOST",

@@ -51,7 +51,7 @@ def stored(netloc: str, repository: str) -> Credentials | None:
 def challenges(header: str) -> dict[str, dict[str, str]]:
     """`WWW-Authenticate` as {scheme: {parameter: value}}, names in lower case; the first of a
     scheme counts."""
-    made: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, str]] = {}
     at = 0
     current: dict[str, str] | None = None
     while at < len(header):
@@ -60,11 +60,11 @@ def challenges(header: str) -> dict[str, dict[str, str]]:
             current.setdefault(pair[1].lower(), value)
             at = pair.end()
         elif scheme := _TOKEN.match(header, at):
-            current = made.setdefault(scheme[1].lower(), {})
+            current = found.setdefault(scheme[1].lower(), {})
             at = scheme.end()
         else:
             break
-    return made
+    return found
 
 
 class Login:
@@ -94,22 +94,22 @@ class Login:
             held = self._held.get(key)
             if held is not None and held != refused:
                 return True  # another thread got a new one meanwhile
-            made = self._make(*key, challenges(challenge), ask)
-            if made is None or made == refused:
+            header = self._authorization(*key, challenges(challenge), ask)
+            if header is None or header == refused:
                 return False
-            self._held[key] = made
+            self._held[key] = header
             return True
 
-    def _make(
-        self, registry: Place, repository: str, asked: dict[str, dict[str, str]], ask: Ask
+    def _authorization(
+        self, registry: Place, repository: str, offered: dict[str, dict[str, str]], ask: Ask
     ) -> str | None:
         found = self._find(registry.netloc, repository)
-        bearer = asked.get("bearer", {})
+        bearer = offered.get("bearer", {})
         if bearer.get("realm"):
             if found and found.bearer:
                 return "Bearer " + _safe(found.bearer, registry.netloc)
             return "Bearer " + _token(registry, repository, bearer, found, ask)
-        if "basic" in asked and found and found.user:
+        if "basic" in offered and found and found.user:
             return found.basic
         return None
 
@@ -145,8 +145,8 @@ def _token(
                 "GET", realm + ("&" if "?" in realm else "?") + urlencode(fields), headers, b""
             )
         doc = json.loads(raw)
-        made = doc.get("token") or doc.get("access_token")
-        if not isinstance(made, str):
+        token = doc.get("token") or doc.get("access_token")
+        if not isinstance(token, str):
             raise ValueError("it holds no token")
     except LabError as error:
         who = (
@@ -166,8 +166,8 @@ def _token(
             f" {error}",
             fix=_fix(registry),
         ) from None
-    _learn(made)
-    return _safe(made, split(realm)[0].netloc)
+    _learn(token)
+    return _safe(token, split(realm)[0].netloc)
 
 
 def _check(realm: str, registry: Place, found: Credentials | None) -> None:

@@ -15,6 +15,7 @@ notebooks/05_streaming."""
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 import time
@@ -47,7 +48,7 @@ class Into:
     shift: int = 0
 
     @staticmethod
-    def buffer(view: Any, shift: int = 0) -> Into:
+    def buffer(view: memoryview | bytearray | mmap.mmap, shift: int = 0) -> Into:
         return Into(memoryview(view).cast("B"), -1, shift)
 
     @staticmethod

@@ -13,6 +13,7 @@ Lesson: notebooks/02_image_pull.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -25,16 +26,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from labkit.core import secrets
 from labkit.core.control_call import call
 from labkit.core.interpreter import module
-from labkit.core.ledger import current
+from labkit.core.ledger import Ledger, Unnoted, current
 from labkit.errors import BadInput, LabError
 from labkit.net import link as links
 from labkit.net.guard import CONTROL, exposure, warn
-from labkit.net.server import HTTPServer
+from labkit.net.server import App, HTTPServer
 
 KINDS = ("registry", "store")
 START_TIMEOUT_S = 30
@@ -60,10 +61,6 @@ class Served:
     def address(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
-    @property
-    def stats_url(self) -> str:
-        return self.url + "/_labkit/stats"
-
     def stats(self) -> dict[str, Any]:
         """Counters since the start or the last `reset`: requests, bytes_sent, by_path,
         peak_connections, faults, link …"""
@@ -78,10 +75,10 @@ class Served:
     def set_faults(self, faults: Iterable[str] = (), seed: int = 0) -> dict[str, Any]:
         return self._ask("POST", "faults", json.dumps({"faults": list(faults), "seed": seed}))
 
-    def _ask(self, method: str, what: str, body: str = "") -> dict[str, Any]:
+    def _ask(self, method: str, name: str, body: str = "") -> dict[str, Any]:
         try:
             status, raw = call(
-                f"{self.url}/_labkit/{what}",
+                f"{self.url}/_labkit/{name}",
                 method=method,
                 body=body.encode() or None,
                 headers=CONTROL,
@@ -105,7 +102,7 @@ def serving(
     link: str | links.Link | None = None,
     faults: Iterable[str] = (),
     seed: int = 0,
-    ledger: Any = None,
+    ledger: Ledger | Unnoted | None = None,
     port: int = 0,
     options: Iterable[str] = (),
 ) -> Iterator[Served]:
@@ -152,14 +149,6 @@ def serving(
         ledger.done(entry)
 
 
-def serving_registry(root: str | os.PathLike[str], **options: Any) -> Any:
-    return serving("registry", root, **options)
-
-
-def serving_store(root: str | os.PathLike[str], **options: Any) -> Any:
-    return serving("store", root, **options)
-
-
 def _ready_line(
     process: subprocess.Popen[bytes], command: list[str], errors: list[bytes]
 ) -> dict[str, Any]:
@@ -175,9 +164,9 @@ def _ready_line(
         ready = json.loads(line)
     except ValueError:
         process.kill()
-        said = process.stderr.read().decode("utf-8", "replace").strip()[-2000:]
+        output = process.stderr.read().decode("utf-8", "replace").strip()[-2000:]
         raise LabError(
-            f"the server did not start: {said or 'it said nothing'}",
+            f"the server did not start: {output or 'it said nothing'}",
             why="nothing can be pulled from it",
             fix=" ".join(command[1:7]),
         ) from None
@@ -186,7 +175,7 @@ def _ready_line(
     return ready
 
 
-def _drain(pipe: Any, into: list[bytes]) -> None:
+def _drain(pipe: IO[bytes], into: list[bytes]) -> None:
     with contextlib.suppress(OSError, ValueError):
         for line in pipe:
             into.append(line)
@@ -210,7 +199,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 # -- the other side: the commands' shared part -----------------------------------------------------
 
 
-def add_serve_arguments(parser: Any) -> None:
+def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     from labkit.core.arguments import port
 
     parser.add_argument("--root", required=True, help="folder that holds everything served")
@@ -240,15 +229,15 @@ def add_serve_arguments(parser: Any) -> None:
 
 
 def serve(
-    app: Callable[..., Any],
-    args: Any,
+    app: App,
+    args: argparse.Namespace,
     *,
     name: str,
     exposes: tuple[str, str],
     env: Callable[[HTTPServer], dict[str, str]] = lambda _: {},
 ) -> int:
     """Run one server until SIGTERM, Ctrl-C or (with --child) the end of stdin. `exposes`:
-    `exposure`'s what and fix."""
+    what `exposure` takes."""
     from labkit.net import faults
 
     warn(exposure(args.host, *exposes))

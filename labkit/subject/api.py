@@ -83,7 +83,7 @@ def parse(raw: bytes, vocabulary: int) -> Completion:
     )
 
 
-def _prompt(value: Any, vocabulary: int) -> str | tuple[int, ...]:
+def _prompt(value: object, vocabulary: int) -> str | tuple[int, ...]:
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], (str, list)):
         value = value[0]  # OpenAI's batch of one
     if isinstance(value, str):
@@ -131,8 +131,10 @@ def _yes(doc: dict[str, Any], key: str) -> bool:
     return bool(value)
 
 
-def _stop(value: Any) -> tuple[str, ...]:
-    found = [] if value is None else [value] if isinstance(value, str) else value
+def _stop(value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    found = [value] if isinstance(value, str) else value
     if (
         not isinstance(found, list)
         or len(found) > 4
@@ -163,14 +165,14 @@ def chunk(
             else None
         ),
     }
-    made = {
+    doc = {
         "id": request.id,
         "object": "text_completion",
         "created": request.created,
         "model": model,
         "choices": [choice],
     }
-    return {**made, "usage": usage} if usage else made
+    return {**doc, "usage": usage} if usage else doc
 
 
 def usage(prompt: int, completion: int) -> dict[str, int]:

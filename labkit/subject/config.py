@@ -232,10 +232,10 @@ class LlamaConfig:
         uses them."""
         width, inner = self.hidden_size, self.intermediate_size
         q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        made: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, width)}
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, width)}
         for i in range(self.num_hidden_layers):
             at = f"model.layers.{i}."
-            made[at + "input_layernorm.weight"] = (width,)
+            shapes[at + "input_layernorm.weight"] = (width,)
             for name, rows, columns, bias in (
                 ("self_attn.q_proj", q, width, self.qkv_bias),
                 ("self_attn.k_proj", kv, width, self.qkv_bias),
@@ -246,14 +246,14 @@ class LlamaConfig:
                 ("mlp.down_proj", width, inner, self.mlp_bias),
             ):
                 if name == "mlp.gate_proj":
-                    made[at + "post_attention_layernorm.weight"] = (width,)
-                made[f"{at}{name}.weight"] = (rows, columns)
+                    shapes[at + "post_attention_layernorm.weight"] = (width,)
+                shapes[f"{at}{name}.weight"] = (rows, columns)
                 if bias:
-                    made[f"{at}{name}.bias"] = (rows,)
-        made["model.norm.weight"] = (width,)
+                    shapes[f"{at}{name}.bias"] = (rows,)
+        shapes["model.norm.weight"] = (width,)
         if not self.tie_word_embeddings:
-            made["lm_head.weight"] = (self.vocab_size, width)
-        return made
+            shapes["lm_head.weight"] = (self.vocab_size, width)
+        return shapes
 
     @property
     def parameters(self) -> int:
@@ -262,11 +262,11 @@ class LlamaConfig:
 
 def _bad(
     where: str,
-    what: str,
+    problem: str,
     why: str = "the model cannot be built from it",
     fix: str = "compare config.json with its source",
 ) -> BadInput:
-    return BadInput(f"{where}: {what}", why, fix)
+    return BadInput(f"{where}: {problem}", why, fix)
 
 
 def _count(doc: dict[str, Any], key: str, where: str, default: int | None = None) -> int:

@@ -51,11 +51,11 @@ class Directory:
 
 def _refuse(
     file: Path | str,
-    what: str,
+    problem: str,
     why: str = NOT_LOADED,
     fix: str = VERIFY,
 ) -> BadInput:
-    return BadInput(f"{file}: {what}", why, fix)
+    return BadInput(f"{file}: {problem}", why, fix)
 
 
 def read_header(file: Path) -> dict[str, Stored]:

@@ -136,18 +136,18 @@ class Graphs:
         """A cache for `size` requests: the first (the largest) is allocated, every smaller one is
         its beginning."""
         widest = next((slot.cache for slot in self.slots.values()), None)
-        made = self.model.new_cache(self.cache.context)
+        cache = self.model.new_cache(self.cache.context)
         for name in ("keys", "values"):
             kept = (
                 getattr(widest, name)
                 if widest
                 else [
                     torch.zeros((size, *t.shape[1:]), device=t.device, dtype=t.dtype)
-                    for t in getattr(made, name)
+                    for t in getattr(cache, name)
                 ]
             )
-            setattr(made, name, [t[:size] for t in kept])
-        return made
+            setattr(cache, name, [t[:size] for t in kept])
+        return cache
 
     def __call__(
         self, ids: torch.Tensor, position: torch.Tensor, cache: KVCache, reach: int | None

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from labkit.errors import BadInput
-from labkit.subject.directory import check, open_directory, spare
+from labkit.subject.directory import check, open_directory
 from labkit.subject.llama import Llama
 from labkit.subject.source import is_remote
 
@@ -101,18 +101,15 @@ def put(model: Llama, name: str, tensor: torch.Tensor, device: str) -> None:
     )
 
 
-def _read(descriptor: int, into: torch.Tensor, offset: int, what: str) -> int:
+def _read(descriptor: int, into: torch.Tensor, offset: int, name: str) -> int:
     view, done = into.numpy().data, 0
     while done < len(view):
         got = os.preadv(descriptor, [view[done : done + (1 << 30)]], offset + done)
         if not got:
             raise BadInput(
-                f"{what}: the file ended {len(view) - done} bytes early",
+                f"{name}: the file ended {len(view) - done} bytes early",
                 why="it was cut while it was read",
                 fix="fetch the shard again",
             )
         done += got
     return done
-
-
-__all__ = ["load", "put", "spare", "unpickle"]

@@ -1,7 +1,7 @@
 """What the subject should answer: greedy tokens (and their log probabilities), computed once, off
 the clock.
 
-    reference_tokens(DIR, "The first token", 8) -> [3161, 1629, …]
+    reference(DIR, "The first token", 8)["tokens"] -> [3161, 1629, …]
 
 Computed in a process of its own (torch never enters the harness) by the plainest path there is:
 meta build, one pread per tensor, eager decoding. Kept in the workspace, keyed by the model's config
@@ -92,21 +92,6 @@ def reference(
     with replacing(kept) as part:
         part.write_text(json.dumps(answer))
     return answer
-
-
-def reference_tokens(
-    model_dir: str | os.PathLike[str],
-    prompt: str | Sequence[int],
-    max_tokens: int,
-    *,
-    device: str = "cpu",
-    dtype: str = "",
-    workspace: Workspace | None = None,
-) -> list[int]:
-    """The greedy tokens a correct server gives. Raises BadInput."""
-    return reference(
-        model_dir, prompt, max_tokens, device=device, dtype=dtype, workspace=workspace
-    )["tokens"]
 
 
 def compute(directory: str, question: dict[str, Any]) -> dict[str, Any]:

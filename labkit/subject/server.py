@@ -32,26 +32,26 @@ PLAIN = "labkit.subject.plain:load"
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    command = argparse.ArgumentParser(
         prog="python -m labkit.subject.server",
         description="Reference inference server: OpenAI's completions from a Llama-family model.",
     )
-    made.add_argument(
+    command.add_argument(
         "--model",
         required=True,
         metavar="DIR|URL",
         help="model directory, http(s)://… or s3://bucket/prefix",
     )
-    made.add_argument(
+    command.add_argument(
         "--loader",
         default=PLAIN,
         metavar="MODULE:FUNCTION",
         help=f"puts the weights in their place (default {PLAIN})",
     )
-    made.add_argument(
+    command.add_argument(
         "--loader-options", default="{}", metavar="JSON", help="keyword arguments of the loader"
     )
-    made.add_argument(
+    command.add_argument(
         "--init",
         choices=["random", "meta"],
         default="meta",
@@ -60,20 +60,20 @@ def parser() -> argparse.ArgumentParser:
             " allocated before the load"
         ),
     )
-    made.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    made.add_argument(
+    command.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    command.add_argument(
         "--dtype",
         choices=["bfloat16", "float16", "float32"],
         default=None,
         help="default: the config's",
     )
-    made.add_argument(
+    command.add_argument(
         "--host",
         default="127.0.0.1",
         help="address to listen on (default: this host only; there is no login)",
     )
-    made.add_argument("--port", type=int, default=8000, help="0 takes a free one and says which")
-    made.add_argument(
+    command.add_argument("--port", type=int, default=8000, help="0 takes a free one and says which")
+    command.add_argument(
         "--warmup",
         type=int,
         default=None,
@@ -83,13 +83,13 @@ def parser() -> argparse.ArgumentParser:
             " --compile: a CUDA graph is recorded on the second decode)"
         ),
     )
-    made.add_argument(
+    command.add_argument(
         "--max-context", type=int, default=1024, metavar="TOKENS", help="length of the KV cache"
     )
-    made.add_argument(
+    command.add_argument(
         "--threads", type=int, default=0, help="CPU threads (default: torch's choice)"
     )
-    made.add_argument(
+    command.add_argument(
         "--attention",
         choices=["flash", "default"],
         default=None,
@@ -98,8 +98,8 @@ def parser() -> argparse.ArgumentParser:
             " default is torch's own order"
         ),
     )
-    made.add_argument("--compile", action="store_true", help="torch.compile the decode step")
-    made.add_argument(
+    command.add_argument("--compile", action="store_true", help="torch.compile the decode step")
+    command.add_argument(
         "--graphs",
         default="",
         metavar="N,…",
@@ -108,14 +108,14 @@ def parser() -> argparse.ArgumentParser:
             " (needs a GPU)"
         ),
     )
-    made.add_argument(
+    command.add_argument(
         "--prefault", action="store_true", help="touch every page of the weights within `load`"
     )
-    made.add_argument(
+    command.add_argument(
         "--early-bind", action="store_true", help="listen at once and answer 503 until ready"
     )
-    made.add_argument("--name", default="", help="the model's name in answers")
-    return made
+    command.add_argument("--name", default="", help="the model's name in answers")
+    return command
 
 
 class State:

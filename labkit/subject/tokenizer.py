@@ -113,15 +113,15 @@ def learned_merges() -> tuple[tuple[str, str], ...]:
         merges.append(best)
         joined: Counter[tuple[str, ...]] = Counter()
         for word, count in words.items():
-            made, i = [], 0
+            merged, i = [], 0
             while i < len(word):
                 if word[i : i + 2] == best:
-                    made.append(word[i] + word[i + 1])
+                    merged.append(word[i] + word[i + 1])
                     i += 2
                 else:
-                    made.append(word[i])
+                    merged.append(word[i])
                     i += 1
-            joined[tuple(made)] += count
+            joined[tuple(merged)] += count
         words = joined
     return tuple(merges)
 

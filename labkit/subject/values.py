@@ -10,8 +10,8 @@ The head is "anchored": its row for one token leans towards the embedding of ano
 decoding walks through the vocabulary by wide margins (rounding differs between devices and formats;
 the tokens should not), while log probabilities still depend on every weight.
 
-    for piece in blocks("model.norm.weight", (2048,), config):  # uint16 arrays, bfloat16 bits
-        file.write(piece)
+    for task in tasks("model.norm.weight", (2048,), config):
+        file.write(task())                                      # uint16 arrays, bfloat16 bits
 
 Lesson: notebooks/04_model_formats.
 """
@@ -24,7 +24,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 
@@ -169,10 +168,3 @@ def tasks(
     if name == "lm_head.weight":
         return [functools.partial(_anchored, *s, config, shape, seed) for s in spans(shape)]
     return [functools.partial(_plain, name, *s, config, shape, seed) for s in spans(shape)]
-
-
-def blocks(
-    name: str, shape: tuple[int, ...], config: LlamaConfig, seed: int = SEED
-) -> Iterator[Any]:
-    for task in tasks(name, shape, config, seed):
-        yield task()

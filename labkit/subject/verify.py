@@ -100,7 +100,7 @@ def verify(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _of_safetensors(item: tuple[str, Stored]) -> tuple[str, str, str, int]:
     name, at = item
-    made = hashlib.sha256()
+    state = hashlib.sha256()
     with open(at.file, "rb") as file:
         file.seek(at.start)
         left = at.end - at.start
@@ -108,9 +108,9 @@ def _of_safetensors(item: tuple[str, Stored]) -> tuple[str, str, str, int]:
             piece = file.read(min(left, PIECE_BYTES))
             if not piece:
                 break
-            made.update(piece)
+            state.update(piece)
             left -= len(piece)
-    return name, made.hexdigest(), at.file.name, at.end - at.start
+    return name, state.hexdigest(), at.file.name, at.end - at.start
 
 
 def _of_pickles(where: Directory) -> Iterator[tuple[str, str, str, int]]:

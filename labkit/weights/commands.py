@@ -9,12 +9,14 @@ Lesson: notebooks/04_model_formats.
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
 from labkit.core.stdout import last_line, table
 from labkit.core.units import show_bytes, show_s
 from labkit.errors import BadInput
+from labkit.formats.layout import Layout
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +82,7 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
-def _as_doc(layout: Any, every: bool) -> dict[str, Any]:
+def _as_doc(layout: Layout, every: bool) -> dict[str, Any]:
     doc = layout._asdict() | {"tensors": [t._asdict() for t in layout.tensors]}
     doc["tensor_count"] = len(layout.tensors)
     doc["metadata"] = {
@@ -92,7 +94,7 @@ def _as_doc(layout: Any, every: bool) -> dict[str, Any]:
     return doc
 
 
-def describe(layout: Any, limit: int | None = 20) -> str:
+def describe(layout: Layout, limit: int | None = 20) -> str:
     """Header, a picture of the layout, the tensors, the findings."""
     lines = [
         (
@@ -126,10 +128,10 @@ def describe(layout: Any, limit: int | None = 20) -> str:
     return "\n".join(lines)
 
 
-def picture(layout: Any, width: int = 72) -> str:
+def picture(layout: Layout, width: int = 72) -> str:
     """The file as one line of cells: H header, letters by tensor kind, . neither. Each cell takes
     what covers most of it."""
-    cells = [{".": 0} for _ in range(width)]
+    cells: list[dict[str, float]] = [{".": 0} for _ in range(width)]
 
     def cover(start: int, end: int, mark: str) -> None:
         scale = max(layout.size_bytes, 1) / width
@@ -153,20 +155,8 @@ def kind(name: str) -> str:
     """E, A, F or n: what part of the model a tensor is, by its public or its GGUF name."""
     if "embed" in name or "lm_head" in name or name.startswith(("token_embd", "output.")):
         return "E"
-    if "attn.q" in name or any(
-        w in name
-        for w in (
-            "q_proj",
-            "k_proj",
-            "v_proj",
-            "o_proj",
-            "attn_q",
-            "attn_k",
-            "attn_v",
-            "attn_output",
-        )
-    ):
+    if re.search(r"attn[._]q|[qkvo]_proj|attn_(k|v|output)", name):
         return "A"
-    if "mlp." in name or any(w in name for w in ("ffn_up", "ffn_down", "ffn_gate")):
+    if re.search(r"mlp\.|ffn_(up|down|gate)", name):
         return "F"
     return "n"

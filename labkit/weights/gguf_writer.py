@@ -44,6 +44,7 @@ def write_gguf(source: CheckpointSource, path: Path, kind: str) -> dict[str, Any
             fix="use llama.cpp's convert_hf_to_gguf.py",
         )
     logging.getLogger("gguf").setLevel(logging.ERROR)
+    kinds = gguf.GGMLQuantizationType
     architecture = ARCHITECTURES[config.get("model_type", "llama")]
     writer = gguf.GGUFWriter(str(path), architecture)
     _keys(writer, config, kind)
@@ -52,16 +53,11 @@ def write_gguf(source: CheckpointSource, path: Path, kind: str) -> dict[str, Any
     plan = _plan(source, came, kind)
     frequencies = _frequency_factors(config)
     for _, name, shape, qtype in plan:
-        row_bytes = (
-            gguf.quants.quant_shape_to_byte_shape(shape, qtype)
-            if qtype not in _PLAIN(gguf)
-            else None
-        )
-        size = (
-            math.prod(row_bytes)
-            if row_bytes
-            else math.prod(shape) * (4 if qtype == gguf.GGMLQuantizationType.F32 else 2)
-        )
+        plain_bytes = {kinds.F32: 4, kinds.F16: 2}.get(qtype)
+        if plain_bytes:
+            size = math.prod(shape) * plain_bytes
+        else:
+            size = math.prod(gguf.quants.quant_shape_to_byte_shape(shape, qtype))
         writer.add_tensor_info(name, shape, _numpy_dtype(qtype, gguf), size, raw_dtype=qtype)
     if frequencies is not None:
         writer.add_tensor_info(

@@ -42,13 +42,13 @@ def split(raw: bytes, width: int, level: int = 1) -> bytes:
     import zstandard
 
     whole = len(raw) // width * width
-    numbers, made = np.frombuffer(raw, np.uint8, whole).reshape(-1, width), []
+    numbers, planes = np.frombuffer(raw, np.uint8, whole).reshape(-1, width), []
     for i in range(width):
         plane = numbers[:, i].tobytes()
         small = zstandard.ZstdCompressor(level=level).compress(plane)
         kept = small if len(small) < 0.97 * len(plane) else plane
-        made += [_PLANE.pack(kept is small, len(kept)), kept]
-    return b"".join([*made, raw[whole:]])
+        planes += [_PLANE.pack(kept is small, len(kept)), kept]
+    return b"".join([*planes, raw[whole:]])
 
 
 def join(data: bytes | bytearray, width: int, size_bytes: int) -> Any:
@@ -163,7 +163,7 @@ def parse_index(raw: bytes) -> dict[str, PackedFile]:
         found = {}
         for name, about in json.loads(raw)["files"].items():
             frames = tuple(Frame(*(int(n) for n in row)) for row in about["frames"])
-            made = PackedFile(int(about["size_bytes"]), int(about["width"]), frames)
+            file = PackedFile(int(about["size_bytes"]), int(about["width"]), frames)
             at = offset = 0
             for frame in frames:
                 if (
@@ -174,13 +174,13 @@ def parse_index(raw: bytes) -> dict[str, PackedFile]:
                     raise ValueError(name)
                 at, offset = at + frame.stored_bytes, offset + frame.size_bytes
             if (
-                offset != made.size_bytes
-                or made.width not in WIDTHS
+                offset != file.size_bytes
+                or file.width not in WIDTHS
                 or "/" in name
                 or name in ("", ".", "..")
             ):
                 raise ValueError(name)
-            found[name] = made
+            found[name] = file
         return found
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise BadInput(

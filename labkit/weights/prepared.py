@@ -1,9 +1,9 @@
 """The subject's checkpoint in another format, made once per content and kept in the workspace's
 artifacts.
 
-    made = checkpoint_in("gguf:Q8_0", subject, workspace)
-    made.directory, made.prepare_s, made.added_bytes     # the conversion is part of the trade: its
-        cost is recorded
+    prepared = checkpoint_in("gguf:Q8_0", subject, workspace)
+    prepared.directory
+    prepared.prepare_s, prepared.added_bytes     # the cost of the conversion is part of the trade
 
 Lesson: notebooks/04_model_formats.
 """

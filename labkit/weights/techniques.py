@@ -3,7 +3,7 @@
 Each is a row of `catalog.LOADERS` seen as a technique: `prepare` converts the checkpoint to the
 format the loader reads (off the clock, its cost recorded), `apply` tells the server which loader to
 call and where the model is – a bucket for a fresh node, a cold local directory for a warm one – and
-`engaged` looks at what the kernel and the store counted.
+`verify` looks at what the kernel and the store counted.
 
 Lesson: notebooks/04_model_formats, notebooks/05_streaming.
 """
@@ -123,18 +123,18 @@ class WeightsTechnique(Technique):
         size_bytes, weights_bytes, init."""
         from labkit.weights.prepared import checkpoint_in
 
-        made = checkpoint_in(self.loader.format, subject, workspace)
+        prepared = checkpoint_in(self.loader.format, subject, workspace)
         format = self.loader.format.replace(":", "-").lower()
-        key = f"models/{subject.preset}-{format}-{made.digest[:8]}"
+        key = f"models/{subject.preset}-{format}-{prepared.digest[:8]}"
         return Artifact(
             self.name,
-            made.digest,
-            {"model_dir": str(made.directory)},
+            prepared.digest,
+            {"model_dir": str(prepared.directory)},
             {
                 "model_key": key,
-                "prepare_s": made.prepare_s,
-                "size_bytes": made.added_bytes,
-                "weights_bytes": made.weights_bytes,
+                "prepare_s": prepared.prepare_s,
+                "size_bytes": prepared.added_bytes,
+                "weights_bytes": prepared.weights_bytes,
             },
         )
 
@@ -292,11 +292,11 @@ def _on_device(
 
 def device_facts(seen: Observation) -> dict[str, Any]:
     """What the server's `load` span says about its parameters on the device."""
-    said = next(
+    detail = next(
         (s.detail for s in seen.spans if s.name == "load" and "device_bytes" in s.detail), {}
     )
     return {
-        k: said[k]
+        k: detail[k]
         for k in (
             "parameters",
             "device_parameters",
@@ -304,7 +304,7 @@ def device_facts(seen: Observation) -> dict[str, Any]:
             "allocated_bytes",
             "peak_allocated_bytes",
         )
-        if k in said
+        if k in detail
     }
 
 

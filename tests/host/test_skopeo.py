@@ -112,7 +112,7 @@ def test_a_second_repository_gets_its_layers_by_mount_not_by_upload(layout, tmp_
 
 @pytest.mark.needs("rclone")
 def test_rclone_lists_and_copies_from_the_store(tmp_path):
-    from labkit.net.serving import serving_store
+    from labkit.net.serving import serving
     from labkit.objects.publish import publish_model
 
     (tmp_path / "m").mkdir()
@@ -120,7 +120,7 @@ def test_rclone_lists_and_copies_from_the_store(tmp_path):
     publish_model(tmp_path / "store", tmp_path / "m", "models/x")
     # rclone's own transport refuses a custom CA bundle, which plain HTTP does not need.
     env = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
-    with serving_store(tmp_path / "store") as served:
+    with serving("store", tmp_path / "store") as served:
         remote = [
             ":s3,provider=Other,access_key_id={AWS_ACCESS_KEY_ID},secret_access_key={AWS_SECRET_ACCESS_KEY},endpoint='{AWS_ENDPOINT_URL}':lab".format(
                 **served.env

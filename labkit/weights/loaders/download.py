@@ -90,16 +90,16 @@ def download(source: CheckpointSource, name: str, target: Path) -> int:
 
 
 @contextmanager
-def refusing(what: Any) -> Iterator[None]:
+def refusing(path: str | Path) -> Iterator[None]:
     """Whatever a format's library raises on a damaged file, as BadInput with its first line."""
     try:
         yield
     except (LabError, KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except Exception as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadInput(
-            f"{what} cannot be loaded: {said[:300]}",
+            f"{path} cannot be loaded: {reason[:300]}",
             why="truncated, corrupt, or a pickle that would run code: nothing of it was run",
-            fix=f"labkit model inspect {what}",
+            fix=f"labkit model inspect {path}",
         ) from error

@@ -7,17 +7,23 @@ this – it computes on the packed blocks. Header reader: ours (the `gguf` packa
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from labkit.core.timeline import span
 from labkit.errors import BadInput
 from labkit.formats.gguf_header import read
 from labkit.formats.gguf_names import heads_of, to_halves, to_public
+from labkit.formats.layout import Layout
 from labkit.weights.loaders.download import local_shards, refusing
-from labkit.weights.loaders.placing import Placer
+from labkit.weights.loaders.placing import Model, Placer
+
+if TYPE_CHECKING:
+    import torch
 
 
-def load(model: Any, source: str, device: str = "cpu", **_: Any) -> dict[str, Any]:
+def load(model: Model, source: str, device: str = "cpu", **_: Any) -> dict[str, Any]:
     with local_shards(source, "gguf") as here:
         placer = Placer(model, device)
         for path in here.paths:
@@ -29,7 +35,7 @@ def load(model: Any, source: str, device: str = "cpu", **_: Any) -> dict[str, An
         return placer.finish() | here.facts("gguf")
 
 
-def tensors(path: Any, layout: Any) -> Any:
+def tensors(path: Path, layout: Layout) -> Iterator[tuple[str, torch.Tensor]]:
     """(public name, tensor) in file order: dequantised to float32, plain types as they are, rows in
     the public order."""
     import gguf
@@ -52,16 +58,16 @@ def tensors(path: Any, layout: Any) -> Any:
                 why="it was truncated while it was read; nothing was loaded",
             )
         if entry.dtype in ("F32", "F16"):
-            made = torch.from_numpy(
+            tensor = torch.from_numpy(
                 raw.view(entry.dtype.replace("F", "float")).reshape(entry.shape)
             )
         elif entry.dtype == "BF16":
-            made = torch.from_numpy(raw).view(torch.bfloat16).reshape(entry.shape)
+            tensor = torch.from_numpy(raw).view(torch.bfloat16).reshape(entry.shape)
         else:
-            made = torch.from_numpy(
+            tensor = torch.from_numpy(
                 gguf.quants.dequantize(
                     raw, getattr(gguf.GGMLQuantizationType, entry.dtype)
                 ).reshape(entry.shape)
             )
         turned = heads_of(public, heads, kv_heads) if architecture == "llama" else 0
-        yield public, to_halves(made, turned).contiguous() if turned else made
+        yield public, to_halves(tensor, turned).contiguous() if turned else tensor

@@ -11,10 +11,10 @@ from typing import Any
 
 from labkit.core.timeline import span
 from labkit.weights.loaders.download import local_shards, refusing
-from labkit.weights.loaders.placing import Placer, with_index
+from labkit.weights.loaders.placing import Model, Placer, with_index
 
 
-def load(model: Any, source: str, device: str = "cuda", **_: Any) -> dict[str, Any]:
+def load(model: Model, source: str, device: str = "cuda", **_: Any) -> dict[str, Any]:
     with span("load.library"):
         from instanttensor import safe_open
 

@@ -19,7 +19,7 @@ from typing import Any
 from labkit.core.timeline import span
 from labkit.errors import BadInput
 from labkit.weights.loaders.download import local_shards, refusing
-from labkit.weights.loaders.placing import Placer
+from labkit.weights.loaders.placing import Model, Placer
 
 
 def load(
@@ -34,7 +34,7 @@ def load(
         return placer.finish() | here.facts("pickle-mmap" if mmap else "pickle")
 
 
-def load_mmap(model: Any, source: str, device: str = "cpu", **options: Any) -> dict[str, Any]:
+def load_mmap(model: Model, source: str, device: str = "cpu", **options: Any) -> dict[str, Any]:
     return load(model, source, device, mmap=True, **options)
 
 

@@ -8,10 +8,15 @@ answers nonsense without an error. Lesson: notebooks/04_model_formats."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from labkit.errors import BadInput
+
+if TYPE_CHECKING:
+    import torch
+
+Model: TypeAlias = "torch.nn.Module"
 
 
 def with_index(device: str) -> str:
@@ -32,23 +37,23 @@ class Placer:
     facts = placer.finish()
     """
 
-    def __init__(self, model: Any, device: str = "cpu"):
+    def __init__(self, model: Model, device: str = "cpu"):
         self.model, self.device = model, device
-        self.slots: dict[str, Any] = {}
-        self._owners: dict[str, tuple[Any, str]] = {}  # name -> (its module, its name there)
+        self.slots: dict[str, torch.Tensor] = {}
+        self._owners: dict[str, tuple[Model, str]] = {}  # name -> (its module, its name parameter)
         for path, module in model.named_modules(remove_duplicate=False):
-            for leaf, there in (module._parameters | module._buffers).items():
-                if there is not None and leaf not in module._non_persistent_buffers_set:
+            for leaf, parameter in (module._parameters | module._buffers).items():
+                if parameter is not None and leaf not in module._non_persistent_buffers_set:
                     name = f"{path}.{leaf}" if path else leaf
-                    self.slots[name], self._owners[name] = there, (module, leaf)
-        self.placed: dict[str, Any] = {}
+                    self.slots[name], self._owners[name] = parameter, (module, leaf)
+        self.placed: dict[str, torch.Tensor] = {}
         self.size_bytes = 0
 
-    def slot(self, name: str, shape: Iterable[int]) -> Any:
+    def slot(self, name: str, shape: Iterable[int]) -> torch.Tensor | None:
         """The parameter that this tensor is for; None for one that a model computes or shares.
         Raises BadInput if there is no parameter of that name or its shape differs."""
-        there = self.slots.get(name)
-        if there is None:
+        parameter = self.slots.get(name)
+        if parameter is None:
             # old checkpoints; a tied head stored twice
             if name.endswith("rotary_emb.inv_freq") or name == "lm_head.weight":
                 return None
@@ -57,51 +62,51 @@ class Placer:
                 why="the checkpoint is of another architecture",
                 fix="labkit model inspect FILE lists what it holds",
             )
-        if there.shape != tuple(shape):
+        if parameter.shape != tuple(shape):
             raise BadInput(
-                f"{name}: checkpoint shape {list(shape)}, model shape {list(there.shape)}",
+                f"{name}: checkpoint shape {list(shape)}, model shape {list(parameter.shape)}",
                 why="config.json and weights are not of the same model",
             )
-        return there
+        return parameter
 
-    def put(self, name: str, tensor: Any) -> None:
+    def put(self, name: str, tensor: torch.Tensor) -> None:
         """The tensor becomes the parameter, or is copied into it; one that is the parameter's own
         storage is there already."""
-        there = self.slot(name, tensor.shape)
-        if there is None:
+        parameter = self.slot(name, tensor.shape)
+        if parameter is None:
             return
-        if there.is_meta:
-            self._become(name, there, tensor)
+        if parameter.is_meta:
+            self._become(name, parameter, tensor)
         else:
-            if tensor is not there:
+            if tensor is not parameter:
                 import torch
 
                 with torch.no_grad():
-                    there.copy_(tensor)
-            self.placed[name] = there
-        self.size_bytes += there.nbytes
+                    parameter.copy_(tensor)
+            self.placed[name] = parameter
+        self.size_bytes += parameter.nbytes
 
-    def put_state(self, state: dict[str, Any]) -> None:
+    def put_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """A whole state dict at once: torch's own `load_state_dict` where the model is initialised,
         else one by one."""
         filled = {}
         for name, tensor in state.items():
-            there = self.slot(name, tensor.shape)
-            if there is not None and there.is_meta:
+            parameter = self.slot(name, tensor.shape)
+            if parameter is not None and parameter.is_meta:
                 self.put(name, tensor)
-            elif there is not None:
+            elif parameter is not None:
                 filled[name] = tensor
         if filled:
             self.model.load_state_dict(filled, strict=False)
             self.placed |= {n: self.slots[n] for n in filled}
             self.size_bytes += sum(self.slots[n].nbytes for n in filled)
 
-    def _become(self, name: str, there: Any, tensor: Any) -> None:
+    def _become(self, name: str, parameter: torch.Tensor, tensor: torch.Tensor) -> None:
         import torch
 
-        if tensor.dtype != there.dtype or tensor.device.type != self.device.partition(":")[0]:
+        if tensor.dtype != parameter.dtype or tensor.device.type != self.device.partition(":")[0]:
             with torch.no_grad():
-                tensor = tensor.to(device=self.device, dtype=there.dtype)
+                tensor = tensor.to(device=self.device, dtype=parameter.dtype)
         module, leaf = self._owners[name]
         if leaf in module._parameters:
             module._parameters[leaf] = torch.nn.Parameter(tensor, requires_grad=False)
@@ -129,12 +134,3 @@ class Placer:
                 fix="labkit model verify DIR",
             )
         return {"tensors": len(placed), "size_bytes": self.size_bytes}
-
-
-def place_all(
-    model: Any, tensors: Iterable[tuple[str, Any]], device: str = "cpu"
-) -> dict[str, Any]:
-    placer = Placer(model, device)
-    for name, tensor in tensors:
-        placer.put(name, tensor)
-    return placer.finish()

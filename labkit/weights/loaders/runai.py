@@ -18,11 +18,11 @@ from typing import Any
 
 from labkit.core.timeline import span
 from labkit.weights.loaders.download import refusing
-from labkit.weights.loaders.placing import Placer, with_index
+from labkit.weights.loaders.placing import Model, Placer, with_index
 from labkit.weights.source import open_source
 
 
-def load(model: Any, source: str, device: str = "cpu", **_: Any) -> dict[str, Any]:
+def load(model: Model, source: str, device: str = "cpu", **_: Any) -> dict[str, Any]:
     with span("load.library"):
         from runai_model_streamer import SafetensorsStreamer
 

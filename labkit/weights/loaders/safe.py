@@ -20,10 +20,10 @@ from typing import Any
 from labkit.core.timeline import span
 from labkit.errors import BadInput
 from labkit.weights.loaders.download import local_shards, refusing
-from labkit.weights.loaders.placing import Placer, with_index
+from labkit.weights.loaders.placing import Model, Placer, with_index
 
 
-def load(model: Any, source: str, device: str = "cpu", **_: Any) -> dict[str, Any]:
+def load(model: Model, source: str, device: str = "cpu", **_: Any) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     with local_shards(source, "safetensors") as here:
@@ -36,7 +36,7 @@ def load(model: Any, source: str, device: str = "cpu", **_: Any) -> dict[str, An
         return placer.finish() | here.facts("safetensors")
 
 
-def load_pread(model: Any, source: str, device: str = "cpu", **_: Any) -> dict[str, Any]:
+def load_pread(model: Model, source: str, device: str = "cpu", **_: Any) -> dict[str, Any]:
     with local_shards(source, "safetensors") as here:
         placer = Placer(model, device)
         for path in here.paths:
@@ -72,7 +72,7 @@ def _read_whole(path: Path) -> dict[str, Any]:
     return {entry.name: view(into, entry, entry.offset) for entry in layout.tensors}
 
 
-def load_lazy(model: Any, source: str, device: str = "cpu", **_: Any) -> dict[str, Any]:
+def load_lazy(model: Model, source: str, device: str = "cpu", **_: Any) -> dict[str, Any]:
     from safetensors import safe_open
 
     with local_shards(source, "safetensors") as here:
@@ -88,7 +88,7 @@ def load_lazy(model: Any, source: str, device: str = "cpu", **_: Any) -> dict[st
         return placer.finish() | here.facts("safetensors-lazy")
 
 
-def load_device(model: Any, source: str, device: str = "cuda", **_: Any) -> dict[str, Any]:
+def load_device(model: Model, source: str, device: str = "cuda", **_: Any) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     with local_shards(source, "safetensors") as here:

@@ -13,11 +13,11 @@ from typing import Any
 from labkit.core.timeline import span
 from labkit.errors import BadInput
 from labkit.weights.loaders.download import refusing
-from labkit.weights.loaders.placing import Placer
+from labkit.weights.loaders.placing import Model, Placer
 from labkit.weights.source import open_source
 
 
-def load(model: Any, source: str, device: str = "cpu", **_: Any) -> dict[str, Any]:
+def load(model: Model, source: str, device: str = "cpu", **_: Any) -> dict[str, Any]:
     opened = open_source(source)
     names = opened.shards("safetensors")
     if opened.remote and not opened.root.startswith("s3://"):

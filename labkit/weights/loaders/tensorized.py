@@ -10,10 +10,10 @@ from typing import Any
 
 from labkit.core.timeline import span
 from labkit.weights.loaders.download import local_shards, refusing
-from labkit.weights.loaders.placing import Placer
+from labkit.weights.loaders.placing import Model, Placer
 
 
-def load(model: Any, source: str, device: str = "cpu", **_: Any) -> dict[str, Any]:
+def load(model: Model, source: str, device: str = "cpu", **_: Any) -> dict[str, Any]:
     with span("load.library"):
         from tensorizer import TensorDeserializer
 

@@ -12,14 +12,14 @@ import pytest
 
 from labkit.core.ledger import Ledger, open_entries, start_time
 from labkit.errors import BadInput, LabError
-from labkit.net.serving import serving, serving_registry, serving_store
+from labkit.net.serving import serving
 
 
 def test_both_kinds_come_up_count_and_end_with_the_block(tmp_path, workspace):
     with Ledger.open(workspace, watch=False) as ledger:
         with (
-            serving_registry(tmp_path / "r", ledger=ledger, link="200mbit") as registry,
-            serving_store(tmp_path / "s", ledger=ledger) as store,
+            serving("registry", tmp_path / "r", ledger=ledger, link="200mbit") as registry,
+            serving("store", tmp_path / "s", ledger=ledger) as store,
         ):
             assert {e["target"] for e in open_entries(ledger.path)} == {registry.pid, store.pid}
             assert (registry.stats()["link"], store.stats()["requests"]) == ("200mbit", 0)

@@ -97,11 +97,15 @@ def test_the_values_do_not_depend_on_this_host(tiny):
     } == noted
 
 
+def whole(name, shape, config):
+    return np.concatenate([task() for task in values.tasks(name, shape, config)])
+
+
 def test_one_tensor_can_be_made_again_alone(tiny):
     where, config = open_directory(tiny), LlamaConfig.from_dir(tiny)
     for name in ("model.layers.3.mlp.down_proj.weight", "lm_head.weight", "model.norm.weight"):
         at = where.tensors[name]
-        alone = np.concatenate(list(values.blocks(name, at.shape, config))).tobytes()
+        alone = whole(name, at.shape, config).tobytes()
         assert alone == at.file.read_bytes()[at.start : at.end]
 
 
@@ -110,12 +114,8 @@ def test_blocks_do_not_change_the_anchored_head(monkeypatch):
     config = PRESETS["tiny"]
     monkeypatch.setattr(values, "BLOCK", 128 * 128)
     shape = (config.vocab_size, config.hidden_size)
-    head = values.to_float32(
-        np.concatenate(list(values.blocks("lm_head.weight", shape, config)))
-    ).reshape(shape)
-    embedding = values.to_float32(
-        np.concatenate(list(values.blocks("model.embed_tokens.weight", shape, config)))
-    ).reshape(shape)
+    head = values.to_float32(whole("lm_head.weight", shape, config)).reshape(shape)
+    embedding = values.to_float32(whole("model.embed_tokens.weight", shape, config)).reshape(shape)
     tokens = np.arange(3, config.vocab_size)
     assert (
         np.argmax(embedding[tokens] @ head.T, axis=1) == values.successor(tokens, config.vocab_size)

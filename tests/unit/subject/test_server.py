@@ -380,7 +380,7 @@ def test_a_reference_of_a_damaged_model_is_a_bad_input(model, workspace, tmp_pat
     broken = shutil.copytree(model, tmp_path / "broken")
     os.truncate(broken / "model.safetensors", 1000)
     with pytest.raises(BadInput, match="model.safetensors"):
-        reference.reference_tokens(broken, "x", 1, workspace=workspace)
+        reference.reference(broken, "x", 1, workspace=workspace)
 
 
 def test_a_reference_says_where_it_was_computed(model, workspace):
