@@ -10,11 +10,18 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from labkit.cli import experiments
 from labkit.core.arguments import count, names, new_file, scenario
 from labkit.net.arguments import link
 from labkit.subject.arguments import preset
+
+if TYPE_CHECKING:
+    from labkit.core.records import Run
+    from labkit.core.trial import Trial
+    from labkit.stack.compose import Stack
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,27 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", type=preset, default="small")
     parser.add_argument("--blocks", type=count("--blocks"), default=5)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--device",
-        default="",
-        choices=["", "cpu", "cuda"],
-        help=(
-            "device of the servers (default: cuda where a GPU is here and torch is built for it,"
-            " else cpu)"
-        ),
-    )
-    parser.add_argument(
-        "--out",
-        default="",
-        metavar="FILE",
-        help="the record (default: a new file in the workspace's runs/)",
-    )
-    parser.add_argument("--resume", action="store_true", help="go on with the record in --out")
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="begin the record in --out anew, where there is one",
-    )
+    experiments.add_device(parser, "the servers")
+    experiments.add_record_options(parser)
     parser.add_argument("--json", action="store_true", help="only the JSON line")
 
 
@@ -100,58 +88,38 @@ def run(args: argparse.Namespace) -> int:
         " block tells how long the rest takes; --resume goes on after an interruption",
         file=sys.stderr,
     )
-    from labkit.stack import experiment
-
-    record = experiment(
-        stacks,
-        preset=args.preset,
-        blocks=args.blocks,
-        scenario=args.scenario,
-        link=args.link,
-        seed=args.seed,
-        device=args.device,
-        out=args.out or None,
-        resume=args.resume,
-        overwrite=args.overwrite,
-        progress=Estimating(progress(), len(stacks), args.blocks),
-    )
-    return _report(record, args.json)
+    estimating = Estimating(progress(), len(stacks), args.blocks)
+    return _report(experiments.run_experiment(args, stacks, estimating), args.json)
 
 
 class Estimating:
     """Passes progress on, and after each trial says how long the rest will take, from the trials so
     far."""
 
-    def __init__(self, inner: Any, arms: int, blocks: int):
+    def __init__(self, inner: object, arms: int, blocks: int):
         self.inner, self.total, self.done = inner, arms * blocks, 0
         self.began = time.monotonic()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def trial_done(self, trial: Any) -> None:
+    def trial_done(self, trial: Trial) -> None:
         self.done += 1
-        if hasattr(self.inner, "trial_done"):
-            self.inner.trial_done(trial)
+        getattr(self.inner, "trial_done", lambda _: None)(trial)
         left_s = (time.monotonic() - self.began) / self.done * (self.total - self.done)
-        if (
-            left_s > 1
-            and (self.done in (1, 3) or self.done % 10 == 0)
-            and hasattr(self.inner, "note")
-        ):
-            self.inner.note(f"{self.done} of {self.total} trials; about {left_s / 60:.0f} min left")
+        note = getattr(self.inner, "note", None)
+        if note and left_s > 1 and (self.done in (1, 3) or self.done % 10 == 0):
+            note(f"{self.done} of {self.total} trials; about {left_s / 60:.0f} min left")
 
 
-def _best(args: argparse.Namespace) -> Any:
+def _best(args: argparse.Namespace) -> Stack:
     from labkit.core.workspace import Workspace
     from labkit.stack.best_here import best_here
     from labkit.stack.compose import Stack
 
-    return (
-        Stack.parse(args.best)
-        if args.best
-        else best_here(Workspace.default(), args.scenario, args.link, args.preset)
-    )
+    if args.best:
+        return Stack.parse(args.best)
+    return best_here(Workspace.default(), args.scenario, args.link, args.preset)
 
 
 def _search(args: argparse.Namespace, only: tuple[str, ...]) -> int:
@@ -197,8 +165,12 @@ def _search(args: argparse.Namespace, only: tuple[str, ...]) -> int:
     return 0
 
 
-def _report(run: Any, only_json: bool) -> int:
-    from labkit.cli.run import summary
+def _interval(ratio: Mapping[str, Any]) -> str:
+    significance = "" if ratio["significant"] else "  not significant"
+    return f"{ratio['low']:.3f} – {ratio['high']:.3f}{significance}"
+
+
+def _report(run: Run, only_json: bool) -> int:
     from labkit.core.stdout import last_line, say, table
     from labkit.core.units import show_s
     from labkit.stack.ablate import effects, predict
@@ -215,12 +187,7 @@ def _report(run: Any, only_json: bool) -> int:
                         e.arm,
                         show_s(sum(e.phases.values())) if e.phases else "",
                         f"{e.ratio['median']:.3f}" if e.ratio else "missing",
-                        (
-                            ""
-                            if not e.ratio
-                            else f"{e.ratio['low']:.3f} – {e.ratio['high']:.3f}"
-                            + ("" if e.ratio["significant"] else "  not significant")
-                        ),
+                        _interval(e.ratio) if e.ratio else "",
                         show_s(e.saved_s) if e.ratio else e.missing[:90],
                     ]
                     for e in found
@@ -248,10 +215,9 @@ def _report(run: Any, only_json: bool) -> int:
             )
         print("\nclaimed against measured")
         say(table(as_rows(rows), HEAD))
-    doc = summary(run)
     last_line(
         {
-            **doc,
+            **experiments.summary(run),
             "bench": "ablate",
             "predictions": [
                 {"arm": p.arm, "measured_s": p.measured_s, "sum_s": p.sum_s, "path_s": p.path_s}

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def outcome(doc: dict[str, Any]) -> int:
-    """The exit code: 3 where no arm can run here, 1 where a trial failed or none came through. What
+    """The exit code: 3 where no arm can run here, 1 where a trial failed or none succeeded. What
     is left out is said on stderr."""
     left_out = [r for r in doc["results"] if "missing" in r]
     for row in left_out:

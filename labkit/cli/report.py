@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from labkit.cli.experiments import add_device
 from labkit.core.arguments import count, output_directory, readable_file, seconds
 from labkit.net.arguments import link
 from labkit.subject.arguments import preset
@@ -34,15 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--link", type=link, default="loopback", help="emulated link of the naive run"
     )
-    parser.add_argument(
-        "--device",
-        default="",
-        choices=["", "cpu", "cuda"],
-        help=(
-            "device of the servers, the notebooks' too (default: cuda where a GPU is here and torch"
-            " is built for it, else cpu)"
-        ),
-    )
+    add_device(parser, "the servers, the notebooks' too")
     parser.add_argument(
         "--notebook",
         action="append",

@@ -8,8 +8,9 @@ labkit run --command 'transformers serve …' --url http://127.0.0.1:8000 --weig
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING
 
+from labkit.cli import experiments
 from labkit.core.arguments import (
     bucket_url,
     count,
@@ -22,6 +23,9 @@ from labkit.core.arguments import (
 )
 from labkit.net.arguments import link
 from labkit.subject.arguments import preset
+
+if TYPE_CHECKING:
+    from labkit.core.records import Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,18 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="seconds until a trial is a time-out (default 300)",
     )
     parser.add_argument("--seed", type=int, default=0, help="order of arms within blocks")
-    parser.add_argument(
-        "--out",
-        default="",
-        metavar="FILE",
-        help="the record (default: a new file in the workspace's runs/)",
-    )
-    parser.add_argument("--resume", action="store_true", help="go on with the record in --out")
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="begin the record in --out anew, where there is one",
-    )
+    experiments.add_record_options(parser)
     parser.add_argument("--json", action="store_true", help="only the JSON line on stdout")
     parser.add_argument(
         "--port", type=port(), default=None, help="port of the server (default: a free one)"
@@ -106,15 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CMD",
         help="a shell command started at t0 with LABKIT_URL set: a client outside the lab",
     )
-    parser.add_argument(
-        "--device",
-        default="",
-        choices=["", "cpu", "cuda"],
-        help=(
-            "device of the server (default: cuda where a GPU is here and torch is built for it,"
-            " else cpu)"
-        ),
-    )
+    experiments.add_device(parser, "the server")
     byo = parser.add_argument_group(
         "bring your own server (measured from outside, nothing in it is changed)"
     )
@@ -144,7 +129,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from labkit.core import printable
-    from labkit.core.records import Run
     from labkit.core.stdout import last_line, say
     from labkit.errors import BadInput
 
@@ -171,16 +155,16 @@ def run(args: argparse.Namespace) -> int:
             why="it is about a server of your own, and none was named",
             fix="labkit run --command CMD --url URL --weights DIR",
         )
-    record: Run = _own(args) if args.own_command else _stacks(args)
+    record = _own(args) if args.own_command else _stacks(args)
     if not args.json:
         from labkit.viz.text_summary import text
 
         say(text(printable.every(record)))
-    last_line(summary(record))
+    last_line(experiments.summary(record))
     return 1 if record.failed or not record.trials else 0
 
 
-def _own(args: argparse.Namespace) -> Any:
+def _own(args: argparse.Namespace) -> Run:
     from labkit.byo.trials import OwnOptions, run
     from labkit.viz.live import progress
 
@@ -200,102 +184,20 @@ def _own(args: argparse.Namespace) -> Any:
     return run(options, progress=progress())
 
 
-def _stacks(args: argparse.Namespace) -> Any:
+def _stacks(args: argparse.Namespace) -> Run:
     from labkit.errors import BadInput
-    from labkit.stack import experiment
     from labkit.viz.live import progress
 
     stacks = [*args.stacks, *args.stack]
     if not stacks:
         raise BadInput("no stack named", why="a run takes at least one", fix="labkit run naive")
-    return experiment(
+    return experiments.run_experiment(
+        args,
         stacks,
-        preset=args.preset,
-        blocks=args.blocks,
-        scenario=args.scenario,
-        link=args.link,
-        seed=args.seed,
-        out=args.out or None,
-        resume=args.resume,
-        overwrite=args.overwrite,
-        progress=progress(),
+        progress(),
         timeout_s=args.timeout,
         model_dir=args.model_dir,
         at_t0=args.at_t0,
         port=args.port,
-        device=args.device,
         store=args.store.rstrip("/"),
     )
-
-
-def summary(run: Any) -> dict[str, Any]:
-    """The last line of `labkit run`: the bench language, with failed, trials, first_token_s,
-    phases, unaccounted_share."""
-    from labkit.core import printable, question, stats
-    from labkit.errors import BadInput
-
-    results, ratios = [], {}
-    for arm in run.arms:
-        good, every = run.of_arm(arm["name"]), run.of_arm(arm["name"], only_ok=False)
-        row: dict[str, Any] = {
-            "arm": arm["name"],
-            "stack": arm["stack"],
-            "link": arm["link"],
-            "scenario": arm["scenario"],
-            "n": len(good),
-            "failed": len(every) - len(good),
-        }
-        if good:
-            totals = [t.total_s for t in good]
-            low, high = stats.interval(totals)
-            states = sorted({t.cache.get("state", "unverified") for t in good})
-            row |= {
-                "cache": states[0] if len(states) == 1 else "mixed: " + ", ".join(states),
-                "median_s": stats.median(totals),
-                "low_s": low,
-                "high_s": high,
-                "floor_s": sum(good[-1].floors.values()) or None,
-                "evidence": "; ".join(e["how"] for e in good[-1].evidence),
-                "phases": {
-                    p: stats.median([t.phases[p] for t in good if p in t.phases])
-                    for p in good[-1].phases
-                },
-                "unaccounted_share": max(
-                    (t.unaccounted_s / t.total_s for t in good if t.unaccounted_s is not None),
-                    default=None,
-                ),
-            }
-        else:
-            row["missing"] = (
-                "no trial came through: "
-                + "; ".join(sorted({t.error.get("what", t.outcome) for t in every}))[:500]
-            )
-        results.append(row)
-    if not results:
-        raise BadInput(
-            f"run {printable.line(run.id)} has no arms", fix="labkit run naive --out FILE"
-        )
-    first = results[0]["arm"]
-    for other in results[1:]:
-        in_block = {t.block: t.total_s for t in run.of_arm(first)}
-        pairs = [
-            (t.total_s, in_block[t.block]) for t in run.of_arm(other["arm"]) if t.block in in_block
-        ]
-        if pairs and not question.not_from_one_start(run, other["arm"], first):
-            ratios[f"{other['arm']}_vs_{first}"] = stats.paired_ratio(pairs)
-    placement = run.experiment.get("placement") or {}
-    return {
-        "bench": "run",
-        "host": run.host,
-        "device": question.asked(run).get("device"),
-        "device_why": placement.get("why"),
-        "blocks": run.experiment.get("blocks", max((t.block + 1 for t in run.trials), default=0)),
-        "failed": len(run.failed),
-        "trials": len(run.trials),
-        "first_token_s": results[0].get("median_s"),
-        "phases": results[0].get("phases", {}),
-        "unaccounted_share": results[0].get("unaccounted_share"),
-        "floors": run.floors,
-        "results": results,
-        "ratios": ratios,
-    }

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
         waterfall(record, args.arm).save(Path(args.figure), theme=args.theme)
     if args.json:
-        from labkit.cli.run import summary
+        from labkit.cli.experiments import summary
 
         last_line(summary(record))
         return 0

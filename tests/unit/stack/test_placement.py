@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit.cli.run import summary
+from labkit.cli.experiments import summary
 from labkit.core import host, question
 from labkit.core.records import Run, Trial
 from labkit.errors import BadInput
