@@ -265,7 +265,7 @@ def warm_engine(args: argparse.Namespace, name: str) -> tuple[Llama, Any]:
 
 def main() -> int:
     # http now: what is imported after t0 would be paid for then
-    from labkit.subject import http, server
+    from labkit.subject import http, server  # noqa: F401
 
     answers, memory = int(sys.argv[1]), memory_here()
     args = server.parser().parse_args(sys.argv[2:])
@@ -305,7 +305,7 @@ def main() -> int:
     with timeline.span("ready"):
         state.engine = engine
         args.host, args.port = wanted["host"], wanted["port"]
-        server.listen(http.ModelServer, args, state)
+        server.listen(args, state)
     engine.serve_forever()
     return 0
 

@@ -18,24 +18,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
 from labkit.errors import BadInput
+from labkit.subject.config_fields import Fields
 
 FAMILIES = ("llama", "qwen2", "mistral")
-#: Above any model there is; what exceeds it is a damaged file, not a model.
-LIMITS = {
-    "vocab_size": 4_000_000,
-    "hidden_size": 262_144,
-    "intermediate_size": 2_097_152,
-    "num_hidden_layers": 2048,
-    "num_attention_heads": 4096,
-    "num_key_value_heads": 4096,
-    "head_dim": 16_384,
-    "max_position_embeddings": 2**31,
-}
 
 
 @dataclass(frozen=True)
@@ -97,38 +88,35 @@ class LlamaConfig:
         return LlamaConfig.from_json(doc, where)
 
     @staticmethod
-    def from_json(doc: Any, where: str = "config.json") -> LlamaConfig:
+    def from_json(doc: object, where: str = "config.json") -> LlamaConfig:
+        fields = Fields(doc if isinstance(doc, dict) else {}, where)
         if not isinstance(doc, dict):
-            raise _bad(where, f"a JSON {type(doc).__name__} where an object belongs")
+            raise fields.refused(f"a JSON {type(doc).__name__} where an object belongs")
         family = doc.get("model_type", "llama")
         if family not in FAMILIES:
-            raise _bad(
-                where,
+            raise fields.refused(
                 f"model_type {family!r:.80}",
                 "the reference server knows " + ", ".join(FAMILIES),
                 "use a model of these families, or your own server: labkit run --command …",
             )
         if doc.get("hidden_act", "silu") not in ("silu", "swish"):
-            raise _bad(
-                where,
+            raise fields.refused(
                 f"hidden_act {doc.get('hidden_act')!r:.80}",
                 "the reference server computes SwiGLU only",
             )
         if (doc.get("use_sliding_window") or family == "mistral") and doc.get("sliding_window"):
-            raise _bad(
-                where,
+            raise fields.refused(
                 f"sliding_window {doc['sliding_window']!r:.40}",
                 "the reference server attends to everything: tokens would differ past the window",
             )
         if doc.get("quantization_config"):
-            raise _bad(
-                where,
+            raise fields.refused(
                 "quantization_config is set",
                 "quantised tensors need the kernels of their own library",
                 "use the unquantised model",
             )
         size = {
-            k: _count(doc, k, where)
+            k: fields.count(k)
             for k in (
                 "vocab_size",
                 "hidden_size",
@@ -138,38 +126,35 @@ class LlamaConfig:
             )
         }
         heads = size["num_attention_heads"]
-        kv_heads = _count(doc, "num_key_value_heads", where, default=heads)
+        kv_heads = fields.count("num_key_value_heads", default=heads)
         if heads % kv_heads:
-            raise _bad(
-                where, f"{heads} attention heads are not a multiple of {kv_heads} key/value heads"
+            raise fields.refused(
+                f"{heads} attention heads are not a multiple of {kv_heads} key/value heads"
             )
         if doc.get("head_dim") is None and size["hidden_size"] % heads:
-            raise _bad(
-                where,
+            raise fields.refused(
                 f"hidden_size {size['hidden_size']} is not a multiple of {heads} heads and there is"
                 " no head_dim",
             )
-        head_dim = _count(doc, "head_dim", where, default=size["hidden_size"] // heads)
+        head_dim = fields.count("head_dim", default=size["hidden_size"] // heads)
         if head_dim % 2:
-            raise _bad(where, f"head_dim {head_dim} is odd", "rotary embedding turns pairs")
-        max_position = _count(doc, "max_position_embeddings", where, default=2048)
-        bias = _flag(doc, "attention_bias", where, family == "qwen2")
+            raise fields.refused(f"head_dim {head_dim} is odd", "rotary embedding turns pairs")
+        max_position = fields.count("max_position_embeddings", default=2048)
+        bias = fields.flag("attention_bias", family == "qwen2")
         return LlamaConfig(
             **size,
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
             max_position_embeddings=max_position,
-            rms_norm_eps=_real(doc, "rms_norm_eps", where, 1e-6, 0.0, 1.0),
-            rope=_rope(doc, where, max_position),
-            tie_word_embeddings=_flag(doc, "tie_word_embeddings", where, False),
+            rms_norm_eps=fields.real("rms_norm_eps", 1e-6, 0.0, 1.0),
+            rope=_rope(fields, max_position),
+            tie_word_embeddings=fields.flag("tie_word_embeddings", False),
             qkv_bias=True if family == "qwen2" else bias,
             o_bias=False if family == "qwen2" else bias,
-            mlp_bias=_flag(doc, "mlp_bias", where, False),
+            mlp_bias=fields.flag("mlp_bias", False),
             family=family,
             dtype=_dtype(doc),
-            bos_token_id=(
-                _ids(doc.get("bos_token_id"))[0] if _ids(doc.get("bos_token_id")) else None
-            ),
+            bos_token_id=next(iter(_ids(doc.get("bos_token_id"))), None),
             eos_token_ids=_ids(doc.get("eos_token_id")),
         )
 
@@ -260,105 +245,48 @@ class LlamaConfig:
         return sum(math.prod(s) for s in self.shapes().values())
 
 
-def _bad(
-    where: str,
-    problem: str,
-    why: str = "the model cannot be built from it",
-    fix: str = "compare config.json with its source",
-) -> BadInput:
-    return BadInput(f"{where}: {problem}", why, fix)
-
-
-def _count(doc: dict[str, Any], key: str, where: str, default: int | None = None) -> int:
-    value = doc.get(key)
-    if value is None and default is not None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LIMITS[key]:
-        raise _bad(
-            where,
-            f"{key} is {'missing' if key not in doc else repr(value)[:80]}, expected an integer"
-            f" from 1 to {LIMITS[key]}",
-        )
-    return value
-
-
-def _real(
-    doc: dict[str, Any], key: str, where: str, default: float, low: float, high: float
-) -> float:
-    value = doc.get(key)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value <= high:
-        raise _bad(
-            where, f"{key} is {value!r:.80}, expected a number above {low:g}, at most {high:g}"
-        )
-    return float(value)
-
-
-def _flag(doc: dict[str, Any], key: str, where: str, default: bool) -> bool:
-    value = doc.get(key)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise _bad(where, f"{key} is {value!r:.80}, expected true or false")
-    return value
-
-
-def _dtype(doc: dict[str, Any]) -> str:
+def _dtype(doc: Mapping[str, object]) -> str:
     name = doc.get("dtype") or doc.get("torch_dtype")
-    return name if name in ("bfloat16", "float16", "float32") else "bfloat16"
+    return str(name) if name in ("bfloat16", "float16", "float32") else "bfloat16"
 
 
-def _ids(value: Any) -> tuple[int, ...]:
+def _ids(value: object) -> tuple[int, ...]:
     found = value if isinstance(value, list) else [value]
     return tuple(v for v in found if isinstance(v, int) and not isinstance(v, bool) and v >= 0)
 
 
-def _rope(doc: dict[str, Any], where: str, max_position: int) -> Rope:
+def _rope(fields: Fields, max_position: int) -> Rope:
+    doc = fields.doc
     new, old = doc.get("rope_parameters"), doc.get("rope_scaling")
     for key, value in (("rope_parameters", new), ("rope_scaling", old)):
         if value is not None and not isinstance(value, dict):
-            raise _bad(where, f"{key} is a {type(value).__name__}, expected an object")
+            raise fields.refused(f"{key} is a {type(value).__name__}, expected an object")
     settings = {**(old or {}), **(new or {})}
-    theta = _real(
-        {
-            **doc,
-            **(
-                {"rope_theta": settings["rope_theta"]}
-                if settings.get("rope_theta") is not None
-                else {}
-            ),
-        },
-        "rope_theta",
-        where,
-        10_000.0,
-        0.0,
-        1e12,
-    )
+    scaling = Fields(settings, fields.where)
+    rope = scaling if settings.get("rope_theta") is not None else fields
+    theta = rope.real("rope_theta", 10_000.0, 0.0, 1e12)
     kind = settings.get("rope_type") or settings.get("type") or "default"
-    if settings.get("partial_rotary_factor") not in (None, 1, 1.0) or doc.get(
-        "partial_rotary_factor"
-    ) not in (None, 1, 1.0):
-        raise _bad(where, "partial_rotary_factor is set", "the reference server turns whole heads")
+    key, whole = "partial_rotary_factor", (None, 1, 1.0)
+    if settings.get(key) not in whole or doc.get(key) not in whole:
+        raise fields.refused(f"{key} is set", "the reference server turns whole heads")
     if kind == "default":
         return Rope(theta)
     if kind not in ("linear", "llama3"):
-        raise _bad(
-            where,
+        raise fields.refused(
             f"rope type {kind!r:.80}",
             "the reference server knows default, linear and llama3; another would shift every"
             " position",
         )
-    factor = _real(settings, "factor", where, 0.0, 0.0, 1e6)
+    factor = scaling.real("factor", 0.0, 0.0, 1e6)
     if not factor:
-        raise _bad(where, f"rope type {kind} without a factor")
+        raise fields.refused(f"rope type {kind} without a factor")
     if kind == "linear":
         return Rope(theta, kind, factor)
-    low = _real(settings, "low_freq_factor", where, 1.0, 0.0, 1e6)
-    high = _real(settings, "high_freq_factor", where, 4.0, 0.0, 1e6)
+    low = scaling.real("low_freq_factor", 1.0, 0.0, 1e6)
+    high = scaling.real("high_freq_factor", 4.0, 0.0, 1e6)
     if high <= low:
-        raise _bad(where, f"high_freq_factor {high:g} is not above low_freq_factor {low:g}")
+        raise fields.refused(f"high_freq_factor {high:g} is not above low_freq_factor {low:g}")
     original = settings.get("original_max_position_embeddings", max_position)
     if isinstance(original, bool) or not isinstance(original, int) or original < 1:
-        raise _bad(where, f"original_max_position_embeddings is {original!r:.80}")
+        raise fields.refused(f"original_max_position_embeddings is {original!r:.80}")
     return Rope(theta, kind, factor, low, high, original)

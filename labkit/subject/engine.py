@@ -20,9 +20,10 @@ import os
 import queue
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -31,6 +32,8 @@ from labkit.subject.api import APIError, Completion
 from labkit.subject.decode import Step, generate
 from labkit.subject.llama import KVCache, Llama
 from labkit.subject.tokenizer import Tokenizer
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Engine:
         self.eos = model.config.eos_token_ids
         self.step: Step | None = self._compiled() if compiled else None
         self._cache: KVCache | None = None
-        self._jobs: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self.reseeded = 0
         self._shrunk, self._compiles, self._graphed = False, compiled, bool(graphs)
         if graphs:
@@ -113,11 +116,8 @@ class Engine:
 
     def ids_of(self, request: Completion) -> list[int]:
         """The prompt as ids. Raises APIError."""
-        ids = (
-            list(request.prompt)
-            if not isinstance(request.prompt, str)
-            else self.tokenizer.encode(request.prompt)
-        )
+        prompt = request.prompt
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         ids = ids or [self.model.config.bos_token_id or 0]
         if max(ids) >= self.model.config.vocab_size:
             raise APIError(400, "the tokenizer knows tokens that the model does not", "prompt")
@@ -130,7 +130,7 @@ class Engine:
             )
         return ids
 
-    def answer(self, request: Completion) -> Iterator[Piece]:
+    def answer(self, request: Completion) -> Generator[Piece]:
         """Tokens as they are made. Raises APIError before the first one. Closing the iterator stops
         the work."""
         ids = self.ids_of(request)
@@ -149,7 +149,7 @@ class Engine:
         self,
         request: Completion,
         ids: list[int],
-        out: queue.SimpleQueue[Any],
+        out: queue.SimpleQueue[Piece | BaseException | None],
         stopped: threading.Event,
     ) -> None:
         try:
@@ -197,21 +197,18 @@ class Engine:
         finally:
             out.put(None)
 
-    def call(self, work: Callable[[], Any]) -> Any:
+    def call(self, work: Callable[[], Result]) -> Result:
         """Run `work` in the main thread, between requests, and give its result."""
-        done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        future: Future[Result] = Future()
 
         def job() -> None:
             try:
-                done.put((work(), None))
+                future.set_result(work())
             except Exception as error:
-                done.put((None, error))
+                future.set_exception(error)
 
         self._jobs.put(job)
-        result, error = done.get()
-        if error:
-            raise error
-        return result
+        return future.result()
 
     def serve_forever(self) -> None:
         while True:

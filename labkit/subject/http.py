@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any
 
 from labkit.net import server as net
 from labkit.net.guard import exposure, warn
@@ -27,6 +27,10 @@ from labkit.subject import api
 from labkit.subject.api import APIError
 
 BODY_LIMIT_BYTES = 8 << 20
+if TYPE_CHECKING:
+    from labkit.subject.engine import Engine, Piece
+    from labkit.subject.server import State
+
 #: At most so many requests hold a body at a time.
 CONNECTIONS_MOST = 128
 
@@ -38,19 +42,14 @@ class ModelServer(net.HTTPServer):
 
     most = CONNECTIONS_MOST
 
-    def __init__(self, host: str, port: int, state: Any):
+    def __init__(self, host: str, port: int, state: State):
         self.state = state
         warn(
             exposure(
                 host, "the model answers whoever asks", "put a proxy that asks for a key before it"
             )
         )
-        super().__init__(
-            self.control,
-            host=host,
-            port=port,
-            name="labkit",
-        )
+        super().__init__(self.control, host=host, port=port, name="labkit")
 
     def refuse(self, status: int, message: str) -> Response:
         return _refused(status, message)
@@ -79,9 +78,9 @@ class ModelServer(net.HTTPServer):
         except APIError as error:
             return _refused(error.status, error.message, error.param)
         except Exception as error:
-            return _refused(500, _said(error))
+            return _refused(500, _logged(error))
 
-    def _engine(self) -> Any:
+    def _engine(self) -> Engine:
         engine = self.state.engine
         if engine is None:
             raise APIError(503, "loading: no token can be served yet")
@@ -149,7 +148,9 @@ class ModelServer(net.HTTPServer):
         )
 
 
-def _events(request: api.Completion, engine: Any, first: Any, pieces: Any) -> Iterator[bytes]:
+def _events(
+    request: api.Completion, engine: Engine, first: Piece, pieces: Generator[Piece]
+) -> Iterator[bytes]:
     count = 1
     try:
         yield _event(
@@ -175,15 +176,15 @@ def _events(request: api.Completion, engine: Any, first: Any, pieces: Any) -> It
     except APIError as error:  # the head is gone: an error event, then the end of the stream
         yield _event(error.body())
     except Exception as error:
-        yield _event(APIError(500, _said(error)).body())
+        yield _event(APIError(500, _logged(error)).body())
     finally:
         pieces.close()
 
 
-def _said(error: Exception) -> str:
-    said = f"{type(error).__name__}: {error}"
-    print(f"completion: {said}", file=sys.stderr, flush=True)
-    return said
+def _logged(error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}"
+    print(f"completion: {text}", file=sys.stderr, flush=True)
+    return text
 
 
 def _event(doc: dict[str, Any]) -> bytes:

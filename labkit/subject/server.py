@@ -23,10 +23,16 @@ import json  # noqa: E402
 import os  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
-from typing import Any  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 from labkit.core import timeline  # noqa: E402
 from labkit.errors import BadInput, LabError, MissingCapability  # noqa: E402
+
+if TYPE_CHECKING:
+    from labkit.subject.engine import Engine
+    from labkit.subject.http import ModelServer
+    from labkit.subject.llama import Llama
+    from labkit.subject.tokenizer import Tokenizer
 
 PLAIN = "labkit.subject.plain:load"
 
@@ -122,12 +128,13 @@ class State:
     """What the handlers see. `engine` appears when a token can be served."""
 
     def __init__(self, name: str):
-        self.name, self.engine = name, None
+        self.name = name
+        self.engine: Engine | None = None
         self.started_unix_s = time.time()
         self.nonce = os.urandom(16).hex()
 
     def identity(self) -> dict[str, Any]:
-        engine: Any = self.engine
+        engine = self.engine
         return {
             "pid": os.getpid(),
             "nonce": self.nonce,
@@ -163,7 +170,7 @@ def make_context(device: str, threads: int) -> dict[str, Any]:
     return {"device": "cpu", "threads": torch.get_num_threads()}
 
 
-def build(args: argparse.Namespace) -> tuple[Any, Any]:
+def build(args: argparse.Namespace) -> tuple[Llama, Tokenizer]:
     """Config, tokenizer, model."""
     import torch
 
@@ -189,7 +196,7 @@ def build(args: argparse.Namespace) -> tuple[Any, Any]:
     return (model.to(args.device) if args.device != "cpu" else model), tokenizer
 
 
-def load(model: Any, args: argparse.Namespace) -> dict[str, Any]:
+def load(model: Llama, args: argparse.Namespace) -> dict[str, Any]:
     """Call the loader, then check that nothing was left out."""
     import torch
 
@@ -235,7 +242,7 @@ def load(model: Any, args: argparse.Namespace) -> dict[str, Any]:
     return {k: v for k, v in facts.items() if isinstance(v, (int, float, str, bool))}
 
 
-def prefault(model: Any) -> int:
+def prefault(model: Llama) -> int:
     """Read one byte of every page of the weights, so that a mapped file's faults are paid here and
     not by the first request."""
     import torch
@@ -249,7 +256,7 @@ def prefault(model: Any) -> int:
     return touched
 
 
-def make_engine(args: argparse.Namespace, model: Any, words: Any, name: str) -> Any:
+def make_engine(args: argparse.Namespace, model: Llama, tokenizer: Tokenizer, name: str) -> Engine:
     from labkit.subject.engine import Engine
 
     sizes: tuple[int, ...] = ()
@@ -265,7 +272,7 @@ def make_engine(args: argparse.Namespace, model: Any, words: Any, name: str) -> 
         sizes = parse_sizes(args.graphs)
     return Engine(
         model,
-        words,
+        tokenizer,
         max_context=min(args.max_context, model.config.max_position_embeddings),
         name=name,
         compiled=args.compile,
@@ -286,48 +293,51 @@ def compiled() -> dict[str, int]:
     }
 
 
-def start(args: argparse.Namespace) -> tuple[Any, Any]:
-    """Go through the phases. Returns (state, listening server)."""
+def start(args: argparse.Namespace) -> tuple[Engine, State, ModelServer]:
+    """Go through the phases. Returns the engine, its state, the listening server."""
     import tokenizers  # noqa: F401
     import torch  # noqa: F401
 
     from labkit.subject import engine as _engine  # noqa: F401
-    from labkit.subject import llama, tokenizer  # noqa: F401
-    from labkit.subject.http import ModelServer
+    from labkit.subject import http, llama  # noqa: F401
+    from labkit.subject import tokenizer as _tokenizer  # noqa: F401
 
     timeline.write("import", _FIRST_LINE_S, timeline.now_s())
     state = State(args.name or os.path.basename(args.model.rstrip("/")))
-    server = listen(ModelServer, args, state) if args.early_bind else None
+    server = listen(args, state) if args.early_bind else None
     with timeline.span("context") as facts:
         facts.update(make_context(args.device, args.threads))
     with timeline.span("build", init=args.init):
-        model, words = build(args)
+        model, tokenizer = build(args)
     with timeline.span("load", loader=args.loader) as facts:
         facts.update(load(model, args))
     with timeline.span("warmup") as facts:
-        engine = make_engine(args, model, words, state.name)
-        facts["tokens"] = engine.warm_up(
-            (5 if args.compile else 2) if args.warmup is None else args.warmup
-        )
+        engine = make_engine(args, model, tokenizer, state.name)
+        enough = 5 if args.compile else 2
+        facts["tokens"] = engine.warm_up(enough if args.warmup is None else args.warmup)
         facts.update(compiled() if args.compile else {})
     with timeline.span("ready"):
         state.engine = engine
-        server = server or listen(ModelServer, args, state)
-    return state, server
+        server = server or listen(args, state)
+    return engine, state, server
 
 
-def listen(make: Any, args: argparse.Namespace, state: State) -> Any:
+def listen(args: argparse.Namespace, state: State) -> ModelServer:
     """Raises LabError where the server cannot listen there."""
-    return make(args.host, args.port, state).start()
+    from labkit.subject.http import ModelServer
+
+    server = ModelServer(args.host, args.port, state)
+    server.start()
+    return server
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _stop)
     try:
-        state, server = start(args)
+        engine, state, server = start(args)
         print(f"ready on {server.url} (model {state.name}, pid {os.getpid()})", flush=True)
-        state.engine.serve_forever()
+        engine.serve_forever()
     except LabError as error:
         print(f"server: {error}", file=sys.stderr, flush=True)
         return 2
