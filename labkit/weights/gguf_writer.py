@@ -74,11 +74,6 @@ def write_gguf(source: CheckpointSource, path: Path, kind: str) -> dict[str, Any
     return {"shards": 1, "tensors": len(plan), "kept_f16": kept}
 
 
-def _PLAIN(gguf: Any) -> tuple[Any, ...]:
-    kinds = gguf.GGMLQuantizationType
-    return (kinds.F32, kinds.F16)
-
-
 def _numpy_dtype(qtype: Any, gguf: Any) -> Any:
     import numpy as np
 

@@ -14,8 +14,6 @@ Lesson: notebooks/04_model_formats."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from labkit.core.plan import LaunchPlan
 from labkit.core.workspace import Workspace
 from labkit.technique import (
@@ -34,7 +32,7 @@ class Initialisation(Technique):
     layer = "init"
     lesson = "notebooks/04_model_formats"
 
-    def available(self, host: Any) -> Availability:
+    def available(self, host: object) -> Availability:
         return YES
 
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:

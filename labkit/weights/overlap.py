@@ -35,6 +35,8 @@ from labkit.core.plan import LaunchPlan, Step, StepContext
 from labkit.core.units import show_bytes
 from labkit.errors import TransferError
 from labkit.technique import Artifact, Evidence, Observation, Option, register
+from labkit.weights.catalog import LOADERS, Loader
+from labkit.weights.loaders.placing import Model
 from labkit.weights.source import LAYOUT, CheckpointSource, open_source
 from labkit.weights.techniques import WeightsTechnique, verify_loader
 
@@ -76,16 +78,14 @@ def read_ahead(ctx: StepContext, directory: str) -> dict[str, Any]:
     )
     with ThreadPoolExecutor(2) as readers:
         read = sum(readers.map(lambda file: _through_cache(file, taken), files))
-    timeline.write(
-        SPAN,
-        began,
-        timeline.now_s(),
-        source="agent",
-        path=str(ctx.timeline_path),
-        bytes=read,
-        taken_over=bool(taken) and os.path.exists(taken),
-    )
+    _write_span(ctx, began, bytes=read, taken_over=bool(taken) and os.path.exists(taken))
     return {"bytes_read": read}
+
+
+def _write_span(ctx: StepContext, began_s: float, **facts: Any) -> None:
+    """What ran in the background and succeeded."""
+    path = str(ctx.timeline_path)
+    timeline.write(SPAN, began_s, timeline.now_s(), source="agent", path=path, **facts)
 
 
 def _through_cache(file: Path, taken: str = "") -> int:
@@ -140,7 +140,7 @@ class ImageFirst:
             self._under_way += 1
             return True
 
-    def done(self, _part: Any) -> None:
+    def done(self, _part: object) -> None:
         with self._lock:
             self._under_way -= 1
 
@@ -164,11 +164,8 @@ def fetch_shards(
     from labkit.net.ranges import Into, RangeOptions
 
     began = timeline.now_s()
-    source, target, image_first = (
-        _source(model, environment),
-        ctx.state.handed(Target).directory,
-        ImageFirst(ctx),
-    )
+    source, image_first = _source(model, environment), ImageFirst(ctx)
+    target = ctx.state.handed(Target).directory
     total = 0
     try:
         with Client(authorize=source.authorize) as client:
@@ -193,15 +190,7 @@ def fetch_shards(
     except BaseException as error:
         (target / ".failed").write_text(f"{type(error).__name__}: {error}")
         raise
-    timeline.write(
-        SPAN,
-        began,
-        timeline.now_s(),
-        source="agent",
-        path=str(ctx.timeline_path),
-        bytes=total,
-        yielded_s=image_first.yielded_s,
-    )
+    _write_span(ctx, began, bytes=total, yielded_s=image_first.yielded_s)
     return {"bytes_fetched": total, "yielded_s": image_first.yielded_s}
 
 
@@ -218,7 +207,7 @@ def _source(model: str, environment: dict[str, str]) -> CheckpointSource:
     return open_source(model, {**os.environ, **{k: v for k, v in environment.items() if v}})
 
 
-def load(model: Any, source: str, device: str = "cpu", **options: Any) -> dict[str, Any]:
+def load(model: Model, source: str, device: str = "cpu", **options: Any) -> dict[str, Any]:
     """The lab's streamer, after the shards have their names. Raises TransferError when the fetch
     beside it failed."""
     from labkit.weights.streamer import load as stream
@@ -244,7 +233,7 @@ def wait_for(
     directory: Path,
     names: Iterable[str],
     patience_s: float = PATIENCE_S,
-    pause: Callable[[float], Any] = time.sleep,
+    pause: Callable[[float], object] = time.sleep,
 ) -> None:
     until = time.monotonic() + patience_s
     for name in names:
@@ -281,9 +270,7 @@ class Overlap(WeightsTechnique):
     lesson = "notebooks/08_stacking"
 
     @property
-    def loader(self) -> Any:
-        from labkit.weights.catalog import LOADERS
-
+    def loader(self) -> Loader:
         return replace(
             LOADERS["labkit-streamer"], name="overlap", call="labkit.weights.overlap:load"
         )

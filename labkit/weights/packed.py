@@ -23,9 +23,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit.errors import BadInput
+
+if TYPE_CHECKING:
+    from labkit.net.client import Client
 
 INDEX = "packed.json"
 FRAME_BYTES = 4 << 20
@@ -189,7 +192,7 @@ def parse_index(raw: bytes) -> dict[str, PackedFile]:
 
 
 def fetch(
-    client: Any,
+    client: Client,
     url_of: Callable[[str], str],
     files: Mapping[str, tuple[PackedFile, int]],
     connections: int = 8,

@@ -107,7 +107,7 @@ class WeightsTechnique(Technique):
     def loader(self) -> Loader:
         return LOADERS[self.name]
 
-    def available(self, host: Any) -> Availability:
+    def available(self, host: object) -> Availability:
         missing = self.loader.missing()
         if missing:
             return Availability(
@@ -202,31 +202,7 @@ def verify_loader(loader: Loader, seen: Observation) -> Evidence:
                 facts,
             )
     if about.remote:
-        counters = seen.stores.get("bucket", {})
-        if about.store:
-            # the image came over loopback
-            facts["received"] = counters.get("bytes_sent", 0) - seen.stores.get("registry", {}).get(
-                "bytes_sent", 0
-            )
-            enough = bool(want) and facts["received"] >= want
-            return Evidence(
-                loader.name,
-                enough,
-                f"this host's interfaces received {show_bytes(facts['received'])} for"
-                f" {show_bytes(want)} of weights in {about.store}",
-                facts,
-            )
-        of_model = {p: c for p, c in counters.get("by_path", {}).items() if about.key in p}
-        facts["bytes_sent"] = sum(c.get("bytes_sent", 0) for c in of_model.values())
-        facts["requests"] = sum(c.get("requests", 0) for c in of_model.values())
-        enough = bool(want) and facts["bytes_sent"] >= want
-        return Evidence(
-            loader.name,
-            enough,
-            f"the bucket sent {show_bytes(facts['bytes_sent'])} of {show_bytes(want)} in"
-            f" {facts['requests']} requests",
-            facts,
-        )
+        return _from_store(loader, seen, facts)
     io = seen.proc.get("io", {})
     directory = about.directory
     facts["mapped"] = [Path(m).name for m in maps if directory and m.startswith(directory + "/")]
@@ -253,6 +229,29 @@ def verify_loader(loader: Loader, seen: Observation) -> Evidence:
     else:
         enough = bool(facts["mapped"]) or (bool(want) and moved >= want)
     return Evidence(loader.name, enough, how, facts)
+
+
+def _from_store(loader: Loader, seen: Observation, facts: dict[str, Any]) -> Evidence:
+    """The store sent the model's bytes, or this host's interfaces received as many."""
+    about, counters = seen.plan.state.weights, seen.stores.get("bucket", {})
+    want = about.bytes
+    if about.store:
+        # the image came over loopback
+        image_bytes = seen.stores.get("registry", {}).get("bytes_sent", 0)
+        moved = facts["received"] = counters.get("bytes_sent", 0) - image_bytes
+        how = (
+            f"this host's interfaces received {show_bytes(moved)} for {show_bytes(want)} of weights"
+            f" in {about.store}"
+        )
+    else:
+        of_model = [c for p, c in counters.get("by_path", {}).items() if about.key in p]
+        moved = facts["bytes_sent"] = sum(c.get("bytes_sent", 0) for c in of_model)
+        facts["requests"] = sum(c.get("requests", 0) for c in of_model)
+        how = (
+            f"the bucket sent {show_bytes(moved)} of {show_bytes(want)} in {facts['requests']}"
+            " requests"
+        )
+    return Evidence(loader.name, bool(want) and moved >= want, how, facts)
 
 
 #: Of the files' bytes: headers need not be read, and up to `cold.TOLERANCE` of a cold file may have

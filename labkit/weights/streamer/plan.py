@@ -14,12 +14,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.errors import BadInput
 from labkit.formats.layout import Layout
 from labkit.formats.safetensors_header import header_length, parse, read
 from labkit.weights.source import CheckpointSource
+
+if TYPE_CHECKING:
+    from labkit.net.client import Client
 
 PAGE_BYTES = 4096
 #: Of a bucket: a part pays for a round trip. Of a disk a request costs little, and smaller chunks
@@ -61,10 +64,11 @@ def stamp_of(fd: int) -> tuple[int, int]:
     return about.st_size, about.st_mtime_ns
 
 
-def open_files(source: CheckpointSource, client: Any = None) -> list[File]:
-    """The headers of all shards, remote ones in parallel. Raises BadInput, TransferError."""
+def open_files(source: CheckpointSource, client: Client | None = None) -> list[File]:
+    """The headers of all shards; of a bucket by `client`, in parallel. Raises BadInput,
+    TransferError."""
     names = source.shards("safetensors")
-    if source.remote:
+    if client is not None:
         with ThreadPoolExecutor(min(16, len(names))) as askers:
             return list(askers.map(lambda name: _remote_header(source, name, client), names))
     files = []
@@ -82,7 +86,7 @@ def open_files(source: CheckpointSource, client: Any = None) -> list[File]:
     return files
 
 
-def _remote_header(source: CheckpointSource, name: str, client: Any) -> File:
+def _remote_header(source: CheckpointSource, name: str, client: Client) -> File:
     from labkit.net.ranges import Into, RangePart, fetch_parts
 
     url = source.url(name)
