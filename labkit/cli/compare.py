@@ -184,7 +184,7 @@ def rank(runs: list[Run], phase: str = "") -> list[dict[str, Any]]:
     by what rankings differ that look alike."""
     from labkit.core import question, stats
 
-    asked: dict[tuple[Any, ...], dict[str, Any]] = {}
+    questions: dict[tuple[Any, ...], dict[str, Any]] = {}
     groups: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     # records: one alone is taken to be the same as no other
     counted: dict[tuple[Any, ...], int] = {}
@@ -195,9 +195,9 @@ def rank(runs: list[Run], phase: str = "") -> list[dict[str, Any]]:
             values = times(one, name, phase)
             if not values:
                 continue
-            what = question.asked(one, name)
-            key = (name, question.key(what, but=("host",)))
-            asked.setdefault(key, what)
+            chosen = question.asked(one, name)
+            key = (name, question.key(chosen, but=("host",)))
+            questions.setdefault(key, chosen)
             host = groups.setdefault(key, {}).setdefault(
                 here,
                 {
@@ -208,9 +208,9 @@ def rank(runs: list[Run], phase: str = "") -> list[dict[str, Any]]:
             )
             host["values"] += values
             counted[key] = counted.get(key, 0) + 1
-    made: list[dict[str, Any]] = []
+    rankings: list[dict[str, Any]] = []
     for key, hosts in groups.items():
-        what = asked[key]
+        chosen = questions[key]
         ordered = sorted(hosts.values(), key=lambda h: stats.median(h["values"]))
         rows: list[dict[str, Any]] = []
         for place, host in enumerate(ordered, 1):
@@ -230,27 +230,27 @@ def rank(runs: list[Run], phase: str = "") -> list[dict[str, Any]]:
             )
         head = {
             "arm": key[0],
-            "scenario": what.get("scenario", ""),
-            "link": what.get("link", ""),
-            "preset": str(what.get("preset", "")),
-            "cache": what.get(question.CACHE, "").replace(", ", "+"),
+            "scenario": chosen.get("scenario", ""),
+            "link": chosen.get("link", ""),
+            "preset": str(chosen.get("preset", "")),
+            "cache": chosen.get(question.CACHE, "").replace(", ", "+"),
         }
-        alike = [asked[k] for k in groups if k[0] == key[0] and k != key]
-        apart = dict.fromkeys(name for other in alike for name in _apart(what, other))
-        made.append(
+        alike = [questions[k] for k in groups if k[0] == key[0] and k != key]
+        apart = dict.fromkeys(name for other in alike for name in _apart(chosen, other))
+        rankings.append(
             head
             | {
                 "phase": phase or "total",
                 "hosts": rows,
-                "apart": {name: what.get(name, "unknown") for name in apart},
+                "apart": {name: chosen.get(name, "unknown") for name in apart},
                 "unknown": (
-                    list(question.differences(what, what, but=("host",)).unknown)
+                    list(question.differences(chosen, chosen, but=("host",)).unknown)
                     if counted[key] > 1
                     else []
                 ),
             }
         )
-    return made
+    return rankings
 
 
 def _tied(slower: list[float], faster: list[float]) -> bool:
@@ -264,15 +264,13 @@ def _tied(slower: list[float], faster: list[float]) -> bool:
         return stats.median(slower) == stats.median(faster)
 
 
-def _apart(what: dict[str, Any], other: dict[str, Any]) -> list[str]:
+def _apart(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Fields in which two questions of one heading differ."""
     from labkit.core import question
 
-    if any(what.get(n) != other.get(n) for n in ("scenario", "link", "preset", question.CACHE)):
+    if any(one.get(n) != other.get(n) for n in ("scenario", "link", "preset", question.CACHE)):
         return []
-    return [
-        n for n in dict.fromkeys((*what, *other)) if n != "host" and what.get(n) != other.get(n)
-    ]
+    return [n for n in dict.fromkeys((*one, *other)) if n != "host" and one.get(n) != other.get(n)]
 
 
 def _ratio_text(ratio: dict[str, Any]) -> str:
@@ -290,6 +288,9 @@ def _show_rows(rows: list[dict[str, Any]], title: str) -> str:
     for r in rows:
         known = "median_s" in r
         moved = r.get("moved") or {}
+        ratio = "refused" if "refused" in r else ""
+        if "ratio" in r:
+            ratio = _ratio_text(r["ratio"])
         cells.append(
             [
                 r["arm"],
@@ -297,7 +298,7 @@ def _show_rows(rows: list[dict[str, Any]], title: str) -> str:
                 r["failed"],
                 show_s(r["median_s"]) if known else "",
                 f"{show_s(r['low_s'])} – {show_s(r['high_s'])}" if known else "no good trial",
-                _ratio_text(r["ratio"]) if "ratio" in r else "refused" * ("refused" in r),
+                ratio,
                 f"{moved['phase']} {moved['by_s']:+.3f} s" if moved else "",
             ]
         )

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from labkit.core.arguments import readable_file
 
 if TYPE_CHECKING:
     from labkit.core.records import Run
@@ -42,6 +45,17 @@ def add_record_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="begin the record in --out anew, where there is one",
     )
+
+
+def sound_records(paths: Sequence[str]) -> list[Path]:
+    """The files given by --record. Raises BadInput for one that is no record."""
+    from labkit.lessons import gpu_record
+
+    for path in paths:
+        gpu_record.refuse_unsound(
+            Path(readable_file(path, "--record", "labkit run naive --out FILE makes one"))
+        )
+    return [Path(path) for path in paths]
 
 
 def run_experiment(

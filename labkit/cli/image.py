@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
+from collections.abc import Callable
 from functools import partial
 
 #: subcommand -> (module, help)
@@ -27,21 +27,16 @@ SUBCOMMANDS = {
 }
 
 
-def _hook(command: str, kind: str):  # type: ignore[no-untyped-def]
-    module = importlib.import_module(SUBCOMMANDS[command][0])
-    names = (
-        (f"add_{command}_arguments", "add_arguments")
-        if kind == "arguments"
-        else (f"run_{command}", "run")
+def _hook(command: str, name: str) -> Callable[..., int | None]:
+    hook: Callable[..., int | None] = getattr(
+        importlib.import_module(SUBCOMMANDS[command][0]), name
     )
-    return next(getattr(module, name) for name in names if hasattr(module, name))
+    return hook
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     subs = parser.add_subparsers(dest="image_command", metavar="SUBCOMMAND", required=True)
-    for name, (module, help_text) in SUBCOMMANDS.items():
-        if importlib.util.find_spec(module) is None:
-            continue
+    for name, (_, help_text) in SUBCOMMANDS.items():
         subs.add_parser(
             name,
             help=help_text,
@@ -51,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _fill(name: str, sub: argparse.ArgumentParser) -> None:
-    _hook(name, "arguments")(sub)
+    _hook(name, f"add_{name}_arguments")(sub)
 
 
 def run(args: argparse.Namespace) -> int:
-    return int(_hook(args.image_command, "run")(args) or 0)
+    return int(_hook(args.image_command, f"run_{args.image_command}")(args) or 0)

@@ -38,7 +38,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_convert(args: argparse.Namespace) -> int:
-    from labkit.cli.image_push import _name
+    from labkit.cli.image_push import name_in
     from labkit.core.stdout import last_line
     from labkit.core.units import show_bytes, show_s
     from labkit.image import access_record
@@ -52,7 +52,7 @@ def run_convert(args: argparse.Namespace) -> int:
         )
     output_directory(args.out, "OUT")
     source = Layout(args.layout)
-    name = _name(source, args.name)
+    name = name_in(source, args.name)
     record = access_record.read(args.access_record) if args.access_record else []
     image = convert(
         source,

@@ -4,8 +4,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from labkit.core.arguments import bucket_url, count, output_directory
+
+if TYPE_CHECKING:
+    from labkit.image.oci_layout import Layout
 
 
 def add_push_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +37,8 @@ def add_recompress_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _name(layout, wanted: str) -> str:  # type: ignore[no-untyped-def]
+def name_in(layout: Layout, wanted: str) -> str:
+    """The image that is meant, where a layout holds one or `wanted` says which. Raises BadInput."""
     from labkit.errors import BadInput
     from labkit.image.oci import REF_NAME
 
@@ -61,7 +66,7 @@ def run_push(args: argparse.Namespace) -> int:
 
     layout, began_s = Layout(args.layout), time.monotonic()
     with open_bucket(args.to) as bucket:
-        facts = push.push(layout, _name(layout, args.name), bucket)
+        facts = push.push(layout, name_in(layout, args.name), bucket)
     last_line({"pushed": args.to, **facts, "seconds": round(time.monotonic() - began_s, 3)})
     return 0
 
@@ -76,7 +81,7 @@ def run_recompress(args: argparse.Namespace) -> int:
 
     output_directory(args.out, "--out")
     source, target, began_s = Layout(args.layout), Layout.create(args.out), time.monotonic()
-    name = _name(source, args.name)
+    name = name_in(source, args.name)
     before = source.manifest(name).layers_bytes
     manifest = push.recompress(source, name, target, args.codec, level=args.level)
     print(f"{name}: {show_bytes(before)} → {show_bytes(manifest.layers_bytes)} as {args.codec}")

@@ -11,19 +11,9 @@ import argparse
 import sys
 import time
 from functools import partial
-from types import ModuleType
 
 from labkit.core.arguments import count
 from labkit.core.units import parse_bytes, show_bytes, show_rate, show_s
-
-
-def _weights() -> ModuleType | None:
-    """`convert` and `inspect` live with the formats."""
-    try:
-        from labkit.weights import commands
-    except ModuleNotFoundError:
-        return None
-    return commands
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,23 +48,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _fill(name: str, sub: argparse.ArgumentParser) -> None:
-    if commands := _weights():
-        getattr(commands, f"add_{name}")(sub)
+    from labkit.weights import commands
+
+    getattr(commands, f"add_{name}")(sub)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.action in ("make", "verify"):
-        return (_make if args.action == "make" else _verify)(args)
-    commands = _weights()
-    if commands is None:
-        from labkit.errors import MissingCapability
+    from labkit.weights import commands
 
-        raise MissingCapability(
-            f"labkit model {args.action} is not in this installation",
-            why="labkit.weights.commands is missing",
-            fix="reinstall labkit",
-        )
-    return int(getattr(commands, args.action)(args) or 0)
+    actions = {
+        "make": _make,
+        "verify": _verify,
+        "convert": commands.convert,
+        "inspect": commands.inspect,
+    }
+    return actions[args.action](args)
 
 
 def _make(args: argparse.Namespace) -> int:

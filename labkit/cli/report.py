@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from labkit.cli.experiments import add_device
-from labkit.core.arguments import count, output_directory, readable_file, seconds
+from labkit.cli.experiments import add_device, sound_records
+from labkit.core.arguments import count, output_directory, seconds
 from labkit.net.arguments import link
 from labkit.subject.arguments import preset
 
@@ -67,13 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from labkit.cli.notebooks import find
     from labkit.core.stdout import last_line, say
-    from labkit.lessons import gpu_record
     from labkit.lessons.report import Options, report
 
-    for path in args.record:
-        gpu_record.refuse_unsound(
-            Path(readable_file(path, "--record", "labkit run naive --out FILE makes one"))
-        )
+    records = sound_records(args.record)
     output_directory(args.out, "--out")
     result = report(
         Path(args.out),
@@ -85,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
             device=args.device,
             notebook_preset=args.notebook_preset,
             timeout_s=args.timeout,
-            records=[Path(p) for p in args.record],
+            records=records,
         ),
         say=(lambda _: None) if args.json else say,
     )

@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from labkit.core.arguments import output_directory, readable_file
+from labkit.cli.experiments import sound_records
+from labkit.core.arguments import output_directory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,12 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from labkit.core.stdout import last_line, say
-    from labkit.lessons import gallery, gpu_record, pages
+    from labkit.lessons import gallery, pages
 
-    for path in args.record:
-        gpu_record.refuse_unsound(
-            Path(readable_file(path, "--record", "labkit run naive --out FILE makes one"))
-        )
+    records = sound_records(args.record)
     output_directory(args.out, "--out")
     pages.refuse_strangers([Path(args.out) / "index.html"])
     executed, failed = Path(args.executed), 0
@@ -53,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
         batch = run_all(find([]), executed, preset=args.preset, say=print)
         failed = sum(r.outcome != "ok" for r in batch.results)
-    built = gallery.build(Path(args.out), executed, [Path(p) for p in args.record])
+    built = gallery.build(Path(args.out), executed, records)
     if not built.runs:
         print("not drawn: no recorded run was found (LABKIT_RECORDED says where they are)")
     for line in built.skipped:

@@ -124,10 +124,8 @@ class Graphs:
     @torch.inference_mode()
     def _recorded(self, size: int, record: Recorder) -> _Slot:
         device = self.model.device
-        ids, position = (
-            torch.zeros((size, 1), dtype=torch.int64, device=device),
-            torch.zeros(1, dtype=torch.int64, device=device),
-        )
+        ids = torch.zeros((size, 1), dtype=torch.int64, device=device)
+        position = torch.zeros(1, dtype=torch.int64, device=device)
         cache = self.cache if size == 1 else self._wide(size)
         replay, logits = record(lambda: self.model(ids, position, cache, None))
         return _Slot(ids, position, replay, logits, cache)
@@ -135,19 +133,9 @@ class Graphs:
     def _wide(self, size: int) -> KVCache:
         """A cache for `size` requests: the first (the largest) is allocated, every smaller one is
         its beginning."""
-        widest = next((slot.cache for slot in self.slots.values()), None)
-        cache = self.model.new_cache(self.cache.context)
-        for name in ("keys", "values"):
-            kept = (
-                getattr(widest, name)
-                if widest
-                else [
-                    torch.zeros((size, *t.shape[1:]), device=t.device, dtype=t.dtype)
-                    for t in getattr(cache, name)
-                ]
-            )
-            setattr(cache, name, [t[:size] for t in kept])
-        return cache
+        for slot in self.slots.values():
+            return slot.cache.beginning(size)
+        return self.model.new_cache(self.cache.context, size)
 
     def __call__(
         self, ids: torch.Tensor, position: torch.Tensor, cache: KVCache, reach: int | None

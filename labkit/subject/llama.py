@@ -20,6 +20,7 @@ Lesson: notebooks/01_anatomy.
 
 from __future__ import annotations
 
+import copy
 import os
 
 import torch
@@ -61,10 +62,17 @@ class Embedding(nn.Embedding):
 
 
 class KVCache:
-    """Keys and values of what was read so far: per layer (1, kv_heads, context, head_dim)."""
+    """Keys and values of what was read so far: per layer (batch, kv_heads, context, head_dim)."""
 
-    def __init__(self, config: LlamaConfig, context: int, device: torch.device, dtype: torch.dtype):
-        shape = (1, config.num_key_value_heads, context, config.head_dim)
+    def __init__(
+        self,
+        config: LlamaConfig,
+        context: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        batch: int = 1,
+    ):
+        shape = (batch, config.num_key_value_heads, context, config.head_dim)
         self.context = context
         self.keys, self.values = (
             [
@@ -73,6 +81,12 @@ class KVCache:
             ]
             for _ in range(2)
         )
+
+    def beginning(self, batch: int) -> KVCache:
+        """The first `batch` requests of it, over the same memory."""
+        part = copy.copy(self)
+        part.keys, part.values = ([t[:batch] for t in ts] for ts in (self.keys, self.values))
+        return part
 
     @property
     def size_bytes(self) -> int:
@@ -219,8 +233,8 @@ class Llama(nn.Module):
             }
         return facts
 
-    def new_cache(self, context: int) -> KVCache:
-        return KVCache(self.config, context, self.device, self.dtype)
+    def new_cache(self, context: int, batch: int = 1) -> KVCache:
+        return KVCache(self.config, context, self.device, self.dtype, batch)
 
     def forward(
         self,
