@@ -290,34 +290,24 @@ class CriuProcess(Technique):
             "secrets_inside": step.get("secrets", ""),
             "reseeded": who.get("reseeded"),
         }
+
+        def no(how: str) -> Evidence:
+            return Evidence(self.name, False, how, facts)
+
         if not want or who.get("nonce") != want:
-            return Evidence(
-                self.name, False, "another process answered than the one in the snapshot", facts
-            )
+            return no("another process answered than the one in the snapshot")
         if own:
-            return Evidence(
-                self.name, False, f"the server went through {', '.join(own)} after all", facts
-            )
+            return no(f"the server went through {', '.join(own)} after all")
         if not who.get("reseeded"):
-            return Evidence(
-                self.name,
-                False,
-                "the restored process still has the random state of its snapshot",
-                facts,
-            )
+            return no("the restored process still has the random state of its snapshot")
         handed = xstate.Handed.from_facts(step.get("permissions") or {})
         facts["permissions"] = handed.as_facts()
         if handed.lacking:
-            return Evidence(
-                self.name,
-                False,
-                "the restored process lacks what it had before the dump:"
-                f" {', '.join(map(xstate.names, handed.lacking.values()))}",
-                facts,
-            )
+            lacking = ", ".join(map(xstate.names, handed.lacking.values()))
+            return no(f"the restored process lacks what it had before the dump: {lacking}")
         crossed = self._crossed(seen, facts)
         if crossed.startswith("only"):
-            return Evidence(self.name, False, crossed, facts)
+            return no(crossed)
         handed_on = f"; {handed.handed_on}" if handed.handed_on else ""
         return Evidence(
             self.name,
