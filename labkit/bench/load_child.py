@@ -124,7 +124,7 @@ def _measured_in(child: subprocess.Popen[str], stderr: IO[str], spec: LoadSpec) 
     from labkit.core.plan import LaunchPlan
     from labkit.weights.techniques import verify_loader
 
-    seen = Observation(
+    observation = Observation(
         plan=LaunchPlan(
             stack={"weights": spec.loader.name},
             device=spec.device,
@@ -134,7 +134,7 @@ def _measured_in(child: subprocess.Popen[str], stderr: IO[str], spec: LoadSpec) 
         proc=process_facts(child.pid),
         stores=spec.stores(),
     )
-    evidence = verify_loader(spec.loader, seen)
+    evidence = verify_loader(spec.loader, observation)
     return doc | {"evidence": evidence.how, "engaged": evidence.engaged}
 
 

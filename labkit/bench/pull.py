@@ -212,15 +212,15 @@ def _measured(
     os.sync()  # what the arm before wrote is its own cost, not this one's
     setup.served.reset()
     seconds, facts = pull()
-    seen = setup.served.stats()
+    counted = setup.served.stats()
     whole = setup.layouts[codec].manifest(setup.name).layers_bytes
     failed = ""
-    if seen["bytes_sent"] < whole:
+    if counted["bytes_sent"] < whole:
         failed = (
-            f"the server sent {seen['bytes_sent']} bytes of an image of {whole}: something was kept"
-            " from before"
+            f"the server sent {counted['bytes_sent']} bytes of an image of {whole}: something was"
+            " kept from before"
         )
-    elif connections > 3 and seen["ranges"] <= len(
+    elif connections > 3 and counted["ranges"] <= len(
         setup.layouts[codec].manifest(setup.name).layers
     ):
         failed = "no parallel ranges were asked for"
@@ -231,8 +231,8 @@ def _measured(
         setup.floor_s(codec),
         failed=failed,
         evidence=(
-            f"{seen['bytes_sent'] / 1e6:.0f} MB in {seen['requests']} requests,"
-            f" {seen['peak_connections']} connections"
+            f"{counted['bytes_sent'] / 1e6:.0f} MB in {counted['requests']} requests,"
+            f" {counted['peak_connections']} connections"
         ),
         extra={
             "rate_bytes_per_s": whole / seconds,

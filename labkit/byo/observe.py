@@ -10,9 +10,9 @@ bytes and memory from /proc of the process and its children every 10 ms, the por
 about 10 ms; the cost about 2 % of one core, in the harness's own process. What this cannot see:
 processes that are not children (a container daemon's), which leaves files, port, health and log.
 
-    with StartObserver(files, host, port, kind) as seen:
-        ...start the server...; seen.root(pid)
-    seen.moments["weights"]     # Event(seconds, how it was noticed)
+    with StartObserver(files, host, port, kind) as observer:
+        ...start the server...; observer.root(pid)
+    observer.moments["weights"]     # Event(seconds, how it was noticed)
 
 Lesson: notebooks/09_decide.
 """

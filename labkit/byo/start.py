@@ -37,7 +37,7 @@ class Start:
     """One start, watched. Everything is raw; `trials.judged` makes a record of it."""
 
     answer: client.Answer
-    seen: StartObserver
+    observer: StartObserver
     log: list[tuple[float, str]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     code: int | None = None
@@ -129,7 +129,7 @@ def start(
     log: deque[tuple[float, str]] = deque(maxlen=20_000)
     readers: list[threading.Thread] = []
     started_s = timeline.now_s()
-    with StartObserver(server.weights, server.host, server.port, server.kind) as seen:
+    with StartObserver(server.weights, server.host, server.port, server.kind) as observer:
 
         def execute() -> None:
             nonlocal process, entry
@@ -141,7 +141,7 @@ def start(
                 start_new_session=True,
                 env={**os.environ, MARK: ledger.mark},
             )
-            seen.root(process.pid)
+            observer.root(process.pid)
             entry = ledger.note("group", process.pid)
             readers.append(threading.Thread(target=_read_log, args=(process, log), daemon=True))
             readers[0].start()
@@ -156,7 +156,7 @@ def start(
                 execute()
                 while (
                     "health" if server.kind.health else "listening"
-                ) not in seen.moments and not give_up():
+                ) not in observer.moments and not give_up():
                     time.sleep(0.02)
                 request = {**_listed_model(server), **request}
             answer = client.ask(
@@ -167,7 +167,7 @@ def start(
                 on_t0=None if rehearsal else execute,
                 path=f"{server.base}/completions",
             )
-            facts = _facts(seen)
+            facts = _facts(observer)
             code = process.poll() if process else None
         finally:
             if process is not None:
@@ -179,7 +179,7 @@ def start(
     shown = secrets.Masker()
     answer.text, answer.error = shown.text(answer.text), shown.text(answer.error)
     return Start(
-        answer, seen, [(at_s, shown.text(line)) for at_s, line in log], facts, code, request
+        answer, observer, [(at_s, shown.text(line)) for at_s, line in log], facts, code, request
     )
 
 
@@ -205,10 +205,10 @@ def _read_log(process: subprocess.Popen[bytes], log: deque[tuple[float, str]]) -
         log.append((timeline.now_s(), rest.decode(errors="replace")))
 
 
-def _facts(seen: StartObserver) -> dict[str, Any]:
-    if not seen.family:
+def _facts(observer: StartObserver) -> dict[str, Any]:
+    if not observer.family:
         return {}
-    found = observe.process_facts(seen.family[0])
+    found = observe.process_facts(observer.family[0])
     return {
         "maps": found["maps"],
         "io": found["io"],

@@ -174,15 +174,17 @@ def _trial(setup: TrialSetup, ledger: Ledger, block: int) -> Trial:
 def judged(trial: Trial, started: Start, setup: TrialSetup) -> Trial:
     """The trial with phases, evidence and outcome of its start."""
     server, expected = setup.server, setup.rehearsal.text
-    answer, seen = started.answer, started.seen
+    answer, observer = started.answer, started.observer
     t0, end = answer.t0_s, answer.first_token_s
-    noticed = {n: {"at_s": round(m.at_s - t0, 4), "how": m.how} for n, m in seen.moments.items()}
+    noticed = {
+        n: {"at_s": round(m.at_s - t0, 4), "how": m.how} for n, m in observer.moments.items()
+    }
     facts: dict[str, Any] = {
         "attempts": answer.attempts,
         "text": answer.text,
         "moments": noticed,
         "proc": {k: v for k, v in started.facts.items() if k != "maps"},
-        "health_path": seen.health_path,
+        "health_path": observer.health_path,
     }
     if end is None:
         outcome = "crashed" if started.code is not None else "timeout"
@@ -197,16 +199,16 @@ def judged(trial: Trial, started: Start, setup: TrialSetup) -> Trial:
                 "fix": "run the command by hand",
             },
         )
-    weights_bytes = sum(f.stat().st_size for f in seen.files)
+    weights_bytes = sum(f.stat().st_size for f in observer.files)
     marks = [m for m in servers.read_marks(server.kind, started.log) if t0 <= m[2] <= end + 1]
-    moments = dict(seen.moments)
+    moments = dict(observer.moments)
     loaded = phases.weights_in(
-        moments, seen.samples, weights_bytes, end, marks, seen.weights_closed_s
+        moments, observer.samples, weights_bytes, end, marks, observer.weights_closed_s
     )
     if loaded:
         moments["weights_in"] = loaded
         noticed["weights_in"] = {"at_s": round(loaded.at_s - t0, 4), "how": loaded.how}
-    spans = phases.attribute(moments, seen.samples, t0, end)
+    spans = phases.attribute(moments, observer.samples, t0, end)
     details = [
         timeline.Span(name, max(a, t0), min(b, end), "log", {"line": line})
         for name, a, b, line in marks
@@ -228,7 +230,7 @@ def judged(trial: Trial, started: Start, setup: TrialSetup) -> Trial:
         if any(s.name == p for s in spans)
     }
     io = started.facts.get("io", {})
-    how = f"none of the {len(seen.files)} weight files under {server.weights} was opened"
+    how = f"none of the {len(observer.files)} weight files under {server.weights} was opened"
     if "weights" in moments:
         how = f"opened {moments['weights'].at_s - t0:.2f} s after t0; " + (
             loaded.how if loaded else "their arrival left no trace"

@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
         )
     else:
         runs = gather(args.arm, args.scenario)
-    if unknown := decide.untold(runs, args.arm):
+    if unknown := decide.unreported(runs, args.arm):
         print(f"note: {question.said_unknown(unknown)}", file=sys.stderr)
     plan = decide.make(runs, given, arm=args.arm, trace=trace, traffic=args.shape, seed=args.seed)
     if not args.json:

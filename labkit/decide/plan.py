@@ -49,9 +49,7 @@ class Plan:
     def error_share(self) -> float | None:
         """The worst error on a held-out size, unsigned; None where fewer than two sizes were left
         to fit."""
-        return max(
-            (abs(c["error_share"]) for c in self.checks if not c["from_one_size"]), default=None
-        )
+        return _worst(self.checks)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -102,11 +100,7 @@ def make(
     )
     floors = _floors(mine[0], values, model.scenario, forecast)
     checks = hold_out(mine, name) if _sizes_measured(model) > 1 else []
-    forecast = _honest(
-        forecast,
-        floors,
-        max((abs(c["error_share"]) for c in checks if not c["from_one_size"]), default=0.0),
-    )
+    forecast = _honest(forecast, floors, _worst(checks) or 0.0)
     breakevens = _breakevens(forecast, values)
     cold_s = _cold_starts(mine, name, forecast)
     waits = policies(values, cold_s, trace, traffic, seed)
@@ -128,18 +122,22 @@ def make(
     )
 
 
-def untold(runs: Sequence[Run], arm: str = "") -> list[str]:
-    """What the records of an arm do not tell of their question, so that nobody knows whether all of
-    them ask the same."""
+def unreported(runs: Sequence[Run], arm: str = "") -> list[str]:
+    """What the records of an arm do not report of their question, so that nobody knows whether all
+    of them ask the same."""
     name = arm or _arm_of(runs)
     questions = [question.asked(r, name) for r in runs if r.of_arm(name)]
-    return list(
-        dict.fromkeys(
-            field
-            for other in questions[1:]
-            for field in question.differences(questions[0], other, but=question.SIZES).unknown
-        )
-    )
+    unknown = [
+        name
+        for other in questions[1:]
+        for name in question.differences(questions[0], other, but=question.SIZES).unknown
+    ]
+    return list(dict.fromkeys(unknown))
+
+
+def _worst(checks: Sequence[Mapping[str, Any]]) -> float | None:
+    errors = [abs(c["error_share"]) for c in checks if not c["from_one_size"]]
+    return max(errors, default=None)
 
 
 def _honest(forecast: Forecast, floors: Mapping[str, float], error_share: float) -> Forecast:
@@ -167,7 +165,8 @@ def _honest(forecast: Forecast, floors: Mapping[str, float], error_share: float)
 
 
 def _arm_of(runs: Sequence[Run]) -> str:
-    names = [n for r in runs for n in r.arm_names if r.of_arm(n)]
+    named = [(r, name) for r in runs for name in r.arm_names]
+    names = [name for r, name in named if r.of_arm(name)]
     if not names:
         raise BadInput(
             "no record holds a good trial",

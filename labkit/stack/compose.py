@@ -208,28 +208,25 @@ def bucket_environment(subject: Subject) -> dict[str, str]:
     }
 
 
-def judge(stack: Stack, seen: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every technique's evidence for what was seen. A technique that a snapshot made moot is not
+def judge(stack: Stack, observed: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every technique's evidence for what was observed. A technique that a snapshot replaces is not
     asked."""
-    plan: LaunchPlan = seen["plan"]
-    look = Observation(
+    plan: LaunchPlan = observed["plan"]
+    observation = Observation(
         plan=plan,
-        spans=tuple(seen["spans"]),
-        facts={
-            **seen["facts"],
-            "identity": seen.get("identity", {}),
-        },
-        proc=seen["proc"],
-        stores=seen["stores"],
-        residency=seen.get("residency", {}),
-        log=seen.get("log", ""),
+        spans=tuple(observed["spans"]),
+        facts={**observed["facts"], "identity": observed.get("identity", {})},
+        proc=observed["proc"],
+        stores=observed["stores"],
+        residency=observed.get("residency", {}),
+        log=observed.get("log", ""),
     )
     found = []
     for member in stack.members():
         if member.layer in plan.replaces:
             continue
         try:
-            evidence = member.verify(look)
+            evidence = member.verify(observation)
         except Exception as error:
             evidence = Evidence(
                 member.name, False, f"looking for evidence failed: {type(error).__name__}: {error}"
