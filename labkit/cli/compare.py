@@ -105,7 +105,8 @@ def _summary(run: Run, arm: str, phase: str) -> dict[str, Any]:
 def within(run: Run, against: str | None, phase: str = "") -> list[dict[str, Any]]:
     """Arms of one run: each with its own summary, and its time ÷ the reference's, paired within
     blocks."""
-    from labkit.core import printable, stats
+    from labkit.core import printable
+    from labkit.core.speedup import speedup
     from labkit.errors import BadInput, LabError
 
     names = run.arm_names
@@ -125,7 +126,7 @@ def within(run: Run, against: str | None, phase: str = "") -> list[dict[str, Any
         if name != base:
             try:
                 # time of `name` ÷ time of the reference
-                row["ratio"] = stats.speedup(run, base, name, phase)
+                row["ratio"] = speedup(run, base, name, phase)
             except LabError as error:
                 row["refused"] = str(error)
         rows.append(row)

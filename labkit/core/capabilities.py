@@ -15,7 +15,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from labkit.core import host
-from labkit.errors import BadInput, MissingCapability
+from labkit.errors import BadInput
 
 if TYPE_CHECKING:
     from labkit.core.probes import Capability
@@ -51,16 +51,6 @@ def forget() -> None:
     capability.cache_clear()
     host.card.cache_clear()
     probes.probed.cache_clear()
-
-
-def require(*names: str) -> None:
-    """Raise MissingCapability for the first one that is missing, with its fix."""
-    for name in names:
-        found = capability(name)
-        if not found.ok:
-            raise MissingCapability(
-                f"this host lacks {name}: {found.missing}", why=found.why, fix=found.fix
-            )
 
 
 def doctor() -> list[Capability]:

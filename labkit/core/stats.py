@@ -10,7 +10,6 @@ coverage is 94 %); below 5 pairs nothing is ever called significant.
     low, high = interval([3.1, 3.2, 3.0, 3.4, 3.1])
     paired_ratio([(ours, theirs), …])   # {"median", "low", "high", "n", "significant"} of ours ÷
         theirs, block by block
-    speedup(run, "estargz-lazy", "naive")["median"]   # how many times faster, paired within blocks
 
 Medians of ratios survive drift of the machine: both arms of a block saw the same drift. Lesson:
 notebooks/01_anatomy."""
@@ -112,51 +111,6 @@ def unpaired_ratio(xs: Iterable[float], ys: Iterable[float], level: float = 0.95
         "n": n,
         "significant": n >= MIN_PAIRS and not low <= 1 <= high,
     }
-
-
-def speedup(run: Any, arm: str, against: str, phase: str = "") -> dict[str, Any]:
-    """How many times faster `arm` is than `against` in a `records.Run`: time of `against` ÷ time of
-    `arm`, paired by block.
-
-    `phase`: of one phase instead of the total. Adds "arm", "against", "blocks". Raises BadInput
-    without a common block, IncomparableRecords when the two arms differ in anything but their
-    stack: scenario, link, proven cache state."""
-    from labkit.core import printable, question
-
-    for name in (arm, against):
-        if name not in run.arm_names:
-            raise BadInput(
-                printable.line(f"no arm {name!r} in run {run.id}"),
-                fix=printable.line("one of: " + ", ".join(run.arm_names)),
-            )
-    question.same_start(run, arm, against)
-    pairs, blocks = [], []
-    for block in sorted({t.block for t in run.trials}):
-        times = [_time_of(run, name, block, phase) for name in (against, arm)]
-        known = [t for t in times if t is not None and t > 0]
-        if len(known) == 2:
-            pairs.append(known)
-            blocks.append(block)
-    if not pairs:
-        raise BadInput(
-            printable.line(f"{arm} and {against}") + " share no block in which both succeeded",
-            fix="labkit run A B --blocks 5 runs both in one experiment",
-        )
-    return {
-        "arm": arm,
-        "against": against,
-        "phase": phase or "total",
-        "blocks": blocks,
-        **paired_ratio(pairs),
-    }
-
-
-def _time_of(run: Any, arm: str, block: int, phase: str) -> float | None:
-    found = [
-        t.phases.get(phase) if phase else t.total_s for t in run.of_arm(arm) if t.block == block
-    ]
-    found = [t for t in found if t is not None]
-    return median(found) if found else None
 
 
 def _ordered(xs: Iterable[float]) -> list[float]:

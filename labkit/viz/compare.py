@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.core import stats
 from labkit.core.records import Run, Trial
+from labkit.core.speedup import speedup
 from labkit.core.timeline import PHASES
 from labkit.core.units import show_s
 from labkit.errors import BadInput, IncomparableRecords
@@ -104,7 +105,7 @@ def _compared(run: Run, name: str, base: str, phase: str) -> _Compared:
     note = "baseline"
     if name != base:
         try:
-            note = _ratio_words(stats.speedup(run, name, base, phase))
+            note = _ratio_words(speedup(run, name, base, phase))
         except IncomparableRecords:
             raise
         except BadInput as error:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from labkit.core import stats
 from labkit.core.records import Run, Trial
+from labkit.core.speedup import speedup
 from labkit.errors import BadInput, IncomparableRecords
 
 VALUES = st.lists(st.floats(0.001, 1e4), min_size=1, max_size=30)
@@ -125,7 +126,7 @@ def _run(**arms: tuple[str, list[float]]) -> Run:
 
 
 def test_a_speedup_is_how_many_times_faster_paired_by_block():
-    found = stats.speedup(
+    found = speedup(
         _run(fast=("cold", [1, 2, 3, 4, 5]), naive=("cold", [2, 4, 6, 8, 10])), "fast", "naive"
     )
     assert (found["median"], found["low"], found["high"], found["n"], found["significant"]) == (
@@ -145,31 +146,28 @@ def test_blocks_in_which_one_arm_failed_are_left_out():
         experiment=run.experiment,
         trials=tuple(t if t.block else Trial(t.arm, 0, 0, outcome="oom") for t in run.trials),
     )
-    assert stats.speedup(broken, "fast", "naive")["blocks"] == [1, 2]
+    assert speedup(broken, "fast", "naive")["blocks"] == [1, 2]
 
 
 def test_a_speedup_of_one_phase():
     assert (
-        stats.speedup(_run(a=("cold", [1, 1]), b=("cold", [3, 3])), "a", "b", phase="load")[
-            "median"
-        ]
-        == 3
+        speedup(_run(a=("cold", [1, 1]), b=("cold", [3, 3])), "a", "b", phase="load")["median"] == 3
     )
 
 
 def test_a_warm_arm_is_not_compared_with_a_cold_one():
     with pytest.raises(IncomparableRecords, match="cache state"):
-        stats.speedup(_run(a=("warm", [1]), b=("cold", [3])), "a", "b")
+        speedup(_run(a=("warm", [1]), b=("cold", [3])), "a", "b")
 
 
 def test_arms_of_two_scenarios_are_not_compared():
     run = _run(a=("cold", [1]), b=("cold", [3]))
     run.experiment["arms"][0]["scenario"] = "fresh-node"
     with pytest.raises(IncomparableRecords, match="scenario"):
-        stats.speedup(run, "a", "b")
+        speedup(run, "a", "b")
 
 
 def test_an_unknown_arm_is_answered_with_the_names_there_are():
     with pytest.raises(BadInput) as caught:
-        stats.speedup(_run(a=("cold", [1])), "a", "nave")
+        speedup(_run(a=("cold", [1])), "a", "nave")
     assert "a" in caught.value.fix
