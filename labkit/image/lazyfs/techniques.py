@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,6 +20,7 @@ from labkit.core.beside import build_once, scratch
 from labkit.core.control_call import call_json
 from labkit.core.ledger import MARK
 from labkit.core.plan import LaunchPlan, Step, StepContext
+from labkit.core.trial import free_port
 from labkit.core.workspace import Workspace
 from labkit.errors import TrialError
 from labkit.image import access_record
@@ -62,9 +62,7 @@ def record_start(
 ) -> list[access_record.Access]:
     """Start the subject's server once from a lazy mount of the layout; what it touched up to its
     first token, in order."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     reference, options = f"oci:{layout.path}:{name}", ("--no-background", "--read-ahead-kb", "128")
     with mounted(reference, *options, workspace=workspace) as mount:
         ctx = mount.ctx

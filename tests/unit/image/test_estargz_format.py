@@ -208,6 +208,13 @@ def entry(name="a", **more) -> dict:
     } | more
 
 
+SECOND_CHUNK = {
+    "name": "a",
+    "type": "chunk",
+    "chunkOffset": 5,
+    "offset": 9,
+    "chunkDigest": "sha256:" + "0" * 64,
+}
 HOSTILE = {
     "a name that climbs": [entry("../etc/passwd")],
     "a name in the middle that climbs": [entry("a/../../b")],
@@ -226,23 +233,11 @@ HOSTILE = {
     "a digest of md5": [entry(chunkDigest="md5:0")],
     "chunks with a gap": [
         entry(chunkSize=3),
-        {
-            "name": "a",
-            "type": "chunk",
-            "chunkOffset": 5,
-            "offset": 9,
-            "chunkDigest": "sha256:" + "0" * 64,
-        },
+        SECOND_CHUNK,
     ],
     "chunks that overlap": [
         entry(chunkSize=6),
-        {
-            "name": "a",
-            "type": "chunk",
-            "chunkOffset": 5,
-            "offset": 9,
-            "chunkDigest": "sha256:" + "0" * 64,
-        },
+        SECOND_CHUNK,
     ],
     "chunks beyond the size": [entry(chunkSize=11)],
     "too few chunks": [entry(chunkSize=4)],
