@@ -21,11 +21,15 @@ from nbformat.v4.rwbase import rejoin_lines
 from traitlets.config import Config
 
 from labkit.core import printable
+from labkit.errors import BadInput
 from labkit.lessons import canonical
 
 TEMPLATE = Path(__file__).parent / "templates" / "notebook.html.j2"
 #: What is shown of an output that comes in several forms, best first.
 FORMATS = ["text/html", "text/markdown", "image/png", "text/plain"]
+#: What nbformat requires of a cell, and an unfinished notebook may lack.
+_CELL: dict[str, Any] = {"metadata": {}}
+_CODE: dict[str, Any] = {"execution_count": None, "outputs": []}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -65,7 +69,10 @@ def body(path: Path, links: str = ".html") -> str:
     """The cells of an executed notebook. Links to other notebooks get the suffix `links`; "" leaves
     only their text. Raises BadInput for what is no notebook."""
     doc = canonical.load(path)
-    doc["cells"] = [cell for cell in doc["cells"] if cell["source"].strip()]
+    doc["cells"] = [_CELL | cell for cell in doc["cells"] if cell["source"].strip()]
+    for cell in doc["cells"]:
+        if cell["cell_type"] == "code":
+            cell.update(_CODE | cell)
     exporter = TemplateExporter(
         template_file=str(TEMPLATE),
         preprocessors=[CleanOutputs],
@@ -75,7 +82,12 @@ def body(path: Path, links: str = ".html") -> str:
             CoalesceStreamsPreprocessor={"enabled": True},
         ),
     )
-    return str(exporter.from_notebook_node(rejoin_lines(nbformat.from_dict(doc)))[0])
+    try:
+        return str(exporter.from_notebook_node(rejoin_lines(nbformat.from_dict(doc)))[0])
+    except nbformat.ValidationError as error:
+        raise BadInput(
+            f"{path} is not a notebook: {error.message}", fix="give a .ipynb file of format 4"
+        ) from None
 
 
 def markdown(text: str, links: str) -> str:

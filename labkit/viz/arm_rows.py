@@ -90,14 +90,7 @@ def frame(
     height_in = head_in + foot_in + row_in * len(names) + 0.1
     left_in = 0.3 + 0.092 * max(len(part) for label in labels for part in label.split("\n"))
     figure = look.blank(_WIDTH_IN, height_in)
-    axes = figure.add_axes(
-        (
-            left_in / _WIDTH_IN,
-            foot_in / height_in,
-            1 - (left_in + right_in) / _WIDTH_IN,
-            1 - (head_in + foot_in) / height_in,
-        )
-    )
+    axes = look.axes(figure, left_in, right_in, head_in, foot_in)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_yticks(range(len(names)), labels)
     axes.tick_params(axis="y", length=0)
@@ -105,14 +98,7 @@ def frame(
     axes.grid(True, axis="x")
     axes.set_axisbelow(True)
     axes.set_xlabel("seconds since the request", fontsize=look.BASE_PT - 1)
-    figure.text(
-        0.012,
-        1 - 0.27 / height_in,
-        title,
-        fontsize=look.BASE_PT + 2,
-        fontweight="bold",
-        va="center",
-    )
+    look.title(figure, title, 1 - 0.27 / height_in)
     look.stamp(figure, theme, mark, 1 - 0.65 / height_in)
     look.caption(figure, theme, lines, 0.085 / height_in)
     return figure, axes

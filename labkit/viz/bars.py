@@ -165,14 +165,7 @@ def _draw(
             frameon=False,
             fontsize=look.BASE_PT - 2,
         )
-    figure.text(
-        0.012,
-        1 - 0.25 / height_in,
-        title,
-        fontsize=look.BASE_PT + 2,
-        fontweight="bold",
-        va="center",
-    )
+    look.title(figure, title, 1 - 0.25 / height_in)
     look.stamp(figure, theme, mark, 1 - 0.62 / height_in)
     look.caption(figure, theme, lines, 0.085 / height_in)
     return figure

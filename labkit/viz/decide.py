@@ -89,14 +89,7 @@ def _draw_forecast(plan: Plan, rows: Sequence[tuple[str, Any]], total: str, them
     height_in = head_in + foot_in + 0.36 * len(rows) + 0.1
     left_in, right_in = 1.3, 2.1
     figure = look.blank(_WIDTH_IN, height_in)
-    axes = figure.add_axes(
-        (
-            left_in / _WIDTH_IN,
-            foot_in / height_in,
-            1 - (left_in + right_in) / _WIDTH_IN,
-            1 - (head_in + foot_in) / height_in,
-        )
-    )
+    axes = look.axes(figure, left_in, right_in, head_in, foot_in)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_yticks(range(len(rows)), [p.replace("_", " ") for p, _ in rows])
     axes.tick_params(axis="y", length=0)
@@ -104,14 +97,7 @@ def _draw_forecast(plan: Plan, rows: Sequence[tuple[str, Any]], total: str, them
     axes.grid(True, axis="x")
     axes.set_axisbelow(True)
     axes.set_xlabel("seconds of the phase", fontsize=look.BASE_PT - 1)
-    figure.text(
-        0.012,
-        1 - 0.29 / height_in,
-        f"Predicted cold start: {total}",
-        fontsize=look.BASE_PT + 2,
-        fontweight="bold",
-        va="center",
-    )
+    look.title(figure, f"Predicted cold start: {total}", 1 - 0.29 / height_in)
     for y, (phase, f) in enumerate(rows):
         axes.barh(y, f.seconds, height=0.55, color=look.PHASE_COLOURS[phase])
         axes.plot(
@@ -184,14 +170,7 @@ def _keep(row: dict[str, Any]) -> str:
 def _draw_tradeoff(rows: Sequence[dict[str, Any]], note: str, theme: Theme) -> Figure:
     height_in, left_in, foot_in, head_in, right_in = 4.6, 0.85, 0.95, 1.0, 1.9
     figure = look.blank(_WIDTH_IN, height_in)
-    axes = figure.add_axes(
-        (
-            left_in / _WIDTH_IN,
-            foot_in / height_in,
-            1 - (left_in + right_in) / _WIDTH_IN,
-            1 - (head_in + foot_in) / height_in,
-        )
-    )
+    axes = look.axes(figure, left_in, right_in, head_in, foot_in)
     axes.grid(True)
     axes.set_axisbelow(True)
     lines = (
@@ -231,14 +210,7 @@ def _draw_tradeoff(rows: Sequence[dict[str, Any]], note: str, theme: Theme) -> F
     axes.legend(
         loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, fontsize=look.BASE_PT - 1
     )
-    figure.text(
-        0.012,
-        1 - 0.27 / height_in,
-        "What keeping a replica costs, and whom it makes wait",
-        fontsize=look.BASE_PT + 2,
-        fontweight="bold",
-        va="center",
-    )
+    look.title(figure, "What keeping a replica costs, and whom it makes wait", 1 - 0.27 / height_in)
     figure.text(
         0.016,
         1 - 0.65 / height_in,

@@ -73,14 +73,7 @@ def _draw_touched(rows: list[tuple[str, int, int]], stamp: str, theme: Theme) ->
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.5, 1], ["0", "50 %", "all of it"])
     axes.tick_params(axis="y", length=0)
-    figure.text(
-        0.012,
-        1 - 0.25 / height_in,
-        "Which bytes a start really touches",
-        fontsize=look.BASE_PT + 2,
-        fontweight="bold",
-        va="center",
-    )
+    look.title(figure, "Which bytes a start really touches", 1 - 0.25 / height_in)
     figure.legend(
         handles=[
             Patch(facecolor=look.ARM_COLOURS[0], label="touched"),
@@ -154,14 +147,7 @@ def _draw_crossover(doc: Mapping[str, Any], stamp: str, theme: Theme) -> Figure:
     axes.set_ylabel("seconds until it is read", fontsize=look.BASE_PT - 1)
     axes.grid(True, which="major")
     axes.set_axisbelow(True)
-    figure.text(
-        0.012,
-        0.94,
-        "When laziness loses",
-        fontsize=look.BASE_PT + 2,
-        fontweight="bold",
-        va="center",
-    )
+    look.title(figure, "When laziness loses", 0.94)
     figure.text(
         0.012,
         0.03,

@@ -107,14 +107,7 @@ def _draw_map(layouts: Sequence[Layout], theme: Theme) -> Figure:
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["start", "25 %", "50 %", "75 %", "end of file"])
     axes.get_xticklabels()[-1].set_horizontalalignment("right")
     axes.tick_params(axis="y", length=0)
-    figure.text(
-        0.012,
-        1 - 0.22 / height_in,
-        "Where the tensors lie",
-        fontsize=look.BASE_PT + 2,
-        fontweight="bold",
-        va="center",
-    )
+    look.title(figure, "Where the tensors lie", 1 - 0.22 / height_in)
     figure.legend(
         handles=[
             Patch(facecolor=c, hatch=h, edgecolor=theme.ink, linewidth=0.3, label=name)
@@ -203,13 +196,8 @@ def _draw_loads(doc: Mapping[str, Any], good: Sequence[Mapping[str, Any]], theme
         frameon=False,
         fontsize=look.BASE_PT - 1,
     )
-    figure.text(
-        0.012,
-        1 - 0.25 / height_in,
-        f"Weights in place and first token, {doc.get('preset', '')}",
-        fontsize=look.BASE_PT + 2,
-        fontweight="bold",
-        va="center",
+    look.title(
+        figure, f"Weights in place and first token, {doc.get('preset', '')}", 1 - 0.25 / height_in
     )
     states = sorted({r["cache"] for r in good})
     figure.text(
@@ -280,14 +268,7 @@ def _draw_sweep(
     axes.grid(True, axis="y")
     axes.set_xlabel(setting)
     axes.set_ylabel("seconds")
-    figure.text(
-        0.012,
-        0.94,
-        f"Time against {setting}",
-        fontsize=look.BASE_PT + 2,
-        fontweight="bold",
-        va="center",
-    )
+    look.title(figure, f"Time against {setting}", 0.94)
     figure.text(0.012, 0.03, note, fontsize=look.BASE_PT - 2, color=theme.faint)
     return figure
 
@@ -333,12 +314,5 @@ def _draw_trade(rows: Sequence[Mapping[str, Any]], theme: Theme) -> Figure:
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
         axes.set_title(title, fontsize=look.BASE_PT, loc="left")
-    figure.text(
-        0.012,
-        1 - 0.25 / height_in,
-        "Smaller files, other answers",
-        fontsize=look.BASE_PT + 2,
-        fontweight="bold",
-        va="center",
-    )
+    look.title(figure, "Smaller files, other answers", 1 - 0.25 / height_in)
     return figure

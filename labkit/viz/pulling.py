@@ -83,14 +83,7 @@ def _draw_layers(rows: Sequence[Mapping[str, Any]], theme: Theme) -> Figure:
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    figure.text(
-        0.012,
-        1 - 0.25 / height_in,
-        "What an image is made of",
-        fontsize=look.BASE_PT + 2,
-        fontweight="bold",
-        va="center",
-    )
+    look.title(figure, "What an image is made of", 1 - 0.25 / height_in)
     return figure
 
 
@@ -177,14 +170,7 @@ def _draw_pulls(
         frameon=False,
         fontsize=look.BASE_PT - 1,
     )
-    figure.text(
-        0.012,
-        1 - 0.22 / height_in,
-        title,
-        fontsize=look.BASE_PT + 2,
-        fontweight="bold",
-        va="center",
-    )
+    look.title(figure, title, 1 - 0.22 / height_in)
     figure.text(
         0.012,
         0.1 / height_in,

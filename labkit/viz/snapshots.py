@@ -118,14 +118,7 @@ def _draw(case: Case, here: float, even: float, host: str, where: str, theme: Th
     )
     axes.yaxis.set_major_formatter(lambda v, _: show_s(v))
     axes.set_xlabel("read rate of disk or link")
-    figure.text(
-        0.012,
-        0.955,
-        f"Time to first token: a model through phases measured on {where}",
-        fontsize=look.BASE_PT + 2,
-        fontweight="bold",
-        va="center",
-    )
+    look.title(figure, f"Time to first token: a model through phases measured on {where}", 0.955)
     if host:
         figure.text(0.988, 0.03, host, fontsize=look.BASE_PT - 2, color=theme.faint, ha="right")
     return figure
@@ -177,12 +170,5 @@ def _draw_inside(rows: list[tuple[str, int]], total: int, theme: Theme) -> Figur
             va="center",
             fontsize=look.BASE_PT - 1,
         )
-    figure.text(
-        0.012,
-        1 - 0.25 / height_in,
-        f"What is in the image ({show_bytes(total)})",
-        fontsize=look.BASE_PT + 2,
-        fontweight="bold",
-        va="center",
-    )
+    look.title(figure, f"What is in the image ({show_bytes(total)})", 1 - 0.25 / height_in)
     return figure

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, cast
 from labkit.core import outputs, printable
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 #: One colour a phase, never reused for anything else. Families: image blue, process green, device
@@ -108,6 +109,18 @@ def stamp(figure: Figure, theme: Theme, mark: str, y: float) -> None:
                 "linewidth": 1.2,
             },
         )
+
+
+def title(figure: Figure, text: str, y: float) -> None:
+    """What a figure is called. `y`: its middle, as a share of the figure."""
+    figure.text(0.012, y, text, fontsize=BASE_PT + 2, fontweight="bold", va="center")
+
+
+def axes(figure: Figure, left_in: float, right_in: float, head_in: float, foot_in: float) -> Axes:
+    """Axes with these inches free around them."""
+    width_in, height_in = figure.get_size_inches()
+    width, height = 1 - (left_in + right_in) / width_in, 1 - (head_in + foot_in) / height_in
+    return figure.add_axes((left_in / width_in, foot_in / height_in, width, height))
 
 
 def caption(figure: Figure, theme: Theme, lines: Iterable[str], y: float) -> None:

@@ -76,9 +76,7 @@ def _draw(shown: captions.Shown, theme: Theme, until_s: float | None) -> Figure:
     axes.set_xlabel("seconds since the request", fontsize=look.BASE_PT - 1)
     _columns(axes, rows, shown.trial.total_s, theme)
     top = 1 - 0.27 / height_in
-    figure.text(
-        0.012, top, captions.title(shown), fontsize=look.BASE_PT + 2, fontweight="bold", va="center"
-    )
+    look.title(figure, captions.title(shown), top)
     look.stamp(figure, theme, mark, 1 - 0.65 / height_in)
     look.caption(figure, theme, caption, 0.085 / height_in)
     return figure
