@@ -49,7 +49,8 @@ def bucket(
     link; floor; label."""
     from labkit.net.client import Client
     from labkit.net.link import parse
-    from labkit.net.ranges import Into, RangeOptions, fetch_parts, plan
+    from labkit.net.parts import Into, plan
+    from labkit.net.ranges import RangeOptions, fetch_parts
     from labkit.net.serving import serving
     from labkit.objects.publish import publish_model
 

@@ -33,7 +33,8 @@ from labkit.image.tree import Limits
 from labkit.image.writer import Writer
 from labkit.net.client import Client
 from labkit.net.fetch import fetch_ranges
-from labkit.net.ranges import Fetching, Into, NoRanges, Progress, RangeOptions, RangePart
+from labkit.net.parts import Into, RangePart
+from labkit.net.ranges import Fetching, NoRanges, Progress, RangeOptions
 
 CONNECTIONS = 8
 PART_BYTES = 2 << 20

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from labkit.errors import TransferError
 from labkit.image import oci
-from labkit.net.ranges import Into, RangePart
+from labkit.net.parts import Into, RangePart
 
 READ_BYTES = 256 << 10
 

@@ -10,8 +10,9 @@ and a client that fetches.
     server  keep-alive, ranges, counters, on wire (requests in) and sending (sendfile in paced
         slices out)
     serving the embedded registry or store as a process of its own, noted in the ledger
-    http    one connection of the client, without copies
-    fetch   retries, resume, digests; ranges: parallel ranges, hedged stragglers
+    http    one connection of the client, without copies; client: a pool of them, retries
+    parts   which bytes, and where they go; ranges: many at once, hedged stragglers
+    fetch   one object whole: resume, digests
     login   registries that ask for one: Bearer tokens, Basic; credentials: what podman and docker
         have stored
 

@@ -21,16 +21,8 @@ from typing import BinaryIO
 from labkit.errors import BadInput, TransferError
 from labkit.net.client import Attempts, Client, HTTPStatusError
 from labkit.net.http import ConnectionLost
-from labkit.net.ranges import (
-    PART_BYTES,
-    Into,
-    NoRanges,
-    Progress,
-    RangeOptions,
-    fetch_parts,
-    plan,
-    pwrite,
-)
+from labkit.net.parts import PART_BYTES, Into, plan, pwrite
+from labkit.net.ranges import NoRanges, Progress, RangeOptions, fetch_parts
 
 BLOCK = 1 << 20
 

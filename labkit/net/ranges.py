@@ -15,7 +15,6 @@ notebooks/05_streaming."""
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
 import time
@@ -23,60 +22,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Protocol
 
 from labkit.errors import LabError, TransferError
 from labkit.net.client import Attempts, Client, HTTPStatusError
 from labkit.net.http import Connection, ConnectionLost
+from labkit.net.parts import Into, RangePart, Target, pwrite
 from labkit.net.stragglers import Pace
 
-PART_BYTES = 4 << 20
 BLOCK = 256 << 10
 
 
 class NoRanges(Exception):
     """The server sends everything whatever is asked."""
-
-
-@dataclass(frozen=True)
-class Into:
-    """Where the bytes go: offset `at` of a writable buffer, or of a file. `shift`: added to a
-    part's offset."""
-
-    view: memoryview | None = None
-    fd: int = -1
-    shift: int = 0
-
-    @staticmethod
-    def buffer(view: memoryview | bytearray | mmap.mmap, shift: int = 0) -> Into:
-        return Into(memoryview(view).cast("B"), -1, shift)
-
-    @staticmethod
-    def file(fd: int, shift: int = 0) -> Into:
-        return Into(None, fd, shift)
-
-
-class Target(Protocol):
-    """Where the bytes of one part go: `Into`, or what finds its place when the first byte comes."""
-
-    @property
-    def view(self) -> memoryview | None: ...
-    @property
-    def fd(self) -> int: ...
-    @property
-    def shift(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class RangePart:
-    """`size_bytes` of `url` from `start`. `into` overrides the fetch's own; `key` is for the
-    caller."""
-
-    url: str
-    start: int
-    size_bytes: int
-    key: Any = None
-    into: Target | None = None
 
 
 @dataclass
@@ -136,16 +93,6 @@ class Progress:
     hedges: int
     hedges_won: int
     connections: int
-
-
-def plan(
-    url: str, size_bytes: int, part_bytes: int = PART_BYTES, start: int = 0, key: Any = None
-) -> list[RangePart]:
-    """Equal parts in order, the last one shorter."""
-    return [
-        RangePart(url, at, min(part_bytes, start + size_bytes - at), key)
-        for at in range(start, start + size_bytes, part_bytes)
-    ]
 
 
 class Fetching:
@@ -350,13 +297,6 @@ class Fetching:
         with self._changed:
             self._left -= 1
             self._changed.notify_all()
-
-
-def pwrite(fd: int, view: memoryview, at: int) -> None:
-    """All of `view` at byte `at` of the file, whatever one call writes. Raises OSError."""
-    while view:
-        done = os.pwrite(fd, view, at)
-        view, at = view[done:], at + done
 
 
 def fetch_parts(

@@ -21,7 +21,8 @@ from typing import Any
 
 from labkit.core import timeline
 from labkit.core.plan import StepContext
-from labkit.net.ranges import Into, RangeOptions, RangePart, fetch_parts, fetch_processed
+from labkit.net.parts import Into, RangePart
+from labkit.net.ranges import RangeOptions, fetch_parts, fetch_processed
 from labkit.objects.client import Bucket, open_bucket
 from labkit.snapshot import criu_images, store
 from labkit.snapshot.explain import SnapshotRefused

@@ -116,7 +116,7 @@ class LlamaConfig:
                 "use the unquantised model",
             )
         size = {
-            k: fields.count(k)
+            k: fields.whole(k)
             for k in (
                 "vocab_size",
                 "hidden_size",
@@ -126,7 +126,7 @@ class LlamaConfig:
             )
         }
         heads = size["num_attention_heads"]
-        kv_heads = fields.count("num_key_value_heads", default=heads)
+        kv_heads = fields.whole("num_key_value_heads", default=heads)
         if heads % kv_heads:
             raise fields.refused(
                 f"{heads} attention heads are not a multiple of {kv_heads} key/value heads"
@@ -136,10 +136,10 @@ class LlamaConfig:
                 f"hidden_size {size['hidden_size']} is not a multiple of {heads} heads and there is"
                 " no head_dim",
             )
-        head_dim = fields.count("head_dim", default=size["hidden_size"] // heads)
+        head_dim = fields.whole("head_dim", default=size["hidden_size"] // heads)
         if head_dim % 2:
             raise fields.refused(f"head_dim {head_dim} is odd", "rotary embedding turns pairs")
-        max_position = fields.count("max_position_embeddings", default=2048)
+        max_position = fields.whole("max_position_embeddings", default=2048)
         bias = fields.flag("attention_bias", family == "qwen2")
         return LlamaConfig(
             **size,

@@ -161,7 +161,8 @@ def fetch_shards(
     it is whole."""
     from labkit.net.client import Client
     from labkit.net.fetch import fetch_ranges
-    from labkit.net.ranges import Into, RangeOptions
+    from labkit.net.parts import Into
+    from labkit.net.ranges import RangeOptions
 
     began = timeline.now_s()
     source, image_first = _source(model, environment), ImageFirst(ctx)

@@ -200,7 +200,8 @@ def fetch(
     """Every file (name -> what the index says, an open descriptor) unpacked into its place, while
     others still come. Returns the bytes that crossed the link. Raises TransferError, or BadInput
     for bytes that are not those that were packed."""
-    from labkit.net.ranges import Into, RangePart, fetch_processed
+    from labkit.net.parts import Into, RangePart
+    from labkit.net.ranges import fetch_processed
 
     crc32 = _crc32()
 

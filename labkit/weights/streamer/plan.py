@@ -87,7 +87,8 @@ def open_files(source: CheckpointSource, client: Client | None = None) -> list[F
 
 
 def _remote_header(source: CheckpointSource, name: str, client: Client) -> File:
-    from labkit.net.ranges import Into, RangePart, fetch_parts
+    from labkit.net.parts import Into, RangePart
+    from labkit.net.ranges import fetch_parts
 
     url = source.url(name)
     answer = client.ask("GET", url, {"Range": f"bytes=0-{HEAD_BYTES - 1}"}, ok=(200, 206))

@@ -20,8 +20,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from labkit.core import disks
 from labkit.core.timeline import span
@@ -59,9 +58,8 @@ Job = TypeVar("Job")
 Memory = Arena | buffers.Mapped | Tensors
 
 
-@dataclass(frozen=True, kw_only=True)
-class StreamOptions:
-    """How one load reads; what is 0 or "" the streamer chooses itself. Raises BadInput.
+class StreamOptions(NamedTuple):  # a dataclass would cost 1 ms more of each load
+    """How one load reads; what is 0 or "" the streamer chooses itself.
 
     `threads` and `chunk_bytes`: of reading. `read_path`: "mapped" or "direct" whatever the files
     and the disk are. `ring`: force the ring on a CPU, of `slots` chunks. `connections`: to a
@@ -75,13 +73,6 @@ class StreamOptions:
     connections: int = CONNECTIONS
     preadv: Read = os.preadv
 
-    def __post_init__(self) -> None:
-        if self.read_path not in ("", "mapped", "direct"):
-            raise BadInput(
-                f"no read path {self.read_path!r}",
-                fix='read_path="mapped", "direct", or neither: the streamer looks',
-            )
-
 
 def load(
     model: torch.nn.Module, source: str, device: str = "cpu", **options: Any
@@ -94,6 +85,11 @@ def load(
     if road := options.pop("road", ""):  # the option's old name, for one version
         options["read_path"] = road
     settings = StreamOptions(**options)
+    if settings.read_path not in ("", "mapped", "direct"):
+        raise BadInput(
+            f"no read path {settings.read_path!r}",
+            fix='read_path="mapped", "direct", or neither: the streamer looks',
+        )
     opened = open_source(source)
     placer = Placer(model, device)
     with span("load.stream", loader="labkit-streamer") as facts:
@@ -266,7 +262,8 @@ def _from_bucket(
     source: CheckpointSource, placer: Placer, options: StreamOptions
 ) -> dict[str, Any]:
     from labkit.net.client import Client
-    from labkit.net.ranges import Into, RangeOptions, RangePart, fetch_parts
+    from labkit.net.parts import Into, RangePart
+    from labkit.net.ranges import RangeOptions, fetch_parts
 
     chunk_bytes = options.chunk_bytes or PART_BYTES
     with Client(authorize=source.authorize) as client:

@@ -19,7 +19,8 @@ from labkit.net.fetch import fetch, fetch_file, fetch_ranges
 from labkit.net.guard import CONTROL
 from labkit.net.http import Connection
 from labkit.net.message import file_response, text
-from labkit.net.ranges import Into, RangeOptions, RangePart, fetch_parts, plan
+from labkit.net.parts import Into, RangePart, plan
+from labkit.net.ranges import RangeOptions, fetch_parts
 from labkit.net.server import HTTPServer
 
 DATA = random.Random(7).randbytes(3_000_000)

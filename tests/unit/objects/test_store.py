@@ -19,7 +19,8 @@ from labkit.errors import TransferError
 from labkit.net.client import Client, Retry
 from labkit.net.fetch import fetch_ranges
 from labkit.net.message import Request
-from labkit.net.ranges import Into, RangeOptions
+from labkit.net.parts import Into
+from labkit.net.ranges import RangeOptions
 from labkit.net.server import HTTPServer
 from labkit.objects import sigv4
 from labkit.objects.client import open_bucket
