@@ -14,7 +14,7 @@ import math
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
@@ -50,12 +50,8 @@ def write_shards(
 
     shapes = config.shapes()
     groups = split(shapes, shards)
-    stem, ending = ("model", "safetensors") if fmt == "safetensors" else ("pytorch_model", "bin")
-    files = (
-        [f"{stem}.{ending}"]
-        if len(groups) == 1
-        else [f"{stem}-{i + 1:05d}-of-{len(groups):05d}.{ending}" for i in range(len(groups))]
-    )
+    single = "model.safetensors" if fmt == "safetensors" else "pytorch_model.bin"
+    files = shard_files(single, len(groups))
     total, done = 2 * sum(math.prod(s) for s in shapes.values()), 0
     lock, over = threading.Lock(), threading.Event()
 
@@ -100,8 +96,7 @@ def write_shards(
             raise
     file_of = {name: file for file, group in zip(files, groups, strict=True) for name in group}
     if len(groups) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": file_of}
-        (directory / f"{stem}.{ending}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        write_index(directory, single, file_of, total)
     return files, {
         name: {
             "sha256": digests[name],
@@ -111,6 +106,22 @@ def write_shards(
         }
         for name, file in file_of.items()
     }
+
+
+def shard_files(single: str, count: int) -> list[str]:
+    """The public names of so many shards, by the name that one alone has."""
+    stem, _, ending = single.rpartition(".")
+    if count == 1:
+        return [single]
+    return [f"{stem}-{i + 1:05d}-of-{count:05d}.{ending}" for i in range(count)]
+
+
+def write_index(
+    directory: Path, single: str, weight_map: Mapping[str, str], total_bytes: int
+) -> None:
+    """Which shard holds which tensor. Raises OSError."""
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(weight_map)}
+    (directory / f"{single}.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 class _Over(Exception):

@@ -12,19 +12,22 @@ whole. Lesson: notebooks/04_model_formats."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit.core.beside import becoming
 from labkit.core.host import cpu_count
 from labkit.errors import BadInput
+from labkit.subject.shards import shard_files, write_index
 from labkit.weights.source import LAYOUT, CheckpointSource, format_of, open_source, shard_tensors
+
+if TYPE_CHECKING:
+    import torch
 
 FORMATS = ("pickle", "safetensors", "gguf", "tensorizer")
 WEIGHT_SUFFIXES = (".bin", ".safetensors", ".gguf", ".tensors", ".pt", ".pth")
@@ -81,7 +84,7 @@ def _carry(source: Path, target: Path) -> None:
             shutil.copy2(file, target / file.name)
 
 
-def all_tensors(source: CheckpointSource) -> Iterator[tuple[str, Any]]:
+def all_tensors(source: CheckpointSource) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) over every shard, one shard mapped at a time."""
     format = format_of(source)
     for name in source.shards(format):
@@ -92,40 +95,31 @@ def _to_shards(source: CheckpointSource, target: Path, to: str) -> dict[str, Any
     import torch
     from safetensors.torch import save_file
 
-    came = format_of(source)
-    shards = source.shards(came)
-    single, index = LAYOUT[to]
-    stem, _, suffix = single.rpartition(".")
+    format = format_of(source)
+    shards = source.shards(format)
+    single = LAYOUT[to][0]
     weight_map: dict[str, str] = {}
     total_bytes = 0
 
-    def one(i: int) -> tuple[dict[str, str], int]:
+    def one(shard: str, out: str) -> tuple[dict[str, str], int]:
         tensors = {
             name: tensor.contiguous()
-            for name, tensor in shard_tensors(source, came, shards[i]).items()
+            for name, tensor in shard_tensors(source, format, shard).items()
         }
-        out = single if len(shards) == 1 else f"{stem}-{i + 1:05d}-of-{len(shards):05d}.{suffix}"
         if to == "pickle":
             torch.save(tensors, target / out)
         else:
             save_file(tensors, target / out, metadata={"format": "pt"})
-        return dict.fromkeys(tensors, out), sum(
-            t.numel() * t.element_size() for t in tensors.values()
-        )
+        return dict.fromkeys(tensors, out), sum(t.nbytes for t in tensors.values())
 
     # Mapped, so no shard is in memory beyond what the page cache holds; a checksum a shard takes
     # one core.
     with ThreadPoolExecutor(min(len(shards), cpu_count())) as many:
-        for names, size_bytes in many.map(one, range(len(shards))):
+        for names, size_bytes in many.map(one, shards, shard_files(single, len(shards))):
             weight_map |= names
             total_bytes += size_bytes
     if len(shards) > 1:
-        (target / index).write_text(
-            json.dumps(
-                {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}, indent=2
-            )
-            + "\n"
-        )
+        write_index(target, single, weight_map, total_bytes)
     return {"shards": len(shards), "tensors": len(weight_map)}
 
 

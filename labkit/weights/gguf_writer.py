@@ -49,8 +49,8 @@ def write_gguf(source: CheckpointSource, path: Path, kind: str) -> dict[str, Any
     writer = gguf.GGUFWriter(str(path), architecture)
     _keys(writer, config, kind)
     _tokenizer(writer, source, int(config["vocab_size"]))
-    came = format_of(source)
-    plan = _plan(source, came, kind)
+    format = format_of(source)
+    plan = _plan(source, format, kind)
     frequencies = _frequency_factors(config)
     for _, name, shape, qtype in plan:
         plain_bytes = {kinds.F32: 4, kinds.F16: 2}.get(qtype)
@@ -66,7 +66,7 @@ def write_gguf(source: CheckpointSource, path: Path, kind: str) -> dict[str, Any
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    _tensors(writer, source, came, plan, config, architecture)
+    _tensors(writer, source, format, plan, config, architecture)
     if frequencies is not None:
         writer.write_tensor_data(frequencies)
     writer.close()
@@ -208,7 +208,7 @@ def _tokenizer(writer: Any, source: CheckpointSource, vocabulary: int) -> None:
 
 
 def _plan(
-    source: CheckpointSource, came: str, kind: str
+    source: CheckpointSource, format: str, kind: str
 ) -> list[tuple[str, str, tuple[int, ...], Any]]:
     """(public name, GGUF name, shape, type) in the order of the shards; from the headers where
     there are some."""
@@ -217,7 +217,7 @@ def _plan(
     from labkit.formats.read import read_layout
 
     plan = []
-    for shard in source.shards(came):
+    for shard in source.shards(format):
         for entry in read_layout(source.path(shard)).tensors:
             name = to_gguf(entry.name)
             if name is None:
@@ -240,7 +240,7 @@ def _plan(
 def _tensors(
     writer: Any,
     source: CheckpointSource,
-    came: str,
+    format: str,
     plan: list[tuple[str, str, tuple[int, ...], Any]],
     config: dict[str, Any],
     architecture: str,
@@ -251,10 +251,10 @@ def _tensors(
     heads = int(config["num_attention_heads"])
     kv_heads = int(config.get("num_key_value_heads") or heads)
     shard_of: dict[str, Any] = {}
-    shards = iter(source.shards(came))
+    shards = iter(source.shards(format))
     for public, _, _, qtype in plan:
         while public not in shard_of:
-            shard_of = shard_tensors(source, came, next(shards))
+            shard_of = shard_tensors(source, format, next(shards))
         tensor = shard_of[public].to(torch.float32)
         turned = heads_of(public, heads, kv_heads) if architecture == "llama" else 0
         data = (to_neighbours(tensor, turned) if turned else tensor).contiguous().numpy()
