@@ -18,6 +18,9 @@ from typing import Any
 
 from labkit.core.records import Run
 
+#: Of a question: an arm, and what was chosen for it.
+Key = tuple[str, tuple[tuple[str, str], ...]]
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="files that labkit run --out wrote")
@@ -185,10 +188,10 @@ def rank(runs: list[Run], phase: str = "") -> list[dict[str, Any]]:
     by what rankings differ that look alike."""
     from labkit.core import question, stats
 
-    questions: dict[tuple[Any, ...], dict[str, Any]] = {}
-    groups: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    questions: dict[Key, dict[str, Any]] = {}
+    groups: dict[Key, dict[str, dict[str, Any]]] = {}
     # records: one alone is taken to be the same as no other
-    counted: dict[tuple[Any, ...], int] = {}
+    counted: dict[Key, int] = {}
     for i, one in enumerate(runs):
         # two records that do not tell their host are not of one host
         here = one.host.get("id") or f"unknown {i}"

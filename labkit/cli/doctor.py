@@ -7,9 +7,12 @@ line: {"host": {…}, "findings": [{"name", "state", "why", "fix", …}], "floor
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabError
+
+if TYPE_CHECKING:
+    from labkit.core.capabilities import Capability
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +77,7 @@ def _disk() -> tuple[dict[str, Any], LabError | None]:
         return {}, refused
 
 
-def _change(finding: Any, title: str) -> str:
+def _change(finding: Capability, title: str) -> str:
     """What a missing or limited capability would unlock, and the command that changes it."""
     return (
         f"\n{title} – {finding.state.lower()}: {finding.missing or finding.detail}\n  why:"

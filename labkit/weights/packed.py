@@ -30,6 +30,7 @@ from labkit.errors import BadInput
 if TYPE_CHECKING:
     from labkit.net.client import Client
 
+Buffer = bytes | bytearray | memoryview
 INDEX = "packed.json"
 FRAME_BYTES = 4 << 20
 #: Frames on their way or being unpacked at once: at most 256 MB.
@@ -54,7 +55,7 @@ def split(raw: bytes, width: int, level: int = 1) -> bytes:
     return b"".join([*planes, raw[whole:]])
 
 
-def join(data: bytes | bytearray, width: int, size_bytes: int) -> Any:
+def join(data: bytes | bytearray, width: int, size_bytes: int) -> Buffer:
     """The bytes that `split` was given (a buffer). Raises BadInput for a frame that is not one."""
     import numpy as np
     import zstandard
@@ -242,7 +243,7 @@ def know_libraries() -> None:
     import zstandard  # noqa: F401
 
 
-def _crc32() -> Callable[[Any], int]:
+def _crc32() -> Callable[[Buffer], int]:
     from isal import isal_zlib
 
     return isal_zlib.crc32

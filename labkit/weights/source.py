@@ -18,9 +18,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from labkit.errors import BadInput, TransferError
+
+if TYPE_CHECKING:
+    from urllib.request import Request
+
+    import torch
 
 #: format -> (the single file's name, the index of shards)
 LAYOUT = {
@@ -57,15 +62,14 @@ class CheckpointSource:
 
         return f"{self.http}/{quote(name)}"
 
-    def request(self, name: str, method: str = "GET") -> Any:
+    def request(self, name: str, method: str = "GET") -> Request:
         """For `urllib.request.urlopen`."""
         # A local start does not pay for this import (ssl, email, http.client).
-        from urllib.request import Request
+        import urllib.request
 
         url = self.url(name)
-        return Request(
-            url, method=method, headers=self.authorize(method, url, {}) if self.authorize else {}
-        )
+        headers = self.authorize(method, url, {}) if self.authorize else {}
+        return urllib.request.Request(url, method=method, headers=headers)
 
     def address(self, name: str) -> str:
         """The name in the source's own terms: a path, or s3://bucket/key."""
@@ -195,7 +199,7 @@ def format_of(source: CheckpointSource) -> str:
     )
 
 
-def shard_tensors(source: CheckpointSource, format: str, name: str) -> dict[str, Any]:
+def shard_tensors(source: CheckpointSource, format: str, name: str) -> dict[str, torch.Tensor]:
     """All tensors of one shard, as torch tensors on the CPU."""
     if format == "safetensors":
         from safetensors.torch import load_file
@@ -204,7 +208,10 @@ def shard_tensors(source: CheckpointSource, format: str, name: str) -> dict[str,
     if format == "pickle":
         import torch
 
-        return torch.load(source.path(name), map_location="cpu", weights_only=True, mmap=True)
+        tensors: dict[str, torch.Tensor] = torch.load(
+            source.path(name), map_location="cpu", weights_only=True, mmap=True
+        )
+        return tensors
     raise BadInput(
         f"{source.root} is {format}",
         why="conversion starts from full-precision shards",

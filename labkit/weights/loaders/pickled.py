@@ -23,7 +23,7 @@ from labkit.weights.loaders.placing import Model, Placer
 
 
 def load(
-    model: Any, source: str, device: str = "cpu", *, mmap: bool = False, **_: Any
+    model: Model, source: str, device: str = "cpu", *, mmap: bool = False, **_: Any
 ) -> dict[str, Any]:
     """Fill the model's parameters. Facts: tensors, size_bytes, shards, downloaded_bytes. Raises
     BadInput, TransferError."""

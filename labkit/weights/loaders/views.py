@@ -6,10 +6,14 @@ it is; a tensor of a file that does not is copied. Lesson: notebooks/04_model_fo
 
 from __future__ import annotations
 
-from typing import Any
+import mmap
+from typing import TYPE_CHECKING
 
 from labkit.errors import BadInput
 from labkit.formats.layout import TensorEntry
+
+if TYPE_CHECKING:
+    import torch
 
 #: safetensors dtype -> torch attribute
 TORCH = {
@@ -35,15 +39,16 @@ TORCH = {
 }
 
 
-def torch_dtype(entry: TensorEntry) -> Any:
+def torch_dtype(entry: TensorEntry) -> torch.dtype:
     import torch
 
     if entry.dtype not in TORCH or not hasattr(torch, TORCH[entry.dtype]):
         raise BadInput(f"{entry.name}: torch has no dtype for {entry.dtype}")
-    return getattr(torch, TORCH[entry.dtype])
+    dtype: torch.dtype = getattr(torch, TORCH[entry.dtype])
+    return dtype
 
 
-def view(memory: Any, entry: TensorEntry, at: int) -> Any:
+def view(memory: mmap.mmap | memoryview, entry: TensorEntry, at: int) -> torch.Tensor:
     """The tensor at byte `at` of a writable buffer (mmap, memoryview, …) that begins at an aligned
     address. The tensor keeps it alive."""
     import torch
