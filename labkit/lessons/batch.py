@@ -17,8 +17,7 @@ from typing import Any
 from labkit.core import outputs
 from labkit.errors import BadInput
 from labkit.lessons import baseline as past
-from labkit.lessons import canonical, execute, pages
-from labkit.lessons.parameters import parameters_for, presets, refuse_nothing
+from labkit.lessons import canonical, execute, pages, parameters
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,12 @@ def run_all(
 ) -> Batch:
     """Run notebooks one after the other, write pages, compare with a baseline. Raises BadInput for
     every mistake before anything runs."""
-    refuse_nothing(paths, preset)
-    if say and (without := [p.stem for p in paths if preset and preset not in presets(p)]):
+    parameters.refuse_nothing(paths, preset)
+    if say and (
+        without := [p.stem for p in paths if preset and preset not in parameters.presets(p)]
+    ):
         say(f"without a preset {preset!r}, so with their own defaults: {', '.join(without)}")
-    values = [parameters_for(path, preset, given or {}) for path in paths]
+    values = [parameters.parameters_for(path, preset, given or {}) for path in paths]
     before = past.read(baseline) if baseline else None
     if save_baseline:
         past.refuse_overwriting(save_baseline)
