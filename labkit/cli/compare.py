@@ -14,12 +14,11 @@ every difference named (exit 2); what a record does not tell is said on stderr."
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
+from labkit.cli.ranking import rank, show_rankings, times
 from labkit.core.records import Run
-
-#: Of a question: an arm, and what was chosen for it.
-Key = tuple[str, tuple[tuple[str, str], ...]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,8 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import sys
-
     from labkit.core import printable, question, records
     from labkit.core.stdout import last_line, say
     from labkit.errors import BadInput
@@ -47,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if args.rank:
         rankings = rank(runs, args.phase)
         doc: dict[str, Any] = {"command": "compare", "kind": "rank", "rankings": rankings}
-        text = _show_rank(rankings)
+        text = show_rankings(rankings)
         if unknown := [name for r in rankings for name in r["unknown"]]:
             print(f"note: {question.said_unknown(unknown)}", file=sys.stderr)
     elif len(runs) == 1:
@@ -82,12 +79,6 @@ def run(args: argparse.Namespace) -> int:
         say(text)
     last_line(doc)
     return 0
-
-
-def times(run: Run, arm: str, phase: str = "") -> list[float]:
-    """Seconds of the good trials of one arm, in total or in one phase."""
-    found = [t.phases.get(phase) if phase else t.total_s for t in run.of_arm(arm)]
-    return [t for t in found if t is not None]
 
 
 def _summary(run: Run, arm: str, phase: str) -> dict[str, Any]:
@@ -180,103 +171,6 @@ def moved(before: Run, after: Run, arm: str) -> dict[str, Any]:
     return {"phase": worst, "by_s": changes[worst]} if worst else {}
 
 
-def rank(runs: list[Run], phase: str = "") -> list[dict[str, Any]]:
-    """One ranking for each question – all that was chosen but the host: hosts by median, with ties
-    where the next is not significantly slower.
-
-    Records of one host are pooled where they ask the same. It ranks hosts, not techniques. `apart`:
-    by what rankings differ that look alike."""
-    from labkit.core import question, stats
-
-    questions: dict[Key, dict[str, Any]] = {}
-    groups: dict[Key, dict[str, dict[str, Any]]] = {}
-    # records: one alone is taken to be the same as no other
-    counted: dict[Key, int] = {}
-    for i, one in enumerate(runs):
-        # two records that do not tell their host are not of one host
-        here = one.host.get("id") or f"unknown {i}"
-        for name in one.arm_names:
-            values = times(one, name, phase)
-            if not values:
-                continue
-            chosen = question.asked(one, name)
-            key = (name, question.key(chosen, but=("host",)))
-            questions.setdefault(key, chosen)
-            host = groups.setdefault(key, {}).setdefault(
-                here,
-                {
-                    "host": one.host.get("id", "?"),
-                    "title": one.host.get("title", "?"),
-                    "values": [],
-                },
-            )
-            host["values"] += values
-            counted[key] = counted.get(key, 0) + 1
-    rankings: list[dict[str, Any]] = []
-    for key, hosts in groups.items():
-        chosen = questions[key]
-        ordered = sorted(hosts.values(), key=lambda h: stats.median(h["values"]))
-        rows: list[dict[str, Any]] = []
-        for place, host in enumerate(ordered, 1):
-            low, high = stats.interval(host["values"])
-            tie = bool(rows) and _tied(host["values"], ordered[place - 2]["values"])
-            rows.append(
-                {
-                    "place": rows[-1]["place"] if tie else place,
-                    "tie": tie,
-                    "host": host["host"],
-                    "title": host["title"],
-                    "n": len(host["values"]),
-                    "median_s": stats.median(host["values"]),
-                    "low_s": low,
-                    "high_s": high,
-                }
-            )
-        head = {
-            "arm": key[0],
-            "scenario": chosen.get("scenario", ""),
-            "link": chosen.get("link", ""),
-            "preset": str(chosen.get("preset", "")),
-            "cache": chosen.get(question.CACHE, "").replace(", ", "+"),
-        }
-        alike = [questions[k] for k in groups if k[0] == key[0] and k != key]
-        apart = dict.fromkeys(name for other in alike for name in _apart(chosen, other))
-        rankings.append(
-            head
-            | {
-                "phase": phase or "total",
-                "hosts": rows,
-                "apart": {name: chosen.get(name, "unknown") for name in apart},
-                "unknown": (
-                    list(question.differences(chosen, chosen, but=("host",)).unknown)
-                    if counted[key] > 1
-                    else []
-                ),
-            }
-        )
-    return rankings
-
-
-def _tied(slower: list[float], faster: list[float]) -> bool:
-    """Whether nothing tells two hosts apart. Phases of no length have no ratio."""
-    from labkit.core import stats
-    from labkit.errors import BadInput
-
-    try:
-        return not stats.unpaired_ratio(slower, faster)["significant"]
-    except BadInput:
-        return stats.median(slower) == stats.median(faster)
-
-
-def _apart(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Fields in which two questions of one heading differ."""
-    from labkit.core import question
-
-    if any(one.get(n) != other.get(n) for n in ("scenario", "link", "preset", question.CACHE)):
-        return []
-    return [n for n in dict.fromkeys((*one, *other)) if n != "host" and one.get(n) != other.get(n)]
-
-
 def _ratio_text(ratio: dict[str, Any]) -> str:
     return f"{ratio['median']:.3f} ({ratio['low']:.3f} – {ratio['high']:.3f})" + (
         "" if ratio["significant"] else "  not significant"
@@ -315,40 +209,4 @@ def _show_rows(rows: list[dict[str, Any]], title: str) -> str:
     )
     return "\n".join(
         [text, *(f"{printable.line(r['arm'])}: {r['refused']}" for r in rows if "refused" in r)]
-    )
-
-
-def _show_rank(rankings: list[dict[str, Any]]) -> str:
-    from labkit.core import printable, question
-    from labkit.core.stdout import table
-    from labkit.core.units import show_s
-
-    blocks = []
-    for r in rankings:
-        rows = [
-            [
-                f"={h['place']}" if h["tie"] else h["place"],
-                h["title"],
-                h["host"],
-                h["n"],
-                show_s(h["median_s"]),
-                f"{show_s(h['low_s'])} – {show_s(h['high_s'])}",
-            ]
-            for h in r["hosts"]
-        ]
-        apart = "".join(f", {name} {question.shown(value)}" for name, value in r["apart"].items())
-        blocks.append(
-            printable.line(
-                f"{r['arm']}, {r['scenario']}, {r['link']}, preset {r['preset']}, cache"
-                f" {r['cache']} ({r['phase']}){apart}"
-            )
-            + "\n"
-            + table(rows, ["place", "host", "kind", "n", "median", "95 % interval"])
-        )
-    return "\n\n".join(
-        [
-            *blocks,
-            "Hosts are ranked, not techniques; = is a tie: not significantly slower than the one"
-            " above.",
-        ]
     )

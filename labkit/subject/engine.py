@@ -78,17 +78,11 @@ class Engine:
     def _compiled(self) -> Step:
         """The decode step with static shapes, through torch.compile; CUDA graphs where there is a
         GPU."""
-        inner = torch.compile(
+        step: Step = torch.compile(
             self.model.forward,
             mode="reduce-overhead" if self.model.device.type == "cuda" else "default",
             dynamic=False,
         )
-
-        def step(
-            ids: torch.Tensor, position: torch.Tensor, cache: KVCache, reach: int | None
-        ) -> torch.Tensor:
-            return inner(ids, position, cache, reach)
-
         return step
 
     def cache(self) -> KVCache:

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from labkit.cli import compare, main
+from labkit.cli import main
+from labkit.cli.ranking import rank
 from labkit.core import records
 from labkit.core.records import Run, Trial
 
@@ -96,7 +97,7 @@ def test_participants_are_ranked_by_host_and_ties_are_named():
             ("c", [3, 3.1, 3, 3.2, 2.9]),
         )
     )
-    (ranking,) = compare.rank([slow, same, fast])
+    (ranking,) = rank([slow, same, fast])
     assert [(h["host"], h["place"], h["tie"]) for h in ranking["hosts"]] == [
         ("a", 1, False),
         ("b", 1, True),
@@ -107,7 +108,7 @@ def test_participants_are_ranked_by_host_and_ties_are_named():
 def test_two_questions_make_two_rankings():
     assert (
         len(
-            compare.rank(
+            rank(
                 [
                     run_of({"naive": [1]}),
                     run_of({"naive": [2]}, link="1gbit"),

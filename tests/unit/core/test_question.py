@@ -14,7 +14,8 @@ from labkit.byo.own_server import OwnServer
 from labkit.byo.trials import OwnOptions
 from labkit.byo.trials import run as run_own
 from labkit.cli import main
-from labkit.cli.compare import between, rank
+from labkit.cli.compare import between
+from labkit.cli.ranking import rank
 from labkit.core import host, question, records
 from labkit.core.records import Run, Trial
 from labkit.errors import BadInput, IncomparableRecords
