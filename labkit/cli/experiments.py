@@ -149,7 +149,7 @@ def summary(run: Run) -> dict[str, Any]:
     return {
         "bench": "run",
         "host": run.host,
-        "device": question.asked(run).get("device"),
+        "device": question.conditions_of(run).get("device"),
         "device_why": placement.get("why"),
         "blocks": run.experiment.get("blocks", max((t.block + 1 for t in run.trials), default=0)),
         "failed": len(run.failed),

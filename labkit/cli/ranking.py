@@ -40,7 +40,7 @@ def rank(runs: list[Run], phase: str = "") -> list[dict[str, Any]]:
             values = times(one, name, phase)
             if not values:
                 continue
-            chosen = question.asked(one, name)
+            chosen = question.conditions_of(one, name)
             key = (name, question.key(chosen, but=("host",)))
             questions.setdefault(key, chosen)
             host = groups.setdefault(key, {}).setdefault(

@@ -118,6 +118,6 @@ def scratch(
         Path(where or tempfile.gettempdir()).resolve()
         / f"{prefix}{book.token or 'x'}-{os.getpid()}-{next(ledger._parts)}",
         book,
-    ) as made:
-        made.mkdir(mode=0o700)
-        yield made
+    ) as folder:
+        folder.mkdir(mode=0o700)
+        yield folder

@@ -54,7 +54,9 @@ def prefault(size_bytes: int) -> int:
     return 2 * half_bytes
 
 
-def _touch(room: mmap.mmap) -> None:
-    pieces = [(at, min(_PIECE_BYTES, len(room) - at)) for at in range(0, len(room), _PIECE_BYTES)]
-    if not populate(room, pieces, MADV_POPULATE_WRITE, host.cpu_count()):  # before Linux 5.14
-        room[:: mmap.PAGESIZE] = b"\1" * -(-len(room) // mmap.PAGESIZE)
+def _touch(buffer: mmap.mmap) -> None:
+    pieces = [
+        (at, min(_PIECE_BYTES, len(buffer) - at)) for at in range(0, len(buffer), _PIECE_BYTES)
+    ]
+    if not populate(buffer, pieces, MADV_POPULATE_WRITE, host.cpu_count()):  # before Linux 5.14
+        buffer[:: mmap.PAGESIZE] = b"\1" * -(-len(buffer) // mmap.PAGESIZE)

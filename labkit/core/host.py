@@ -33,7 +33,7 @@ from labkit.core.workspace import place
 def card() -> dict[str, Any]:
     """The host card: JSON-able, no secrets, no names of people or machines. `disk.read_bytes_per_s`
     is None until measured (`rates.measure`)."""
-    made: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "cpu": _cpu(),
         "memory_bytes": memory_bytes(),
         "memory": _memory_kept(),
@@ -49,32 +49,32 @@ def card() -> dict[str, Any]:
         "rootness": "root" if os.geteuid() == 0 else "user",
         "in_container": _in_container(),
     }
-    made["id"] = _identity(made)
-    made["title"] = _title(made)
-    return made
+    facts["id"] = _identity(facts)
+    facts["title"] = _title(facts)
+    return facts
 
 
-def _identity(made: dict[str, Any]) -> str:
+def _identity(card: dict[str, Any]) -> str:
     """Hash of what decides speed. Kernel, Python and rootness may change on one host; two equal
     machines are one kind of host."""
     shape = {
-        "cpu": made["cpu"],
-        "memory_gib": round(made["memory_bytes"] / 2**30),
-        "machine": made["machine"],
-        "virtualisation": made["virtualisation"],
-        "fs": made["disk"]["fs"],
-        "disk": made["disk"]["model"],
-        "gpus": [(g["name"], g["memory_bytes"]) for g in made["gpus"]],
+        "cpu": card["cpu"],
+        "memory_gib": round(card["memory_bytes"] / 2**30),
+        "machine": card["machine"],
+        "virtualisation": card["virtualisation"],
+        "fs": card["disk"]["fs"],
+        "disk": card["disk"]["model"],
+        "gpus": [(g["name"], g["memory_bytes"]) for g in card["gpus"]],
     }
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _title(made: dict[str, Any]) -> str:
+def _title(card: dict[str, Any]) -> str:
     parts = [
-        f"{made['cpu']['count']} × {made['cpu']['model']}",
-        f"{made['memory_bytes'] / 2**30:.0f} GiB",
+        f"{card['cpu']['count']} × {card['cpu']['model']}",
+        f"{card['memory_bytes'] / 2**30:.0f} GiB",
     ]
-    parts += [g["name"] for g in made["gpus"]]
+    parts += [g["name"] for g in card["gpus"]]
     return ", ".join(parts)
 
 

@@ -109,8 +109,8 @@ class Ledger:
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with contextlib.suppress(OSError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            made = cls(path, f"labkit-{token}", lock)
-            made._append(
+            opened = cls(path, f"labkit-{token}", lock)
+            opened._append(
                 {
                     "ledger": 2,
                     "token": token,
@@ -122,10 +122,10 @@ class Ledger:
                 }
             )
         # A forked child must not hold the lock: it may outlive the run.
-        os.register_at_fork(after_in_child=lambda: made._forked())
+        os.register_at_fork(after_in_child=lambda: opened._forked())
         if watch:
-            made._watch = _start_watchdog(made, workspace)
-        return made
+            opened._watch = _start_watchdog(opened, workspace)
+        return opened
 
     @classmethod
     def join(cls, path: str | Path, mark: str) -> Ledger:
@@ -150,9 +150,9 @@ class Ledger:
         return self._scope
 
     def _enter(self, exported: bool = True) -> Ledger:
-        made = {**self.environment, **self._temporary()} if exported else {}
-        self._environment = {name: os.environ.get(name) for name in made}
-        os.environ.update(made)
+        exports = {**self.environment, **self._temporary()} if exported else {}
+        self._environment = {name: os.environ.get(name) for name in exports}
+        os.environ.update(exports)
         _open.append(self)
         return self
 
@@ -309,11 +309,11 @@ def current() -> Ledger | Unnoted:
         return Unnoted()
     # What a program that merely uses the lab starts beside it is its own: only a command of the lab
     # marks every child.
-    made = (around.below() if around else Ledger._opened(Workspace.default()))._enter(
+    opened = (around.below() if around else Ledger._opened(Workspace.default()))._enter(
         exported=_commanded or around is not None
     )
-    atexit.register(made.close)
-    return made
+    atexit.register(opened.close)
+    return opened
 
 
 @contextlib.contextmanager
@@ -340,17 +340,17 @@ def marked(environment: dict[str, str]) -> dict[str, str]:
     return {**environment, **current().environment}
 
 
-def _start_watchdog(made: Ledger, workspace: Workspace) -> subprocess.Popen[bytes]:
+def _start_watchdog(opened: Ledger, workspace: Workspace) -> subprocess.Popen[bytes]:
     # Without the mark, or it would end itself; at home nowhere, or it would keep a directory busy.
     environment = {k: v for k, v in os.environ.items() if k not in (MARK, WHERE)}
     environment["PYTHONPATH"] = shipped.import_path(environment.get("PYTHONPATH", ""))
     return subprocess.Popen(
-        [*module("labkit.core.watchdog"), str(made._lock), str(workspace.root), made.mark],
+        [*module("labkit.core.watchdog"), str(opened._lock), str(workspace.root), opened.mark],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        pass_fds=(made._lock,),
+        pass_fds=(opened._lock,),
         env=environment,
         cwd="/",
     )

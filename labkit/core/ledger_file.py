@@ -26,7 +26,7 @@ from typing import Any
 
 from labkit.core import takedown
 from labkit.core.proc import start_time
-from labkit.core.workspace import ROOMS, Workspace
+from labkit.core.workspace import DIRECTORIES, Workspace
 
 TOKEN = re.compile(r"[0-9a-f]{16}")
 WATCHDOG_AT_WORK_S = 10.0
@@ -47,7 +47,7 @@ def pid_namespace() -> int:
 
 def scope_of(workspace: Workspace, mark: str, token: str, processes: bool = True) -> takedown.Scope:
     root = os.path.realpath(workspace.root)
-    rooms = [os.path.realpath(os.path.join(root, name)) for name in ROOMS]
+    rooms = [os.path.realpath(os.path.join(root, name)) for name in DIRECTORIES]
     ours = [
         r
         for r in rooms
@@ -89,9 +89,9 @@ def _lines(path: Path | int) -> Iterator[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def locked(room: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[None]:
     """One at a time in this room; where directories cannot be locked, without."""
-    fd = os.open(room, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with contextlib.suppress(OSError):
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -125,7 +125,7 @@ def _abandoned(path: Path, workspace: Workspace) -> Iterator[int | None]:
         os.close(fd)
 
 
-def _lock(fd: int, room: Path) -> bool:
+def _lock(fd: int, directory: Path) -> bool:
     until = time.monotonic() + WATCHDOG_AT_WORK_S
     while True:
         head = next(_lines(fd), {})
@@ -133,7 +133,7 @@ def _lock(fd: int, room: Path) -> bool:
         pid = head.get("pid")
         gone = here and not (isinstance(pid, int) and start_time(pid) == head.get("started"))
         try:
-            with locked(room):
+            with locked(directory):
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:

@@ -90,17 +90,19 @@ def store_difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str,
 
     def minus(a: Any, b: Any) -> Any:
         if isinstance(a, dict):
-            made = {k: minus(v, (b or {}).get(k)) for k, v in a.items()}
+            difference = {k: minus(v, (b or {}).get(k)) for k, v in a.items()}
             return (
-                {k: v for k, v in made.items() if v not in (0, {}, None)} if b is not None else made
+                {k: v for k, v in difference.items() if v not in (0, {}, None)}
+                if b is not None
+                else difference
             )
         return a - (b or 0) if isinstance(a, (int, float)) and not isinstance(a, bool) else a
 
-    made = {name: minus(counters, before.get(name, {})) for name, counters in after.items()}
-    for counters in made.values():
+    difference = {name: minus(counters, before.get(name, {})) for name, counters in after.items()}
+    for counters in difference.values():
         counters.setdefault("bytes_sent", 0)
         counters.setdefault("requests", 0)
-    return made
+    return difference
 
 
 def identity(port: int) -> dict[str, Any]:
@@ -228,11 +230,11 @@ class PhaseFollower:
         self._thread: threading.Thread | None = None
 
     def _follow(self) -> None:
-        told: set[str] = set()
+        reported: set[str] = set()
         while not self._stop.wait(0.2):
             for s in timeline.read(self.path):
-                if s.is_phase and s.name not in told:
-                    told.add(s.name)
+                if s.is_phase and s.name not in reported:
+                    reported.add(s.name)
                     self.on_phase(s.name, s.end_s - self.t0_s)  # type: ignore[misc]
 
     def __enter__(self) -> PhaseFollower:

@@ -3,11 +3,11 @@ and what differs of it.
 
 Two records are compared, pooled, resumed or ranked only where everything chosen was the same:
 subject, stack by layer, scenario, link, store, device, time-out, request, environment, cache state,
-host. What a run chose is written in its record, `experiment.conditions` (`chosen`); `asked` reads
-it back together with what a record always told. An older record tells less: such a field is
-unknown, and unknown is said – it is neither equal nor different.
+host. What a run chose is written in its record, `experiment.conditions` (`chosen`);
+`conditions_of` reads it back together with what every record holds. An older record holds less:
+such a field is unknown, and unknown is said – it is neither equal nor different.
 
-    found = differences(asked(before, "naive"), asked(after, "naive"))
+    found = differences(conditions_of(before, "naive"), conditions_of(after, "naive"))
     found.different    # ("link: 1gbit against 200mbit",)
     found.unknown      # ("timeout_s",): one of them does not tell it, or neither
 
@@ -131,7 +131,7 @@ def identity(path: str | os.PathLike[str]) -> str:
     differ only between those samples are not told apart."""
     if not str(path):
         return ""
-    top, said = Path(path).expanduser(), hashlib.sha256()
+    top, digest = Path(path).expanduser(), hashlib.sha256()
     files = (
         sorted(
             p
@@ -144,7 +144,7 @@ def identity(path: str | os.PathLike[str]) -> str:
     try:
         for file in files:
             size = file.stat().st_size
-            said.update(
+            digest.update(
                 f"{file.relative_to(top) if file != top else file.suffix}\0{size}\0".encode(
                     "utf-8", "surrogatepass"
                 )
@@ -154,7 +154,7 @@ def identity(path: str | os.PathLike[str]) -> str:
                     (0,) if size <= 3 * _SAMPLE_BYTES else (0, size // 2, size - _SAMPLE_BYTES)
                 ):
                     data.seek(at)
-                    said.update(
+                    digest.update(
                         data.read(3 * _SAMPLE_BYTES if size <= 3 * _SAMPLE_BYTES else _SAMPLE_BYTES)
                     )
     except OSError as error:
@@ -163,44 +163,44 @@ def identity(path: str | os.PathLike[str]) -> str:
             why="a record names the model that it measured",
             fix="give a model directory that you may read",
         ) from None
-    return said.hexdigest()[:16] if files else ""
+    return digest.hexdigest()[:16] if files else ""
 
 
-def asked(run: Run, arm: str = "", strict: bool = False) -> dict[str, Any]:
+def conditions_of(run: Run, arm: str = "", strict: bool = False) -> dict[str, Any]:
     """What is known of a run's question; with `arm`, of that arm's. `strict` adds what was made,
     for trials of one record."""
-    told: dict[str, Any] = run.experiment.get("conditions") or {}
-    made: dict[str, Any] = {
+    conditions: dict[str, Any] = run.experiment.get("conditions") or {}
+    known: dict[str, Any] = {
         "host": run.host.get("id"),
         "simulated": run.experiment.get("simulated", ""),
     }
     if arm:
-        made |= _of_arm(run, arm)
+        known |= _of_arm(run, arm)
     for name in CONDITIONS:
-        if name in told:
-            made[name] = told[name]
+        if name in conditions:
+            known[name] = conditions[name]
         elif name in TOLD_BEFORE:
-            made[name] = run.experiment.get(name, TOLD_BEFORE[name])
-    if not told:
-        made |= _told_elsewhere(run)
-    if not made.get("model_dir"):
-        made["model_identity"] = ""  # the preset says it
+            known[name] = run.experiment.get(name, TOLD_BEFORE[name])
+    if not conditions:
+        known |= _told_elsewhere(run)
+    if not known.get("model_dir"):
+        known["model_identity"] = ""  # the preset says it
     if strict:
         of_host = {f"host.{name}": run.host.get(name) for name in ("torch", "python", "kernel")}
-        made |= {
-            "image_digest": told.get("image_digest"),
+        known |= {
+            "image_digest": conditions.get("image_digest"),
             "seed": run.experiment.get("seed"),
             "lab_version": run.lab_version,
             **of_host,
         }
     if arm and run.arm_named(arm).get("stack", {}).get("image") == "host-env":
         # whatever other arms start from
-        made |= {
+        known |= {
             "image": "",
             "image_extra_bytes": 0,
-            **({"image_digest": ""} if "image_digest" in told else {}),
+            **({"image_digest": ""} if "image_digest" in conditions else {}),
         }
-    return {name: value for name, value in made.items() if value is not None}
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _told_elsewhere(run: Run) -> dict[str, Any]:
@@ -214,16 +214,16 @@ def _told_elsewhere(run: Run) -> dict[str, Any]:
 
 def _of_arm(run: Run, name: str) -> dict[str, Any]:
     arm = run.arm_named(name)
-    made: dict[str, Any] = {"scenario": arm.get("scenario"), "link": arm.get("link")}
-    made |= {
+    chosen: dict[str, Any] = {"scenario": arm.get("scenario"), "link": arm.get("link")}
+    chosen |= {
         f"stack.{layer}": technique
         for layer, technique in (arm.get("stack") or {}).items()
         if technique
     }
-    if made.get("stack.init") == INIT_OF_LOADER.get(str(made.get("stack.weights")), "meta"):
-        del made["stack.init"]  # what the loader does anyway
+    if chosen.get("stack.init") == INIT_OF_LOADER.get(str(chosen.get("stack.weights")), "meta"):
+        del chosen["stack.init"]  # what the loader does anyway
     states = sorted({t.cache.get("state", "unverified") for t in run.of_arm(name)})
-    return made | ({CACHE: ", ".join(states)} if states else {})
+    return chosen | ({CACHE: ", ".join(states)} if states else {})
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any], but: Iterable[str] = ()) -> Found:
@@ -284,12 +284,12 @@ def _difference(here: Any, there: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    said = printable.line(
+    text = printable.line(
         value
         if isinstance(value, (str, int, float))
         else json.dumps(value, sort_keys=True, default=str)
     )
-    return (said if len(said) <= _SHOWN else said[: _SHOWN - 1] + "…") or "none"
+    return (text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…") or "none"
 
 
 def key(question: Mapping[str, Any], but: Iterable[str] = ()) -> tuple[tuple[str, str], ...]:
@@ -308,20 +308,15 @@ def comparable(a: Run, b: Run) -> tuple[str, ...]:
     """Names of what is unknown. Raises IncomparableRecords, naming every difference, unless both
     runs ask the same of the arms that they share."""
     common = [n for n in a.arm_names if n in b.arm_names]
-    found = [(name, differences(asked(a, name), asked(b, name))) for name in common]
+    found = [(name, differences(conditions_of(a, name), conditions_of(b, name))) for name in common]
     if not common:
         found = [("", differences(_of_all(a), _of_all(b), but=("stack.",)))]
-    every = dict.fromkeys(said for _, one in found for said in one.different)
-    of_all = [said for said in every if all(said in one.different for _, one in found)]
-    different = [
-        *of_all,
-        *(
-            f"{printable.line(name)}: {said}"
-            for name, one in found
-            for said in one.different
-            if said not in of_all
-        ),
-    ]
+    every = dict.fromkeys(difference for _, one in found for difference in one.different)
+    different = [d for d in every if all(d in one.different for _, one in found)]
+    of_all = set(different)
+    for name, one in found:
+        of_one = [d for d in one.different if d not in of_all]
+        different += [f"{printable.line(name)}: {d}" for d in of_one]
     if different:
         raise IncomparableRecords(
             "these runs do not measure the same thing: " + "; ".join(different),
@@ -337,7 +332,7 @@ def _of_all(run: Run) -> dict[str, Any]:
         word: ", ".join(sorted({str(a.get(word, "")) for a in run.arms}))
         for word in ("scenario", "link")
     }
-    return {**asked(run), **both}
+    return {**conditions_of(run), **both}
 
 
 def same_start(run: Run, arm: str, against: str) -> None:
@@ -356,7 +351,9 @@ def not_from_one_start(run: Run, arm: str, against: str) -> str:
     differs in its stack."""
     return "; ".join(
         differences(
-            asked(run, arm), asked(run, against), but=("stack.", "image", "image_extra_bytes")
+            conditions_of(run, arm),
+            conditions_of(run, against),
+            but=("stack.", "image", "image_extra_bytes"),
         ).different
     )
 
@@ -366,9 +363,9 @@ def refuse_mixing(before: Run, now: Run, where: str | os.PathLike[str]) -> None:
     host and making of all that both know."""
     fix = "give another --out, or the same options as before"
     names = [n for n in now.arm_names if n in before.arm_names]
-    pairs = [(asked(before, n, strict=True), asked(now, n, strict=True)) for n in names] or [
-        (_of_all(before), _of_all(now))
-    ]
+    pairs = [
+        (conditions_of(before, n, strict=True), conditions_of(now, n, strict=True)) for n in names
+    ] or [(_of_all(before), _of_all(now))]
     # The image is made after this has been asked for the first time; then it is asked once more.
     found = [
         differences(

@@ -76,7 +76,7 @@ def disk(
         while written < size_bytes and time.monotonic() - began < at_most_s:
             written += os.write(file.fileno(), block)
         os.fsync(file.fileno())
-        made = {"disk_write_bytes_per_s": written / (time.monotonic() - began)}
+        write_rate = {"disk_write_bytes_per_s": written / (time.monotonic() - began)}
         best, depth_of_best, method = 0.0, 0, ""
         for depth in DEPTHS:
             cold.evict([file.name], caches=False)
@@ -84,7 +84,7 @@ def disk(
             if got / seconds > best:
                 best, depth_of_best = got / seconds, depth
     return {
-        **made,
+        **write_rate,
         "disk_read_bytes_per_s": best,
         "disk_read_depth": depth_of_best,
         "disk_read_method": method,
@@ -190,13 +190,13 @@ def _available_bytes() -> int:
 
 def _opened(tree: cold.DirectoryState, direct: bool = True) -> tuple[list[tuple[int, int]], str]:
     for flag, method in ((os.O_DIRECT, "O_DIRECT"), (0, "buffered"))[not direct :]:
-        made: list[tuple[int, int]] = []
+        descriptors: list[tuple[int, int]] = []
         try:
             for path, size, *_ in tree.files:
-                made.append((os.open(path, os.O_RDONLY | os.O_CLOEXEC | flag), size))
-            return made, method
+                descriptors.append((os.open(path, os.O_RDONLY | os.O_CLOEXEC | flag), size))
+            return descriptors, method
         except OSError as error:
-            for fd, _ in made:
+            for fd, _ in descriptors:
                 os.close(fd)
             if not flag:
                 raise BadInput(
@@ -269,7 +269,7 @@ def _stream(ways: int, seconds: float) -> float:
 def real_bytes(size_bytes: int) -> bytes:
     """Bytes like those of an image: this interpreter's own shared libraries and standard library,
     not zeros or noise."""
-    made, size = [], 0
+    pieces, size = [], 0
     for folder in (Path(sys.base_prefix) / "lib", Path(os.__file__).parent):
         for path in sorted(
             (
@@ -280,11 +280,11 @@ def real_bytes(size_bytes: int) -> bytes:
             )
         ):
             with contextlib.suppress(OSError):
-                made.append(path.read_bytes()[: size_bytes - size])
-                size += len(made[-1])
+                pieces.append(path.read_bytes()[: size_bytes - size])
+                size += len(pieces[-1])
             if size >= size_bytes:
-                return b"".join(made)
-    return b"".join(made)
+                return b"".join(pieces)
+    return b"".join(pieces)
 
 
 def decompression(sample: bytes) -> dict[str, float]:

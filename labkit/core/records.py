@@ -87,10 +87,10 @@ class Run:
     def arms(self) -> list[dict[str, Any]]:
         """Each with name, stack, scenario and link; what an arm does not tell is empty. A record
         without arms has those of its trials."""
-        said = self.experiment.get("arms") or [
+        written = self.experiment.get("arms") or [
             {"name": name} for name in sorted({t.arm for t in self.trials})
         ]
-        return [{"stack": {}, "scenario": "", "link": "", **arm} for arm in said]
+        return [{"stack": {}, "scenario": "", "link": "", **arm} for arm in written]
 
     @property
     def arm_names(self) -> list[str]:

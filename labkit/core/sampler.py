@@ -81,7 +81,7 @@ def sampling(
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, float]]:
     """All samples; a torn last line is left out, a missing file is no samples."""
-    made = []
+    samples = []
     with contextlib.suppress(FileNotFoundError):
         for line in Path(path).read_text(errors="replace").split("\n"):
             try:
@@ -89,8 +89,8 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, float]]:
             except ValueError:
                 continue
             if isinstance(doc, dict) and isinstance(doc.get("t_s"), (int, float)):
-                made.append(doc)
-    return made
+                samples.append(doc)
+    return samples
 
 
 def summary(path: str | os.PathLike[str], points: int = 120) -> dict[str, Any]:
@@ -104,23 +104,23 @@ def summary(path: str | os.PathLike[str], points: int = 120) -> dict[str, Any]:
     if len(samples) < 2:
         return {}
     first, last = samples[0], samples[-1]
-    made: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "seconds": round(last["t_s"] - first["t_s"], 3),
         "samples": len(samples),
     }
     for key in first:
         if key not in GAUGES and key in last and not key.startswith("cpu_"):
-            made[key] = round(last[key] - first[key], 6)
-    made["cpu_share"] = _cpu_share(first, last)
-    made["peak_memory_bytes"] = first["memory_available_bytes"] - min(
+            figures[key] = round(last[key] - first[key], 6)
+    figures["cpu_share"] = _cpu_share(first, last)
+    figures["peak_memory_bytes"] = first["memory_available_bytes"] - min(
         s["memory_available_bytes"] for s in samples
     )
     for key in ("gpu_memory_bytes", "gpu_busy_share"):
         if key in first:
-            made["peak_" + key] = max(s.get(key, 0) for s in samples)
+            figures["peak_" + key] = max(s.get(key, 0) for s in samples)
     step = max(1, -(-(len(samples) - 1) // points))
     thin = samples[::step]
-    made["series"] = {
+    figures["series"] = {
         "t_s": [round(b["t_s"], 3) for b in thin[1:]],
         "cpu_share": [_cpu_share(a, b) for a, b in itertools.pairwise(thin)],
         **{
@@ -133,7 +133,7 @@ def summary(path: str | os.PathLike[str], points: int = 120) -> dict[str, Any]:
         },
         "memory_available_bytes": [b["memory_available_bytes"] for b in thin[1:]],
     }
-    return made
+    return figures
 
 
 def relative(found: dict[str, Any], t0_s: float) -> dict[str, Any]:
@@ -185,41 +185,41 @@ class MachineSample:
             return ""
 
     def __call__(self) -> dict[str, float]:
-        made: dict[str, float] = {"t_s": round(time.clock_gettime(time.CLOCK_MONOTONIC), 4)}
+        sample: dict[str, float] = {"t_s": round(time.clock_gettime(time.CLOCK_MONOTONIC), 4)}
         ticks = [int(x) for x in self._text("stat").split("\n", 1)[0].split()[1:9]]
-        made |= {
+        sample |= {
             "cpu_all_ticks": sum(ticks),
             "cpu_busy_ticks": sum(ticks) - ticks[3] - ticks[4],
             "cpu_iowait_ticks": ticks[4],
         }
-        made |= disk_counters(self._text("disk"), self._disks)
-        made["loopback_bytes"] = loopback_bytes(self._text("net"))
+        sample |= disk_counters(self._text("disk"), self._disks)
+        sample["loopback_bytes"] = loopback_bytes(self._text("net"))
         memory = fields(self._text("mem"))
-        made |= {
+        sample |= {
             "memory_available_bytes": memory.get("MemAvailable", 0) * 1024,
             "dirty_bytes": memory.get("Dirty", 0) * 1024,
         }
         vm = fields(self._text("vm"))
-        made |= {key: vm[key] for key in _VMSTAT if key in vm}
+        sample |= {key: vm[key] for key in _VMSTAT if key in vm}
         for name in self._fds:
             if name.startswith("psi_"):
-                made |= {
+                sample |= {
                     f"{name}_{kind}_s": total_us / 1e6
                     for kind, total_us in pressure(self._text(name)).items()
                 }
         if self._gpu:
-            made |= self._gpu()
-        return made
+            sample |= self._gpu()
+        return sample
 
 
 def fields(text: str) -> dict[str, int]:
     """`Name: 123 kB` and `name 123` lines → numbers; lines of another shape are left out."""
-    made = {}
+    counters = {}
     for line in text.split("\n"):
         parts = line.replace(":", " ").split()
         if len(parts) >= 2 and parts[1].isdigit():
-            made[parts[0]] = int(parts[1])
-    return made
+            counters[parts[0]] = int(parts[1])
+    return counters
 
 
 def disk_counters(text: str, disks: set[str]) -> dict[str, float]:
@@ -266,13 +266,13 @@ def loopback_bytes(text: str) -> int:
 
 def pressure(text: str) -> dict[str, int]:
     """`some avg10=… total=123` lines → {"some": microseconds, "full": microseconds} since boot."""
-    made = {}
+    counters = {}
     for line in text.split("\n"):
         kind, _, rest = line.partition(" ")
         total = rest.rpartition("total=")[2]
         if kind in ("some", "full") and total.isdigit():
-            made[kind] = int(total)
-    return made
+            counters[kind] = int(total)
+    return counters
 
 
 def _gpu_look() -> Callable[[], dict[str, float]] | None:
@@ -312,11 +312,11 @@ def _main(path: str, hertz: float) -> None:
     look = MachineSample()
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     due = time.monotonic()
-    told = False
+    warned = False
     while True:
         os.write(fd, (json.dumps(look(), separators=(",", ":")) + "\n").encode())
-        if not told:
-            told = True
+        if not warned:
+            warned = True
             sys.stdout.write("sampling\n")
             sys.stdout.flush()
         due = max(due + 1 / hertz, time.monotonic())

@@ -344,10 +344,10 @@ def spans(text: str) -> Iterator[tuple[int, int, bool]]:
     for found, value in _named(text, _PAIR, _VALUE):
         if ":" in found["op"] and found["name"].lower() in HEADERS:
             continue
-        told = value["d"] or value["s"] or value["b"] or ""
+        content = value["d"] or value["s"] or value["b"] or ""
         sure = bool(found["quote"]) or found["op"] == "="
-        counted = told.isdigit() and len(told) < 6 and found["name"].lower().endswith("token")
-        if (sure and not counted) or _looks_random(told):
+        counted = content.isdigit() and len(content) < 6 and found["name"].lower().endswith("token")
+        if (sure and not counted) or _looks_random(content):
             yield from _group(value, "d", "s", "b", sure=sure)
     for found in _HEADER.finditer(text):
         scheme = _SCHEME.match(found["value"])

@@ -117,26 +117,26 @@ class Masker:
         return self.by_value(self.by_name(text))
 
     def by_name(self, text: str) -> str:
-        made, at = [], 0
+        pieces, at = [], 0
         for start, end, _ in sorted(spans(text)):
             if end > at:
-                made += [text[at : max(start, at)], MASK if start >= at else ""]
+                pieces += [text[at : max(start, at)], MASK if start >= at else ""]
                 at = end
-        return "".join([*made, text[at:]]) if made else text
+        return "".join([*pieces, text[at:]]) if pieces else text
 
     def by_value(self, text: str) -> str:
         if self._plain is None or self._coded is None:
             return text
-        made = _without_runs(self._plain.sub(MASK, text), self._coded)
+        masked = _without_runs(self._plain.sub(MASK, text), self._coded)
         for value in self.values:
-            made = _without_part(made, value)
-        return made
+            masked = _without_part(masked, value)
+        return masked
 
     def argv(self, argv: Sequence[str]) -> list[str]:
-        made = list(argv)
+        shown = list(argv)
         for i, at in arguments(argv):
-            made[i] = made[i][:at] + MASK
-        return [self.text(a) for a in made]
+            shown[i] = shown[i][:at] + MASK
+        return [self.text(a) for a in shown]
 
     def doc(self, value: Any, name: str = "") -> Any:
         """The same document, masked. What is no JSON becomes text, as a record's writer would make
@@ -204,7 +204,7 @@ def _without_runs(text: str, coded: re.Pattern[str]) -> str:
     """In base64 the neighbours of a value share characters with it: the whole run of them goes. (A
     pattern that began with such a run would try it from each of its characters: a minute for a
     picture.)"""
-    made, at = [], 0
+    pieces, at = [], 0
     for found in coded.finditer(text):
         start, end = found.span()
         if start < at:
@@ -213,14 +213,14 @@ def _without_runs(text: str, coded: re.Pattern[str]) -> str:
             start -= 1
         while end < len(text) and text[end] in _RUN:
             end += 1
-        made += [text[at:start], MASK]
+        pieces += [text[at:start], MASK]
         at = end
-    return "".join([*made, text[at:]]) if made else text
+    return "".join([*pieces, text[at:]]) if pieces else text
 
 
 def _forms(value: str) -> set[str]:
     """As it stands, and as URLs, JSON (also JSON in JSON), Python, HTML and shells write it."""
-    made = {
+    forms = {
         value,
         quote(value),
         quote(value, safe=""),
@@ -234,22 +234,22 @@ def _forms(value: str) -> set[str]:
     }
     for ascii_only in (True, False):
         once = json.dumps(value, ensure_ascii=ascii_only)[1:-1]
-        made |= {once, json.dumps(once, ensure_ascii=ascii_only)[1:-1]}
+        forms |= {once, json.dumps(once, ensure_ascii=ascii_only)[1:-1]}
     quoted = shlex.quote(value)
-    return made | ({quoted[1:-1]} if quoted.startswith("'") else set())
+    return forms | ({quoted[1:-1]} if quoted.startswith("'") else set())
 
 
 def _base64_forms(value: str) -> set[str]:
     """The characters that the value alone decides, at each of the three offsets it can have in a
     longer base64 text."""
-    raw, made = value.encode("utf-8", "surrogateescape"), set()
+    raw, forms = value.encode("utf-8", "surrogateescape"), set()
     for before in range(3):
         coded = base64.b64encode(bytes(before) + raw).decode()
         bits = 8 * (before + len(raw))
         sure = coded[-(-8 * before // 6) : bits // 6]
         if len(sure) >= 6:
-            made |= {sure, sure.replace("+", "-").replace("/", "_")}
-    return made
+            forms |= {sure, sure.replace("+", "-").replace("/", "_")}
+    return forms
 
 
 def _without_part(text: str, value: str) -> str:

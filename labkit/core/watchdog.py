@@ -23,10 +23,10 @@ from labkit.core.workspace import Workspace
 def main(lock: int, workspace: Workspace, mark: str) -> None:
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
-    told = b""
+    word = b""
     while got := os.read(sys.stdin.fileno(), 64):
-        told += got
-    if told == CLOSED:
+        word += got
+    if word == CLOSED:
         return
     token = mark.removeprefix("labkit-")
     takedown.end(open_entries(lock), scope_of(workspace, mark, token), settle=True)

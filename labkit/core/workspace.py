@@ -29,7 +29,7 @@ from typing import Any
 
 from labkit.errors import LabError
 
-ROOMS = ("models", "images", "artifacts", "runs", "nodes", "ledger")
+DIRECTORIES = ("models", "images", "artifacts", "runs", "nodes", "ledger")
 
 
 # linux/fs.h: FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_TOPDIR_FL
@@ -183,9 +183,11 @@ class Workspace:
             ) from None
         return Workspace(_made(path, 0o700))
 
-    def room(self, name: str) -> Path:
-        if name not in ROOMS:
-            raise ValueError(f"no room {name!r} in a workspace; rooms: {', '.join(ROOMS)}")
+    def directory(self, name: str) -> Path:
+        if name not in DIRECTORIES:
+            raise ValueError(
+                f"no directory {name!r} in a workspace; there are {', '.join(DIRECTORIES)}"
+            )
         path = self.root / name
         inside = (
             not path.is_symlink() and not os.stat(self.root).st_mode & 0o011
@@ -197,12 +199,12 @@ class Workspace:
             spread(path)
         return path
 
-    models = property(lambda self: self.room("models"))
-    images = property(lambda self: self.room("images"))
-    artifacts = property(lambda self: self.room("artifacts"))
-    runs = property(lambda self: self.room("runs"))
-    nodes = property(lambda self: self.room("nodes"))
-    ledger = property(lambda self: self.room("ledger"))
+    models = property(lambda self: self.directory("models"))
+    images = property(lambda self: self.directory("images"))
+    artifacts = property(lambda self: self.directory("artifacts"))
+    runs = property(lambda self: self.directory("runs"))
+    nodes = property(lambda self: self.directory("nodes"))
+    ledger = property(lambda self: self.directory("ledger"))
 
     def new_node(self, name: str, before: Callable[[Path], Any] = lambda _: None) -> Path:
         """An empty directory in `nodes/` for one trial, away from where those of the last minutes

@@ -104,7 +104,7 @@ def measure(
 def _same_as_requested(run: Run, arm: str, out: Path, wanted: dict[str, Any]) -> Run:
     """The run. Raises BadInput where a record under this name is of another stack, link, scenario
     or size: it would stand for what is requested now."""
-    recorded = question.asked(run, arm)
+    recorded = question.conditions_of(run, arm)
     different = [
         f"{k}: {question.shown(recorded[k])} against {question.shown(v)}"
         for k, v in wanted.items()
@@ -194,7 +194,7 @@ def gather(arm: str = "", scenario: str = "", *, workspace: Workspace | None = N
             and run.of_arm(wanted)
             and scenario in ("", recorded.get("scenario"))
         ):
-            chosen = question.asked(run, wanted)
+            chosen = question.conditions_of(run, wanted)
             size = question.key({name: chosen.get(name) for name in question.SIZES})
             groups.setdefault(question.key(chosen, but=question.SIZES), {})[size] = run
     if not groups:

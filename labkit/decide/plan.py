@@ -126,7 +126,7 @@ def unreported(runs: Sequence[Run], arm: str = "") -> list[str]:
     """What the records of an arm do not report of their question, so that nobody knows whether all
     of them ask the same."""
     name = arm or _arm_of(runs)
-    questions = [question.asked(r, name) for r in runs if r.of_arm(name)]
+    questions = [question.conditions_of(r, name) for r in runs if r.of_arm(name)]
     unknown = [
         name
         for other in questions[1:]

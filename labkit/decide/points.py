@@ -109,12 +109,12 @@ def points(runs: Iterable[Run], arm: str) -> list[Point]:
 
 def _one_question(runs: Sequence[Run], arm: str) -> None:
     """But for the sizes, which the line is drawn through, all of them ask the same."""
-    first = question.asked(runs[0], arm)
+    first = question.conditions_of(runs[0], arm)
     different = dict.fromkeys(
         difference
         for r in runs[1:]
         for difference in question.differences(
-            first, question.asked(r, arm), but=question.SIZES
+            first, question.conditions_of(r, arm), but=question.SIZES
         ).different
     )
     if different:

@@ -129,7 +129,7 @@ def _groups(runs: Iterable[Run]) -> dict[Key, tuple[dict[str, Any], list[Trial]]
     groups: dict[Key, tuple[dict[str, Any], list[Trial]]] = {}
     for run in runs:
         for name in run.arm_names:
-            conditions = question.asked(run, name)
+            conditions = question.conditions_of(run, name)
             for t in (t for t in run.of_arm(name) if t.total_s):
                 state = str(t.cache.get("state", "unverified"))
                 of_trial = {**conditions, question.CACHE: state}

@@ -173,7 +173,7 @@ def runs(kind: str = "", host: str = "") -> list[Run]:
         if name.partition("/")[0] == where and name.partition("/")[2].startswith(kind):
             with contextlib.suppress(BadInput):
                 run = replay.replay(name)
-                if str(question.asked(run).get("device", "")).startswith("cuda") and any(
+                if str(question.conditions_of(run).get("device", "")).startswith("cuda") and any(
                     t.ok for t in run.trials
                 ):
                     gpu_runs.append(run)

@@ -131,7 +131,7 @@ def _measure(row: ArticleRow, run: Run, beside: tuple[dict[str, str], ...]) -> l
             continue
         ratio = stats.paired_ratio(part)
         total = stats.paired_ratio([(t.first_token_s, base[t.block].first_token_s) for t in trials])
-        device, gpu = str(question.asked(run).get("device", "")), gpu_of(run.host)
+        device, gpu = str(question.conditions_of(run).get("device", "")), gpu_of(run.host)
         where = gpu if device.startswith("cuda") and gpu else device
         setup = [
             arm["scenario"],
@@ -173,7 +173,7 @@ def gpu_of(card: Mapping[str, Any]) -> str:
 def _subject(run: Run) -> list[str]:
     """What was started: the preset, or the model in its place; and where its weights came from, if
     not from the lab."""
-    chosen = question.asked(run)
+    chosen = question.conditions_of(run)
     model = f"model {Path(chosen['model_dir']).name}" if chosen.get("model_dir") else ""
     return [str(chosen.get("preset", "")), *filter(None, (model, chosen.get("store")))]
 

@@ -112,7 +112,7 @@ def _otherwise(wanted: Run | None, stand_in: Run) -> str:
         d
         for n in common
         for d in question.differences(
-            question.asked(wanted, n), question.asked(stand_in, n), but=("host",)
+            question.conditions_of(wanted, n), question.conditions_of(stand_in, n), but=("host",)
         ).different
     )
     return f"\nAsked for here against recorded there: {'; '.join(different)}." if different else ""

@@ -457,7 +457,7 @@ def test_a_record_without_an_init_layer_built_its_model_as_its_loader_did():
     def stacked(**layers: str) -> dict:
         run = run_of()
         arm = {**run.experiment["arms"][0], "stack": layers}
-        return question.asked(
+        return question.conditions_of(
             replace(run, experiment={**run.experiment, "arms": [arm]}), arm["name"]
         )
 

@@ -18,9 +18,9 @@ def test_a_workspace_is_closed_to_others(tmp_path):
     assert Workspace.at(tmp_path / "lab").root.stat().st_mode & 0o777 == 0o700
 
 
-def test_an_unknown_room_is_refused(workspace):
-    with pytest.raises(ValueError, match="rooms: models"):
-        workspace.room("attic")
+def test_an_unknown_directory_is_refused(workspace):
+    with pytest.raises(ValueError, match="there are models"):
+        workspace.directory("attic")
 
 
 def test_a_new_node_avoids_where_recent_ones_were(workspace, monkeypatch):
@@ -120,7 +120,7 @@ def test_what_cannot_be_a_workspace_is_said_with_a_fix(tmp_path, what):
         if what == "room a file":
             made = Workspace.at(tmp_path / "lab")
             (made.root / "runs").write_text("x")
-            made.room("runs")
+            made.directory("runs")
         Workspace.at(
             {
                 "file": tmp_path / "file",

@@ -133,10 +133,10 @@ def test_a_chosen_device_is_the_same_question_as_one_asked_for_and_another_than_
     one, asked = _run("cuda"), _run("cuda")
     asked.experiment["placement"] |= {"why": "asked for", "chosen": False}
     assert not question.differences(
-        question.asked(one, "no-image"), question.asked(asked, "no-image")
+        question.conditions_of(one, "no-image"), question.conditions_of(asked, "no-image")
     ).different
     found = question.differences(
-        question.asked(one, "no-image"), question.asked(_run("cpu"), "no-image")
+        question.conditions_of(one, "no-image"), question.conditions_of(_run("cpu"), "no-image")
     )
     assert any(d.startswith("device: cuda against cpu") for d in found.different)
 
