@@ -1,8 +1,8 @@
 """One object, whole and digest-checked or an error: as one stream, or as many ranges at once.
 
     with Client() as client:
-        fetch(client, url, sink=print, digest="sha256:…")        # resumed by Range after a break
-        fetch_file(client, url, path, digest="sha256:…")         # its name only with the digest
+        fetch(client, url, print, size_bytes)                    # resumed by Range after a break
+        fetch_file(client, url, path, size_bytes=size_bytes, digest="sha256:…")
         fetch_ranges(client, url, size_bytes, Into.file(fd), digest="sha256:…")
 
 A failure that outlasts its retries is one `TransferError` that names URL, byte and last cause.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -40,37 +40,30 @@ class Fetched:
     size_bytes: int
     seconds: float
     retries: int = 0
-    digest: str = ""
 
 
 def fetch(
     client: Client,
     url: str,
     sink: Callable[[memoryview], object],
+    size_bytes: int,
     *,
-    size_bytes: int | None = None,
-    digest: str = "",
-    headers: Mapping[str, str] | None = None,
     start: int = 0,
     on_restart: Callable[[], object] | None = None,
 ) -> Fetched:
-    """One stream into `sink` (views valid until it returns), resumed by Range after a break,
-    digest-checked at the end.
+    """One stream into `sink` (views valid until it returns), resumed by Range after a break; the
+    digest is the caller's to check.
 
-    `start`: bytes the caller has already (their digest is then the caller's to check). `on_restart`
-    is called when a server without ranges makes it begin again. Raises TransferError; the caller
-    drops what the sink got."""
-    state, wanted = hasher(digest) if digest and not start else (None, "")
+    `start`: bytes the caller has already. `on_restart` is called when a server without ranges makes
+    it begin again. Raises TransferError; the caller drops what the sink got."""
     at, began_s, view = start, time.monotonic(), memoryview(bytearray(BLOCK))
     attempts, retries, tag = Attempts(client, f"GET {url}"), 0, ""
-    while True:
-        sent = dict(headers or {})
-        if at:
-            sent["Range"] = f"bytes={at}-"
-            if tag:
-                sent["If-Match"] = tag
+    while at < size_bytes:
+        headers = {"Range": f"bytes={at}-"} if at else {}
+        if at and tag:
+            headers["If-Match"] = tag
         try:
-            with client.open("GET", url, sent, ok=(200, 206)) as (answer, connection):
+            with client.open("GET", url, headers, ok=(200, 206)) as (answer, connection):
                 if at and answer.status == 200:
                     if on_restart is None or start:
                         raise TransferError(
@@ -79,101 +72,68 @@ def fetch(
                             fix="fetch it again from the beginning",
                         )
                     on_restart()
-                    at, state = 0, (hasher(digest)[0] if digest else None)
-                if answer.size_bytes is not None:
-                    if size_bytes is None:
-                        size_bytes = at + answer.size_bytes
-                    elif at + answer.size_bytes != size_bytes:
-                        raise TransferError(
-                            f"GET {url}: {at + answer.size_bytes} bytes on offer, {size_bytes}"
-                            " expected",
-                            why="it is not the thing that was described",
-                            fix="push it again",
-                        )
+                    at = 0
+                if answer.size_bytes not in (None, size_bytes - at):
+                    raise TransferError(
+                        f"GET {url}: {at + (answer.size_bytes or 0)} bytes on offer, {size_bytes}"
+                        " expected",
+                        why="it is not the thing that was described",
+                        fix="push it again",
+                    )
                 tag = answer.headers.get("etag", "")
                 if tag.startswith("W/"):
                     tag = ""
                 while got := connection.read_into(view):
-                    block = view[:got]
-                    if size_bytes is not None and at + got > size_bytes:
+                    if at + got > size_bytes:
                         raise TransferError(
                             f"GET {url}: more than {size_bytes} bytes",
                             why="longer than described",
                             fix="push it again",
                         )
-                    if state is not None:
-                        state.update(block)
-                    sink(block)
+                    sink(view[:got])
                     at += got
                     attempts.progressed()
                     client.count(bytes_received=got)
-            if size_bytes is not None and at < size_bytes:
+            if at < size_bytes:
                 raise ConnectionLost(f"the body ended {size_bytes - at} bytes early")
-            break
         except (ConnectionLost, HTTPStatusError) as error:
-            if size_bytes is not None and at == size_bytes:
-                break
-            retries += 1
-            attempts.failed(error, at)
-    if state is not None and state.hexdigest() != wanted:
-        raise TransferError(
-            f"GET {url}: the bytes are {digest.partition(':')[0]}:{state.hexdigest()[:16]}…,"
-            f" not {digest[:23]}…",
-            why="corrupted on the way or in the store; nothing of it was kept",
-            fix="fetch it again; if it repeats, push it again",
-        )
-    return Fetched(at - start, time.monotonic() - began_s, retries, digest)
+            if at < size_bytes:
+                retries += 1
+                attempts.failed(error, at)
+    return Fetched(at - start, time.monotonic() - began_s, retries)
 
 
 def fetch_file(
-    client: Client,
-    url: str,
-    path: str | os.PathLike[str],
-    *,
-    size_bytes: int | None = None,
-    digest: str = "",
-    headers: Mapping[str, str] | None = None,
-    again: int = 1,
+    client: Client, url: str, path: str | os.PathLike[str], *, size_bytes: int, digest: str
 ) -> Fetched:
     """Into a file that gets its name only when size and digest are right. A `.part` left by a kill
-    is resumed.
-
-    `again`: how often a wrong digest is fetched anew before it is an error."""
+    is resumed; a wrong digest is fetched anew once before it is an error. Raises TransferError."""
     target = Path(path)
     part = target.with_name(target.name + ".part")
-    for attempt in range(again + 1):
-        state, _ = hasher(digest) if digest else (None, "")
+    for attempt in range(2):
+        state, wanted = hasher(digest)
         with open(part, "a+b", buffering=0) as out:
             out.seek(0)
             have = 0
             while block := out.read(BLOCK):
                 have += len(block)
-                if state is not None:
-                    state.update(block)
-            if size_bytes is not None and have > size_bytes:
+                state.update(block)
+            if have > size_bytes:
                 out.truncate(0)
-                state, have = (hasher(digest)[0] if digest else None), 0
+                (state, _), have = hasher(digest), 0
 
-            def sink(
-                view: memoryview,
-                out: BinaryIO = out,
-                state: hashlib._Hash | None = state,
-            ) -> None:
+            def sink(view: memoryview, out: BinaryIO = out, state: hashlib._Hash = state) -> None:
                 out.write(view)
-                if state is not None:
-                    state.update(view)
+                state.update(view)
 
-            if size_bytes is None or have < size_bytes:
-                got = fetch(client, url, sink, size_bytes=size_bytes, headers=headers, start=have)
-            else:
-                got = Fetched(0, 0.0)
-        if state is None or state.hexdigest() == digest.partition(":")[2]:
+            got = fetch(client, url, sink, size_bytes, start=have)
+        if state.hexdigest() == wanted:
             os.replace(part, target)
-            return Fetched(have + got.size_bytes, got.seconds, got.retries + attempt, digest)
+            return Fetched(have + got.size_bytes, got.seconds, got.retries + attempt)
         part.unlink()
         client.count(retries=1)
     raise TransferError(
-        f"GET {url}: wrong digest {again + 1} times, expected {digest[:23]}…",
+        f"GET {url}: wrong digest 2 times, expected {digest[:23]}…",
         why="corrupted in the store; nothing of it was kept",
         fix="push it again",
     )
@@ -225,7 +185,7 @@ def _one_stream(client: Client, url: str, size_bytes: int, into: Into) -> Progre
         nonlocal at
         at = into.shift
 
-    fetched = fetch(client, url, sink, size_bytes=size_bytes, on_restart=restart)
+    fetched = fetch(client, url, sink, size_bytes, on_restart=restart)
     return Progress(size_bytes, fetched.seconds, 1, fetched.retries, 0, 0, 1)
 
 
