@@ -1,9 +1,9 @@
-"""One object, whole and digest-checked or an error: as one stream, or as many ranges at once.
+"""One object, whole or an error: as one stream, as a checked file, or as many ranges at once.
 
     with Client() as client:
         fetch(client, url, print, size_bytes)                    # resumed by Range after a break
         fetch_file(client, url, path, size_bytes=size_bytes, digest="sha256:…")
-        fetch_ranges(client, url, size_bytes, Into.file(fd), digest="sha256:…")
+        fetch_ranges(client, url, size_bytes, Into.file(fd))
 
 A failure that outlasts its retries is one `TransferError` that names URL, byte and last cause.
 Physical limit: link floor (`Link.floor_s`). Lesson: notebooks/02_image_pull."""
@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -146,28 +146,15 @@ def fetch_ranges(
     into: Into,
     *,
     part_bytes: int = PART_BYTES,
-    digest: str = "",
     options: RangeOptions = RangeOptions(),
 ) -> Progress:
-    """One object, in parallel, into a buffer or file; digest-checked when given. Falls back on one
-    stream where a server has no ranges.
-
-    Raises TransferError; what was written then is not to be used."""
+    """One object, in parallel, into a buffer or file; in one stream where a server has no ranges.
+    The digest is the caller's to check. Raises TransferError; what was written then is not to be
+    used."""
     try:
-        progress = fetch_parts(client, plan(url, size_bytes, part_bytes), into, options)
+        return fetch_parts(client, plan(url, size_bytes, part_bytes), into, options)
     except NoRanges:
-        progress = _one_stream(client, url, size_bytes, into)
-    if digest:
-        state, wanted = hasher(digest)
-        for block in _blocks(into, size_bytes):
-            state.update(block)
-        if state.hexdigest() != wanted:
-            raise TransferError(
-                f"GET {url}: what arrived is not {digest[:23]}…",
-                why="corrupted on the way or in the store; nothing of it counts",
-                fix="fetch it again; if it repeats, push it again",
-            )
-    return progress
+        return _one_stream(client, url, size_bytes, into)
 
 
 def _one_stream(client: Client, url: str, size_bytes: int, into: Into) -> Progress:
@@ -187,11 +174,3 @@ def _one_stream(client: Client, url: str, size_bytes: int, into: Into) -> Progre
 
     fetched = fetch(client, url, sink, size_bytes, on_restart=restart)
     return Progress(size_bytes, fetched.seconds, 1, fetched.retries, 0, 0, 1)
-
-
-def _blocks(into: Into, size_bytes: int) -> Iterator[bytes | memoryview]:
-    if into.view is not None:
-        yield into.view[into.shift : into.shift + size_bytes]
-        return
-    for at in range(0, size_bytes, BLOCK):
-        yield os.pread(into.fd, min(BLOCK, size_bytes - at), into.shift + at)

@@ -58,12 +58,12 @@ class RangePart:
 
 
 def plan(
-    url: str, size_bytes: int, part_bytes: int = PART_BYTES, start: int = 0, key: Any = None
+    url: str, size_bytes: int, part_bytes: int = PART_BYTES, into: Target | None = None
 ) -> list[RangePart]:
     """Equal parts in order, the last one shorter."""
     return [
-        RangePart(url, at, min(part_bytes, start + size_bytes - at), key)
-        for at in range(start, start + size_bytes, part_bytes)
+        RangePart(url, at, min(part_bytes, size_bytes - at), into=into)
+        for at in range(0, size_bytes, part_bytes)
     ]
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from labkit.core import timeline
 from labkit.core.plan import StepContext
-from labkit.net.parts import Into, RangePart
+from labkit.net.parts import Into, RangePart, plan
 from labkit.net.ranges import RangeOptions, fetch_parts, fetch_processed
 from labkit.objects.client import Bucket, open_bucket
 from labkit.snapshot import criu_images, store
@@ -194,16 +194,10 @@ class _Model:
                 os.close(fd)
 
     def _as_it_is(self, bucket: Bucket) -> int:
-        parts = [
-            RangePart(
-                bucket.url(Path(path).name),
-                at,
-                min(FRAME_BYTES, size - at),
-                into=Into.file(self._opened[path]),
-            )
-            for path, size in self.mapped.items()
-            for at in range(0, size, FRAME_BYTES)
-        ]
+        parts: list[RangePart] = []
+        for path, size in self.mapped.items():
+            into = Into.file(self._opened[path])
+            parts += plan(bucket.url(Path(path).name), size, FRAME_BYTES, into)
         return fetch_parts(
             bucket.client, parts, options=RangeOptions(connections=self.connections)
         ).size_bytes
@@ -248,10 +242,7 @@ def pull(
             frames += [(name, row) for row in about["frames"]]
             if not about["frames"]:
                 url, size = bucket.url(f"images/{name}"), about["stored_bytes"]
-                parts += [
-                    RangePart(url, at, min(FRAME_BYTES, size - at), into=Into.file(fd))
-                    for at in range(0, size, FRAME_BYTES)
-                ]
+                parts += plan(url, size, FRAME_BYTES, Into.file(fd))
         fetch_parts(bucket.client, parts, options=RangeOptions(connections=connections))
         _fetch_frames(bucket, frames, opened, connections)
     finally:

@@ -87,7 +87,6 @@ def test_parallel_ranges_survive_and_are_right(served, client, fault):
         Into.buffer(got),
         part_bytes=200_000,
         options=RangeOptions(connections=4),
-        digest=DIGEST,
     )
     assert got == DATA
     assert served.faults.hits.total() >= 1
@@ -112,19 +111,6 @@ def test_a_part_left_by_a_kill_is_resumed_not_refetched(served, client, tmp_path
     assert served.counters.bytes_sent == 1_000_000
 
 
-def test_corrupt_ranges_are_an_error_with_the_digest_in_it(served, client):
-    inject(served, "corrupt:nth=2")
-    with pytest.raises(TransferError, match="not sha256"):
-        fetch_ranges(
-            client,
-            served.url + "/blob",
-            len(DATA),
-            Into.buffer(bytearray(len(DATA))),
-            part_bytes=500_000,
-            digest=DIGEST,
-        )
-
-
 def test_a_refusal_is_told_at_once_with_its_status(served, client):
     with pytest.raises(TransferError, match="404"):
         client.ask("GET", served.url + "/absent")
@@ -146,7 +132,6 @@ def test_a_server_without_ranges_is_read_in_one_stream(served, client):
         len(DATA),
         Into.buffer(got),
         part_bytes=500_000,
-        digest=DIGEST,
     )
     assert got == DATA and made.connections == 1
 
@@ -300,7 +285,6 @@ def test_a_host_without_threads_fetches_with_those_it_has(served, client, monkey
         Into.buffer(got),
         part_bytes=200_000,
         options=RangeOptions(connections=4),
-        digest=DIGEST,
     )
     assert got == DATA and served.counters.peak_connections <= max(1, started)
 
