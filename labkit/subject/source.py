@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal, overload
 
 from labkit.errors import BadInput
 
@@ -34,30 +33,15 @@ def url_of(source: str | os.PathLike[str], name: str) -> str:
     return f"{text}/{name}"
 
 
-@overload
-def read_small(
-    source: str | os.PathLike[str], name: str, *, optional: Literal[False] = False
-) -> bytes: ...
-
-
-@overload
-def read_small(source: str | os.PathLike[str], name: str, *, optional: bool) -> bytes | None: ...
-
-
-def read_small(
-    source: str | os.PathLike[str], name: str, *, optional: bool = False
-) -> bytes | None:
-    """The bytes of a small file of the model. Raises BadInput; `optional` turns "not there" into
-    None."""
+def read_small(source: str | os.PathLike[str], name: str) -> bytes:
+    """The bytes of a small file of the model. Raises BadInput."""
     if is_remote(source):
-        return _fetch(url_of(source, name), str(source).partition("://")[0], optional)
+        return _fetch(url_of(source, name), str(source).partition("://")[0])
     path = Path(source) / name
     try:
         with open(path, "rb") as opened:
             data = opened.read(LIMIT_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
-        if optional:
-            return None
         raise BadInput(
             f"{path}: no such file",
             why=f"a model directory holds {name}",
@@ -72,7 +56,7 @@ def read_small(
     return _bounded(data, str(path))
 
 
-def _fetch(url: str, scheme: str, optional: bool) -> bytes | None:
+def _fetch(url: str, scheme: str) -> bytes:
     # Only remote starts pay for this import (ssl, email, http.client).
     import http.client
     import urllib.error
@@ -88,8 +72,6 @@ def _fetch(url: str, scheme: str, optional: bool) -> bytes | None:
         ) as reply:
             return _bounded(reply.read(LIMIT_BYTES + 1), url)
     except urllib.error.HTTPError as error:
-        if optional and error.code in (403, 404):
-            return None
         raise BadInput(
             f"{url}: the store answered {error.code}",
             why="the model cannot be read from there",

@@ -57,7 +57,6 @@ class Tokenizer:
     @staticmethod
     def from_dir(directory: str | PathLike[str]) -> Tokenizer:
         raw = read_small(directory, "tokenizer.json")
-        assert raw is not None
         return Tokenizer.from_bytes(raw, f"{directory}/tokenizer.json")
 
     @staticmethod
