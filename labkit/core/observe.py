@@ -18,6 +18,7 @@ from labkit.core import cold, proc, secrets, timeline
 from labkit.core.control_call import call_json
 from labkit.core.ledger import Ledger
 from labkit.core.plan import LaunchPlan
+from labkit.core.residency import residency
 
 #: In place of a store's URL among a plan's `stat_urls`.
 INTERFACES = "interfaces"
@@ -43,7 +44,7 @@ def settle_cache(plan: LaunchPlan, node: Path) -> dict[str, Any]:
 def residency_after(plan: LaunchPlan) -> dict[str, Any]:
     """How much of the cold paths is in the page cache now: what the start really read (plus
     read-ahead)."""
-    return cold.residency(plan.cold_paths).as_json() if plan.cold_paths else {}
+    return residency(plan.cold_paths).as_json() if plan.cold_paths else {}
 
 
 def store_counters(plan: LaunchPlan) -> dict[str, dict[str, Any]]:

@@ -32,6 +32,7 @@ from typing import Any
 from labkit.core import capabilities, cold, host
 from labkit.core.beside import file_in
 from labkit.core.interpreter import module
+from labkit.core.residency import DirectoryState, walk
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
 
@@ -109,7 +110,7 @@ def direct_read(
     has one buffer, used again: for a rate of the disk alone. Neither is always the faster
     (docs/LOG.md, 2026-11-26). Falls back to buffered reads of evicted files where O_DIRECT is
     refused."""
-    tree = cold.walk(paths)
+    tree = walk(paths)
     files, method = _opened(tree)
     blocks = [(fd, offset) for fd, size in files for offset in range(0, size, block_bytes)]
     jobs, lock, got = iter(enumerate(blocks)), threading.Lock(), [0] * depth
@@ -166,7 +167,7 @@ def look_at(memory: memoryview, write: bool = False) -> None:
 def mapped_read(paths: Iterable[str | os.PathLike[str]]) -> tuple[int, float]:
     """Map these files and look at a byte of every page, in order; the kernel reads ahead: (bytes,
     seconds). They should be evicted before."""
-    files, _ = _opened(cold.walk(paths), direct=False)
+    files, _ = _opened(walk(paths), direct=False)
     try:
         began = time.monotonic()
         for fd, size in files:
@@ -188,7 +189,7 @@ def _available_bytes() -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _opened(tree: cold.DirectoryState, direct: bool = True) -> tuple[list[tuple[int, int]], str]:
+def _opened(tree: DirectoryState, direct: bool = True) -> tuple[list[tuple[int, int]], str]:
     for flag, method in ((os.O_DIRECT, "O_DIRECT"), (0, "buffered"))[not direct :]:
         descriptors: list[tuple[int, int]] = []
         try:

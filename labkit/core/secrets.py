@@ -47,7 +47,7 @@ def learn(*values: str) -> None:
     """Remember secret values of this process. Too short ones, placeholders and paths of files that
     are here are passed over."""
     global _known
-    new = {part for value in values if value for part in _worth(value)}
+    new = {part for value in filter(None, values) for part in _worth(value)}
     if not new <= _known:
         with _lock:
             _known |= new
@@ -101,8 +101,11 @@ def _in_text(text: str) -> list[str]:
 
 
 def _of_environment(environment: Mapping[str, str]) -> list[str]:
-    made = [v for k, v in environment.items() if v and is_secret_name(k)]
-    return made + [s for v in environment.values() if "://" in v for s in _in_text(v)]
+    known = [v for k, v in environment.items() if v and is_secret_name(k)]
+    for value in environment.values():
+        if "://" in value:
+            known += _in_text(value)
+    return known
 
 
 class Masker:

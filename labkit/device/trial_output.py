@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from labkit.core import secrets
-from labkit.core.cold import CacheState
 from labkit.core.ledger import Ledger
+from labkit.core.residency import CacheState
 from labkit.core.workspace import Workspace
 from labkit.device.driver_states import Driver
 from labkit.errors import MissingCapability

@@ -15,9 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from labkit.core import cold, plugins
+from labkit.core import plugins
 from labkit.core.node_state import WeightsState
 from labkit.core.plan import LaunchPlan
+from labkit.core.residency import residency
 from labkit.core.units import show_bytes
 from labkit.core.workspace import Workspace
 from labkit.errors import LabError
@@ -309,7 +310,7 @@ def device_facts(seen: Observation) -> dict[str, Any]:
 
 def resident_share(directory: str) -> float:
     try:
-        found = cold.residency(f for f in Path(directory).iterdir() if f.suffix in WEIGHT_SUFFIXES)
+        found = residency(f for f in Path(directory).iterdir() if f.suffix in WEIGHT_SUFFIXES)
     except (OSError, LabError):
         return 0.0
     return 0.0 if found.unprovable_files else found.share

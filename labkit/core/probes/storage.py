@@ -55,11 +55,11 @@ def _o_direct() -> Capability:
     "`cold` is proven by asking the kernel which pages are in memory",
 )
 def _page_cache_proof() -> Capability:
-    from labkit.core import cold
+    from labkit.core import cold, residency
 
     where = host.workspace_parent()
     fs = proc.filesystem_of(where)["fs"]
-    if fs in cold.NEVER_EVICTABLE:
+    if fs in residency.NEVER_EVICTABLE:
         return no(
             f"{where} is {fs}: its pages are its storage and cannot be cold",
             "export LABKIT_HOME=/path/on/a/disk",
@@ -69,9 +69,9 @@ def _page_cache_proof() -> Capability:
         file.flush()
         os.fsync(file.fileno())
         name = f"/proc/self/fd/{file.fileno()}"
-        before = cold.residency([name])
+        before = residency.residency([name])
         cold.evict([name], caches=False)
-        after = cold.residency([name])
+        after = residency.residency([name])
     if not before.resident_bytes:
         return no(
             f"{before.method} sees no page of a file just written",

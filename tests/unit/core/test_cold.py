@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit.core import cold, pages, proc
+from labkit.core import cold, pages, proc, residency
 from labkit.errors import BadInput
 
 PAGE = mmap.PAGESIZE
@@ -16,7 +16,7 @@ PAGE = mmap.PAGESIZE
 @pytest.fixture
 def disk(tmp_path):
     """A directory whose pages can leave memory; the test's own directory may be on tmpfs."""
-    if proc.filesystem_of(tmp_path)["fs"] in cold.NEVER_EVICTABLE:
+    if proc.filesystem_of(tmp_path)["fs"] in residency.NEVER_EVICTABLE:
         pytest.skip("temporary files live in memory here: set TMPDIR to a directory on a disk")
     return tmp_path
 
@@ -57,7 +57,7 @@ def test_half_a_file_in_memory_is_seen_as_half(disk):
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         file.seek(100 * PAGE)
         os.read(file.fileno(), 64 * PAGE)
-    seen = cold.residency([path])
+    seen = residency.residency([path])
     assert (
         seen.state == "partial"
         and 64 * PAGE <= seen.resident_bytes < 300 * PAGE
@@ -71,9 +71,9 @@ def test_both_ways_of_asking_the_kernel_agree(disk, monkeypatch):
     with open(path, "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         file.read(16 * PAGE)
-    one = cold.residency([path])
+    one = residency.residency([path])
     monkeypatch.setattr(pages, "_SYS_CACHESTAT", 100_000)  # a kernel that has no such call
-    other = cold.residency([path])
+    other = residency.residency([path])
     assert other.method == "mincore" and one.resident_bytes == other.resident_bytes > 0
 
 
@@ -93,8 +93,8 @@ def test_a_hard_link_is_counted_once(disk):
     path = file_of(disk / "a", 3)
     os.link(path, disk / "b")
     assert (
-        cold.walk([disk]).total_bytes == 3 * PAGE
-        and cold.walk([path, disk / "b", path]).total_bytes == 3 * PAGE
+        residency.walk([disk]).total_bytes == 3 * PAGE
+        and residency.walk([path, disk / "b", path]).total_bytes == 3 * PAGE
     )
 
 
@@ -103,7 +103,7 @@ def test_links_out_of_a_tree_are_not_followed_but_said(disk):
     (disk / "model").mkdir()
     (disk / "model" / "weights").symlink_to("../blobs/x")
     (disk / "model" / "absolute").symlink_to(blob)  # in an image this means the image's own root
-    tree = cold.walk([disk / "model"])
+    tree = residency.walk([disk / "model"])
     assert (tree.files, tree.links_out) == ((), 1)
     file_of(disk / "model" / "own", 1)
     state = cold.set_cache_state([disk / "model"], "cold", caches=False)
@@ -114,7 +114,7 @@ def test_links_out_of_a_tree_are_not_followed_but_said(disk):
 def test_a_link_given_by_name_is_followed(disk):
     file_of(disk / "blob", 2)
     (disk / "weights").symlink_to("blob")
-    assert cold.walk([disk / "weights"]).total_bytes == 2 * PAGE
+    assert residency.walk([disk / "weights"]).total_bytes == 2 * PAGE
 
 
 def test_what_is_not_there_cannot_be_proven(tmp_path):
@@ -183,7 +183,7 @@ def test_an_overlay_does_not_pass_for_cold(disk):
     try:
         assert cold.set_cache_state([disk / "merged"], "warm").resident_bytes == 50 * PAGE
         assert cold.set_cache_state([disk / "merged"], "cold", caches=False).state == "cold"
-        assert cold.residency([disk / "lower"]).resident_bytes == 0
+        assert residency.residency([disk / "lower"]).resident_bytes == 0
     finally:
         subprocess.run(["umount", str(disk / "merged")], check=True)
 
@@ -193,7 +193,7 @@ def open_to_all():
     """A directory that anybody may enter: pytest's own are made 0700, again by each session."""
     with tempfile.TemporaryDirectory(prefix="labkit-test-") as name:
         os.chmod(name, 0o755)
-        if proc.filesystem_of(name)["fs"] in cold.NEVER_EVICTABLE:
+        if proc.filesystem_of(name)["fs"] in residency.NEVER_EVICTABLE:
             pytest.skip("temporary files live in memory here: set TMPDIR to a directory on a disk")
         yield Path(name)
 
