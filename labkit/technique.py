@@ -21,9 +21,10 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from labkit.core import plugins
+from labkit.core.json_types import JsonObject
 from labkit.core.plan import LaunchPlan
 from labkit.core.timeline import Span
 from labkit.core.workspace import Workspace
@@ -106,7 +107,7 @@ class Evidence:
     technique: str
     engaged: bool
     how: str  # one sentence with the figures: "registry sent 353 MB of 353 MB before start"
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Artifact:
     digest: str = ""
     paths: dict[str, str] = field(default_factory=dict)
     # at least prepare_s and size_bytes where it made something
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -153,10 +154,10 @@ class Observation:
 
     plan: LaunchPlan
     spans: tuple[Span, ...] = ()
-    facts: dict[str, Any] = field(default_factory=dict)
-    proc: dict[str, Any] = field(default_factory=dict)
-    stores: dict[str, dict[str, Any]] = field(default_factory=dict)
-    residency: dict[str, Any] = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
+    proc: JsonObject = field(default_factory=dict)
+    stores: dict[str, JsonObject] = field(default_factory=dict)
+    residency: JsonObject = field(default_factory=dict)
     log: str = ""
 
     def phase_s(self, name: str) -> float:
@@ -174,7 +175,7 @@ class Technique(Protocol):
     lesson: str  # notebook that teaches it
     claims: tuple[Claim, ...] = ()
 
-    def available(self, host: Any) -> Availability: ...
+    def available(self, host: JsonObject) -> Availability: ...
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact: ...
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan: ...
     def verify(self, seen: Observation) -> Evidence: ...

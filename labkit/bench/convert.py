@@ -15,13 +15,13 @@ import argparse
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from labkit.bench import pull_rivals as rivals
 from labkit.bench.engine import Arm, Measured, document, interleave
 from labkit.bench.pull_setup import image_of
 from labkit.core.arguments import count
 from labkit.core.beside import scratch
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger import Ledger
 from labkit.core.workspace import Workspace
 from labkit.errors import LabError
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> JsonObject:
     space = Workspace.default()
     with Ledger.open(space) as ledger, ExitStack() as ends:
         folder = ends.enter_context(scratch("bench-convert-", space.artifacts))
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for rows in results.values()
         if isinstance(rows, list)
     ]
-    size_ratio: dict[str, Any] = {"missing": "estargz or ctr-remote did not run here"}
+    size_ratio: JsonObject = {"missing": "estargz or ctr-remote did not run here"}
     if len(sizes) == 2 and all(sizes):
         ratio = sizes[0][0] / sizes[1][0]  # both are deterministic: one value, no interval
         size_ratio = {"median": ratio, "low": ratio, "high": ratio, "significant": True}

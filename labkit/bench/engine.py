@@ -21,6 +21,7 @@ from typing import Any
 
 from labkit.core import stats
 from labkit.core.host import card
+from labkit.core.json_types import JsonMapping, JsonObject
 from labkit.core.refusals import refusal
 from labkit.errors import LabError
 
@@ -36,7 +37,7 @@ class Measured:
     floor_s: float | None = None
     evidence: str = ""
     failed: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)  # peak_rss_bytes, rate_bytes_per_s …
+    extra: JsonObject = field(default_factory=dict)  # peak_rss_bytes, rate_bytes_per_s …
 
 
 Arm = Callable[[], Measured]
@@ -94,9 +95,9 @@ def _measured(arm: Arm) -> Measured:
 
 def rounds(
     name: str, values: Iterable[int], repeats: int, measure: Callable[[int], float]
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """A row for each value, {name: value, "seconds": […]}, measured in interleaved rounds."""
-    rows: list[dict[str, Any]] = [{name: value, "seconds": []} for value in values]
+    rows: list[JsonObject] = [{name: value, "seconds": []} for value in values]
     for _ in range(repeats):
         for row in rows:
             row["seconds"].append(measure(row[name]))
@@ -116,18 +117,18 @@ def document(
     bench: str,
     results: Mapping[str, list[Measured] | str],
     ratios: Mapping[str, tuple[str, str]],
-    host: Mapping[str, Any] | None = None,
+    host: JsonMapping | None = None,
     **more: Any,
-) -> dict[str, Any]:
+) -> JsonObject:
     """The bench's last line. `ratios`: name -> (arm A, arm B or "floor"); the value is A/B paired
     within blocks."""
-    rows: list[dict[str, Any]] = []
+    rows: list[JsonObject] = []
     for arm, runs in results.items():
         if isinstance(runs, str):
             rows.append({"arm": arm, "missing": runs})
             continue
         good = [m for m in runs if not m.failed]
-        row: dict[str, Any] = {"arm": arm, "n": len(good), "failed": len(runs) - len(good)}
+        row: JsonObject = {"arm": arm, "n": len(good), "failed": len(runs) - len(good)}
         if row["failed"]:
             row["failures"] = [
                 {"block": i, "why": m.failed} for i, m in enumerate(runs) if m.failed
@@ -194,7 +195,7 @@ def _pairs(
     ]
 
 
-def render(doc: Mapping[str, Any]) -> str:
+def render(doc: JsonMapping) -> str:
     """The table above the JSON line."""
     from labkit.core.stdout import table
     from labkit.core.units import show_s

@@ -16,12 +16,12 @@ Lesson: notebooks/09_decide.
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from labkit.bench.engine import Measured, document
 from labkit.bench.trials import of_trial
 from labkit.core import stats
 from labkit.core.arguments import scenario
+from labkit.core.json_types import JsonObject
 from labkit.core.units import show_s
 from labkit.net.arguments import link
 
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> JsonObject:
     from labkit.decide.holdout import hold_out
     from labkit.decide.measure import measure
     from labkit.viz.live import progress
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     good = [r for r in runs if r.of_arm(name)]
     rows = {r["run"]: r for r in hold_out(good, name)} if len(good) > 1 else {}
     results: dict[str, list[Measured] | str] = {}
-    ratios: dict[str, Any] = {}
+    ratios: JsonObject = {}
     for size, measured_run in zip(sizes, runs, strict=True):
         row = rows.get(measured_run.id)
         results[size] = [
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _evidence(row: dict[str, Any] | None) -> str:
+def _evidence(row: JsonObject | None) -> str:
     """What was predicted, and how far the fit had to reach for it."""
     if row is None:
         return "not predicted"
@@ -108,7 +108,7 @@ def _evidence(row: dict[str, Any] | None) -> str:
     )
 
 
-def _ratio(row: dict[str, Any] | None, measured_s: list[float]) -> dict[str, Any]:
+def _ratio(row: JsonObject | None, measured_s: list[float]) -> JsonObject:
     """Predicted ÷ measured; the interval is that of the measured median."""
     if row is None or not measured_s:
         return {"missing": "not enough sizes succeeded"}

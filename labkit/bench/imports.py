@@ -13,11 +13,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 from labkit.bench.engine import Measured, document, interleave
 from labkit.core import stats
 from labkit.core.arguments import count
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 
 HEAVY = (
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> JsonObject:
     loaded = {arm: modules_loaded(code) for arm, code in ARMS.items()}
 
     def arm_of(arm: str, code: str) -> Callable[[], Measured]:

@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
 
 from labkit.bench.engine import Arm, Measured, among, document, interleave
 from labkit.bench.trials import PreparedTrial, of_trial, prepared_or_reason
 from labkit.core import host
 from labkit.core.arguments import names
+from labkit.core.json_types import JsonObject
 from labkit.net.arguments import link
 from labkit.stack.compose import Stack
 from labkit.subject.arguments import preset
@@ -56,7 +56,7 @@ def links_of(text: str) -> str:
     )
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> JsonObject:
     wanted, links = args.arms.split(","), args.links.split(",")
     with ExitStack() as ends:
         trials = {name: _trial(ends, args, ARMS[name], links[0]) for name in wanted}
@@ -92,9 +92,9 @@ def _trial(
 
 def _measure(trial: PreparedTrial, link: str) -> Measured:
     record = trial(link=link)
-    none: dict[str, Any] = {"how": "", "facts": {}}
+    none: JsonObject = {"how": "", "facts": {}}
     image = next((e for e in record.evidence if e["layer"] == "image"), none)
-    facts: dict[str, Any] = image["facts"]
+    facts: JsonObject = image["facts"]
     extra = {f"{phase}_s": seconds for phase, seconds in record.phases.items()}
     extra["registry_bytes"] = facts.get("registry_bytes", 0)
     if mount := facts.get("mount"):

@@ -39,6 +39,7 @@ from labkit.bench.load_disk import Facts, from_disk
 from labkit.bench.load_results import OURS
 from labkit.core import shipped
 from labkit.core.arguments import bucket_url, directory, names
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger import Ledger
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
@@ -100,7 +101,7 @@ def compare_loaders(
     link: str = "4gbit-bucket",
     device: str = "cpu",
     progress: Callable[[str], object] | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """The same from Python, for the notebooks: the document of the last line. `progress(line)` is
     called a measurement."""
     return run(
@@ -120,7 +121,7 @@ def compare_loaders(
     )
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> JsonObject:
     """The document. LABKIT_CUMULATIVE=1, or --json on a GPU, prints a line with all that was
     measured so far after each measurement: a bench that is ended keeps it."""
     if args.store:
@@ -166,7 +167,7 @@ def _document(
     results_raw: Results,
     ratios: dict[str, tuple[str, str]],
     **more: Any,
-) -> dict[str, Any]:
+) -> JsonObject:
     return document(
         "load",
         results_raw,

@@ -17,12 +17,13 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from labkit.bench import read_paths
 from labkit.bench.engine import Measured
 from labkit.core import free_memory, rates
 from labkit.core.interpreter import module
+from labkit.core.json_types import JsonMapping, JsonObject
 from labkit.core.timeline import Span
 from labkit.errors import LabError
 from labkit.technique import Observation
@@ -63,11 +64,11 @@ class LoadSpec:
     weights_bytes: int
     device: str = "cpu"
     env: Mapping[str, str] = field(default_factory=dict)
-    about: Mapping[str, Any] = field(default_factory=dict)
-    stores: Callable[[], dict[str, dict[str, Any]]] = dict
+    about: JsonMapping = field(default_factory=dict)
+    stores: Callable[[], dict[str, JsonObject]] = dict
 
 
-def measure(spec: LoadSpec) -> dict[str, Any]:
+def measure(spec: LoadSpec) -> JsonObject:
     """Run the child, prefault memory when it is ready, ask the kernel about it while it lives, let
     it go. Raises LabError with its own words."""
     loader, options = spec.loader, json.dumps(dict(spec.loader.options))
@@ -94,7 +95,7 @@ def measure(spec: LoadSpec) -> dict[str, Any]:
             child.wait()
 
 
-def _measured_in(child: subprocess.Popen[str], stderr: IO[str], spec: LoadSpec) -> dict[str, Any]:
+def _measured_in(child: subprocess.Popen[str], stderr: IO[str], spec: LoadSpec) -> JsonObject:
     assert child.stdout and child.stdin
     line = child.stdout.readline()
     if line == READY:
@@ -180,7 +181,7 @@ def child(loader_name: str, model_source: str, device: str, options: str) -> Non
         # also what torch's allocator knows nothing of: the context, a library's own buffers
         placement["device_used_bytes"] = whole - free
     try:
-        answer: dict[str, Any] = {
+        answer: JsonObject = {
             "token": next(iter(generate(model.finish(), [1, 2, 3, 4], 1)))[0],
             "first_token_s": time.monotonic() - start,
         }
@@ -245,10 +246,10 @@ DEVICE_FACTS = ("device_bytes", "allocated_bytes", "peak_allocated_bytes", "devi
 
 
 def measured(
-    doc: dict[str, Any], cache: str, size_bytes: int, floor_s: float | None, link: str = "loopback"
+    doc: JsonObject, cache: str, size_bytes: int, floor_s: float | None, link: str = "loopback"
 ) -> Measured:
     seconds = doc["seconds"]
-    extra: dict[str, Any] = {
+    extra: JsonObject = {
         k: doc[k]
         for k in (
             "load_s",

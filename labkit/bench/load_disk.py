@@ -14,13 +14,13 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from labkit.bench import read_paths
 from labkit.bench.engine import Arm, Measured, Results, interleave
 from labkit.bench.load_child import LoadSpec, measure, measured
 from labkit.bench.load_results import OURS, agreed, best_other
 from labkit.core import cold, rates
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger import Ledger
 from labkit.core.workspace import Workspace
 from labkit.errors import LabError
@@ -28,7 +28,7 @@ from labkit.technique import Subject
 from labkit.weights.catalog import LOADERS, Loader
 from labkit.weights.prepared import Prepared, checkpoint_in
 
-Facts = Callable[[Results], dict[str, Any]]
+Facts = Callable[[Results], JsonObject]
 Keeping = Callable[[argparse.Namespace, Facts], Callable[[Results], None] | None]
 
 
@@ -40,13 +40,13 @@ def from_disk(
     workspace: Workspace,
     ledger: Ledger,
     keeping: Keeping,
-) -> dict[str, Any]:
+) -> JsonObject:
     """The facts of the document: every loader in every cache state. `keeping`: as
     `labkit.bench.load.keeping`."""
     floors = LoadFloors(args.device, subject.model_dir, ledger)
     arms: dict[str, Arm | str] = {}
 
-    def facts_of(results: Results) -> dict[str, Any]:
+    def facts_of(results: Results) -> JsonObject:
         results = agreed(results)
         best = {state: best_other(results, state) for state in states}
         ratios = {f"{OURS}_vs_floor.{state}": (f"{OURS}.{state}", "floor") for state in states}
@@ -91,7 +91,7 @@ class LoadFloors:
 
     def __init__(self, device: str, directory: Path, ledger: Ledger):
         self.on_device = device != "cpu"
-        self.rates: dict[str, Any] = rates.device() if self.on_device else rates.memory(256 << 20)
+        self.rates: JsonObject = rates.device() if self.on_device else rates.memory(256 << 20)
         kind = read_paths.BufferFloor if self.on_device else read_paths.DiskFloor
         self.disk = kind(directory, ledger)
 

@@ -15,13 +15,13 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from labkit.bench.engine import Arm, Measured, interleave
 from labkit.bench.load_child import LoadSpec, measure, measured
 from labkit.bench.load_results import OURS, agreed, best_other
 from labkit.core import cold, observe, rates
 from labkit.core.beside import scratch
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger import Ledger
 from labkit.core.workspace import Workspace
 from labkit.net import link as links
@@ -40,7 +40,7 @@ def from_bucket(
     subject: Subject,
     workspace: Workspace,
     ledger: Ledger,
-) -> dict[str, Any]:
+) -> JsonObject:
     """The embedded store on an emulated link: every loader clean, ours with faults too."""
     root = workspace.artifacts / "store-root"
     root.mkdir(exist_ok=True)
@@ -128,10 +128,10 @@ def _measure(
     loader: Loader,
     device: str,
     size_bytes: int,
-    about: dict[str, Any],
-    counted: Callable[[], dict[str, Any]],
+    about: JsonObject,
+    counted: Callable[[], JsonObject],
     env: dict[str, str],
-) -> dict[str, Any]:
+) -> JsonObject:
     """One load of a bucket's weights. What download-then-load puts on this host's disk goes
     afterwards."""
     with scratch("bench-", Workspace.default().nodes) as directory:
@@ -154,7 +154,7 @@ def from_store(
     subject: Subject,
     workspace: Workspace,
     ledger: Ledger,
-) -> dict[str, Any]:
+) -> JsonObject:
     """A bucket outside of the lab: it counts nothing for us, so the evidence is what this host's
     interfaces received."""
     store, size = args.store.rstrip("/"), weights_bytes(subject.model_dir)

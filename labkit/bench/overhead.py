@@ -8,11 +8,11 @@ notebooks/01_anatomy."""
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from labkit.bench.engine import Measured, document, interleave
 from labkit.bench.trials import of_trial
 from labkit.core.arguments import scenario
+from labkit.core.json_types import JsonObject
 from labkit.subject.arguments import preset
 
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scenario", type=scenario, default="fresh-node")
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> JsonObject:
     from labkit.stack.experiment import prepared
 
     with prepared(args.stack, preset=args.preset, scenario=args.scenario) as trial:

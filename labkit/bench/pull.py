@@ -18,12 +18,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from labkit.bench import pull_rivals as rivals
 from labkit.bench.engine import Arm, Measured, among, document, interleave, rounds
 from labkit.bench.pull_setup import PullSetup, pull_setup
 from labkit.core.arguments import count, names
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger import remove_tree
 from labkit.core.units import parse_bytes
 from labkit.core.workspace import Workspace
@@ -77,7 +77,7 @@ def part(text: str) -> str:
     return text
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> JsonObject:
     return compare_pulls(
         *(a.strip() for a in args.arms.split(",") if a.strip()),
         image=args.image,
@@ -99,7 +99,7 @@ def compare_pulls(
     connections: int = objectpull.CONNECTIONS,
     part_bytes: int = objectpull.PART_BYTES,
     progress: Callable[[str], object] | None = lambda _: None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """The bench as a function, for notebooks (`progress=None`: a line a measurement on stderr):
     arms × blocks, the document of the last line."""
     unknown = set(arms) - set(ARMS)
@@ -141,7 +141,7 @@ def sweep_connections(
     link: str = "1gbit-registry",
     repeats: int = 2,
     part_bytes: int = objectpull.PART_BYTES,
-) -> tuple[list[dict[str, Any]], float, str]:
+) -> tuple[list[JsonObject], float, str]:
     """Seconds of a whole pull from the registry by number of connections; the floor; the link's
     label."""
     with pull_setup(image, link, max(connections), part_bytes) as setup:
@@ -205,7 +205,7 @@ def _arm(arm: str, setup: PullSetup, ends: ExitStack) -> Arm | str:
 
 
 def _measured(
-    setup: PullSetup, codec: str, pull: Callable[[], tuple[float, dict[str, Any]]], connections: int
+    setup: PullSetup, codec: str, pull: Callable[[], tuple[float, JsonObject]], connections: int
 ) -> Measured:
     """One pull onto an empty node and a disk at rest; the counters of the server say whether the
     whole image crossed the link."""
@@ -247,7 +247,7 @@ def _node(setup: PullSetup) -> Path:
     )
 
 
-def _object_pull(setup: PullSetup, image: str, pipelined: bool) -> tuple[float, dict[str, Any]]:
+def _object_pull(setup: PullSetup, image: str, pipelined: bool) -> tuple[float, JsonObject]:
     node, start_s = _node(setup), time.monotonic()
     try:
         options = objectpull.PullOptions(
@@ -270,7 +270,7 @@ def _object_pull(setup: PullSetup, image: str, pipelined: bool) -> tuple[float, 
         remove_tree(node)
 
 
-def _full_pull(setup: PullSetup, reference: str, streams: int) -> tuple[float, dict[str, Any]]:
+def _full_pull(setup: PullSetup, reference: str, streams: int) -> tuple[float, JsonObject]:
     from labkit.image.pull import pull_into
 
     node, start_s = _node(setup), time.monotonic()
@@ -284,5 +284,5 @@ def _full_pull(setup: PullSetup, reference: str, streams: int) -> tuple[float, d
         remove_tree(node)
 
 
-def _ctr(setup: PullSetup, image: str) -> tuple[float, dict[str, Any]]:
+def _ctr(setup: PullSetup, image: str) -> tuple[float, JsonObject]:
     return rivals.ctr_pull(image, setup.ledger, setup.directory), {}

@@ -14,9 +14,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from labkit.core.beside import scratch
+from labkit.core.json_types import JsonObject
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,7 @@ def formats_against_quality(
     preset: str = "small",
     kinds: Sequence[str] = ("F16", "Q8_0", "Q4_0"),
     prompt: str = "The first token of a cold start",
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """Full precision first. Converted files are removed again."""
     from labkit.core.workspace import Workspace
     from labkit.subject.checkpoint import ensure

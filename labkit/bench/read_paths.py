@@ -14,9 +14,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from labkit.core import cold, free_memory, rates
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger import Ledger
 from labkit.core.subprocess_call import run_in_subprocess
 from labkit.errors import LabError
@@ -55,10 +55,10 @@ def needed_bytes(weights_bytes: int) -> int:
     return 2 * weights_bytes + (256 << 20)
 
 
-def compare_read_paths(paths: Sequence[Path], repeats: int = 3) -> list[dict[str, Any]]:
+def compare_read_paths(paths: Sequence[Path], repeats: int = 3) -> list[JsonObject]:
     """Rounds of all read paths, interleaved. One that cannot be cold here has `failed`, the reason,
     and no seconds. `road` is the old name of `read_path`, kept for one version."""
-    rows: list[dict[str, Any]] = [
+    rows: list[JsonObject] = [
         {"read_path": read_path, "road": read_path, "seconds": []} for read_path in READ_PATHS
     ]
     for _ in range(repeats):

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import argparse
 from contextlib import ExitStack
-from typing import Any
 
 from labkit.bench.engine import Arm, Measured, among, document, interleave
 from labkit.bench.trials import of_trial, prepared_or_reason
 from labkit.core.arguments import names
+from labkit.core.json_types import JsonObject
 from labkit.net.arguments import link
 from labkit.subject.arguments import preset
 
@@ -74,7 +74,7 @@ RATIOS = {
 }
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> JsonObject:
     presets = [p.strip() for p in args.preset.split(",")]
     arms: dict[str, Arm | str] = {}
     ratios: dict[str, tuple[str, str]] = {}
@@ -109,7 +109,7 @@ def _arm(ends: ExitStack, arm: str, preset: str, args: argparse.Namespace) -> Ar
         done = trial()
         # A fresh node fetches before it restores: the floors of both.
         floor_s = sum(done.floors.values()) if "restore" in done.floors else None
-        extra: dict[str, Any] = {}
+        extra: JsonObject = {}
         if floor_s and done.total_s:
             goal_s = 1.25 * floor_s + 0.3
             extra = {

@@ -14,11 +14,11 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from labkit.bench.engine import rounds
 from labkit.core import cold, rates
 from labkit.core.beside import scratch
+from labkit.core.json_types import JsonObject
 
 PART_BYTES = 1 << 20
 
@@ -28,7 +28,7 @@ def disk(
     depths: Sequence[int] = (1, 2, 4, 8, 16),
     repeats: int = 3,
     block_bytes: int = 1 << 20,
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """Seconds to read all files past the page cache with so many readers."""
 
     def read_s(readers: int) -> float:
@@ -44,7 +44,7 @@ def bucket(
     connections: Sequence[int] = (1, 2, 4, 8, 16),
     repeats: int = 1,
     part_bytes: int = PART_BYTES,
-) -> tuple[list[dict[str, Any]], float, str]:
+) -> tuple[list[JsonObject], float, str]:
     """Seconds to fetch a model's largest shard into memory over so many connections of an emulated
     link; floor; label."""
     from labkit.net.client import Client

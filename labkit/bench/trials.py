@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from labkit.bench.engine import Measured
+from labkit.core.json_types import JsonObject
 from labkit.core.records import Trial
 from labkit.errors import LabError
 from labkit.stack.compose import Stack
@@ -35,7 +36,7 @@ def of_trial(
     *,
     evidence: str = "",
     floor_s: float | None = None,
-    extra: dict[str, Any] | None = None,
+    extra: JsonObject | None = None,
 ) -> Measured:
     """A trial of the lab as a measurement; one that failed, with its own words."""
     failed = "" if trial.ok else f"{trial.outcome}: {trial.error.get('what', '')}"

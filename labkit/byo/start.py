@@ -19,12 +19,12 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
 
 from labkit.byo.observe import StartObserver, listening
 from labkit.byo.own_server import OwnServer
 from labkit.core import client, observe, proc, secrets, timeline
 from labkit.core.control_call import call_json, http_url
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger import MARK, Ledger
 from labkit.errors import BadInput, TrialError
 
@@ -39,9 +39,9 @@ class Start:
     answer: client.Answer
     observer: StartObserver
     log: list[tuple[float, str]] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
     code: int | None = None
-    request: dict[str, Any] = field(default_factory=dict)
+    request: JsonObject = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Rehearsal:
     """What one start off the clock showed. `proven`: paths whose pages must be out (hot-node: in)
     before a trial; `around`: evicted too, without proof."""
 
-    request: dict[str, Any]
+    request: JsonObject
     text: str  # the greedy answer, which a trial has to repeat
     proven: list[str]
     around: list[str]
@@ -57,7 +57,7 @@ class Rehearsal:
 
 def rehearse(server: OwnServer, ledger: Ledger, timeout_s: float) -> Rehearsal:
     """Start it once, off the clock. Raises BadInput, TrialError."""
-    request: dict[str, Any] = {
+    request: JsonObject = {
         "prompt": PROMPT,
         "max_tokens": MAX_TOKENS,
         **({"model": server.model_name} if server.model_name else {}),
@@ -109,7 +109,7 @@ def mapped_now() -> set[str]:
 
 def start(
     server: OwnServer,
-    request: dict[str, Any],
+    request: JsonObject,
     ledger: Ledger,
     timeout_s: float,
     rehearsal: bool = False,
@@ -205,7 +205,7 @@ def _read_log(process: subprocess.Popen[bytes], log: deque[tuple[float, str]]) -
         log.append((timeline.now_s(), rest.decode(errors="replace")))
 
 
-def _facts(observer: StartObserver) -> dict[str, Any]:
+def _facts(observer: StartObserver) -> JsonObject:
     if not observer.family:
         return {}
     found = observe.process_facts(observer.family[0])

@@ -15,12 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 from labkit.byo import phases, servers
 from labkit.byo.own_server import OwnServer
 from labkit.byo.start import MAX_TOKENS, PROMPT, Rehearsal, Start, rehearse, start
 from labkit.core import cold, floor, host, question, rates, records, secrets, timeline
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger import Ledger
 from labkit.core.records import Run, Trial
 from labkit.core.workspace import Workspace
@@ -62,7 +62,7 @@ class TrialSetup:
     rehearsal: Rehearsal
     scenario: str
     timeout_s: float
-    rates: dict[str, Any]
+    rates: JsonObject
 
 
 def run(
@@ -179,7 +179,7 @@ def judged(trial: Trial, started: Start, setup: TrialSetup) -> Trial:
     noticed = {
         n: {"at_s": round(m.at_s - t0, 4), "how": m.how} for n, m in observer.moments.items()
     }
-    facts: dict[str, Any] = {
+    facts: JsonObject = {
         "attempts": answer.attempts,
         "text": answer.text,
         "moments": noticed,

@@ -10,11 +10,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from labkit.cli import experiments
 from labkit.core.arguments import count, names, new_file, scenario
+from labkit.core.json_types import JsonMapping
 from labkit.net.arguments import link
 from labkit.subject.arguments import preset
 
@@ -165,7 +165,7 @@ def _search(args: argparse.Namespace, only: tuple[str, ...]) -> int:
     return 0
 
 
-def _interval(ratio: Mapping[str, Any]) -> str:
+def _interval(ratio: JsonMapping) -> str:
     significance = "" if ratio["significant"] else "  not significant"
     return f"{ratio['low']:.3f} – {ratio['high']:.3f}{significance}"
 

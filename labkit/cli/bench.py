@@ -6,10 +6,10 @@ import argparse
 import importlib
 import sys
 from functools import partial
-from typing import Any
 
 from labkit.bench import BENCHES, module_of
 from labkit.core.arguments import count
+from labkit.core.json_types import JsonObject
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     return outcome(doc)
 
 
-def outcome(doc: dict[str, Any]) -> int:
+def outcome(doc: JsonObject) -> int:
     """The exit code: 3 where no arm can run here, 1 where a trial failed or none succeeded. What
     is left out is said on stderr."""
     left_out = [r for r in doc["results"] if "missing" in r]

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
 from labkit.cli.ranking import rank, show_rankings, times
+from labkit.core.json_types import JsonObject
 from labkit.core.records import Run
 
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     runs = [records.read(path) for path in args.runs]
     if args.rank:
         rankings = rank(runs, args.phase)
-        doc: dict[str, Any] = {"command": "compare", "kind": "rank", "rankings": rankings}
+        doc: JsonObject = {"command": "compare", "kind": "rank", "rankings": rankings}
         text = show_rankings(rankings)
         if unknown := [name for r in rankings for name in r["unknown"]]:
             print(f"note: {question.said_unknown(unknown)}", file=sys.stderr)
@@ -81,11 +81,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _summary(run: Run, arm: str, phase: str) -> dict[str, Any]:
+def _summary(run: Run, arm: str, phase: str) -> JsonObject:
     from labkit.core import stats
 
     values = times(run, arm, phase)
-    row: dict[str, Any] = {
+    row: JsonObject = {
         "arm": arm,
         "n": len(values),
         "failed": len(run.of_arm(arm, only_ok=False)) - len(run.of_arm(arm)),
@@ -96,7 +96,7 @@ def _summary(run: Run, arm: str, phase: str) -> dict[str, Any]:
     return row
 
 
-def within(run: Run, against: str | None, phase: str = "") -> list[dict[str, Any]]:
+def within(run: Run, against: str | None, phase: str = "") -> list[JsonObject]:
     """Arms of one run: each with its own summary, and its time ÷ the reference's, paired within
     blocks."""
     from labkit.core import printable
@@ -127,7 +127,7 @@ def within(run: Run, against: str | None, phase: str = "") -> list[dict[str, Any
     return rows
 
 
-def between(before: Run, after: Run, phase: str = "") -> list[dict[str, Any]]:
+def between(before: Run, after: Run, phase: str = "") -> list[JsonObject]:
     """Arms that both runs hold: after ÷ before. Raises IncomparableRecords with every difference,
     BadInput without a common arm."""
     from labkit.core import printable, question, stats
@@ -158,7 +158,7 @@ def between(before: Run, after: Run, phase: str = "") -> list[dict[str, Any]]:
     return rows
 
 
-def moved(before: Run, after: Run, arm: str) -> dict[str, Any]:
+def moved(before: Run, after: Run, arm: str) -> JsonObject:
     """The phase whose median changed most, in seconds: where to look first."""
     from labkit.core import stats
 
@@ -171,13 +171,13 @@ def moved(before: Run, after: Run, arm: str) -> dict[str, Any]:
     return {"phase": worst, "by_s": changes[worst]} if worst else {}
 
 
-def _ratio_text(ratio: dict[str, Any]) -> str:
+def _ratio_text(ratio: JsonObject) -> str:
     return f"{ratio['median']:.3f} ({ratio['low']:.3f} – {ratio['high']:.3f})" + (
         "" if ratio["significant"] else "  not significant"
     )
 
 
-def _show_rows(rows: list[dict[str, Any]], title: str) -> str:
+def _show_rows(rows: list[JsonObject], title: str) -> str:
     from labkit.core import printable
     from labkit.core.stdout import table
     from labkit.core.units import show_s

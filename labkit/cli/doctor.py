@@ -7,8 +7,9 @@ line: {"host": {…}, "findings": [{"name", "state", "why", "fix", …}], "floor
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from labkit.core.json_types import JsonObject
 from labkit.errors import LabError
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _disk() -> tuple[dict[str, Any], LabError | None]:
+def _disk() -> tuple[JsonObject, LabError | None]:
     """Rates of the workspace's disk, or why there are none."""
     from labkit.core import rates
     from labkit.core.refusals import refusal
@@ -85,7 +86,7 @@ def _change(finding: Capability, title: str) -> str:
     )
 
 
-def _describe(card: dict[str, Any]) -> str:
+def _describe(card: JsonObject) -> str:
     from labkit.core.units import show_bytes, show_rate
     from labkit.stack.placement import place
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.core.arguments import readable_file
+from labkit.core.json_types import JsonObject
 
 if TYPE_CHECKING:
     from labkit.core.records import Run
@@ -84,7 +85,7 @@ def run_experiment(
     )
 
 
-def summary(run: Run) -> dict[str, Any]:
+def summary(run: Run) -> JsonObject:
     """The last line of what runs an experiment: the bench language, with failed, trials,
     first_token_s, phases, unaccounted_share. Raises BadInput for a run without arms."""
     from labkit.core import printable, question, stats
@@ -93,7 +94,7 @@ def summary(run: Run) -> dict[str, Any]:
     results, ratios = [], {}
     for arm in run.arms:
         good, every = run.of_arm(arm["name"]), run.of_arm(arm["name"], only_ok=False)
-        row: dict[str, Any] = {
+        row: JsonObject = {
             "arm": arm["name"],
             "stack": arm["stack"],
             "link": arm["link"],

@@ -7,8 +7,7 @@ none."""
 
 from __future__ import annotations
 
-from typing import Any
-
+from labkit.core.json_types import JsonObject
 from labkit.core.records import Run
 
 #: Of a question: an arm, and what was chosen for it.
@@ -21,7 +20,7 @@ def times(run: Run, arm: str, phase: str = "") -> list[float]:
     return [t for t in found if t is not None]
 
 
-def rank(runs: list[Run], phase: str = "") -> list[dict[str, Any]]:
+def rank(runs: list[Run], phase: str = "") -> list[JsonObject]:
     """One ranking for each question – all that was chosen but the host: hosts by median, with ties
     where the next is not significantly slower.
 
@@ -29,8 +28,8 @@ def rank(runs: list[Run], phase: str = "") -> list[dict[str, Any]]:
     by what rankings differ that look alike."""
     from labkit.core import question, stats
 
-    questions: dict[Key, dict[str, Any]] = {}
-    groups: dict[Key, dict[str, dict[str, Any]]] = {}
+    questions: dict[Key, JsonObject] = {}
+    groups: dict[Key, dict[str, JsonObject]] = {}
     # records: one alone is taken to be the same as no other
     counted: dict[Key, int] = {}
     for i, one in enumerate(runs):
@@ -53,11 +52,11 @@ def rank(runs: list[Run], phase: str = "") -> list[dict[str, Any]]:
             )
             host["values"] += values
             counted[key] = counted.get(key, 0) + 1
-    rankings: list[dict[str, Any]] = []
+    rankings: list[JsonObject] = []
     for key, hosts in groups.items():
         chosen = questions[key]
         ordered = sorted(hosts.values(), key=lambda h: stats.median(h["values"]))
-        rows: list[dict[str, Any]] = []
+        rows: list[JsonObject] = []
         for place, host in enumerate(ordered, 1):
             low, high = stats.interval(host["values"])
             tie = bool(rows) and _tied(host["values"], ordered[place - 2]["values"])
@@ -109,7 +108,7 @@ def _tied(slower: list[float], faster: list[float]) -> bool:
         return stats.median(slower) == stats.median(faster)
 
 
-def _apart(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+def _apart(one: JsonObject, other: JsonObject) -> list[str]:
     """Fields in which two questions of one heading differ."""
     from labkit.core import question
 
@@ -118,7 +117,7 @@ def _apart(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return [n for n in dict.fromkeys((*one, *other)) if n != "host" and one.get(n) != other.get(n)]
 
 
-def show_rankings(rankings: list[dict[str, Any]]) -> str:
+def show_rankings(rankings: list[JsonObject]) -> str:
     from labkit.core import printable, question
     from labkit.core.stdout import table
     from labkit.core.units import show_s

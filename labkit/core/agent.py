@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import exits, secrets
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger import Ledger
 from labkit.core.node_state import NodeState
 from labkit.core.plan import LaunchPlan, StepContext
@@ -46,7 +47,7 @@ def resolve(call: str) -> Callable[..., Any]:
 
 
 class Agent:
-    def __init__(self, spec: dict[str, Any]):
+    def __init__(self, spec: JsonObject):
         self.plan = LaunchPlan.from_json(spec["plan"])
         self.ledger = Ledger.join(spec["ledger"], spec["mark"])
         secrets.learn_environment(self.plan.server_env)

@@ -14,10 +14,10 @@ import signal
 import subprocess
 import threading
 from pathlib import Path
-from typing import Any
 
 from labkit.core import secrets
 from labkit.core.interpreter import module
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger import MARK
 
 
@@ -26,9 +26,9 @@ class AgentClient:
 
     def __init__(self, spec_path: Path, mark: str, log_path: Path):
         self.failed: dict[str, str] = {}
-        self.exited: dict[str, Any] = {}
+        self.exited: JsonObject = {}
         self.server_pid: int | None = None
-        self.facts: dict[str, Any] = {}
+        self.facts: JsonObject = {}
         self.log = ""
         self.ready = threading.Event()
         self.up = threading.Event()  # every step in the foreground is done and reported

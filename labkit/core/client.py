@@ -23,6 +23,7 @@ from typing import Any
 
 from labkit.core import timeline
 from labkit.core.digits import decimal, hexadecimal
+from labkit.core.json_types import JsonObject
 
 HEAD_MAX = 64 << 10
 
@@ -45,7 +46,7 @@ class Answer:
 def ask(
     host: str,
     port: int,
-    request: dict[str, Any],
+    request: JsonObject,
     *,
     give_up: Callable[[], bool],
     poll_s: float = 0.002,

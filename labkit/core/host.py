@@ -26,14 +26,15 @@ from typing import Any
 
 from labkit.core import control_groups, proc
 from labkit.core.disks import read_ahead_bytes
+from labkit.core.json_types import JsonObject
 from labkit.core.workspace import place
 
 
 @functools.cache
-def card() -> dict[str, Any]:
+def card() -> JsonObject:
     """The host card: JSON-able, no secrets, no names of people or machines. `disk.read_bytes_per_s`
     is None until measured (`rates.measure`)."""
-    facts: dict[str, Any] = {
+    facts: JsonObject = {
         "cpu": _cpu(),
         "memory_bytes": memory_bytes(),
         "memory": _memory_kept(),
@@ -54,7 +55,7 @@ def card() -> dict[str, Any]:
     return facts
 
 
-def _identity(card: dict[str, Any]) -> str:
+def _identity(card: JsonObject) -> str:
     """Hash of what decides speed. Kernel, Python and rootness may change on one host; two equal
     machines are one kind of host."""
     shape = {
@@ -69,7 +70,7 @@ def _identity(card: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _title(card: dict[str, Any]) -> str:
+def _title(card: JsonObject) -> str:
     parts = [
         f"{card['cpu']['count']} × {card['cpu']['model']}",
         f"{card['memory_bytes'] / 2**30:.0f} GiB",
@@ -103,7 +104,7 @@ def torch_cuda() -> str:
     return ""
 
 
-def gpus() -> list[dict[str, Any]]:
+def gpus() -> list[JsonObject]:
     """GPUs through NVML, which makes no CUDA context: name, memory_bytes, driver, compute
     capability, MIG mode, UUID left out."""
     try:
@@ -124,7 +125,7 @@ def gpus() -> list[dict[str, Any]]:
         pynvml.nvmlShutdown()
 
 
-def _gpu(nvml: Any, handle: Any, driver: str) -> dict[str, Any]:
+def _gpu(nvml: Any, handle: Any, driver: str) -> JsonObject:
     def ask(function: Callable[..., Any], otherwise: Any = None) -> Any:
         try:
             return function(handle)
@@ -152,7 +153,7 @@ def _text(value: Any) -> str:
 VECTOR_FEATURES = {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "sve", "bf16"}
 
 
-def _cpu() -> dict[str, Any]:
+def _cpu() -> JsonObject:
     info = proc.read_text("/proc/cpuinfo")
     fields = {
         k.strip(): v.strip() for k, _, v in (line.partition(":") for line in info.split("\n")[:40])
@@ -230,7 +231,7 @@ def _in_container() -> bool:
     )
 
 
-def _memory_kept() -> dict[str, Any]:
+def _memory_kept() -> JsonObject:
     """Who takes memory away behind a trial's back: `free_page_reporting` gives free pages to the
     hypervisor, which has to find them again; `evicts_idle`: DAMON schemes that page out what nobody
     touches, caches included."""
@@ -245,7 +246,7 @@ def _memory_kept() -> dict[str, Any]:
     }
 
 
-def _disk() -> dict[str, Any]:
+def _disk() -> JsonObject:
     """The disk under the workspace: fs, model, size, free. Rates are measured elsewhere and stay
     None here."""
     where = workspace_parent()

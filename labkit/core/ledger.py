@@ -34,6 +34,7 @@ from typing import Any, ClassVar
 
 from labkit.core import shipped, takedown
 from labkit.core.interpreter import module
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger_file import (
     CLOSED,
     boot_id,
@@ -187,7 +188,7 @@ class Ledger:
                 os.close(self._lock)
             self._lock = -1
 
-    def _append(self, doc: dict[str, Any]) -> None:
+    def _append(self, doc: JsonObject) -> None:
         os.write(self._out, (json.dumps(doc) + "\n").encode())
 
     def note(self, kind: str, target: str | int | Path, **detail: Any) -> str:

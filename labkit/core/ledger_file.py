@@ -22,9 +22,9 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from labkit.core import takedown
+from labkit.core.json_types import JsonObject
 from labkit.core.proc import start_time
 from labkit.core.workspace import DIRECTORIES, Workspace
 
@@ -56,16 +56,16 @@ def scope_of(workspace: Workspace, mark: str, token: str, processes: bool = True
     return takedown.Scope(mark, token if TOKEN.fullmatch(token) else "", (root, *ours), processes)
 
 
-def within(entry: dict[str, Any], mark: str) -> bool:
+def within(entry: JsonObject, mark: str) -> bool:
     """Whether an entry was noted under this mark, or under one below it. One that does not say
     belongs to the whole."""
     noted = entry.get("mark")
     return noted == mark or str(noted).startswith(mark + "/") or ("/" not in mark and noted is None)
 
 
-def open_entries(path: Path | int) -> list[dict[str, Any]]:
+def open_entries(path: Path | int) -> list[JsonObject]:
     """Entries not yet done, last first. A torn line, and any that is no entry, is ignored."""
-    entries: dict[str, dict[str, Any]] = {}
+    entries: dict[str, JsonObject] = {}
     for doc in _lines(path):
         if "done" in doc:
             entries.pop(str(doc["done"]), None)
@@ -74,7 +74,7 @@ def open_entries(path: Path | int) -> list[dict[str, Any]]:
     return list(reversed(entries.values()))
 
 
-def _lines(path: Path | int) -> Iterator[dict[str, Any]]:
+def _lines(path: Path | int) -> Iterator[JsonObject]:
     text = ""
     with contextlib.suppress(OSError):
         # A descriptor by its number in /proc: it may be shared, and so may its position.

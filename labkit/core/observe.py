@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from labkit.core import cold, proc, secrets, timeline
 from labkit.core.control_call import call_json
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger import Ledger
 from labkit.core.plan import LaunchPlan
 from labkit.core.residency import residency
@@ -24,7 +25,7 @@ from labkit.core.residency import residency
 INTERFACES = "interfaces"
 
 
-def settle_cache(plan: LaunchPlan, node: Path) -> dict[str, Any]:
+def settle_cache(plan: LaunchPlan, node: Path) -> JsonObject:
     """Bring the page cache into the scenario's state and prove it. `state` is cold, warm or
     unverified."""
     if not plan.cold_paths:
@@ -41,19 +42,19 @@ def settle_cache(plan: LaunchPlan, node: Path) -> dict[str, Any]:
     return cold.set_cache_state(plan.cold_paths, want, caches=not plan.stat_urls).as_json()
 
 
-def residency_after(plan: LaunchPlan) -> dict[str, Any]:
+def residency_after(plan: LaunchPlan) -> JsonObject:
     """How much of the cold paths is in the page cache now: what the start really read (plus
     read-ahead)."""
     return residency(plan.cold_paths).as_json() if plan.cold_paths else {}
 
 
-def store_counters(plan: LaunchPlan) -> dict[str, dict[str, Any]]:
+def store_counters(plan: LaunchPlan) -> dict[str, JsonObject]:
     """Counters of each store. A fragment of the URL keeps the paths below a prefix (`#/v2/`), or
     those that are not (`#!/v2/`): registry and bucket are one server where the node's one link
     carries both. A store outside of the lab counts nothing for us: for `INTERFACES` it is what this
     host's network interfaces have received."""
-    found: dict[str, Any] = {}
-    read: dict[str, Any] = {}
+    found: JsonObject = {}
+    read: JsonObject = {}
     for name, url in plan.stat_urls.items():
         address, _, prefix = url.partition("#")
         if address == INTERFACES:
@@ -72,7 +73,7 @@ def received_bytes() -> int:
     return sum(int(line.partition(":")[2].split()[0]) for line in lines)
 
 
-def _of_paths(counters: dict[str, Any], prefix: str) -> dict[str, Any]:
+def _of_paths(counters: JsonObject, prefix: str) -> JsonObject:
     wanted, below = not prefix.startswith("!"), prefix.lstrip("!")
     kept = {
         path: c
@@ -86,7 +87,7 @@ def _of_paths(counters: dict[str, Any], prefix: str) -> dict[str, Any]:
     }
 
 
-def store_difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def store_difference(before: JsonObject, after: JsonObject) -> dict[str, JsonObject]:
     """after − before, counter by counter; `by_path` too."""
 
     def minus(a: Any, b: Any) -> Any:
@@ -106,7 +107,7 @@ def store_difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str,
     return difference
 
 
-def identity(port: int) -> dict[str, Any]:
+def identity(port: int) -> JsonObject:
     """Which process answered: its own pid, boot nonce and start (`/_labkit/identity`); empty for a
     server that is not ours."""
     with contextlib.suppress(OSError, ValueError):
@@ -129,11 +130,11 @@ def read_by_calls(pid: int | str = "self") -> int:
     return 0
 
 
-def process_facts(pid: int) -> dict[str, Any]:
+def process_facts(pid: int) -> JsonObject:
     """/proc/PID of the server and of its children: io (summed), mapped files, mounts, peak
     memory."""
     family = [pid, *proc.descendants(pid)]
-    facts: dict[str, Any] = {
+    facts: JsonObject = {
         "pid": pid,
         "family": family,
         "io": {},
@@ -183,11 +184,11 @@ def process_facts(pid: int) -> dict[str, Any]:
 class Watch(Protocol):
     """What looks at the machine while a trial runs. `end`: the samples; may be called again."""
 
-    def end(self) -> dict[str, Any]: ...
+    def end(self) -> JsonObject: ...
 
 
 class _Nothing:
-    def end(self) -> dict[str, Any]:
+    def end(self) -> JsonObject:
         return {}
 
 
@@ -198,9 +199,9 @@ def nothing() -> Watch:
 class _Watching:
     def __init__(self, sampler: Any, path: Path):
         self._sampler, self._path = sampler, path
-        self._samples: dict[str, Any] | None = None
+        self._samples: JsonObject | None = None
 
-    def end(self) -> dict[str, Any]:
+    def end(self) -> JsonObject:
         if self._samples is None:
             from labkit.core import sampler
 

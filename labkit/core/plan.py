@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import timeline
+from labkit.core.json_types import JsonObject
 from labkit.core.node_state import NodeState, PlanState
 
 SCENARIOS = {
@@ -46,7 +47,7 @@ class Step:
 
     phase: str
     call: str
-    args: dict[str, Any] = field(default_factory=dict)
+    args: JsonObject = field(default_factory=dict)
     background: bool = False
     pre_start: str = ""
 
@@ -82,7 +83,7 @@ class LaunchPlan:
     # phase -> bytes that must move in it (for its floor)
     floors_bytes: dict[str, int] = field(default_factory=dict)
     replaces: tuple[str, ...] = ()  # layers made moot (a snapshot makes the loader moot)
-    request: dict[str, Any] = field(
+    request: JsonObject = field(
         default_factory=lambda: {"prompt": "The first token", "max_tokens": 8}
     )
     expected_tokens: tuple[int, ...] | None = None
@@ -119,11 +120,11 @@ class LaunchPlan:
     def with_cold(self, *paths: str | Path) -> LaunchPlan:
         return replace(self, cold_paths=self.cold_paths + tuple(str(p) for p in paths))
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         return asdict(self)
 
     @staticmethod
-    def from_json(doc: dict[str, Any]) -> LaunchPlan:
+    def from_json(doc: JsonObject) -> LaunchPlan:
         doc = dict(doc)
         doc["steps"] = tuple(Step(**s) for s in doc.get("steps", ()))
         doc["state"] = PlanState.from_json(doc.get("state", {}))
@@ -162,6 +163,6 @@ class StepContext:
         return str(self.node / "tmp")
 
     @contextmanager
-    def span(self, name: str, **detail: Any) -> Iterator[dict[str, Any]]:
+    def span(self, name: str, **detail: Any) -> Iterator[JsonObject]:
         with timeline.span(name, source="agent", path=str(self.timeline_path), **detail) as facts:
             yield facts

@@ -15,15 +15,15 @@ from __future__ import annotations
 import functools
 import sys
 from importlib import metadata
-from typing import Any
 
 from labkit.core import printable
+from labkit.core.json_types import JsonObject
 
 TECHNIQUES, LOADERS = "labkit.techniques", "labkit.loaders"
 
 
 @functools.cache
-def found(group: str) -> dict[str, Any]:
+def found(group: str) -> JsonObject:
     """Entry point's name -> the object it names, in the order of names."""
     objects = {}
     for entry in sorted(metadata.entry_points(group=group), key=lambda e: e.name):

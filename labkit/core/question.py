@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.core import printable
+from labkit.core.json_types import JsonMapping, JsonObject
 from labkit.errors import BadInput, IncomparableRecords
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ CONDITIONS = (
     "environment",
 )
 #: What older records told under these names, and what its absence meant there.
-TOLD_BEFORE: dict[str, Any] = {
+TOLD_BEFORE: JsonObject = {
     "preset": None,
     "model_dir": "",
     "max_tokens": None,
@@ -92,7 +93,7 @@ class Found:
     unknown: tuple[str, ...]
 
 
-def chosen(**values: Any) -> dict[str, Any]:
+def chosen(**values: Any) -> JsonObject:
     """`experiment.conditions`: all fields, those not given at their empty value, and the
     environment as it is now."""
     foreign = set(values) - {*CONDITIONS, "image_digest"}
@@ -166,11 +167,11 @@ def identity(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()[:16] if files else ""
 
 
-def conditions_of(run: Run, arm: str = "", strict: bool = False) -> dict[str, Any]:
+def conditions_of(run: Run, arm: str = "", strict: bool = False) -> JsonObject:
     """What is known of a run's question; with `arm`, of that arm's. `strict` adds what was made,
     for trials of one record."""
-    conditions: dict[str, Any] = run.experiment.get("conditions") or {}
-    known: dict[str, Any] = {
+    conditions: JsonObject = run.experiment.get("conditions") or {}
+    known: JsonObject = {
         "host": run.host.get("id"),
         "simulated": run.experiment.get("simulated", ""),
     }
@@ -203,7 +204,7 @@ def conditions_of(run: Run, arm: str = "", strict: bool = False) -> dict[str, An
     return {name: value for name, value in known.items() if value is not None}
 
 
-def _told_elsewhere(run: Run) -> dict[str, Any]:
+def _told_elsewhere(run: Run) -> JsonObject:
     """What a record without conditions told in other words: of a server of the lab's own, that it
     was none of the user's."""
     if any("server" in arm["stack"] for arm in run.arms):
@@ -212,9 +213,9 @@ def _told_elsewhere(run: Run) -> dict[str, Any]:
     return {"image": LAB_IMAGE, "command": "", "url": "", "model_name": ""}
 
 
-def _of_arm(run: Run, name: str) -> dict[str, Any]:
+def _of_arm(run: Run, name: str) -> JsonObject:
     arm = run.arm_named(name)
-    chosen: dict[str, Any] = {"scenario": arm.get("scenario"), "link": arm.get("link")}
+    chosen: JsonObject = {"scenario": arm.get("scenario"), "link": arm.get("link")}
     chosen |= {
         f"stack.{layer}": technique
         for layer, technique in (arm.get("stack") or {}).items()
@@ -226,7 +227,7 @@ def _of_arm(run: Run, name: str) -> dict[str, Any]:
     return chosen | ({CACHE: ", ".join(states)} if states else {})
 
 
-def differences(one: Mapping[str, Any], other: Mapping[str, Any], but: Iterable[str] = ()) -> Found:
+def differences(one: JsonMapping, other: JsonMapping, but: Iterable[str] = ()) -> Found:
     """What differs of two questions, and what is not known of them; `but`: fields (or beginnings
     that end in a dot) left out of both."""
     left_out = tuple(but)
@@ -292,7 +293,7 @@ def shown(value: Any) -> str:
     return (text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…") or "none"
 
 
-def key(question: Mapping[str, Any], but: Iterable[str] = ()) -> tuple[tuple[str, str], ...]:
+def key(question: JsonMapping, but: Iterable[str] = ()) -> tuple[tuple[str, str], ...]:
     """For grouping: equal where nothing differs and the same is unknown."""
     left_out = {*but, *(("model_dir",) if question.get("model_identity") else ())}
     return tuple(
@@ -326,7 +327,7 @@ def comparable(a: Run, b: Run) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for _, one in found for name in one.unknown))
 
 
-def _of_all(run: Run) -> dict[str, Any]:
+def _of_all(run: Run) -> JsonObject:
     """Of all arms at once, where two runs share none."""
     both = {
         word: ", ".join(sorted({str(a.get(word, "")) for a in run.arms}))

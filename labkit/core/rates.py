@@ -32,6 +32,7 @@ from typing import Any
 from labkit.core import capabilities, cold, host
 from labkit.core.beside import file_in
 from labkit.core.interpreter import module
+from labkit.core.json_types import JsonObject
 from labkit.core.residency import DirectoryState, walk
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
@@ -44,7 +45,7 @@ DEPTHS = (1, 4, 16)
 
 def measure(
     workspace: Workspace | str | os.PathLike[str] | None = None, quick: bool = True
-) -> dict[str, Any]:
+) -> JsonObject:
     """Rates of this host in bytes per second, and how they were taken. A few seconds; `quick=False`
     reads and writes four times as much.
 
@@ -55,7 +56,7 @@ def measure(
     if not isinstance(space, Workspace):
         space = Workspace.at(space)
     began = time.monotonic()
-    rates: dict[str, Any] = {}
+    rates: JsonObject = {}
     rates |= disk(space, size_bytes=(256 if quick else 1024) * MIB)
     rates |= loopback(seconds=0.25 if quick else 1.0)
     rates |= decompression(real_bytes((8 if quick else 32) * MIB))
@@ -66,9 +67,7 @@ def measure(
     return rates
 
 
-def disk(
-    workspace: Workspace, size_bytes: int = 256 * MIB, at_most_s: float = 1.5
-) -> dict[str, Any]:
+def disk(workspace: Workspace, size_bytes: int = 256 * MIB, at_most_s: float = 1.5) -> JsonObject:
     """Sequential write to stable storage, then direct read at several queue depths. Its file is
     removed."""
     with file_in(workspace.root) as path, open(path, "wb") as file:
@@ -329,7 +328,7 @@ def _rate(size_bytes: int, work: Callable[[], Any], repeats: int = 3) -> float:
     return size_bytes / max(best, 1e-9)
 
 
-def device() -> dict[str, Any]:
+def device() -> JsonObject:
     """Host to GPU and back, pinned and pageable, in a process that ends: h2d_…, d2h_…_bytes_per_s.
     Empty without a GPU; one that does not answer says why."""
     if not capabilities.capability("gpu").ok:

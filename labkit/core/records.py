@@ -22,6 +22,7 @@ from typing import Any
 import labkit
 from labkit.core import printable, record_schema, secrets
 from labkit.core.beside import replacing
+from labkit.core.json_types import JsonObject
 from labkit.core.record_schema import OUTCOMES as OUTCOMES
 from labkit.errors import BadInput
 
@@ -41,14 +42,14 @@ class Trial:
     phases: dict[str, float] = field(default_factory=dict)
     unaccounted_s: float | None = None
     # name, start_s, end_s, source, detail; relative to t0
-    spans: list[dict[str, Any]] = field(default_factory=list)
+    spans: list[JsonObject] = field(default_factory=list)
     # state, method, files, total_bytes, resident_bytes
-    cache: dict[str, Any] = field(default_factory=dict)
-    evidence: list[dict[str, Any]] = field(default_factory=list)
+    cache: JsonObject = field(default_factory=dict)
+    evidence: list[JsonObject] = field(default_factory=list)
     floors: dict[str, float] = field(default_factory=dict)  # phase -> seconds
     tokens: list[int] = field(default_factory=list)
-    samples: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    samples: JsonObject = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
     error: dict[str, str] = field(default_factory=dict)
     log_tail: str = ""
 
@@ -72,10 +73,10 @@ class Run:
 
     id: str
     created: str  # ISO 8601, UTC
-    host: dict[str, Any] = field(default_factory=dict)
+    host: JsonObject = field(default_factory=dict)
     # arms, blocks, seed, preset, conditions (labkit.core.question)
-    experiment: dict[str, Any] = field(default_factory=dict)
-    floors: dict[str, Any] = field(default_factory=dict)
+    experiment: JsonObject = field(default_factory=dict)
+    floors: JsonObject = field(default_factory=dict)
     trials: tuple[Trial, ...] = ()
     lab_version: str = labkit.__version__
     schema: int = SCHEMA
@@ -84,7 +85,7 @@ class Run:
         return [t for t in self.trials if t.arm == arm and (t.ok or not only_ok)]
 
     @property
-    def arms(self) -> list[dict[str, Any]]:
+    def arms(self) -> list[JsonObject]:
         """Each with name, stack, scenario and link; what an arm does not tell is empty. A record
         without arms has those of its trials."""
         written = self.experiment.get("arms") or [
@@ -96,7 +97,7 @@ class Run:
     def arm_names(self) -> list[str]:
         return [a["name"] for a in self.arms]
 
-    def arm_named(self, name: str) -> dict[str, Any]:
+    def arm_named(self, name: str) -> JsonObject:
         """What the record itself says of an arm; {} where it says nothing."""
         return next((a for a in self.experiment.get("arms", []) if a["name"] == name), {})
 

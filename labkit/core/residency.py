@@ -16,9 +16,9 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from labkit.core import proc
+from labkit.core.json_types import JsonObject
 from labkit.core.pages import cached_pages
 from labkit.errors import BadInput
 
@@ -46,13 +46,13 @@ class CacheState:
     names_dropped: bool = False
     note: str = ""  # why it is unverified
     # files that stayed: path, resident_bytes
-    stubborn: list[dict[str, Any]] = field(default_factory=list)
+    stubborn: list[JsonObject] = field(default_factory=list)
 
     @property
     def share(self) -> float:
         return self.resident_bytes / self.total_bytes if self.total_bytes else 0.0
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         return {**asdict(self), "share": self.share}
 
 

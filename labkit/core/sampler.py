@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core.interpreter import module
+from labkit.core.json_types import JsonObject
 
 HERTZ = 10.0
 #: Counters only grow; a summary takes last minus first. Everything else is a gauge.
@@ -93,7 +94,7 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, float]]:
     return samples
 
 
-def summary(path: str | os.PathLike[str], points: int = 120) -> dict[str, Any]:
+def summary(path: str | os.PathLike[str], points: int = 120) -> JsonObject:
     """Differences of counters over the trial, extremes of gauges, and series of rates thinned to
     `points` for a figure.
 
@@ -104,7 +105,7 @@ def summary(path: str | os.PathLike[str], points: int = 120) -> dict[str, Any]:
     if len(samples) < 2:
         return {}
     first, last = samples[0], samples[-1]
-    figures: dict[str, Any] = {
+    figures: JsonObject = {
         "seconds": round(last["t_s"] - first["t_s"], 3),
         "samples": len(samples),
     }
@@ -136,7 +137,7 @@ def summary(path: str | os.PathLike[str], points: int = 120) -> dict[str, Any]:
     return figures
 
 
-def relative(found: dict[str, Any], t0_s: float) -> dict[str, Any]:
+def relative(found: JsonObject, t0_s: float) -> JsonObject:
     """The same summary with its series' times counted from t0, as a record's spans are."""
     if "series" not in found:
         return found

@@ -7,14 +7,13 @@ Lesson: notebooks/08_stacking."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from labkit.core import printable, question, stats
+from labkit.core.json_types import JsonObject
 from labkit.core.records import Run
 from labkit.errors import BadInput
 
 
-def speedup(run: Run, arm: str, against: str, phase: str = "") -> dict[str, Any]:
+def speedup(run: Run, arm: str, against: str, phase: str = "") -> JsonObject:
     """How many times faster `arm` is than `against` in a `records.Run`: time of `against` ÷ time of
     `arm`, paired by block.
 

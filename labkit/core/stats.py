@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 
 #: With fewer pairs the interval of a median cannot reach 90 % coverage: 1 - 2 · ½ⁿ is 0.875 for n =
@@ -68,7 +68,7 @@ def noise(xs: Iterable[float]) -> float:
     return 1.4826 * median(abs(x - centre) for x in values) / abs(centre) if centre else math.inf
 
 
-def paired_ratio(pairs: Iterable[Sequence[float]], level: float = 0.95) -> dict[str, Any]:
+def paired_ratio(pairs: Iterable[Sequence[float]], level: float = 0.95) -> JsonObject:
     """Median of a ÷ b over pairs (a, b) of one block each, with its interval.
 
     `significant`: the interval excludes 1 and there are at least five pairs."""
@@ -89,7 +89,7 @@ def paired_ratio(pairs: Iterable[Sequence[float]], level: float = 0.95) -> dict[
     }
 
 
-def unpaired_ratio(xs: Iterable[float], ys: Iterable[float], level: float = 0.95) -> dict[str, Any]:
+def unpaired_ratio(xs: Iterable[float], ys: Iterable[float], level: float = 0.95) -> JsonObject:
     """Median(xs) ÷ median(ys) of two runs that share no blocks: both medians are resampled, so
     drift between them counts."""
     ordered_x, ordered_y = _ordered(xs), _ordered(ys)

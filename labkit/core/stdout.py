@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from labkit.core import printable, secrets
+from labkit.core.json_types import JsonObject
 
 
 def say(text: str) -> None:
@@ -17,7 +18,7 @@ def say(text: str) -> None:
     print(printable.text(text))
 
 
-def last_line(doc: dict[str, Any]) -> None:
+def last_line(doc: JsonObject) -> None:
     """The machine's line. Always last, always one line, NaN-free."""
     sys.stdout.flush()
     line = json.dumps(secrets.masked(doc), separators=(",", ":"), default=str, allow_nan=False)

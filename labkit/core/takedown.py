@@ -23,11 +23,12 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from labkit.core.json_types import JsonMapping
 from labkit.core.proc import all_pids, mounts, start_time, stat_fields
 
 # in the environment of every process of a run: what re-parents itself is still found
@@ -72,7 +73,7 @@ class Action:
     """Something to be done that is no process, mount or path. `run` judges its entry itself and may
     raise; `first`: it holds mounts and files."""
 
-    run: Callable[[Mapping[str, Any], Scope], object]
+    run: Callable[[JsonMapping, Scope], object]
     first: bool = False
 
 
@@ -171,11 +172,11 @@ def remove_tree(path: str | Path) -> None:
         shutil.rmtree(top, ignore_errors=True)
 
 
-def end(entries: Iterable[Mapping[str, Any]], scope: Scope, settle: bool = False) -> None:
+def end(entries: Iterable[JsonMapping], scope: Scope, settle: bool = False) -> None:
     """Processes first, by entry and by mark, then everything else, last first. Raises nothing,
     whatever the entries hold."""
-    holders: list[Mapping[str, Any]] = []
-    others: list[Mapping[str, Any]] = []
+    holders: list[JsonMapping] = []
+    others: list[JsonMapping] = []
     for entry in entries:
         if entry.get("kind") in _END:
             (holders if _holds(entry) else others).append(entry)
@@ -186,12 +187,12 @@ def end(entries: Iterable[Mapping[str, Any]], scope: Scope, settle: bool = False
         _one(entry, scope)
 
 
-def _holds(entry: Mapping[str, Any]) -> bool:
+def _holds(entry: JsonMapping) -> bool:
     found = action(entry.get("target")) if entry["kind"] == "action" else None
     return entry["kind"] in FIRST or bool(found and found.first)
 
 
-def _one(entry: Mapping[str, Any], scope: Scope) -> None:
+def _one(entry: JsonMapping, scope: Scope) -> None:
     with contextlib.suppress(
         OSError, ValueError, TypeError, OverflowError, subprocess.SubprocessError
     ):
@@ -210,13 +211,13 @@ def process_id(value: object) -> int:
     return value
 
 
-def _process(entry: Mapping[str, Any], scope: Scope) -> None:
+def _process(entry: JsonMapping, scope: Scope) -> None:
     pid = process_id(entry.get("target"))
     if scope.processes and entry.get("started") and start_time(pid) == entry["started"]:
         kill([pid])
 
 
-def _group(entry: Mapping[str, Any], scope: Scope) -> None:
+def _group(entry: JsonMapping, scope: Scope) -> None:
     """Its leader as noted: the group is ours. Without it the number may be a stranger's by now:
     only members with the mark."""
     group = process_id(entry.get("target"))
@@ -237,17 +238,17 @@ def _group(entry: Mapping[str, Any], scope: Scope) -> None:
     )
 
 
-def _mount(entry: Mapping[str, Any], scope: Scope) -> None:
+def _mount(entry: JsonMapping, scope: Scope) -> None:
     if scope.owns(entry.get("target")):
         unmount(entry["target"])
 
 
-def _dir(entry: Mapping[str, Any], scope: Scope) -> None:
+def _dir(entry: JsonMapping, scope: Scope) -> None:
     if scope.owns(entry.get("target")) and not os.path.islink(entry["target"]):
         remove_tree(entry["target"])
 
 
-def _file(entry: Mapping[str, Any], scope: Scope) -> None:
+def _file(entry: JsonMapping, scope: Scope) -> None:
     if scope.owns(entry.get("target")):
         Path(entry["target"]).unlink(missing_ok=True)
 
@@ -266,12 +267,12 @@ def action(name: object) -> Action | None:
     return actions.get(named[2])
 
 
-def _action(entry: Mapping[str, Any], scope: Scope) -> None:
+def _action(entry: JsonMapping, scope: Scope) -> None:
     if found := action(entry.get("target")):
         found.run(entry, scope)
 
 
-_END: dict[str, Callable[[Mapping[str, Any], Scope], None]] = {
+_END: dict[str, Callable[[JsonMapping, Scope], None]] = {
     "process": _process,
     "group": _group,
     "mount": _mount,

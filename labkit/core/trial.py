@@ -26,6 +26,7 @@ from typing import Any
 
 from labkit.core import client, exits, observe, sampler, secrets, timeline
 from labkit.core.agent_client import AgentClient
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger import Ledger, remove_tree
 from labkit.core.outcomes import (
     CacheUnproven,
@@ -46,7 +47,7 @@ from labkit.core.workspace import Workspace
 from labkit.errors import LabError, TrialError
 
 #: Evidence for a plan from what was seen: a list of {"technique", "engaged", "how", "facts"}.
-Judge = Callable[[dict[str, Any]], list[dict[str, Any]]]
+Judge = Callable[[JsonObject], list[JsonObject]]
 
 
 REPORT_PATIENCE_S = 10.0
@@ -246,8 +247,8 @@ def _outside(process: subprocess.Popen[bytes] | None, patience_s: float = 60) ->
 
 
 def _look(
-    plan: LaunchPlan, agent: AgentClient, answer: client.Answer, before: dict[str, Any], port: int
-) -> dict[str, Any]:
+    plan: LaunchPlan, agent: AgentClient, answer: client.Answer, before: JsonObject, port: int
+) -> JsonObject:
     """Everything techniques may ask for, gathered from outside them, right after the answer."""
     # A short start can answer before the agent's own report of it has come through the pipe.
     agent.up.wait(REPORT_PATIENCE_S)
@@ -347,7 +348,7 @@ def _without_token(
     )
 
 
-def _judged(trial: Trial, plan: LaunchPlan, seen: dict[str, Any], judge: Judge | None) -> Trial:
+def _judged(trial: Trial, plan: LaunchPlan, seen: JsonObject, judge: Judge | None) -> Trial:
     """A start that answered: were these the tokens, and was every mechanism at work?"""
     if plan.expected_tokens is not None and tuple(trial.tokens) != plan.expected_tokens:
         return WrongTokens(

@@ -21,9 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from labkit.core import question, stats
+from labkit.core.json_types import JsonObject
 from labkit.core.records import Run
 from labkit.core.units import show_s
 from labkit.decide.predict import Forecast
@@ -64,7 +64,7 @@ class Advice:
     risk: str
     lesson: str
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         return asdict(self)
 
 
@@ -151,10 +151,10 @@ def _floor(option: Option, floors: Mapping[str, float], restore_s: float) -> tup
 
 def _measured(
     option: Option, ways: Sequence[Technique], runs: Sequence[Run], baseline: str
-) -> tuple[dict[str, Any], str] | None:
+) -> tuple[JsonObject, str] | None:
     """The paired ratio of the option's phases between the forecast's arm and one that differs from
     it in this layer alone; the best of several."""
-    best: tuple[dict[str, Any], str] | None = None
+    best: tuple[JsonObject, str] | None = None
     layer, names = ways[0].layer if ways else "", {t.name for t in ways}
     for run in runs:
         stacks = {a["name"]: a["stack"] for a in run.arms}
@@ -179,7 +179,7 @@ def _differs_only(a: Mapping[str, str], b: Mapping[str, str], layer: str) -> boo
     }
 
 
-def _ratio_of_phases(run: Run, arm: str, against: str, option: Option) -> dict[str, Any] | None:
+def _ratio_of_phases(run: Run, arm: str, against: str, option: Option) -> JsonObject | None:
     """Time moved into other phases counts against a technique, so a whole-start difference is set
     over the phases of the baseline."""
     pairs = []

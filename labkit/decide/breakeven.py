@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 
 
@@ -32,7 +32,7 @@ class SnapshotVerdict:
     least_rate_bytes_per_s: float | None
     most_bytes: float  # above this size starting is faster, at the given rate
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         return asdict(self)
 
 

@@ -12,16 +12,16 @@ notebooks/09_decide."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from labkit.core import stats
+from labkit.core.json_types import JsonObject
 from labkit.core.records import Run
 from labkit.decide.points import sizes_of
 from labkit.decide.predict import SAME_SIZE, model_of
 from labkit.errors import BadInput
 
 
-def hold_out(runs: Sequence[Run], arm: str) -> list[dict[str, Any]]:
+def hold_out(runs: Sequence[Run], arm: str) -> list[JsonObject]:
     """Fit without one run (a size of model and image), predict it, set it beside what was measured;
     once for each run. Raises BadInput for fewer than two sizes.
 

@@ -14,10 +14,10 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from labkit.core import host, question, records
 from labkit.core.interpreter import module
+from labkit.core.json_types import JsonObject
 from labkit.core.records import Run
 from labkit.core.units import parse_bytes
 from labkit.core.workspace import Workspace
@@ -101,7 +101,7 @@ def measure(
     return [runs[size] for size in wanted]
 
 
-def _same_as_requested(run: Run, arm: str, out: Path, wanted: dict[str, Any]) -> Run:
+def _same_as_requested(run: Run, arm: str, out: Path, wanted: JsonObject) -> Run:
     """The run. Raises BadInput where a record under this name is of another stack, link, scenario
     or size: it would stand for what is requested now."""
     recorded = question.conditions_of(run, arm)

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 from labkit.core import floor, question, stats
+from labkit.core.json_types import JsonMapping, JsonObject
 from labkit.core.records import Run
 from labkit.core.units import show_s
 from labkit.decide import breakeven
@@ -40,9 +40,9 @@ class Plan:
     model: Model
     forecast: Forecast
     floors: dict[str, float]
-    checks: list[dict[str, Any]]  # hold-out rows; empty where one size was measured
-    breakevens: dict[str, Any]
-    traffic: dict[str, Any]
+    checks: list[JsonObject]  # hold-out rows; empty where one size was measured
+    breakevens: JsonObject
+    traffic: JsonObject
     advice: list[Advice] = field(default_factory=list)
 
     @property
@@ -51,7 +51,7 @@ class Plan:
         to fit."""
         return _worst(self.checks)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         return {
             "arm": self.arm,
             "scenario": self.scenario,
@@ -135,7 +135,7 @@ def unreported(runs: Sequence[Run], arm: str = "") -> list[str]:
     return list(dict.fromkeys(unknown))
 
 
-def _worst(checks: Sequence[Mapping[str, Any]]) -> float | None:
+def _worst(checks: Sequence[JsonMapping]) -> float | None:
     errors = [abs(c["error_share"]) for c in checks if not c["from_one_size"]]
     return max(errors, default=None)
 
@@ -206,8 +206,8 @@ def _floors(
 _SKIPPED = ("start", "import", "context", "build", "load", "warmup", "ready")
 
 
-def _breakevens(forecast: Forecast, value: Mapping[str, float]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _breakevens(forecast: Forecast, value: Mapping[str, float]) -> JsonObject:
+    found: JsonObject = {}
     skipped_s = sum(forecast.phases[p].seconds for p in _SKIPPED if p in forecast.phases)
     if value.get("disk_bytes_per_s") and "snapshot_bytes" in value:
         found["snapshot"] = {
@@ -253,7 +253,7 @@ def tradeoff(
     traffic: str = "poisson",
     keep_alives_s: Sequence[float] = KEEP_ALIVES_S,
     seed: int = 0,
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """GPU-hours against waiting for each keep-alive time; `inf` is one replica always on.
     Simulated. Raises BadInput without traffic."""
     values = {k: i.value for k, i in plan.inputs.items()}

@@ -6,17 +6,15 @@ Lesson: notebooks/09_decide."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from labkit.core import printable
+from labkit.core.json_types import JsonMapping
 from labkit.core.stdout import table
 from labkit.core.units import show_bytes, show_rate, show_s
 from labkit.decide.inputs import ASSUMED
 from labkit.decide.plan import Plan
 
 
-def _check_line(check: Mapping[str, Any]) -> str:
+def _check_line(check: JsonMapping) -> str:
     """One size left out of the fit: what was predicted for it, and what was measured."""
     how = ""
     if check["from_one_size"]:

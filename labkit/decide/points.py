@@ -9,11 +9,11 @@ Lesson: notebooks/09_decide."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from labkit.core import printable, question
+from labkit.core.json_types import JsonMapping
 from labkit.core.record_schema import MOST_BYTES
 from labkit.core.records import Run, Trial
 from labkit.errors import BadInput, IncomparableRecords
@@ -51,7 +51,7 @@ def sizes_of(trial: Trial) -> dict[str, float]:
     steps = trial.facts.get("steps", {})
     found: dict[str, float] = {}
 
-    def take(name: str, facts: Mapping[str, Any], *keys: str) -> None:
+    def take(name: str, facts: JsonMapping, *keys: str) -> None:
         for key in keys:
             if (
                 isinstance(facts.get(key), (int, float))

@@ -21,9 +21,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from labkit.core import stats
+from labkit.core.json_types import JsonObject
 from labkit.core.records import Run
 from labkit.core.timeline import PHASES
 from labkit.core.units import show_bytes, show_rate, show_s
@@ -108,7 +108,7 @@ class Forecast:
     high_s: float
     notes: tuple[str, ...] = ()
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         return asdict(self)
 
 

@@ -24,9 +24,9 @@ import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from labkit.core import stats
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 
 LABEL = "simulated: a replayed trace, with measured cold starts"
@@ -85,7 +85,7 @@ class Outcome:
     def wait_s(self, quantile: float) -> float:
         return stats.quantile(self.waits, quantile) if self.waits else 0.0
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         mean_s = math.fsum(self.waits) / len(self.waits) if self.waits else 0.0
         return {
             "requests": len(self.waits),

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.decide import queueing, traces
 
 #: Keep-alive times of the trade-off, in seconds; the last keeps one replica up for good.
@@ -24,7 +24,7 @@ def policies(
     trace: Sequence[float] | None,
     kind: str,
     seed: int,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Scaling to zero beside one replica always on; {} without traffic. `trace`: arrivals in
     seconds, else `kind` of `traces.TRACES` at `rate_per_s`."""
     arrivals = _arrivals(values, trace, kind, seed)
@@ -51,7 +51,7 @@ def keep_alives(
     kind: str,
     keep_alives_s: Sequence[float],
     seed: int,
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """One row of `queueing.Outcome` for each keep-alive time; math.inf: one replica always on."""
     arrivals = _arrivals(values, trace, kind, seed)
     rows = []

@@ -19,10 +19,11 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from labkit.core import timeline
 from labkit.core.interpreter import module
+from labkit.core.json_types import JsonObject
 from labkit.errors import TrialError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def first_call(
     environment: Mapping[str, str] | None = None,
     compiled: bool = True,
     limit_s: float = 240,
-) -> dict[str, Any]:
+) -> JsonObject:
     """In a fresh process. Raises TrialError with its last words."""
     cache.mkdir(parents=True, exist_ok=True)
     before = compiled_files(cache)

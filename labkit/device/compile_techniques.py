@@ -18,10 +18,11 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from labkit.core.capabilities import capability
 from labkit.core.host import package_version
+from labkit.core.json_types import JsonObject
 from labkit.core.plan import LaunchPlan, Step, StepContext
 from labkit.core.units import show_bytes
 from labkit.core.workspace import Workspace
@@ -44,7 +45,7 @@ def gpu_code(files: Iterable[str]) -> list[str]:
     return [f for f in files if f.endswith(".cubin")]
 
 
-def compiler_counts(seen: Observation) -> dict[str, Any]:
+def compiler_counts(seen: Observation) -> JsonObject:
     """What the compiler counted in the server, from its span of the warm-up; {} where it said
     nothing."""
     names = ("graphs_from_cache", "graphs_made_anew", "cuda_graphs_given_up")
@@ -63,7 +64,7 @@ class _Compiled(Technique):
     claims: tuple[Claim, ...] = ()
     requires_layers: ClassVar[Mapping[str, str]] = {"image": "host-env", "process": "process"}
 
-    def available(self, host: Any) -> Availability:
+    def available(self, host: JsonObject) -> Availability:
         found = capability("command:g++")
         if not found.ok and not capability("gpu").ok:
             return Availability(
@@ -107,7 +108,7 @@ class CompileCold(_Compiled):
         )
 
 
-def empty_cache(ctx: StepContext) -> dict[str, Any]:
+def empty_cache(ctx: StepContext) -> JsonObject:
     """The step: a cache directory on the node's disk, which was empty at t0."""
     folder = ctx.node / "inductor-cold"
     folder.mkdir()
@@ -192,7 +193,7 @@ class CompileCache(_Compiled):
         now = compiled_files(cache) if cache else {}
         new = sorted(set(now) - set(before))
         mapped = [m for m in seen.proc.get("maps", []) if cache and m.startswith(cache + "/")]
-        facts: dict[str, Any] = {
+        facts: JsonObject = {
             "mapped": [Path(m).name for m in mapped][:5],
             "compiled_anew": new[:5],
             "cache_bytes": seen.plan.state.compile_cache_bytes,
@@ -234,7 +235,7 @@ class NoCompile(Technique):
     title = "eager mode: nothing to compile"
     claims: tuple[Claim, ...] = ()
 
-    def available(self, host: Any) -> Availability:
+    def available(self, host: JsonObject) -> Availability:
         return YES
 
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:

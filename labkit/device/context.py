@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 from labkit.core import timeline
+from labkit.core.json_types import JsonObject
 
 STEPS = (
     "driver",
@@ -43,21 +44,21 @@ def measure(
     *,
     with_nvml: bool = True,
     with_copies: bool = True,
-    notify: Callable[[dict[str, Any]], object] = lambda _: None,
-) -> dict[str, Any]:
+    notify: Callable[[JsonObject], object] = lambda _: None,
+) -> JsonObject:
     """{"steps": [{"name", "seconds", …}], "module_loading", "nvml", "device"}; must run in a
     process that has touched no GPU yet.
 
     Without NVML it is not known how many bytes the context takes. `notify`: called after each step,
     as a later one may end the process."""
-    steps: list[dict[str, Any]] = []
-    found: dict[str, Any] = {
+    steps: list[JsonObject] = []
+    found: JsonObject = {
         "steps": steps,
         "module_loading": os.environ.get("CUDA_MODULE_LOADING", "default (lazy)"),
         "nvml": with_nvml,
         "device": "",
     }
-    seen: dict[str, Any] = {}
+    seen: JsonObject = {}
 
     def one(name: str, work: Callable[[], Any]) -> None:
         began = timeline.now_s()
@@ -78,7 +79,7 @@ def measure(
         if code:
             raise OSError(f"cuInit returned {code}")
 
-    def nvml() -> dict[str, Any]:
+    def nvml() -> JsonObject:
         import pynvml
 
         pynvml.nvmlInit()
@@ -96,7 +97,7 @@ def measure(
 
         return int(pynvml.nvmlDeviceGetMemoryInfo(seen["nvml"]).used) if "nvml" in seen else 0
 
-    def context() -> dict[str, Any]:
+    def context() -> JsonObject:
         before = used()
         seen["torch"].cuda.init()
         seen["torch"].cuda.synchronize()
@@ -120,7 +121,7 @@ def measure(
         )
         torch.cuda.synchronize()
 
-    def copy(pinned: bool) -> dict[str, Any]:
+    def copy(pinned: bool) -> JsonObject:
         torch = seen["torch"]
         from labkit.device.standby import Cuda
 
@@ -129,7 +130,7 @@ def measure(
         host = kept.bytes if kept else torch.empty(weights_bytes, dtype=torch.uint8)
         target = torch.empty(weights_bytes, dtype=torch.uint8, device="cuda")
         host[::4096] = 1
-        copied: dict[str, Any] = {
+        copied: JsonObject = {
             "bytes": weights_bytes,
             "host_memory": kept.how if kept else "pageable",
         }

@@ -20,8 +20,9 @@ import os
 import time
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from labkit.core.json_types import JsonObject
 from labkit.device.driver_states import TRANSITIONS, DriverRefused
 from labkit.device.host_memory import HostMemory
 
@@ -48,7 +49,7 @@ class FakeDriver:
     label = LABEL
 
     def __init__(self, processes: dict[int, int] | None = None, *, pace: float = 0.0):
-        self.processes: dict[int, dict[str, Any]] = {
+        self.processes: dict[int, JsonObject] = {
             p: {"state": "running", "bytes": b} for p, b in (processes or {}).items()
         }
         self.fail: dict[str, str] = {}
@@ -79,7 +80,7 @@ class FakeDriver:
             self.processes[pid]["state"] = "checkpointed"
             self._keep()
 
-    def _of(self, pid: int) -> dict[str, Any]:
+    def _of(self, pid: int) -> JsonObject:
         if pid not in self.processes:
             raise DriverRefused("CUDA_ERROR_INVALID_VALUE: no CUDA process of that id")
         return self.processes[pid]

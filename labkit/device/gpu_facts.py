@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import capabilities, host, proc, rates, secrets, timeline
+from labkit.core.json_types import JsonObject
 from labkit.core.workspace import Workspace
 
 SMI_FIELDS = (
@@ -102,7 +103,7 @@ def facts() -> dict[str, Callable[[], Any]]:
 
 
 def main() -> int:
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     seconds: dict[str, float] = {}
     for name, ask in facts().items():
         began = timeline.now_s()
@@ -115,7 +116,7 @@ def main() -> int:
     return 0
 
 
-def _output_of(command: list[str], limit_s: float = 10, most: int = 1500) -> dict[str, Any]:
+def _output_of(command: list[str], limit_s: float = 10, most: int = 1500) -> JsonObject:
     if not shutil.which(command[0]):
         return {"missing": command[0]}
     done = subprocess.run(
@@ -124,7 +125,7 @@ def _output_of(command: list[str], limit_s: float = 10, most: int = 1500) -> dic
     return {"status": done.returncode, "said": (done.stdout + done.stderr).strip()[-most:]}
 
 
-def _system() -> dict[str, Any]:
+def _system() -> JsonObject:
     return {
         "uname": " ".join(platform.uname()[i] for i in (0, 2, 4)),
         "distribution": proc.read_text("/etc/os-release")[:400],
@@ -154,7 +155,7 @@ def _limit() -> list[int]:
     return list(resource.getrlimit(resource.RLIMIT_MEMLOCK))
 
 
-def _torch() -> dict[str, Any]:
+def _torch() -> JsonObject:
     code = """
 import json, time
 began = time.monotonic()
@@ -184,12 +185,12 @@ print(json.dumps({
     )
     if done.returncode:
         return {"failed": done.stderr[-600:]}
-    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    measured: JsonObject = json.loads(done.stdout.splitlines()[-1])
     return measured
 
 
-def _smi() -> dict[str, Any]:
-    values: dict[str, Any] = {}
+def _smi() -> JsonObject:
+    values: JsonObject = {}
     # one at a time: a field that this driver does not know fails a whole query
     for name in SMI_FIELDS:
         reply = _output_of(["nvidia-smi", f"--query-gpu={name}", "--format=csv,noheader"])
@@ -199,7 +200,7 @@ def _smi() -> dict[str, Any]:
     return values
 
 
-def _smi_q() -> dict[str, Any]:
+def _smi_q() -> JsonObject:
     reply = _output_of(["nvidia-smi", "-q"], most=60_000)
     if "said" in reply:
         public = [line.rstrip() for line in reply["said"].split("\n") if not _PRIVATE.match(line)]
@@ -207,7 +208,7 @@ def _smi_q() -> dict[str, Any]:
     return reply
 
 
-def _tools() -> dict[str, Any]:
+def _tools() -> JsonObject:
     return {
         "criu": _output_of(["criu", "--version"]),
         "runc": _output_of(["runc", "--version"]),
@@ -231,7 +232,7 @@ def _tools() -> dict[str, Any]:
     }
 
 
-def _where(path: Path) -> dict[str, Any]:
+def _where(path: Path) -> JsonObject:
     stat = os.statvfs(path)
     return {
         "fs": proc.filesystem_of(path)["fs"],

@@ -23,10 +23,10 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
 from labkit.core import client, cold, interpreter, timeline
+from labkit.core.json_types import JsonMapping, JsonObject
 from labkit.core.workspace import Workspace
 from labkit.device import cuda_checkpoint as cuda
 from labkit.device import served
@@ -38,7 +38,7 @@ from labkit.errors import LabError
 # ---- model ---------------------------------------------------------------------------------------
 
 
-def model(preset: str, formats: Sequence[str], found: dict[str, Any], notify: Notify) -> None:
+def model(preset: str, formats: Sequence[str], found: JsonObject, notify: Notify) -> None:
     """The checkpoints that later trials start, made once."""
     from labkit.subject import checkpoint as checkpoints
 
@@ -62,7 +62,7 @@ CONTEXT_ARMS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
 }
 
 
-def context(arms: Sequence[str], times: int, found: dict[str, Any], notify: Notify) -> None:
+def context(arms: Sequence[str], times: int, found: JsonObject, notify: Notify) -> None:
     """The context taken apart, `times` fresh processes an arm, in turn. The first process pays for
     the cold import and is no sample."""
     found |= {
@@ -83,7 +83,7 @@ def context(arms: Sequence[str], times: int, found: dict[str, Any], notify: Noti
         fail(found, f"{len(bad)} processes", bad[0])
 
 
-def _context(arm: str, limit_s: float, copies: bool = False) -> dict[str, Any]:
+def _context(arm: str, limit_s: float, copies: bool = False) -> JsonObject:
     environment, options = CONTEXT_ARMS[arm]
     try:
         done = subprocess.run(
@@ -99,7 +99,7 @@ def _context(arm: str, limit_s: float, copies: bool = False) -> dict[str, Any]:
             timeout=limit_s,
         )
         lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-        measured: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+        measured: JsonObject = json.loads(lines[-1]) if lines else {}
         if measured.get("device"):
             return measured
         return {**measured, "failed": f"exit status {done.returncode}: {done.stderr[-600:]}"}
@@ -107,7 +107,7 @@ def _context(arm: str, limit_s: float, copies: bool = False) -> dict[str, Any]:
         return {"failed": f"{type(error).__name__}: {error}"[-600:]}
 
 
-def _medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _medians(runs: Sequence[JsonMapping]) -> dict[str, float]:
     steps: dict[str, list[float]] = {}
     for run in runs:
         for step in run.get("steps", []):
@@ -119,7 +119,7 @@ def _medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 # ---- CUDA checkpoint -----------------------------------------------------------------------------
 
 
-def checkpoint(preset: str, times: int, found: dict[str, Any], notify: Notify) -> None:
+def checkpoint(preset: str, times: int, found: JsonObject, notify: Notify) -> None:
     """One server, parked and woken again and again; after each the same tokens."""
     driver = cuda.open_driver()
     found |= {
@@ -138,7 +138,7 @@ def checkpoint(preset: str, times: int, found: dict[str, Any], notify: Notify) -
         }
         notify()
         for _ in range(times):
-            one: dict[str, Any] = {
+            one: JsonObject = {
                 "resident_running_bytes": served.resident_bytes(serving.pid),
                 "device_used_running_bytes": device_used_bytes(),
             }
@@ -184,7 +184,7 @@ def checkpoint(preset: str, times: int, found: dict[str, Any], notify: Notify) -
                     return
 
 
-def _moved(one: Mapping[str, Any]) -> int:
+def _moved(one: JsonMapping) -> int:
     """Bytes that left the device: by the process's own count, else by what the device had free
     before and after."""
     if one.get("device_bytes"):
@@ -207,7 +207,7 @@ DECODE_ARMS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
 
 
 def decode(
-    preset: str, arms: Sequence[str], tokens: int, times: int, found: dict[str, Any], notify: Notify
+    preset: str, arms: Sequence[str], tokens: int, times: int, found: JsonObject, notify: Notify
 ) -> None:
     """A server an arm, warm: its start, its first token, then the time of each further one."""
     from labkit.subject import checkpoint as checkpoints
@@ -256,7 +256,7 @@ def decode(
             notify()
 
 
-def _pace(answer: client.Answer) -> dict[str, Any]:
+def _pace(answer: client.Answer) -> JsonObject:
     """Seconds to the first token, of the first decoded one, and the median of all that came
     after."""
     gaps = [b - a for a, b in zip(answer.times_s, answer.times_s[1:], strict=False)]
@@ -271,7 +271,7 @@ def _pace(answer: client.Answer) -> dict[str, Any]:
 # ---- wake ----------------------------------------------------------------------------------------
 
 
-def wake(preset: str, times: int, found: dict[str, Any], notify: Notify) -> None:
+def wake(preset: str, times: int, found: JsonObject, notify: Notify) -> None:
     """The served model asleep in registered host memory, woken `times` times; beside it the bus's
     own rate from the same memory."""
     import torch

@@ -30,11 +30,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from labkit.core import host, outputs, printable, proc, secrets, takedown, timeline
 from labkit.core.beside import replacing, scratch
 from labkit.core.interpreter import module
+from labkit.core.json_types import JsonMapping, JsonObject
 from labkit.device.gpu_plans import FIRST, PLANS, SECOND, TrialPart
 from labkit.errors import LabError
 
@@ -42,7 +43,7 @@ SCHEMA = 2
 DONE = ("ok", "failed")  # it was there and it measured: what comes after it can be tried
 
 
-Execute = Callable[[str, list[str], dict[str, str], float], dict[str, Any]]
+Execute = Callable[[str, list[str], dict[str, str], float], JsonObject]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +69,14 @@ def run(
     execute: Execute | None = None,
     has_gpu: bool | None = None,
     now: Callable[[], float] = timeline.now_s,
-) -> dict[str, Any]:
+) -> JsonObject:
     """The record, also at out/gpu-trials-PLAN.json. `execute(name, module and arguments,
     environment, seconds)` and `now` are exchanged in tests."""
     out.mkdir(parents=True, exist_ok=True)
     parts, preset, limit_s = PLANS[plan]
     preset, limit_s = selection.preset or preset, selection.budget_s or limit_s
     here = bool(host.gpus()) if has_gpu is None else has_gpu
-    record: dict[str, Any] = {
+    record: JsonObject = {
         "schema": SCHEMA,
         "kind": "gpu-trials",
         "plan": plan,
@@ -90,7 +91,7 @@ def run(
     log.write_text("")
     for name in selection.names(parts):
         part, left_s = parts[name], limit_s - (now() - began)
-        trial: dict[str, Any]
+        trial: JsonObject
         if not here:
             trial = {"outcome": "unavailable", "error": "no GPU"}
         elif outcomes.get(part.after, "ok") not in DONE:
@@ -135,7 +136,7 @@ GRACE_S = 6.0
 
 def in_process(
     name: str, command: list[str], environment: dict[str, str], limit_s: float
-) -> dict[str, Any]:
+) -> JsonObject:
     """`python -m module …` in a session of its own: the last JSON line that it printed, whatever
     became of it, and what it wrote beside.
 
@@ -171,7 +172,7 @@ def in_process(
         took_s, printed, logged = timeline.now_s() - began, _tail(output), _tail(errors)
     document = _last_document(printed)
     outcome = _outcome(late, process.returncode, document is not None)
-    trial: dict[str, Any] = {"outcome": outcome, "seconds": took_s, "status": process.returncode}
+    trial: JsonObject = {"outcome": outcome, "seconds": took_s, "status": process.returncode}
     if document is not None:
         trial["result"] = document
     if outcome != "ok":
@@ -194,7 +195,7 @@ def _tail(file: BinaryIO, most: int = 4 << 20) -> str:
     return file.read().decode(errors="replace")
 
 
-def _last_document(text: str) -> dict[str, Any] | None:
+def _last_document(text: str) -> JsonObject | None:
     """The last whole JSON object that stands on a line of its own."""
     for line in reversed(text.splitlines()):
         if line.startswith("{"):
@@ -208,12 +209,12 @@ def _note(log: Path, text: str) -> None:
         file.write(secrets.masked(text))
 
 
-def _write(path: Path, record: dict[str, Any]) -> None:
+def _write(path: Path, record: JsonObject) -> None:
     with replacing(path) as part:
         part.write_text(json.dumps(secrets.masked(record), indent=1))
 
 
-def line_of(trial: Mapping[str, Any]) -> str:
+def line_of(trial: JsonMapping) -> str:
     return (
         f"{trial['name']:22} {trial['outcome']:12} {trial.get('seconds', 0):7.1f} s "
         f" {printable.line(trial.get('error', '')[-160:])}"

@@ -12,9 +12,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from labkit.core.capabilities import capability
+from labkit.core.json_types import JsonObject
 from labkit.core.plan import LaunchPlan
 from labkit.core.workspace import Workspace
 from labkit.technique import (
@@ -45,7 +46,7 @@ class GpuTechnique(Technique):
     claims: tuple[Claim, ...] = ()
     requires_layers: ClassVar[Mapping[str, str]] = {"image": "host-env", "process": "process"}
 
-    def available(self, host: Any) -> Availability:
+    def available(self, host: JsonObject) -> Availability:
         found = capability("gpu")
         if found.ok:
             return YES

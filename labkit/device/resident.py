@@ -38,6 +38,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from labkit.core import timeline
+from labkit.core.json_types import JsonObject
 from labkit.core.observe import read_by_calls
 from labkit.core.plan import StepContext
 from labkit.device.arena import Arena, Place, places, shell, view_of
@@ -66,7 +67,7 @@ def _address(folder: str | os.PathLike[str]) -> Iterator[str]:
         os.close(fd)
 
 
-def keep(source: str, device: str, loader: str = DAEMON_LOADER) -> tuple[Arena, dict[str, Any]]:
+def keep(source: str, device: str, loader: str = DAEMON_LOADER) -> tuple[Arena, JsonObject]:
     """Load the checkpoint into an arena of its own; (arena, what the daemon offers everybody).
     Raises LabError."""
     import torch
@@ -108,7 +109,7 @@ def keep(source: str, device: str, loader: str = DAEMON_LOADER) -> tuple[Arena, 
     }
 
 
-def serve(listening: socket.socket, arena: Arena, offered: dict[str, Any]) -> None:
+def serve(listening: socket.socket, arena: Arena, offered: JsonObject) -> None:
     """For ever: a line, with the memory's descriptor beside it where it has one, to whoever
     connects."""
     document = json.dumps(offered).encode() + b"\n"
@@ -142,7 +143,7 @@ def main() -> int:
     return 0
 
 
-def _answer(descriptor: str, document: dict[str, Any]) -> None:
+def _answer(descriptor: str, document: JsonObject) -> None:
     os.write(int(descriptor), json.dumps(document).encode() + b"\n")
 
 
@@ -154,7 +155,7 @@ _mapped: list[torch.Tensor] = []
 
 def load(
     model: torch.nn.Module, source: str, device: str = "cuda", *, folder: str = "", **_: Any
-) -> dict[str, Any]:
+) -> JsonObject:
     """Parameters become views of the daemon's memory (into initialised ones they are copied).
     Raises BadInput, MissingCapability.
 
@@ -200,7 +201,7 @@ def load(
     }
 
 
-def ask(folder: str) -> tuple[dict[str, Any], int]:
+def ask(folder: str) -> tuple[JsonObject, int]:
     """(what the daemon offers, the descriptor of its memory or -1). Raises BadInput where none
     answers."""
     fds: list[int] = []
@@ -221,7 +222,7 @@ def ask(folder: str) -> tuple[dict[str, Any], int]:
     return offered, fds[0] if fds else -1
 
 
-def _open(offered: dict[str, Any], fd: int, device: str) -> torch.Tensor:
+def _open(offered: JsonObject, fd: int, device: str) -> torch.Tensor:
     """The daemon's memory, mapped here, as a tensor of bytes. Raises BadInput,
     MissingCapability."""
     import torch
@@ -251,10 +252,10 @@ def _open(offered: dict[str, Any], fd: int, device: str) -> torch.Tensor:
 class _Daemon:
     """What the daemon said when it was ready."""
 
-    facts: dict[str, Any]
+    facts: JsonObject
 
 
-def offer(ctx: StepContext, model: str, device: str) -> dict[str, Any]:
+def offer(ctx: StepContext, model: str, device: str) -> JsonObject:
     """The step: nothing is left to do but to tell the server where the daemon is; facts of the
     daemon, taken before t0."""
     return {"resident": ctx.state.handed(_Daemon).facts}

@@ -12,9 +12,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from labkit.core.capabilities import capability
+from labkit.core.json_types import JsonObject
 from labkit.core.plan import LaunchPlan, Step
 from labkit.core.units import show_bytes
 from labkit.device.resident_plan import leave_out_resident, refuse_fresh_node
@@ -49,7 +50,7 @@ class DeviceResident(WeightsTechnique):
     def loader(self) -> Loader:
         return LOADER
 
-    def available(self, host: Any) -> Availability:
+    def available(self, host: JsonObject) -> Availability:
         found = capability("gpu")
         if found.ok:
             return YES

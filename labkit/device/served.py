@@ -25,6 +25,7 @@ from typing import Any
 
 from labkit.core import client, exits, interpreter, ledger, proc, secrets, timeline
 from labkit.core.beside import scratch
+from labkit.core.json_types import JsonObject
 from labkit.core.trial import free_port
 from labkit.core.workspace import Workspace
 from labkit.device.graph_techniques import gpu_device
@@ -172,7 +173,7 @@ def death(pid: int, log: Path) -> str:
 DEVICE_FILES = "/dev/nvidia"
 
 
-def held(pid: int, prefix: str = DEVICE_FILES) -> dict[str, Any]:
+def held(pid: int, prefix: str = DEVICE_FILES) -> JsonObject:
     """{"descriptors": {"9": "/dev/nvidiactl"}, "mappings": ["/dev/nvidia0 (3 times)"]}: what CRIU
     meets and does not know."""
     counted = Counter(path for path in proc.mapped_files(pid) if path.startswith(prefix))

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
 from labkit.core import interpreter, timeline
+from labkit.core.json_types import JsonObject
 from labkit.core.observe import read_by_calls
 from labkit.core.plan import StepContext
 from labkit.device.arena import aligned, view
@@ -194,10 +195,10 @@ class _Standby:
 
     process: subprocess.Popen[bytes]
     answers: TextIO
-    facts: dict[str, Any]
+    facts: JsonObject
 
 
-def start(ctx: StepContext) -> dict[str, Any]:
+def start(ctx: StepContext) -> JsonObject:
     """The step: tell the resident server to wake and to listen on the trial's port."""
     standby = ctx.state.handed(_Standby)
     process = standby.process

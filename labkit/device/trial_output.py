@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from labkit.core import secrets
+from labkit.core.json_types import JsonMapping, JsonObject
 from labkit.core.ledger import Ledger
 from labkit.core.residency import CacheState
 from labkit.core.workspace import Workspace
@@ -20,13 +20,13 @@ from labkit.device.driver_states import Driver
 from labkit.errors import MissingCapability
 
 Notify = Callable[[], None]
-Work = Callable[[dict[str, Any], Notify], None]
+Work = Callable[[JsonObject, Notify], None]
 
 
-def report(work: Work, about: Mapping[str, Any] | None = None) -> int:
+def report(work: Work, about: JsonMapping | None = None) -> int:
     """Carry out `work(found, notify)`: what it puts into `found` is printed at every `notify()` and
     at the end. The exit status of the process."""
-    found: dict[str, Any] = dict(about or {})
+    found: JsonObject = dict(about or {})
 
     def notify() -> None:
         print(json.dumps(secrets.masked(found), default=str), flush=True)
@@ -45,12 +45,12 @@ def report(work: Work, about: Mapping[str, Any] | None = None) -> int:
     return 1 if "failed" in found else 0
 
 
-def fail(found: dict[str, Any], subject: str, error: object) -> None:
+def fail(found: JsonObject, subject: str, error: object) -> None:
     """Note that something of the trial did not work; the exit status is 1 then."""
     found.setdefault("failed", []).append(f"{subject}: {error}"[:2500])
 
 
-def cache_facts(seen: CacheState) -> dict[str, Any]:
+def cache_facts(seen: CacheState) -> JsonObject:
     """A cache state with its proof, short."""
     return {
         "state": seen.state,

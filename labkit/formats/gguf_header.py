@@ -16,8 +16,9 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 from labkit.formats.layout import (
     MAX_TENSORS,
@@ -216,7 +217,7 @@ def parse(file: BinaryIO, size_bytes: int, path: str = "") -> Layout:
             f"{tensor_count} tensors and {pair_count} key-values",
             why=f"real files stay below {MAX_TENSORS} and {MAX_KEY_VALUES}",
         )
-    metadata: dict[str, Any] = {}
+    metadata: JsonObject = {}
     for _ in range(pair_count):
         key = cursor.string("a key")
         if key in metadata:

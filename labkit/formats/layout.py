@@ -17,8 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 
 #: A real header spends about 100 bytes a tensor; 8 MiB of forged JSON expands to below 512 MiB of
@@ -51,7 +52,7 @@ class Layout(NamedTuple):
     size_bytes: int
     header_bytes: int
     tensors: tuple[TensorEntry, ...]
-    metadata: dict[str, Any]
+    metadata: JsonObject
     findings: tuple[str, ...] = ()
     alignment: int = 1  # the largest power of two that divides every tensor's offset, at most 4096
 

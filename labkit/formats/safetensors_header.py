@@ -18,6 +18,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 from labkit.formats.layout import (
     MAX_HEADER_BYTES,
@@ -79,7 +80,7 @@ def header_length(first_eight: bytes, size_bytes: int) -> int:
     return length
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: list[tuple[str, Any]]) -> JsonObject:
     entries = dict(pairs)
     if len(entries) != len(pairs):
         raise BadInput(

@@ -17,9 +17,9 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from labkit.core.beside import replacing
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 from labkit.image.estargz.toc import clean_name
 
@@ -37,8 +37,8 @@ class Access:
     at_s: float | None = None
     ranges: tuple[tuple[int, int], ...] = ()
 
-    def as_json(self) -> dict[str, Any]:
-        doc: dict[str, Any] = {"path": self.path}
+    def as_json(self) -> JsonObject:
+        doc: JsonObject = {"path": self.path}
         if self.manifest_digest:
             doc["manifestDigest"] = self.manifest_digest
         if self.layer is not None:
@@ -50,7 +50,7 @@ class Access:
         return doc
 
     @staticmethod
-    def from_json(doc: dict[str, Any]) -> Access:
+    def from_json(doc: JsonObject) -> Access:
         """Raises BadInput, KeyError, TypeError, ValueError or AttributeError for what is none."""
         layer = doc.get("layerIndex")
         ranges = tuple((int(a), int(b)) for a, b in doc.get("ranges", ()))

@@ -32,10 +32,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from labkit.core import shipped
 from labkit.core.beside import one_at_a_time, scratch
+from labkit.core.json_types import JsonObject
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
 from labkit.image import closure, oci
@@ -68,7 +68,7 @@ class _Parts:
     """Entries of each layer before libraries and bytecode are worked out; computed once, in layer
     order."""
 
-    torch: dict[str, Any] = field(default_factory=dict)
+    torch: JsonObject = field(default_factory=dict)
 
     def entries(self, part: str, weights: Path | None) -> dict[str, LayerEntry]:
         if part == "interpreter":
@@ -91,7 +91,7 @@ class _Parts:
             return extra_entries(self.entries("packages", None), int(part.removeprefix("extra-")))
         raise BadInput(f"no part called {part!r}", fix="parts: " + ", ".join(PARTS))
 
-    def _torch(self) -> dict[str, Any]:
+    def _torch(self) -> JsonObject:
         """torch and the binary packages that only it needs (CUDA libraries, Triton)."""
         if not self.torch:
             found = closure.distributions(["torch"])

@@ -16,9 +16,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from labkit.core.control_call import call_json
+from labkit.core.json_types import JsonObject
 from labkit.core.plan import StepContext
 from labkit.core.proc import mounts
 from labkit.errors import TrialError
@@ -70,7 +70,7 @@ def _image(ctx: StepContext, reference: str) -> str:
     return f"{host}/{reference or ctx.state.image_reference}"
 
 
-def pull(ctx: StepContext, reference: str = "") -> dict[str, Any]:
+def pull(ctx: StepContext, reference: str = "") -> JsonObject:
     pulling = ctx.state.handed(_Pulling)
     node, pulling.image = pulling.node, _image(ctx, reference)
     node.pull(pulling.image)
@@ -101,7 +101,7 @@ def _command(node: containerd.Node, image: str) -> list[str]:
     return list(config.get("Entrypoint") or config.get("Cmd") or [])
 
 
-def start(ctx: StepContext) -> dict[str, Any]:
+def start(ctx: StepContext) -> JsonObject:
     pulling = ctx.state.handed(_Pulling)
     node, image, name = pulling.node, pulling.image, f"labkit-{os.getpid()}-{ctx.port}"
     log = ctx.node.parent / "server.log"

@@ -9,8 +9,8 @@ whole has no evidence and is a failed trial. Lesson: notebooks/03_lazy_pull."""
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.core.plan import LaunchPlan, Step
 from labkit.errors import BadInput
 from labkit.image.lazyfs.techniques import EstargzLazy
@@ -45,7 +45,7 @@ class ContainerdPull(ImageTechnique):
     excluded_scenarios = WARM
     title = "containerd pulls and unpacks (ctr images pull), and starts the server"
 
-    def available(self, host: Any) -> Availability:
+    def available(self, host: JsonObject) -> Availability:
         return availability("containers")
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
@@ -96,7 +96,7 @@ class ContainerdStargz(EstargzLazy):
         " server"
     )
 
-    def available(self, host: Any) -> Availability:
+    def available(self, host: JsonObject) -> Availability:
         return availability("containers", "stargz")
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:

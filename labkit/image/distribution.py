@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput, TransferError
 from labkit.image import oci
 from labkit.net.client import Client
@@ -43,7 +43,7 @@ def find_manifest(read: Callable[[str], bytes], target: str, name: str) -> oci.M
     raise BadInput(f"{name}: indexes nested too deep")
 
 
-def fetch_config(client: Client, url: str, manifest: oci.Manifest) -> dict[str, Any]:
+def fetch_config(client: Client, url: str, manifest: oci.Manifest) -> JsonObject:
     """The image's config from its blob's URL. Raises BadInput, TransferError."""
     raw = client.ask("GET", url, limit_bytes=oci.DOCUMENT_LIMIT_BYTES).body
     if oci.digest_of(raw) != manifest.config.digest:
@@ -87,5 +87,5 @@ class RemoteImage:
             limit_bytes=oci.DOCUMENT_LIMIT_BYTES,
         ).body
 
-    def config(self, manifest: oci.Manifest) -> dict[str, Any]:
+    def config(self, manifest: oci.Manifest) -> JsonObject:
         return fetch_config(self.client, self.blob_url(manifest.config.digest), manifest)

@@ -14,9 +14,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from labkit.core.beside import build_once
+from labkit.core.json_types import JsonObject
 from labkit.core.plan import LaunchPlan, Step, StepContext
 from labkit.core.workspace import Workspace
 from labkit.image import oci
@@ -28,7 +28,7 @@ from labkit.technique import Artifact, Claim, Evidence, Observation, Option, Sub
 PREFIX = "images"
 
 
-def object_pull(ctx: StepContext, image: str) -> dict[str, Any]:
+def object_pull(ctx: StepContext, image: str) -> JsonObject:
     """Step `pull`: fetch and unpack at once. `image`: s3://BUCKET/PREFIX#NAME:TAG, endpoint and
     keys from the server's environment."""
     import os

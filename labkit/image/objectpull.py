@@ -20,8 +20,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger import remove_tree
 from labkit.errors import BadInput, TransferError
 from labkit.image.codecs import Hashed, codec_of, decompress
@@ -60,7 +60,7 @@ def pull(
     *,
     scratch: str | os.PathLike[str],
     options: PullOptions = PullOptions(),
-) -> dict[str, Any]:
+) -> JsonObject:
     """Fetch and unpack. Returns facts: bytes, seconds until the last byte, retries, hedges, what
     was resumed, `config`. A wrong digest is fetched once more."""
     folder = Path(scratch)
@@ -77,7 +77,7 @@ def pull(
     return {**facts, "attempts": attempt}
 
 
-def _pull(source: ImageSource, rootfs: Path, folder: Path, options: PullOptions) -> dict[str, Any]:
+def _pull(source: ImageSource, rootfs: Path, folder: Path, options: PullOptions) -> JsonObject:
     began_s, manifest, client = time.monotonic(), source.manifest, source.client
     blobs = [ResumableBlob(d, folder / d.digest[7:], options.part_bytes) for d in manifest.layers]
     config = background(

@@ -19,8 +19,8 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -117,10 +117,10 @@ class Descriptor:
     digest: str
     size_bytes: int
     annotations: dict[str, str] = field(default_factory=dict)
-    platform: dict[str, Any] = field(default_factory=dict)
+    platform: JsonObject = field(default_factory=dict)
 
-    def as_json(self) -> dict[str, Any]:
-        doc: dict[str, Any] = {
+    def as_json(self) -> JsonObject:
+        doc: JsonObject = {
             "mediaType": self.media_type,
             "digest": self.digest,
             "size": self.size_bytes,
@@ -150,7 +150,7 @@ class Manifest:
         return sum(map(int, hints)) if all(h.isdigit() and len(h) < 16 for h in hints) else 0
 
     def as_bytes(self) -> bytes:
-        doc: dict[str, Any] = {
+        doc: JsonObject = {
             "schemaVersion": 2,
             "mediaType": self.media_type,
             "config": self.config.as_json(),
@@ -168,7 +168,7 @@ def canonical(doc: object) -> bytes:
     )
 
 
-def parse_document(raw: bytes, name: str) -> dict[str, Any]:
+def parse_document(raw: bytes, name: str) -> JsonObject:
     """A JSON object of at most 4 MiB. Raises BadInput."""
     if len(raw) > DOCUMENT_LIMIT_BYTES:
         raise BadInput(
@@ -222,7 +222,7 @@ def parse_manifest(raw: bytes) -> Manifest:
     return manifest_from(parse_document(raw, "manifest"))
 
 
-def manifest_from(doc: dict[str, Any]) -> Manifest:
+def manifest_from(doc: JsonObject) -> Manifest:
     if doc.get("schemaVersion") != 2:
         raise BadInput(
             f"manifest: schemaVersion {str(doc.get('schemaVersion'))[:20]!r}",
@@ -253,14 +253,14 @@ def parse_index(raw: bytes) -> tuple[Descriptor, ...]:
     return index_from(parse_document(raw, "index"))
 
 
-def index_from(doc: dict[str, Any]) -> tuple[Descriptor, ...]:
+def index_from(doc: JsonObject) -> tuple[Descriptor, ...]:
     manifests = doc.get("manifests")
     if not isinstance(manifests, list) or len(manifests) > 4096:
         raise BadInput("index: no list of manifests")
     return tuple(parse_descriptor(m, f"manifest {i} of the index") for i, m in enumerate(manifests))
 
 
-def parse_config(raw: bytes, layers: int | None = None) -> dict[str, Any]:
+def parse_config(raw: bytes, layers: int | None = None) -> JsonObject:
     """The image config, its used fields checked: rootfs.diff_ids (one a layer),
     config.{Env,Entrypoint,Cmd,WorkingDir}."""
     doc = parse_document(raw, "image config")
@@ -292,7 +292,7 @@ def parse_config(raw: bytes, layers: int | None = None) -> dict[str, Any]:
     return doc
 
 
-def environment(config: dict[str, Any]) -> dict[str, str]:
+def environment(config: JsonObject) -> dict[str, str]:
     """Env of an image config as a dict."""
     pairs = (e.partition("=") for e in (config.get("config") or {}).get("Env") or [])
     return {key: value for key, equals, value in pairs if equals and key}

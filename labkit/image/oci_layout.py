@@ -12,9 +12,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from labkit.core.beside import file_in, replacing
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 from labkit.image.codecs import Hashed, codec_of, decompress, file_chunks
 from labkit.image.oci import (
@@ -156,7 +156,7 @@ class Layout:
             )
         return listed[0].annotations.get(REF_NAME, "")
 
-    def config(self, manifest: Manifest) -> dict[str, Any]:
+    def config(self, manifest: Manifest) -> JsonObject:
         return parse_config(self.read_blob(manifest.config), len(manifest.layers))
 
     def add(self, manifest: Manifest, name: str) -> Descriptor:

@@ -12,8 +12,8 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 from labkit.image.oci import MANIFEST, REF_NAME
 from labkit.image.registry import NAME, TAG, hex_of
@@ -21,7 +21,7 @@ from labkit.image.registry_disk import RegistryDisk
 from labkit.objects.hardlink import link_or_copy
 
 
-def reachable(layout: Path, descriptor: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def reachable(layout: Path, descriptor: JsonObject) -> Iterator[tuple[str, JsonObject]]:
     """Everything a descriptor of an OCI layout leads to, children first: ("blob"|"manifest",
     descriptor)."""
     doc = json.loads(
@@ -34,7 +34,7 @@ def reachable(layout: Path, descriptor: dict[str, Any]) -> Iterator[tuple[str, d
     yield "manifest", descriptor
 
 
-def pick(layout: Path, *names: str) -> dict[str, Any]:
+def pick(layout: Path, *names: str) -> JsonObject:
     """The descriptor in a layout's index that carries one of these names (or the only one). Raises
     BadInput.
 
@@ -59,7 +59,7 @@ def pick(layout: Path, *names: str) -> dict[str, Any]:
 
 def publish_image(
     root: str | os.PathLike[str], layout: str | os.PathLike[str], reference: str
-) -> dict[str, Any]:
+) -> JsonObject:
     """Put an OCI image layout into a registry's root as `name:tag`, by hard link where possible.
     Returns digest and counts.
 
@@ -75,7 +75,7 @@ def publish_image(
             f"not an image name: {reference!r}", fix="lower case, like lab/subject:latest"
         )
     descriptor = pick(layout, f"{name}:{tag}", tag)
-    facts: dict[str, Any] = {
+    facts: JsonObject = {
         "digest": descriptor["digest"],
         "name": name,
         "tag": tag,

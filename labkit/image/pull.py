@@ -20,9 +20,9 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from labkit.core.beside import one_at_a_time
+from labkit.core.json_types import JsonObject
 from labkit.core.plan import StepContext
 from labkit.errors import BadInput
 from labkit.image import oci
@@ -37,7 +37,7 @@ STREAMS = 3
 
 def pull_into(
     layout: Layout, reference: str, *, streams: int = STREAMS, client: Client | None = None
-) -> tuple[oci.Manifest, dict[str, Any]]:
+) -> tuple[oci.Manifest, JsonObject]:
     """Fetch an image into a layout (blobs that are there are not fetched again); returns its
     manifest and facts. Raises TransferError, BadInput."""
     where = oci.parse_reference(reference)
@@ -83,7 +83,7 @@ class _Pulled:
     manifest: oci.Manifest
 
 
-def full_pull(ctx: StepContext, reference: str = "") -> dict[str, Any]:
+def full_pull(ctx: StepContext, reference: str = "") -> JsonObject:
     """Step `pull`: manifest, config and layers into the node's content store. `reference` defaults
     to the plan's own."""
     layout = Layout(ctx.node / "content")
@@ -94,7 +94,7 @@ def full_pull(ctx: StepContext, reference: str = "") -> dict[str, Any]:
     return facts
 
 
-def unpack(ctx: StepContext) -> dict[str, Any]:
+def unpack(ctx: StepContext) -> JsonObject:
     """Step `unpack`: the pulled layers as a root directory on the node."""
     pulled = ctx.state.handed(_Pulled)
     layout, manifest = pulled.layout, pulled.manifest
@@ -106,7 +106,7 @@ def unpack(ctx: StepContext) -> dict[str, Any]:
 
 def ensure_rootfs(
     layout_path: str | os.PathLike[str], name: str, into: Path
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, JsonObject]:
     """The image of a local layout unpacked below `into`, once for each manifest digest. Returns
     (rootfs, image config)."""
     layout = Layout(layout_path)

@@ -18,8 +18,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 from labkit.image import oci
 from labkit.image.codecs import Hashed, codec_of
@@ -117,12 +117,12 @@ def blob_key(digest: str) -> str:
     return f"blobs/sha256/{oci.check_digest(digest)[7:]}"
 
 
-def push(layout: Layout, name: str, bucket: Bucket) -> dict[str, Any]:
+def push(layout: Layout, name: str, bucket: Bucket) -> JsonObject:
     """Upload what the bucket lacks; the manifest last, so that a tag never names what is not there.
     Returns facts."""
     reference = oci.parse_reference(name)
     manifest = layout.manifest(name)
-    facts: dict[str, Any] = {
+    facts: JsonObject = {
         "reference": str(reference),
         "digest": oci.digest_of(manifest.as_bytes()),
         "sent_blobs": 0,
@@ -151,7 +151,7 @@ def publish_objects(
     name: str,
     *,
     prefix: str = "images",
-) -> dict[str, Any]:
+) -> JsonObject:
     """The same into the embedded store's folder, by hard link, without a server. Returns the URL of
     the prefix and counts."""
     reference, disk = oci.parse_reference(name), Disk(root)

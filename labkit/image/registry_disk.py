@@ -17,9 +17,9 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 from labkit.core.beside import replacing
+from labkit.core.json_types import JsonObject
 
 
 class RegistryDisk:
@@ -60,7 +60,7 @@ class RegistryDisk:
         os.stat(self.repository(name) / "manifests")
         return _names(self.repository(name) / "tags")
 
-    def referrers(self, name: str, subject: str) -> list[dict[str, Any]]:
+    def referrers(self, name: str, subject: str) -> list[JsonObject]:
         """Descriptors of the repository's manifests whose subject is sha256:`subject`."""
         found = []
         for hex_digest in _names(self.repository(name) / "manifests"):

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
 
+from labkit.core.json_types import JsonMapping
 from labkit.core.proc import mounts
 from labkit.core.takedown import Action, Scope, unmount
 
@@ -21,7 +20,7 @@ CONTAINER = re.compile(r"labkit-[A-Za-z0-9_.-]{1,200}")
 TIMEOUT_S = 20.0
 
 
-def _delete_container(entry: Mapping[str, Any], scope: Scope) -> None:
+def _delete_container(entry: JsonMapping, scope: Scope) -> None:
     """One of the lab's names, in a state directory that the ledger may touch."""
     from labkit.image.runtimes import runc
 
@@ -32,7 +31,7 @@ def _delete_container(entry: Mapping[str, Any], scope: Scope) -> None:
         runc.remove(root, name, TIMEOUT_S)
 
 
-def _unmount_lazy(entry: Mapping[str, Any], scope: Scope) -> None:
+def _unmount_lazy(entry: JsonMapping, scope: Scope) -> None:
     """A mount of the lab's own file system, wherever the user asked for it; nothing else that is
     mounted there."""
     path = entry.get("path")

@@ -12,9 +12,9 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from labkit.core import interpreter
+from labkit.core.json_types import JsonObject
 from labkit.core.plan import LaunchPlan, Step
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
@@ -40,7 +40,7 @@ class HostEnv(Technique):
     lesson = "01_anatomy"
     claims: tuple[Claim, ...] = ()
 
-    def available(self, host: Any) -> Availability:
+    def available(self, host: JsonObject) -> Availability:
         return YES
 
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
@@ -71,7 +71,7 @@ class ImageTechnique(Technique):
     name, layer, lesson = "", "image", "02_image_pull"
     claims: tuple[Claim, ...] = ()
 
-    def available(self, host: Any) -> Availability:
+    def available(self, host: JsonObject) -> Availability:
         return YES
 
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:

@@ -21,8 +21,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable
-from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 from labkit.image.codecs import Hashed
 from labkit.image.oci import OPAQUE, WHITEOUT, Manifest
@@ -265,7 +265,7 @@ def unpack_image(
     *,
     limits: Limits = Limits(),
     fast: bool = False,
-) -> dict[str, Any]:
+) -> JsonObject:
     """All layers of an image on disk, one after the other, each checked against its diff id.
     Returns facts."""
     ids = layout.config(manifest)["rootfs"]["diff_ids"]

@@ -25,10 +25,11 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from labkit import errors
 from labkit.core.interpreter import module
+from labkit.core.json_types import JsonObject
 from labkit.image.tree import Limits, growing
 from labkit.image.unpack import apply_layer
 
@@ -74,7 +75,7 @@ class Writer:
                 self._order(slot, len(piece))
         self._order(*_END_OF_LAYER)
 
-    def commit(self) -> dict[str, Any]:
+    def commit(self) -> JsonObject:
         """Wait until all is written and has its name. Returns members, written_bytes,
         skipped_xattrs."""
         self._order(*_COMMIT)
@@ -102,7 +103,7 @@ class Writer:
             self._answer()
         return self._free.pop()
 
-    def _answer(self) -> dict[str, Any] | None:
+    def _answer(self) -> JsonObject | None:
         """Slots that came back (None), or the result. Raises the writer's error."""
         raw = self._answers.read(SLOTS)
         at = raw.find(_RESULT) if raw else 0
@@ -117,7 +118,7 @@ class Writer:
                 why="killed, or out of memory",
                 fix="pull again",
             )
-        result: dict[str, Any] = json.loads(document)
+        result: JsonObject = json.loads(document)
         if "error" in result:
             error = result["error"]
             raise getattr(errors, error["kind"], errors.LabError)(
@@ -170,7 +171,7 @@ def main(arguments: str) -> int:
                 apply_layer(chunks, tree)
                 for _ in chunks:  # padding after the end mark belongs to the layer
                     pass
-            result: dict[str, Any] = {
+            result: JsonObject = {
                 "members": tree.members,
                 "written_bytes": tree.written_bytes,
                 "skipped_xattrs": tree.skipped_xattrs,

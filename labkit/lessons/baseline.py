@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import printable, question, record_schema, records, secrets
+from labkit.core.json_types import JsonObject
 from labkit.core.records import Run, Trial
 from labkit.core.units import show_s
 from labkit.errors import BadInput
@@ -61,7 +62,7 @@ class Judged:
     alarm: float  # chance of a false alarm in each comparison
     left_out: tuple[str, ...] = ()  # stacks of the baseline that were not measured often enough now
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         return {
             "slower": list(self.slower),
             "visible": list(self.visible),
@@ -123,10 +124,10 @@ def refuse_overwriting(path: str | Path) -> None:
             )
 
 
-def _groups(runs: Iterable[Run]) -> dict[Key, tuple[dict[str, Any], list[Trial]]]:
+def _groups(runs: Iterable[Run]) -> dict[Key, tuple[JsonObject, list[Trial]]]:
     """Good trials by what they measure, each with its question. Trials of one arm in different
     cache states answer different ones."""
-    groups: dict[Key, tuple[dict[str, Any], list[Trial]]] = {}
+    groups: dict[Key, tuple[JsonObject, list[Trial]]] = {}
     for run in runs:
         for name in run.arm_names:
             conditions = question.conditions_of(run, name)

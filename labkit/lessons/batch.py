@@ -8,13 +8,13 @@ They measure, so never two at once. Lesson: none; see STYLE.md, Notebooks."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from labkit.core import outputs
+from labkit.core.json_types import JsonMapping, JsonObject
 from labkit.errors import BadInput
 from labkit.lessons import baseline as past
 from labkit.lessons import canonical, execute, pages, parameters
@@ -34,7 +34,7 @@ class Batch:
         failed = not self.results or any(r.outcome != "ok" for r in self.results)
         return int(failed or bool(self.slower))
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         return {
             "notebooks": [{**asdict(r), "error": r.error[:500]} for r in self.results],
             "failed": sum(r.outcome != "ok" for r in self.results),
@@ -50,7 +50,7 @@ def run_all(
     out: Path,
     *,
     preset: str = "",
-    given: Mapping[str, Any] | None = None,
+    given: JsonMapping | None = None,
     timeout_s: float = 900.0,
     baseline: str = "",
     save_baseline: str = "",

@@ -19,8 +19,8 @@ import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 
 MOST_LINES = 15
@@ -40,7 +40,7 @@ class Problem:
         return f"{self.path}: {place}{self.text}" + ("  (--fix)" if self.fixable else "")
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> JsonObject:
     """The notebook as a document. Raises BadInput for what is no notebook of format 4."""
     try:
         doc = json.loads(path.read_text(encoding="utf-8"))
@@ -56,7 +56,7 @@ def load(path: Path) -> dict[str, Any]:
     return doc
 
 
-def canonical(doc: dict[str, Any]) -> dict[str, Any]:
+def canonical(doc: JsonObject) -> JsonObject:
     """A copy with everything that has one right form in that form. Same cells, same text."""
     fixed = copy.deepcopy(doc)
     lab = fixed.get("metadata", {}).get("labkit", {})
@@ -114,7 +114,7 @@ def _with_header(text: str, header: str) -> str:
     return "\n\n".join(paragraphs)
 
 
-def dumps(doc: dict[str, Any]) -> str:
+def dumps(doc: JsonObject) -> str:
     """As nbformat writes it: sources as lists of lines, sorted keys, one space of indent."""
     written = copy.deepcopy(doc)
     for cell in written["cells"]:
@@ -165,7 +165,7 @@ def look(path: Path) -> list[Problem]:
     return problems
 
 
-def _differences(doc: dict[str, Any]) -> list[tuple[int, str]]:
+def _differences(doc: JsonObject) -> list[tuple[int, str]]:
     """What differs, cell by cell, in words; used only to explain."""
     fixed = canonical(doc)
     found: list[tuple[int, str]] = []
@@ -194,9 +194,7 @@ def _differences(doc: dict[str, Any]) -> list[tuple[int, str]]:
     return found
 
 
-def _parameters(
-    name: str, code: list[tuple[int, dict[str, Any]]], lab: dict[str, Any]
-) -> list[Problem]:
+def _parameters(name: str, code: list[tuple[int, JsonObject]], lab: JsonObject) -> list[Problem]:
     tagged = [(i, c) for i, c in code if "parameters" in c["metadata"].get("tags", [])]
     if len(tagged) != 1:
         return [Problem(name, 0, f"{len(tagged)} cells tagged `parameters`; exactly one")]
@@ -212,7 +210,7 @@ def _parameters(
     )
 
 
-def _cell(name: str, i: int, cell: dict[str, Any], cells: list[dict[str, Any]]) -> list[Problem]:
+def _cell(name: str, i: int, cell: JsonObject, cells: list[JsonObject]) -> list[Problem]:
     problems = []
     try:
         ast.parse(
@@ -248,7 +246,7 @@ def _cell(name: str, i: int, cell: dict[str, Any], cells: list[dict[str, Any]]) 
     return problems
 
 
-def _exercise_id(cell: dict[str, Any]) -> str:
+def _exercise_id(cell: JsonObject) -> str:
     return str(cell.get("metadata", {}).get("labkit", {}).get("exercise", ""))
 
 
@@ -261,7 +259,7 @@ def _header(name: str) -> str:
         return ""
 
 
-def parameters(doc: dict[str, Any]) -> dict[str, Any]:
+def parameters(doc: JsonObject) -> JsonObject:
     """Names and default values of the parameters cell. Parsed here, as papermill's own parser loses
     defaults that hold a "=".
 
@@ -272,7 +270,7 @@ def parameters(doc: dict[str, Any]) -> dict[str, Any]:
     if cell is None:
         return {}
     source = cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
-    values: dict[str, Any] = {}
+    values: JsonObject = {}
     for node in ast.parse(source).body:
         targets: list[ast.expr] = []
         if isinstance(node, ast.Assign):

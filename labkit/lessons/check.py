@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput, LabError
 
 HEADLESS = "LABKIT_HEADLESS"  # set by labkit.lessons.execute: a failed check is then an error
@@ -174,7 +175,7 @@ def predicted(guess: float | str | None, measured: float | str, label: str = "")
 
 
 def expect(
-    got: Any, wanted: Any, case: str, mistakes: dict[str, Any] | None = None, rel: float = 1e-6
+    got: Any, wanted: Any, case: str, mistakes: JsonObject | None = None, rel: float = 1e-6
 ) -> None:
     """For check functions: raise Wrong unless `got` is `wanted`. `mistakes`: explanation -> the
     value that mistake gives."""

@@ -25,11 +25,11 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from labkit.core import secrets
 from labkit.core.beside import scratch
 from labkit.core.interpreter import module
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger import Ledger, marked_pids
 from labkit.core.proc import start_time
 from labkit.errors import BadInput
@@ -58,7 +58,7 @@ class Result:
         return f"{max(known)[0]:.1f} s in code cell {max(known)[1]}" if known else ""
 
 
-def with_solutions(doc: dict[str, Any]) -> dict[str, Any]:
+def with_solutions(doc: JsonObject) -> JsonObject:
     """The notebook with each exercise's stub replaced by its solution."""
     from labkit.lessons.check import exercise
 
@@ -74,7 +74,7 @@ def with_solutions(doc: dict[str, Any]) -> dict[str, Any]:
 def run_one(
     path: Path,
     out: Path,
-    values: dict[str, Any],
+    values: JsonObject,
     timeout_s: float,
     more: Mapping[str, str] | None = None,
 ) -> Result:
@@ -239,7 +239,7 @@ def _cell_seconds(executed: Path) -> tuple[float | None, ...]:
     return ()
 
 
-def _child(spec: dict[str, Any]) -> int:
+def _child(spec: JsonObject) -> int:
     """In the runner's process: execute, say in the status file what went wrong, exit by it."""
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError

@@ -9,16 +9,16 @@ missing capability is replaced. Lesson: notebooks/03_lazy_pull."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from labkit.core import printable, record_schema
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput, MissingCapability
 from labkit.stack.replay import folder
 
 
 def live_or_recorded(
-    measure: Callable[[], dict[str, Any]], name: str, key: str
-) -> tuple[dict[str, Any], str]:
+    measure: Callable[[], JsonObject], name: str, key: str
+) -> tuple[JsonObject, str]:
     """(facts, ""), or (facts of a record, "replayed from <host>"). Raises MissingCapability where
     there is no record either."""
     try:

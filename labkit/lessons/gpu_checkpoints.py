@@ -10,8 +10,8 @@ with the range where n > 1. Lesson: notebooks/06_gpu_init, notebooks/07_checkpoi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
+from labkit.core.json_types import JsonMapping
 from labkit.core.units import show_bytes, show_rate
 from labkit.lessons.gpu_cells import (
     Records,
@@ -218,15 +218,15 @@ def restored(records: Records) -> Table:
     )
 
 
-def by_cache_state(found: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+def by_cache_state(found: JsonMapping) -> dict[str, list[JsonMapping]]:
     """Restores by the cache state that was wanted for them."""
-    by_state: dict[str, list[Mapping[str, Any]]] = {}
+    by_state: dict[str, list[JsonMapping]] = {}
     for restore in items(found, "restores"):
         by_state.setdefault(str(restore.get("want")), []).append(restore)
     return by_state
 
 
-def _restored(restores: list[Mapping[str, Any]], image: str) -> tuple[str, ...]:
+def _restored(restores: list[JsonMapping], image: str) -> tuple[str, ...]:
     """Cache state, image, seconds of CRIU, of the driver, to the first token; equal tokens;
     outcome."""
     states = {str(at(r, "cache", "image", "state") or "unverified") for r in restores}
@@ -243,7 +243,7 @@ def _restored(restores: list[Mapping[str, Any]], image: str) -> tuple[str, ...]:
     )
 
 
-def restore_seconds(found: Mapping[str, Any], state: str) -> list[float]:
+def restore_seconds(found: JsonMapping, state: str) -> list[float]:
     """To the first token, of the restores that succeeded with the image in this cache state."""
     restores = by_cache_state(found).get(state, [])
     return numbers([r for r in restores if r.get("outcome") == "ok"], "gone_to_first_token_s")

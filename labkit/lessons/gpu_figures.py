@@ -8,10 +8,10 @@ notebooks/06_gpu_init."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from labkit.core import stats
+from labkit.core.json_types import JsonMapping
 from labkit.core.units import show_rate, show_s
 from labkit.lessons.gpu_cells import Records, median, middle
 from labkit.lessons.gpu_checkpoints import IMAGES, bus, by_cache_state
@@ -187,7 +187,7 @@ def restored(records: Records) -> Picture:
     )
 
 
-def _restores(label: str, restores: Sequence[Mapping[str, Any]]) -> Group:
+def _restores(label: str, restores: Sequence[JsonMapping]) -> Group:
     """Seconds of the restores that succeeded, or why the last did not."""
     good = [r for r in restores if r.get("outcome") == "ok"]
     drawn = _seconds(TO_FIRST_TOKEN, numbers(good, "gone_to_first_token_s"))

@@ -8,10 +8,8 @@ Lesson: notebooks/08_stacking, notebooks/09_decide."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from labkit.core import stats
+from labkit.core.json_types import JsonMapping
 from labkit.core.units import show_rate, show_s
 from labkit.lessons.gpu_cells import Records, middle, table, yes
 from labkit.lessons.gpu_checkpoints import restore_seconds
@@ -54,9 +52,7 @@ def goals(records: Records, preset: str = "8b") -> Table:
     )
 
 
-def _start_goals(
-    took: float, record: Record, found: Mapping[str, Any], arm: Mapping[str, Any]
-) -> list[Row]:
+def _start_goals(took: float, record: Record, found: JsonMapping, arm: JsonMapping) -> list[Row]:
     """Of the fastest start from nothing: against the floor of its bytes, and the naive start."""
     name = arm.get("arm", "")
     rows: list[Row] = []

@@ -9,21 +9,21 @@ Limit: the slower of disk and bus. Lesson: notebooks/05_streaming, notebooks/06_
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
+from labkit.core.json_types import JsonMapping
 from labkit.core.units import show_bytes, show_s
 from labkit.lessons.gpu_cells import NONE, Records, middle, named_gaps, optional, table
 from labkit.lessons.gpu_record import at, each, gaps, items, number_at, numbers, words
 from labkit.viz.table import Table
 
 
-def load_documents(records: Records) -> list[tuple[str, Mapping[str, Any]]]:
+def load_documents(records: Records) -> list[tuple[str, JsonMapping]]:
     """(preset, what `labkit bench load` said) of every trial that loaded weights to the device."""
     trials = [*each(records, "load-cold"), *each(records, "load-warm")]
     return [(record.preset, found) for record, found in trials if items(found, "results")]
 
 
-def loader_of(result: Mapping[str, Any]) -> str:
+def loader_of(result: JsonMapping) -> str:
     """An arm is "loader.cache state"."""
     arm = str(result.get("arm", ""))
     return arm.rpartition(".")[0] or arm
@@ -74,7 +74,7 @@ def loaded(records: Records) -> Table:
 
 
 def first_on_device(
-    records: Records, measured: Mapping[str, Any] | None = None
+    records: Records, measured: JsonMapping | None = None
 ) -> dict[str, tuple[str, float]]:
     """ "model, cache state" -> the first loader and its times of the floor; of a bench here, or of
     what is recorded."""

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import printable, question, record_schema, records
+from labkit.core.json_types import JsonMapping
 from labkit.core.record_schema import (
     InvalidField,
     listed,
@@ -71,10 +72,10 @@ class Record:
     """`name`: "<host>/<file>". `doc`: as in the file, every string fit to be shown."""
 
     name: str
-    doc: Mapping[str, Any]
+    doc: JsonMapping
 
     @property
-    def host(self) -> Mapping[str, Any]:
+    def host(self) -> JsonMapping:
         return self.doc["host"]
 
     @property
@@ -94,17 +95,17 @@ class Record:
         return str(self.doc.get("created", ""))
 
     @property
-    def trials(self) -> list[Mapping[str, Any]]:
+    def trials(self) -> list[JsonMapping]:
         return list(self.doc["trials"])
 
-    def trial(self, name: str) -> Mapping[str, Any]:
+    def trial(self, name: str) -> JsonMapping:
         """The last trial of this name; one that was not in the plan is "not tried"."""
         return next(
             (t for t in reversed(self.trials) if t["name"] == name),
             {"name": name, "outcome": "not tried"},
         )
 
-    def result(self, name: str) -> Mapping[str, Any]:
+    def result(self, name: str) -> JsonMapping:
         found = self.trial(name).get("result")
         return found if isinstance(found, Mapping) else {}
 
@@ -210,7 +211,7 @@ def at(doc: Any, *path: object) -> Any:
     return doc
 
 
-def items(doc: object, *path: object) -> list[Mapping[str, Any]]:
+def items(doc: object, *path: object) -> list[JsonMapping]:
     """The objects in the list at a path."""
     found = at(doc, *path)
     return [x for x in found if isinstance(x, Mapping)] if isinstance(found, list) else []
@@ -226,7 +227,7 @@ def words(value: object, most: int = MOST_CHARS) -> str:
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
-def reason(trial: Mapping[str, Any], most: int = MOST_CHARS) -> str:
+def reason(trial: JsonMapping, most: int = MOST_CHARS) -> str:
     """Why there is no more of a trial: outcome, and what it said at the end."""
     error = str(trial.get("error") or "")
     lines = [line for line in error.splitlines() if line.strip()]
@@ -241,7 +242,7 @@ def reason(trial: Mapping[str, Any], most: int = MOST_CHARS) -> str:
     return words(f"{trial['outcome']}: {last}" if last else trial["outcome"], most)
 
 
-def each(of: Sequence[Record], name: str) -> Iterator[tuple[Record, Mapping[str, Any]]]:
+def each(of: Sequence[Record], name: str) -> Iterator[tuple[Record, JsonMapping]]:
     """Results of a trial in every record that has any."""
     for record in of:
         if found := record.result(name):

@@ -7,10 +7,8 @@ Ratios stand only within one run. Lesson: notebooks/08_stacking, notebooks/09_de
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from labkit.core import stats
+from labkit.core.json_types import JsonMapping
 from labkit.core.records import Run
 from labkit.core.units import show_s
 from labkit.lessons.gpu_cells import Records, named_gaps, optional, table
@@ -23,7 +21,7 @@ NAIVE = "no-image"
 KEPT = ("warm-standby", "device-resident")
 
 
-def stack_rows(records: Records) -> list[tuple[Record, Mapping[str, Any], Mapping[str, Any]]]:
+def stack_rows(records: Records) -> list[tuple[Record, JsonMapping, JsonMapping]]:
     """(record, what `labkit run` said, one arm of it) for every trial that ran stacks. Where one
     trial went on with the record of another, the later one holds both."""
     rows = []
@@ -34,7 +32,7 @@ def stack_rows(records: Records) -> list[tuple[Record, Mapping[str, Any], Mappin
     return rows
 
 
-def against_naive(found: Mapping[str, Any], arm: Mapping[str, Any]) -> float | None:
+def against_naive(found: JsonMapping, arm: JsonMapping) -> float | None:
     """Median ÷ the naive arm's of the same run, or None."""
     naive = next(
         (number_at(a, "median_s") for a in items(found, "results") if a.get("arm") == NAIVE), None

@@ -10,9 +10,9 @@ keeps a row with the reason. Lesson: notebooks/06_gpu_init."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from labkit.core import stats
+from labkit.core.json_types import JsonMapping
 from labkit.core.units import show_rate
 from labkit.lessons.gpu_cells import Records, middle, optional, table
 from labkit.lessons.gpu_record import at, each, gaps, items, model_words, number_at, words
@@ -57,7 +57,7 @@ def context(records: Records) -> Table:
     )
 
 
-def step_seconds(processes: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+def step_seconds(processes: Sequence[JsonMapping]) -> dict[str, list[float]]:
     """Seconds of each step that succeeded in these processes; copies are left out."""
     found: dict[str, list[float]] = {}
     for process in processes:
@@ -73,21 +73,21 @@ def step_names(by_arm: Mapping[str, Mapping[str, object]]) -> list[str]:
     return list(dict.fromkeys(name for steps in by_arm.values() for name in steps))
 
 
-def _is_copy(step: Mapping[str, Any]) -> bool:
+def _is_copy(step: JsonMapping) -> bool:
     return str(step.get("name", "")).startswith("copy")
 
 
-def _copies(steps: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _copies(steps: Sequence[JsonMapping]) -> list[JsonMapping]:
     return [step for step in steps if _is_copy(step)]
 
 
-def _totals(processes: Sequence[Mapping[str, Any]]) -> list[float]:
+def _totals(processes: Sequence[JsonMapping]) -> list[float]:
     """Seconds of all steps together, of each process that has any."""
     by_process = (step_seconds([process]) for process in processes)
     return [sum(map(sum, steps.values())) for steps in by_process if steps]
 
 
-def steps(records: Records, measured: Mapping[str, Any] | None = None) -> dict[str, float]:
+def steps(records: Records, measured: JsonMapping | None = None) -> dict[str, float]:
     """Seconds of each step from an idle device on: of what `labkit.device.context` said here, else
     the recorded medians with lazy loading, else the phases of recorded starts of the smallest
     model; {} of nothing."""

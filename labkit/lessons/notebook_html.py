@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import mistune
 import nbformat
@@ -21,6 +20,7 @@ from nbformat.v4.rwbase import rejoin_lines
 from traitlets.config import Config
 
 from labkit.core import printable
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 from labkit.lessons import canonical
 
@@ -28,8 +28,8 @@ TEMPLATE = Path(__file__).parent / "templates" / "notebook.html.j2"
 #: What is shown of an output that comes in several forms, best first.
 FORMATS = ["text/html", "text/markdown", "image/png", "text/plain"]
 #: What nbformat requires of a cell, and an unfinished notebook may lack.
-_CELL: dict[str, Any] = {"metadata": {}}
-_CODE: dict[str, Any] = {"execution_count": None, "outputs": []}
+_CELL: JsonObject = {"metadata": {}}
+_CODE: JsonObject = {"execution_count": None, "outputs": []}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -38,8 +38,8 @@ class CleanOutputs(Preprocessor):
     kernel."""
 
     def preprocess_cell(
-        self, cell: nbformat.NotebookNode, resources: dict[str, Any], index: int
-    ) -> tuple[nbformat.NotebookNode, dict[str, Any]]:
+        self, cell: nbformat.NotebookNode, resources: JsonObject, index: int
+    ) -> tuple[nbformat.NotebookNode, JsonObject]:
         outputs = cell.get("outputs", [])
         for output in outputs:
             if output.output_type == "stream":

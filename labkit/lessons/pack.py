@@ -27,10 +27,11 @@ import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from labkit.core import outputs, shipped
 from labkit.core.beside import replacing, scratch
+from labkit.core.json_types import JsonObject
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, TransferError
 from labkit.image.build import AS_PACKED
@@ -220,7 +221,7 @@ def _write(out: Path, parts: dict[str, list[tuple[str, Path]]], wheels: bool) ->
         minor=sys.version_info[1],
         wheels=wheels,
     )
-    manifest: dict[str, dict[str, Any]] = {}
+    manifest: dict[str, JsonObject] = {}
     with (
         replacing(out) as partial,
         tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as archive,
@@ -242,9 +243,7 @@ def _write(out: Path, parts: dict[str, list[tuple[str, Path]]], wheels: bool) ->
     return Packed(out, len(manifest) + 1, out.stat().st_size, sizes)
 
 
-def _add(
-    archive: tarfile.TarFile, name: str, source: bytes | Path, executable: int
-) -> dict[str, Any]:
+def _add(archive: tarfile.TarFile, name: str, source: bytes | Path, executable: int) -> JsonObject:
     member = tarfile.TarInfo(f"{TOP}/{name}")
     member.mode = 0o755 if executable else 0o644
     with open(source, "rb") if isinstance(source, Path) else io.BytesIO(source) as data:

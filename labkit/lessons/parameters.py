@@ -9,10 +9,11 @@ Lesson: none; see STYLE.md, Notebooks."""
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from labkit.core.json_types import JsonMapping, JsonObject
 from labkit.errors import BadInput
 from labkit.lessons import canonical
 
@@ -25,7 +26,7 @@ def parse_parameter(text: str) -> tuple[str, str]:
     return name.strip(), value
 
 
-def presets(path: Path) -> dict[str, Any]:
+def presets(path: Path) -> JsonObject:
     return dict(canonical.load(path)["metadata"].get("labkit", {}).get("presets", {}))
 
 
@@ -47,7 +48,7 @@ def refuse_nothing(paths: Sequence[Path], preset: str) -> None:
         )
 
 
-def parameters_for(path: Path, preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def parameters_for(path: Path, preset: str, given: JsonMapping) -> JsonObject:
     """What is injected: the preset's values, then those given, read with the type of the notebook's
     own defaults.
 

@@ -17,8 +17,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from labkit.core.json_types import JsonObject
 from labkit.core.records import Run
 from labkit.core.refusals import refusal
 from labkit.errors import BadInput, LabError
@@ -55,7 +56,7 @@ class Reported:
     run: Run | None = None
     notebooks: tuple[Result, ...] = ()
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         from labkit.core import stats
 
         good = [t.total_s for t in self.run.trials if t.ok and t.total_s] if self.run else []

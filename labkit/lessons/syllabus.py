@@ -25,9 +25,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from labkit.core import printable, record_schema, shipped
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 
 if TYPE_CHECKING:
@@ -84,12 +85,12 @@ def minutes_of(notebook: str) -> int:
 DEFAULTS = "defaults"
 
 
-def measured() -> dict[str, Any]:
+def measured() -> JsonObject:
     """{"host", "seconds": {preset: {notebook: s}}} of what was measured last, or {}."""
     return _read(folder() / "syllabi" / "measured.json")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> JsonObject:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 

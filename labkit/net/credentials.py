@@ -22,9 +22,9 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from labkit.core import secrets
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 
 HELPER_TIMEOUT_S = 30
@@ -94,7 +94,7 @@ def credentials(
     return None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> JsonObject:
     try:
         if path.stat().st_size > LIMIT_BYTES:
             raise BadInput(f"{path} is too large for credentials")
@@ -133,7 +133,7 @@ def _keys(netloc: str, repository: str) -> Iterator[str]:
         )
 
 
-def _of_entry(entry: dict[str, Any], path: Path, key: str) -> Credentials | None:
+def _of_entry(entry: JsonObject, path: Path, key: str) -> Credentials | None:
     if entry.get("registrytoken"):
         return Credentials(bearer=str(entry["registrytoken"]))
     if entry.get("identitytoken"):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from labkit.core.json_types import JsonObject
 from labkit.net.head import BadMessage, is_token, keeps_alive, parse_head, write_fields
 
 RANGES_MAX = 4096
@@ -106,7 +107,7 @@ class Request:
     headers: dict[str, str]
     body: Any = None
     peer: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: JsonObject = field(default_factory=dict)
     version: str = "HTTP/1.1"
 
     def header(self, name: str, default: str = "") -> str:

@@ -22,8 +22,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.errors import LabError
 from labkit.net.accept import MOST, Acceptor, Held, exhausted
 from labkit.net.faults import Fault, Faults
@@ -79,7 +79,7 @@ class Counters:
         with self._lock:
             self.bytes_received += size_bytes
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         with self._lock:
             return {
                 "requests": self.requests,

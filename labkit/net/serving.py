@@ -26,11 +26,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from labkit.core import secrets
 from labkit.core.control_call import call
 from labkit.core.interpreter import module
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger import Ledger, Unnoted, current
 from labkit.errors import BadInput, LabError
 from labkit.net import link as links
@@ -61,21 +62,21 @@ class Served:
     def address(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> JsonObject:
         """Counters since the start or the last `reset`: requests, bytes_sent, by_path,
         peak_connections, faults, link …"""
         return self._ask("GET", "stats")
 
-    def reset(self) -> dict[str, Any]:
+    def reset(self) -> JsonObject:
         return self._ask("POST", "reset")
 
-    def set_link(self, link: str | links.Link) -> dict[str, Any]:
+    def set_link(self, link: str | links.Link) -> JsonObject:
         return self._ask("POST", "link", links.parse(link).spec)
 
-    def set_faults(self, faults: Iterable[str] = (), seed: int = 0) -> dict[str, Any]:
+    def set_faults(self, faults: Iterable[str] = (), seed: int = 0) -> JsonObject:
         return self._ask("POST", "faults", json.dumps({"faults": list(faults), "seed": seed}))
 
-    def _ask(self, method: str, name: str, body: str = "") -> dict[str, Any]:
+    def _ask(self, method: str, name: str, body: str = "") -> JsonObject:
         try:
             status, raw = call(
                 f"{self.url}/_labkit/{name}",
@@ -151,7 +152,7 @@ def serving(
 
 def _ready_line(
     process: subprocess.Popen[bytes], command: list[str], errors: list[bytes]
-) -> dict[str, Any]:
+) -> JsonObject:
     assert process.stdout and process.stderr
     until, line = time.monotonic() + START_TIMEOUT_S, b""
     while not line.endswith(b"\n") and time.monotonic() < until:

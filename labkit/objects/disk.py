@@ -23,9 +23,9 @@ import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from labkit.core.beside import replacing
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger import current
 
 BUCKET = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -281,7 +281,7 @@ class Disk:
 
     # -- multipart uploads -------------------------------------------------------------------------
 
-    def upload_start(self, bucket: str, key: str, about: dict[str, Any]) -> str:
+    def upload_start(self, bucket: str, key: str, about: JsonObject) -> str:
         self.path(bucket, key)
         upload = uuid.uuid4().hex
         (self.uploads / upload).mkdir()

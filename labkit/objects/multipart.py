@@ -14,9 +14,9 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
+from labkit.core.json_types import JsonObject
 from labkit.net.message import Request, Response
 from labkit.objects import sigv4
 from labkit.objects.disk import Disk
@@ -42,7 +42,7 @@ def answer(
     request: Request,
     bucket: str,
     key: str,
-    about: dict[str, Any],
+    about: JsonObject,
     signed: sigv4.Signed | None,
 ) -> Response:
     """Everything that S3 asks with `?uploads` or `?uploadId`. `about`: content type and metadata of

@@ -15,8 +15,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 from labkit.objects.access import BUCKET
 from labkit.objects.disk import Disk
@@ -29,7 +29,7 @@ def publish_model(
     key: str,
     *,
     bucket: str = BUCKET,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Every file below `model_dir` as `bucket/key/…`, linked where the file system can. Safe to
     repeat, also while serving.
 
@@ -40,7 +40,7 @@ def publish_model(
         raise BadInput(f"no model directory {source}", fix="labkit model make --preset small DIR")
     disk = Disk(root)
     disk.make_bucket(bucket)
-    facts: dict[str, Any] = {
+    facts: JsonObject = {
         "url": f"s3://{bucket}/{key.strip('/')}",
         "objects": 0,
         "size_bytes": 0,
@@ -64,7 +64,7 @@ def publish_model(
 
 def upload_model(
     store: str, model_dir: str | os.PathLike[str], key: str, env: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+) -> JsonObject:
     """The same into a bucket outside of the lab (`s3://bucket/prefix`, `gs://…`), with the
     environment's credentials.
 
@@ -72,7 +72,7 @@ def upload_model(
     content. Raises TransferError."""
     from labkit.objects.client import open_bucket
 
-    facts: dict[str, Any] = {"url": f"{store}/{key}", "objects": 0, "size_bytes": 0, "kept": 0}
+    facts: JsonObject = {"url": f"{store}/{key}", "objects": 0, "size_bytes": 0, "kept": 0}
     files = sorted(p for p in Path(model_dir).rglob("*") if p.is_file())
     if not files:
         raise BadInput(

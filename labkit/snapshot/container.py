@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import exits, secrets
+from labkit.core.json_types import JsonObject
 from labkit.core.plan import StepContext
 from labkit.image.runtimes import runc as runtime
 from labkit.image.runtimes.container import prepare_container
@@ -70,7 +71,7 @@ def annotate(bundle: Path, config: Path) -> None:
     (bundle / "config.json").write_text(json.dumps(spec))
 
 
-def ask_ahead(ctx: StepContext) -> dict[str, Any]:
+def ask_ahead(ctx: StepContext) -> JsonObject:
     """A step while the snapshot is on its way: put what the restored process touched of the OCI
     image into the mount's queue."""
     manifest = ctx.state.handed(transport.SnapshotDownload).manifest.result()
@@ -88,7 +89,7 @@ def ask_ahead(ctx: StepContext) -> dict[str, Any]:
     }
 
 
-def restore(ctx: StepContext, snapshot: str, lazy: bool = False) -> dict[str, Any]:
+def restore(ctx: StepContext, snapshot: str, lazy: bool = False) -> JsonObject:
     """The step: as labkit.snapshot.process:restore, into a container on ctx.state.rootfs."""
     where = store.open_snapshot(ctx.state.snapshot_dir or snapshot)
     moved = dict(ctx.state.moved)

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from labkit.core import beside, cold, timeline
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger import current
 from labkit.core.node_state import NodeState
 from labkit.core.plan import StepContext
@@ -36,7 +36,7 @@ class ContainerSubject:
     snapshot's name; `work`: a directory for nodes and logs."""
 
     rootfs: Path
-    image_config: dict[str, Any]
+    image_config: JsonObject
     model: Path
     loader: str
     mark: str
@@ -79,7 +79,7 @@ class ContainerSubject:
 
 def make_container(
     rootfs: Path,
-    image_config: dict[str, Any],
+    image_config: JsonObject,
     model: Path,
     target: Path,
     *,
@@ -166,7 +166,7 @@ def _prove(
     return {path.removeprefix(str(subject.rootfs)): ranges for path, ranges in found.items()}
 
 
-def checkpoint(started: dict[str, str], into: Path, work: Path) -> dict[str, Any]:
+def checkpoint(started: dict[str, str], into: Path, work: Path) -> JsonObject:
     """`runc checkpoint` of a container that `labkit.image.runtimes.runc` started ("id", "root",
     "bundle"). Raises SnapshotError; refused, it goes on running."""
     bundle = Path(started["bundle"])

@@ -12,8 +12,9 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from labkit.core.json_types import JsonObject
 from labkit.core.plan import LaunchPlan, Step
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
@@ -33,7 +34,7 @@ class CriuContainer(CriuProcess):
     replaces_layers = ("process", "weights", "init", "device")  # it runs on the OCI image's files
     restore_call = "labkit.snapshot.container:restore"
 
-    def available(self, host: Any) -> Availability:
+    def available(self, host: JsonObject) -> Availability:
         found = missing_capability("root", "criu", "runc")
         if found.missing.startswith("runc: no runc") and shutil.which("podman"):
             return Availability(
@@ -46,7 +47,7 @@ class CriuContainer(CriuProcess):
             )
         return found
 
-    def _rootfs(self, subject: Subject, workspace: Workspace) -> tuple[Path, dict[str, Any]]:
+    def _rootfs(self, subject: Subject, workspace: Workspace) -> tuple[Path, JsonObject]:
         from labkit.image.pull import ensure_rootfs
 
         if subject.image_layout is None:

@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 from labkit.core import cold, ledger, timeline
 from labkit.core.beside import scratch
+from labkit.core.json_types import JsonObject
 from labkit.core.proc import environ, start_time
 from labkit.core.trial import free_port
 from labkit.snapshot import criu, criu_images, process, store
@@ -102,10 +102,10 @@ def manifest_of(
     directory: Path,
     technique: str,
     running: Running,
-    request: dict[str, Any],
+    request: JsonObject,
     environment: Mapping[str, str],
     mapped: dict[str, int],
-    facts: dict[str, Any],
+    facts: JsonObject,
 ) -> store.Manifest:
     permissions = facts.pop("permissions", {})
     return store.Manifest(

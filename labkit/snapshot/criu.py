@@ -27,9 +27,10 @@ import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from labkit.core import timeline
+from labkit.core.json_types import JsonObject
 from labkit.core.proc import children, descendants, start_time
 from labkit.errors import MissingCapability
 from labkit.snapshot import xstate
@@ -69,7 +70,7 @@ def dump(
     leave_running: bool = False,
     options: Sequence[str] = (),
     on_start: OnStart | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Write the tree below `pid` into `criu_images`. Raises SnapshotError; then the tree goes on as
     if nothing had been.
 

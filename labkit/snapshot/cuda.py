@@ -21,10 +21,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from labkit.core import cold, timeline
 from labkit.core.beside import scratch
+from labkit.core.json_types import JsonObject
 from labkit.core.workspace import Workspace
 from labkit.device import cuda_checkpoint as cuda
 from labkit.device import served
@@ -40,7 +40,7 @@ def trial(
     preset: str,
     times: Mapping[str, int],
     close_first: bool,
-    found: dict[str, Any],
+    found: JsonObject,
     notify: Notify,
     *,
     prefix: str = served.DEVICE_FILES,
@@ -109,13 +109,13 @@ def _dumped(
     serving: served.Serving,
     work: Path,
     prefixes: Sequence[str],
-    found: dict[str, Any],
+    found: JsonObject,
     notify: Notify,
-) -> dict[str, Any] | None:
+) -> JsonObject | None:
     """The first dump that CRIU takes, with the descriptors of one of `prefixes` closed ("": none);
     None when it takes none. Each is in found["dumps"]."""
     for close in prefixes:
-        entry: dict[str, Any] = {"descriptors": "closed" if close else "untouched"}
+        entry: JsonObject = {"descriptors": "closed" if close else "untouched"}
         found["dumps"].append(entry)
         number = len(found["dumps"])
         criu_images = work / f"images-{number}"
@@ -156,7 +156,7 @@ def _restored(
     permissions: Mapping[str, int],
     closed: Sequence[descriptors.Closed],
     mapped: Sequence[str],
-    entry: dict[str, Any],
+    entry: JsonObject,
 ) -> None:
     """One restore to its first token, into `entry`; the process is ended again."""
     want = entry["want"]

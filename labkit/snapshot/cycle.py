@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import client, timeline
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger import Ledger, remove_tree
 from labkit.core.node_state import NodeState
 from labkit.core.plan import StepContext
@@ -35,7 +36,7 @@ class Back:
     port: int
     answer: client.Answer
     first_token_s: float
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
 
 
 @contextmanager
@@ -102,7 +103,7 @@ def soak(
     preset: str = "tiny",
     cycles: int = 50,
     say: Callable[[str], Any] = lambda _: None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """`cycles` times: restore, serve, dump again. A client asks all the time; every answer after
     ready must be whole and right."""
     with Ledger.open(workspace) as ledger:
@@ -113,7 +114,7 @@ def soak(
 
 def _soak(
     workspace: Workspace, target: Path, preset: str, cycles: int, say: Callable[[str], Any]
-) -> dict[str, Any]:
+) -> JsonObject:
     from labkit.snapshot.techniques import MAPPED
     from labkit.subject import checkpoint
 

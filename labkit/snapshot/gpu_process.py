@@ -18,10 +18,10 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from labkit.core import proc, timeline
 from labkit.core.client import Answer
+from labkit.core.json_types import JsonObject
 from labkit.device import cuda_checkpoint as cuda
 from labkit.device import served
 from labkit.device.driver_states import Driver
@@ -49,8 +49,8 @@ def dump(
     work: Path,
     *,
     close: str = "",
-    found: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+    found: JsonObject | None = None,
+) -> JsonObject:
     """Park, dump; the process is gone afterwards. Raises SnapshotError or CudaCheckpointError; then
     it runs on.
 
@@ -94,7 +94,7 @@ def restore(
     work: Path,
     permissions: Mapping[str, int],
     closed: Sequence[descriptors.Closed] = (),
-    found: dict[str, Any] | None = None,
+    found: JsonObject | None = None,
 ) -> int:
     """CRIU, then the GPU; the pid. A process whose GPU state cannot come back is ended: half of it
     would serve wrong tokens. `found`: as for `dump`."""

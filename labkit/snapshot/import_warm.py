@@ -25,10 +25,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from labkit.core import cold, interpreter, ledger, timeline
 from labkit.core.beside import replacing, scratch
+from labkit.core.json_types import JsonObject
 from labkit.core.trial import free_port
 from labkit.core.workspace import Workspace
 from labkit.device import served
@@ -64,7 +64,7 @@ class _Dumped:
         return self.work / "images"
 
 
-def trial(preset: str, times: Mapping[str, int], found: dict[str, Any], notify: Notify) -> None:
+def trial(preset: str, times: Mapping[str, int], found: JsonObject, notify: Notify) -> None:
     """One CRIU image; each restore gets its model and port, serves a token and is ended."""
     space = Workspace.default()
     found |= {"preset": preset, "device": gpu_device(), "criu": criu.version(), "restores": []}
@@ -89,7 +89,7 @@ def trial(preset: str, times: Mapping[str, int], found: dict[str, Any], notify: 
         notify()
         dumped = _Dumped(work, dump["permissions"], mapped, plain.model, plain.answer.tokens)
         for state in [*["cold"] * times["cold"], *["warm"] * times["warm"]]:
-            entry: dict[str, Any] = {"want": state}
+            entry: JsonObject = {"want": state}
             found["restores"].append(entry)
             try:
                 _restored(dumped, entry)
@@ -101,7 +101,7 @@ def trial(preset: str, times: Mapping[str, int], found: dict[str, Any], notify: 
             notify()
 
 
-def _waiting(work: Path) -> tuple[int, list[str], dict[str, Any]]:
+def _waiting(work: Path) -> tuple[int, list[str], JsonObject]:
     """A process that has imported; its pid, what it has mapped, what it holds of the driver's
     files. Raises TrialError."""
     log = work / "server.log"
@@ -129,7 +129,7 @@ def _waiting(work: Path) -> tuple[int, list[str], dict[str, Any]]:
     return process.pid, mapped_files(process.pid), served.held(process.pid)
 
 
-def _restored(dumped: _Dumped, entry: dict[str, Any]) -> None:
+def _restored(dumped: _Dumped, entry: JsonObject) -> None:
     """One restore to its first token, into `entry`; the process is ended again. Raises LabError,
     OSError."""
     port, work = free_port(), dumped.work

@@ -14,10 +14,10 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from labkit.core import timeline
 from labkit.core.beside import scratch
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 from labkit.snapshot import store
 from labkit.snapshot.explain import SnapshotRefused
@@ -29,7 +29,7 @@ INDEX = "transport.json"
 
 def pack(
     snapshot: store.Snapshot, into: Path, compression: str = "none", level: int = 3
-) -> dict[str, Any]:
+) -> JsonObject:
     """A directory to publish: CRIU images (hard links or zstd frames), manifest, index. Returns
     sizes and the cost."""
     if compression not in COMPRESSIONS:
@@ -37,7 +37,7 @@ def pack(
     began = timeline.now_s()
     (into / "images").mkdir(mode=0o700, parents=True, exist_ok=True)
     into.chmod(0o700)
-    index: dict[str, Any] = {}
+    index: JsonObject = {}
     for name, about in snapshot.manifest.files.items():
         source, target = snapshot.criu_images / name, into / "images" / name
         target.unlink(missing_ok=True)
@@ -89,7 +89,7 @@ def _frames(source: Path, target: Path, level: int) -> list[list[int]]:
 
 def publish(
     snapshot: store.Snapshot, root: Path, key: str, *, compression: str = "none"
-) -> dict[str, Any]:
+) -> JsonObject:
     """Into the embedded store's directory, as an upload that took no time. Returns what `pack` did:
     the store has hard links of it."""
     from labkit.objects.publish import publish_model
@@ -101,10 +101,10 @@ def publish(
     return facts
 
 
-def parse_index(raw: bytes, manifest: bytes) -> dict[str, Any]:
+def parse_index(raw: bytes, manifest: bytes) -> JsonObject:
     """Raises SnapshotRefused unless the index is one, and of this manifest's files."""
     try:
-        index: dict[str, Any] = json.loads(raw)
+        index: JsonObject = json.loads(raw)
         files = index["files"]
         if set(files) != set(json.loads(manifest)["files"]) or any(
             "/" in n or n.startswith(".") for n in files

@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import timeline
+from labkit.core.json_types import JsonObject
 from labkit.core.plan import StepContext
 from labkit.snapshot import criu, criu_images, readahead, store, transport, xstate
 from labkit.snapshot.explain import SnapshotError, SnapshotRefused
 
 
-def restore(ctx: StepContext, snapshot: str, lazy: bool = False) -> dict[str, Any]:
+def restore(ctx: StepContext, snapshot: str, lazy: bool = False) -> JsonObject:
     """ctx.state: `snapshot_dir` overrides `snapshot` (a fresh node's copy), `moved` maps paths of
     the dump to paths here."""
     where = store.open_snapshot(ctx.state.snapshot_dir or snapshot)

@@ -27,10 +27,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from labkit.core import secrets
 from labkit.core.beside import becoming, scratch
+from labkit.core.json_types import JsonObject
 from labkit.core.proc import read_text
 from labkit.snapshot.explain import SnapshotRefused
 
@@ -74,12 +74,12 @@ class Manifest:
     criu: str
     created: str
     # name in images/ -> size_bytes, sha256, crc32 (list, one a chunk, of pages-*)
-    files: dict[str, dict[str, Any]]
+    files: dict[str, JsonObject]
     port: int = 0
     pid: int = 0
     nonce: str = ""
     tokens: tuple[int, ...] = ()
-    request: dict[str, Any] = field(default_factory=dict)
+    request: JsonObject = field(default_factory=dict)
     secrets: tuple[str, ...] = ()  # names of environment variables inside
     # path -> size: model files that stay outside of the CRIU image
     mapped: dict[str, int] = field(default_factory=dict)
@@ -87,10 +87,10 @@ class Manifest:
     working_set: dict[str, list[list[int]]] = field(default_factory=dict)
     # path -> [size, mtime in ns] of what else it maps, of the host's
     libraries: dict[str, list[int]] = field(default_factory=dict)
-    container: dict[str, Any] = field(default_factory=dict)
+    container: JsonObject = field(default_factory=dict)
     # process id inside -> mask of CPU state it was granted (labkit.snapshot.xstate)
     permissions: dict[str, int] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
     schema: int = SCHEMA
 
     @property
@@ -203,7 +203,7 @@ def crcs(path: Path) -> list[int]:
         return [function(block) for block in iter(lambda: file.read(CHUNK_BYTES), b"")]
 
 
-def describe(criu_images: Path) -> dict[str, dict[str, Any]]:
+def describe(criu_images: Path) -> dict[str, JsonObject]:
     """`files` of the manifest. Logs are not part of a snapshot."""
     found = {}
     for path in sorted(criu_images.iterdir()):

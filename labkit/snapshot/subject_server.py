@@ -22,11 +22,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from labkit.core import client, exits, interpreter, ledger, timeline
 from labkit.core.control_call import call_json
 from labkit.core.host import cpu_features
+from labkit.core.json_types import JsonObject
 from labkit.core.proc import children, read_text, start_time
 from labkit.errors import TrialError
 from labkit.net.guard import CONTROL
@@ -44,13 +44,13 @@ class Running:
     pid: int
     port: int
     tokens: tuple[int, ...]
-    identity: dict[str, Any]
+    identity: JsonObject
     start_s: float
 
 
-def get(port: int, path: str, *, post: bool = False, timeout_s: float = 30) -> dict[str, Any]:
+def get(port: int, path: str, *, post: bool = False, timeout_s: float = 30) -> JsonObject:
     """The server's JSON answer. Raises OSError, ValueError."""
-    answer: dict[str, Any] = call_json(
+    answer: JsonObject = call_json(
         f"http://127.0.0.1:{port}{path}",
         method="POST" if post else "GET",
         headers=CONTROL,
@@ -60,7 +60,7 @@ def get(port: int, path: str, *, post: bool = False, timeout_s: float = 30) -> d
 
 
 def first_tokens(
-    port: int, request: dict[str, Any], alive: Callable[[], bool], timeout_s: float = 300
+    port: int, request: JsonObject, alive: Callable[[], bool], timeout_s: float = 300
 ) -> client.Answer:
     """Ask until a token comes; given up when `alive()` says that nobody will answer."""
     until = timeline.now_s() + timeout_s
@@ -97,7 +97,7 @@ def short_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
 
 @contextmanager
 def serving(
-    command: Sequence[str], port: int, environment: Mapping[str, str], request: dict[str, Any]
+    command: Sequence[str], port: int, environment: Mapping[str, str], request: JsonObject
 ) -> Iterator[Running]:
     """The server in its own pid namespace, having served one request. Ended with the block if it
     still runs."""
@@ -150,7 +150,7 @@ def serving(
         ledger.current().done(entry)
 
 
-def shrink(port: int) -> dict[str, Any]:
+def shrink(port: int) -> JsonObject:
     """Drop what can be rebuilt, and wait until no connection is open any more: a live one would
     stop the dump."""
     freed = get(port, "/_labkit/shrink", post=True)

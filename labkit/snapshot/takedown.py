@@ -12,9 +12,8 @@ import contextlib
 import os
 import re
 import signal
-from collections.abc import Mapping
-from typing import Any
 
+from labkit.core.json_types import JsonMapping
 from labkit.core.proc import descendants, environ, parent, start_time
 from labkit.core.takedown import Action, Scope, carries, kill, marked_pids, process_id
 
@@ -24,7 +23,7 @@ NAME = re.compile(r"[A-Za-z0-9_.+@-]{1,255}")
 RESTORERS = ("python", "criu", "runc")
 
 
-def _end_orphans(entry: Mapping[str, Any], scope: Scope) -> None:
+def _end_orphans(entry: JsonMapping, scope: Scope) -> None:
     """Clones of one snapshot whose restorer is gone: whoever took them over (init, a service
     manager) runs no Python and no CRIU."""
     mark = entry.get("mark_of_snapshot")
@@ -54,7 +53,7 @@ def _snapshot_of(pid: int) -> str:
     return "\n"
 
 
-def _wake(entry: Mapping[str, Any], scope: Scope) -> None:
+def _wake(entry: JsonMapping, scope: Scope) -> None:
     """A process of the user that was stopped to be dumped goes on, and all below it."""
     pid = process_id(entry.get("pid"))
     if scope.processes and entry.get("started") and start_time(pid) == entry["started"]:

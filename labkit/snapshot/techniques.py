@@ -17,10 +17,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from labkit.core.beside import build_once, one_at_a_time
 from labkit.core.capabilities import capability
+from labkit.core.json_types import JsonObject
 from labkit.core.plan import LaunchPlan, Step
 from labkit.core.units import show_bytes
 from labkit.core.workspace import Workspace
@@ -82,7 +83,7 @@ class CriuProcess(Technique):
     replaces_layers: tuple[str, ...] = ("image", "process", "weights", "init", "device")
     loader = MAPPED
 
-    def available(self, host: Any) -> Availability:
+    def available(self, host: JsonObject) -> Availability:
         return missing_capability("root", "criu")
 
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
@@ -231,10 +232,9 @@ class CriuProcess(Technique):
                 pre_start="labkit.snapshot.transport:know_libraries",
             )
             steps = (begin, *self._beside(steps), Step("pull", "labkit.snapshot.transport:wait"))
+            stored_bytes = int(artifact.facts.get("stored_bytes") or artifact.facts["size_bytes"])
             crossing = {
-                self._key(artifact): artifact.facts.get(
-                    "stored_bytes", artifact.facts["size_bytes"]
-                ),
+                self._key(artifact): stored_bytes,
                 model_key: (
                     artifact.facts["model_stored_bytes"] if packed_model else sum(mapped.values())
                 ),
@@ -317,7 +317,7 @@ class CriuProcess(Technique):
             facts,
         )
 
-    def _crossed(self, seen: Observation, facts: dict[str, Any]) -> str:
+    def _crossed(self, seen: Observation, facts: JsonObject) -> str:
         """Fresh node: what the bucket itself counted as sent, of snapshot and model; "only …" where
         that is less than all."""
         want = seen.plan.state.snapshot_crossing

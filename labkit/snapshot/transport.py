@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import timeline
+from labkit.core.json_types import JsonMapping, JsonObject
 from labkit.core.plan import StepContext
 from labkit.net.parts import Into, RangePart, plan
 from labkit.net.ranges import RangeOptions, fetch_parts, fetch_processed
@@ -43,13 +44,13 @@ class SnapshotDownload:
     facts        all is here: it can be let run
     """
 
-    def __init__(self, fetch: Callable[[SnapshotDownload], dict[str, Any]]):
+    def __init__(self, fetch: Callable[[SnapshotDownload], JsonObject]):
         self.manifest: Future[store.Manifest] = Future()
-        self.restorable: Future[dict[str, Any]] = Future()
-        self.facts: Future[dict[str, Any]] = Future()
+        self.restorable: Future[JsonObject] = Future()
+        self.facts: Future[JsonObject] = Future()
         threading.Thread(target=self._run, args=(fetch,), name="snapshot", daemon=True).start()
 
-    def _run(self, fetch: Callable[[SnapshotDownload], dict[str, Any]]) -> None:
+    def _run(self, fetch: Callable[[SnapshotDownload], JsonObject]) -> None:
         try:
             self.facts.set_result(fetch(self))
         except BaseException as error:
@@ -64,7 +65,7 @@ def start(
     model_url: str = "",
     packed_model: bool = False,
     connections: int = 8,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Start to bring snapshot and mapped model files to the node's disk; the steps up to the
     restore go on beside it."""
     ctx.state.hand_on(
@@ -79,10 +80,10 @@ def know_libraries(ctx: StepContext, **_: Any) -> None:
     packed.know_libraries()
 
 
-def wait(ctx: StepContext) -> dict[str, Any]:
+def wait(ctx: StepContext) -> JsonObject:
     """Wait until the process can be restored. The model's files may still be on their way:
     `wait_for_model`."""
-    facts: dict[str, Any] = ctx.state.handed(SnapshotDownload).restorable.result()
+    facts: JsonObject = ctx.state.handed(SnapshotDownload).restorable.result()
     return facts
 
 
@@ -100,7 +101,7 @@ def fetch(
     packed_model: bool,
     connections: int,
     download: SnapshotDownload,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Snapshot and mapped model files side by side, ranges in parallel. Leaves state `snapshot_dir`
     and `moved` (model files).
 
@@ -221,7 +222,7 @@ def pull(
     target: Path,
     connections: int = 8,
     on_manifest: Callable[[store.Manifest], None] = lambda _: None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """One published snapshot into `target`; every byte is checked at the restore. Raises
     TransferError, SnapshotRefused."""
     store.refuse_stranger(target)
@@ -229,7 +230,7 @@ def pull(
     target.chmod(0o700)
     packed_index, manifest = bucket.get(INDEX).body, bucket.get("manifest.json").body
     index = parse_index(packed_index, manifest)
-    files: Mapping[str, Any] = index["files"]
+    files: JsonMapping = index["files"]
     on_manifest(store.parse_manifest(manifest, target))
     opened: dict[str, int] = {}
     parts: list[RangePart] = []

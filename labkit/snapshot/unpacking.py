@@ -19,9 +19,9 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from labkit.core.beside import build_once
+from labkit.core.json_types import JsonObject
 from labkit.core.plan import LaunchPlan, Step, StepContext
 from labkit.core.units import show_bytes
 from labkit.core.workspace import Workspace
@@ -31,7 +31,7 @@ from labkit.snapshot.techniques import CriuProcess
 from labkit.technique import Artifact, Evidence, Observation, Subject, register, technique
 
 
-def unpack(ctx: StepContext, packed: str) -> dict[str, Any]:
+def unpack(ctx: StepContext, packed: str) -> JsonObject:
     """The first half of `restore`: CRIU image files into the page cache. Leaves state
     `snapshot_dir`. Raises SnapshotRefused."""
     source, target = Path(packed), ctx.node / "snapshot"

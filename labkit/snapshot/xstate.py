@@ -23,9 +23,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from labkit.core.host import grantable_cpu_state
+from labkit.core.json_types import JsonObject
 from labkit.core.proc import descendants, namespace_pids, start_time
 from labkit.snapshot.explain import SnapshotError, SnapshotRefused
 from labkit.snapshot.tracee import Tracee, TraceError, supported
@@ -112,7 +113,7 @@ class Handed:
             }
         )
 
-    def as_facts(self) -> dict[str, Any]:
+    def as_facts(self) -> JsonObject:
         return {
             name: {pid: hex(mask) for pid, mask in getattr(self, name).items()}
             for name in ("dumped", "restored", "now")

@@ -21,8 +21,9 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import TextIO
 
+from labkit.core.json_types import JsonObject
 from labkit.core.observe import resident_bytes
 from labkit.core.plan import StepContext
 from labkit.core.proc import start_time
@@ -38,7 +39,7 @@ class _Zygote:
     rss_bytes: int
 
 
-def start(ctx: StepContext) -> dict[str, Any]:
+def start(ctx: StepContext) -> JsonObject:
     """The step: ask the resident zygote for a fork that becomes the server."""
     zygote = ctx.state.handed(_Zygote)
     process = zygote.process
@@ -101,7 +102,7 @@ def main() -> int:
     return 0
 
 
-def _serve(wanted: dict[str, Any]) -> int:
+def _serve(wanted: JsonObject) -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     devnull = os.open(os.devnull, os.O_RDONLY)
     os.dup2(devnull, 0)

@@ -7,8 +7,9 @@ notebooks/07_checkpoints."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from labkit.core.json_types import JsonObject
 from labkit.core.plan import LaunchPlan, Step
 from labkit.core.units import show_bytes
 from labkit.core.workspace import Workspace
@@ -35,7 +36,7 @@ class Zygote(Technique):
     requires_layers: ClassVar[Mapping[str, str]] = {"image": "host-env"}
     excluded_scenarios = ("fresh-node",)
 
-    def available(self, host: Any) -> Availability:
+    def available(self, host: JsonObject) -> Availability:
         return YES
 
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:

@@ -20,9 +20,9 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from labkit.core import question, stats
+from labkit.core.json_types import JsonMapping, JsonObject
 from labkit.core.records import Run, Trial
 from labkit.errors import BadInput
 from labkit.stack.compose import Stack
@@ -55,7 +55,7 @@ class Effect:
 
     arm: str
     stack: Mapping[str, str]
-    ratio: Mapping[str, Any]
+    ratio: JsonMapping
     saved_s: float
     phases: Mapping[str, float] = field(default_factory=dict)
     n: int = 0
@@ -69,7 +69,7 @@ def ladder() -> list[str]:
 
 
 def candidates(
-    host: Any,
+    host: JsonObject,
     layers: Iterable[str] = LAYERS,
     scenario: str = "fresh-node",
     only: Sequence[str] = (),

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from labkit.core import host
+from labkit.core.json_types import JsonObject
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
 from labkit.stack.compose import Stack
@@ -22,7 +22,7 @@ from labkit.stack.compose import Stack
 class Found:
     stack: Stack
     confidence: float  # share of bootstrap resamples in which it is the fastest of the last round
-    ratio: dict[str, Any]  # paired against naive
+    ratio: JsonObject  # paired against naive
     runner_up: str = ""
     runs: tuple[str, ...] = ()  # record files of the rounds
     tried: int = 0

@@ -14,13 +14,13 @@ ours. Lesson: notebooks/08_stacking."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from labkit.core import question, stats
+from labkit.core.json_types import JsonMapping
 from labkit.core.records import Run, Trial
 from labkit.core.units import show_s
 from labkit.technique import Claim, techniques
@@ -87,9 +87,9 @@ class Row:
     label: str
     technique: str  # what was measured, "" where nothing could be
     # median, low, high of technique / naive over the claim's phases
-    ratio: Mapping[str, Any] = field(default_factory=dict)
+    ratio: JsonMapping = field(default_factory=dict)
     # the same over the whole time to first token
-    total: Mapping[str, Any] = field(default_factory=dict)
+    total: JsonMapping = field(default_factory=dict)
     verdict: str = "not on this host"
     setup: str = ""  # scenario, link, preset, host of the record
     published: tuple[dict[str, str], ...] = ()
@@ -160,7 +160,7 @@ def _measure(row: ArticleRow, run: Run, beside: tuple[dict[str, str], ...]) -> l
     return found
 
 
-def gpu_of(card: Mapping[str, Any]) -> str:
+def gpu_of(card: JsonMapping) -> str:
     """The name of the first GPU of a host card, or ""."""
     gpus = card.get("gpus")
     return (
@@ -182,7 +182,7 @@ def _over(trial: Trial, phases: Sequence[str]) -> float:
     return sum(trial.phases.get(p, 0.0) for p in phases) if phases else float(trial.total_s or 0.0)
 
 
-def verdict(ratio: Mapping[str, Any], claim: Claim) -> str:
+def verdict(ratio: JsonMapping, claim: Claim) -> str:
     """Interval of the measured ratio against the claimed range."""
     if not ratio.get("significant", True):
         return "not significant"
@@ -207,7 +207,7 @@ def figures() -> list[dict[str, str]]:
 def as_rows(rows: Sequence[Row]) -> list[list[str]]:
     """For a table: layer, what, claimed, here (share of the naive phase), total, verdict, setup."""
 
-    def share(r: Mapping[str, Any]) -> str:
+    def share(r: JsonMapping) -> str:
         return f"{r['median']:.2f} ({r['low']:.2f} – {r['high']:.2f})" if r else "–"
 
     return [

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.core.node_state import PlanState
 from labkit.core.observe import INTERFACES
 from labkit.core.plan import SCENARIOS, LaunchPlan
@@ -114,7 +114,7 @@ class Stack:
         loader = LOADERS.get(self.layers.get("weights", ""))
         return self.layers.get("init") or (loader.init if loader else "")
 
-    def resolved(self, host: Any) -> Stack:
+    def resolved(self, host: JsonObject) -> Stack:
         """`container` replaced by what the user may start here: runc, then userns, then process."""
         if self.layers.get("process") != "container":
             return self
@@ -126,7 +126,7 @@ class Stack:
     def members(self) -> list[Technique]:
         return [technique(self.layers[layer]) for layer in LAYERS if self.layers.get(layer)]
 
-    def available(self, host: Any) -> Availability:
+    def available(self, host: JsonObject) -> Availability:
         """The first technique that is missing here says why."""
         for member in self.resolved(host).members():
             found = member.available(host)
@@ -208,7 +208,7 @@ def bucket_environment(subject: Subject) -> dict[str, str]:
     }
 
 
-def judge(stack: Stack, observed: dict[str, Any]) -> list[dict[str, Any]]:
+def judge(stack: Stack, observed: JsonObject) -> list[JsonObject]:
     """Every technique's evidence for what was observed. A technique that a snapshot replaces is not
     asked."""
     plan: LaunchPlan = observed["plan"]

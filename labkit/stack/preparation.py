@@ -14,9 +14,10 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from labkit.core.beside import scratch
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger import Ledger
 from labkit.core.plan import LaunchPlan
 from labkit.core.subprocess_call import run_in_subprocess
@@ -48,12 +49,12 @@ class Preparation:
     roots: tuple[Path, ...] = ()  # what the stores serve
     served: Served | None = None
     # what the tokens are compared with, and where it was computed
-    reference: dict[str, Any] = field(default_factory=dict)
+    reference: JsonObject = field(default_factory=dict)
 
     def note(self, text: str) -> None:
         notify(self.progress, "note", text)
 
-    def refuse(self, card: dict[str, Any]) -> None:
+    def refuse(self, card: JsonObject) -> None:
         """Note the arms that cannot run on the host of this card. Raises BadInput for one that
         means nothing, MissingCapability where none can."""
         for stack in self.spec.stacks:
@@ -210,7 +211,7 @@ class Preparation:
 
 def _model_and_answer(
     model_dir: str, space: Workspace, preset: str, max_tokens: int, device: str = "cpu"
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, JsonObject]:
     """The checkpoint, and what it answers: computed once, by the reference, off the clock, on the
     kind of device that the servers run on – elsewhere sums round differently. A device that cannot
     compute it (no memory, no driver) leaves it to the CPU, and says so."""

@@ -19,9 +19,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from labkit.core import host, records, stats
+from labkit.core.json_types import JsonObject
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, LabError, MissingCapability
 from labkit.stack.ablate import candidates, distinct, effects, put
@@ -164,7 +164,7 @@ def _means_something(stack: Stack) -> bool:
 
 def verdict(
     run: records.Run, leaders: list[Stack], seed: int
-) -> tuple[Stack, float, dict[str, Any], str]:
+) -> tuple[Stack, float, JsonObject, str]:
     """The faster leader, how sure, its ratio against naive, and the other's name."""
     times = {s.name: [t.first_token_s for t in run.of_arm(s.name)] for s in leaders}
     times = {k: v for k, v in times.items() if v}

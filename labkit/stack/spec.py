@@ -6,11 +6,11 @@ Lesson: notebooks/01_anatomy."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from labkit.core import question
+from labkit.core.json_types import JsonMapping, JsonObject
 from labkit.core.plan import device_arguments
 from labkit.stack.compose import Stack
 
@@ -42,10 +42,10 @@ class Experiment:
     port: int | None = None
     instrument: bool = True
     # how the device was chosen (labkit.stack.placement)
-    placement: Mapping[str, Any] = field(default_factory=dict)
-    notes: Mapping[str, Any] = field(default_factory=dict)
+    placement: JsonMapping = field(default_factory=dict)
+    notes: JsonMapping = field(default_factory=dict)
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> JsonObject:
         return {
             "arms": [
                 {
@@ -68,7 +68,7 @@ class Experiment:
             "conditions": self.conditions(),
         }
 
-    def conditions(self) -> dict[str, Any]:
+    def conditions(self) -> JsonObject:
         """Everything that was chosen, for `labkit.core.question`: what of it differs makes another
         experiment."""
         return question.chosen(

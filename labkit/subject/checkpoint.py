@@ -18,9 +18,9 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from labkit.core.beside import becoming, one_at_a_time
+from labkit.core.json_types import JsonObject
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
 from labkit.subject import tokenizer
@@ -42,7 +42,7 @@ def make_checkpoint(
     shards: int = 0,
     seed: int | None = None,
     progress: Callable[[int, int], object] | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Make one and give its facts (paths, bytes, seconds). The directory must not exist, or be
     empty. Raises BadInput."""
     target = Path(directory).expanduser().absolute()
@@ -103,7 +103,7 @@ def _write(
     shards: int,
     seed: int | None,
     progress: Callable[[int, int], object] | None,
-) -> dict[str, Any]:
+) -> JsonObject:
     from labkit.subject import values
 
     seed = values.SEED if seed is None else seed

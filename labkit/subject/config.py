@@ -21,8 +21,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 from labkit.subject.config_fields import Fields
 
@@ -158,7 +158,7 @@ class LlamaConfig:
             eos_token_ids=_ids(doc.get("eos_token_id")),
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The public spelling (`rope_theta` + `rope_scaling`), which old and new readers take."""
         r = self.rope
         scaling = {

@@ -9,9 +9,9 @@ Lesson: notebooks/04_model_formats."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from labkit.core.json_types import JsonMapping
 from labkit.errors import BadInput
 
 #: Above any model there is; what exceeds it is a damaged file, not a model.
@@ -30,7 +30,7 @@ LIMITS = {
 class Fields(NamedTuple):  # a dataclass would cost 1 ms more of each start
     """A JSON object, and the name of the file that it came from. Every reading raises BadInput."""
 
-    doc: Mapping[str, Any]
+    doc: JsonMapping
     where: str
 
     def refused(

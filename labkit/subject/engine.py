@@ -23,11 +23,12 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 from labkit.core import proc
+from labkit.core.json_types import JsonObject
 from labkit.subject.api import APIError, Completion
 from labkit.subject.decode import Step, generate
 from labkit.subject.llama import KVCache, Llama
@@ -219,7 +220,7 @@ class Engine:
                 self.reseed()
             job()
 
-    def shrink(self) -> dict[str, Any]:
+    def shrink(self) -> JsonObject:
         """Give back what a snapshot need not hold: the KV cache, garbage, freed heap pages, the
         device allocator's cache."""
         before = proc.status_bytes("self", "VmRSS")[0]
@@ -241,7 +242,7 @@ class Engine:
             "resident_after_bytes": proc.status_bytes("self", "VmRSS")[0],
         }
 
-    def reseed(self) -> dict[str, Any]:
+    def reseed(self) -> JsonObject:
         """New random state from the kernel: two clones of one snapshot would otherwise draw
         alike."""
         torch.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)

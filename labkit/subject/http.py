@@ -18,8 +18,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from labkit.core.json_types import JsonObject
 from labkit.net import server as net
 from labkit.net.guard import exposure, warn
 from labkit.net.message import Request, Response, text
@@ -187,11 +188,11 @@ def _logged(error: Exception) -> str:
     return text
 
 
-def _event(doc: dict[str, Any]) -> bytes:
+def _event(doc: JsonObject) -> bytes:
     return b"data: " + json.dumps(doc, separators=(",", ":")).encode() + b"\n\n"
 
 
-def _json(status: int, doc: dict[str, Any]) -> Response:
+def _json(status: int, doc: JsonObject) -> Response:
     headers = {"Retry-After": "1"} if status == 503 else {}
     return text(status, json.dumps(doc), "application/json", **headers)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 from labkit.subject.directory import check, open_directory
 from labkit.subject.llama import Llama
@@ -22,7 +23,7 @@ from labkit.subject.source import is_remote
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def load(model: Llama, source: str, device: str, **options: Any) -> dict[str, Any]:
+def load(model: Llama, source: str, device: str, **options: Any) -> JsonObject:
     """Fill the model's parameters from a local directory. Returns facts. Raises BadInput."""
     if options:
         raise BadInput(

@@ -17,15 +17,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from labkit.core.beside import replacing
 from labkit.core.interpreter import module
+from labkit.core.json_types import JsonObject
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, LabError
 
 
-def _key(directory: Path, question: dict[str, Any]) -> str:
+def _key(directory: Path, question: JsonObject) -> str:
     state = hashlib.sha256(json.dumps(question, sort_keys=True).encode())
     for file in sorted(p for p in directory.iterdir() if p.is_file()):
         stat = file.stat()
@@ -44,7 +44,7 @@ def reference(
     device: str = "cpu",
     dtype: str = "",
     workspace: Workspace | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """{"tokens", "logprobs", "text", "device", "dtype", "torch"} for a local model directory.
     Raises BadInput."""
     directory = Path(model_dir).expanduser().absolute()
@@ -94,7 +94,7 @@ def reference(
     return answer
 
 
-def compute(directory: str, question: dict[str, Any]) -> dict[str, Any]:
+def compute(directory: str, question: JsonObject) -> JsonObject:
     import torch
 
     from labkit.subject import plain

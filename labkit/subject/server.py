@@ -23,9 +23,10 @@ import json  # noqa: E402
 import os  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
-from typing import TYPE_CHECKING, Any  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
 
 from labkit.core import timeline  # noqa: E402
+from labkit.core.json_types import JsonObject  # noqa: E402
 from labkit.errors import BadInput, LabError, MissingCapability  # noqa: E402
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class State:
         self.started_unix_s = time.time()
         self.nonce = os.urandom(16).hex()
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         engine = self.engine
         return {
             "pid": os.getpid(),
@@ -145,7 +146,7 @@ class State:
         }
 
 
-def make_context(device: str, threads: int) -> dict[str, Any]:
+def make_context(device: str, threads: int) -> JsonObject:
     """The device's own start. On a GPU the driver makes a context, loads kernels and allocates; on
     a CPU a thread pool."""
     import torch
@@ -196,7 +197,7 @@ def build(args: argparse.Namespace) -> tuple[Llama, Tokenizer]:
     return (model.to(args.device) if args.device != "cpu" else model), tokenizer
 
 
-def load(model: Llama, args: argparse.Namespace) -> dict[str, Any]:
+def load(model: Llama, args: argparse.Namespace) -> JsonObject:
     """Call the loader, then check that nothing was left out."""
     import torch
 

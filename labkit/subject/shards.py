@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.core.host import cpu_count
+from labkit.core.json_types import JsonObject
 from labkit.core.proc import meminfo_bytes
 from labkit.errors import BadInput
 from labkit.subject.config import LlamaConfig
@@ -42,7 +43,7 @@ def write_shards(
     shards: int,
     seed: int,
     progress: Callable[[int, int], object] | None = None,
-) -> tuple[list[str], dict[str, dict[str, Any]]]:
+) -> tuple[list[str], dict[str, JsonObject]]:
     """All shards and their index; `shards` 0: as few as SHARD_BYTES allows. `progress(done, total)`
     in bytes, from several threads. Returns file names, and by tensor its sha256, dtype, shape and
     file. Raises BadInput, OSError."""
@@ -190,7 +191,7 @@ def _computed_ahead(
 def write_safetensors(path: Path, shapes: Shapes, pieces: Iterable[Piece]) -> None:
     """One shard, streamed: the header knows every offset before the first value is computed.
     `pieces`: (name, bytes), in order of `shapes`."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: JsonObject = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shapes.items():
         size = 2 * math.prod(shape)

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 from labkit.subject.source import read_small
 
@@ -221,7 +222,7 @@ def tokenizer_json(size: int) -> bytes:
     return json.dumps(doc, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def tokenizer_config(context: int) -> dict[str, Any]:
+def tokenizer_config(context: int) -> JsonObject:
     """`tokenizer_config.json`, for the public libraries that ask for it."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",

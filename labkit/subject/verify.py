@@ -15,8 +15,8 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 from labkit.subject.checkpoint import DIGESTS
 from labkit.subject.directory import Directory, Stored, open_directory
@@ -24,7 +24,7 @@ from labkit.subject.directory import Directory, Stored, open_directory
 PIECE_BYTES = 8 << 20
 
 
-def read_digests(directory: Path) -> dict[str, dict[str, Any]]:
+def read_digests(directory: Path) -> dict[str, JsonObject]:
     """name -> {"sha256", "shape", "dtype", "file"}. Raises BadInput."""
     file = directory / DIGESTS
     try:
@@ -53,7 +53,7 @@ def read_digests(directory: Path) -> dict[str, dict[str, Any]]:
     return tensors
 
 
-def verify(directory: str | os.PathLike[str]) -> dict[str, Any]:
+def verify(directory: str | os.PathLike[str]) -> JsonObject:
     """Check headers, index, config and every digest. Returns {"tensors", "bytes", "wrong":
     [{tensor, file, what}]}. Raises BadInput when the directory is so broken that tensors cannot be
     told apart."""

@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.core.records import Run, Trial
 from labkit.core.timeline import PHASES
 from labkit.core.units import show_s
@@ -45,8 +45,8 @@ class Shown:
     """A trial with what its caption needs."""
 
     trial: Trial
-    arm: dict[str, Any] = field(default_factory=dict)  # name, stack, scenario, link
-    host: dict[str, Any] = field(default_factory=dict)
+    arm: JsonObject = field(default_factory=dict)  # name, stack, scenario, link
+    host: JsonObject = field(default_factory=dict)
     n: int = 1  # good trials of the arm this one stands for
     failed: int = 0
     replayed_from: str = ""
@@ -119,7 +119,7 @@ def model(run: Run) -> str:
     return str(conditions.get("preset") or "")
 
 
-def host_name(host: dict[str, Any], device: str = "") -> str:
+def host_name(host: JsonObject, device: str = "") -> str:
     """How a caption calls a host: its card's title, which names cores, memory and GPUs, and whether
     there is none of the latter; beside a GPU, which of the two was used."""
     name = str(host.get("name") or host.get("title") or host.get("id") or "unnamed host")

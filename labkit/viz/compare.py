@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from labkit.core import stats
+from labkit.core.json_types import JsonObject
 from labkit.core.records import Run, Trial
 from labkit.core.speedup import speedup
 from labkit.core.timeline import PHASES
@@ -118,7 +119,7 @@ def _time(trial: Trial, phase: str) -> float | None:
     return trial.phases.get(phase) if phase else trial.total_s
 
 
-def _ratio_words(r: dict[str, Any]) -> str:
+def _ratio_words(r: JsonObject) -> str:
     if not r["significant"]:
         return "not significant" + (
             f" (n = {r['n']} < {stats.MIN_PAIRS})" if r["n"] < stats.MIN_PAIRS else ""
@@ -222,7 +223,7 @@ def _draw_phases(run: Run, shown: list[captions.Shown], theme: Theme) -> Figure:
     return figure
 
 
-def _phase_look(phase: str, theme: Theme) -> dict[str, Any]:
+def _phase_look(phase: str, theme: Theme) -> JsonObject:
     """How a bar of the phase is filled."""
     if phase == captions.UNACCOUNTED:
         return {

@@ -16,6 +16,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from labkit.core.json_types import JsonObject
 from labkit.core.units import show_s
 from labkit.decide.plan import Plan
 from labkit.viz import theme as look
@@ -128,7 +129,7 @@ def _draw_forecast(plan: Plan, rows: Sequence[tuple[str, Any]], total: str, them
     return figure
 
 
-def tradeoff(rows: Sequence[dict[str, Any]], plan: Plan | None = None) -> Picture:
+def tradeoff(rows: Sequence[JsonObject], plan: Plan | None = None) -> Picture:
     """One point a keep-alive time: GPU-hours of the whole trace against waiting. `plan`: whose
     inputs may be a lesson's example, which is then said."""
     note = (
@@ -161,13 +162,13 @@ def tradeoff(rows: Sequence[dict[str, Any]], plan: Plan | None = None) -> Pictur
     )
 
 
-def _keep(row: dict[str, Any]) -> str:
+def _keep(row: JsonObject) -> str:
     if math.isinf(row["keep_alive_s"]):
         return "always on"
     return show_s(row["keep_alive_s"]) if row["keep_alive_s"] else "0 s"
 
 
-def _draw_tradeoff(rows: Sequence[dict[str, Any]], note: str, theme: Theme) -> Figure:
+def _draw_tradeoff(rows: Sequence[JsonObject], note: str, theme: Theme) -> Figure:
     height_in, left_in, foot_in, head_in, right_in = 4.6, 0.85, 0.95, 1.0, 1.9
     figure = look.blank(_WIDTH_IN, height_in)
     axes = look.axes(figure, left_in, right_in, head_in, foot_in)

@@ -8,9 +8,9 @@ Lesson: notebooks/03_lazy_pull.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from labkit.core.json_types import JsonMapping
 from labkit.core.units import show_bytes, show_s
 from labkit.viz import theme as look
 from labkit.viz.theme import Picture, Theme
@@ -22,7 +22,7 @@ WIDTH_IN = 9.0
 MOST = 10
 
 
-def touched_of_present(facts: Mapping[str, Any], stamp: str = "") -> Picture:
+def touched_of_present(facts: JsonMapping, stamp: str = "") -> Picture:
     """The largest touched files, bytes touched of bytes present; the whole image as the first
     bar."""
     files = sorted(facts["files"].items(), key=lambda f: -f[1][0])[:MOST]
@@ -95,7 +95,7 @@ def _draw_touched(rows: list[tuple[str, int, int]], stamp: str, theme: Theme) ->
     return figure
 
 
-def crossover_curve(doc: Mapping[str, Any], stamp: str = "") -> Picture:
+def crossover_curve(doc: JsonMapping, stamp: str = "") -> Picture:
     """Seconds to read a share of the image, mounted, against the pull of all of it, a pair of lines
     for each link."""
     lines = []
@@ -116,7 +116,7 @@ def crossover_curve(doc: Mapping[str, Any], stamp: str = "") -> Picture:
     )
 
 
-def _draw_crossover(doc: Mapping[str, Any], stamp: str, theme: Theme) -> Figure:
+def _draw_crossover(doc: JsonMapping, stamp: str, theme: Theme) -> Figure:
     figure = look.blank(WIDTH_IN, 4.5)
     axes = figure.add_axes((0.10, 0.19, 0.70, 0.68))
     labels: list[tuple[float, str]] = []

@@ -13,10 +13,11 @@ notebooks/05_streaming."""
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from labkit.core.json_types import JsonMapping
 from labkit.core.units import show_bytes, show_s
 from labkit.viz import theme as look
 from labkit.viz.theme import Picture, Theme
@@ -124,7 +125,7 @@ def _draw_map(layouts: Sequence[Layout], theme: Theme) -> Figure:
     return figure
 
 
-def loads(doc: Mapping[str, Any]) -> Picture:
+def loads(doc: JsonMapping) -> Picture:
     """Every arm that ran: medians of its pieces end to end, the floor as a line. Failed and missing
     arms are named."""
     good = [r for r in doc["results"] if "missing" not in r]
@@ -146,7 +147,7 @@ def loads(doc: Mapping[str, Any]) -> Picture:
     )
 
 
-def _draw_loads(doc: Mapping[str, Any], good: Sequence[Mapping[str, Any]], theme: Theme) -> Figure:
+def _draw_loads(doc: JsonMapping, good: Sequence[JsonMapping], theme: Theme) -> Figure:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -212,7 +213,7 @@ def _draw_loads(doc: Mapping[str, Any], good: Sequence[Mapping[str, Any]], theme
 
 
 def sweep(
-    rows: Sequence[Mapping[str, Any]], setting: str, floor_s: float | None = None, note: str = ""
+    rows: Sequence[JsonMapping], setting: str, floor_s: float | None = None, note: str = ""
 ) -> Picture:
     """Seconds against a setting: every point, the medians joined. rows: {setting: value, "seconds":
     […]}."""
@@ -232,7 +233,7 @@ def sweep(
 
 
 def _draw_sweep(
-    rows: Sequence[Mapping[str, Any]], setting: str, floor_s: float | None, note: str, theme: Theme
+    rows: Sequence[JsonMapping], setting: str, floor_s: float | None, note: str, theme: Theme
 ) -> Figure:
     from labkit.core.stats import median
 
@@ -273,7 +274,7 @@ def _draw_sweep(
     return figure
 
 
-def trade(rows: Sequence[Mapping[str, Any]]) -> Picture:
+def trade(rows: Sequence[JsonMapping]) -> Picture:
     """Bytes on disk against the distance of the answers. rows of `labkit.bench.quality`."""
     text = "\n".join(
         f"{r['format']}: {show_bytes(r['size_bytes'])}, largest logit difference"
@@ -289,7 +290,7 @@ def trade(rows: Sequence[Mapping[str, Any]]) -> Picture:
     )
 
 
-def _draw_trade(rows: Sequence[Mapping[str, Any]], theme: Theme) -> Figure:
+def _draw_trade(rows: Sequence[JsonMapping], theme: Theme) -> Figure:
     height_in = 1.3 + 0.5 * len(rows)
     figure = look.blank(WIDTH_IN, height_in)
     columns = (

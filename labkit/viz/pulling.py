@@ -9,9 +9,10 @@ notebooks/02_image_pull."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from labkit.core.json_types import JsonMapping
 from labkit.core.units import show_bytes, show_s
 from labkit.viz import theme as look
 from labkit.viz.theme import Picture, Theme
@@ -36,7 +37,7 @@ def codec_of(arm: str) -> str:
     )
 
 
-def layers(rows: Sequence[Mapping[str, Any]]) -> Picture:
+def layers(rows: Sequence[JsonMapping]) -> Picture:
     """Each layer packed and unpacked."""
     text = "\n".join(
         f"{r['layer']}: {show_bytes(r['packed_bytes'])} on the wire, {show_bytes(r['plain_bytes'])}"
@@ -51,7 +52,7 @@ def layers(rows: Sequence[Mapping[str, Any]]) -> Picture:
     )
 
 
-def _draw_layers(rows: Sequence[Mapping[str, Any]], theme: Theme) -> Figure:
+def _draw_layers(rows: Sequence[JsonMapping], theme: Theme) -> Figure:
     height_in = 1.25 + 0.62 * len(rows)
     figure = look.blank(WIDTH_IN, height_in)
     axes = figure.add_axes((0.17, 0.3 / height_in, 0.68, 1 - 0.95 / height_in))
@@ -87,7 +88,7 @@ def _draw_layers(rows: Sequence[Mapping[str, Any]], theme: Theme) -> Figure:
     return figure
 
 
-def pulls(doc: Mapping[str, Any], title: str = "From nothing to an unpacked image") -> Picture:
+def pulls(doc: JsonMapping, title: str = "From nothing to an unpacked image") -> Picture:
     """Medians as bars with the interval, below each the floors of its codec. Arms that did not run
     are named in the text."""
     good = [r for r in doc["results"] if "missing" not in r]
@@ -111,9 +112,7 @@ def pulls(doc: Mapping[str, Any], title: str = "From nothing to an unpacked imag
     )
 
 
-def _draw_pulls(
-    doc: Mapping[str, Any], good: Sequence[Mapping[str, Any]], title: str, theme: Theme
-) -> Figure:
+def _draw_pulls(doc: JsonMapping, good: Sequence[JsonMapping], title: str, theme: Theme) -> Figure:
     from matplotlib.patches import Patch
 
     height_in = 1.85 + 0.72 * max(1, len(good))

@@ -13,10 +13,11 @@ notebooks/08_stacking."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from labkit.core import stats
+from labkit.core.json_types import JsonMapping
 from labkit.core.records import Run
 from labkit.core.units import show_s
 from labkit.errors import BadInput
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def _ratio(r: Mapping[str, Any] | None) -> str:
+def _ratio(r: JsonMapping | None) -> str:
     if not r:
         return "–"
     return f"{r['median']:.2f} ({r['low']:.2f}–{r['high']:.2f})" + (

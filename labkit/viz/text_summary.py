@@ -8,8 +8,7 @@ Every number carries its cache state and floor, as the figures do. Lesson: noteb
 
 from __future__ import annotations
 
-from typing import Any
-
+from labkit.core.json_types import JsonObject
 from labkit.core.records import Run
 from labkit.core.units import show_bytes, show_s
 from labkit.viz import captions
@@ -55,7 +54,7 @@ def _placed(run: Run) -> str:
     return f"device {device}{name}{why}"
 
 
-def _cache(cache: dict[str, Any]) -> str:
+def _cache(cache: JsonObject) -> str:
     if not cache:
         return ""
     proof = f"cache {cache.get('state', 'unverified')}"
@@ -67,7 +66,7 @@ def _cache(cache: dict[str, Any]) -> str:
     return proof + (f", by {cache['method']}" if cache.get("method") else "")
 
 
-def _evidence(found: list[dict[str, Any]]) -> list[str]:
+def _evidence(found: list[JsonObject]) -> list[str]:
     return [
         f"  {'engaged' if e.get('engaged') else 'NOT ENGAGED'}: {e.get('technique', '')} –"
         f" {e.get('how', '')}"

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from labkit.core import outputs, printable
+from labkit.core.json_types import JsonObject
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -136,7 +137,7 @@ def caption(figure: Figure, theme: Theme, lines: Iterable[str], y: float) -> Non
     )
 
 
-def style(theme: Theme) -> dict[str, Any]:
+def style(theme: Theme) -> JsonObject:
     """rcParams of a figure; used in a `matplotlib.rc_context`, never set globally: the learner's
     own plots stay theirs."""
     return {
@@ -197,9 +198,7 @@ class Picture:
         out = io.BytesIO()
         with matplotlib.rc_context(cast(Any, style(theme))):
             # No date: the same record gives the same bytes.
-            metadata: dict[str, Any] = (
-                {"Date": None} if kind == "svg" else {"Description": self.alt}
-            )
+            metadata: JsonObject = {"Date": None} if kind == "svg" else {"Description": self.alt}
             _literal(self.draw(theme)).savefig(out, format=kind, dpi=self.dpi, metadata=metadata)
         return out.getvalue()
 

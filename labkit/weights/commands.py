@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.core.stdout import last_line, table
 from labkit.core.units import show_bytes, show_s
 from labkit.errors import BadInput
@@ -82,7 +82,7 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
-def _as_doc(layout: Layout, every: bool) -> dict[str, Any]:
+def _as_doc(layout: Layout, every: bool) -> JsonObject:
     doc = layout._asdict() | {"tensors": [t._asdict() for t in layout.tensors]}
     doc["tensor_count"] = len(layout.tensors)
     doc["metadata"] = {

@@ -18,10 +18,11 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from labkit.core.beside import becoming
 from labkit.core.host import cpu_count
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 from labkit.subject.shards import shard_files, write_index
 from labkit.weights.source import LAYOUT, CheckpointSource, format_of, open_source, shard_tensors
@@ -33,9 +34,7 @@ FORMATS = ("pickle", "safetensors", "gguf", "tensorizer")
 WEIGHT_SUFFIXES = (".bin", ".safetensors", ".gguf", ".tensors", ".pt", ".pth")
 
 
-def convert(
-    source: str | os.PathLike[str], target: str | os.PathLike[str], to: str
-) -> dict[str, Any]:
+def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], to: str) -> JsonObject:
     """Write `target` (a directory that must not exist) in format `to`. Facts: convert_s,
     size_bytes, shards, format.
 
@@ -91,7 +90,7 @@ def all_tensors(source: CheckpointSource) -> Iterator[tuple[str, torch.Tensor]]:
         yield from shard_tensors(source, format, name).items()
 
 
-def _to_shards(source: CheckpointSource, target: Path, to: str) -> dict[str, Any]:
+def _to_shards(source: CheckpointSource, target: Path, to: str) -> JsonObject:
     import torch
     from safetensors.torch import save_file
 
@@ -123,7 +122,7 @@ def _to_shards(source: CheckpointSource, target: Path, to: str) -> dict[str, Any
     return {"shards": len(shards), "tensors": len(weight_map)}
 
 
-def _to_tensorizer(source: CheckpointSource, target: Path) -> dict[str, Any]:
+def _to_tensorizer(source: CheckpointSource, target: Path) -> JsonObject:
     from tensorizer import TensorSerializer
     from tensorizer.serialization import TensorType
 

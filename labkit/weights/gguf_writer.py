@@ -15,6 +15,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 from labkit.formats.gguf_names import heads_of, to_gguf, to_neighbours
 from labkit.weights.source import CheckpointSource, format_of, shard_tensors
@@ -23,7 +24,7 @@ WRITABLE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
 
 
-def write_gguf(source: CheckpointSource, path: Path, kind: str) -> dict[str, Any]:
+def write_gguf(source: CheckpointSource, path: Path, kind: str) -> JsonObject:
     """Facts: shards, tensors, kept_f16 (matrices whose rows do not divide into blocks). Raises
     BadInput."""
     import logging
@@ -83,7 +84,7 @@ def _numpy_dtype(qtype: Any, gguf: Any) -> Any:
     }.get(qtype, np.dtype(np.int8))
 
 
-def _json(source: CheckpointSource, name: str) -> dict[str, Any]:
+def _json(source: CheckpointSource, name: str) -> JsonObject:
     raw = source.read(name)
     try:
         doc = json.loads(raw or b"")
@@ -98,11 +99,11 @@ def _json(source: CheckpointSource, name: str) -> dict[str, Any]:
     return doc
 
 
-def _head_dim(config: dict[str, Any]) -> int:
+def _head_dim(config: JsonObject) -> int:
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
-def _keys(writer: Any, config: dict[str, Any], kind: str) -> None:
+def _keys(writer: Any, config: JsonObject, kind: str) -> None:
     import gguf
 
     heads = int(config["num_attention_heads"])
@@ -136,7 +137,7 @@ def _keys(writer: Any, config: dict[str, Any], kind: str) -> None:
         writer.add_rope_scaling_factor(float(scaling["factor"]))
 
 
-def _frequency_factors(config: dict[str, Any]) -> Any:
+def _frequency_factors(config: JsonObject) -> Any:
     """Llama 3's stretched wavelengths as GGUF stores them: a divisor a frequency (float32), or
     None."""
     import numpy as np
@@ -242,7 +243,7 @@ def _tensors(
     source: CheckpointSource,
     format: str,
     plan: list[tuple[str, str, tuple[int, ...], Any]],
-    config: dict[str, Any],
+    config: JsonObject,
     architecture: str,
 ) -> None:
     import gguf
@@ -250,7 +251,7 @@ def _tensors(
 
     heads = int(config["num_attention_heads"])
     kv_heads = int(config.get("num_key_value_heads") or heads)
-    shard_of: dict[str, Any] = {}
+    shard_of: JsonObject = {}
     shards = iter(source.shards(format))
     for public, _, _, qtype in plan:
         while public not in shard_of:

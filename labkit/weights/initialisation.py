@@ -14,6 +14,7 @@ Lesson: notebooks/04_model_formats."""
 
 from __future__ import annotations
 
+from labkit.core.json_types import JsonObject
 from labkit.core.plan import LaunchPlan
 from labkit.core.workspace import Workspace
 from labkit.technique import (
@@ -32,7 +33,7 @@ class Initialisation(Technique):
     layer = "init"
     lesson = "notebooks/04_model_formats"
 
-    def available(self, host: object) -> Availability:
+    def available(self, host: JsonObject) -> Availability:
         return YES
 
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import timeline
+from labkit.core.json_types import JsonObject
 from labkit.core.plan import LaunchPlan, Step, StepContext
 from labkit.core.units import show_bytes
 from labkit.errors import TransferError
@@ -61,14 +62,14 @@ YIELD_S = 20.0  # a mount that is stuck holds nobody up for longer
 TAKEN_OVER = "LABKIT_TAKEN_OVER"
 
 
-def expect_loader(ctx: StepContext) -> dict[str, Any]:
+def expect_loader(ctx: StepContext) -> JsonObject:
     """warm-node, first: the server is told by which file it takes over; it lies where every runtime
     lets it write."""
     ctx.server_env[TAKEN_OVER] = f"{ctx.timeline_path}.taken-over"
     return {}
 
 
-def read_ahead(ctx: StepContext, directory: str) -> dict[str, Any]:
+def read_ahead(ctx: StepContext, directory: str) -> JsonObject:
     """warm-node, in the background: weight files through the page cache, two readers, in the
     loader's order, until it has come."""
     began, taken = timeline.now_s(), ctx.server_env.get(TAKEN_OVER, "")
@@ -104,7 +105,7 @@ class Target:
     directory: Path
 
 
-def fetch_small(ctx: StepContext, model: str, environment: dict[str, str]) -> dict[str, Any]:
+def fetch_small(ctx: StepContext, model: str, environment: dict[str, str]) -> JsonObject:
     """fresh-node, before anything else: config, tokenizer and index to the node, where the server
     looks."""
     source = _source(model, environment)
@@ -156,7 +157,7 @@ class ImageFirst:
 
 def fetch_shards(
     ctx: StepContext, model: str, environment: dict[str, str], connections: int = 8
-) -> dict[str, Any]:
+) -> JsonObject:
     """fresh-node, in the background: the shards in parallel ranges. A shard has its name only once
     it is whole."""
     from labkit.net.client import Client
@@ -208,7 +209,7 @@ def _source(model: str, environment: dict[str, str]) -> CheckpointSource:
     return open_source(model, {**os.environ, **{k: v for k, v in environment.items() if v}})
 
 
-def load(model: Model, source: str, device: str = "cpu", **options: Any) -> dict[str, Any]:
+def load(model: Model, source: str, device: str = "cpu", **options: Any) -> JsonObject:
     """The lab's streamer, after the shards have their names. Raises TransferError when the fetch
     beside it failed."""
     from labkit.weights.streamer import load as stream

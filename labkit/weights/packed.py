@@ -23,8 +23,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def width_of(sample: bytes) -> int:
     return next(w for w in WIDTHS if sizes[w] <= 1.02 * min(sizes.values()))
 
 
-def pack(directory: Path, names: Sequence[str], into: Path) -> dict[str, Any]:
+def pack(directory: Path, names: Sequence[str], into: Path) -> JsonObject:
     """Files of a model directory, packed under their names, and the index. Returns size_bytes and
     stored_bytes."""
     from labkit.core.timeline import now_s

@@ -13,9 +13,9 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from labkit.core import plugins
+from labkit.core.json_types import JsonObject
 from labkit.core.node_state import WeightsState
 from labkit.core.plan import LaunchPlan
 from labkit.core.residency import residency
@@ -85,7 +85,7 @@ _STREAM = Option(
 )
 _STREAM_ROW = "safetensors + direct GPU stream"
 #: What the rest of the lab says of a loader; of those not named here, nothing.
-STANDING: dict[str, dict[str, Any]] = {
+STANDING: dict[str, JsonObject] = {
     "safetensors": {"rung": 2, "claims_row": _STREAM_ROW, "advice": _FORMAT},
     "safetensors-pread": {"advice": _FORMAT},
     "safetensors-lazy": {"advice": _FORMAT},
@@ -108,7 +108,7 @@ class WeightsTechnique(Technique):
     def loader(self) -> Loader:
         return LOADERS[self.name]
 
-    def available(self, host: object) -> Availability:
+    def available(self, host: JsonObject) -> Availability:
         missing = self.loader.missing()
         if missing:
             return Availability(
@@ -192,7 +192,7 @@ def verify_loader(loader: Loader, seen: Observation) -> Evidence:
     process read or mapped the files. On a GPU also that the parameters are there."""
     about = seen.plan.state.weights
     want, maps = about.bytes, seen.proc.get("maps", [])
-    facts: dict[str, Any] = {}
+    facts: JsonObject = {}
     if loader.library:
         facts["library"] = next((m for m in maps if loader.library in m), "")
         if not facts["library"]:
@@ -232,7 +232,7 @@ def verify_loader(loader: Loader, seen: Observation) -> Evidence:
     return Evidence(loader.name, enough, how, facts)
 
 
-def _from_store(loader: Loader, seen: Observation, facts: dict[str, Any]) -> Evidence:
+def _from_store(loader: Loader, seen: Observation, facts: JsonObject) -> Evidence:
     """The store sent the model's bytes, or this host's interfaces received as many."""
     about, counters = seen.plan.state.weights, seen.stores.get("bucket", {})
     want = about.bytes
@@ -261,7 +261,7 @@ NEARLY = 0.98
 
 
 def _on_device(
-    loader: Loader, seen: Observation, want: int, directory: str, facts: dict[str, Any]
+    loader: Loader, seen: Observation, want: int, directory: str, facts: JsonObject
 ) -> Evidence:
     """A copy to the device lets the mapping of the files go, and pages that were in memory are read
     without a counter moving.
@@ -290,7 +290,7 @@ def _on_device(
     return Evidence(loader.name, came and placed, how, facts)
 
 
-def device_facts(seen: Observation) -> dict[str, Any]:
+def device_facts(seen: Observation) -> JsonObject:
     """What the server's `load` span says about its parameters on the device."""
     detail = next(
         (s.detail for s in seen.spans if s.name == "load" and "device_bytes" in s.detail), {}

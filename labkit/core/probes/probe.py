@@ -11,9 +11,9 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from labkit.core import host
+from labkit.core.json_types import JsonObject
 
 OK, DEGRADED, MISSING = "OK", "DEGRADED", "MISSING"
 
@@ -40,7 +40,7 @@ class Capability:
             return MISSING
         return DEGRADED if self.degraded else OK
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         return {**asdict(self), "state": self.state}
 
 

@@ -17,9 +17,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from labkit.core.beside import scratch
+from labkit.core.json_types import JsonObject
 from labkit.image import oci
 from labkit.image.access_record import Access, merged, of_layer
 from labkit.image.estargz import layer_cache, layout, reader, toc, writer
@@ -38,7 +38,7 @@ class Converted:
     source_bytes: int
     options: layer_cache.Options
     orders: tuple[tuple[Access, ...], ...]  # for each layer, the accesses its files are ordered by
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
 
     @property
     def size_bytes(self) -> int:

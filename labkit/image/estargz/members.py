@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import base64
 from datetime import datetime, timezone
-from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.image.tar import BLOCK, BLOCKDEV, CHAR, DIR, FIFO, FILE, HARDLINK, SYMLINK, Member
 
 _KINDS = {
@@ -102,10 +102,10 @@ def _block(
     return raw[:148] + b"%06o\0 " % sum(raw) + raw[156:]
 
 
-def toc_entry(member: Member) -> dict[str, Any]:
+def toc_entry(member: Member) -> JsonObject:
     """The TOC's entry of a member, without its chunks. Zero values are left out, as the reference
     writer does."""
-    entry: dict[str, Any] = {
+    entry: JsonObject = {
         "name": member.name + ("/" if member.type == DIR and not member.name.endswith("/") else ""),
         "type": _KINDS[member.type],
     }

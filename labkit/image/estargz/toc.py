@@ -17,8 +17,9 @@ from bisect import bisect_right
 from calendar import timegm
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeGuard
+from typing import NamedTuple, TypeGuard
 
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 from labkit.image.estargz.layout import PREFETCH
 
@@ -103,7 +104,7 @@ def clean_name(raw: object) -> str:
     return name
 
 
-def _whole(doc: dict[str, Any], key: str, limit: int) -> int:
+def _whole(doc: JsonObject, key: str, limit: int) -> int:
     value = doc.get(key, 0)
     if type(value) is not int or not 0 <= value <= limit:
         raise _refuse(f"{key}={str(value)[:40]} of {str(doc.get('name'))[:80]!r}")
@@ -206,7 +207,7 @@ def parse(raw: bytes, toc_offset: int) -> Toc:
     return Toc(entries, toc_offset, landmark.chunks[0].start if landmark else 0)
 
 
-def _entry(item: dict[str, Any], name: str, kind: object) -> TOCEntry:
+def _entry(item: JsonObject, name: str, kind: object) -> TOCEntry:
     if not isinstance(kind, str) or kind not in KINDS:
         raise _refuse(f"{name[:80]!r} is of the unknown type {str(kind)[:20]!r}")
     modtime = item.get("modtime", "")

@@ -18,8 +18,9 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 from labkit.image.estargz import layout
 from labkit.image.estargz.codec import LEVEL, compress
@@ -92,12 +93,12 @@ class _Piece:
     raw: bytes = b""
     offset: int = 0
     size: int = 0
-    entry: dict[str, Any] | None = None
+    entry: JsonObject | None = None
     last: bool = False
 
 
 def _pieces(
-    groups: list[tuple[Placed, dict[str, Any]]], chunk_bytes: int, entries: list[dict[str, Any]]
+    groups: list[tuple[Placed, JsonObject]], chunk_bytes: int, entries: list[JsonObject]
 ) -> Iterator[_Piece]:
     pending = b""  # padding of the last file and headers that wait for the next payload
     for placed, entry in groups:
@@ -169,7 +170,7 @@ def write(
     )
     mark = Placed(landmark, -1)  # its one byte is not in the spool
     groups = [(p, toc_entry(p.member)) for p in (*first, mark, *rest)]
-    entries: list[dict[str, Any]] = []
+    entries: list[JsonObject] = []
     threads = threads or os.cpu_count() or 1
 
     def pack(batch: list[_Piece]) -> list[tuple[bytes, bytes | bytearray, str]]:
@@ -190,7 +191,7 @@ def write(
 
     chunks = prefetch_end = 0
     whole: hashlib._Hash | None = None
-    head: dict[str, Any] = {}
+    head: JsonObject = {}
     with open(path, "wb") as file, ThreadPoolExecutor(threads) as pool:
         out = _Output(file)
         waiting: deque[tuple[list[_Piece], Future[list[tuple[bytes, bytes | bytearray, str]]]]]

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from labkit.core.beside import scratch
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger import Ledger
 from labkit.core.plan import StepContext
 from labkit.core.workspace import Workspace
@@ -27,9 +27,9 @@ class LoneMount:
     """The mount, and the context in which a server can be started from it."""
 
     ctx: StepContext
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
 
-    def end(self) -> tuple[list[access_record.Access], dict[str, Any]]:
+    def end(self) -> tuple[list[access_record.Access], JsonObject]:
         """End what runs from it, unmount, and return what was touched, in order, and the mount's
         counters."""
         self.stop()

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from labkit.core.json_types import JsonObject
 from labkit.errors import TransferError
 from labkit.image import oci
 from labkit.image.distribution import RemoteImage
@@ -40,7 +41,7 @@ class LayerSource(Protocol):
     name: str
 
     def manifest(self) -> oci.Manifest: ...
-    def config(self, manifest: oci.Manifest) -> dict[str, Any]: ...
+    def config(self, manifest: oci.Manifest) -> JsonObject: ...
     def stream(self, digest: str, start: int, end: int) -> Iterator[memoryview]: ...
     def close(self) -> None: ...
 
@@ -62,7 +63,7 @@ class LayoutSource:
     def manifest(self) -> oci.Manifest:
         return self.layout.manifest(self.image)
 
-    def config(self, manifest: oci.Manifest) -> dict[str, Any]:
+    def config(self, manifest: oci.Manifest) -> JsonObject:
         return self.layout.config(manifest)
 
     def stream(self, digest: str, start: int, end: int) -> Iterator[memoryview]:
@@ -94,7 +95,7 @@ class RegistrySource:
     def manifest(self) -> oci.Manifest:
         return self.image.manifest()
 
-    def config(self, manifest: oci.Manifest) -> dict[str, Any]:
+    def config(self, manifest: oci.Manifest) -> JsonObject:
         return self.image.config(manifest)
 
     def stream(self, digest: str, start: int, end: int) -> Iterator[memoryview]:

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger import unmount
 from labkit.errors import BadInput, LabError, TransferError
 from labkit.image import access_record, oci
@@ -88,7 +88,7 @@ class Session:
         self.stats = Stats(options.stats, image=reference, pid=os.getpid())
         self.store = BlobStore(options.cache, options.cache_limit_bytes)
         self.touches = Touches() if options.record else None
-        self.facts: dict[str, Any] = {}
+        self.facts: JsonObject = {}
         self._fd = -1
         self._stop = threading.Event()
         # unmounted at our own wish; who still holds a file gets an error once the process is gone

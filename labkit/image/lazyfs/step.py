@@ -18,10 +18,10 @@ import os
 import signal
 import subprocess
 from dataclasses import dataclass
-from typing import Any
 
 from labkit.core import shipped
 from labkit.core.interpreter import module
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger import unmount
 from labkit.core.plan import StepContext
 from labkit.errors import BadInput, MissingCapability, TransferError, TrialError
@@ -73,7 +73,7 @@ def resident(ctx: StepContext, **_args: object) -> None:
 
 def mount_image(
     ctx: StepContext, reference: str = "", options: list[str] | None = None
-) -> dict[str, Any]:
+) -> JsonObject:
     """Step `mount`. `reference` defaults to the plan's own; `options`: of `python -m
     labkit.image.lazyfs`."""
     if not ctx.state.has(_Mounter):

@@ -14,10 +14,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from labkit.core.beside import build_once, scratch
 from labkit.core.control_call import call_json
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger import MARK
 from labkit.core.plan import LaunchPlan, Step, StepContext
 from labkit.core.trial import free_port
@@ -93,7 +93,7 @@ def _first_token(port: int, ctx: StepContext) -> None:
 
 def lazy_layout(
     layout: Layout, reference: str, model_dir: Path, workspace: Workspace
-) -> tuple[Layout, dict[str, Any]]:
+) -> tuple[Layout, JsonObject]:
     """The image as optimised eStargz, once for each manifest, from image layers converted before
     where they still fit; facts say what that cost."""
     digest = layout.manifest_descriptor(reference).digest
@@ -171,7 +171,7 @@ class EstargzLazy(ImageTechnique):
         ),
     )
 
-    def available(self, host: Any) -> Availability:
+    def available(self, host: JsonObject) -> Availability:
         return availability("fuse")
 
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:

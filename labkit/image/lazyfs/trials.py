@@ -19,10 +19,10 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from labkit.core import capabilities
 from labkit.core.beside import build_once, scratch
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger import Ledger, marked
 from labkit.core.workspace import Workspace
 from labkit.errors import MissingCapability, TrialError
@@ -58,7 +58,7 @@ def mounted(reference: str, *options: str) -> AbstractContextManager[LoneMount]:
     return lone_mount.mounted(reference, *options, workspace=Workspace.default())
 
 
-def run_from(reference: str, program: Sequence[str], *options: str) -> dict[str, Any]:
+def run_from(reference: str, program: Sequence[str], *options: str) -> JsonObject:
     """Run the image's interpreter with `program` from a fresh lazy mount: {"mount_s", "run_s",
     "record", "stats"}."""
     with mounted(reference, *options) as mount:
@@ -89,7 +89,7 @@ def run_from(reference: str, program: Sequence[str], *options: str) -> dict[str,
     }
 
 
-def touch(layout: Layout, name: str, program: Sequence[str]) -> dict[str, Any]:
+def touch(layout: Layout, name: str, program: Sequence[str]) -> JsonObject:
     """What `program` touches, in order, from an eStargz layout on this disk: `run_from`, and the
     image's own sizes.
 
@@ -138,7 +138,7 @@ def lazy_image(parts: Sequence[str]) -> tuple[Layout, Layout, str]:
     return plain, Layout(target), name
 
 
-def optimised(plain: Layout, name: str, record: Sequence[dict[str, Any]], root: Path) -> Layout:
+def optimised(plain: Layout, name: str, record: Sequence[JsonObject], root: Path) -> Layout:
     """The image once more, in the order of a record; written below `root`."""
     accesses = [access_record.Access.from_json(access) for access in record]
     target = Layout.create(root)
@@ -148,7 +148,7 @@ def optimised(plain: Layout, name: str, record: Sequence[dict[str, Any]], root: 
 
 def before_and_after(
     plain_lazy: Layout, tuned: Layout, name: str, program: Sequence[str], link: str
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, JsonObject]:
     """`run_from` over an emulated link, each image once, from empty caches of the mount: {"as
     converted", "optimised"}."""
     space = Workspace.default()
@@ -182,7 +182,7 @@ def crossover(
     *,
     files: int = 150,
     file_bytes: int = 100_000,
-) -> dict[str, Any]:
+) -> JsonObject:
     """{"rows": [{"link", "share", "lazy_s"}], "full": {link: seconds of pull + unpack}, "files",
     "bytes"}. Raises MissingCapability."""
     need_fuse()

@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import Any
 
 from labkit.core import interpreter
+from labkit.core.json_types import JsonObject
 from labkit.core.plan import StepContext
 from labkit.errors import TrialError
 from labkit.image.elf import interpreter_of
@@ -26,7 +26,7 @@ PYTHON_HOME = "org.coldstartlab.python-home"
 _PATH_LISTS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
-def start(ctx: StepContext) -> dict[str, Any]:
+def start(ctx: StepContext) -> JsonObject:
     """Start the image's interpreter through the image's own dynamic linker; without an image, the
     lab's own interpreter."""
     rootfs = ctx.state.rootfs

@@ -10,15 +10,16 @@ import json
 import os
 import subprocess
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import TextIO
 
+from labkit.core.json_types import JsonObject
 from labkit.core.plan import StepContext
 from labkit.image.runtimes.server import drain_output, end_with_trial
 
 
 def start_resident(
     ctx: StepContext, command: Callable[[int], list[str]], environment: dict[str, str]
-) -> tuple[subprocess.Popen[bytes], TextIO, dict[str, Any]]:
+) -> tuple[subprocess.Popen[bytes], TextIO, JsonObject]:
     """Start a process that takes orders on its standard input: (process, its answers, the first of
     them).
 

@@ -10,9 +10,9 @@ import json
 import os
 import shutil
 import subprocess
-from typing import Any
 
 from labkit.core import exits, secrets
+from labkit.core.json_types import JsonObject
 from labkit.core.plan import StepContext
 from labkit.errors import TrialError
 from labkit.image.rootfs import ContainerRoot
@@ -74,7 +74,7 @@ _OWN_MOUNTS = [
 ]
 
 
-def _bind(destination: str, source: str, *options: str) -> dict[str, Any]:
+def _bind(destination: str, source: str, *options: str) -> JsonObject:
     return {
         "destination": destination,
         "type": "bind",
@@ -95,7 +95,7 @@ def remove(root: str | os.PathLike[str], name: str, timeout_s: float | None = No
 
 def bundle_config(
     ctx: StepContext, root: ContainerRoot, binds: list[Bind], cgroup: str
-) -> dict[str, Any]:
+) -> JsonObject:
     """The bundle's config.json: the host's network, everything else of its own; what Docker grants
     by default."""
     argv, environment = container_command(ctx)
@@ -128,7 +128,7 @@ def bundle_config(
     }
 
 
-def start(ctx: StepContext) -> dict[str, Any]:
+def start(ctx: StepContext) -> JsonObject:
     """Start the image as a runc container; leaves state["container"] = {"id", "root", "bundle"} for
     snapshots."""
     root, binds = prepare_container(ctx)

@@ -16,8 +16,8 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.core.plan import StepContext
 from labkit.core.proc import start_time
 from labkit.errors import TrialError
@@ -35,7 +35,7 @@ def image_command(ctx: StepContext) -> list[str]:
     return [*head, *ctx.server_args]
 
 
-def run_config(ctx: StepContext) -> dict[str, Any]:
+def run_config(ctx: StepContext) -> JsonObject:
     """The part of the image's config that says how to run it; {} without an image."""
     return ctx.state.image_config.get("config") or {}
 

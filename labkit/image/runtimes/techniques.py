@@ -9,9 +9,9 @@ it has mapped. Lesson: notebooks/02_image_pull."""
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from labkit.core import capabilities
+from labkit.core.json_types import JsonObject
 from labkit.core.plan import LaunchPlan, Step
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
@@ -96,7 +96,7 @@ class _Runtime(Technique):
         rootfs = str(seen.facts.get("start", {}).get("rootfs", ""))
         own = own_namespaces(seen, *self.namespaces)
         bound = bound_from(seen, rootfs)
-        facts: dict[str, Any] = {"namespaces": own, "mounts_from_image": len(bound)}
+        facts: JsonObject = {"namespaces": own, "mounts_from_image": len(bound)}
         if len(own) < len(self.namespaces):
             missing = ", ".join(k for k in self.namespaces if k not in own)
             return Evidence(
@@ -122,7 +122,7 @@ class Runc(_Runtime):
     name, title = "runc", "container under root (runc)"
     namespaces = ("mnt", "pid")
 
-    def available(self, host: Any) -> Availability:
+    def available(self, host: JsonObject) -> Availability:
         return availability("runc")
 
     def apply(self, plan: LaunchPlan, artifact: Artifact) -> LaunchPlan:
@@ -149,7 +149,7 @@ class Userns(_Runtime):
     name, title = "userns", "container without root (user namespaces)"
     namespaces = ("user", "mnt", "pid")
 
-    def available(self, host: Any) -> Availability:
+    def available(self, host: JsonObject) -> Availability:
         return availability("userns")
 
 
@@ -157,7 +157,7 @@ class Userns(_Runtime):
 class Process(_Runtime):
     name, title = "process", "plain process: the image's interpreter and packages, no namespaces"
 
-    def available(self, host: Any) -> Availability:
+    def available(self, host: JsonObject) -> Availability:
         return YES
 
     def verify(self, seen: Observation) -> Evidence:

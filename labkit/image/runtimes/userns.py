@@ -12,8 +12,8 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger import marked
 from labkit.core.plan import StepContext
 from labkit.errors import TrialError
@@ -23,7 +23,7 @@ from labkit.image.runtimes.server import container_command, run_config, spawn
 _LAUNCHER = str(Path(__file__).with_name("enter.py"))
 
 
-def start(ctx: StepContext) -> dict[str, Any]:
+def start(ctx: StepContext) -> JsonObject:
     """Start the image in its own user, mount and pid namespaces, without root."""
     root, binds = prepare_container(ctx)
     argv, environment = container_command(ctx)
@@ -48,7 +48,7 @@ def start(ctx: StepContext) -> dict[str, Any]:
         os.close(status_out)
     with open(spec_out, "wb") as pipe, contextlib.suppress(BrokenPipeError):
         pipe.write(json.dumps(spec).encode("utf-8", "surrogateescape"))
-    status: dict[str, Any] = {}
+    status: JsonObject = {}
     with open(status_in, encoding="utf-8") as lines:
         for line in lines:  # ends when the exec has closed the pipe
             status |= json.loads(line)

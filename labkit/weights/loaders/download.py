@@ -15,8 +15,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from labkit.core.json_types import JsonObject
 from labkit.core.timeline import span
 from labkit.errors import BadInput, LabError, TransferError
 from labkit.weights.source import CheckpointSource, open_source
@@ -26,7 +27,7 @@ class LocalCheckpoint(NamedTuple):
     paths: list[Path]
     downloaded_bytes: int
 
-    def facts(self, loader: str) -> dict[str, Any]:
+    def facts(self, loader: str) -> JsonObject:
         return {
             "loader": loader,
             "shards": len(self.paths),

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from labkit.core.json_types import JsonObject
 from labkit.core.timeline import span
 from labkit.errors import BadInput
 from labkit.formats.gguf_header import read
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def load(model: Model, source: str, device: str = "cpu", **_: Any) -> dict[str, Any]:
+def load(model: Model, source: str, device: str = "cpu", **_: Any) -> JsonObject:
     with local_shards(source, "gguf") as here:
         placer = Placer(model, device)
         for path in here.paths:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.core.timeline import span
 from labkit.errors import BadInput
 from labkit.weights.loaders.download import local_shards, refusing
@@ -24,7 +25,7 @@ from labkit.weights.loaders.placing import Model, Placer
 
 def load(
     model: Model, source: str, device: str = "cpu", *, mmap: bool = False, **_: Any
-) -> dict[str, Any]:
+) -> JsonObject:
     """Fill the model's parameters. Facts: tensors, size_bytes, shards, downloaded_bytes. Raises
     BadInput, TransferError."""
     with local_shards(source, "pickle") as here:
@@ -34,7 +35,7 @@ def load(
         return placer.finish() | here.facts("pickle-mmap" if mmap else "pickle")
 
 
-def load_mmap(model: Model, source: str, device: str = "cpu", **options: Any) -> dict[str, Any]:
+def load_mmap(model: Model, source: str, device: str = "cpu", **options: Any) -> JsonObject:
     return load(model, source, device, mmap=True, **options)
 
 

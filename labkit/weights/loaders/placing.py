@@ -9,8 +9,9 @@ answers nonsense without an error. Lesson: notebooks/04_model_formats."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
+from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Placer:
             module._buffers[leaf] = tensor
         self.placed[name] = tensor
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> JsonObject:
         """Facts, after checking that every parameter has its bytes. A tied head shares the
         embedding's."""
         placed = set(self.placed)

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.core.timeline import span
 from labkit.weights.loaders.download import refusing
 from labkit.weights.loaders.placing import Model, Placer, with_index
 from labkit.weights.source import open_source
 
 
-def load(model: Model, source: str, device: str = "cpu", **_: Any) -> dict[str, Any]:
+def load(model: Model, source: str, device: str = "cpu", **_: Any) -> JsonObject:
     with span("load.library"):
         from runai_model_streamer import SafetensorsStreamer
 

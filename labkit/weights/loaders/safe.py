@@ -17,13 +17,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.core.timeline import span
 from labkit.errors import BadInput
 from labkit.weights.loaders.download import local_shards, refusing
 from labkit.weights.loaders.placing import Model, Placer, with_index
 
 
-def load(model: Model, source: str, device: str = "cpu", **_: Any) -> dict[str, Any]:
+def load(model: Model, source: str, device: str = "cpu", **_: Any) -> JsonObject:
     from safetensors.torch import load_file
 
     with local_shards(source, "safetensors") as here:
@@ -36,7 +37,7 @@ def load(model: Model, source: str, device: str = "cpu", **_: Any) -> dict[str, 
         return placer.finish() | here.facts("safetensors")
 
 
-def load_pread(model: Model, source: str, device: str = "cpu", **_: Any) -> dict[str, Any]:
+def load_pread(model: Model, source: str, device: str = "cpu", **_: Any) -> JsonObject:
     with local_shards(source, "safetensors") as here:
         placer = Placer(model, device)
         for path in here.paths:
@@ -47,7 +48,7 @@ def load_pread(model: Model, source: str, device: str = "cpu", **_: Any) -> dict
         return placer.finish() | here.facts("safetensors-pread")
 
 
-def _read_whole(path: Path) -> dict[str, Any]:
+def _read_whole(path: Path) -> JsonObject:
     import torch
 
     from labkit.formats.safetensors_header import read
@@ -72,7 +73,7 @@ def _read_whole(path: Path) -> dict[str, Any]:
     return {entry.name: view(into, entry, entry.offset) for entry in layout.tensors}
 
 
-def load_lazy(model: Model, source: str, device: str = "cpu", **_: Any) -> dict[str, Any]:
+def load_lazy(model: Model, source: str, device: str = "cpu", **_: Any) -> JsonObject:
     from safetensors import safe_open
 
     with local_shards(source, "safetensors") as here:
@@ -88,7 +89,7 @@ def load_lazy(model: Model, source: str, device: str = "cpu", **_: Any) -> dict[
         return placer.finish() | here.facts("safetensors-lazy")
 
 
-def load_device(model: Model, source: str, device: str = "cuda", **_: Any) -> dict[str, Any]:
+def load_device(model: Model, source: str, device: str = "cuda", **_: Any) -> JsonObject:
     from safetensors.torch import load_file
 
     with local_shards(source, "safetensors") as here:

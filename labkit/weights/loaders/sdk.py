@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.core.timeline import span
 from labkit.errors import BadInput
 from labkit.weights.loaders.download import refusing
@@ -17,7 +18,7 @@ from labkit.weights.loaders.placing import Model, Placer
 from labkit.weights.source import open_source
 
 
-def load(model: Model, source: str, device: str = "cpu", **_: Any) -> dict[str, Any]:
+def load(model: Model, source: str, device: str = "cpu", **_: Any) -> JsonObject:
     opened = open_source(source)
     names = opened.shards("safetensors")
     if opened.remote and not opened.root.startswith("s3://"):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.core.timeline import span
 from labkit.weights.loaders.download import local_shards, refusing
 from labkit.weights.loaders.placing import Model, Placer
 
 
-def load(model: Model, source: str, device: str = "cpu", **_: Any) -> dict[str, Any]:
+def load(model: Model, source: str, device: str = "cpu", **_: Any) -> JsonObject:
     with span("load.library"):
         from tensorizer import TensorDeserializer
 

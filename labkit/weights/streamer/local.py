@@ -18,8 +18,8 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from labkit.core.json_types import JsonObject
 from labkit.core.pages import cached_pages
 from labkit.errors import BadInput, TransferError
 from labkit.weights.streamer.plan import PAGE_BYTES, Chunk, File, cut, stamp_of
@@ -142,7 +142,7 @@ class LocalFile:
         return min(done, chunk.length)
 
 
-def facts_of(files: list[LocalFile]) -> dict[str, Any]:
+def facts_of(files: list[LocalFile]) -> JsonObject:
     return {
         "direct_bytes": sum(f.direct_bytes for f in files),
         "cached_bytes": sum(f.cached_bytes for f in files),

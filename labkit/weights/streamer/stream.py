@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from labkit.core import disks
+from labkit.core.json_types import JsonObject
 from labkit.core.timeline import span
 from labkit.errors import BadInput
 from labkit.weights.loaders.placing import Placer
@@ -74,9 +75,7 @@ class StreamOptions(NamedTuple):  # a dataclass would cost 1 ms more of each loa
     preadv: Read = os.preadv
 
 
-def load(
-    model: torch.nn.Module, source: str, device: str = "cpu", **options: Any
-) -> dict[str, Any]:
+def load(model: torch.nn.Module, source: str, device: str = "cpu", **options: Any) -> JsonObject:
     """Fill the model's parameters; `options` are those of `StreamOptions`. Facts: tensors,
     size_bytes, mode, direct_bytes, cached_bytes, mapped_bytes, retries, hedges.
 
@@ -184,7 +183,7 @@ def _in_place(file: File, local: LocalFile, read_path: str, threads: int) -> Mem
     return Arena(file)
 
 
-def _from_files(source: CheckpointSource, placer: Placer, options: StreamOptions) -> dict[str, Any]:
+def _from_files(source: CheckpointSource, placer: Placer, options: StreamOptions) -> JsonObject:
     on_gpu = placer.device.startswith("cuda")
     files = open_files(source)
     threads = options.threads or buffers.preferred(files, placer.device)
@@ -258,9 +257,7 @@ class _Slotted:
         return self.ring.memory(self.slot)
 
 
-def _from_bucket(
-    source: CheckpointSource, placer: Placer, options: StreamOptions
-) -> dict[str, Any]:
+def _from_bucket(source: CheckpointSource, placer: Placer, options: StreamOptions) -> JsonObject:
     from labkit.net.client import Client
     from labkit.net.parts import Into, RangePart
     from labkit.net.ranges import RangeOptions, fetch_parts
