@@ -205,12 +205,13 @@ _REGISTRY: dict[str, Technique] = {}
 
 def register(cls: type) -> type:
     """Class decorator: one instance, under its name. Names are unique over all layers."""
-    made = cls()
-    if made.layer not in LAYERS:
-        raise ValueError(f"{cls.__name__}: layer {made.layer!r} is not one of {LAYERS}")
-    if made.name in _REGISTRY and type(_REGISTRY[made.name]).__qualname__ != cls.__qualname__:
-        raise ValueError(f"two techniques named {made.name!r}")
-    _REGISTRY[made.name] = made
+    instance = cls()
+    if instance.layer not in LAYERS:
+        raise ValueError(f"{cls.__name__}: layer {instance.layer!r} is not one of {LAYERS}")
+    there = _REGISTRY.get(instance.name)
+    if there and type(there).__qualname__ != cls.__qualname__:
+        raise ValueError(f"two techniques named {instance.name!r}")
+    _REGISTRY[instance.name] = instance
     return cls
 
 

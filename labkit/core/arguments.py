@@ -271,10 +271,10 @@ def _takes_a_file(where: Path, what: str) -> None:
     except OSError as error:
         from labkit.core.refusals import refusal
 
-        said = refusal(error)
-        assert said is not None
+        refused = refusal(error)
+        assert refused is not None
         raise BadInput(
             f"{what}: nothing can be written in {where}: {error.strerror}",
-            said.why,
+            refused.why,
             "give a path that you may write",
         ) from None

@@ -25,7 +25,7 @@ from labkit.core.residency import residency
 INTERFACES = "interfaces"
 
 
-def settle_cache(plan: LaunchPlan, node: Path) -> JsonObject:
+def set_cache_state_of(plan: LaunchPlan, node: Path) -> JsonObject:
     """Bring the page cache into the scenario's state and prove it. `state` is cold, warm or
     unverified."""
     if not plan.cold_paths:

@@ -380,7 +380,7 @@ def refuse_mixing(before: Run, now: Run, where: str | os.PathLike[str]) -> None:
         for a, b in pairs
     ]
     place = printable.line(where)
-    if different := list(dict.fromkeys(said for one in found for said in one.different)):
+    if different := list(dict.fromkeys(d for one in found for d in one.different)):
         raise BadInput(
             f"{place} holds another experiment: " + "; ".join(different),
             why="its trials would be mixed with different ones",

@@ -132,7 +132,7 @@ def refusal(error: BaseException) -> LabError | None:
     if isinstance(error, LabError):
         return error
     text = str(error)
-    worded = next((said for words, said in _IN_WORDS if words in text), None)
+    worded = next((wording for words, wording in _IN_WORDS if words in text), None)
     if isinstance(error, MemoryError):
         return BadInput("out of memory", *_MEMORY)
     if worded and isinstance(error, (OSError, ImportError, RuntimeError)):

@@ -82,16 +82,16 @@ def write(
 ) -> Span:
     """Append one span. Without a path (argument or `LABKIT_TIMELINE`) it is only returned: the
     lab's code runs outside trials too."""
-    made = Span(name, start_s, end_s, source or os.environ.get("LABKIT_SOURCE", ""), detail)
+    added = Span(name, start_s, end_s, source or os.environ.get("LABKIT_SOURCE", ""), detail)
     target = path or os.environ.get(ENV)
     if target:
-        line = (json.dumps(asdict(made), separators=(",", ":"), default=str) + "\n").encode()
+        line = (json.dumps(asdict(added), separators=(",", ":"), default=str) + "\n").encode()
         fd = os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             os.write(fd, line)
         finally:
             os.close(fd)
-    return made
+    return added
 
 
 @contextmanager

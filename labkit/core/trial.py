@@ -152,7 +152,7 @@ def _carry_out(
                 why=secrets.mask((home / "agent.log").read_text(errors="replace"))[-2000:],
                 fix="labkit doctor",
             )
-        cache = observe.settle_cache(plan, home / "node")
+        cache = observe.set_cache_state_of(plan, home / "node")
         if cache["state"] == "unverified" and instrument:
             note = cache.get("note") or f"{cache['files']} files on a node that should be empty"
             return CacheUnproven(

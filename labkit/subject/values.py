@@ -139,17 +139,17 @@ def _runs(numbers: np.ndarray) -> Iterator[tuple[int, int]]:
 def _embedding_rows(first: int, last: int, config: LlamaConfig, seed: int) -> np.ndarray:
     """Rows [first, last) of the embedding, float32, from the blocks that hold them."""
     shape = (config.vocab_size, config.hidden_size)
-    made = []
+    rows = []
     for block, start, stop in spans(shape):
         low, high = max(first, start // shape[1]), min(last, stop // shape[1])
         if low < high:
             bits = _plain("model.embed_tokens.weight", block, start, stop, config, shape, seed)
-            made.append(
+            rows.append(
                 to_float32(
                     bits.reshape(-1, shape[1])[low - start // shape[1] : high - start // shape[1]]
                 )
             )
-    return np.concatenate(made)
+    return np.concatenate(rows)
 
 
 def spans(shape: tuple[int, ...]) -> list[tuple[int, int, int]]:
