@@ -8,7 +8,7 @@ import json
 import pytest
 
 from labkit.core import client
-from labkit.device import gpu_parts, served
+from labkit.device import gpu_parts, served, trial_output
 from labkit.errors import TrialError
 
 
@@ -112,7 +112,7 @@ def test_what_was_measured_before_an_error_is_printed_and_the_error_with_it(
         tell()
         raise TrialError("the second did not work", "why")
 
-    assert gpu_parts.say(work) == 1
+    assert trial_output.report(work) == 1
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["first"] == 1 and "the second did not work" in last["failed"][0]
 

@@ -42,7 +42,7 @@ def trial(home, subject, tmp_path, monkeypatch):
                 {},
                 "hot-node",
                 request={"prompt": PROMPT, "max_tokens": 8},
-                expected_tokens=tuple(reference.reference(subject.model_dir, PROMPT, 8)),
+                expected_tokens=tuple(reference.reference(subject.model_dir, PROMPT, 8)["tokens"]),
             ),
         )
         with Ledger.open(home) as ledger:
