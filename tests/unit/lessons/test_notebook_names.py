@@ -55,7 +55,11 @@ def test_every_name_that_a_notebook_takes_from_the_lab_is_there(path):
 
 
 def test_a_name_that_is_gone_is_found():
-    source = "from labkit.core import stats, nothing\nfrom labkit.core.units import show_q\nstats.mean([1])"
+    source = (
+        "from labkit.core import stats, nothing\n"
+        "from labkit.core.units import show_q\n"
+        "stats.mean([1])"
+    )
     assert missing(source) == [
         "labkit.core.nothing",
         "labkit.core.units.show_q",
