@@ -31,6 +31,7 @@ from labkit.core.plan import StepContext
 from labkit.image.runtimes import runc as runtime
 from labkit.image.runtimes.container import prepare_container
 from labkit.image.runtimes.server import drain
+from labkit.image.takedown import DELETE_CONTAINER, SYSTEM_PATH, delete_container
 from labkit.snapshot import (
     criu,
     process,
@@ -49,7 +50,7 @@ UNREAD = "file-validation filesize\n"
 
 
 def runc(root: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    path = os.environ.get("PATH", "") + ":/usr/local/bin:/usr/sbin"  # runc looks for criu there
+    path = os.environ.get("PATH", "") + SYSTEM_PATH  # runc looks for criu there
     return subprocess.run(
         [shutil.which("runc", path=path) or "runc", "--root", root, *arguments],
         stdin=subprocess.DEVNULL,
@@ -178,10 +179,10 @@ def prepare_bundle(ctx: StepContext, snapshot: store.Snapshot) -> Bundle:
 def runc_restore(ctx: StepContext, bundle: Bundle, permissions: Mapping[str, int]) -> criu.Restored:
     """`runc restore`: the container's tree, stopped, with the permissions it had."""
     directory, name, state, work = bundle.directory, bundle.name, bundle.root, bundle.work
-    entry = ctx.ledger.note("action", "image:delete-container", container=name, root=state)
+    entry = ctx.ledger.note("action", DELETE_CONTAINER, container=name, root=state)
 
     def end() -> None:
-        runc(state, "delete", "--force", name, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        delete_container(state, name)
         exits.reap(ctx.state.server_pid)
         ctx.ledger.done(entry)
 

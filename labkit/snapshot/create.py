@@ -37,7 +37,7 @@ from labkit.snapshot.subject_server import (
     short_environment,
     shrink,
 )
-from labkit.snapshot.takedown import MARK
+from labkit.snapshot.takedown import END_ORPHANS, MARK, WAKE
 
 
 def make_process(
@@ -130,7 +130,7 @@ def manifest_of(
 def clones_ended(mark: str) -> Iterator[None]:
     """While a snapshot may be restored: its processes carry the environment of their dump, so the
     run's own mark does not find them."""
-    entry = ledger.current().note("action", "snapshot:end-orphans", mark_of_snapshot=mark)
+    entry = ledger.current().note("action", END_ORPHANS, mark_of_snapshot=mark)
     try:
         yield
     finally:
@@ -158,7 +158,7 @@ def dump_running(pid: int, target: Path, *, options: Sequence[str] = ()) -> stor
         )
     with store.writing(target) as part, scratch(".criu-", target.parent) as work:
         inside = environ(pid)
-        stopped = ledger.current().note("action", "snapshot:wake", pid=pid)
+        stopped = ledger.current().note("action", WAKE, pid=pid)
         dumped = criu.dump(pid, part / "images", work, leave_running=True, options=options)
         ledger.current().done(stopped)
         ports = criu_images.listening_ports(part / "images")

@@ -25,6 +25,7 @@ from labkit.core.json_types import JsonObject
 from labkit.core.plan import StepContext
 from labkit.snapshot import criu, criu_images, readahead, store, transport, xstate
 from labkit.snapshot.explain import SnapshotError, SnapshotRefused
+from labkit.snapshot.takedown import END_ORPHANS
 
 
 def restore(ctx: StepContext, snapshot: str, lazy: bool = False) -> JsonObject:
@@ -35,7 +36,7 @@ def restore(ctx: StepContext, snapshot: str, lazy: bool = False) -> JsonObject:
     work = ctx.node / "restore"
     refuse_if_unfit(where, moved)
     entry = ctx.ledger.note(
-        "action", "snapshot:end-orphans", mark_of_snapshot=str(where.manifest.facts.get("mark", ""))
+        "action", END_ORPHANS, mark_of_snapshot=str(where.manifest.facts.get("mark", ""))
     )
     # let run at once, it must not meet a file without its bytes
     fetched = transport.wait_for_model(ctx) if lazy else 0

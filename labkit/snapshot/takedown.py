@@ -1,8 +1,8 @@
 """What the snapshot room leaves running, for `labkit.core.takedown`: clones of a snapshot, and a
 process that was stopped to be dumped.
 
-    ledger.note("action", "snapshot:end-orphans", mark_of_snapshot=mark)
-    ledger.note("action", "snapshot:wake", pid=pid)
+    ledger.note("action", END_ORPHANS, mark_of_snapshot=mark)
+    ledger.note("action", WAKE, pid=pid)
 
 Lesson: none; STYLE.md, Code 6."""
 
@@ -17,6 +17,8 @@ from labkit.core.json_types import JsonMapping
 from labkit.core.proc import descendants, environ, parent, start_time
 from labkit.core.takedown import Action, Scope, carries, kill, marked_pids, process_id
 
+# of the ledger's actions; imported by whoever notes one, so that nothing is imported after t0
+END_ORPHANS, WAKE = "snapshot:end-orphans", "snapshot:wake"
 # in the environment of every process that was dumped: its clones are found by it
 MARK = "LABKIT_SNAPSHOT"
 NAME = re.compile(r"[A-Za-z0-9_.+@-]{1,255}")

@@ -26,6 +26,7 @@ from labkit.errors import LabError, MissingCapability, TransferError
 from labkit.image import access_record
 from labkit.image.lazyfs.session import Options, Session
 from labkit.image.lazyfs.stats import prefetched
+from labkit.image.takedown import UNMOUNT_LAZY
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -130,7 +131,7 @@ def serve(args: argparse.Namespace) -> int:
                 "counters of a mount",
                 "--stats",
             )
-        noted = current().note("action", "image:unmount-lazy", path=os.path.realpath(args.target))
+        noted = current().note("action", UNMOUNT_LAZY, path=os.path.realpath(args.target))
         with Session(args.reference, args.target, options_of(args)) as session:
 
             def on_signal(_number: int, _frame: object) -> None:

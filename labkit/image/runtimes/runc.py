@@ -19,6 +19,7 @@ from labkit.image.rootfs import ContainerRoot
 from labkit.image.runtimes import driver
 from labkit.image.runtimes.container import Bind, prepare_container
 from labkit.image.runtimes.server import container_command, drain, run_config
+from labkit.image.takedown import DELETE_CONTAINER, delete_container
 
 _CAPABILITIES = [
     "CAP_CHOWN",
@@ -83,16 +84,6 @@ def _bind(destination: str, source: str, *options: str) -> JsonObject:
     }
 
 
-def remove(root: str | os.PathLike[str], name: str, timeout_s: float | None = None) -> None:
-    """End a container of this runc state directory, if it is there."""
-    subprocess.run(
-        [shutil.which("runc") or "runc", "--root", str(root), "delete", "--force", name],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        timeout=timeout_s,
-    )
-
-
 def bundle_config(
     ctx: StepContext, root: ContainerRoot, binds: list[Bind], cgroup: str
 ) -> JsonObject:
@@ -138,10 +129,10 @@ def start(ctx: StepContext) -> JsonObject:
     secrets.write_private(
         bundle / "config.json", json.dumps(bundle_config(ctx, root, binds, f"/labkit/{name}"))
     )
-    entry = ctx.ledger.note("action", "image:delete-container", container=name, root=str(state))
+    entry = ctx.ledger.note("action", DELETE_CONTAINER, container=name, root=str(state))
 
     def end() -> None:
-        remove(state, name)
+        delete_container(state, name)
         exits.reap(ctx.state.server_pid)
         ctx.ledger.done(entry)
 

@@ -6,13 +6,17 @@ import pytest
 
 from labkit.core import takedown
 from labkit.core.takedown import Scope
-from labkit.image.runtimes import runc
+from labkit.image import takedown as image_takedown
 
 
 @pytest.fixture
 def removed(monkeypatch):
     calls: list[tuple[str, str]] = []
-    monkeypatch.setattr(runc, "remove", lambda root, name, timeout_s: calls.append((root, name)))
+    monkeypatch.setattr(
+        image_takedown,
+        "delete_container",
+        lambda root, name, timeout_s: calls.append((root, name)),
+    )
     return calls
 
 
