@@ -22,7 +22,9 @@ from labkit.byo.start import MAX_TOKENS, PROMPT, Rehearsal, Start, rehearse, sta
 from labkit.core import cold, floor, host, question, rates, records, secrets, timeline
 from labkit.core.json_types import JsonObject
 from labkit.core.ledger import Ledger
+from labkit.core.outcomes import CacheUnproven, NoEvidence, NoToken, WrongTokens
 from labkit.core.records import Run, Trial
+from labkit.core.trial import timed
 from labkit.core.workspace import Workspace
 from labkit.stack.progress import notify
 
@@ -156,16 +158,11 @@ def _trial(setup: TrialSetup, ledger: Ledger, block: int) -> Trial:
     cache = cold.set_cache_state(rehearsal.proven, want).as_json()
     trial = Trial(arm=server.kind.name, block=block, order=0, cache=cache)
     if cache["state"] == "unverified":
-        return replace(
-            trial,
-            outcome="cache_unproven",
-            error={
-                "kind": "CacheUnproven",
-                "what": cache.get("note", ""),
-                "why": "a warm trial in a cold column",
-                "fix": "end what maps these files",
-            },
-        )
+        return CacheUnproven(
+            cache.get("note", ""),
+            why="a warm trial in a cold column",
+            fix="end what maps these files",
+        ).failed(trial)
     started = start(server, rehearsal.request, ledger, setup.timeout_s)
     log_tail = "\n".join(line for _, line in started.log[-40:])[-4000:]
     return judged(replace(trial, log_tail=log_tail), started, setup)
@@ -187,18 +184,11 @@ def judged(trial: Trial, started: Start, setup: TrialSetup) -> Trial:
         "health_path": observer.health_path,
     }
     if end is None:
-        outcome = "crashed" if started.code is not None else "timeout"
-        return replace(
-            trial,
-            outcome=outcome,
-            facts=facts,
-            error={
-                "kind": "NoToken",
-                "what": answer.error or "no token",
-                "why": trial.log_tail[-1500:],
-                "fix": "run the command by hand",
-            },
-        )
+        return NoToken(
+            answer.error or "no token",
+            why=trial.log_tail[-1500:],
+            fix="run the command by hand",
+        ).failed(trial, outcome="crashed" if started.code is not None else "timeout", facts=facts)
     weights_bytes = sum(f.stat().st_size for f in observer.files)
     marks = [m for m in servers.read_marks(server.kind, started.log) if t0 <= m[2] <= end + 1]
     moments = dict(observer.moments)
@@ -214,21 +204,6 @@ def judged(trial: Trial, started: Start, setup: TrialSetup) -> Trial:
         for name, a, b, line in marks
         if a < end
     ]
-    rows = [
-        {
-            "name": s.name,
-            "start_s": round(s.start_s - t0, 6),
-            "end_s": round(s.end_s - t0, 6),
-            "source": s.source,
-            "detail": s.detail,
-        }
-        for s in (*spans, *details)
-    ]
-    totals = {
-        p: round(timeline.union_s([s for s in spans if s.name == p], t0, end), 6)
-        for p in timeline.PHASES
-        if any(s.name == p for s in spans)
-    }
     io = started.facts.get("io", {})
     how = f"none of the {len(observer.files)} weight files under {server.weights} was opened"
     if "weights" in moments:
@@ -242,36 +217,22 @@ def judged(trial: Trial, started: Start, setup: TrialSetup) -> Trial:
         "how": how,
     }
     trial = replace(
-        trial,
-        total_s=round(end - t0, 6),
-        phases=totals,
-        spans=rows,
+        timed(trial, (*spans, *details), spans, t0, end),
         evidence=[evidence],
         facts=facts,
         tokens=answer.tokens,
-        unaccounted_s=round((end - t0) - timeline.union_s(spans, t0, end), 6),
         floors=floor.phase_floors({"load": weights_bytes}, setup.rates, None, setup.scenario),
     )
     if not evidence["engaged"]:
-        return replace(
-            trial,
-            outcome="no_evidence",
-            error={
-                "kind": "NoEvidence",
-                "what": how,
-                "why": "the server reads its weights elsewhere, so they were not proven cold",
-                "fix": "--weights: the directory it really reads (lsof -p PID)",
-            },
-        )
+        return NoEvidence(
+            how,
+            why="the server reads its weights elsewhere, so they were not proven cold",
+            fix="--weights: the directory it really reads (lsof -p PID)",
+        ).failed(trial)
     if answer.text != expected:
-        return replace(
-            trial,
-            outcome="wrong_tokens",
-            error={
-                "kind": "WrongTokens",
-                "what": f"answered {answer.text!r:.80}, in the rehearsal {expected!r:.80}",
-                "why": "greedy answers of one server should repeat",
-                "fix": "is its sampling fixed to temperature 0?",
-            },
-        )
+        return WrongTokens(
+            f"answered {answer.text!r:.80}, in the rehearsal {expected!r:.80}",
+            why="greedy answers of one server should repeat",
+            fix="is its sampling fixed to temperature 0?",
+        ).failed(trial)
     return trial

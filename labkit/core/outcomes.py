@@ -22,7 +22,7 @@ class TrialFailure(TrialError):
 
     def failed(self, trial: Trial, **seen: Any) -> Trial:
         """`trial` with this outcome; `seen`: other fields of it."""
-        return replace(trial, outcome=self.outcome, error=self.as_json(), **seen)
+        return replace(trial, error=self.as_json(), **{"outcome": self.outcome, **seen})
 
 
 class CacheUnproven(TrialFailure):
@@ -54,6 +54,10 @@ class Reported(TrialFailure):
 
     def as_json(self) -> dict[str, str]:
         return {**super().as_json(), "kind": self.kind}
+
+
+class NoToken(TrialFailure):
+    """No token came from a server of the user's own; `outcome` says whether it ended."""
 
 
 class Refused(TrialFailure):

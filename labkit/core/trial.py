@@ -19,7 +19,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,8 +108,6 @@ def run_trial(
     trial = Trial(arm=arm, block=block, order=order)
     try:
         return _carry_out(plan, trial, home, ledger, options)
-    except TrialFailure as failure:
-        return failure.failed(trial)
     except LabError as error:
         return replace(trial, outcome="crashed", error=error.as_json())
     finally:
@@ -204,7 +202,9 @@ def _carry_out(
             facts=facts,
             log_tail=agent.log[-LOG_TAIL_CHARS:],
         )
-        trial = _timed(trial, answer, timeline.read(timeline_path))
+        spans = complete(timeline.read(timeline_path), answer.t0_s, answer.first_token_s)
+        phase_spans = [s for s in spans if s.is_phase]
+        trial = timed(trial, spans, phase_spans, answer.t0_s, answer.first_token_s)
         if answer.first_token_s is None:
             oom = _oom_kills() > oom_before
             return _without_token(plan, answer, agent, oom).failed(trial)
@@ -264,34 +264,39 @@ def _look(
     }
 
 
-def _timed(trial: Trial, answer: client.Answer, spans: list[timeline.Span]) -> Trial:
-    """Spans relative to t0, phases, and the time no phase accounts for."""
-    t0, end = answer.t0_s, answer.first_token_s
-    whole = complete(spans, t0, end)
+def timed(
+    trial: Trial,
+    spans: Iterable[timeline.Span],
+    phases: Sequence[timeline.Span],
+    t0_s: float,
+    first_token_s: float | None,
+) -> Trial:
+    """`trial` with its spans relative to t0 and, where a token came, with seconds of each phase and
+    the time that no phase accounts for. `phases`: the spans that count as such."""
     rows = [
         {
             "name": s.name,
-            "start_s": round(s.start_s - t0, 6),
-            "end_s": round(s.end_s - t0, 6),
+            "start_s": round(s.start_s - t0_s, 6),
+            "end_s": round(s.end_s - t0_s, 6),
             "source": s.source,
             "detail": s.detail,
         }
-        for s in whole
+        for s in spans
     ]
-    if end is None:
+    if first_token_s is None:
         return replace(trial, spans=rows)
-    tops = [s for s in whole if s.is_phase]
-    phases = {
-        p: round(timeline.union_s([s for s in tops if s.name == p], t0, end), 6)
+    seconds = {
+        p: round(timeline.union_s([s for s in phases if s.name == p], t0_s, first_token_s), 6)
         for p in timeline.PHASES
-        if any(s.name == p for s in tops)
+        if any(s.name == p for s in phases)
     }
+    total_s = first_token_s - t0_s
     return replace(
         trial,
         spans=rows,
-        total_s=round(end - t0, 6),
-        phases=phases,
-        unaccounted_s=round((end - t0) - timeline.union_s(tops, t0, end), 6),
+        total_s=round(total_s, 6),
+        phases=seconds,
+        unaccounted_s=round(total_s - timeline.union_s(phases, t0_s, first_token_s), 6),
     )
 
 
