@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from labkit.core import timeline
+from labkit.core.control_call import host_port
 from labkit.core.digits import decimal, hexadecimal
 from labkit.core.json_types import JsonObject
 
@@ -59,10 +60,10 @@ def ask(
     `on_t0` is called right after the first refused attempt began: the harness tells the node agent
     "go" there."""
     body = json.dumps({**request, "stream": True, "temperature": 0}).encode()
-    netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: {netloc}\r\nContent-Type: application/json\r\n"
-        f"Accept: text/event-stream\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: {host_port(host, port)}\r\n"
+        f"Content-Type: application/json\r\nAccept: text/event-stream\r\n"
+        f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
     ).encode()
     answer = Answer(t0_s=timeline.now_s())
     if on_t0:

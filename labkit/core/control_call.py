@@ -15,9 +15,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 
-def http_url(host: str, port: int, path: str = "") -> str:
+def host_port(host: str, port: int) -> str:
     """With the brackets that an IPv6 address needs."""
-    return f"http://[{host}]:{port}{path}" if ":" in host else f"http://{host}:{port}{path}"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def http_url(host: str, port: int, path: str = "") -> str:
+    return f"http://{host_port(host, port)}{path}"
 
 
 def call(

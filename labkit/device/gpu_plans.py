@@ -84,6 +84,10 @@ def _load(cache: str, blocks: int) -> tuple[str, ...]:
 
 STREAMED = "weights=labkit-streamer"
 RESIDENT = "weights=device-resident"
+DECODE = (
+    *(PARTS, "decode", "--preset", "{preset}"),
+    *("--arms", "eager,fewer-graphs,all-graphs,cudnn", "--tokens", "48"),
+)
 
 #: What works on this host, and the article's rows with the 1b shape (2.2 GB).
 FIRST: dict[str, TrialPart] = {
@@ -111,16 +115,7 @@ FIRST: dict[str, TrialPart] = {
     ),
     "decode": TrialPart(
         70,
-        (
-            PARTS,
-            "decode",
-            "--preset",
-            "{preset}",
-            "--arms",
-            "eager,fewer-graphs,all-graphs,cudnn",
-            "--tokens",
-            "48",
-        ),
+        DECODE,
         30,
         "model",
     ),
@@ -170,16 +165,7 @@ SECOND: dict[str, TrialPart] = {
     "resident": TrialPart(60, _run("resident", RESIDENT, blocks=1, timeout=50), 40, "model"),
     "decode": TrialPart(
         90,
-        (
-            PARTS,
-            "decode",
-            "--preset",
-            "{preset}",
-            "--arms",
-            "eager,fewer-graphs,all-graphs,cudnn",
-            "--tokens",
-            "48",
-        ),
+        DECODE,
         40,
         "model",
     ),

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import IO
 
 from labkit.core import secrets
-from labkit.core.control_call import call
+from labkit.core.control_call import call, host_port
 from labkit.core.interpreter import module
 from labkit.core.json_types import JsonObject
 from labkit.core.ledger import Ledger, Unnoted, current
@@ -60,7 +60,7 @@ class Served:
 
     @property
     def address(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return host_port(self.host, self.port)
 
     def stats(self) -> JsonObject:
         """Counters since the start or the last `reset`: requests, bytes_sent, by_path,

@@ -212,20 +212,7 @@ def _draw_tradeoff(rows: Sequence[JsonObject], note: str, theme: Theme) -> Figur
         loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, fontsize=look.BASE_PT - 1
     )
     look.title(figure, "What keeping a replica costs, and whom it makes wait", 1 - 0.27 / height_in)
-    figure.text(
-        0.016,
-        1 - 0.65 / height_in,
-        "SIMULATED",
-        va="center",
-        fontsize=look.BASE_PT,
-        fontweight="bold",
-        bbox={
-            "boxstyle": "round,pad=0.3",
-            "facecolor": "none",
-            "edgecolor": theme.ink,
-            "linewidth": 1.2,
-        },
-    )
+    look.boxed(figure, theme, "SIMULATED", 1 - 0.65 / height_in, look.BASE_PT)
     figure.text(
         0.012,
         0.09 / height_in,

@@ -96,20 +96,25 @@ def stamp(figure: Figure, theme: Theme, mark: str, y: float) -> None:
     """In a line of its own, boxed: a replayed figure must not pass for a live one, and the stamp
     must not hide a bar. `y`: its middle, as a share of the figure. "" draws nothing."""
     if mark:
-        figure.text(
-            0.016,
-            y,
-            mark,
-            va="center",
-            fontsize=BASE_PT + 1,
-            fontweight="bold",
-            bbox={
-                "boxstyle": "round,pad=0.3",
-                "facecolor": "none",
-                "edgecolor": theme.ink,
-                "linewidth": 1.2,
-            },
-        )
+        boxed(figure, theme, mark, y, BASE_PT + 1)
+
+
+def boxed(figure: Figure, theme: Theme, text: str, y: float, size_pt: float) -> None:
+    """A word in a box at the left edge, bold. `y`: its middle, as a share of the figure."""
+    figure.text(
+        0.016,
+        y,
+        text,
+        va="center",
+        fontsize=size_pt,
+        fontweight="bold",
+        bbox={
+            "boxstyle": "round,pad=0.3",
+            "facecolor": "none",
+            "edgecolor": theme.ink,
+            "linewidth": 1.2,
+        },
+    )
 
 
 def title(figure: Figure, text: str, y: float) -> None:
