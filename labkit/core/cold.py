@@ -20,7 +20,7 @@ notebooks/01_anatomy."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,14 +106,11 @@ def verify_cache_state(
     tolerance: float = TOLERANCE,
 ) -> CacheState:
     """Look, change nothing: `state` is `want` if the pages say so, else `unverified` with the
-    reason in `note`.
-
-    Nothing to read is cold: a fresh node holds no page of the stack."""
+    reason in `note`. Of no bytes neither is ever proven."""
     if want not in ("cold", "warm"):
         raise BadInput(f"no cache state {want!r}", fix="cold or warm")
     seen = residency(paths)
-    share = seen.resident_bytes / seen.total_bytes if seen.total_bytes else float(want == "warm")
-    reached = share >= 1 - tolerance if want == "warm" else share <= tolerance
+    reached = seen.share >= 1 - tolerance if want == "warm" else seen.share <= tolerance
     reasons = list(_doubts(seen, want, reached))
     return replace(
         seen,
@@ -129,10 +126,11 @@ def set_cache_state(
     *,
     caches: bool = True,
     tolerance: float = TOLERANCE,
+    roots: Collection[str | os.PathLike[str]] = (),
 ) -> CacheState:
     """Bring the files into the state wanted, then prove it. `caches`: as root, drop the host's
-    caches too."""
-    tree = walk(paths)
+    caches too. `roots`: as in `walk`."""
+    tree = walk(paths, roots)
     if want == "warm":
         for _ in range(_WARMINGS):  # another process may drop the host's caches meanwhile
             warm(tree)
@@ -150,7 +148,9 @@ def set_cache_state(
 
 
 def _doubts(seen: CacheState, want: str, reached: bool) -> Iterator[str]:
-    if seen.never_evictable_files and want == "cold":
+    if not seen.total_bytes:
+        yield seen.note
+    elif seen.never_evictable_files and want == "cold":
         yield (
             f"{seen.never_evictable_files} files lie on a file system in memory (tmpfs): they"
             " cannot be cold; export LABKIT_HOME=/path/on/a/disk"
@@ -169,8 +169,8 @@ def _doubts(seen: CacheState, want: str, reached: bool) -> Iterator[str]:
         )
     if seen.links_out:
         yield (
-            f"{seen.links_out} links lead out of the tree to files that were not evicted: give"
-            " their targets too"
+            f"{seen.links_out} links were not followed: they lead to what this user may not look"
+            " at, or to a directory around the tree; give what is read through them instead"
         )
 
 

@@ -19,7 +19,7 @@ from labkit.core.control_call import call_json
 from labkit.core.json_types import JsonObject
 from labkit.core.ledger import Ledger
 from labkit.core.plan import LaunchPlan
-from labkit.core.residency import residency
+from labkit.core.residency import residency, walk
 
 #: In place of a store's URL among a plan's `stat_urls`.
 INTERFACES = "interfaces"
@@ -39,13 +39,20 @@ def set_cache_state_of(plan: LaunchPlan, node: Path) -> JsonObject:
         }
     want = "warm" if plan.scenario == "hot-node" else "cold"
     # Dropping the host's caches would also cool the stores, which stand for other machines.
-    return cold.set_cache_state(plan.cold_paths, want, caches=not plan.stat_urls).as_json()
+    return cold.set_cache_state(
+        plan.cold_paths, want, caches=not plan.stat_urls, roots=_roots(plan)
+    ).as_json()
 
 
 def residency_after(plan: LaunchPlan) -> JsonObject:
     """How much of the cold paths is in the page cache now: what the start really read (plus
     read-ahead)."""
-    return residency(plan.cold_paths).as_json() if plan.cold_paths else {}
+    return residency(walk(plan.cold_paths, _roots(plan))).as_json() if plan.cold_paths else {}
+
+
+def _roots(plan: LaunchPlan) -> tuple[str, ...]:
+    """Of the cold paths, the root of the image."""
+    return (plan.state.rootfs,) if plan.state.rootfs else ()
 
 
 def store_counters(plan: LaunchPlan) -> dict[str, JsonObject]:

@@ -116,7 +116,9 @@ def mapped_ranges(
         fields = line.split(None, 5)
         if fields:
             start, _, end = fields[0].partition("-")
-            yield MappedRange(int(start, 16), int(end, 16), int(fields[2], 16), "".join(fields[5:]))
+            # the kernel writes a line break in a name as \012, and nothing else so
+            path = "".join(fields[5:]).replace("\\012", "\n")
+            yield MappedRange(int(start, 16), int(end, 16), int(fields[2], 16), path)
 
 
 def mapped_files(pid: int | str = "self", errors: str = "surrogateescape") -> Iterator[str]:

@@ -14,7 +14,7 @@ import errno
 import mmap
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 
 from labkit.core import proc
@@ -42,7 +42,7 @@ class CacheState:
     dirty_bytes: int = 0
     unprovable_files: int = 0  # the kernel hides their residency from this user
     never_evictable_files: int = 0
-    links_out: int = 0  # links leading out of a tree, whose targets were not given
+    links_out: int = 0  # links to what may not be looked at, or to all that is around the tree
     names_dropped: bool = False
     note: str = ""  # why it is unverified
     # files that stayed: path, resident_bytes
@@ -58,31 +58,27 @@ class CacheState:
 
 @dataclass(frozen=True)
 class DirectoryState:
-    """Regular files below some paths: each inode once, never through a link, never across a
+    """Regular files below some paths and where their links lead: each inode once, never across a
     mount."""
 
     files: tuple[tuple[str, int, int, int], ...]  # path, size, device, owner
-    links_out: int = 0
+    links_out: int = 0  # links that were not followed
 
     @property
     def total_bytes(self) -> int:
         return sum(f[1] for f in self.files)
 
 
-def walk(paths: Iterable[str | os.PathLike[str]]) -> DirectoryState:
-    """Files of these files and directories. A link given as a path is followed, links below a
-    directory are not.
+def walk(
+    paths: Iterable[str | os.PathLike[str]], roots: Collection[str | os.PathLike[str]] = ()
+) -> DirectoryState:
+    """Files of these files and directories, links followed to what is read through them.
 
-    Raises BadInput for a path that is not there: what does not exist cannot be proven cold."""
-    files: list[tuple[str, int, int, int]] = []
-    seen: set[tuple[int, int]] = set()
-    outward: list[str] = []
-
-    def add(path: str, facts: os.stat_result) -> None:
-        if (facts.st_dev, facts.st_ino) not in seen:
-            seen.add((facts.st_dev, facts.st_ino))
-            files.append((path, facts.st_size, facts.st_dev, facts.st_uid))
-
+    `roots`: directories among them that are a container's root: links there mean that root, not
+    this host's, and what they lead to lies below it. Raises BadInput for a path that is not there:
+    what does not exist cannot be proven cold."""
+    found = _Found()
+    within_root = {os.path.realpath(root) for root in roots}
     for given in paths:
         top = os.path.realpath(given)
         # an open file without a name, by its descriptor: /proc/self/fd/3
@@ -97,46 +93,72 @@ def walk(paths: Iterable[str | os.PathLike[str]]) -> DirectoryState:
                 fix="prepare the artifact again",
             ) from None
         if stat.S_ISREG(facts.st_mode):
-            add(top, facts)
-            continue
-        waiting = [top]
+            found.add(top, facts)
+        elif stat.S_ISDIR(facts.st_mode):
+            found.add_directory(top, facts, links=top not in within_root)
+    return DirectoryState(tuple(found.files), found.links_out)
+
+
+class _Found:
+    """The files of one walk."""
+
+    def __init__(self) -> None:
+        self.files: list[tuple[str, int, int, int]] = []
+        self.links_out = 0
+        self._seen: set[tuple[int, int]] = set()
+
+    def _first(self, facts: os.stat_result) -> bool:
+        before = len(self._seen)
+        self._seen.add((facts.st_dev, facts.st_ino))
+        return len(self._seen) > before
+
+    def add(self, path: str, facts: os.stat_result) -> None:
+        if self._first(facts):
+            self.files.append((path, facts.st_size, facts.st_dev, facts.st_uid))
+
+    def add_directory(self, top: str, facts: os.stat_result, *, links: bool) -> None:
+        waiting = [(top, facts)]
         while waiting:
+            directory, facts = waiting.pop()
+            if not self._first(facts):
+                continue
             try:
-                entries = os.scandir(waiting.pop())
+                entries = os.scandir(directory)
             except OSError:
                 # a directory that closes itself to us holds nothing we could read either
                 continue
             with entries:
                 for entry in entries:
                     if entry.is_symlink():
-                        outward.extend(_outward(top, entry))
+                        waiting += self._follow(top, entry.path) if links else ()
                         continue
                     try:
                         below = entry.stat(follow_symlinks=False)
                     except OSError:
                         continue
                     if stat.S_ISREG(below.st_mode):
-                        add(entry.path, below)
+                        self.add(entry.path, below)
                     elif stat.S_ISDIR(below.st_mode) and below.st_dev == facts.st_dev:
-                        waiting.append(entry.path)
-    missed = 0
-    for target in set(outward):
-        facts = os.stat(target)
-        missed += (facts.st_dev, facts.st_ino) not in seen
-    return DirectoryState(tuple(files), missed)
+                        waiting.append((entry.path, below))
 
-
-def _outward(top: str, link: os.DirEntry[str]) -> Iterator[str]:
-    """The target of a relative link to a regular file outside the tree (a model directory of the
-    Hugging Face cache).
-
-    Absolute links of an image mean its own root, not this host's: they are none of ours."""
-    target = os.readlink(link.path)
-    if os.path.isabs(target):
-        return
-    real = os.path.normpath(os.path.join(os.path.dirname(link.path), target))
-    if not real.startswith(top + "/") and os.path.isfile(real):
-        yield os.path.realpath(real)
+    def _follow(self, top: str, link: str) -> Iterator[tuple[str, os.stat_result]]:
+        """The directory that a link leads to, unless all of the tree is below it; a file is
+        added."""
+        target = os.path.realpath(link)
+        try:
+            facts = os.stat(target)
+        except (FileNotFoundError, NotADirectoryError):
+            return  # broken: nothing is read through it
+        except OSError:
+            self.links_out += 1
+            return
+        if stat.S_ISREG(facts.st_mode):
+            self.add(target, facts)
+        elif stat.S_ISDIR(facts.st_mode):
+            if f"{top}/".startswith(f"{target.rstrip('/')}/"):
+                self.links_out += target != top
+            else:
+                yield target, facts
 
 
 def residency(paths: Iterable[str | os.PathLike[str]] | DirectoryState) -> CacheState:
@@ -145,7 +167,13 @@ def residency(paths: Iterable[str | os.PathLike[str]] | DirectoryState) -> Cache
     tree = paths if isinstance(paths, DirectoryState) else walk(paths)
     if not tree.total_bytes:
         return CacheState(
-            "cold", "nothing-to-read", len(tree.files), 0, 0, links_out=tree.links_out
+            "unverified",
+            "nothing-to-read",
+            len(tree.files),
+            0,
+            0,
+            links_out=tree.links_out,
+            note="no byte to look at: of nothing, nothing is proven",
         )
     probe = _Residency()
     per_file = [probe.of(*f) for f in tree.files]

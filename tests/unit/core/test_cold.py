@@ -98,17 +98,39 @@ def test_a_hard_link_is_counted_once(disk):
     )
 
 
-def test_links_out_of_a_tree_are_not_followed_but_said(disk):
-    blob = file_of(disk / "blobs" / "x", 2)
+@pytest.mark.parametrize("target", ["../blobs/x", "{disk}/blobs/x"], ids=["relative", "absolute"])
+def test_what_a_link_leads_to_is_evicted_and_proven_in_its_place(disk, target):
+    blob = file_of(disk / "blobs" / "x", 20)
     (disk / "model").mkdir()
-    (disk / "model" / "weights").symlink_to("../blobs/x")
-    (disk / "model" / "absolute").symlink_to(blob)  # in an image this means the image's own root
-    tree = residency.walk([disk / "model"])
-    assert (tree.files, tree.links_out) == ((), 1)
-    file_of(disk / "model" / "own", 1)
+    (disk / "model" / "weights").symlink_to(target.format(disk=disk))
+    blob.read_bytes()
     state = cold.set_cache_state([disk / "model"], "cold", caches=False)
-    assert state.state == "unverified" and "1 links lead out" in state.note
-    assert cold.set_cache_state([disk / "model", blob], "cold", caches=False).state == "cold"
+    assert (state.state, state.files, state.total_bytes) == ("cold", 1, 20 * PAGE)
+    assert residency.residency([blob]).resident_bytes == 0
+    blob.read_bytes()
+    assert cold.verify_cache_state([disk / "model"], "cold").state == "unverified"
+
+
+def test_links_of_a_containers_root_mean_that_root_and_no_file_of_this_host(disk):
+    outside = file_of(disk / "etc", 2)
+    file_of(disk / "root" / "own", 1)
+    (disk / "root" / "etc").symlink_to(outside)
+    (disk / "root" / "up").symlink_to("../etc")
+    tree = residency.walk([disk / "root"], roots=[disk / "root"])
+    assert (tree.total_bytes, tree.links_out) == (PAGE, 0)
+
+
+def test_a_linked_directory_is_walked_once_and_one_around_the_tree_is_left_alone_in_words(disk):
+    file_of(disk / "elsewhere" / "weights", 2)
+    file_of(disk / "model" / "own", 1)
+    (disk / "model" / "more").symlink_to(disk / "elsewhere")
+    (disk / "elsewhere" / "back").symlink_to(disk / "model")
+    (disk / "model" / "gone").symlink_to("nothing")
+    tree = residency.walk([disk / "model"])
+    assert (tree.total_bytes, tree.links_out) == (3 * PAGE, 0)
+    (disk / "model" / "around").symlink_to("/")
+    state = cold.set_cache_state([disk / "model"], "cold", caches=False)
+    assert state.state == "unverified" and "1 links were not followed" in state.note
 
 
 def test_a_link_given_by_name_is_followed(disk):
@@ -122,9 +144,13 @@ def test_what_is_not_there_cannot_be_proven(tmp_path):
         cold.verify_cache_state([tmp_path / "none"])
 
 
-def test_nothing_to_read_is_cold():
-    state = cold.set_cache_state([], "cold", caches=False)
-    assert (state.state, state.method, state.share) == ("cold", "nothing-to-read", 0.0)
+@pytest.mark.parametrize("want", ["cold", "warm"])
+def test_of_no_bytes_neither_cold_nor_warm_is_proven(tmp_path, want):
+    (tmp_path / "empty").touch()
+    for paths in ([], [tmp_path]):
+        state = cold.set_cache_state(paths, want, caches=False)
+        assert (state.state, state.method, state.share) == ("unverified", "nothing-to-read", 0.0)
+        assert "no byte" in state.note
 
 
 def test_memory_file_systems_can_never_be_cold():
