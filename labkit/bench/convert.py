@@ -25,7 +25,6 @@ from labkit.core.json_types import JsonObject
 from labkit.core.ledger import Ledger
 from labkit.core.workspace import Workspace
 from labkit.errors import LabError
-from labkit.image import oci
 from labkit.image.containerd import running
 from labkit.image.estargz import layout
 from labkit.image.estargz.convert import convert
@@ -133,10 +132,7 @@ def _reference(
         spent_s = time.monotonic() - began_s
         doc = node.ctr("images", "ls", f"name=={target}")
         digest = next((w for w in doc.split() if w.startswith("sha256:")), "")
-        raw = node.ctr("content", "get", digest).encode()
-        if b'"manifests"' in raw:
-            raw = node.ctr("content", "get", oci.choose(oci.parse_index(raw)).digest).encode()
-        manifest = oci.parse_manifest(raw)
+        manifest = node.manifest(digest, target)
         if not all(layout.TOC_DIGEST in layer.annotations for layer in manifest.layers):
             raise LabError(
                 "ctr-remote wrote layers without a TOC digest", why="it did not convert them"

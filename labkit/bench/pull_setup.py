@@ -118,7 +118,7 @@ def floors(
     total = manifest.unpacked_bytes or manifest.layers_bytes
     rate = decompress_s = 0.0
     if codec != "none":
-        rate = max(_decompress_rate(layout.blob_path(largest.digest), codec) for _ in range(2))
+        rate = max(_decompress_rate(layout.blob_path(largest.digest)) for _ in range(2))
         hint = largest.annotations.get(oci.UNPACKED_BYTES, "")
         share = int(hint) / total if hint.isdigit() else largest.size_bytes / manifest.layers_bytes
         # A layer is one stream and one core's work; layers can be side by side.
@@ -139,10 +139,10 @@ def floors(
     }
 
 
-def _decompress_rate(blob: Path, codec: str) -> float:
+def _decompress_rate(blob: Path) -> float:
     """Plain bytes per second of one core, over the first SAMPLE_BYTES."""
     plain, start_s = 0, time.monotonic()
-    for chunk in decompress(file_chunks(blob), codec, fast=True):
+    for chunk in decompress(file_chunks(blob), fast=True):
         plain += len(chunk)
         if plain >= SAMPLE_BYTES:
             break

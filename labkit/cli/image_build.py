@@ -64,10 +64,10 @@ def run_build(args: argparse.Namespace) -> int:
             Workspace.default(), with_weights=args.with_weights, say=_say
         )
     layout = Layout(path)
-    manifest, digest = layout.manifest(name), layout.manifest_descriptor(name).digest
+    manifest = layout.manifest(name)
     seconds = time.monotonic() - began
     print(
-        f"{name}  {digest[:19]}…  {len(manifest.layers)} layers,"
+        f"{name}  {manifest.digest[:19]}…  {len(manifest.layers)} layers,"
         f" {show_bytes(manifest.layers_bytes)} to pull, {show_bytes(manifest.unpacked_bytes)}"
         f" unpacked, in {show_s(seconds)}\n{path}"
     )
@@ -75,7 +75,7 @@ def run_build(args: argparse.Namespace) -> int:
         {
             "layout": str(path),
             "name": name,
-            "digest": digest,
+            "digest": manifest.digest,
             "layers": len(manifest.layers),
             "layers_bytes": manifest.layers_bytes,
             "unpacked_bytes": manifest.unpacked_bytes,
@@ -113,7 +113,9 @@ def run_inspect(args: argparse.Namespace) -> int:
     manifest = layout.manifest(args.name)
     config = layout.config(manifest)
     rows, largest = [], []
-    for i, layer in enumerate(manifest.layers):
+    for i, (layer, diff_id) in enumerate(
+        zip(manifest.layers, config["rootfs"]["diff_ids"], strict=True)
+    ):
         title = layer.annotations.get("org.coldstartlab.layer", "")
         plain = layer.annotations.get(oci.UNPACKED_BYTES, "")
         rows.append(
@@ -127,15 +129,15 @@ def run_inspect(args: argparse.Namespace) -> int:
             ]
         )
         if args.files:
-            members = TarReader(layout.plain_layer(layer))
-            found = sorted(((m.size_bytes, m.name) for m in members), reverse=True)
+            with layout.plain_layer(layer, diff_id) as tar:
+                found = sorted(((m.size_bytes, m.name) for m in TarReader(tar)), reverse=True)
             largest += [[i, show_bytes(size), name] for size, name in found[: args.files]]
     print(table(rows, ["layer", "part", "codec", "to pull", "unpacked", "digest"]))
     if largest:
         print("\n" + table(largest, ["layer", "size", "file"]))
     last_line(
         {
-            "digest": layout.manifest_descriptor(args.name).digest,
+            "digest": manifest.digest,
             "layers": [layer.as_json() for layer in manifest.layers],
             "layers_bytes": manifest.layers_bytes,
             "config": config.get("config", {}),

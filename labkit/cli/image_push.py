@@ -76,7 +76,7 @@ def run_recompress(args: argparse.Namespace) -> int:
 
     from labkit.core.stdout import last_line
     from labkit.core.units import show_bytes
-    from labkit.image import oci, push
+    from labkit.image import push
     from labkit.image.oci_layout import Layout
 
     output_directory(args.out, "--out")
@@ -91,7 +91,7 @@ def run_recompress(args: argparse.Namespace) -> int:
             "name": name,
             "size_bytes": manifest.layers_bytes,
             "before_bytes": before,
-            "digest": oci.digest_of(manifest.as_bytes()),
+            "digest": manifest.digest,
             "seconds": round(time.monotonic() - began_s, 3),
         }
     )

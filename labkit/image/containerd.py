@@ -29,10 +29,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from labkit.core import secrets
+from labkit.core.json_types import JsonObject
 from labkit.core.ledger import MARK, Ledger, remove_tree, unmount
 from labkit.core.proc import mounts
 from labkit.core.workspace import spread
 from labkit.errors import TransferError, TrialError
+from labkit.image.oci import Manifest, parse_config
+from labkit.image.platforms import find_manifest
 
 START_S = 20.0
 _runs = itertools.count(1)
@@ -82,6 +85,16 @@ class Node:
                 fix="the logs of containerd are beside it; labkit doctor",
             )
         return done.stdout
+
+    def manifest(self, digest: str, name: str) -> Manifest:
+        """Of an image that was pulled, from containerd's own content store."""
+        return find_manifest(self._content, digest, name, self.config)
+
+    def config(self, manifest: Manifest) -> JsonObject:
+        return parse_config(self._content(manifest.config.digest))
+
+    def _content(self, digest: str) -> bytes:
+        return self.ctr("content", "get", digest).encode()
 
     def pull(self, image: str) -> None:
         """`ctr images pull`: fetch everything and unpack it; with stargz `ctr-remote images rpull`:

@@ -22,8 +22,7 @@ from labkit.core.json_types import JsonObject
 from labkit.core.plan import StepContext
 from labkit.core.proc import mounts
 from labkit.errors import TrialError
-from labkit.image import containerd, oci
-from labkit.image.distribution import find_manifest
+from labkit.image import containerd
 from labkit.image.runtimes.server import host_binds
 from labkit.image.traffic import blob_traffic
 
@@ -90,14 +89,10 @@ def start_stargz(ctx: StepContext, **_: object) -> None:
 
 
 def _command(node: containerd.Node, image: str) -> list[str]:
-    """Entrypoint of the pulled image, from containerd's own content store."""
-
-    def content(digest: str) -> bytes:
-        return node.ctr("content", "get", digest).encode()
-
+    """Entrypoint of the pulled image."""
     listed = node.ctr("images", "ls", f"name=={image}").splitlines()[1:]
-    manifest = find_manifest(content, next(line.split()[2] for line in listed), image)
-    config = oci.parse_config(content(manifest.config.digest))["config"]
+    manifest = node.manifest(next(line.split()[2] for line in listed), image)
+    config = node.config(manifest)["config"]
     return list(config.get("Entrypoint") or config.get("Cmd") or [])
 
 

@@ -11,36 +11,18 @@ document. Source: OCI distribution-spec 1.1. Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput, TransferError
 from labkit.image import oci
+from labkit.image.platforms import find_manifest
+from labkit.image.reference import Reference
 from labkit.net.client import Client
 
 
 class WrongDigest(TransferError):
     """Bytes that are not what their name says. Worth one more fetch."""
-
-
-def find_manifest(read: Callable[[str], bytes], target: str, name: str) -> oci.Manifest:
-    """The manifest for this machine. `read`: a tag or digest to the document's bytes. Raises
-    BadInput, WrongDigest and what `read` raises."""
-    for _ in range(3):
-        raw = read(target)
-        if target.startswith("sha256:") and oci.digest_of(raw) != target:
-            raise WrongDigest(
-                f"{name}: the manifest has the digest {oci.digest_of(raw)[:23]}…, not"
-                f" {target[:23]}…",
-                why="the registry sent something else than was requested",
-                fix="pull again",
-            )
-        doc = oci.parse_document(raw, "manifest")
-        if "manifests" not in doc:
-            return oci.manifest_from(doc)
-        target = oci.choose(oci.index_from(doc)).digest
-    raise BadInput(f"{name}: indexes nested too deep")
 
 
 def fetch_config(client: Client, url: str, manifest: oci.Manifest) -> JsonObject:
@@ -60,7 +42,7 @@ class RemoteImage:
     """An image in a registry. Raises BadInput for a reference that names none."""
 
     client: Client
-    reference: oci.Reference
+    reference: Reference
 
     def __post_init__(self) -> None:
         if not self.reference.base:
@@ -77,15 +59,24 @@ class RemoteImage:
         return f"{self.url}/blobs/{digest}"
 
     def manifest(self) -> oci.Manifest:
-        return find_manifest(self._document, self.reference.target, str(self.reference))
+        return find_manifest(self.document, self.reference.target, str(self.reference), self.config)
 
-    def _document(self, target: str) -> bytes:
-        return self.client.ask(
+    def document(self, target: str) -> bytes:
+        """A manifest or index by its tag or digest. Raises TransferError."""
+        raw = self.client.ask(
             "GET",
             f"{self.url}/manifests/{target}",
             {"Accept": oci.ACCEPT},
             limit_bytes=oci.DOCUMENT_LIMIT_BYTES,
         ).body
+        if target.startswith("sha256:") and oci.digest_of(raw) != target:
+            raise WrongDigest(
+                f"{self.reference}: the manifest has the digest {oci.digest_of(raw)[:23]}…, not"
+                f" {target[:23]}…",
+                why="the registry sent something else than was requested",
+                fix="pull again",
+            )
+        return raw
 
     def config(self, manifest: oci.Manifest) -> JsonObject:
         return fetch_config(self.client, self.blob_url(manifest.config.digest), manifest)

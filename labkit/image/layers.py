@@ -28,6 +28,7 @@ from pathlib import Path
 from labkit.image import oci
 from labkit.image.codecs import GZIP_HEADER, Hashed
 from labkit.image.oci_layout import Layout
+from labkit.image.platforms import architecture
 
 BLOCK_BYTES = 1 << 20
 STOCK_LEVEL = 6  # what `gzip`, `docker build` and containerd use by default
@@ -177,7 +178,7 @@ def write_image(
     `name`. `run`: Env, Cmd …"""
     epoch = "1970-01-01T00:00:00Z"
     config = {
-        "architecture": oci.architecture(),
+        "architecture": architecture(),
         "os": "linux",
         "created": epoch,
         "config": dict(run),

@@ -24,7 +24,7 @@ from pathlib import Path
 from labkit.core.json_types import JsonObject
 from labkit.core.ledger import remove_tree
 from labkit.errors import BadInput, TransferError
-from labkit.image.codecs import Hashed, codec_of, decompress
+from labkit.image.codecs import codec_of, decompress, verified
 from labkit.image.distribution import WrongDigest, fetch_config
 from labkit.image.image_source import ImageSource
 from labkit.image.resumable_blob import ResumableBlob
@@ -142,14 +142,15 @@ def _pull(source: ImageSource, rootfs: Path, folder: Path, options: PullOptions)
 def _checked(chunks: Iterable[bytes], digest: str, name: str) -> Iterator[bytes]:
     """Pass chunks on; after the last one, raise WrongDigest unless they were what `digest`
     names."""
-    hashed = Hashed(chunks)
-    yield from hashed
-    if hashed.digest != digest:
-        raise WrongDigest(
-            f"{name}: the bytes are {hashed.digest[:23]}…, not {digest[:23]}…",
+    return verified(
+        chunks,
+        digest,
+        lambda actual: WrongDigest(
+            f"{name}: the bytes are {actual[:23]}…, not {digest[:23]}…",
             why="corrupted on the way or in the store; nothing of it was kept",
             fix="pull again; if it repeats, push the image again",
-        )
+        ),
+    )
 
 
 def _packed(blob: ResumableBlob) -> Iterator[bytes]:
@@ -167,7 +168,8 @@ def _plain(blob: ResumableBlob, diff_id: str, stop: threading.Event, fast: bool)
     thread of its own."""
     layer = blob.descriptor
     # Beside the writer: packed digest + decompression, plain digest, and the fetch itself.
-    plain = staged(decompress(_packed(blob), codec_of(layer.media_type), fast=fast), stop)
+    codec_of(layer.media_type)
+    plain = staged(decompress(_packed(blob), fast=fast), stop)
     return staged(_checked(plain, diff_id, f"layer {layer.digest[:23]} unpacked"), stop)
 
 

@@ -1,9 +1,9 @@
-"""OCI image documents: references, descriptors, manifests, indexes and configs, read as hostile
-input.
+"""OCI image documents: descriptors, manifests, indexes and configs, read as hostile input.
 
 An image is a small Merkle tree: index → manifest → config + layers, each named by the sha256 of its
 bytes. Nothing here trusts a length, a media type or a path before it was checked; documents over 4
-MiB are refused unread.
+MiB are refused unread. Nothing that was read is lost, either: a document keeps its bytes, and the
+fields that are not modelled come along when one is written again.
 
     manifest = parse_manifest(raw)
     for layer in manifest.layers: print(layer.digest, layer.size_bytes)
@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
@@ -29,8 +29,10 @@ CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 LAYER_GZIP = LAYER + "+gzip"
 LAYER_ZSTD = LAYER + "+zstd"
+NONDISTRIBUTABLE = "application/vnd.oci.image.layer.nondistributable.v1.tar"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 MANIFEST_TYPES = (MANIFEST, DOCKER_MANIFEST)
 INDEX_TYPES = (INDEX, DOCKER_INDEX)
 ACCEPT = ", ".join(MANIFEST_TYPES + INDEX_TYPES)
@@ -44,8 +46,15 @@ LAYERS_LIMIT = 512
 #: Members of a layer that hide what is below: one name, or all of a directory.
 WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
-_NAME = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*\Z")
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
+#: Annotations that describe the bytes of a layer and not its content: tables of contents, the
+#: digest and size of the tar that was compressed.
+_OF_BYTES = (
+    "containerd.io/snapshot/",
+    "containerd.io/uncompressed",
+    "io.containers.estargz.",
+    "io.github.containers.zstd-chunked.",
+    "org.coldstartlab.estargz.",
+)
 
 
 def digest_of(data: bytes) -> str:
@@ -64,63 +73,26 @@ def check_digest(text: object) -> str:
 
 
 @dataclass(frozen=True)
-class Reference:
-    """Where an image is: `base` (scheme://host:port of a registry or "" for a local name),
-    repository name, tag or digest."""
-
-    base: str
-    name: str
-    target: str  # tag or sha256:…
-
-    def __str__(self) -> str:
-        return (
-            (self.base + "/" if self.base else "")
-            + self.name
-            + ("@" if self.target.startswith("sha256:") else ":")
-            + self.target
-        )
-
-    @property
-    def host(self) -> str:
-        return self.base.partition("://")[2]
-
-
-def parse_reference(text: str) -> Reference:
-    """`http://127.0.0.1:5000/lab/subject:latest`, `lab/subject`, `lab/subject@sha256:…`. The tag
-    defaults to `latest`."""
-    base, rest = "", text
-    if "://" in text:
-        scheme, _, after = text.partition("://")
-        host, slash, rest = after.partition("/")
-        if scheme not in ("http", "https") or not host or not slash:
-            raise BadInput(
-                f"not an image reference: {text!r}",
-                fix="write it like http://127.0.0.1:5000/lab/subject:latest",
-            )
-        base = f"{scheme}://{host}"
-    name, at, digest = rest.partition("@")
-    target = check_digest(digest) if at else "latest"
-    if not at and ":" in name:
-        name, _, target = name.rpartition(":")
-    if not _NAME.match(name) or len(name) > 255 or not (at or _TAG.match(target)):
-        raise BadInput(
-            f"not an image reference: {text!r}",
-            why="repository names are lower case, tags have no slash",
-            fix="write it like http://127.0.0.1:5000/lab/subject:latest",
-        )
-    return Reference(base, name, target)
-
-
-@dataclass(frozen=True)
 class Descriptor:
+    """A blob's name, and what a document says of it. `other`: fields that are not modelled, kept
+    for when the document is written again."""
+
     media_type: str
     digest: str
     size_bytes: int
     annotations: dict[str, str] = field(default_factory=dict)
     platform: JsonObject = field(default_factory=dict)
+    other: JsonObject = field(default_factory=dict)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where else it may be: of a layer that must not be distributed."""
+        urls = self.other.get("urls")
+        return tuple(u for u in urls if isinstance(u, str)) if isinstance(urls, list) else ()
 
     def as_json(self) -> JsonObject:
         doc: JsonObject = {
+            **self.other,
             "mediaType": self.media_type,
             "digest": self.digest,
             "size": self.size_bytes,
@@ -131,13 +103,49 @@ class Descriptor:
             doc["annotations"] = dict(sorted(self.annotations.items()))
         return doc
 
+    def as_other_bytes(
+        self,
+        digest: str,
+        size_bytes: int,
+        *,
+        media_type: str = "",
+        annotations: Mapping[str, str] = MappingProxyType({}),
+    ) -> Descriptor:
+        """The same thing in other bytes. What describes the old ones goes: tables of contents, the
+        bytes themselves in the document, where else they are."""
+        kept = {k: v for k, v in self.annotations.items() if not k.startswith(_OF_BYTES)}
+        return Descriptor(
+            media_type or self.media_type,
+            digest,
+            size_bytes,
+            {**kept, **annotations},
+            self.platform,
+            {k: v for k, v in self.other.items() if k not in ("data", "urls")},
+        )
+
+
+def layer_type(codec: str, like: str = "") -> str:
+    """OCI's media type of a layer in this codec. One that must not be distributed stays so."""
+    bound = ".nondistributable." in like or ".foreign." in like
+    suffix = "" if codec == "none" else f"+{codec}"
+    return (NONDISTRIBUTABLE if bound else LAYER) + suffix
+
 
 @dataclass(frozen=True)
 class Manifest:
+    """`document`, `raw`: as it was read, so that it keeps its digest, and the fields that are not
+    modelled."""
+
     config: Descriptor
     layers: tuple[Descriptor, ...]
     annotations: dict[str, str] = field(default_factory=dict)
     media_type: str = MANIFEST
+    document: JsonObject = field(default_factory=dict, compare=False, repr=False)
+    raw: bytes = field(default=b"", compare=False, repr=False)
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self.as_bytes())
 
     @property
     def layers_bytes(self) -> int:
@@ -149,8 +157,21 @@ class Manifest:
         hints = [layer.annotations.get(UNPACKED_BYTES, "") for layer in self.layers]
         return sum(map(int, hints)) if all(h.isdigit() and len(h) < 16 for h in hints) else 0
 
+    def with_blobs(self, config: Descriptor, layers: Iterable[Descriptor]) -> Manifest:
+        """The same image of other blobs, in OCI's media types: those of one family stand together,
+        and only it has all codecs. Every other field stays, and an unchanged manifest its bytes."""
+        if config.media_type == DOCKER_CONFIG:
+            config = replace(config, media_type=CONFIG)
+        own = (config, tuple(layers), self.annotations, MANIFEST)
+        if own == (self.config, self.layers, self.annotations, self.media_type):
+            return self
+        return Manifest(*own, document=self.document)
+
     def as_bytes(self) -> bytes:
+        if self.raw:
+            return self.raw
         doc: JsonObject = {
+            **self.document,
             "schemaVersion": 2,
             "mediaType": self.media_type,
             "config": self.config.as_json(),
@@ -189,9 +210,9 @@ def parse_document(raw: bytes, name: str) -> JsonObject:
 def _strings(doc: object, name: str) -> dict[str, str]:
     if doc is None:
         return {}
-    if not isinstance(doc, dict) or not all(isinstance(v, str) for v in doc.values()):
+    if not isinstance(doc, dict) or not all(isinstance(v, str | None) for v in doc.values()):
         raise BadInput(f"{name}: annotations must be strings")
-    return dict(doc)
+    return {key: value or "" for key, value in doc.items()}  # null is Go's empty string
 
 
 def parse_descriptor(doc: object, name: str = "descriptor") -> Descriptor:
@@ -208,31 +229,47 @@ def parse_descriptor(doc: object, name: str = "descriptor") -> Descriptor:
     platform = doc.get("platform") or {}
     if not isinstance(platform, dict):
         raise BadInput(f"{name}: platform is not an object")
+    modelled = ("mediaType", "digest", "size", "annotations", "platform")
     return Descriptor(
         kind,
         check_digest(doc.get("digest")),
         size,
         _strings(doc.get("annotations"), name),
         platform,
+        {key: value for key, value in doc.items() if key not in modelled},
     )
 
 
 def parse_manifest(raw: bytes) -> Manifest:
     """Raises BadInput for anything that is not an image manifest of at most 512 layers."""
-    return manifest_from(parse_document(raw, "manifest"))
+    return manifest_from(parse_document(raw, "manifest"), raw)
 
 
-def manifest_from(doc: JsonObject) -> Manifest:
+def is_index(doc: JsonObject) -> bool:
+    """Whether a document is an index. Raises BadInput for one that is both, which two readers take
+    for two images."""
+    kind = doc.get("mediaType")
+    index = kind in INDEX_TYPES or (kind not in MANIFEST_TYPES and "manifests" in doc)
+    if doc.get("config" if index else "manifests") or (index and doc.get("layers")):
+        raise BadInput(
+            "a manifest that is an index, too",
+            why="what it names depends on who reads it",
+            fix="build or push the image again",
+        )
+    return index
+
+
+def manifest_from(doc: JsonObject, raw: bytes = b"") -> Manifest:
     if doc.get("schemaVersion") != 2:
         raise BadInput(
             f"manifest: schemaVersion {str(doc.get('schemaVersion'))[:20]!r}",
             why="only version 2 names its content by digest",
         )
-    kind = doc.get("mediaType", MANIFEST)
+    kind = doc.get("mediaType") or MANIFEST
     if kind not in MANIFEST_TYPES:
         raise BadInput(f"manifest: media type {str(kind)[:80]!r}", why="it is no image manifest")
-    layers = doc.get("layers")
-    if not isinstance(layers, list) or len(layers) > LAYERS_LIMIT:
+    layers = doc["layers"] if doc.get("layers") is not None else []  # null is Go's empty list
+    if "layers" not in doc or not isinstance(layers, list) or len(layers) > LAYERS_LIMIT:
         raise BadInput(
             (
                 "manifest: layers are not a list"
@@ -246,6 +283,8 @@ def manifest_from(doc: JsonObject) -> Manifest:
         tuple(parse_descriptor(layer, f"layer {i}") for i, layer in enumerate(layers)),
         _strings(doc.get("annotations"), "manifest"),
         kind,
+        doc,
+        raw,
     )
 
 
@@ -254,8 +293,8 @@ def parse_index(raw: bytes) -> tuple[Descriptor, ...]:
 
 
 def index_from(doc: JsonObject) -> tuple[Descriptor, ...]:
-    manifests = doc.get("manifests")
-    if not isinstance(manifests, list) or len(manifests) > 4096:
+    manifests = doc["manifests"] if doc.get("manifests") is not None else []
+    if "manifests" not in doc or not isinstance(manifests, list) or len(manifests) > 4096:
         raise BadInput("index: no list of manifests")
     return tuple(parse_descriptor(m, f"manifest {i} of the index") for i, m in enumerate(manifests))
 
@@ -265,7 +304,8 @@ def parse_config(raw: bytes, layers: int | None = None) -> JsonObject:
     config.{Env,Entrypoint,Cmd,WorkingDir}."""
     doc = parse_document(raw, "image config")
     rootfs = doc.get("rootfs")
-    ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    ids = rootfs.get("diff_ids", ()) if isinstance(rootfs, dict) else ()
+    ids = [] if ids is None else ids
     if not isinstance(ids, list):
         raise BadInput(
             "image config: no rootfs.diff_ids", why="unpacked layers could not be verified"
@@ -296,31 +336,3 @@ def environment(config: JsonObject) -> dict[str, str]:
     """Env of an image config as a dict."""
     pairs = (e.partition("=") for e in (config.get("config") or {}).get("Env") or [])
     return {key: value for key, equals, value in pairs if equals and key}
-
-
-def architecture() -> str:
-    """This machine, in Go's words."""
-    machine = os.uname().machine
-    return {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
-
-
-def choose(manifests: Iterable[Descriptor], name: str = "") -> Descriptor:
-    """The manifest of an index for this machine (and of this name, where entries carry names)."""
-    arch = architecture()
-    entries = list(manifests)
-    named = [m for m in entries if m.annotations.get(REF_NAME) == name]
-    if name and not named and any(REF_NAME in m.annotations for m in entries):
-        raise BadInput(
-            f"no image called {name!r} in the layout",
-            fix="one of: " + ", ".join(m.annotations.get(REF_NAME, m.digest) for m in entries[:20]),
-        )
-    fits = [
-        m
-        for m in named or entries
-        if m.platform.get("architecture", arch) == arch and m.platform.get("os", "linux") == "linux"
-    ]
-    if not fits:
-        raise BadInput(
-            f"the image is not for linux/{arch}", why="its index lists no manifest of this machine"
-        )
-    return fits[0]

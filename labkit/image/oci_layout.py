@@ -4,35 +4,38 @@
     manifest = layout.manifest("lab/subject:latest")
     layout.blob_path(manifest.layers[0].digest)
 
-Blobs appear under their name complete, or not at all. Limit: the disk. Format:
+Blobs appear under their name complete, or not at all, and are read only to be checked: a blob
+against its digest, a layer that is unpacked against its diff id as well. Limit: the disk. Format:
 opencontainers/image-spec v1, image-layout. Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from labkit.core.beside import file_in, replacing
+from labkit.core.beside import file_in, replacing, scratch
 from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
-from labkit.image.codecs import Hashed, codec_of, decompress, file_chunks
+from labkit.image import platforms
+from labkit.image.codecs import Hashed, codec_of, decompress, file_chunks, verified
 from labkit.image.oci import (
     DOCUMENT_LIMIT_BYTES,
     INDEX,
-    INDEX_TYPES,
     REF_NAME,
     Descriptor,
     Manifest,
-    architecture,
     canonical,
     check_digest,
-    choose,
     digest_of,
+    index_from,
     parse_config,
-    parse_index,
-    parse_manifest,
+    parse_document,
 )
+
+#: Where containerd and BuildKit write an image's whole name; `REF_NAME` holds the tag alone then.
+_CONTAINERD_NAME = "io.containerd.image.name"
 
 
 class Layout:
@@ -71,21 +74,46 @@ class Layout:
                 f"blob {descriptor.digest} of {descriptor.size_bytes} bytes",
                 why="too large for a document",
             )
+        return b"".join(self.blob_chunks(descriptor))
+
+    def blob_chunks(self, blob: Descriptor) -> Iterator[bytes]:
+        """A blob of any size. Raises BadInput where it is missing, and after the last chunk where
+        its bytes are not those that it is named by."""
+        path = self.blob_path(blob.digest)
         try:
-            raw = self.blob_path(descriptor.digest).read_bytes()
+            size = path.stat().st_size
         except OSError as error:
             raise BadInput(
-                f"{self.path}: blob {descriptor.digest} is missing",
-                why=str(error),
+                f"{self.path}: blob {blob.digest} is missing",
+                why=(
+                    "a layer that must not be distributed: its owner serves it at "
+                    + " ".join(blob.urls)[:300]
+                    if blob.urls
+                    else str(error)
+                ),
                 fix="build or fetch the image again",
             ) from None
-        if digest_of(raw) != descriptor.digest:
-            raise BadInput(
-                f"{self.path}: blob {descriptor.digest} is damaged",
-                why="its bytes have another digest",
+
+        def damaged(actual: str) -> BadInput:
+            return BadInput(
+                f"{self.path}: blob {blob.digest} is damaged",
+                why=f"its bytes have another digest, {actual}",
                 fix="remove the layout and build or fetch the image again",
             )
-        return raw
+
+        if size != blob.size_bytes:
+            raise BadInput(
+                f"{self.path}: blob {blob.digest} is damaged",
+                why=f"it has {size} bytes, its descriptor says {blob.size_bytes}",
+                fix="remove the layout and build or fetch the image again",
+            )
+        yield from verified(file_chunks(path), blob.digest, damaged)
+
+    def check_blob(self, blob: Descriptor) -> Path:
+        """Read it to its end; its path. Raises BadInput as `blob_chunks` does."""
+        for _ in self.blob_chunks(blob):
+            pass
+        return self.blob_path(blob.digest)
 
     def write_blob(self, data: bytes, media_type: str, **annotations: str) -> Descriptor:
         digest = digest_of(data)
@@ -106,12 +134,42 @@ class Layout:
             os.replace(part, self.blob_path(hashed.digest))
         return hashed.digest, hashed.size_bytes
 
-    def plain_layer(self, layer: Descriptor, *, fast: bool = True) -> Iterator[bytes]:
-        """Chunks of a layer's uncompressed tar. Raises BadInput."""
-        chunks = file_chunks(self.blob_path(layer.digest))
-        return decompress(chunks, codec_of(layer.media_type), fast=fast)
+    @contextlib.contextmanager
+    def plain_layer(
+        self, layer: Descriptor, diff_id: str, *, fast: bool = True, fetched: bool = False
+    ) -> Iterator[Hashed]:
+        """Chunks of a layer's uncompressed tar. What the block makes of them is sound when it ends:
+        the rest of the layer is read, and BadInput raised unless its digest and diff id are right.
+        `fetched`: its digest was checked as it arrived."""
+        codec_of(layer.media_type)
+        packed = file_chunks(self.blob_path(layer.digest)) if fetched else self.blob_chunks(layer)
+        plain = Hashed(decompress(packed, fast=fast))
+        try:
+            yield plain
+            for _ in plain:  # what lies behind the end of the archive
+                pass
+        except Exception:
+            self.check_blob(layer)  # damage shows in many ways, and has one name
+            raise
+        if plain.digest != diff_id:
+            self.check_blob(layer)
+            raise BadInput(
+                f"layer {layer.digest} unpacks to {plain.digest}, the config says {diff_id}",
+                why="the image was put together wrongly, or forged; nothing of it was kept",
+                fix="build it again, or fetch another one",
+            )
 
-    def index(self) -> tuple[Descriptor, ...]:
+    @contextlib.contextmanager
+    def adding(self) -> Iterator[Layout]:
+        """A layout to write blobs into. They are this one's when the block ends well; where it does
+        not, nothing of them stays."""
+        with scratch(".adding-", self.path) as folder:
+            part = Layout.create(folder / "layout")
+            yield part
+            for blob in sorted((part.path / "blobs" / "sha256").iterdir()):
+                os.replace(blob, self.blob_path(f"sha256:{blob.name}"))
+
+    def _index(self) -> JsonObject:
         try:
             raw = (self.path / "index.json").read_bytes()
         except OSError:
@@ -120,18 +178,41 @@ class Layout:
                 why="it has no index.json",
                 fix="labkit image build --out DIR",
             ) from None
-        return parse_index(raw)
+        return parse_document(raw, f"{self.path}/index.json")
 
-    def manifest_descriptor(self, name: str = "") -> Descriptor:
-        chosen = choose(self.index(), name)
-        for _ in range(3):
-            if chosen.media_type not in INDEX_TYPES:
-                return chosen
-            chosen = choose(parse_index(self.read_blob(chosen)))
-        raise BadInput(f"{self.path}: indexes nested too deep")
+    def index(self) -> tuple[Descriptor, ...]:
+        return index_from(self._index())
+
+    def named(self, name: str = "") -> list[Descriptor]:
+        """What the index lists under this name, all where none is given or listed. Raises BadInput.
+
+        skopeo lists an image by its tag, containerd by both, the lab by NAME:TAG."""
+        listed = list(self.index())
+        tag = name.rpartition(":")[2]
+        for key, wanted in ((REF_NAME, name), (_CONTAINERD_NAME, name), (REF_NAME, tag)):
+            if found := [d for d in listed if wanted and d.annotations.get(key) == wanted]:
+                return found
+        if name and any(REF_NAME in d.annotations for d in listed):
+            raise BadInput(
+                f"no image called {name!r} in the layout",
+                why=f"looked for in {self.path}",
+                fix="one of: "
+                + ", ".join(d.annotations.get(REF_NAME, d.digest) for d in listed[:20]),
+            )
+        return listed
+
+    def _read(self, digest: str) -> bytes:
+        """A document that an index names, verified."""
+        path = self.blob_path(digest)
+        size = path.stat().st_size if path.is_file() else 0
+        return self.read_blob(Descriptor("", digest, size))
 
     def manifest(self, name: str = "") -> Manifest:
-        return parse_manifest(self.read_blob(self.manifest_descriptor(name)))
+        """For this machine; where the layout has one image of the name, that one."""
+        listed, shown = self.named(name), f"{self.path}: {name or 'its image'}"
+        if len(listed) == 1:
+            return platforms.find_manifest(self._read, listed[0].digest, shown, self.config)
+        return platforms.among(listed, self._read, shown, self.config)
 
     def manifest_with_layers(self, name: str = "") -> Manifest:
         """The same; raises BadInput for an image of no layer, where a conversion or a pull would do
@@ -157,31 +238,36 @@ class Layout:
         return listed[0].annotations.get(REF_NAME, "")
 
     def config(self, manifest: Manifest) -> JsonObject:
+        """Raises BadInput for what is no image."""
         return parse_config(self.read_blob(manifest.config), len(manifest.layers))
 
     def add(self, manifest: Manifest, name: str) -> Descriptor:
         """Write the manifest and list it in the index under `name` (replacing what had that
         name)."""
-        written = self.write_blob(manifest.as_bytes(), manifest.media_type)
+        platform: JsonObject = {}
+        with contextlib.suppress(BadInput):  # an artifact: its config is none
+            platform = platforms.of_config(
+                parse_document(self.read_blob(manifest.config), "image config")
+            )
+        return self.add_document(manifest.as_bytes(), manifest.media_type, name, platform)
+
+    def add_document(
+        self, raw: bytes, media_type: str, name: str, platform: JsonObject | None = None
+    ) -> Descriptor:
+        """The same for a manifest or an index as its bytes."""
+        written = self.write_blob(raw, media_type)
         entry = Descriptor(
-            written.media_type,
-            written.digest,
-            written.size_bytes,
-            {REF_NAME: name},
-            {"architecture": architecture(), "os": "linux"},
+            media_type, written.digest, written.size_bytes, {REF_NAME: name}, platform or {}
         )
-        old = (
-            [d for d in self.index() if d.annotations.get(REF_NAME) != name]
-            if (self.path / "index.json").exists()
-            else []
-        )
-        doc = {
-            "schemaVersion": 2,
-            "mediaType": INDEX,
-            "manifests": [d.as_json() for d in [*old, entry]],
-        }
+        doc: JsonObject = {"schemaVersion": 2, "mediaType": INDEX}
+        if (self.path / "index.json").exists():
+            doc |= self._index()
+            old = index_from(doc)
+        else:
+            old = ()
+        kept = [d.as_json() for d in old if d.annotations.get(REF_NAME) != name]
         with replacing(self.path / "index.json") as part:
-            part.write_bytes(canonical(doc))
+            part.write_bytes(canonical({**doc, "manifests": [*kept, entry.as_json()]}))
         return entry
 
     def blobs(self, manifest: Manifest) -> Iterator[Descriptor]:

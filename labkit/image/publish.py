@@ -8,95 +8,95 @@ directory entry a blob. Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
-from labkit.image.oci import MANIFEST, REF_NAME
-from labkit.image.registry import NAME, TAG, hex_of
+from labkit.image import platforms
+from labkit.image.oci import Descriptor, parse_descriptor, parse_document
+from labkit.image.oci_layout import Layout
+from labkit.image.reference import parse_reference
+from labkit.image.registry import hex_of
 from labkit.image.registry_disk import RegistryDisk
 from labkit.objects.hardlink import link_or_copy
 
-
-def reachable(layout: Path, descriptor: JsonObject) -> Iterator[tuple[str, JsonObject]]:
-    """Everything a descriptor of an OCI layout leads to, children first: ("blob"|"manifest",
-    descriptor)."""
-    doc = json.loads(
-        (layout / "blobs" / "sha256" / descriptor["digest"].removeprefix("sha256:")).read_bytes()
-    )
-    for child in doc.get("manifests", []):
-        yield from reachable(layout, child)
-    for child in [*doc.get("layers", []), *([doc["config"]] if "config" in doc else [])]:
-        yield "blob", child
-    yield "manifest", descriptor
+_NESTED = 8  # indexes in indexes
 
 
-def pick(layout: Path, *names: str) -> JsonObject:
-    """The descriptor in a layout's index that carries one of these names (or the only one). Raises
-    BadInput.
+def reachable(
+    layout: Layout, top: Descriptor, levels: int = _NESTED
+) -> Iterator[tuple[str, Descriptor]]:
+    """Everything that a descriptor of the layout leads to, children first: ("blob"|"manifest",
+    descriptor). What an index names and the layout lacks is left out ("absent"), as skopeo and
+    regclient write indexes of one machine's image; so is a layer that must not be distributed.
+    Raises BadInput."""
+    if not levels:
+        raise BadInput(f"{layout.path}: indexes nested too deep")
+    doc = parse_document(layout.read_blob(top), f"blob {top.digest}")
+    for listed in _descriptors(doc, "manifests"):
+        if layout.blob_path(listed.digest).exists():
+            yield from reachable(layout, listed, levels - 1)
+        else:
+            yield "absent", listed
+    for blob in _descriptors(doc, "layers", "config", "blobs"):
+        missing = blob.urls and not layout.blob_path(blob.digest).exists()
+        yield "absent" if missing else "blob", blob
+    yield "manifest", top
 
-    skopeo lists an image by its tag, the lab by its whole reference."""
-    try:
-        listed = json.loads((layout / "index.json").read_text())["manifests"]
-    except (OSError, ValueError, KeyError):
-        raise BadInput(
-            f"{layout} is not an OCI image layout", fix="labkit image build makes one"
-        ) from None
-    named = {m.get("annotations", {}).get(REF_NAME): m for m in listed}
-    for name in names:
-        if name in named:
-            return named[name]
-    if len(listed) == 1:
-        return listed[0]
-    raise BadInput(
-        f"{layout} holds {len(listed)} images, none called {names[0] if names else ''!r}",
-        fix="one of " + ", ".join(map(str, named)),
-    )
+
+def _descriptors(doc: JsonObject, *fields: str) -> Iterator[Descriptor]:
+    for name in fields:
+        value = doc.get(name) or []
+        for at, one in enumerate(value if isinstance(value, list) else [value]):
+            yield parse_descriptor(one, f"{name} {at}")
+
+
+def pick(layout: Layout, name: str) -> Descriptor:
+    """The descriptor in the layout's index that carries this name, or the only one. Raises
+    BadInput."""
+    listed = layout.index()
+    if len(listed) != 1:
+        listed = tuple(layout.named(name))
+    if not listed:
+        raise BadInput(f"{layout.path} holds no image", fix="labkit image build makes one")
+    return (platforms.candidates(listed) or listed)[0]
 
 
 def publish_image(
     root: str | os.PathLike[str], layout: str | os.PathLike[str], reference: str
 ) -> JsonObject:
     """Put an OCI image layout into a registry's root as `name:tag`, by hard link where possible.
-    Returns digest and counts.
+    Returns digest and counts. Raises BadInput.
 
-    Works while the registry is serving: blobs first, the tag last."""
-    layout, disk = Path(layout), RegistryDisk(root)
-    name, _, tag = (
-        reference.rpartition(":")
-        if ":" in reference.rsplit("/", 1)[-1]
-        else (reference, "", "latest")
-    )
-    if not NAME.fullmatch(name) or not TAG.fullmatch(tag):
+    Works while the registry is serving: blobs first, each checked, the tag last."""
+    held, disk, wanted = Layout(layout), RegistryDisk(root), parse_reference(reference)
+    if wanted.base or wanted.digest:
         raise BadInput(
             f"not an image name: {reference!r}", fix="lower case, like lab/subject:latest"
         )
-    descriptor = pick(layout, f"{name}:{tag}", tag)
+    top = pick(held, wanted.local)
     facts: JsonObject = {
-        "digest": descriptor["digest"],
-        "name": name,
-        "tag": tag,
+        "digest": top.digest,
+        "name": wanted.name,
+        "tag": wanted.tag,
         "blobs": 0,
         "size_bytes": 0,
     }
-    for kind, one in reachable(layout, descriptor):
-        hex_digest = hex_of(one["digest"])
-        source = layout / "blobs" / "sha256" / hex_digest
+    for kind, one in reachable(held, top):
+        if kind == "absent":
+            facts["absent"] = facts.get("absent", 0) + 1
+            continue
+        hex_digest = hex_of(one.digest)
         target = disk.blob(hex_digest)
+        source = held.check_blob(one) if kind == "blob" else held.blob_path(one.digest)
         how = "kept" if target.exists() else link_or_copy(source, target)
         facts[how] = facts.get(how, 0) + 1
         if kind == "blob":
-            disk.note_blob(name, hex_digest)
+            disk.note_blob(wanted.name, hex_digest)
             facts["blobs"] += 1
-            facts["size_bytes"] += one["size"]
+            facts["size_bytes"] += one.size_bytes
         else:
-            disk.note_manifest(
-                name,
-                hex_digest,
-                one.get("mediaType", MANIFEST),
-                tag if one is descriptor else None,
-            )
+            tag = wanted.tag if one is top else None
+            disk.note_manifest(wanted.name, hex_digest, one.media_type, tag)
     return facts

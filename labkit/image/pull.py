@@ -16,6 +16,7 @@ range; a wrong digest never gets its name on disk. Lesson: notebooks/02_image_pu
 
 from __future__ import annotations
 
+import contextlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from labkit.errors import BadInput
 from labkit.image import oci
 from labkit.image.distribution import RemoteImage
 from labkit.image.oci_layout import Layout
+from labkit.image.reference import parse_reference
 from labkit.image.unpack import unpack_image
 from labkit.net.client import Client
 from labkit.net.fetch import fetch_file
@@ -40,7 +42,7 @@ def pull_into(
 ) -> tuple[oci.Manifest, JsonObject]:
     """Fetch an image into a layout (blobs that are there are not fetched again); returns its
     manifest and facts. Raises TransferError, BadInput."""
-    where = oci.parse_reference(reference)
+    where = parse_reference(reference)
     if not where.base:
         raise BadInput(
             f"{reference} names no registry", fix="http://HOST:PORT/NAME:TAG, or https://…"
@@ -53,7 +55,8 @@ def pull_into(
 
         def fetch(blob: oci.Descriptor) -> int:
             path = target.blob_path(blob.digest)
-            if path.exists() and path.stat().st_size == blob.size_bytes:
+            with contextlib.suppress(BadInput):  # what is missing or damaged is fetched
+                target.check_blob(blob)
                 return 0
             return fetch_file(
                 fetching,
@@ -65,8 +68,14 @@ def pull_into(
 
         with ThreadPoolExecutor(max(1, streams), thread_name_prefix="layer") as pool:
             fetched = sum(pool.map(fetch, wanted.values()))
-        by_digest = where.target.startswith("sha256:")
-        target.add(manifest, where.name if by_digest else f"{where.name}:{where.target}")
+        if where.digest in ("", manifest.digest):
+            target.add(manifest, where.local)
+        else:
+            # an index was named: its other machines' images stay where they are
+            index = image.document(where.digest)
+            target.write_blob(manifest.as_bytes(), manifest.media_type)
+            kind = oci.parse_document(index, "index").get("mediaType") or oci.INDEX
+            target.add_document(index, kind, where.local)
         return manifest, {
             "bytes_fetched": fetched,
             "layers": len(manifest.layers),
@@ -99,7 +108,7 @@ def unpack(ctx: StepContext) -> JsonObject:
     pulled = ctx.state.handed(_Pulled)
     layout, manifest = pulled.layout, pulled.manifest
     rootfs = ctx.node / "rootfs"
-    facts = unpack_image(layout, manifest, rootfs)
+    facts = unpack_image(layout, manifest, rootfs, fetched=True)
     ctx.state.rootfs, ctx.state.image_config = str(rootfs), layout.config(manifest)
     return facts
 
@@ -110,10 +119,9 @@ def ensure_rootfs(
     """The image of a local layout unpacked below `into`, once for each manifest digest. Returns
     (rootfs, image config)."""
     layout = Layout(layout_path)
-    digest = layout.manifest_descriptor(name).digest
     manifest = layout.manifest(name)
     into.mkdir(parents=True, exist_ok=True)
-    rootfs = into / f"rootfs-{digest[7:19]}"
+    rootfs = into / f"rootfs-{manifest.digest[7:19]}"
     with one_at_a_time(rootfs):
         if not rootfs.exists():
             unpack_image(layout, manifest, rootfs, fast=True)

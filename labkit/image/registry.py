@@ -22,17 +22,14 @@ from pathlib import Path
 
 from labkit.core.digits import decimal
 from labkit.image.oci import DOCUMENT_LIMIT_BYTES, INDEX, MANIFEST
+from labkit.image.reference import NAME, NAME_LIMIT, TAG
 from labkit.image.registry_disk import RegistryDisk
 from labkit.net.message import Request, Response, file_response, text
 
-_NAME = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
-NAME = re.compile(_NAME)
-TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
-NAME_MAX = 255
 #: What a repository's folder holds beside the repositories below it.
 RESERVED = frozenset(("blobs", "manifests", "tags", "uploads", "referrers"))
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
-_ROUTE = re.compile(rf"/v2/({_NAME})/(manifests|blobs|tags|referrers)/(.+)")
+_ROUTE = re.compile(rf"/v2/({NAME.pattern})/(manifests|blobs|tags|referrers)/(.+)")
 _VERSION = {"Docker_Distribution_Api_Version": "registry/2.0"}
 _CONTENT_RANGE = re.compile(r"(?:bytes )?([0-9]{1,18})-([0-9]{1,18})(?:/.*)?")
 #: What a manifest may say it is: it becomes the Content-Type of every answer that holds it.
@@ -65,7 +62,7 @@ def hex_of(digest: object) -> str:
 
 
 def _storable(name: str) -> str:
-    if len(name) > NAME_MAX or RESERVED & set(name.split("/")):
+    if len(name) > NAME_LIMIT or RESERVED & set(name.split("/")):
         raise RegistryError(
             400, "NAME_INVALID", f"no repository of this registry can be called {name[:100]!r}"
         )

@@ -1,7 +1,7 @@
 """Work beside work, for a pull: a call in a thread, and a stream of chunks made in a thread of its
 own.
 
-    plain = staged(decompress(packed, "gzip"), stop)      # on another core than its consumer
+    plain = staged(decompress(packed), stop)      # on another core than its consumer
     config = background(fetch); config.result()
 
 Limit: what the stages share is the interpreter's lock; decompression and digests release it.

@@ -124,7 +124,7 @@ def _image_of(subject: Subject) -> tuple[Layout, oci.Manifest, str]:
     return (
         layout,
         layout.manifest(subject.image_reference),
-        layout.manifest_descriptor(subject.image_reference).digest,
+        layout.manifest(subject.image_reference).digest,
     )
 
 

@@ -65,7 +65,7 @@ class CriuContainer(CriuProcess):
 
         if not subject.image_layout:
             return ""
-        return Layout(subject.image_layout).manifest_descriptor(subject.image_reference).digest
+        return Layout(subject.image_layout).manifest(subject.image_reference).digest
 
     def _create(
         self, subject: Subject, workspace: Workspace, model: Path, target: Path

@@ -168,7 +168,7 @@ class ExperimentRunner:
         digest = ""
         if subject.image_layout:
             layout = Layout(subject.image_layout)
-            digest = layout.manifest_descriptor(subject.image_reference).digest
+            digest = layout.manifest(subject.image_reference).digest
         before = run.experiment["conditions"].get("image_digest", "")  # "": no arm had one
         now = replace(
             run,

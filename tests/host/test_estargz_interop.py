@@ -252,10 +252,17 @@ def test_we_mount_what_ctr_remote_writes(images, node, tmp_path):
 
 def test_any_eager_runtime_unpacks_what_we_write(images):
     plain, ours = Layout(images / "plain"), Layout(images / "ours")
-    for a, b in zip(plain.manifest(REFERENCE).layers, ours.manifest(REFERENCE).layers, strict=True):
+    held = [
+        (manifest.layers, layout.config(manifest)["rootfs"]["diff_ids"])
+        for layout in (plain, ours)
+        for manifest in (layout.manifest(REFERENCE),)
+    ]
+    (layers, ids), (our_layers, our_ids) = held
+    for a, a_id, b, b_id in zip(layers, ids, our_layers, our_ids, strict=True):
         names = []
-        for layout, layer in ((plain, a), (ours, b)):
-            raw = b"".join(layout.plain_layer(layer))
+        for layout, layer, diff_id in ((plain, a, a_id), (ours, b, b_id)):
+            with layout.plain_layer(layer, diff_id) as tar:
+                raw = b"".join(tar)
             names.append({m.name for m in tarfile.open(fileobj=io.BytesIO(raw))})
         assert (
             names[1] - names[0]

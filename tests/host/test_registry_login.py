@@ -16,10 +16,10 @@ from contextlib import contextmanager
 import pytest
 
 from labkit.errors import TransferError
-from labkit.image import oci
 from labkit.image.lazyfs.remote import RegistrySource
 from labkit.image.oci_layout import Layout
 from labkit.image.pull import pull_into
+from labkit.image.reference import parse_reference
 from labkit.image.tiny import REFERENCE, tiny_layout
 from labkit.net.message import text
 from labkit.net.server import HTTPServer
@@ -170,7 +170,7 @@ def pulls_both_ways(address: str, tmp_path, monkeypatch) -> None:
     assert [d.digest for d in manifest.layers] == [d.digest for d in want.layers] and facts[
         "bytes_fetched"
     ] >= want.layers_bytes
-    source = RegistrySource(oci.parse_reference(f"http://{address}/{REFERENCE}"))
+    source = RegistrySource(parse_reference(f"http://{address}/{REFERENCE}"))
     layer = source.manifest().layers[0]
     whole = Layout(tmp_path / "plain").blob_path(layer.digest).read_bytes()
     assert b"".join(bytes(p) for p in source.stream(layer.digest, 100, 5000)) == whole[100:5000]

@@ -95,7 +95,7 @@ def test_a_machine_without_a_network_starts_from_the_packed_archive(place, lab_h
     trial = json.loads((place / "run.json").read_text())["trials"][0]
     assert trial["outcome"] == "ok" and trial["cache"]["state"] == "cold"
     digests = [
-        Layout(home / "images" / "subject").manifest_descriptor(REFERENCE).digest
+        Layout(home / "images" / "subject").manifest(REFERENCE).digest
         for home in (lab_home, place / "home")
     ]
     assert digests[0] == digests[1], "the packed image was built anew"

@@ -5,7 +5,8 @@ is given.
     converted = convert(Layout(src), "lab/subject:latest", Layout.create(out), record=record)
     converted.layers[0].size_bytes, converted.convert_s
 
-Config and order of layers stay; diff ids, digests and sizes are those of the new blobs. Touched
+Config, manifest and order of layers stay; diff ids, digests, sizes and tables of contents are those
+of the new blobs. A layer is converted when its digest and diff id were right. Touched
 byte ranges of a record become a layer annotation, so that a mount of ours prefetches the touched
 chunks of a library, not all of it. Layers that were converted before and still fit are linked
 (`cached`). Limit: the codec, 100 MB/s a core. Lesson: notebooks/03_lazy_pull."""
@@ -15,10 +16,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from labkit.core.beside import scratch
 from labkit.core.json_types import JsonObject
 from labkit.image import oci
 from labkit.image.access_record import Access, merged, of_layer
@@ -61,36 +62,37 @@ def convert(
     started = time.monotonic()
     manifest = source.manifest_with_layers(name)
     config = source.config(manifest)
-    own_digest = source.manifest_descriptor(name).digest
+    ids = config["rootfs"]["diff_ids"]
     written: list[writer.Written] = []
     descriptors: list[oci.Descriptor] = []
     orders: list[tuple[Access, ...]] = []
     linked = 0
-    with scratch(".convert-", target.path) as folder:
-        for index, layer in enumerate(manifest.layers):
-            accesses = of_layer(record, index, own_digest)
+    with target.adding() as part:
+        for index, (layer, diff_id) in enumerate(zip(manifest.layers, ids, strict=True)):
+            accesses = of_layer(record, index, manifest.digest)
             had = cached(layer.digest, options, accesses) if cached else None
-            if had is not None:
-                link_or_copy(had.blob, target.blob_path(had.written.digest))
-                written.append(replace(had.written, missing=had.missing(accesses)))
-                descriptors.append(had.descriptor)
+            if had is not None and had.is_sound():
+                link_or_copy(had.blob, part.blob_path(had.written.digest))
+                one = replace(had.written, missing=had.missing(accesses))
+                annotations = had.descriptor.annotations
                 orders.append(had.order)
                 linked += 1
-                continue
-            blob = folder / str(index)
-            converted, annotations = _layer(source, layer, blob, accesses, options, threads)
-            os.replace(blob, target.blob_path(converted.digest))
-            written.append(converted)
+            else:
+                one, annotations = _layer(source, layer, diff_id, part, accesses, options, threads)
+                orders.append(tuple(accesses))
+            written.append(one)
             descriptors.append(
-                oci.Descriptor(oci.LAYER_GZIP, converted.digest, converted.size_bytes, annotations)
+                layer.as_other_bytes(
+                    one.digest,
+                    one.size_bytes,
+                    media_type=oci.layer_type("gzip", layer.media_type),
+                    annotations=annotations,
+                )
             )
-            orders.append(tuple(accesses))
-    config["rootfs"] = {"type": "layers", "diff_ids": [w.diff_id for w in written]}
-    kind = manifest.config.media_type
-    new_config = target.write_blob(oci.canonical(config), oci.CONFIG if "docker" in kind else kind)
-    entry = target.add(
-        oci.Manifest(new_config, tuple(descriptors), manifest.annotations), target_name or name
-    )
+        config["rootfs"]["diff_ids"] = [one.diff_id for one in written]
+        new = part.write_blob(oci.canonical(config), oci.CONFIG)
+    new_config = manifest.config.as_other_bytes(new.digest, new.size_bytes)
+    entry = target.add(manifest.with_blobs(new_config, descriptors), target_name or name)
     files = {a.path for a in record}
     missing = files.intersection(*(set(w.missing) for w in written)) if written else set()
     return Converted(
@@ -111,15 +113,20 @@ def convert(
 def _layer(
     source: Layout,
     layer: oci.Descriptor,
-    blob: Path,
+    diff_id: str,
+    target: Layout,
     accesses: Sequence[Access],
     options: layer_cache.Options,
     threads: int | None,
 ) -> tuple[writer.Written, dict[str, str]]:
-    """One image layer converted into the file `blob`, and its descriptor's annotations."""
-    with spool(source.plain_layer(layer), blob.parent) as plain:
+    """One image layer converted into a blob of `target`, and what its descriptor is to say."""
+    blob = target.path / "converted"
+    with ExitStack() as spools:
+        with source.plain_layer(layer, diff_id) as plain:
+            spooled = spools.enter_context(spool(plain, target.path))
+        # the whole layer was read and is what the config says
         written = writer.write(
-            plain,
+            spooled,
             blob,
             prioritised=[a.path for a in accesses],
             chunk_bytes=options.chunk_bytes,
@@ -130,12 +137,12 @@ def _layer(
         layout.TOC_DIGEST: written.toc_digest,
         layout.UNCOMPRESSED_SIZE: str(written.uncompressed_bytes),
     }
-    annotations |= {k: v for k, v in layer.annotations.items() if k == oci.UNPACKED_BYTES}
     if any(a.ranges for a in accesses):
         annotations[layout.TOUCHED_RANGES] = layout.format_ranges(
             touched_ranges(blob, written, accesses)
         )
     os.chmod(blob, 0o644)
+    os.replace(blob, target.blob_path(written.digest))
     return written, annotations
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from labkit.errors import LabError
 from labkit.image import oci
 from labkit.image.access_record import Access
+from labkit.image.codecs import Hashed, file_chunks
 from labkit.image.estargz.codec import LEVEL
 from labkit.image.estargz.layout import CHUNK_BYTES
 from labkit.image.estargz.writer import Written
@@ -68,6 +69,13 @@ class CachedLayer:
         return self.options == options and len(
             now & touched_chunks(self.order, options.chunk_bytes)
         ) >= FITS * len(now)
+
+    def is_sound(self) -> bool:
+        """Whether its bytes are still those that it is named by."""
+        hashed = Hashed(file_chunks(self.blob))
+        for _ in hashed:
+            pass
+        return hashed.digest == self.written.digest
 
     def missing(self, accesses: Sequence[Access]) -> tuple[str, ...]:
         """Paths of `accesses` that the layer does not hold, as far as its order can tell."""

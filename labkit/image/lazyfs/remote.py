@@ -19,6 +19,7 @@ from labkit.errors import TransferError
 from labkit.image import oci
 from labkit.image.distribution import RemoteImage
 from labkit.image.oci_layout import Layout
+from labkit.image.reference import Reference, parse_reference
 from labkit.net.client import Client, HTTPStatusError
 from labkit.net.http import ConnectionLost
 
@@ -51,7 +52,7 @@ def open_source(reference: str) -> LayerSource:
     if reference.startswith("oci:"):
         path, _, name = reference[4:].partition(":")
         return LayoutSource(Path(path), name)
-    return RegistrySource(oci.parse_reference(reference))
+    return RegistrySource(parse_reference(reference))
 
 
 class LayoutSource:
@@ -88,7 +89,7 @@ class LayoutSource:
 class RegistrySource:
     """The distribution API's two GETs."""
 
-    def __init__(self, reference: oci.Reference, client: Client | None = None):
+    def __init__(self, reference: Reference, client: Client | None = None):
         self.name, self.client = str(reference), client or Client(timeout_s=TIMEOUT_S)
         self.image = RemoteImage(self.client, reference)
 

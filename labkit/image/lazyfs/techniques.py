@@ -96,7 +96,7 @@ def lazy_layout(
 ) -> tuple[Layout, JsonObject]:
     """The image as optimised eStargz, once for each manifest, from image layers converted before
     where they still fit; facts say what that cost."""
-    digest = layout.manifest_descriptor(reference).digest
+    digest = layout.manifest(reference).digest
     target = workspace.artifacts / f"estargz-{digest[7:19]}"
     build_once(target, lambda part: _write_lazy(layout, reference, model_dir, workspace, part))
     return Layout(target), json.loads((target / "made.json").read_text())

@@ -133,7 +133,7 @@ def lazy_image(parts: Sequence[str]) -> tuple[Layout, Layout, str]:
         path, name = space.images / "-".join(parts), build.REFERENCE
         build.build(path, parts=parts)
     plain = Layout(path)
-    target = space.artifacts / f"esgz-{plain.manifest_descriptor(name).digest[7:19]}"
+    target = space.artifacts / f"esgz-{plain.manifest(name).digest[7:19]}"
     build_once(target, lambda part: convert(plain, name, Layout.create(part)))
     return plain, Layout(target), name
 

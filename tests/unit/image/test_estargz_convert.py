@@ -55,7 +55,8 @@ def test_diff_ids_and_annotations_are_those_of_the_new_blobs(images):
     manifest = lazy.manifest(REFERENCE)
     assert lazy.config(manifest)["rootfs"]["diff_ids"] == [w.diff_id for w in converted.layers]
     for descriptor, written in zip(manifest.layers, converted.layers, strict=True):
-        plain = b"".join(lazy.plain_layer(descriptor))
+        with lazy.plain_layer(descriptor, written.diff_id) as tar:
+            plain = b"".join(tar)
         assert (
             len(plain) == int(descriptor.annotations[layout.UNCOMPRESSED_SIZE])
             and oci.digest_of(plain) == written.diff_id

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from labkit.errors import BadInput
 from labkit.image import oci
-from labkit.image.oci_layout import Layout
 
 DIGEST = "sha256:" + "a" * 64
 GOOD = {
@@ -86,48 +85,87 @@ def test_a_document_beyond_the_limit_is_refused_unread():
         oci.parse_manifest(b" " * (oci.DOCUMENT_LIMIT_BYTES + 1))
 
 
+def test_a_manifest_keeps_its_bytes_and_a_changed_one_the_fields_that_are_not_modelled():
+    doc = {
+        **GOOD,
+        "artifactType": "x/y",
+        "subject": {"mediaType": oci.MANIFEST, "digest": DIGEST, "size": 1},
+        "annotations": {"b": "1", "a": None},
+        "unknown": [1, {"deep": None}],
+    }
+    doc["layers"] = [
+        {**GOOD["layers"][0], "data": "e30=", "annotations": {"title": "x"}, "more": 1}
+    ]
+    raw = json.dumps(doc, indent=3).encode()
+    manifest = oci.parse_manifest(raw)
+    assert (
+        manifest.as_bytes() == raw
+        and manifest.with_blobs(manifest.config, manifest.layers).as_bytes() == raw
+    )
+    new = manifest.layers[0].as_other_bytes(DIGEST, 7)
+    written = json.loads(manifest.with_blobs(manifest.config, [new]).as_bytes())
+    assert {k: v for k, v in written.items() if k not in ("layers", "annotations")} == {
+        k: v for k, v in doc.items() if k not in ("layers", "annotations")
+    }
+    assert written["layers"] == [
+        {**GOOD["layers"][0], "size": 7, "annotations": {"title": "x"}, "more": 1}
+    ]
+
+
+def test_notes_on_the_old_bytes_of_a_layer_do_not_outlive_them():
+    notes = {
+        "containerd.io/snapshot/stargz/toc.digest": DIGEST,
+        "io.github.containers.zstd-chunked.manifest-position": "1:2:3:1",
+        "org.opencontainers.image.title": "kept",
+    }
+    other = {"urls": ["http://elsewhere/"], "data": "e30=", "artifactType": "x/y"}
+    layer = oci.Descriptor(oci.LAYER_GZIP, DIGEST, 1, notes, {}, other).as_other_bytes(DIGEST, 2)
+    assert layer.annotations == {"org.opencontainers.image.title": "kept"}
+    assert layer.other == {"artifactType": "x/y"}
+
+
 @pytest.mark.parametrize(
-    "text,shown",
+    "codec,like,wanted",
     [
-        ("lab/subject", "lab/subject:latest"),
-        ("http://h:5000/lab/x:1", "http://h:5000/lab/x:1"),
-        (f"lab/x@{DIGEST}", f"lab/x@{DIGEST}"),
+        ("zstd", "application/vnd.docker.image.rootfs.diff.tar.gzip", oci.LAYER_ZSTD),
+        ("none", oci.LAYER_GZIP, oci.LAYER),
+        (
+            "gzip",
+            "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+            oci.NONDISTRIBUTABLE + "+gzip",
+        ),
+        ("zstd", oci.NONDISTRIBUTABLE + "+gzip", oci.NONDISTRIBUTABLE + "+zstd"),
     ],
 )
-def test_references_are_completed(text, shown):
-    assert str(oci.parse_reference(text)) == shown
+def test_a_recompressed_layer_has_ocis_type_and_stays_bound_to_its_owner(codec, like, wanted):
+    assert oci.layer_type(codec, like) == wanted
+
+
+def test_a_changed_docker_image_is_an_oci_image_in_all_its_parts():
+    docker = {
+        **GOOD,
+        "mediaType": oci.DOCKER_MANIFEST,
+        "config": {**GOOD["config"], "mediaType": oci.DOCKER_CONFIG},
+    }
+    manifest = oci.parse_manifest(json.dumps(docker).encode())
+    written = json.loads(manifest.with_blobs(manifest.config, manifest.layers).as_bytes())
+    assert (written["mediaType"], written["config"]["mediaType"]) == (oci.MANIFEST, oci.CONFIG)
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "Lab/X", "http://host", "ftp://h/x", "a/../b", "x:tag/y", "x@sha256:zz", "lab/x: y"],
+    "doc",
+    [
+        {**GOOD, "manifests": [GOOD["config"]]},
+        {**GOOD, "mediaType": oci.INDEX, "manifests": []},
+        {**GOOD, "mediaType": None, "manifests": [GOOD["config"]]},
+    ],
 )
-def test_what_is_no_reference_says_how_to_write_one(text):
-    with pytest.raises(BadInput):
-        oci.parse_reference(text)
+def test_a_document_that_is_a_manifest_to_one_and_an_index_to_another_is_refused(doc):
+    with pytest.raises(BadInput, match="index"):
+        oci.is_index(doc)
 
 
-def test_a_damaged_blob_is_not_handed_out(tmp_path):
-    layout = Layout.create(tmp_path)
-    blob = layout.write_blob(b"{}", oci.CONFIG)
-    layout.blob_path(blob.digest).write_bytes(b"[]")
-    with pytest.raises(BadInput, match="damaged"):
-        layout.read_blob(blob)
-
-
-def test_an_image_of_another_name_or_machine_is_not_taken(tmp_path):
-    layout = Layout.create(tmp_path)
-    layout.add(oci.Manifest(layout.write_blob(b"{}", oci.CONFIG), ()), "lab/one:latest")
-    with pytest.raises(BadInput, match="lab/two"):
-        layout.manifest_descriptor("lab/two:latest")
-    with pytest.raises(BadInput, match="not for"):
-        oci.choose(
-            [oci.Descriptor(oci.MANIFEST, DIGEST, 1, {}, {"architecture": "vax", "os": "linux"})]
-        )
-
-
-def test_adding_a_name_again_replaces_it(tmp_path):
-    layout = Layout.create(tmp_path)
-    for body in (b"{}", b"[]"):
-        last = layout.add(oci.Manifest(layout.write_blob(body, oci.CONFIG), ()), "lab/one:latest")
-    assert [d.digest for d in layout.index()] == [last.digest]
+def test_gos_null_is_an_empty_list():
+    assert oci.index_from({"manifests": None}) == ()
+    assert oci.manifest_from({**GOOD, "layers": None, "mediaType": None}).layers == ()
+    assert oci.parse_config(b'{"rootfs": {"diff_ids": null}, "config": null}', 0)

@@ -136,7 +136,7 @@ def test_a_manifest_needs_its_blobs_and_then_has_tags(registry):
 
 def test_a_layout_is_published_by_link_and_can_be_pulled_while_serving(registry, layout, tmp_path):
     facts = publish_image(registry.app.disk.root, layout.path, REFERENCE)
-    assert facts["linked"] == 5 and facts["digest"] == layout.manifest_descriptor(REFERENCE).digest
+    assert facts["linked"] == 5 and facts["digest"] == layout.manifest(REFERENCE).digest
     with source_of(f"{registry.url}/{REFERENCE}") as source:
         objectpull.pull(source, tmp_path / "root", scratch=tmp_path / "scratch")
     assert (tmp_path / "root/etc/hostname").read_text() == "tiny\n"

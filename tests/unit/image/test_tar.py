@@ -99,14 +99,14 @@ def test_an_extended_header_that_asks_for_memory_is_refused():
 @given(st.lists(st.binary(max_size=5000), max_size=5), st.integers(1, 500), st.booleans())
 def test_gunzip_of_many_members_in_any_pieces_gives_the_bytes(parts, piece, fast):
     raw = b"".join(gzip.compress(p) for p in parts)
-    assert b"".join(decompress(_pieces(raw, piece), "gzip", fast=fast)) == b"".join(parts)
+    assert b"".join(decompress(_pieces(raw, piece), fast=fast)) == b"".join(parts)
 
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_a_bomb_comes_out_in_bounded_pieces(fast):
     bomb = gzip.compress(bytes(200 << 20), 9)
     total = 0
-    for chunk in decompress([bomb], "gzip", fast=fast):
+    for chunk in decompress([bomb], fast=fast):
         assert len(chunk) <= OUT_BYTES
         total += len(chunk)
     assert total == 200 << 20
@@ -117,14 +117,13 @@ def test_a_bomb_comes_out_in_bounded_pieces(fast):
     "damage",
     [
         lambda raw: raw[:-9],
-        lambda raw: b"PK" + raw[2:],
         lambda raw: raw[:40] + bytes(30) + raw[70:],
     ],
 )
 def test_damaged_gzip_is_refused(damage, fast):
     raw = gzip.compress(bytes(range(256)) * 50)
     with pytest.raises(BadInput, match="gzip"):
-        list(decompress([damage(raw)], "gzip", fast=fast))
+        list(decompress([damage(raw)], fast=fast))
 
 
 @settings(max_examples=20, deadline=None)

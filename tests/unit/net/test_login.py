@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.errors import BadInput, TransferError
-from labkit.image import oci
 from labkit.image.lazyfs.remote import RegistrySource
 from labkit.image.oci_layout import Layout
 from labkit.image.publish import publish_image
 from labkit.image.pull import pull_into
+from labkit.image.reference import parse_reference
 from labkit.image.registry import Registry
 from labkit.image.tiny import REFERENCE, tiny_layout
 from labkit.net.client import Client, Retry
@@ -136,7 +136,7 @@ def test_stored_credentials_buy_one_token_for_all_layers_and_go_to_the_realm_alo
 def test_a_token_that_expires_in_the_middle_is_replaced(image, tmp_path):
     with Guarded(image) as guarded:
         source = RegistrySource(
-            oci.parse_reference(f"{guarded.url}/{REFERENCE}"), client=client_with(USER)
+            parse_reference(f"{guarded.url}/{REFERENCE}"), client=client_with(USER)
         )
         layer = source.manifest().layers[0]
         assert b"".join(bytes(p) for p in source.stream(layer.digest, 0, 100))
@@ -181,7 +181,7 @@ def test_no_or_wrong_credentials_are_one_error_that_says_how_to_log_in(
 def test_threads_that_are_refused_at_once_fetch_one_token(image, tmp_path):
     with Guarded(image) as guarded:
         with client_with(USER) as client:
-            reference = oci.parse_reference(f"{guarded.url}/{REFERENCE}")
+            reference = parse_reference(f"{guarded.url}/{REFERENCE}")
             source = RegistrySource(reference, client=client)
             digest = source.manifest().layers[0].digest
             guarded.valid = {"token-2"}
