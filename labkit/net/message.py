@@ -40,6 +40,7 @@ REASONS = {
     411: "Length Required",
     412: "Precondition Failed",
     413: "Content Too Large",
+    415: "Unsupported Media Type",
     416: "Range Not Satisfiable",
     429: "Too Many Requests",
     431: "Request Header Fields Too Large",

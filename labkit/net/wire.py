@@ -193,6 +193,8 @@ class Body:
 
     def read(self, limit_bytes: int = 64 << 20) -> bytes:
         parts, size = [], 0
+        if self._left > limit_bytes:  # as its length says: it need not be sent first
+            raise BadMessage("body too large", 413)
         for block in self:
             size += len(block)
             if size > limit_bytes:

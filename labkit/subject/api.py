@@ -1,9 +1,9 @@
 """OpenAI's completions, in and out, as data: what a request asks for, what an answer looks like. No
 sockets here.
 
-    request = parse(body, vocabulary=4096)      # raises Refused(400, …) for anything a client got
+    request = parse(body, vocabulary=4096)      # raises APIError(400, …) for anything a client got
         wrong
-    chunk(request, "hello", [17])               # one SSE event; `token_ids` beside the text, so
+    chunk(request, "tiny", "hello", [piece])    # one SSE event; `token_ids` beside the text, so
         that tokens can be checked
 
 Lesson: notebooks/01_anatomy.
@@ -17,13 +17,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from labkit.core.digits import decimal
+
 
 class APIError(Exception):
     """A request that gets a 4xx (or 503) in OpenAI's error shape."""
 
-    def __init__(self, status: int, message: str, param: str | None = None):
+    def __init__(
+        self, status: int, message: str, param: str | None = None, code: str | None = None
+    ):
         super().__init__(message)
-        self.status, self.message, self.param = status, message, param
+        self.status, self.message, self.param, self.code = status, message, param, code
 
     def body(self) -> dict[str, Any]:
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
@@ -32,30 +36,116 @@ class APIError(Exception):
                 "message": self.message,
                 "type": kind,
                 "param": self.param,
-                "code": self.status,
+                "code": self.code or self.status,
             }
         }
 
 
+#: Below this the likeliest token is certain, and its logit ÷ temperature overflows.
+COLDEST = 1e-5
+LOGPROBS_MOST = 20
+#: What changes no answer of any server, whatever its value.
+_INERT = frozenset(
+    [
+        "model",
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "cache_salt",
+        "cache_prompt",
+        "request_id",
+        "priority",
+        "return_token_ids",
+    ]
+)
+#: What is not done here, with the values that ask for nothing else than what is.
+_UNDONE: dict[str, tuple[object, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "suffix": ("",),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "stop_token_ids": ([],),
+    "use_beam_search": (False,),
+    "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True, False),  # a token's text comes with its own spaces
+    "add_special_tokens": (True,),
+    "response_format": ({"type": "text"},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+}
+_DONE = frozenset(
+    [
+        "prompt",
+        "max_tokens",
+        "max_completion_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "seed",
+        "logit_bias",
+        "stream",
+        "stream_options",
+        "logprobs",
+        "echo",
+        "stop",
+        "ignore_eos",
+    ]
+)
+
+
 @dataclass(frozen=True)
 class Completion:
-    """A checked request. `prompt`: text or token ids."""
+    """A checked request. `prompt`: text or token ids; `top_k` 0: all; `logprobs`: how many
+    alternatives to show beside each token's own, None: no log probabilities at all."""
 
     prompt: str | tuple[int, ...]
     max_tokens: int = 16
     temperature: float = 0.0  # greedy unless asked: this is a reference server
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
     stream: bool = False
-    logprobs: bool = False
-    echo_usage: bool = False
+    logprobs: int | None = None
+    echo: bool = False
+    stream_usage: bool = False
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     model: str = ""
     id: str = field(default_factory=lambda: f"cmpl-{time.monotonic_ns():x}")
     created: int = field(default_factory=lambda: int(time.time()))
 
+    @property
+    def is_greedy(self) -> bool:
+        """The likeliest token each time, and nothing to show beside it."""
+        return self.temperature < COLDEST and not self.logit_bias and not self.logprobs
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one token adds. `alternatives`: (text, log probability) of the likeliest at its place
+    and of itself, where asked for. `finish` is set on the last."""
+
+    token: int
+    text: str
+    logprob: float
+    alternatives: tuple[tuple[str, float], ...] = ()
+    finish: str | None = None
+
 
 def parse(raw: bytes, vocabulary: int) -> Completion:
-    """The body of POST /v1/completions. Raises Refused."""
+    """The body of POST /v1/completions. What would change the answer and is not done here is
+    refused, never ignored. Raises APIError."""
     try:
         doc = json.loads(raw)
     except (ValueError, RecursionError):
@@ -64,23 +154,93 @@ def parse(raw: bytes, vocabulary: int) -> Completion:
         raise APIError(400, f"the body is a JSON {type(doc).__name__}, expected an object")
     if "prompt" not in doc:
         raise APIError(400, "no prompt", "prompt")
-    for key in ("n", "best_of"):
-        if doc.get(key) not in (None, 1):
-            raise APIError(400, f"{key} must be 1 here", key)
-    options = doc.get("stream_options")
-    if options is not None and not isinstance(options, dict):
-        raise APIError(400, "stream_options must be an object", "stream_options")
+    _refuse_undone(doc)
+    stream, echo, logprobs = _yes(doc, "stream"), _yes(doc, "echo"), _logprobs(doc)
+    if echo and logprobs is not None:
+        raise APIError(400, "echo with logprobs: the prompt's are not computed here", "echo")
+    max_tokens = _max_tokens(doc)
+    if max_tokens == 0 and not echo:
+        raise APIError(400, "max_tokens is 0: nothing would be answered", "max_tokens")
     return Completion(
         prompt=_prompt(doc["prompt"], vocabulary),
-        max_tokens=_whole(doc, "max_tokens", 16, 1, 1_000_000),
-        temperature=_temperature(doc),
-        stream=_yes(doc, "stream"),
-        logprobs=doc.get("logprobs") not in (None, False),
-        echo_usage=bool((options or {}).get("include_usage")),
+        max_tokens=max_tokens,
+        temperature=_number(doc, "temperature", 0.0, 0.0, 2.0),
+        top_p=_number(doc, "top_p", 1.0, 0.0, 1.0),
+        top_k=max(0, _whole(doc, "top_k", 0, -1, vocabulary)),
+        seed=None if doc.get("seed") is None else _whole(doc, "seed", 0, -(2**63), 2**63 - 1),
+        logit_bias=_logit_bias(doc.get("logit_bias"), vocabulary),
+        stream=stream,
+        logprobs=logprobs,
+        echo=echo,
+        stream_usage=_stream_usage(doc.get("stream_options"), stream),
         stop=_stop(doc.get("stop")),
         ignore_eos=_yes(doc, "ignore_eos"),
-        model=str(doc.get("model") or "")[:200],
+        model=_model(doc.get("model")),
     )
+
+
+def _refuse_undone(doc: dict[str, Any]) -> None:
+    for key, value in doc.items():
+        if value is None or key in _DONE or key in _INERT:
+            continue
+        if key not in _UNDONE:
+            raise APIError(400, f"unrecognized request argument: {key[:100]}", key[:100])
+        if value not in _UNDONE[key]:
+            only = json.dumps(_UNDONE[key][0])
+            raise APIError(400, f"{key} is not done here: leave it out, or send {only}", key)
+
+
+def _model(value: object) -> str:
+    if not isinstance(value, (str, type(None))):
+        raise APIError(400, "model must be a string", "model")
+    return value or ""
+
+
+def _max_tokens(doc: dict[str, Any]) -> int:
+    keys = [k for k in ("max_tokens", "max_completion_tokens") if doc.get(k) is not None]
+    found = {_whole(doc, k, 16, 0, 1_000_000) for k in keys} or {16}
+    if len(found) > 1:
+        raise APIError(400, "max_tokens and max_completion_tokens differ", "max_completion_tokens")
+    return found.pop()
+
+
+def _logprobs(doc: dict[str, Any]) -> int | None:
+    if doc.get("logprobs") is None or doc["logprobs"] is False:
+        return None
+    return _whole(doc, "logprobs", 0, 0, LOGPROBS_MOST)
+
+
+def _logit_bias(value: object, vocabulary: int) -> tuple[tuple[int, float], ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, dict):
+        raise APIError(400, "logit_bias must be an object: token id to bias", "logit_bias")
+    found = []
+    for key, bias in value.items():
+        try:
+            token = decimal(key, vocabulary - 1)
+        except ValueError:
+            raise APIError(
+                400,
+                f"logit_bias: {key[:40]!r} is no token id of the vocabulary of {vocabulary}",
+                "logit_bias",
+            ) from None
+        found.append((token, _number({"logit_bias": bias}, "logit_bias", 0.0, -100.0, 100.0)))
+    return tuple(found)
+
+
+def _stream_usage(value: object, stream: bool) -> bool:
+    if value is None:
+        return False
+    if not isinstance(value, dict):
+        raise APIError(400, "stream_options must be an object", "stream_options")
+    if not stream:
+        raise APIError(400, "stream_options go with stream: true", "stream_options")
+    known = ("include_usage", "include_obfuscation")
+    for key in value:
+        if key not in known and value[key] not in (None, False):
+            raise APIError(400, f"stream_options: {key[:100]} is not done here", "stream_options")
+    return _yes(value, "include_usage")
 
 
 def _prompt(value: object, vocabulary: int) -> str | tuple[int, ...]:
@@ -115,12 +275,12 @@ def _whole(doc: dict[str, Any], key: str, default: int, low: int, high: int) -> 
     return value
 
 
-def _temperature(doc: dict[str, Any]) -> float:
-    value = doc.get("temperature")
+def _number(doc: dict[str, Any], key: str, default: float, low: float, high: float) -> float:
+    value = doc.get(key)
     if value is None:
-        return 0.0
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 2:
-        raise APIError(400, "temperature must be a number from 0 to 2", "temperature")
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise APIError(400, f"{key} must be a number from {low:g} to {high:g}", key)
     return float(value)
 
 
@@ -148,22 +308,21 @@ def chunk(
     request: Completion,
     model: str,
     text: str,
-    ids: Sequence[int],
-    logprobs: Sequence[float] = (),
+    pieces: Sequence[Piece] = (),
     finish: str | None = None,
     usage: dict[str, int] | None = None,
+    offset: int = 0,
 ) -> dict[str, Any]:
-    """One `text_completion` object: an SSE event, or the whole answer."""
+    """One `text_completion` object: an SSE event, or the whole answer. `offset`: characters of the
+    answer that came before."""
     choice: dict[str, Any] = {
         "index": 0,
         "text": text,
-        "token_ids": list(ids),
+        "token_ids": [p.token for p in pieces],
         "finish_reason": finish,
-        "logprobs": (
-            {"token_logprobs": list(logprobs), "tokens": [str(i) for i in ids]}
-            if request.logprobs
-            else None
-        ),
+        "logprobs": None
+        if request.logprobs is None
+        else _log_probabilities(request, pieces, offset),
     }
     doc = {
         "id": request.id,
@@ -172,7 +331,21 @@ def chunk(
         "model": model,
         "choices": [choice],
     }
-    return {**doc, "usage": usage} if usage else doc
+    return {**doc, "usage": usage} if usage or request.stream_usage else doc
+
+
+def _log_probabilities(
+    request: Completion, pieces: Sequence[Piece], offset: int
+) -> dict[str, list[Any] | None]:
+    """`tokens` are what each token showed, so that they join to the text."""
+    lengths = [len(p.text) for p in pieces]
+    return {
+        "tokens": [p.text for p in pieces],
+        "token_logprobs": [p.logprob for p in pieces],
+        # of alternatives that read alike the likelier one stays
+        "top_logprobs": [dict(p.alternatives[::-1]) for p in pieces] if request.logprobs else None,
+        "text_offset": [offset + sum(lengths[:i]) for i in range(len(lengths))],
+    }
 
 
 def usage(prompt: int, completion: int) -> dict[str, int]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 
 from labkit.core.json_types import JsonObject
@@ -27,6 +27,8 @@ from labkit.errors import BadInput
 from labkit.subject.config_fields import Fields
 
 FAMILIES = ("llama", "qwen2", "mistral")
+#: What a chat model adds to its config: tokens beside the config's that end an answer.
+GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -67,25 +69,23 @@ class LlamaConfig:
 
     @staticmethod
     def from_dir(directory: str | PathLike[str]) -> LlamaConfig:
-        """From a local model directory or a URL (http(s)://…, s3://bucket/prefix). Raises
-        BadInput."""
-        from labkit.subject.source import read_small
+        """From a local model directory or a URL (http(s)://…, s3://bucket/prefix), with the stop
+        ids of its generation_config.json. Raises BadInput."""
+        from labkit.subject.source import read_with
 
-        return LlamaConfig.from_bytes(
-            read_small(directory, "config.json"), f"{directory}/config.json"
-        )
+        raw, generation = read_with(directory, "config.json", GENERATION)
+        config = LlamaConfig.from_bytes(raw, f"{directory}/config.json")
+        if generation is None:
+            return config
+        doc = _parsed(generation, f"{directory}/{GENERATION}", "its stop tokens are unknown")
+        ids = _ids(doc.get("eos_token_id")) if isinstance(doc, dict) else ()
+        return replace(config, eos_token_ids=ids or config.eos_token_ids)
 
     @staticmethod
     def from_bytes(raw: bytes, where: str = "config.json") -> LlamaConfig:
-        try:
-            doc = json.loads(raw)
-        except (ValueError, RecursionError) as error:
-            raise BadInput(
-                f"{where}: not JSON ({str(error)[:120]})",
-                why="the model's shape is unknown without it",
-                fix="fetch config.json again from where the model came",
-            ) from None
-        return LlamaConfig.from_json(doc, where)
+        return LlamaConfig.from_json(
+            _parsed(raw, where, "the model's shape is unknown without it"), where
+        )
 
     @staticmethod
     def from_json(doc: object, where: str = "config.json") -> LlamaConfig:
@@ -243,6 +243,17 @@ class LlamaConfig:
     @property
     def parameters(self) -> int:
         return sum(math.prod(s) for s in self.shapes().values())
+
+
+def _parsed(raw: bytes, where: str, why: str) -> object:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(
+            f"{where}: not JSON ({str(error)[:120]})",
+            why=why,
+            fix="fetch it again from where the model came",
+        ) from None
 
 
 def _dtype(doc: Mapping[str, object]) -> str:

@@ -16,6 +16,14 @@ from torch import Tensor
 from labkit.subject.llama import KVCache, Llama
 
 Step = Callable[[Tensor, Tensor, KVCache, "int | None"], Tensor]
+#: The next token out of one position's logits (float32, one for each entry of the vocabulary), with
+#: its log probability.
+Choose = Callable[[Tensor], "tuple[int, float]"]
+
+
+def greedy(logits: Tensor) -> tuple[int, float]:
+    token = int(logits.argmax())
+    return token, float(logits[token] - logits.logsumexp(-1))
 
 
 @torch.inference_mode()
@@ -25,12 +33,12 @@ def generate(
     max_tokens: int,
     *,
     cache: KVCache | None = None,
-    temperature: float = 0.0,
+    choose: Choose = greedy,
     eos: Sequence[int] = (),
     step: Step | None = None,
 ) -> Iterator[tuple[int, float]]:
-    """Yield (token id, its log probability). `step` replaces the decode step (a compiled one); it
-    is called with reach=None."""
+    """Yield (token id, its log probability); `choose` takes it. `step` replaces the decode step (a
+    compiled one); it is called with reach=None."""
     context = cache.context if cache else len(prompt_ids) + max_tokens
     cache = cache or model.new_cache(context)
     ids = torch.tensor([list(prompt_ids)], device=model.device)
@@ -38,7 +46,7 @@ def generate(
         ids, torch.arange(ids.shape[1], device=model.device), cache, ids.shape[1], last_only=True
     )
     for at in range(len(prompt_ids), len(prompt_ids) + max_tokens):
-        token, log_probability = choose(logits[0, -1].float(), temperature)
+        token, log_probability = choose(logits[0, -1].float())
         yield token, log_probability
         if token in eos or at + 1 >= min(context, len(prompt_ids) + max_tokens):
             return
@@ -47,13 +55,3 @@ def generate(
             torch.tensor([at], device=model.device),
         )
         logits = step(ids, position, cache, None) if step else model(ids, position, cache, at + 1)
-
-
-def choose(logits: Tensor, temperature: float) -> tuple[int, float]:
-    """Greedy at temperature 0, else a draw from torch's global generator (what a snapshot clones;
-    see /_labkit/reseed)."""
-    if temperature > 0:
-        token = int(torch.multinomial(torch.softmax(logits / temperature, -1), 1))
-    else:
-        token = int(logits.argmax())
-    return token, float(logits[token] - logits.logsumexp(-1))

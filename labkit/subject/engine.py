@@ -7,7 +7,7 @@ not a load.
 
     engine = Engine(model, tokenizer, max_context=2048, name="tiny")
     engine.serve_forever()                        # main thread
-    for piece in engine.answer(request): ...      # any other thread
+    for piece in engine.answer(request, engine.ids_of(request)): ...      # any other thread
 
 Lesson: notebooks/01_anatomy.
 """
@@ -22,30 +22,19 @@ import random
 import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
 from labkit.core import proc
 from labkit.core.json_types import JsonObject
-from labkit.subject.api import APIError, Completion
-from labkit.subject.decode import Step, generate
+from labkit.subject.api import APIError, Completion, Piece
+from labkit.subject.decode import Choose, Step, generate, greedy
 from labkit.subject.llama import KVCache, Llama
+from labkit.subject.text_stream import StopStrings, TextStream
 from labkit.subject.tokenizer import Tokenizer
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What one token adds. `finish` is set on the last."""
-
-    token: int
-    text: str
-    logprob: float
-    prompt_tokens: int
-    finish: str | None = None
 
 
 class Engine:
@@ -125,10 +114,13 @@ class Engine:
             )
         return ids
 
-    def answer(self, request: Completion) -> Generator[Piece]:
-        """Tokens as they are made. Raises APIError before the first one. Closing the iterator stops
-        the work."""
-        ids = self.ids_of(request)
+    def prompt_text(self, request: Completion, ids: Sequence[int]) -> str:
+        """What `echo` sends back."""
+        return request.prompt if isinstance(request.prompt, str) else self.tokenizer.decode(ids)
+
+    def answer(self, request: Completion, ids: Sequence[int]) -> Generator[Piece]:
+        """Tokens as they are made, after the prompt's `ids`. Closing the iterator stops the
+        work."""
         out: queue.SimpleQueue[Piece | BaseException | None] = queue.SimpleQueue()
         stopped = threading.Event()
         self._jobs.put(lambda: self._generate(request, ids, out, stopped))
@@ -143,42 +135,35 @@ class Engine:
     def _generate(
         self,
         request: Completion,
-        ids: list[int],
+        ids: Sequence[int],
         out: queue.SimpleQueue[Piece | BaseException | None],
         stopped: threading.Event,
     ) -> None:
         try:
-            tokens: list[int] = []
-            shown = ""
-            if stopped.is_set():
+            if stopped.is_set() or not request.max_tokens:
                 return
-            for token, logprob in generate(
+            text, stops = TextStream(self.tokenizer, ids), StopStrings(request.stop)
+            eos = () if request.ignore_eos else self.eos
+            choose, alternatives = self._choice(request)
+            tokens = generate(
                 self.model,
                 ids,
                 request.max_tokens,
                 cache=self.cache(),
-                temperature=request.temperature,
+                choose=choose,
                 step=self.step,
-                eos=() if request.ignore_eos else self.eos,
-            ):
-                tokens.append(token)
-                last = len(tokens) == request.max_tokens
-                text = self.tokenizer.decode(tokens)
-                ended = token in self.eos and not request.ignore_eos
-                cut = min((at for s in request.stop if (at := text.find(s)) >= 0), default=-1)
-                if cut >= 0:
-                    text = text[:cut]
-                # A character whose bytes are not complete yet is held back, not shown as a question
-                # mark.
-                visible = text if last or ended or cut >= 0 else text.rstrip("\ufffd")
-                new = visible[len(shown) :] if visible.startswith(shown) else ""
-                shown = visible if visible.startswith(shown) else shown
-                finish = None
-                if ended or cut >= 0:
-                    finish = "stop"
-                elif last:
-                    finish = "length"
-                out.put(Piece(token, new, logprob, len(ids), finish))
+                eos=eos,
+            )
+            for number, (token, logprob) in enumerate(tokens, 1):
+                others = tuple((text.text_of(t), p) for t, p in alternatives())
+                ended, last = token in eos, number == request.max_tokens
+                # what ends an answer is no part of its text
+                new = ("" if ended else text.push(token)) + (text.end() if ended or last else "")
+                shown, stopped_here = stops.push(new)
+                if (ended or last) and not stopped_here:
+                    shown += stops.end()
+                finish = "stop" if ended or stopped_here else "length" if last else None
+                out.put(Piece(token, shown, logprob, others, finish))
                 if finish or stopped.is_set():
                     return
         except BaseException as error:
@@ -191,6 +176,18 @@ class Engine:
                 raise
         finally:
             out.put(None)
+
+    def _choice(
+        self, request: Completion
+    ) -> tuple[Choose, Callable[[], Sequence[tuple[int, float]]]]:
+        """How tokens are chosen, and what was likeliest at the place of the last one."""
+        if request.is_greedy:
+            return greedy, tuple
+        # Only who asks for it pays for this import.
+        from labkit.subject.sampling import Sampler
+
+        sampler = Sampler(request, self.model.device)
+        return sampler, lambda: sampler.alternatives
 
     def call(self, work: Callable[[], Result]) -> Result:
         """Run `work` in the main thread, between requests, and give its result."""

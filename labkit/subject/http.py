@@ -3,7 +3,7 @@ loop: CRIU dumps it).
 
     GET  /health              200 only when a token can be served, else 503
     POST /v1/completions      streaming (SSE) or not; `token_ids` beside the text
-    GET  /v1/models
+    GET  /v1/models, /v1/models/NAME
     GET  /_labkit/identity    pid, a nonce made at process start, its monotonic time: which process
         answered?
     POST /_labkit/shrink      give memory back before a snapshot
@@ -15,6 +15,8 @@ in OpenAI's shape, and the server lives on. Lesson: notebooks/01_anatomy."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -29,9 +31,11 @@ from labkit.subject.api import APIError
 
 BODY_LIMIT_BYTES = 8 << 20
 if TYPE_CHECKING:
-    from labkit.subject.engine import Engine, Piece
+    from labkit.subject.api import Piece
+    from labkit.subject.engine import Engine
     from labkit.subject.server import State
 
+MODELS, CHAT = "/v1/models/", "/v1/chat/completions"
 #: At most so many requests hold a body at a time.
 CONNECTIONS_MOST = 128
 
@@ -53,7 +57,7 @@ class ModelServer(net.HTTPServer):
         super().__init__(self.control, host=host, port=port, name="labkit")
 
     def refuse(self, status: int, message: str) -> Response:
-        return _refused(status, message)
+        return _refused(APIError(status, message))
 
     def control(self, request: Request) -> Response:
         path = request.path.rstrip("/")
@@ -67,19 +71,26 @@ class ModelServer(net.HTTPServer):
             "/_labkit/shrink": self._shrink,
             "/_labkit/reseed": self._reseed,
         }
+        if path.startswith(MODELS):
+            reads[path] = lambda _: _json(200, self._known(path[len(MODELS) :]))
         routes = {"GET": reads, "HEAD": reads, "POST": posts}.get(request.method, {})
         body = request.body.read(BODY_LIMIT_BYTES)
         try:
-            if path not in routes:
-                raise APIError(
-                    405 if path in reads | posts else 404,
-                    f"{request.method} {path[:200]} is not served here",
-                )
-            return routes[path](body)
+            if path in routes:
+                if request.header("content-encoding", "identity").lower() != "identity":
+                    raise APIError(415, "a body with a Content-Encoding: send it as it is")
+                return routes[path](body)
+            refusal = f"{request.method} {path[:200]} is not served here"
+            if path == CHAT:
+                refusal += ": no chat template is applied; POST the whole text to /v1/completions"
+            allowed = "POST" if path in posts else "GET, HEAD"
+            if path in reads | posts:
+                return _refused(APIError(405, refusal), Allow=allowed)
+            raise APIError(404, refusal)
         except APIError as error:
-            return _refused(error.status, error.message, error.param)
+            return _refused(error)
         except Exception as error:
-            return _refused(500, _logged(error))
+            return _refused(APIError(500, _logged(error)))
 
     def _engine(self) -> Engine:
         engine = self.state.engine
@@ -92,21 +103,23 @@ class ModelServer(net.HTTPServer):
         return _json(200, {"status": "ok"})
 
     def _models(self, _: bytes) -> Response:
-        state = self.state
-        return _json(
-            200,
-            {
-                "object": "list",
-                "data": [
-                    {
-                        "id": state.name,
-                        "object": "model",
-                        "created": int(state.started_unix_s),
-                        "owned_by": "labkit",
-                    }
-                ],
-            },
-        )
+        return _json(200, {"object": "list", "data": [self._known(self.state.name)]})
+
+    def _known(self, name: str) -> JsonObject:
+        """The one model that there is. Raises APIError for any other's name."""
+        if name != self.state.name:
+            raise APIError(
+                404,
+                f"the model {name[:200]!r} does not exist: this server has {self.state.name!r}",
+                "model",
+                "model_not_found",
+            )
+        return {
+            "id": name,
+            "object": "model",
+            "created": int(self.state.started_unix_s),
+            "owned_by": "labkit",
+        }
 
     def _identity(self, _: bytes) -> Response:
         return _json(200, self.state.identity())
@@ -122,64 +135,61 @@ class ModelServer(net.HTTPServer):
     def _completions(self, body: bytes) -> Response:
         engine = self._engine()
         request = api.parse(body, engine.model.config.vocab_size)
-        pieces = engine.answer(request)
+        if request.model:
+            self._known(request.model)
+        ids = engine.ids_of(request)
+        echoed = engine.prompt_text(request, ids) if request.echo else ""
+        answer = engine.answer(request, ids)
         if request.stream:
-            first = next(pieces)  # a refusal comes before the head
+            first = list(itertools.islice(answer, 1))  # a failure comes before the head
             return Response(
                 200,
                 {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"},
-                stream=_events(request, engine, first, pieces),
+                stream=_events(request, engine, len(ids), echoed, first, answer),
             )
-        try:
-            answered = list(pieces)
-        finally:
-            pieces.close()
-        total = api.usage(answered[0].prompt_tokens, len(answered)) if answered else None
+        with contextlib.closing(answer):
+            pieces = list(answer)
         return _json(
             200,
             api.chunk(
                 request,
                 engine.name,
-                "".join(p.text for p in answered),
-                [p.token for p in answered],
-                [p.logprob for p in answered],
-                answered[-1].finish if answered else "length",
-                total,
+                echoed + "".join(p.text for p in pieces),
+                pieces,
+                pieces[-1].finish if pieces else "length",
+                api.usage(len(ids), len(pieces)),
             ),
         )
 
 
 def _events(
-    request: api.Completion, engine: Engine, first: Piece, pieces: Generator[Piece]
+    request: api.Completion,
+    engine: Engine,
+    prompt_tokens: int,
+    echoed: str,
+    first: list[Piece],
+    answer: Generator[Piece],
 ) -> Iterator[bytes]:
-    count = 1
     try:
-        yield _event(
-            api.chunk(
-                request, engine.name, first.text, [first.token], [first.logprob], first.finish
-            )
-        )
-        for count, piece in enumerate(pieces, start=2):  # noqa: B007 – the last value is the count
+        if echoed or not first:
+            finish = None if first else "length"
+            yield _event(api.chunk(request, engine.name, echoed, finish=finish))
+        count = offset = 0
+        for piece in itertools.chain(first, answer):
             yield _event(
-                api.chunk(
-                    request, engine.name, piece.text, [piece.token], [piece.logprob], piece.finish
-                )
+                api.chunk(request, engine.name, piece.text, [piece], piece.finish, offset=offset)
             )
-        if request.echo_usage:
-            yield _event(
-                {
-                    **api.chunk(request, engine.name, "", []),
-                    "choices": [],
-                    "usage": api.usage(first.prompt_tokens, count),
-                }
-            )
+            count, offset = count + 1, offset + len(piece.text)
+        if request.stream_usage:
+            total = api.usage(prompt_tokens, count)
+            yield _event({**api.chunk(request, engine.name, "", usage=total), "choices": []})
         yield b"data: [DONE]\n\n"
     except APIError as error:  # the head is gone: an error event, then the end of the stream
         yield _event(error.body())
     except Exception as error:
         yield _event(APIError(500, _logged(error)).body())
     finally:
-        pieces.close()
+        answer.close()
 
 
 def _logged(error: Exception) -> str:
@@ -192,10 +202,11 @@ def _event(doc: JsonObject) -> bytes:
     return b"data: " + json.dumps(doc, separators=(",", ":")).encode() + b"\n\n"
 
 
-def _json(status: int, doc: JsonObject) -> Response:
-    headers = {"Retry-After": "1"} if status == 503 else {}
+def _json(status: int, doc: JsonObject, **headers: str) -> Response:
+    if status == 503:
+        headers["Retry-After"] = "1"
     return text(status, json.dumps(doc), "application/json", **headers)
 
 
-def _refused(status: int, message: str, param: str | None = None) -> Response:
-    return _json(status, APIError(status, message, param).body())
+def _refused(error: APIError, **headers: str) -> Response:
+    return _json(error.status, error.body(), **headers)

@@ -58,7 +58,7 @@ def reference(
         "device": device,
         "dtype": dtype,
         "torch": version("torch"),
-        "recipe": 2,
+        "recipe": 3,
     }
     kept = (
         (workspace or Workspace.default()).artifacts
@@ -101,6 +101,7 @@ def compute(directory: str, question: JsonObject) -> JsonObject:
     from labkit.subject.config import LlamaConfig
     from labkit.subject.decode import generate
     from labkit.subject.llama import Llama
+    from labkit.subject.text_stream import TextStream
     from labkit.subject.tokenizer import Tokenizer
 
     config = LlamaConfig.from_dir(directory)
@@ -113,13 +114,18 @@ def compute(directory: str, question: JsonObject) -> JsonObject:
     ids = tokenizer.encode(prompt) if tokenizer else prompt
     steps = list(generate(model, ids, question["max_tokens"], eos=config.eos_token_ids))
     tokens = [t for t, _ in steps]
+    text = ""
+    if tokenizer:
+        stream = TextStream(tokenizer, ids)
+        shown = tokens[:-1] if tokens[-1:] and tokens[-1] in config.eos_token_ids else tokens
+        text = "".join(map(stream.push, shown)) + stream.end()
     return {
         "device": question["device"],
         "dtype": str(model.dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "tokens": tokens,
         "logprobs": [p for _, p in steps],
-        "text": tokenizer.decode(tokens) if tokenizer else "",
+        "text": text,
         "prompt_tokens": list(ids),
     }
 

@@ -19,6 +19,10 @@ from labkit.errors import BadInput
 LIMIT_BYTES = 256 << 20  # no tokenizer or index is larger; what is, is not one
 
 
+class NotInStore(BadInput):
+    """There is no such object, or it is not this reader's to know."""
+
+
 def is_remote(source: str | os.PathLike[str]) -> bool:
     return str(source).startswith(("http://", "https://", "s3://", "gs://"))
 
@@ -36,7 +40,7 @@ def url_of(source: str | os.PathLike[str], name: str) -> str:
 def read_small(source: str | os.PathLike[str], name: str) -> bytes:
     """The bytes of a small file of the model. Raises BadInput."""
     if is_remote(source):
-        return _fetch(url_of(source, name), str(source).partition("://")[0])
+        return _fetch(source, name)
     path = Path(source) / name
     try:
         with open(path, "rb") as opened:
@@ -56,7 +60,30 @@ def read_small(source: str | os.PathLike[str], name: str) -> bytes:
     return _bounded(data, str(path))
 
 
-def _fetch(url: str, scheme: str) -> bytes:
+def read_with(
+    source: str | os.PathLike[str], name: str, optional: str
+) -> tuple[bytes, bytes | None]:
+    """A small file and one that may not be there (None). A store is asked for both at once. Raises
+    BadInput."""
+    if not is_remote(source):
+        there = (Path(source) / optional).is_file()
+        return read_small(source, name), read_small(source, optional) if there else None
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as beside:
+        second = beside.submit(_fetch_optional, source, optional)
+        return _fetch(source, name), second.result()
+
+
+def _fetch_optional(source: str | os.PathLike[str], name: str) -> bytes | None:
+    try:
+        return _fetch(source, name)
+    except NotInStore:
+        return None
+
+
+def _fetch(source: str | os.PathLike[str], name: str) -> bytes:
+    url, scheme = url_of(source, name), str(source).partition("://")[0]
     # Only remote starts pay for this import (ssl, email, http.client).
     import http.client
     import urllib.error
@@ -72,7 +99,8 @@ def _fetch(url: str, scheme: str) -> bytes:
         ) as reply:
             return _bounded(reply.read(LIMIT_BYTES + 1), url)
     except urllib.error.HTTPError as error:
-        raise BadInput(
+        # 403 is also what a bucket says of a missing key to whoever may not list it
+        raise (NotInStore if error.code in (403, 404) else BadInput)(
             f"{url}: the store answered {error.code}",
             why="the model cannot be read from there",
             fix="check the bucket and prefix",

@@ -65,13 +65,17 @@ class Tokenizer:
         from tokenizers import Tokenizer as Inner
 
         try:
-            return Tokenizer(Inner.from_buffer(raw))
+            inner = Inner.from_buffer(raw)
         except Exception as error:  # the library raises bare Exception
             raise BadInput(
                 f"{where}: {str(error)[:200]}",
                 why="text cannot be turned into tokens without it",
                 fix="fetch tokenizer.json again from where the model came",
             ) from None
+        # A training script's settings, kept in the file: a prompt is neither cut nor filled up.
+        inner.no_truncation()
+        inner.no_padding()
+        return Tokenizer(inner)
 
     @property
     def size(self) -> int:

@@ -19,6 +19,7 @@ from labkit.image.registry import Registry
 from labkit.net.server import HTTPServer
 from labkit.objects.store import Store
 from labkit.subject import http as subject_http
+from labkit.subject.api import Piece
 from labkit.subject.server import State
 
 BLOB = b"forty-two bytes that stand for a layer ...."
@@ -135,15 +136,15 @@ class Engine:
     def __init__(self) -> None:
         self.shrunk = self.reseeded = 0
 
-    def answer(self, asked: Any) -> Iterator[Any]:
+    def ids_of(self, asked: Any) -> list[int]:
+        return [1]
+
+    def prompt_text(self, asked: Any, ids: list[int]) -> str:
+        return str(asked.prompt)
+
+    def answer(self, asked: Any, ids: list[int]) -> Iterator[Piece]:
         for number in range(min(asked.max_tokens, 3)):
-            yield SimpleNamespace(
-                token=number,
-                text="é\r\n",
-                logprob=-0.5,
-                prompt_tokens=1,
-                finish="length" if number == 2 else None,
-            )
+            yield Piece(number, "é\r\n", -0.5, finish="length" if number == 2 else None)
 
     def call(self, what: Any) -> Any:
         return what()

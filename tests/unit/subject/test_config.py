@@ -136,3 +136,27 @@ def test_any_request_is_understood_or_refused_with_a_4xx(doc):
         assert 400 <= error.status < 500 and error.body()["error"]["message"]
     else:
         assert made.max_tokens >= 1
+
+
+@pytest.mark.parametrize(
+    "generation, ids",
+    [
+        (None, (1,)),
+        ({"eos_token_id": [1, 8, 9]}, (1, 8, 9)),
+        ({"eos_token_id": 7}, (7,)),
+        ({"eos_token_id": None, "temperature": 0.6}, (1,)),
+        ({}, (1,)),
+    ],
+)
+def test_an_answer_ends_at_the_tokens_of_the_generation_config(tmp_path, generation, ids):
+    (tmp_path / "config.json").write_text(json.dumps({**GOOD, "eos_token_id": 1}))
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    assert LlamaConfig.from_dir(tmp_path).eos_token_ids == ids
+
+
+def test_a_generation_config_that_cannot_be_read_is_refused_by_its_name(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(GOOD))
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(BadInput, match=r"generation_config\.json: not JSON"):
+        LlamaConfig.from_dir(tmp_path)

@@ -158,6 +158,31 @@ def test_log_probabilities_are_the_references(server, expected):
     assert found == pytest.approx(expected["logprobs"], abs=1e-3)
 
 
+def test_a_seed_repeats_an_answer_drawn_at_a_temperature(server):
+    drawn = [
+        server.complete(prompt="The first token", temperature=2, seed=seed)["choices"][0]["text"]
+        for seed in (7, 7, 8)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_alternatives_are_read_in_their_place_and_hold_the_token_itself(server, expected):
+    found = server.complete(prompt="The first token", max_tokens=8, logprobs=3)["choices"][0]
+    assert "".join(found["logprobs"]["tokens"]) == found["text"] == expected["text"]
+    for token, chance, top in zip(
+        found["logprobs"]["tokens"],
+        found["logprobs"]["token_logprobs"],
+        found["logprobs"]["top_logprobs"],
+        strict=True,
+    ):
+        assert top[token] == chance == max(top.values()) and len(top) == 3
+
+
+def test_a_bias_decides_which_token_comes(server):
+    found = server.complete(prompt="x", max_tokens=3, logit_bias={"100": 100})
+    assert found["choices"][0]["token_ids"] == [100] * 3
+
+
 def test_stop_strings_end_the_text_before_themselves(server, expected):
     word = expected["text"].split()[2]
     choice = server.complete(prompt="The first token", max_tokens=8, stop=[word])["choices"][0]
