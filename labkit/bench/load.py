@@ -146,7 +146,9 @@ def run(args: argparse.Namespace) -> JsonObject:
     # children would compile the lab's own modules anew.
     compileall.compile_dir(shipped.PACKAGE, quiet=2)
     subject = Subject(
-        model_dir=Path(args.model_dir) if args.model_dir else ensure(workspace, args.preset),
+        model_dir=Path(args.model_dir).expanduser().resolve()
+        if args.model_dir
+        else ensure(workspace, args.preset),
         preset=args.preset,
     )
     with Ledger.open(workspace) as ledger:

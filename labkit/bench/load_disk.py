@@ -1,6 +1,6 @@
 """`labkit bench load --from disk`: every loader in each cache state, and what bounds it there.
 
-    floors = LoadFloors("cpu", model_dir, ledger)
+    floors = LoadFloors("cpu", weights.paths, ledger)
     floors.disk.look(); floors.rate("cold"); floors.by(["cold"])    # bytes/s; by what
 
 Limit: the disk (cold), memory (warm, tmpfs), the bus to a device. Lesson:
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from labkit.core import cold, rates
 from labkit.core.json_types import JsonObject
 from labkit.core.ledger import Ledger
 from labkit.core.workspace import Workspace
-from labkit.errors import LabError
+from labkit.formats import weight_files
 from labkit.technique import Subject
 from labkit.weights.catalog import LOADERS, Loader
 from labkit.weights.prepared import Prepared, checkpoint_in
@@ -43,7 +43,7 @@ def from_disk(
 ) -> JsonObject:
     """The facts of the document: every loader in every cache state. `keeping`: as
     `labkit.bench.load.keeping`."""
-    floors = LoadFloors(args.device, subject.model_dir, ledger)
+    floors = LoadFloors(args.device, weight_files.local(subject.model_dir).paths, ledger)
     arms: dict[str, Arm | str] = {}
 
     def facts_of(results: Results) -> JsonObject:
@@ -70,9 +70,9 @@ def from_disk(
             if not missing:
                 try:
                     checkpoint = checkpoint_in(loader.format, subject, workspace)
-                except (LabError, OSError, ImportError, MemoryError) as error:
-                    # the other formats are there
-                    missing = f"the checkpoint could not be made in {loader.format}: {error}"
+                except Exception as error:  # whatever its library raises: the others are there
+                    reason = str(error) or type(error).__name__
+                    missing = f"the checkpoint could not be made in {loader.format}: {reason}"
             for state in states:
                 if missing:
                     arms[f"{name}.{state}"] = f"{missing}: {loader.fix}" if loader.fix else missing
@@ -89,11 +89,11 @@ def from_disk(
 class LoadFloors:
     """What bounds a load in each cache state, by the device that it goes to."""
 
-    def __init__(self, device: str, directory: Path, ledger: Ledger):
+    def __init__(self, device: str, paths: Sequence[Path], ledger: Ledger):
         self.on_device = device != "cpu"
         self.rates: JsonObject = rates.device() if self.on_device else rates.memory(256 << 20)
         kind = read_paths.BufferFloor if self.on_device else read_paths.DiskFloor
-        self.disk = kind(directory, ledger)
+        self.disk = kind(paths, ledger)
 
     def rate(self, state: str) -> float:
         """Bytes per second; 0.0 where it is not known."""
@@ -127,36 +127,38 @@ def _load(
     floors: LoadFloors,
     tmpfs: _Tmpfs,
 ) -> Measured:
-    directory = checkpoint.directory
+    directory, files = checkpoint.directory, checkpoint.files
     ours = state == "cold" and loader.name == OURS
     if ours or (state == "cold" and not floors.disk.rate):
         floors.disk.look()
     if state == "tmpfs":
-        directory = tmpfs.holding(directory)
+        directory = tmpfs.holding(checkpoint)
+        files = [str(directory)]
     if state == "warm" and not floors.on_device:
         # Pages lie in folios as large as whoever read them asked for, and touching 2 GB in
         # small ones takes six times as long: read in anew, alike for all arms.
-        cold.evict([directory], caches=False)
+        cold.evict(files, caches=False)
     for _ in range(3):  # another process of the host may drop caches meanwhile
         if state == "tmpfs":
-            proof = cold.verify_cache_state([directory], "warm")
+            proof = cold.verify_cache_state(files, "warm")
         else:
             tolerance = 0.0 if state == "warm" else cold.TOLERANCE
             proof = cold.set_cache_state(
-                [directory], state, caches=not floors.on_device, tolerance=tolerance
+                files, state, caches=not floors.on_device, tolerance=tolerance
             )
         if proof.state != "unverified":
             break
     else:
         return Measured(float("nan"), failed=f"cache not {state}: {proof.note}")
-    size = checkpoint.weights_bytes
+    weights = weight_files.local(directory, checkpoint.weights.format)
+    size = weights.size_bytes
     doc = measure(
         LoadSpec(
             loader=loader,
             model=str(directory),
             weights_bytes=size,
             device=device,
-            about={"directory": str(directory)},
+            about={"files": tuple(map(str, weights.paths))},
         )
     )
     if ours:
@@ -177,15 +179,18 @@ class _Tmpfs:
     def __enter__(self) -> _Tmpfs:
         return self
 
-    def holding(self, directory: Path) -> Path:
+    def holding(self, checkpoint: Prepared) -> Path:
         if self.root is None:
             self.root = Path(f"/dev/shm/labkit-tmpfs-{self.ledger.token}-{os.getpid()}")
             self.entry = self.ledger.note("dir", self.root)
             self.root.mkdir(mode=0o700)
         for old in self.root.iterdir():
             shutil.rmtree(old)
-        shutil.copytree(directory, self.root / directory.name)
-        return self.root / directory.name
+        target = self.root / checkpoint.directory.name
+        target.mkdir()
+        for name in (*checkpoint.weights.names, *checkpoint.weights.beside_names):
+            shutil.copy2(checkpoint.directory / name, target / name)
+        return target
 
     def __exit__(self, *_: object) -> None:
         if self.root:

@@ -29,7 +29,7 @@ from labkit.net.serving import Served, serving
 from labkit.objects.publish import publish_model, upload_model
 from labkit.technique import Subject
 from labkit.weights.catalog import LOADERS, Loader
-from labkit.weights.prepared import weights_bytes
+from labkit.weights.prepared import checkpoint_in
 
 FAULTS = ("503:rate=0.005,retry_after=0.05", "reset:rate=0.005", "straggler:nth=40,slowed_to=1MB/s")
 
@@ -45,12 +45,13 @@ def from_bucket(
     root = workspace.artifacts / "store-root"
     root.mkdir(exist_ok=True)
     key = f"models/bench-{args.preset}"
-    publish_model(root, subject.model_dir, key)
+    checkpoint = checkpoint_in("safetensors", subject, workspace)
+    publish_model(root, checkpoint.directory, key)
     link = links.parse(args.link)
     with serving("store", root, link=link, ledger=ledger) as served:
         # the store is the network's other end: its disk is not what is measured
-        cold.warm([subject.model_dir])
-        size = weights_bytes(subject.model_dir)
+        cold.warm(checkpoint.files)
+        size = checkpoint.weights_bytes
         floor_s = (
             link.floor_s(size, 10**6)
             if link.shaped
@@ -157,9 +158,10 @@ def from_store(
 ) -> JsonObject:
     """A bucket outside of the lab: it counts nothing for us, so the evidence is what this host's
     interfaces received."""
-    store, size = args.store.rstrip("/"), weights_bytes(subject.model_dir)
+    checkpoint = checkpoint_in("safetensors", subject, workspace)
+    store, size = args.store.rstrip("/"), checkpoint.weights_bytes
     key = f"models/bench-{args.preset}"
-    upload_model(store, subject.model_dir, key)
+    upload_model(store, checkpoint.directory, key)
     arms: dict[str, Arm | str] = {
         f"{name}.store": LOADERS[name].missing()
         or partial(_from_store, store, key, LOADERS[name], args.device, size)

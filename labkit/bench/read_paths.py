@@ -1,7 +1,7 @@
 """Plain reads of files from a disk into memory: the floor of a loader, and the read paths compared.
 
     compare_read_paths(paths, repeats=3)      # [{"read_path": "direct 1", "seconds": […]}, …]
-    floor = DiskFloor(directory, ledger)
+    floor = DiskFloor(weights.paths, ledger)
     floor.look(); …; floor.look(again=True)   # floor.rate: bytes per second around both looks
 
 Each read begins cold, with free memory prefaulted (`labkit.core.free_memory`), and ends when a byte
@@ -86,9 +86,9 @@ class BufferFloor:
     """As DiskFloor, of a load to a device: its bytes pass through buffers of the host. Of a large
     checkpoint the first shards are read."""
 
-    def __init__(self, directory: Path, ledger: Ledger):
+    def __init__(self, paths: Sequence[Path], ledger: Ledger):
         self.paths: list[Path] = []
-        for path in sorted(directory.glob("*.safetensors")):
+        for path in paths:
             if sum(p.stat().st_size for p in self.paths) < SAMPLE_BYTES:
                 self.paths.append(path)
         self.ledger, self.rate, self.read_path, self._before, self._depth = ledger, 0.0, "", 0.0, 0
@@ -121,8 +121,8 @@ class DiskFloor:
     mean does. Each look is a process that has imported torch and finds memory prefaulted, as a
     trial does."""
 
-    def __init__(self, directory: Path, ledger: Ledger):
-        self.paths, self.ledger = sorted(directory.glob("*.safetensors")), ledger
+    def __init__(self, paths: Sequence[Path], ledger: Ledger):
+        self.paths, self.ledger = paths, ledger
         self.rate, self.read_path, self._before = 0.0, "", 0.0
 
     def look(self, again: bool = False) -> None:

@@ -19,6 +19,7 @@ from labkit.bench.engine import rounds
 from labkit.core import cold, rates
 from labkit.core.beside import scratch
 from labkit.core.json_types import JsonObject
+from labkit.formats.weight_files import local
 
 PART_BYTES = 1 << 20
 
@@ -54,7 +55,9 @@ def bucket(
     from labkit.net.serving import serving
     from labkit.objects.publish import publish_model
 
-    shard = max(Path(directory).glob("*.safetensors"), key=lambda p: p.stat().st_size)
+    weights = local(directory, "safetensors")
+    shards = [weights.directory / name for name in weights.names]
+    shard = max(shards, key=lambda p: p.stat().st_size)
     size, link_model = shard.stat().st_size, parse(link)
     with scratch("labkit-bucket-", Path(directory).parent) as root:
         publish_model(root, directory, "models/sweep")

@@ -32,6 +32,7 @@ from pathlib import Path
 from labkit.byo.servers import ServerKind
 from labkit.core import proc, timeline
 from labkit.core.control_call import call, http_url
+from labkit.formats.weight_files import holds_weights
 
 POLL_S = 0.01
 #: In every process before its own work begins; the dynamic linker and what it always brings.
@@ -53,7 +54,8 @@ BASE_LIBRARIES = (
     "libexpat",
 )
 DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri/render", "/dev/accel")
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
+#: Configuration and tokenizers.
+SMALL_SUFFIXES = (".json", ".model", ".txt", ".jinja")
 
 _IN_ACCESS, _IN_CLOSE_NOWRITE, _IN_OPEN = 0x1, 0x10, 0x20
 
@@ -77,13 +79,13 @@ class ProcSample:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files that hold weights: by suffix, links followed (the Hugging Face cache is made of
-    them)."""
+    """The files that may hold weights: by suffix, where none has one all of them; links followed
+    (the Hugging Face cache is made of them). Which of them a server reads, it shows."""
     if path.is_file():
         return [path.resolve()]
-    return sorted(
-        {p.resolve() for p in path.rglob("*") if p.name.endswith(WEIGHT_SUFFIXES) and p.is_file()}
-    )
+    files = [p for p in path.rglob("*") if p.is_file()]
+    named = [p for p in files if holds_weights(p)]
+    return sorted({p.resolve() for p in named or files})
 
 
 class InotifyWatch:
@@ -92,18 +94,22 @@ class InotifyWatch:
     def __init__(self, path: Path, files: Sequence[Path]):
         self.libc = ctypes.CDLL(None, use_errno=True)
         self.fd = self.libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.kinds: dict[int, str] = {}
-        small = [p.resolve() for p in path.rglob("*.json")] if path.is_dir() else []
+        self.watched: dict[int, tuple[str, Path]] = {}
+        small = (
+            [p.resolve() for p in path.rglob("*") if p.name.endswith(SMALL_SUFFIXES)]
+            if path.is_dir()
+            else []
+        )
         for kind, paths in (("weights", files), ("config", small)):
             for file in paths:
                 watch = self.libc.inotify_add_watch(
                     self.fd, os.fsencode(file), _IN_OPEN | _IN_ACCESS | _IN_CLOSE_NOWRITE
                 )
                 if watch >= 0:
-                    self.kinds[watch] = kind
+                    self.watched.setdefault(watch, (kind, file))
 
-    def wait(self, timeout_s: float) -> list[tuple[str, str]]:
-        """(config|weights, opened|read|closed) since the last call."""
+    def wait(self, timeout_s: float) -> list[tuple[str, str, Path]]:
+        """(config|weights, opened|read|closed, file) since the last call."""
         if self.fd < 0 or not select.select([self.fd], [], [], timeout_s)[0]:
             return []
         found = []
@@ -118,8 +124,9 @@ class InotifyWatch:
                     (_IN_ACCESS, "read"),
                     (_IN_CLOSE_NOWRITE, "closed"),
                 ):
-                    if mask & bit and watch in self.kinds:
-                        found.append((self.kinds[watch], word))
+                    if mask & bit and watch in self.watched:
+                        kind, file = self.watched[watch]
+                        found.append((kind, word, file))
         return found
 
     def close(self) -> None:
@@ -130,7 +137,8 @@ class InotifyWatch:
 
 @dataclass
 class StartObserver:
-    """Context manager around one start. `moments` and `samples` fill while it is open."""
+    """Context manager around one start. `moments`, `samples` and `opened` – the files that were, of
+    those watched – fill while it is open."""
 
     weights: Path
     host: str
@@ -141,6 +149,9 @@ class StartObserver:
     weights_closed_s: float | None = None
     weights_read_s: float | None = None
     health_path: str = ""
+    opened: dict[str, set[Path]] = field(
+        default_factory=lambda: {"config": set(), "weights": set()}
+    )
 
     def __post_init__(self) -> None:
         self.files = weight_files(self.weights)
@@ -178,9 +189,10 @@ class StartObserver:
 
     def _follow_files(self) -> None:
         while not self._stop.is_set():
-            for kind, word in self._opens.wait(0.1):
+            for kind, word, file in self._opens.wait(0.1):
                 now = timeline.now_s()
                 if word == "opened":
+                    self.opened[kind].add(file)
                     self.note(
                         kind,
                         (

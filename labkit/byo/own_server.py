@@ -6,6 +6,7 @@ Lesson: notebooks/09_decide."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 from dataclasses import dataclass
@@ -71,9 +72,12 @@ class OwnServer:
                 why="its files are evicted before each trial, and watched in it",
                 fix="give the directory (or file) that the server reads its weights from",
             )
-        if path.is_dir() and not any(p.is_file() for p in path.rglob("*")):
+        files = [path] if path.is_file() else list(path.rglob("*"))
+        if not any(p.is_file() and p.stat().st_size for p in files):
+            broken = next((p for p in files if p.is_symlink() and not p.exists()), None)
             raise BadInput(
-                f"--weights {weights!r}: no file in it",
+                f"--weights {weights!r}: no file with anything in it"
+                + (f", and {broken.name} is a link to {os.readlink(broken)}" if broken else ""),
                 why="with nothing to evict, every start would be called cold",
                 fix="give the directory (or file) that the server reads its weights from",
             )

@@ -18,7 +18,9 @@ import subprocess
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from labkit.byo.observe import StartObserver, listening
 from labkit.byo.own_server import OwnServer
@@ -46,13 +48,15 @@ class Start:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What one start off the clock showed. `proven`: paths whose pages must be out (hot-node: in)
-    before a trial; `around`: evicted too, without proof."""
+    """What one start off the clock showed. `weights`: files of them that the server opened;
+    `proven`: paths whose pages must be out (hot-node: in) before a trial; `around`: evicted too,
+    without proof."""
 
     request: JsonObject
     text: str  # the greedy answer, which a trial has to repeat
     proven: list[str]
     around: list[str]
+    weights: frozenset[Path]
 
 
 def rehearse(server: OwnServer, ledger: Ledger, timeout_s: float) -> Rehearsal:
@@ -72,19 +76,23 @@ def rehearse(server: OwnServer, ledger: Ledger, timeout_s: float) -> Rehearsal:
             + f"http://{server.host}:{server.port}{server.base}/completions; --model-name if it"
             " wants one",
         )
-    trees = cold_trees(server, started.facts.get("maps", []))
-    return Rehearsal(started.request, started.answer.text, *trees)
+    opened = started.observer.opened
+    trees = cold_trees(
+        sorted(opened["weights"] | opened["config"]) or started.observer.files,
+        started.facts.get("maps", []),
+    )
+    return Rehearsal(started.request, started.answer.text, *trees, frozenset(opened["weights"]))
 
 
-def cold_trees(server: OwnServer, maps: list[str]) -> tuple[list[str], list[str]]:
-    """(proven, evicted too): the weights, each package and library that the server mapped; and the
-    whole package trees around those, whose .pyc files it reads without mapping them – but also
-    files that others on this host may be holding.
+def cold_trees(read: Sequence[Path], maps: list[str]) -> tuple[list[str], list[str]]:
+    """(proven, evicted too): the files of the model that it read, each package and library that it
+    mapped; and the whole package trees around those, whose .pyc files it reads without mapping
+    them – but also files that others on this host may be holding.
 
     Lone libraries that any running process has mapped (libc, libstdc++, the interpreter's) are cold
     on no node: they are left out."""
     held = mapped_now()
-    proven: dict[str, None] = {str(server.weights): None}
+    proven: dict[str, None] = {str(file): None for file in read}
     around: dict[str, None] = {}
     for path in maps:
         if not os.path.exists(path) or path.startswith(("/dev/", "/memfd:", "/proc/")):

@@ -189,7 +189,8 @@ def judged(trial: Trial, started: Start, setup: TrialSetup) -> Trial:
             why=trial.log_tail[-1500:],
             fix="run the command by hand",
         ).failed(trial, outcome="crashed" if started.code is not None else "timeout", facts=facts)
-    weights_bytes = sum(f.stat().st_size for f in observer.files)
+    opened = observer.opened["weights"]
+    weights_bytes = sum(file.stat().st_size for file in opened)
     marks = [m for m in servers.read_marks(server.kind, started.log) if t0 <= m[2] <= end + 1]
     moments = dict(observer.moments)
     loaded = phases.weights_in(
@@ -213,7 +214,11 @@ def judged(trial: Trial, started: Start, setup: TrialSetup) -> Trial:
     evidence = {
         "technique": server.kind.name,
         "engaged": "weights" in moments,
-        "facts": {"weights_bytes": weights_bytes, "read_bytes": io.get("read_bytes", 0)},
+        "facts": {
+            "weights_bytes": weights_bytes,
+            "weight_files": len(opened),
+            "read_bytes": io.get("read_bytes", 0),
+        },
         "how": how,
     }
     trial = replace(
@@ -228,6 +233,12 @@ def judged(trial: Trial, started: Start, setup: TrialSetup) -> Trial:
             how,
             why="the server reads its weights elsewhere, so they were not proven cold",
             fix="--weights: the directory it really reads (lsof -p PID)",
+        ).failed(trial)
+    if unproven := opened - setup.rehearsal.weights:
+        return CacheUnproven(
+            f"{min(unproven)} was opened, which was not in the rehearsal",
+            why="it was neither evicted nor proven before this trial",
+            fix="a command that always loads the same model",
         ).failed(trial)
     if answer.text != expected:
         return WrongTokens(

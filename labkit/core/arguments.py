@@ -216,7 +216,7 @@ def readable_file(path: str | os.PathLike[str], option: str, fix: str = "") -> P
 
 
 def directory(path: str | os.PathLike[str], option: str, fix: str = "") -> Path:
-    found = Path(path)
+    found = Path(path).expanduser()
     if not found.is_dir():
         raise BadInput(
             f"{option} {path}: " + ("that is a file" if found.exists() else "no such directory"),

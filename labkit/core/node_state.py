@@ -32,7 +32,12 @@ class WeightsState:
     remote: bool = False  # it crosses the link
     store: str = ""  # the bucket outside of the lab that it comes from
     key: str = ""  # its key prefix in the bucket
-    directory: str = ""  # where it lies on the host that prepared it
+    # on the host that prepared it: the files that are read, without links
+    files: tuple[str, ...] = ()
+
+    @staticmethod
+    def from_json(doc: dict[str, Any]) -> WeightsState:
+        return WeightsState(**{**doc, "files": tuple(doc.get("files", ()))})
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class PlanState:
         return PlanState(
             **{
                 **doc,
-                "weights": WeightsState(**doc.get("weights", {})),
+                "weights": WeightsState.from_json(doc.get("weights", {})),
                 "resident_before_t0": tuple(doc.get("resident_before_t0", ())),
             }
         )

@@ -22,7 +22,6 @@ from labkit.device.resident_plan import leave_out_resident, refuse_fresh_node
 from labkit.errors import BadInput
 from labkit.technique import YES, Artifact, Availability, Evidence, Observation, register
 from labkit.weights.catalog import Loader
-from labkit.weights.convert import WEIGHT_SUFFIXES
 from labkit.weights.techniques import WeightsTechnique, device_facts, resident_share
 
 LOADER = Loader(
@@ -91,7 +90,7 @@ class DeviceResident(WeightsTechnique):
         """The daemon held the bytes before t0; the server read none of them, maps no weight file,
         and allocated no memory for them."""
         weights, held = seen.plan.state.weights, seen.facts.get("start", {}).get("resident", {})
-        want, directory = weights.bytes, weights.directory
+        want = weights.bytes
         load = next(
             (
                 s.detail
@@ -101,14 +100,12 @@ class DeviceResident(WeightsTechnique):
             {},
         )
         there, read = device_facts(seen), int(seen.proc.get("io", {}).get("rchar", 0))
-        files = [
-            Path(m).name
-            for m in seen.proc.get("maps", [])
-            if directory and m.startswith(directory + "/") and Path(m).suffix in WEIGHT_SUFFIXES
-        ]
+        files = [Path(m).name for m in seen.proc.get("maps", []) if m in weights.files]
         label = str(load.get("label") or held.get("label") or "")
         read_share = (
-            resident_share(directory) if directory and seen.plan.scenario == "warm-node" else None
+            resident_share(weights.files)
+            if weights.files and seen.plan.scenario == "warm-node"
+            else None
         )
         facts = {
             "daemon_pid": held.get("pid"),

@@ -13,6 +13,7 @@ from pathlib import Path
 from labkit.errors import BadInput
 from labkit.formats import gguf_header, pickle_listing, safetensors_header
 from labkit.formats.layout import Layout
+from labkit.formats.not_weights import instead_of_weights
 
 
 def sniff(path: str | os.PathLike[str]) -> str:
@@ -30,7 +31,7 @@ def sniff(path: str | os.PathLike[str]) -> str:
         return "pickle"
     if len(head) >= 9 and head[8:9] == b"{":
         return "safetensors"
-    raise BadInput(
+    raise instead_of_weights(path) or BadInput(
         f"{path}: neither safetensors, GGUF nor pickle",
         why=f"it begins with {head[:9].hex(' ') or 'nothing'}",
         fix="labkit model inspect reads those three",

@@ -29,6 +29,7 @@ from labkit.formats.layout import (
     common_alignment,
     element_count,
 )
+from labkit.formats.not_weights import instead_of_weights
 
 _KEYS = {"dtype", "shape", "data_offsets"}
 #: dtype -> bits an element
@@ -161,7 +162,15 @@ def _refuse(word: str) -> NoReturn:
 
 
 def read(path: Path) -> Layout:
+    """The layout of a file. Raises BadInput that names it, OSError."""
     with open(path, "rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size
-        length = header_length(file.read(8), size_bytes)
-        return parse(file.read(length), size_bytes, str(path))
+        try:
+            length = header_length(file.read(8), size_bytes)
+            return parse(file.read(length), size_bytes, str(path))
+        except BadInput as error:
+            raise instead_of_weights(path) or BadInput(
+                f"{path}: {error.what}",
+                why=error.why or "nothing was loaded from it",
+                fix=error.fix or "labkit model verify DIR, then fetch this file again",
+            ) from None

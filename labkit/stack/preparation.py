@@ -217,7 +217,9 @@ def _model_and_answer(
     compute it (no memory, no driver) leaves it to the CPU, and says so."""
     from labkit.subject import checkpoint, reference
 
-    model = Path(model_dir) if model_dir else checkpoint.ensure(space, preset)
+    model = (
+        Path(model_dir).expanduser().resolve() if model_dir else checkpoint.ensure(space, preset)
+    )
     try:
         return model, reference.reference(model, PROMPT, max_tokens, device=device, workspace=space)
     except LabError as error:

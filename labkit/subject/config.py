@@ -77,15 +77,13 @@ class LlamaConfig:
         config = LlamaConfig.from_bytes(raw, f"{directory}/config.json")
         if generation is None:
             return config
-        doc = _parsed(generation, f"{directory}/{GENERATION}", "its stop tokens are unknown")
+        doc = parsed(generation, f"{directory}/{GENERATION}", "its stop tokens are unknown")
         ids = _ids(doc.get("eos_token_id")) if isinstance(doc, dict) else ()
         return replace(config, eos_token_ids=ids or config.eos_token_ids)
 
     @staticmethod
     def from_bytes(raw: bytes, where: str = "config.json") -> LlamaConfig:
-        return LlamaConfig.from_json(
-            _parsed(raw, where, "the model's shape is unknown without it"), where
-        )
+        return LlamaConfig.from_json(parsed(raw, where), where)
 
     @staticmethod
     def from_json(doc: object, where: str = "config.json") -> LlamaConfig:
@@ -245,7 +243,8 @@ class LlamaConfig:
         return sum(math.prod(s) for s in self.shapes().values())
 
 
-def _parsed(raw: bytes, where: str, why: str) -> object:
+def parsed(raw: bytes, where: str, why: str = "the model's shape is unknown without it") -> object:
+    """The JSON of a configuration file. Raises BadInput."""
     try:
         return json.loads(raw)
     except (ValueError, RecursionError) as error:

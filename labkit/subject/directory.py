@@ -4,26 +4,21 @@ byte of weights moves.
     where = open_directory(DIR)      # reads config, index and headers only
     where.tensors["model.norm.weight"]   # Stored(file, dtype, shape, start, end)
 
-Single or sharded safetensors, or `pytorch_model*.bin` with an index. Headers are hostile input: a
-length that lies, an offset out of range, overlaps, wrong types, a tensor that the config does not
-expect – each is one BadInput naming file, tensor and fix, in bounded memory. Lesson:
+Single or sharded, safetensors or pickle: `labkit.formats.weight_files` chooses. Headers are hostile
+input: a length that lies, an offset out of range, overlaps, wrong types, a tensor that the config
+does not expect – each is one BadInput naming file, tensor and fix, in bounded memory. Lesson:
 notebooks/04_model_formats."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from labkit.errors import BadInput
-from labkit.formats import safetensors_header
+from labkit.formats import safetensors_header, weight_files
 from labkit.subject.config import LlamaConfig
-from labkit.subject.source import read_small
-
-NOT_LOADED = "nothing was loaded from it"
-VERIFY = "labkit model verify DIR, then fetch this file again"
 
 
 @dataclass(frozen=True)
@@ -46,14 +41,13 @@ class Directory:
     format: str  # safetensors | pickle
     files: tuple[Path, ...]
     tensors: Mapping[str, Stored]
-    placed: Mapping[str, str]  # tensor -> file name, from the index (empty without one)
 
 
 def _refuse(
     file: Path | str,
     problem: str,
-    why: str = NOT_LOADED,
-    fix: str = VERIFY,
+    why: str,
+    fix: str,
 ) -> BadInput:
     return BadInput(f"{file}: {problem}", why, fix)
 
@@ -63,8 +57,6 @@ def read_header(file: Path) -> dict[str, Stored]:
     file."""
     try:
         entries = safetensors_header.read(file).tensors
-    except BadInput as error:
-        raise _refuse(file, error.what, error.why or NOT_LOADED, error.fix or VERIFY) from None
     except OSError as error:
         raise _refuse(
             file,
@@ -75,33 +67,6 @@ def read_header(file: Path) -> dict[str, Stored]:
     return {e.name: Stored(file, e.dtype, e.shape, e.offset, e.end) for e in entries}
 
 
-def read_index(path: Path, name: str) -> dict[str, str]:
-    """The weight map of `*.index.json`: tensor -> file of the same directory. Raises BadInput."""
-    raw = read_small(path, name)
-    file = path / name
-    try:
-        doc = json.loads(raw or b"")
-    except (ValueError, RecursionError):
-        raise _refuse(file, "not JSON") from None
-    found = doc.get("weight_map") if isinstance(doc, dict) else None
-    if not isinstance(found, dict) or not found:
-        raise _refuse(file, "no weight_map", "the index tells which shard holds which tensor")
-    for tensor, shard in found.items():
-        if (
-            not isinstance(shard, str)
-            or not shard
-            or PurePosixPath(shard).name != shard
-            or "\0" in shard
-            or shard in (".", "..")
-        ):
-            raise _refuse(
-                file,
-                f"tensor {tensor!r:.120} is said to be in {shard!r:.120}",
-                "shards are files of the same directory; anything else is hostile",
-            )
-    return found
-
-
 def open_directory(
     directory: str | os.PathLike[str], config: LlamaConfig | None = None
 ) -> Directory:
@@ -109,58 +74,31 @@ def open_directory(
     BadInput."""
     path = Path(directory)
     config = config or LlamaConfig.from_dir(path)
-    for stem, ending, fmt in (
-        ("model", "safetensors", "safetensors"),
-        ("pytorch_model", "bin", "pickle"),
-    ):
-        single, index = path / f"{stem}.{ending}", f"{stem}.{ending}.index.json"
-        if (path / index).exists():
-            placed = read_index(path, index)
-            files = tuple(path / name for name in sorted(set(placed.values())))
-            missing = [f.name for f in files if not f.exists()]
-            if missing:
-                lost = next(t for t, f in placed.items() if f == missing[0])
-                raise _refuse(
-                    path / missing[0],
-                    f"no such file; the index says it holds {lost}"
-                    + (f" (and {len(missing) - 1} more shards are missing)" if missing[1:] else ""),
-                    "the checkpoint is incomplete",
-                    "fetch the missing shard",
-                )
-        elif single.exists():
-            placed, files = {}, (single,)
-        else:
-            continue
-        tensors: dict[str, Stored] = {}
-        if fmt == "safetensors":
-            for file in files:
-                tensors.update(read_header(file))
-            for name, shard in placed.items():
-                if name not in tensors or tensors[name].file.name != shard:
-                    raise _refuse(
-                        path / shard,
-                        f"no tensor {name}, which the index says is here",
-                        "index and shards are not of the same checkpoint",
-                    )
-            check(
-                config,
-                {n: t.shape for n, t in tensors.items()},
-                path,
-                {n: t.file for n, t in tensors.items()},
-            )
-        elif placed:
-            check(config, dict.fromkeys(placed), path, {n: path / f for n, f in placed.items()})
-        return Directory(path, config, fmt, files, tensors, placed)
-    raise BadInput(
-        f"{path}: no model.safetensors, pytorch_model.bin or index of either",
-        why="there are no weights to load",
-        fix="labkit model make --preset tiny DIR, or give the directory of a public model",
-    )
+    weights = weight_files.local(path)
+    files = tuple(path / name for name in weights.names)
+    tensors: dict[str, Stored] = {}
+    if weights.format not in ("safetensors", "pickle"):
+        raise _refuse(
+            files[0],
+            f"weights in the format {weights.format}",
+            "safetensors and pickle are read here",
+            "name the loader of that format: --loader labkit.weights.loaders.…",
+        )
+    if weights.format == "safetensors":
+        for file in files:
+            tensors.update(read_header(file))
+        check(
+            config,
+            {n: t.shape for n, t in tensors.items()},
+            path,
+            {n: t.file for n, t in tensors.items()},
+        )
+    return Directory(path, config, weights.format, files, tensors)
 
 
 def check(
     config: LlamaConfig,
-    shapes: Mapping[str, tuple[int, ...] | None],
+    shapes: Mapping[str, tuple[int, ...]],
     path: Path | str,
     files: Mapping[str, Path] | None = None,
 ) -> None:
@@ -172,13 +110,13 @@ def check(
             raise _refuse(
                 path,
                 f"no tensor {name}, which config.json asks for",
-                "config and weights are not of the same model, or the index misses an entry",
+                "config and weights are not of the same model, or a shard is not in the index",
                 "compare config.json and the index with their source",
             )
-        if shapes[name] is not None and tuple(shapes[name]) != shape:  # type: ignore[arg-type]
+        if tuple(shapes[name]) != shape:
             raise _refuse(
                 (files or {}).get(name, path),
-                f"tensor {name} has shape {tuple(shapes[name])}, config.json asks for {shape}",  # type: ignore[arg-type]
+                f"tensor {name} has shape {tuple(shapes[name])}, config.json asks for {shape}",
                 "config and weights are not of the same model",
                 "compare config.json with its source",
             )

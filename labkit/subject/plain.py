@@ -19,6 +19,7 @@ from labkit.errors import BadInput
 from labkit.subject.directory import check, open_directory
 from labkit.subject.llama import Llama
 from labkit.subject.source import is_remote
+from labkit.subject.state_dict import read_state_dict
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -59,7 +60,7 @@ def load(model: Llama, source: str, device: str, **options: Any) -> JsonObject:
     else:
         seen: dict[str, tuple[int, ...]] = {}
         for file in where.files:
-            tensors = unpickle(file)
+            tensors = read_state_dict(file)
             for name, tensor in tensors.items():
                 seen[name] = tuple(tensor.shape)
                 if name in wanted and wanted[name].shape == tensor.shape:
@@ -67,27 +68,6 @@ def load(model: Llama, source: str, device: str, **options: Any) -> JsonObject:
                     put(model, name, tensor, device)
         check(model.config, seen, where.path)
     return {"bytes_read": read_bytes, "files": len(where.files), "format": where.format}
-
-
-def unpickle(file: os.PathLike[str], **how: Any) -> dict[str, torch.Tensor]:
-    """A `.bin` shard without running code from it. Raises BadInput."""
-    try:
-        found = torch.load(file, map_location="cpu", weights_only=True, **how)
-    except Exception as error:  # zip, pickle and torch each raise their own
-        raise BadInput(
-            f"{file}: torch.load refused it: {str(error).splitlines()[0][:200]}",
-            why="a truncated shard, or one that would run code",
-            fix="fetch it again; labkit model inspect FILE lists what it would run",
-        ) from None
-    if not isinstance(found, dict) or not all(
-        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in found.items()
-    ):
-        raise BadInput(
-            f"{file}: not a state dict (tensors by name)",
-            why="there is nothing to load by name",
-            fix="save model.state_dict()",
-        )
-    return found
 
 
 def put(model: Llama, name: str, tensor: torch.Tensor, device: str) -> None:

@@ -116,10 +116,10 @@ def _of_safetensors(item: tuple[str, Stored]) -> tuple[str, str, str, int]:
 def _of_pickles(where: Directory) -> Iterator[tuple[str, str, str, int]]:
     import torch
 
-    from labkit.subject.plain import unpickle
+    from labkit.subject.state_dict import can_map, read_state_dict
 
     for file in where.files:
         # mmap keeps memory to what is being hashed.
-        for name, tensor in unpickle(file, mmap=True).items():
+        for name, tensor in read_state_dict(file, mmap=can_map(file)).items():
             flat = tensor.contiguous().view(torch.uint8).reshape(-1).numpy()
             yield name, hashlib.sha256(flat.data).hexdigest(), file.name, flat.nbytes

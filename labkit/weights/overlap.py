@@ -20,7 +20,6 @@ Lesson: notebooks/08_stacking.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import threading
 import time
@@ -35,10 +34,11 @@ from labkit.core.json_types import JsonObject
 from labkit.core.plan import LaunchPlan, Step, StepContext
 from labkit.core.units import show_bytes
 from labkit.errors import TransferError
+from labkit.formats.weight_files import LAYOUT, parse_index
 from labkit.technique import Artifact, Evidence, Observation, Option, register
 from labkit.weights.catalog import LOADERS, Loader
 from labkit.weights.loaders.placing import Model
-from labkit.weights.source import LAYOUT, CheckpointSource, open_source
+from labkit.weights.source import CheckpointSource, open_source
 from labkit.weights.techniques import WeightsTechnique, verify_loader
 
 MODEL = "model"  # the directory on the node
@@ -69,16 +69,12 @@ def expect_loader(ctx: StepContext) -> JsonObject:
     return {}
 
 
-def read_ahead(ctx: StepContext, directory: str) -> JsonObject:
-    """warm-node, in the background: weight files through the page cache, two readers, in the
-    loader's order, until it has come."""
+def read_ahead(ctx: StepContext, files: list[str]) -> JsonObject:
+    """warm-node, in the background: these files through the page cache, two readers, in this
+    order, until the loader has come."""
     began, taken = timeline.now_s(), ctx.server_env.get(TAKEN_OVER, "")
-    files = sorted(
-        (f for f in Path(directory).iterdir() if f.is_file()),
-        key=lambda f: (f.suffix != ".safetensors", f.name),
-    )
     with ThreadPoolExecutor(2) as readers:
-        read = sum(readers.map(lambda file: _through_cache(file, taken), files))
+        read = sum(readers.map(lambda file: _through_cache(Path(file), taken), files))
     _write_span(ctx, began, bytes=read, taken_over=bool(taken) and os.path.exists(taken))
     return {"bytes_read": read}
 
@@ -112,12 +108,17 @@ def fetch_small(ctx: StepContext, model: str, environment: dict[str, str]) -> Js
     target = ctx.node / MODEL
     target.mkdir()
 
+    single, index = LAYOUT["safetensors"]
+
     def fetch(name: str) -> int:
         data = source.read(name)
         return 0 if data is None else (target / name).write_bytes(data)
 
-    with ThreadPoolExecutor(len(SMALL)) as many:  # a round trip each
+    with ThreadPoolExecutor(len(SMALL) + 1) as many:  # a round trip each
+        alone = many.submit(source.exists, single)
         total = sum(many.map(fetch, SMALL))
+        if alone.result():  # preferred to shards: those of a stale index would be waited for
+            (target / index).unlink(missing_ok=True)
     ctx.state.hand_on(Target(target))
     ctx.server_binds.append((str(target), str(target)))
     return {"bytes_fetched": total}
@@ -228,7 +229,8 @@ def _expected(directory: Path) -> list[str]:
     single, index = LAYOUT["safetensors"]
     if not (directory / index).exists():
         return [single]
-    return sorted(set(json.loads((directory / index).read_text())["weight_map"].values()))
+    placed = parse_index((directory / index).read_bytes(), str(directory / index))
+    return sorted(set(placed.values()))
 
 
 def wait_for(
@@ -299,7 +301,7 @@ class Overlap(WeightsTechnique):
                 Step(
                     "load.fetch",
                     here + "read_ahead",
-                    {"directory": about.directory},
+                    {"files": artifact.facts["files"]},
                     background=True,
                 ),
             )

@@ -17,18 +17,34 @@ from pathlib import Path
 
 from labkit.core.beside import one_at_a_time, replacing
 from labkit.core.workspace import Workspace
+from labkit.formats import weight_files
+from labkit.formats.weight_files import LocalWeights
 from labkit.technique import Subject
-from labkit.weights.convert import WEIGHT_SUFFIXES, convert
-from labkit.weights.source import format_of, open_source
+from labkit.weights.convert import convert
+
+#: Above it a file is known by its time, whatever it is.
+SMALL_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Prepared:
+    """`weights`: the files that a loader of the format reads, nothing else of the directory."""
+
     directory: Path
     digest: str
     prepare_s: float  # what the conversion took when it was made; 0 if none was needed
     added_bytes: int  # what it costs on disk beside the original
-    weights_bytes: int  # what a loader must move
+    weights: LocalWeights
+
+    @property
+    def weights_bytes(self) -> int:
+        """What a loader must move."""
+        return self.weights.size_bytes
+
+    @property
+    def files(self) -> list[str]:
+        """What a start may read of it, without links: weights, configuration, tokenizer."""
+        return [str(path) for path in (*self.weights.paths, *self.weights.beside)]
 
 
 def fingerprint(directory: Path) -> str:
@@ -38,27 +54,23 @@ def fingerprint(directory: Path) -> str:
     for file in sorted(directory.iterdir()):
         if file.is_file() and not file.name.startswith("."):
             about = file.stat()
-            seen.update(f"{file.name}\0{about.st_size}\0".encode())
+            seen.update(f"{file.name}\0{about.st_size}\0".encode("utf-8", "surrogateescape"))
             seen.update(
                 f"{about.st_mtime_ns}\0".encode()
-                if file.suffix in WEIGHT_SUFFIXES
+                if weight_files.holds_weights(file) or about.st_size > SMALL_BYTES
                 else file.read_bytes()
             )
     return seen.hexdigest()
-
-
-def weights_bytes(directory: Path) -> int:
-    return sum(f.stat().st_size for f in directory.iterdir() if f.suffix in WEIGHT_SUFFIXES)
 
 
 def checkpoint_in(format: str, subject: Subject, workspace: Workspace) -> Prepared:
     """The subject's own directory where it already is in `format`, else the cached conversion of
     it."""
     source = Path(subject.model_dir)
-    opened = open_source(source)
+    weights = weight_files.local(source)
     digest = hashlib.sha256(f"{fingerprint(source)} {format}".encode()).hexdigest()
-    if format_of(opened) == format:
-        return Prepared(source, digest, 0.0, 0, weights_bytes(source))
+    if weights.format == format:
+        return Prepared(source, digest, 0.0, 0, weights)
     home = workspace.artifacts / "weights"
     home.mkdir(exist_ok=True)
     target = home / f"{subject.preset}-{format.replace(':', '-').lower()}-{digest[:12]}"
@@ -68,10 +80,7 @@ def checkpoint_in(format: str, subject: Subject, workspace: Workspace) -> Prepar
             facts = convert(source, target, format) if not target.is_dir() else {"convert_s": 0.0}
             with replacing(note) as part:
                 part.write_text(json.dumps(facts))
+    made = weight_files.local(target, format.partition(":")[0])
     return Prepared(
-        target,
-        digest,
-        json.loads(note.read_text())["convert_s"],
-        weights_bytes(target),
-        weights_bytes(target),
+        target, digest, json.loads(note.read_text())["convert_s"], made.size_bytes, made
     )

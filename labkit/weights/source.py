@@ -7,13 +7,11 @@
     source.url("config.json")                               #
         http://127.0.0.1:9000/lab/models/small-pickle/config.json
 
-A checkpoint directory holds one file, or shards with an index (`*.index.json`: {"weight_map":
-{tensor: shard}}), under the public names of the format. Names that leave the directory are refused:
-an index is input, not instruction. Lesson: notebooks/04_model_formats."""
+A checkpoint directory holds one file, or shards with an index, under the public names of the
+format: `labkit.formats.weight_files` chooses. Lesson: notebooks/04_model_formats."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,19 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labkit.errors import BadInput, TransferError
+from labkit.formats import safetensors_header, weight_files
+from labkit.formats.not_weights import refusing
+from labkit.formats.weight_files import LAYOUT
+from labkit.subject.state_dict import can_map, read_state_dict
 
 if TYPE_CHECKING:
     from urllib.request import Request
 
     import torch
 
-#: format -> (the single file's name, the index of shards)
-LAYOUT = {
-    "pickle": ("pytorch_model.bin", "pytorch_model.bin.index.json"),
-    "safetensors": ("model.safetensors", "model.safetensors.index.json"),
-    "gguf": ("model.gguf", ""),
-    "tensorizer": ("model.tensors", ""),
-}
 SCHEMES = ("s3", "gs", "http", "https")
 MAX_INDEX_BYTES = 64 << 20
 
@@ -128,38 +123,31 @@ class CheckpointSource:
             ) from None
 
     def shards(self, format: str) -> list[str]:
-        """File names of the checkpoint in this format, in the index's order. Raises BadInput if
-        there are none."""
+        """File names of the checkpoint in this format, in the order in which they are read. Raises
+        BadInput if there are none, or one of a local directory is missing."""
+        if not self.remote:
+            return list(weight_files.local(self.root, format).names)
+        from concurrent.futures import ThreadPoolExecutor
+
         single, index = LAYOUT[format]
-        raw = self.read(index) if index else None
-        if raw is not None:
-            try:
-                names = list(dict.fromkeys(json.loads(raw)["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-                raise BadInput(
-                    f"{self.root}/{index} is not an index of shards", fix="labkit model verify DIR"
-                ) from None
-            for name in names:
-                if (
-                    not isinstance(name, str)
-                    or not name
-                    or "/" in name
-                    or name in (".", "..")
-                    or "\0" in name
-                ):
-                    raise BadInput(
-                        f"{index} names a shard {name!r}",
-                        why="a shard's name must not leave the model directory",
-                    )
-            if names:
-                return names
-        if self.exists(single):
-            return [single]
-        raise BadInput(
-            f"no {format} checkpoint at {self.root}",
-            why=f"neither {single} nor {index or 'an index'} is there",
-            fix=f"labkit model convert DIR --to {format} OUT",
-        )
+        with ThreadPoolExecutor(2) as askers:  # a round trip each
+            alone, raw = (
+                askers.submit(self.exists, single),
+                askers.submit(self.read, index) if index else None,
+            )
+            found = weight_files.choose(
+                format,
+                lambda _: alone.result(),
+                lambda _: raw.result() if raw else None,
+                self.root,
+            )
+        if found is None:
+            raise BadInput(
+                f"no {format} checkpoint at {self.root}",
+                why=f"neither {single} nor {index or 'an index'} is there",
+                fix=f"labkit model convert DIR --to {format} OUT",
+            )
+        return list(found.names)
 
 
 def open_source(
@@ -186,34 +174,40 @@ def open_source(
 
 
 def format_of(source: CheckpointSource) -> str:
-    """The format a model directory is in. safetensors first: a directory with both is read the safe
-    way."""
-    for name in ("safetensors", "pickle", "gguf", "tensorizer"):
-        single, index = LAYOUT[name]
-        if source.exists(single) or (index and source.exists(index)):
-            return name
-    raise BadInput(
-        f"no checkpoint at {source.root}",
-        why="none of " + ", ".join(single for single, _ in LAYOUT.values()) + " is there",
-        fix="labkit model make --preset small DIR",
-    )
+    """The format that a model directory of this host is in. safetensors first: a directory with
+    both is read the safe way. Raises BadInput."""
+    return weight_files.local(source.root).format
 
 
-def shard_tensors(source: CheckpointSource, format: str, name: str) -> dict[str, torch.Tensor]:
-    """All tensors of one shard, as torch tensors on the CPU."""
+def shard_shapes(source: CheckpointSource, format: str, name: str) -> dict[str, tuple[int, ...]]:
+    """By name, from the header; a pickle without a zip has none and is read. Raises BadInput."""
+    path = source.path(name)
     if format == "safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(source.path(name))
+        return {entry.name: entry.shape for entry in safetensors_header.read(path).tensors}
     if format == "pickle":
-        import torch
+        mapped = can_map(path)
+        state = read_state_dict(path, mmap=mapped, device="cpu" if mapped else "meta")
+        return {name: tuple(tensor.shape) for name, tensor in state.items()}
+    raise _packed(source, format)
 
-        tensors: dict[str, torch.Tensor] = torch.load(
-            source.path(name), map_location="cpu", weights_only=True, mmap=True
-        )
-        return tensors
-    raise BadInput(
+
+def _packed(source: CheckpointSource, format: str) -> BadInput:
+    return BadInput(
         f"{source.root} is {format}",
         why="conversion starts from full-precision shards",
         fix="convert from the safetensors or pickle checkpoint",
     )
+
+
+def shard_tensors(source: CheckpointSource, format: str, name: str) -> dict[str, torch.Tensor]:
+    """All tensors of one shard, as torch tensors on the CPU: views of the file where that can be
+    mapped. Raises BadInput."""
+    path = source.path(name)
+    if format == "safetensors":
+        from safetensors.torch import load_file
+
+        with refusing(path):
+            return load_file(path)
+    if format == "pickle":
+        return read_state_dict(path, mmap=can_map(path))
+    raise _packed(source, format)

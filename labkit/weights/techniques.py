@@ -11,6 +11,7 @@ Lesson: notebooks/04_model_formats, notebooks/05_streaming.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +36,6 @@ from labkit.technique import (
     register,
 )
 from labkit.weights.catalog import LOADERS, Loader
-from labkit.weights.convert import WEIGHT_SUFFIXES
 
 ARTICLE = "the article"
 _FASTER = Claim(
@@ -121,7 +121,7 @@ class WeightsTechnique(Technique):
 
     def prepare(self, subject: Subject, workspace: Workspace) -> Artifact:
         """The checkpoint in this loader's format, converted once. Facts: model_key, prepare_s,
-        size_bytes, weights_bytes, init."""
+        size_bytes, weights_bytes, weight_files and files (what a start may read, without links)."""
         from labkit.weights.prepared import checkpoint_in
 
         prepared = checkpoint_in(self.loader.format, subject, workspace)
@@ -136,6 +136,8 @@ class WeightsTechnique(Technique):
                 "prepare_s": prepared.prepare_s,
                 "size_bytes": prepared.added_bytes,
                 "weights_bytes": prepared.weights_bytes,
+                "weight_files": [str(path) for path in prepared.weights.paths],
+                "files": prepared.files,
             },
         )
 
@@ -153,11 +155,11 @@ class WeightsTechnique(Technique):
             *arguments,
             "--model",
             self.model_argument(model, remote),
-            binds=() if remote else ((directory, directory),),
+            binds=() if remote else _binds(directory, artifact.facts["files"]),
             env=loader.environment,
         )
         if not remote:
-            plan = plan.with_cold(directory)
+            plan = plan.with_cold(*artifact.facts["files"])
         size_bytes = artifact.facts["weights_bytes"]
         floors = {"load": size_bytes}
         # of disk and bus the slower; what is in memory crosses the bus only
@@ -174,7 +176,7 @@ class WeightsTechnique(Technique):
                     remote=remote,
                     store=store if plan.pass_env else "",
                     key=artifact.facts["model_key"],
-                    directory=directory,
+                    files=tuple(artifact.facts["weight_files"]),
                 ),
             ),
         )
@@ -205,11 +207,10 @@ def verify_loader(loader: Loader, seen: Observation) -> Evidence:
     if about.remote:
         return _from_store(loader, seen, facts)
     io = seen.proc.get("io", {})
-    directory = about.directory
-    facts["mapped"] = [Path(m).name for m in maps if directory and m.startswith(directory + "/")]
+    facts["mapped"] = [Path(m).name for m in maps if m in about.files]
     facts["read_by_calls"], facts["read_from_storage"] = io.get("rchar", 0), io.get("read_bytes", 0)
     if seen.plan.on_gpu:
-        return _on_device(loader, seen, want, directory, facts)
+        return _on_device(loader, seen, want, facts)
     moved = max(facts["read_by_calls"], facts["read_from_storage"])
     how = (
         f"{show_bytes(facts['read_by_calls'])} read by calls,"
@@ -219,7 +220,7 @@ def verify_loader(loader: Loader, seen: Observation) -> Evidence:
     copied = seen.plan.stack.get("init") == "random"
     if loader.reads == "map" and copied and not facts["mapped"]:
         # copied into initialised storage, the mapping is let go; pages in memory move no counter
-        facts["resident_share"] = resident_share(directory)
+        facts["resident_share"] = resident_share(about.files)
         enough = bool(want) and max(moved / want, facts["resident_share"]) >= NEARLY
         how += f", {facts['resident_share']:.0%} of the files in memory"
     elif loader.reads == "map":
@@ -260,9 +261,7 @@ def _from_store(loader: Loader, seen: Observation, facts: JsonObject) -> Evidenc
 NEARLY = 0.98
 
 
-def _on_device(
-    loader: Loader, seen: Observation, want: int, directory: str, facts: JsonObject
-) -> Evidence:
+def _on_device(loader: Loader, seen: Observation, want: int, facts: JsonObject) -> Evidence:
     """A copy to the device lets the mapping of the files go, and pages that were in memory are read
     without a counter moving.
 
@@ -272,7 +271,7 @@ def _on_device(
     there = device_facts(seen)
     facts |= there
     facts["driver"] = next((m for m in seen.proc.get("maps", []) if "libcuda.so" in m), "")
-    facts["resident_share"] = resident_share(directory)
+    facts["resident_share"] = resident_share(seen.plan.state.weights.files)
     moved = max(facts["read_by_calls"], facts["read_from_storage"])
     came = bool(want) and (moved >= NEARLY * want or facts["resident_share"] >= NEARLY)
     parameters, on_device, size_bytes = (
@@ -308,9 +307,16 @@ def device_facts(seen: Observation) -> JsonObject:
     }
 
 
-def resident_share(directory: str) -> float:
+def _binds(directory: str, files: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """The model's directory, and where its links lead, each under its own name: in a container
+    links mean the same files."""
+    around = {str(Path(file).parent) for file in files} - {directory}
+    return tuple((path, path) for path in (directory, *sorted(around)))
+
+
+def resident_share(files: Sequence[str]) -> float:
     try:
-        found = residency(f for f in Path(directory).iterdir() if f.suffix in WEIGHT_SUFFIXES)
+        found = residency(files)
     except (OSError, LabError):
         return 0.0
     return 0.0 if found.unprovable_files else found.share

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from labkit.core.json_types import JsonObject
 from labkit.core.timeline import span
-from labkit.errors import BadInput, LabError, TransferError
+from labkit.errors import TransferError
 from labkit.weights.source import CheckpointSource, open_source
 
 
@@ -42,7 +42,7 @@ def local_shards(source: str, format: str) -> Iterator[LocalCheckpoint]:
     opened = open_source(source)
     names = opened.shards(format)
     if not opened.remote:
-        yield LocalCheckpoint([_there(opened.path(name)) for name in names], 0)
+        yield LocalCheckpoint([opened.path(name) for name in names], 0)
         return
     scratch = Path(tempfile.mkdtemp(prefix="labkit-model-"))
     try:
@@ -51,12 +51,6 @@ def local_shards(source: str, format: str) -> Iterator[LocalCheckpoint]:
         yield LocalCheckpoint([scratch / name for name in names], facts["bytes"])
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _there(path: Path) -> Path:
-    if not path.is_file():
-        raise BadInput(f"{path}: a shard of the index is missing", fix="labkit model verify DIR")
-    return path
 
 
 def download(source: CheckpointSource, name: str, target: Path) -> int:
@@ -88,19 +82,3 @@ def download(source: CheckpointSource, name: str, target: Path) -> int:
             why="the connection ended early; nothing was loaded",
         )
     return got
-
-
-@contextmanager
-def refusing(path: str | Path) -> Iterator[None]:
-    """Whatever a format's library raises on a damaged file, as BadInput with its first line."""
-    try:
-        yield
-    except (LabError, KeyboardInterrupt, SystemExit, MemoryError):
-        raise
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BadInput(
-            f"{path} cannot be loaded: {reason[:300]}",
-            why="truncated, corrupt, or a pickle that would run code: nothing of it was run",
-            fix=f"labkit model inspect {path}",
-        ) from error

@@ -13,7 +13,8 @@ from typing import Any
 from labkit.core import proc
 from labkit.core.json_types import JsonObject
 from labkit.core.timeline import span
-from labkit.weights.loaders.download import local_shards, refusing
+from labkit.formats.not_weights import refusing
+from labkit.weights.loaders.download import local_shards
 from labkit.weights.loaders.placing import Model, Placer, with_index
 
 
@@ -27,7 +28,7 @@ def load(model: Model, source: str, device: str = "cpu", **_: Any) -> JsonObject
         placer = Placer(model, device)
         with (
             span("load.read"),
-            refusing(checkpoint.paths[0].parent),
+            refusing(*checkpoint.paths),
             fastsafe_open(
                 [str(p) for p in checkpoint.paths], device=with_index(device), nogds=True
             ) as files,

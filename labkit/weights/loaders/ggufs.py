@@ -17,7 +17,8 @@ from labkit.errors import BadInput
 from labkit.formats.gguf_header import read
 from labkit.formats.gguf_names import heads_of, to_halves, to_public
 from labkit.formats.layout import Layout
-from labkit.weights.loaders.download import local_shards, refusing
+from labkit.formats.not_weights import refusing
+from labkit.weights.loaders.download import local_shards
 from labkit.weights.loaders.placing import Model, Placer
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from typing import Any
 
 from labkit.core.json_types import JsonObject
 from labkit.core.timeline import span
-from labkit.weights.loaders.download import local_shards, refusing
+from labkit.formats.not_weights import refusing
+from labkit.weights.loaders.download import local_shards
 from labkit.weights.loaders.placing import Model, Placer, with_index
 
 
@@ -23,7 +24,7 @@ def load(model: Model, source: str, device: str = "cuda", **_: Any) -> JsonObjec
         placer = Placer(model, device)
         with (
             span("load.stream"),
-            refusing(here.paths[0].parent),
+            refusing(*here.paths),
             safe_open(
                 [str(p) for p in here.paths], framework="pt", device=with_index(device)
             ) as files,

@@ -18,8 +18,8 @@ from typing import Any
 
 from labkit.core.json_types import JsonObject
 from labkit.core.timeline import span
-from labkit.errors import BadInput
-from labkit.weights.loaders.download import local_shards, refusing
+from labkit.subject.state_dict import read_state_dict
+from labkit.weights.loaders.download import local_shards
 from labkit.weights.loaders.placing import Model, Placer
 
 
@@ -40,11 +40,7 @@ def load_mmap(model: Model, source: str, device: str = "cpu", **options: Any) ->
 
 
 def _load_shard(placer: Placer, path: Path, mmap: bool) -> None:
-    import torch
-
-    with span("load.read", file=path.name), refusing(path):
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    if not isinstance(state, dict):
-        raise BadInput(f"{path.name} holds a {type(state).__name__}, not named tensors")
+    with span("load.read", file=path.name):
+        state = read_state_dict(path, mmap=mmap)
     with span("load.copy", file=path.name):
         placer.put_state(state)

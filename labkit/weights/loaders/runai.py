@@ -18,7 +18,7 @@ from typing import Any
 
 from labkit.core.json_types import JsonObject
 from labkit.core.timeline import span
-from labkit.weights.loaders.download import refusing
+from labkit.formats.not_weights import refusing
 from labkit.weights.loaders.placing import Model, Placer, with_index
 from labkit.weights.source import open_source
 
@@ -32,7 +32,7 @@ def load(model: Model, source: str, device: str = "cpu", **_: Any) -> JsonObject
     placer = Placer(model, device)
     with (
         span("load.stream", shards=len(names)),
-        refusing(opened.root),
+        refusing(*map(opened.address, names)),
         SafetensorsStreamer() as streamer,
     ):
         streamer.stream_files([opened.address(name) for name in names], device=with_index(device))

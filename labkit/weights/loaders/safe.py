@@ -20,7 +20,8 @@ from typing import Any
 from labkit.core.json_types import JsonObject
 from labkit.core.timeline import span
 from labkit.errors import BadInput
-from labkit.weights.loaders.download import local_shards, refusing
+from labkit.formats.not_weights import refusing
+from labkit.weights.loaders.download import local_shards
 from labkit.weights.loaders.placing import Model, Placer, with_index
 
 

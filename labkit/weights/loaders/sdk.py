@@ -13,7 +13,7 @@ from typing import Any
 from labkit.core.json_types import JsonObject
 from labkit.core.timeline import span
 from labkit.errors import BadInput
-from labkit.weights.loaders.download import refusing
+from labkit.formats.not_weights import refusing
 from labkit.weights.loaders.placing import Model, Placer
 from labkit.weights.source import open_source
 

@@ -264,12 +264,9 @@ def test_what_is_proven_cold_is_what_the_server_mapped_and_the_trees_around_it_a
     (packages / "torch/lib").mkdir(parents=True)
     (packages / "torch/lib/a.so").touch()
     (packages / "torch/b.so").touch()
-    weights = tmp_path / "weights"
-    weights.mkdir()
-    (weights / "model.safetensors").write_bytes(b"w")
-    server = OwnServer.of("sh -c true", "http://127.0.0.1:1", str(weights))
+    weights = tmp_path / "model.safetensors"
     maps = [str(packages / "torch/lib/a.so"), str(packages / "torch/b.so"), "/dev/zero", "/gone.so"]
-    assert cold_trees(server, maps) == ([str(weights), str(packages / "torch")], [str(packages)])
+    assert cold_trees([weights], maps) == ([str(weights), str(packages / "torch")], [str(packages)])
 
 
 def test_this_process_has_mapped_a_library_and_a_shell_has_not():

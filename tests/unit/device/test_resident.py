@@ -153,6 +153,8 @@ def artifact(tmp_path) -> Artifact:
             "prepare_s": 0.0,
             "size_bytes": 0,
             "weights_bytes": 2_000_000_000,
+            "files": [str(tmp_path / "model.safetensors")],
+            "weight_files": [str(tmp_path / "model.safetensors")],
         },
     )
 
@@ -172,9 +174,9 @@ def plan(tmp_path, scenario="warm-node", **stack) -> LaunchPlan:
 def test_no_byte_is_asked_of_disk_or_bus_and_what_the_daemon_maps_is_said(tmp_path):
     made = plan(tmp_path)
     assert not [k for k in made.floors_bytes if k.startswith("load")]
-    assert made.cold_paths == (str(tmp_path),) and made.state.resident_before_t0 == (
-        "/x/site-packages/torch",
-    )
+    assert made.cold_paths == (
+        str(tmp_path / "model.safetensors"),
+    ) and made.state.resident_before_t0 == ("/x/site-packages/torch",)
     assert [s.call for s in made.steps] == ["labkit.device.resident:offer"]
     for wrong in ({"scenario": "fresh-node"}, {"image": "full-pull"}):
         with pytest.raises(BadInput):

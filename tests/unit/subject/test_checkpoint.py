@@ -274,7 +274,8 @@ def file_of(header: object, data: bytes = b"", length: int | None = None) -> byt
 @pytest.mark.parametrize(
     "raw, said",
     [
-        (b"", "too few"),
+        (b"", "an empty file"),
+        (b"1234", "too few"),
         (file_of({}, length=2**63), "header says 9223372036854775808 bytes"),
         (file_of({}, length=3), "header says 3 bytes"),
         (file_of(b"[[[["), "not JSON"),

@@ -174,10 +174,10 @@ def test_nothing_seen_is_no_evidence(loader):
 
 
 def test_a_mapped_file_is_no_evidence_for_a_loader_that_reads():
-    about = {"weights": {"bytes": 1000, "directory": "/m"}}
+    about = {"weights": {"bytes": 1000, "files": ["/m/model.safetensors"]}}
     seen = Observation(
         plan=LaunchPlan(stack={}, state=PlanState.from_json(about)),
-        proc={"io": {"rchar": 5000}, "maps": ["/m/model.safetensors"]},
+        proc={"io": {"rchar": 5000}, "maps": ["/m/other.safetensors", "/m/model.safetensors"]},
     )
     assert not verify_loader(LOADERS["safetensors-pread"], seen).engaged
     assert verify_loader(LOADERS["safetensors"], seen).engaged
@@ -190,7 +190,9 @@ def on_a_gpu(directory, io, placed=PLACED, maps=("/usr/lib/libcuda.so.1",)):
     plan = LaunchPlan(
         stack={},
         device="cuda",
-        state=PlanState(weights=WeightsState(bytes=1000, directory=str(directory))),
+        state=PlanState(
+            weights=WeightsState(bytes=1000, files=tuple(map(str, directory.glob("*.safetensors"))))
+        ),
     )
     return Observation(
         plan=plan,
@@ -252,7 +254,7 @@ def test_on_a_gpu_the_floor_of_a_load_is_the_slower_of_disk_and_bus():
     artifact = Artifact(
         "labkit-streamer",
         paths={"model_dir": "/m"},
-        facts={"weights_bytes": 1000, "model_key": "k"},
+        facts={"weights_bytes": 1000, "model_key": "k", "files": [], "weight_files": []},
     )
     for device, scenario, wanted in (
         ("cpu", "warm-node", {"load": 1000}),
@@ -265,7 +267,7 @@ def test_on_a_gpu_the_floor_of_a_load_is_the_slower_of_disk_and_bus():
 
 def test_the_benchs_floors_on_a_gpu_name_what_bounds_them(tmp_path, monkeypatch):
     monkeypatch.setattr(load_disk.rates, "device", lambda: {"h2d_pinned_bytes_per_s": 50e9})
-    floors = load_disk.LoadFloors("cuda", tmp_path, None)
+    floors = load_disk.LoadFloors("cuda", [], None)
     floors.disk.rate, floors.disk.read_path = 2e9, "direct 8"
     assert (floors.rate("cold"), floors.rate("warm")) == (2e9, 50e9) and floors.by(
         ["cold", "warm"]
@@ -273,23 +275,24 @@ def test_the_benchs_floors_on_a_gpu_name_what_bounds_them(tmp_path, monkeypatch)
     floors.disk.rate = 90e9
     assert floors.rate("cold") == 50e9 and "cold: the bus" in floors.by(["cold"])
     monkeypatch.setattr(load_disk.rates, "device", lambda: {"h2d_failed": "no driver"})
-    assert load_disk.LoadFloors("cuda", tmp_path, None).rate(
+    assert load_disk.LoadFloors("cuda", [], None).rate(
         "warm"
-    ) == 0 and "no driver" in load_disk.LoadFloors("cuda", tmp_path, None).by(["warm"])
+    ) == 0 and "no driver" in load_disk.LoadFloors("cuda", [], None).by(["warm"])
 
 
 def test_of_a_large_checkpoint_the_first_shards_tell_the_disks_rate(tmp_path, monkeypatch):
-    for i in range(4):
-        (tmp_path / f"{i}.safetensors").write_bytes(os.urandom(100_000))
+    paths = [tmp_path / f"{i}.safetensors" for i in range(4)]
+    for path in paths:
+        path.write_bytes(os.urandom(100_000))
     monkeypatch.setattr(read_paths, "SAMPLE_BYTES", 150_000)
-    assert [p.name for p in read_paths.BufferFloor(tmp_path, None).paths] == [
+    assert [p.name for p in read_paths.BufferFloor(paths, None).paths] == [
         "0.safetensors",
         "1.safetensors",
     ]
     monkeypatch.setattr(
         read_paths, "run_in_subprocess", lambda call, *args, ledger: {8: 2.0, 16: 1.0}[args[-1]]
     )
-    disk = read_paths.BufferFloor(tmp_path, None)
+    disk = read_paths.BufferFloor(paths, None)
     disk.look()
     assert disk.rate == 200_000 and disk.read_path == "direct 16 into buffers used again"
     assert read_paths.seconds_into_buffers([tmp_path / "0.safetensors"], 2) > 0
@@ -373,7 +376,7 @@ def test_read_paths_are_compared_in_rounds_and_the_floor_of_a_disk_is_the_best_o
         )
 
     monkeypatch.setattr(read_paths, "run_in_subprocess", looked)
-    disk = read_paths.DiskFloor(tmp_path, None)
+    disk = read_paths.DiskFloor([tmp_path / "model.safetensors"], None)
     disk.look()
     before = disk.rate
     disk.look(again=True)
@@ -402,6 +405,6 @@ def test_a_mapped_read_of_files_that_stay_in_memory_is_no_cold_read(tmp_path, mo
             "run_in_subprocess",
             lambda call, paths, read_path, ledger: read_paths.seconds(paths, read_path),
         )
-        disk = read_paths.DiskFloor(tmp_path, None)
+        disk = read_paths.DiskFloor([tmp_path / "model.safetensors"], None)
         disk.look()
         assert disk.read_path.startswith("direct") and disk.rate > 0

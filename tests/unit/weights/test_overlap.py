@@ -117,7 +117,7 @@ def test_patience_ends(tmp_path):
 
 
 def test_read_ahead_goes_through_every_file(tmp_path, checkpoint):
-    facts = overlap.read_ahead(context(tmp_path), str(checkpoint))
+    facts = overlap.read_ahead(context(tmp_path), list(map(str, checkpoint.iterdir())))
     assert facts["bytes_read"] == sum(f.stat().st_size for f in checkpoint.iterdir())
 
 
@@ -134,7 +134,10 @@ def test_the_move_stands_before_every_other_step(scenario, first, tmp_path):
     )
     plan = LaunchPlan(stack={"weights": "overlap"}, scenario=scenario, state=PlanState(**state))
     artifact = Artifact(
-        "overlap", "d", {"model_dir": str(tmp_path)}, {"model_key": "models/x", "weights_bytes": 5}
+        "overlap",
+        "d",
+        {"model_dir": str(tmp_path)},
+        {"model_key": "models/x", "weights_bytes": 5, "files": [], "weight_files": []},
     )
     made = technique("overlap").apply(plan, artifact)
     assert [s.call.rpartition(":")[2] for s in made.steps] == first
@@ -165,13 +168,16 @@ def test_reading_ahead_ends_where_the_loader_takes_over(tmp_path, checkpoint, mo
         return exists(path)
 
     monkeypatch.setattr(overlap.os.path, "exists", look)
-    read_bytes = overlap.read_ahead(ctx, str(checkpoint))["bytes_read"]
+    read_bytes = overlap.read_ahead(ctx, sorted(map(str, checkpoint.iterdir())))["bytes_read"]
     span = read(ctx.timeline_path)[0]
     assert 0 < read_bytes < 256 * 40_000 and span.detail["taken_over"] is True
 
 
 def test_without_a_loader_that_says_so_everything_is_read_ahead(tmp_path, checkpoint):
-    assert overlap.read_ahead(context(tmp_path), str(checkpoint))["bytes_read"] == 256 * 40_000 + 2
+    assert (
+        overlap.read_ahead(context(tmp_path), list(map(str, checkpoint.iterdir())))["bytes_read"]
+        == 256 * 40_000 + 2
+    )
 
 
 def test_the_loader_says_that_it_has_come(tmp_path, monkeypatch):
@@ -188,7 +194,7 @@ def test_the_loader_says_that_it_has_come(tmp_path, monkeypatch):
 def taken_over(read_bytes, rchar):
     plan = LaunchPlan(
         stack={"weights": "overlap"},
-        state=PlanState(weights=WeightsState(bytes=1000, directory="/m")),
+        state=PlanState(weights=WeightsState(bytes=1000, files=("/m/model.safetensors",))),
     )
     spans = (
         Span("load.ahead", 0.0, 1.0, "agent", {"bytes": read_bytes, "taken_over": True}),
