@@ -17,8 +17,8 @@ from labkit.image import platforms
 from labkit.image.oci import Descriptor, parse_descriptor, parse_document
 from labkit.image.oci_layout import Layout
 from labkit.image.reference import parse_reference
-from labkit.image.registry import hex_of
 from labkit.image.registry_disk import RegistryDisk
+from labkit.image.registry_input import hex_of
 from labkit.objects.hardlink import link_or_copy
 
 _NESTED = 8  # indexes in indexes
@@ -97,6 +97,6 @@ def publish_image(
             facts["blobs"] += 1
             facts["size_bytes"] += one.size_bytes
         else:
-            tag = wanted.tag if one is top else None
-            disk.note_manifest(wanted.name, hex_digest, one.media_type, tag)
+            tags = [wanted.tag] if one is top else []
+            disk.note_manifest(wanted.name, hex_digest, one.media_type, tags)
     return facts

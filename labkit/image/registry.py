@@ -19,54 +19,18 @@ import re
 import threading
 import uuid
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 from labkit.core.digits import decimal
-from labkit.image.oci import DOCUMENT_LIMIT_BYTES, INDEX, MANIFEST
-from labkit.image.reference import NAME, NAME_LIMIT, TAG
-from labkit.image.registry_disk import RegistryDisk
+from labkit.image.oci import DOCUMENT_LIMIT_BYTES, INDEX
+from labkit.image.reference import NAME
+from labkit.image.registry_disk import RegistryDisk, digest_of_hex
+from labkit.image.registry_input import PushedManifest, RegistryError, hex_of, storable, tag_of
 from labkit.net.message import Request, Response, file_response, text
 
-#: What a repository's folder holds beside the repositories below it.
-RESERVED = frozenset(("blobs", "manifests", "tags", "uploads", "referrers"))
-_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _ROUTE = re.compile(rf"/v2/({NAME.pattern})/(manifests|blobs|tags|referrers)/(.+)")
 _VERSION = {"Docker_Distribution_Api_Version": "registry/2.0"}
 _CONTENT_RANGE = re.compile(r"(?:bytes )?([0-9]{1,18})-([0-9]{1,18})(?:/.*)?")
-#: What a manifest may say it is: it becomes the Content-Type of every answer that holds it.
-_MEDIA_TYPE = re.compile(
-    r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}(?:["
-    r" \t]*;[\x20-\x7e]{0,200})?"
-)
-
-
-class RegistryError(Exception):
-    """An answer of the API's error kind."""
-
-    def __init__(self, status: int, code: str, message: str, **headers: str):
-        super().__init__(message)
-        self.response = text(
-            status,
-            json.dumps({"errors": [{"code": code, "message": message}]}),
-            "application/json",
-            **headers,
-        )
-
-
-def hex_of(digest: object) -> str:
-    """The hex part of a `sha256:…` digest; refuses anything else, so that no digest is ever a path
-    of its own making."""
-    match = _DIGEST.fullmatch(digest) if isinstance(digest, str) else None
-    if not match:
-        raise RegistryError(400, "DIGEST_INVALID", f"not a sha256 digest: {str(digest)[:100]!r}")
-    return match[1]
-
-
-def _storable(name: str) -> str:
-    if len(name) > NAME_LIMIT or RESERVED & set(name.split("/")):
-        raise RegistryError(
-            400, "NAME_INVALID", f"no repository of this registry can be called {name[:100]!r}"
-        )
-    return name
 
 
 class Registry:
@@ -95,15 +59,13 @@ class Registry:
         if not match:
             raise RegistryError(404, "NAME_INVALID", f"no such resource: {path[:200]}")
         name, kind, rest = match.groups()
-        _storable(name)
+        storable(name)
         if method not in ("GET", "HEAD") and self.read_only:
             raise RegistryError(405, "UNSUPPORTED", "this registry is read-only")
         if kind == "tags" and rest == "list":
             return self._page(request, "tags", self._tags(name), name=name)
         if kind == "referrers":
-            manifests = self.disk.referrers(name, hex_of(rest))
-            doc = {"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}
-            return text(200, json.dumps(doc), INDEX)
+            return self._referrers(request, name, hex_of(rest))
         if kind == "manifests":
             return self._manifest(request, name, rest)
         if kind == "blobs" and rest in ("uploads/", "uploads"):
@@ -120,19 +82,29 @@ class Registry:
         except FileNotFoundError:
             raise RegistryError(404, "NAME_UNKNOWN", f"no repository {name}") from None
 
+    def _referrers(self, request: Request, name: str, subject: str) -> Response:
+        self._read_method(request)
+        found, headers = self.disk.referrers(name, subject), {}
+        wanted = request.query.get("artifactType")
+        if wanted is not None:
+            found = [one for one in found if one.get("artifactType", "") == wanted]
+            headers["OCI_Filters_Applied"] = "artifactType"
+        doc = {"schemaVersion": 2, "mediaType": INDEX, "manifests": found}
+        return text(200, json.dumps(doc), INDEX, **headers)
+
     def _page(self, request: Request, key: str, names: list[str], **about: str) -> Response:
+        self._read_method(request)
         last, headers = request.query.get("last"), {}
         if last:
             names = [n for n in names if n > last]
         try:
             count = decimal(request.query["n"]) if request.query.get("n") else len(names)
         except ValueError:
-            raise RegistryError(400, "PAGINATION_NUMBER_INVALID", "n is not a number") from None
+            raise RegistryError(400, "UNSUPPORTED", "n is not a number") from None
         if len(names) > count:
             names = names[:count]
-            headers["Link"] = (
-                f'<{request.path}?n={count}&last={names[-1] if names else ""}>; rel="next"'
-            )
+            if names:  # n=0 asks for nothing, and nothing follows
+                headers["Link"] = f'<{request.path}?n={count}&last={names[-1]}>; rel="next"'
         return text(200, json.dumps({**about, key: names}), "application/json", **headers)
 
     # -- blobs and manifests -----------------------------------------------------------------------
@@ -140,7 +112,7 @@ class Registry:
     def _file(self, request: Request, name: str, mark: Path, code: str, kind: str = "") -> Response:
         """A blob or manifest (`mark`: its file in the repository), or 404 with this code."""
         self._read_method(request)
-        digest = f"sha256:{mark.name}"
+        digest = digest_of_hex(mark.name)
         try:
             media_type = kind or mark.read_text()
             mark.stat()
@@ -159,7 +131,9 @@ class Registry:
         mark = self.disk.blob_mark(name, hex_digest)
         if request.method == "DELETE":
             if not mark.exists():
-                raise RegistryError(404, "BLOB_UNKNOWN", f"sha256:{hex_digest} is not in {name}")
+                raise RegistryError(
+                    404, "BLOB_UNKNOWN", f"{digest_of_hex(hex_digest)} is not in {name}"
+                )
             mark.unlink()
             return Response(202)
         return self._file(request, name, mark, "BLOB_UNKNOWN", "application/octet-stream")
@@ -172,8 +146,7 @@ class Registry:
         """A tag or digest to hex. Raises RegistryError."""
         if ":" in reference:
             return hex_of(reference)
-        if not TAG.fullmatch(reference):
-            raise RegistryError(400, "TAG_INVALID", f"not a tag: {reference[:100]!r}")
+        tag_of(reference)
         try:
             return hex_of(self.disk.tag(name, reference).read_text())
         except (FileNotFoundError, NotADirectoryError):
@@ -188,7 +161,12 @@ class Registry:
             return self._file(request, name, mark, "MANIFEST_UNKNOWN")
         if ":" in reference:
             self._tags(name)
-            self.disk.remove_manifest(name, hex_digest)
+            try:
+                self.disk.remove_manifest(name, hex_digest)
+            except FileNotFoundError:
+                raise RegistryError(
+                    404, "MANIFEST_UNKNOWN", f"{reference} is not in {name}"
+                ) from None
         else:
             self.disk.tag(name, reference).unlink(missing_ok=True)
         return Response(202)
@@ -196,36 +174,35 @@ class Registry:
     def _manifest_put(self, request: Request, name: str, reference: str) -> Response:
         raw = request.body.read(DOCUMENT_LIMIT_BYTES)
         hex_digest = hashlib.sha256(raw).hexdigest()
-        if ":" in reference and hex_of(reference) != hex_digest:
-            raise RegistryError(
-                400, "DIGEST_INVALID", f"the manifest is sha256:{hex_digest}, not {reference}"
-            )
-        if ":" not in reference and not TAG.fullmatch(reference):
-            raise RegistryError(400, "TAG_INVALID", f"not a tag: {reference[:100]!r}")
-        try:
-            doc = json.loads(raw)
-            media_type = request.header("content-type") or doc.get("mediaType", MANIFEST)
-            wanted = [
-                d["digest"]
-                for d in [*doc.get("layers", []), *([doc["config"]] if "config" in doc else [])]
-                if not d.get("urls")
-            ]
-            children = [d["digest"] for d in doc.get("manifests", [])]
-            subject = doc["subject"]["digest"] if doc.get("subject") else None
-            if not _MEDIA_TYPE.fullmatch(media_type):
-                raise ValueError
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise RegistryError(400, "MANIFEST_INVALID", "not an image manifest or index") from None
-        headers = {"OCI_Subject": f"sha256:{hex_of(subject)}"} if subject else {}
-        marks = [(digest, self.disk.blob_mark(name, hex_of(digest))) for digest in wanted]
-        marks += [(digest, self.disk.manifest_mark(name, hex_of(digest))) for digest in children]
-        for digest, mark in marks:
+        tags = [v for key, v in parse_qsl(request.raw_query) if key == "tag"]
+        headers: dict[str, str] = {}
+        if ":" in reference:
+            wanted = hex_of(reference)
+            if len(wanted) == 128:
+                hex_digest = hashlib.sha512(raw).hexdigest()
+            if wanted != hex_digest:
+                raise RegistryError(
+                    400,
+                    "DIGEST_INVALID",
+                    f"the manifest is {digest_of_hex(hex_digest)}, not {reference}",
+                )
+            if tags:
+                headers["OCI_Tag"] = ", ".join(map(tag_of, tags))
+        else:
+            tags = [tag_of(reference)]
+        pushed = PushedManifest.parse(raw, request.header("content-type"))
+        if pushed.subject:
+            headers["OCI_Subject"] = digest_of_hex(pushed.subject)
+        marks = [self.disk.blob_mark(name, one) for one in pushed.blobs]
+        marks += [self.disk.manifest_mark(name, one) for one in pushed.manifests]
+        for mark in marks:
             if not mark.exists():
                 raise RegistryError(
-                    400, "MANIFEST_BLOB_UNKNOWN", f"{digest} was not pushed to {name}"
+                    400,
+                    "MANIFEST_BLOB_UNKNOWN",
+                    f"{digest_of_hex(mark.name)} was not pushed to {name}",
                 )
-        tag = None if ":" in reference else reference
-        self.disk.put_manifest(name, hex_digest, raw, media_type, tag)
+        self.disk.put_manifest(name, hex_digest, raw, pushed.media_type, tags)
         return _stored(name, "manifests", hex_digest, **headers)
 
     # -- uploads -----------------------------------------------------------------------------------
@@ -303,8 +280,8 @@ class Registry:
         hex_digest = hex_of(request.query.get("digest", ""))
         self._append(request, path, upload)
         hashed, state = self._hashes.pop(upload, (0, hashlib.sha256()))
-        if hashed != path.stat().st_size:
-            state = hashlib.sha256()
+        if hashed != path.stat().st_size or len(hex_digest) == 128:
+            state = hashlib.new(digest_of_hex(hex_digest)[:6])
             with open(path, "rb") as whole:
                 while block := whole.read(1 << 20):
                     state.update(block)
@@ -313,7 +290,8 @@ class Registry:
             raise RegistryError(
                 400,
                 "DIGEST_INVALID",
-                f"what arrived is sha256:{state.hexdigest()}, not sha256:{hex_digest}",
+                f"what arrived is {digest_of_hex(state.hexdigest())}, not"
+                f" {digest_of_hex(hex_digest)}",
             )
         os.replace(path, self.disk.blob(hex_digest))
         self.disk.note_blob(name, hex_digest)
@@ -321,6 +299,6 @@ class Registry:
 
 
 def _stored(name: str, kind: str, hex_digest: str, **headers: str) -> Response:
-    digest = f"sha256:{hex_digest}"
+    digest = digest_of_hex(hex_digest)
     location = f"/v2/{name}/{kind}/{digest}"
     return text(201, b"", Location=location, Docker_Content_Digest=digest, **headers)

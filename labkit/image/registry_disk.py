@@ -1,6 +1,6 @@
 """A registry's content on disk: readable by hand, shareable by hard link with any OCI image layout.
 
-    blobs/sha256/HEX                          every blob and manifest, once
+    blobs/sha256/HEX, blobs/sha512/HEX        every blob and manifest, once
     repositories/NAME/blobs/HEX               an empty file: NAME may serve this blob
     repositories/NAME/manifests/HEX           its media type
     repositories/NAME/tags/TAG                the digest it points to
@@ -16,10 +16,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from labkit.core.beside import replacing
 from labkit.core.json_types import JsonObject
+
+
+def digest_of_hex(hex_digest: str) -> str:
+    """`sha256:…` or `sha512:…`: a file is called by the hex part alone."""
+    return f"{'sha512' if len(hex_digest) == 128 else 'sha256'}:{hex_digest}"
 
 
 class RegistryDisk:
@@ -28,11 +34,11 @@ class RegistryDisk:
 
     def __init__(self, root: str | os.PathLike[str]):
         self.root = Path(root)
-        for folder in ("blobs/sha256", "repositories", "uploads"):
+        for folder in ("blobs/sha256", "blobs/sha512", "repositories", "uploads"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
 
     def blob(self, hex_digest: str) -> Path:
-        return self.root / "blobs" / "sha256" / hex_digest
+        return self.root / "blobs" / digest_of_hex(hex_digest)[:6] / hex_digest
 
     def repository(self, name: str) -> Path:
         return self.root / "repositories" / name
@@ -61,22 +67,23 @@ class RegistryDisk:
         return _names(self.repository(name) / "tags")
 
     def referrers(self, name: str, subject: str) -> list[JsonObject]:
-        """Descriptors of the repository's manifests whose subject is sha256:`subject`."""
+        """Descriptors of the repository's manifests whose subject has this digest."""
         found = []
         for hex_digest in _names(self.repository(name) / "manifests"):
             raw = self.blob(hex_digest).read_bytes()
             doc = json.loads(raw)
             about = doc.get("subject")
-            if not isinstance(about, dict) or about.get("digest") != f"sha256:{subject}":
+            if not isinstance(about, dict) or about.get("digest") != digest_of_hex(subject):
                 continue
-            kind = doc.get("artifactType", doc.get("config", {}).get("mediaType", ""))
-            descriptor = {
+            descriptor: JsonObject = {
                 "mediaType": self.manifest_mark(name, hex_digest).read_text(),
-                "digest": f"sha256:{hex_digest}",
+                "digest": digest_of_hex(hex_digest),
                 "size": len(raw),
-                "artifactType": kind,
             }
-            if "annotations" in doc:
+            # an index has no config, and then no type that could be inferred
+            if kind := doc.get("artifactType") or (doc.get("config") or {}).get("mediaType"):
+                descriptor["artifactType"] = kind
+            if doc.get("annotations"):
                 descriptor["annotations"] = doc["annotations"]
             found.append(descriptor)
         return found
@@ -86,22 +93,24 @@ class RegistryDisk:
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
 
-    def note_manifest(self, name: str, hex_digest: str, media_type: str, tag: str | None) -> None:
+    def note_manifest(
+        self, name: str, hex_digest: str, media_type: str, tags: Iterable[str]
+    ) -> None:
         _write(self.manifest_mark(name, hex_digest), media_type.encode())
-        if tag:
-            _write(self.tag(name, tag), f"sha256:{hex_digest}".encode())
+        for tag in tags:
+            _write(self.tag(name, tag), digest_of_hex(hex_digest).encode())
 
     def put_manifest(
-        self, name: str, hex_digest: str, raw: bytes, media_type: str, tag: str | None
+        self, name: str, hex_digest: str, raw: bytes, media_type: str, tags: Iterable[str]
     ) -> None:
         _write(self.blob(hex_digest), raw)
-        self.note_manifest(name, hex_digest, media_type, tag)
+        self.note_manifest(name, hex_digest, media_type, tags)
 
     def remove_manifest(self, name: str, hex_digest: str) -> None:
-        """And every tag that points to it."""
-        self.manifest_mark(name, hex_digest).unlink(missing_ok=True)
+        """And every tag that points to it. Raises FileNotFoundError where it is not there."""
+        self.manifest_mark(name, hex_digest).unlink()
         for tag in self.tags(name):
-            if self.tag(name, tag).read_text() == f"sha256:{hex_digest}":
+            if self.tag(name, tag).read_text() == digest_of_hex(hex_digest):
                 self.tag(name, tag).unlink(missing_ok=True)
 
 

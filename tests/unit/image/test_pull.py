@@ -100,6 +100,17 @@ def test_a_second_pull_fetches_no_blob(tmp_path, source, ledger):
         assert pull.pull_into(Layout(tmp_path / "got"), reference)[1]["bytes_fetched"] == 0
 
 
+def test_a_blob_of_the_layout_that_is_damaged_is_fetched_again(tmp_path, source, ledger):
+    root, manifest = source
+    with serving("registry", root, ledger=ledger) as served:
+        reference, into = f"{served.url}/{tiny.REFERENCE}", Layout(tmp_path / "got")
+        pull.pull_into(into, reference)
+        path = into.blob_path(manifest.layers[0].digest)
+        path.write_bytes(bytes(path.stat().st_size))
+        assert pull.pull_into(into, reference)[1]["bytes_fetched"] == path.stat().st_size
+    into.check_blob(manifest.layers[0])
+
+
 def test_an_image_that_is_not_there_says_so(tmp_path, source, ledger):
     root, _ = source
     with (

@@ -16,7 +16,9 @@ from labkit.image import objectpull, oci, push
 from labkit.image.image_source import source_of
 from labkit.image.oci_layout import Layout
 from labkit.image.publish import publish_image
-from labkit.image.registry import Registry, RegistryError, hex_of
+from labkit.image.pull import pull_into
+from labkit.image.registry import Registry
+from labkit.image.registry_input import RegistryError, hex_of
 from labkit.image.tiny import REFERENCE, tiny_layout
 from labkit.net.server import HTTPServer
 from labkit.objects.client import open_bucket
@@ -171,6 +173,81 @@ def test_publishing_what_is_no_layout_is_bad_input(tmp_path):
         publish_image(tmp_path / "r", tmp_path, "lab/x:latest")
 
 
+def sparse(path):
+    """An index of this machine's image, and another machine's that is not in the layout."""
+    layout = Layout.create(path)
+    tiny_layout(path, 100_000)
+    mine = layout.index()[0].as_json()
+    other = {"mediaType": oci.MANIFEST, "digest": digest(b"far away"), "size": 8}
+    other["platform"] = {"architecture": "vax", "os": "linux"}
+    doc = {"schemaVersion": 2, "mediaType": oci.INDEX, "manifests": [mine, other], "own": None}
+    entry = layout.add_document(json.dumps(doc, indent=2).encode(), oci.INDEX, "lab/all:v1")
+    return layout, entry
+
+
+def test_a_sparse_index_is_published_as_far_as_it_goes_and_pulled_under_its_digest(
+    registry, tmp_path
+):
+    layout, entry = sparse(tmp_path / "layout")
+    facts = publish_image(registry.app.disk.root, layout.path, "lab/all:v1")
+    assert (facts["digest"], facts["absent"]) == (entry.digest, 1)
+    for target in ("v1", entry.digest):
+        raw = call(registry, "GET", f"/v2/lab/all/manifests/{target}")[2]
+        assert raw == layout.blob_path(entry.digest).read_bytes()
+    into = Layout(tmp_path / "by-tag")
+    pulled, _ = pull_into(into, f"{registry.url}/lab/all:v1")
+    assert into.index()[0].digest == pulled.digest == layout.manifest(REFERENCE).digest
+    for name, reference in (("", f"lab/all@{entry.digest}"), (":v1", f"lab/all:v1@{entry.digest}")):
+        into = Layout(tmp_path / f"by-digest{name}")
+        pulled, _ = pull_into(into, f"{registry.url}/{reference}")
+        assert into.index()[0].digest == entry.digest
+        assert into.manifest(f"lab/all{name}") == pulled == layout.manifest(REFERENCE)
+
+
+def test_a_layer_that_must_not_be_distributed_need_not_be_published(registry, tmp_path):
+    layout = Layout.create(tmp_path / "layout")
+    bound = oci.Descriptor(
+        oci.NONDISTRIBUTABLE, digest(b"x"), 1, other={"urls": ["http://owner/x"]}
+    )
+    layout.add(oci.Manifest(layout.write_blob(b"{}", oci.CONFIG), (bound,)), "lab/x:v1")
+    assert publish_image(registry.app.disk.root, layout.path, "lab/x:v1")["absent"] == 1
+    assert call(registry, "GET", "/v2/lab/x/manifests/v1")[0] == 200
+    other = Layout.create(tmp_path / "other")
+    missing = oci.Descriptor(oci.LAYER, digest(b"x"), 1)
+    other.add(oci.Manifest(other.write_blob(b"{}", oci.CONFIG), (missing,)), "lab/y:v1")
+    with pytest.raises(BadInput, match="is missing"):
+        publish_image(registry.app.disk.root, other.path, "lab/y:v1")
+    assert call(registry, "GET", "/v2/lab/y/manifests/v1")[0] == 404
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda raw: b"{",
+        lambda raw: raw.replace(b'"layers":[', b'"layers":[[],'),
+        lambda raw: b"[]",
+        lambda raw: b'{"layers": 5}',
+        lambda raw: b"",
+    ],
+)
+def test_a_broken_manifest_is_not_published_and_said_in_words(tmp_path, damage):
+    layout = Layout(tmp_path / "layout")
+    manifest = tiny_layout(layout.path, 100_000)
+    raw = damage(manifest.as_bytes())
+    # damaged where it lies, and broken by whoever built it
+    layout.add_document(raw, oci.MANIFEST, "lab/broken:v1")
+    layout.blob_path(manifest.digest).write_bytes(raw)
+    for name in ("lab/broken:v1", REFERENCE):
+        with pytest.raises(BadInput):
+            publish_image(tmp_path / "registry", layout.path, name)
+
+
+@pytest.mark.parametrize("name", ["lab/x@" + "sha256:" + "a" * 64, "http://h/lab/x:v1", "Lab", ""])
+def test_an_image_is_published_under_a_tag(tmp_path, layout, name):
+    with pytest.raises(BadInput):
+        publish_image(tmp_path / "registry", layout.path, name)
+
+
 # -- images in a bucket ----------------------------------------------------------------------------
 
 
@@ -231,6 +308,22 @@ def test_a_push_sends_only_what_is_missing(bucket, layout):
         0,
         4,
     )
+
+
+def test_an_image_in_a_bucket_is_found_by_its_digest_too(bucket, layout, tmp_path):
+    push.publish_objects(bucket.app.disk.root, layout, REFERENCE)
+    wanted = layout.manifest(REFERENCE)
+    name = f"s3://lab/images#{REFERENCE.partition(':')[0]}@{wanted.digest}"
+    with source_of(name, environment(bucket.url)) as source:
+        assert source.manifest.as_bytes() == wanted.as_bytes()
+    path = bucket.app.disk.path("lab", f"images/{push.blob_key(wanted.digest)}")
+    path.unlink()
+    path.write_bytes(b"{}")
+    with (
+        pytest.raises(TransferError, match="another digest"),
+        source_of(name, environment(bucket.url)),
+    ):
+        pass
 
 
 def test_one_corrupt_answer_is_fetched_again_and_two_are_refused(bucket, layout, tmp_path):
@@ -307,7 +400,6 @@ def manifest_of(registry, **more):
         "",
         "no-slash",
         5,
-        None,
         ["a/b"],
         "a/" + "b" * 500,
     ],
@@ -339,7 +431,7 @@ def test_a_manifests_subject_is_a_digest_or_refused(registry, subject):
 
 
 @pytest.mark.parametrize(
-    "layers", [[{"digest": 5}], [{"digest": None}], [5], "x", None, [{"digest": "sha256:../../x"}]]
+    "layers", [[{"digest": 5}], [{"digest": None}], [5], "x", [{"digest": "sha256:../../x"}]]
 )
 def test_layers_that_name_no_digest_are_a_bad_manifest(registry, layers):
     assert (
