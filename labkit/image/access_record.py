@@ -21,7 +21,7 @@ from pathlib import Path
 from labkit.core.beside import replacing
 from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
-from labkit.image.estargz.toc import clean_name
+from labkit.image.changeset import clean
 
 LIMIT_BYTES = 256 << 20
 
@@ -57,7 +57,7 @@ class Access:
         if (layer is not None and type(layer) is not int) or any(not 0 <= a < b for a, b in ranges):
             raise ValueError("layerIndex or ranges")
         manifest_digest = str(doc.get("manifestDigest", ""))
-        return Access(clean_name(doc["path"]), layer, manifest_digest, doc.get("at_s"), ranges)
+        return Access(clean(doc["path"]), layer, manifest_digest, doc.get("at_s"), ranges)
 
 
 def read(path: str | os.PathLike[str]) -> list[Access]:

@@ -2,10 +2,10 @@
 times set when all is there.
 
     with growing(rootfs, limits) as tree:           # a hidden sibling, renamed at the block's end
-        fd = tree.dir_fd("usr/lib", check_links)    # created where missing; stays the tree's
+        fd = tree.dir_fd("usr/lib")                 # made where missing; stays the tree's
 
-`openat2` with RESOLVE_IN_ROOT (without it component by component, no link followed) keeps names,
-links and races inside. Limit: system calls, ~2 µs each. Lesson: notebooks/02_image_pull."""
+`openat2` that follows no link (without it component by component) keeps names, links and races
+inside. Limit: system calls, ~2 µs each. Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ import ctypes
 import errno
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.core.beside import becoming
 from labkit.errors import BadInput
-from labkit.image.tar import Member
+from labkit.image.tar import DIR, Member
 
 _SYS_OPENAT2 = 437  # the same number on every architecture
-_RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10
+_RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x04, 0x08
+#: What a directory is that no layer names.
+UNNAMED = Member("", DIR, 0o755)
 
 
 @dataclass(frozen=True)
@@ -39,17 +41,6 @@ class _OpenHow(ctypes.Structure):
     _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
 
 
-def refuse(name: str, offence: str) -> BadInput:
-    return BadInput(
-        f"layer refused: {name[:200]!r} {offence}",
-        why=(
-            "it would write outside the image's root, or twice, or more than "
-            "it may; nothing of the image was kept"
-        ),
-        fix="do not run this image; its builder is broken or hostile",
-    )
-
-
 class ImageTree:
     """A root directory being filled. Directories get their modes and times at the end (`finish`),
     as later members change both."""
@@ -63,7 +54,7 @@ class ImageTree:
         self._dirs: OrderedDict[str, int] = OrderedDict()
         # forgotten, perhaps still in a caller's hand: closed with the next member
         self._stale: list[int] = []
-        self._late: dict[str, tuple[Member, int]] = {}  # directory -> its member and inode
+        self._late: dict[str, Member] = {"": UNNAMED}  # by directory
         self.is_root = os.geteuid() == 0
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._openat2 = True
@@ -82,13 +73,12 @@ class ImageTree:
             os.close(self._stale.pop())
 
     def open_dir(self, path: str) -> int:
-        """Descriptor of a directory below the root, links resolved inside the root. Raises
-        OSError."""
+        """Descriptor of a directory below the root, no link followed. Raises OSError."""
         if self._openat2:
             how = _OpenHow(
                 os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC,
                 0,
-                _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS,
+                _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS,
             )
             fd = self._libc.syscall(
                 _SYS_OPENAT2, self.fd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)
@@ -110,31 +100,25 @@ class ImageTree:
             fd = below
         return fd
 
-    def dir_fd(self, path: str, check_links: Callable[[str], None]) -> int:
-        """Descriptor of the directory `path` ("" is the root), created with its parents where
-        missing. Stays the tree's."""
+    def dir_fd(self, path: str) -> int:
+        """Descriptor of the directory `path` ("" is the root), made with its parents where there is
+        none, in place of what is there. Stays the tree's."""
         if not path:
             return self.fd
         if path in self._dirs:
             self._dirs.move_to_end(path)
             return self._dirs[path]
-        check_links(path)
         try:
             fd = self.open_dir(path)
         except OSError as error:
-            if error.errno != errno.ENOENT:
-                raise refuse(
-                    path, f"is used as a directory and is none ({os.strerror(error.errno or 0)})"
-                ) from None
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
             parent, _, name = path.rpartition("/")
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(name, 0o755, dir_fd=self.dir_fd(parent, check_links))
-            try:
-                fd = self.open_dir(path)
-            except OSError as again:
-                raise refuse(
-                    path, f"cannot be made a directory ({os.strerror(again.errno or 0)})"
-                ) from None
+            parent_fd = self.dir_fd(parent)
+            self.remove(parent_fd, name)
+            os.mkdir(name, 0o755, dir_fd=parent_fd)
+            self._late[path] = UNNAMED
+            fd = self.open_dir(path)
         self._dirs[path] = fd
         if len(self._dirs) > self.CACHED_DIRS:
             self._stale.append(self._dirs.popitem(last=False)[1])
@@ -177,22 +161,20 @@ class ImageTree:
                 # a file system or a user that cannot hold it; containerd skips these as well
                 self.skipped_xattrs += 1
 
-    def later(self, path: str, member: Member, inode: int = 0) -> None:
-        self._late[path] = (member, inode)
+    def later(self, path: str, member: Member = UNNAMED) -> None:
+        self._late[path] = member
 
     def finish(self) -> None:
         """Modes, owners and times of directories, deepest first."""
         self.forget_dirs()
-        for path, (member, inode) in sorted(
-            self._late.items(), key=lambda item: item[0].count("/"), reverse=True
+        for path, member in sorted(
+            self._late.items(), key=lambda item: item[0].count("/") + bool(item[0]), reverse=True
         ):
             try:
                 fd = self.open_dir(path) if path else os.dup(self.fd)
             except OSError:
-                continue  # a later layer took it away
+                continue  # a later member took it away, or put something else in its place
             try:
-                if path and os.fstat(fd).st_ino != inode:
-                    continue  # a later layer put a link or another directory in its place
                 self.put_xattrs(fd, member)
                 if self.is_root:
                     os.fchown(fd, member.uid, member.gid)

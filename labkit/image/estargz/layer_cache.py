@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 NOTE = "layers.json"
 # of the writer's output: raise it when the same input and options shall give another blob
-FORMAT = 1
+FORMAT = 2
 FITS = (
     0.98  # of the chunks a new record touches must be among those the cached layer was ordered for
 )

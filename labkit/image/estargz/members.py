@@ -8,21 +8,13 @@ The same member gives the same bytes. Limit: none of its own. Lesson: notebooks/
 from __future__ import annotations
 
 import base64
-from datetime import datetime, timezone
+from datetime import datetime, timedelta
 
 from labkit.core.json_types import JsonObject
-from labkit.image.tar import BLOCK, BLOCKDEV, CHAR, DIR, FIFO, FILE, HARDLINK, SYMLINK, Member
+from labkit.image.changeset import KINDS
+from labkit.image.tar import BLOCK, BLOCKDEV, CHAR, DIR, FILE, HARDLINK, SYMLINK, Member
 
-_KINDS = {
-    FILE: "reg",
-    DIR: "dir",
-    SYMLINK: "symlink",
-    HARDLINK: "hardlink",
-    CHAR: "char",
-    BLOCKDEV: "block",
-    FIFO: "fifo",
-}
-_NINES_S = 253402300799  # the year 9999: RFC 3339 ends there
+_EPOCH = datetime(1970, 1, 1)
 
 
 def header(member: Member, size_bytes: int) -> bytes:
@@ -35,16 +27,15 @@ def header(member: Member, size_bytes: int) -> bytes:
     for key, raw in (("path", name), ("linkpath", link)):
         if len(raw) > 100 or not raw.isascii():
             pax.append((key, raw))
-    numbers = {
-        "uid": member.uid,
-        "gid": member.gid,
-        "size": size_bytes,
-        "mtime": member.mtime_ns // 10**9,
-    }
+    seconds, nanos = divmod(member.mtime_ns, 10**9)
+    numbers = {"uid": member.uid, "gid": member.gid, "size": size_bytes, "mtime": seconds}
     for key, digits in (("uid", 7), ("gid", 7), ("size", 11), ("mtime", 11)):
         if not 0 <= numbers[key] < 8**digits:
             pax.append((key, str(numbers[key]).encode()))
             numbers[key] = 0
+    if nanos:
+        pax = [record for record in pax if record[0] != "mtime"]
+        pax.append(("mtime", _decimal_seconds(member.mtime_ns)))
     pax += [("SCHILY.xattr." + key, value) for key, value in sorted(member.xattrs.items())]
     extended = b""
     if pax:
@@ -63,6 +54,11 @@ def header(member: Member, size_bytes: int) -> bytes:
         member.major,
         member.minor,
     )
+
+
+def _decimal_seconds(time_ns: int) -> bytes:
+    whole, nanos = divmod(abs(time_ns), 10**9)
+    return b"%s%d.%09d" % (b"-" if time_ns < 0 else b"", whole, nanos)
 
 
 def _record(key: str, value: bytes) -> bytes:
@@ -107,15 +103,12 @@ def toc_entry(member: Member) -> JsonObject:
     writer does."""
     entry: JsonObject = {
         "name": member.name + ("/" if member.type == DIR and not member.name.endswith("/") else ""),
-        "type": _KINDS[member.type],
+        "type": KINDS[member.type],
     }
     if member.type == FILE and member.size_bytes:
         entry["size"] = member.size_bytes
-    seconds = member.mtime_ns // 10**9
-    if 0 < seconds <= _NINES_S:
-        entry["modtime"] = datetime.fromtimestamp(seconds, timezone.utc).strftime(
-            "%Y-%m-%dT%H:%M:%SZ"
-        )
+    if member.mtime_ns:
+        entry["modtime"] = _rfc3339(member.mtime_ns)
     if member.type in (SYMLINK, HARDLINK):
         entry["linkName"] = member.link
     entry["mode"] = member.mode
@@ -129,3 +122,11 @@ def toc_entry(member: Member) -> JsonObject:
             k: base64.b64encode(v).decode() for k, v in sorted(member.xattrs.items())
         }
     return entry | {"NumLink": 0}
+
+
+def _rfc3339(time_ns: int) -> str:
+    """With a fraction where there is one, as a tar of it has."""
+    seconds, nanos = divmod(time_ns, 10**9)
+    whole = _EPOCH + timedelta(seconds=seconds)
+    fraction = f".{nanos:09d}".rstrip("0") if nanos else ""
+    return f"{whole:%Y-%m-%dT%H:%M:%S}{fraction}Z"

@@ -22,11 +22,12 @@ from typing import IO
 
 from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
+from labkit.image.changeset import clean
 from labkit.image.estargz import layout
 from labkit.image.estargz.codec import LEVEL, compress
 from labkit.image.estargz.members import header, toc_entry
+from labkit.image.estargz.settle import Settled, settle
 from labkit.image.estargz.source import Placed, Spool
-from labkit.image.estargz.toc import clean_name
 from labkit.image.oci import digest_of
 from labkit.image.tar import BLOCK, FILE, HARDLINK, Member
 
@@ -48,17 +49,10 @@ class Written:
 
 
 def order(
-    members: list[Placed], prioritised: Iterable[str]
+    layer: Settled, prioritised: Iterable[str]
 ) -> tuple[list[Placed], list[Placed], list[str]]:
-    """(first, rest, names not here). A file brings its directories and the target of its hard link;
-    the last of a name wins."""
-    named: dict[str, Placed] = {}
-    for placed in members:
-        name = clean_name(placed.member.name)
-        if name in layout.OWN_NAMES:
-            continue  # of an eStargz layer converted again
-        named.pop(name, None)
-        named[name] = placed
+    """(first, rest, names not here). A file brings its directories and the target of its hard
+    link."""
     first: dict[str, Placed] = {}
     missing = []
 
@@ -66,31 +60,37 @@ def order(
         parent = name.rpartition("/")[0]
         if parent and parent not in first:
             move(parent)
-        placed = named.get(name)
+        placed = layer.own.get(name)
         if placed is None or name in first:
             return
         if placed.member.type == HARDLINK:
-            target = clean_name(placed.member.link)
-            if target not in first and target != name and named.get(target) is not None:
-                first[name] = placed  # a link that leads back here stops
-                move(target)
-                del first[name]
+            move(placed.member.link)
         first[name] = placed
 
     for raw in prioritised:
-        name = clean_name(raw)
-        if name in named:
+        name = clean(raw)
+        if name in layer.own:
             move(name)
         elif name:
             missing.append(name)
-    return list(first.values()), [p for n, p in named.items() if n not in first], missing
+    # a link to a lower layer's file, of a name that this layer brings too, must find the lower one
+    early = [p for p in layer.lower if p.member.link in layer.own]
+    markers = [p for p in layer.lower if p.member.link not in layer.own]
+    own = [p for name, p in layer.own.items() if name not in first]
+    return (
+        [*early, *first.values()] if first else [],
+        [*([] if first else early), *markers, *own],
+        missing,
+    )
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """One gzip member to be: headers (`raw`), or a chunk of a file in the spool."""
+    """One gzip member to be: headers (`raw`), or `size` bytes at `offset` of a file in the
+    spool."""
 
     raw: bytes = b""
+    placed: Placed | None = None
     offset: int = 0
     size: int = 0
     entry: JsonObject | None = None
@@ -119,7 +119,7 @@ def _pieces(
             last = at + step == size
             if not last:
                 entry["chunkSize"] = step
-            yield _Piece(offset=placed.offset + at, size=step, entry=entry, last=last)
+            yield _Piece(placed=placed, offset=at, size=step, entry=entry, last=last)
         pending = bytes(-size % BLOCK)
     if pending:
         yield _Piece(raw=pending)
@@ -164,7 +164,7 @@ def write(
 ) -> Written:
     """Write the blob to `path`. Raises BadInput for names that leave the root or a truncated
     spool."""
-    first, rest, missing = order(layer.members, prioritised)
+    first, rest, missing = order(settle(layer.members), prioritised)
     landmark = Member(
         name=layout.PREFETCH if first else layout.NO_PREFETCH, type=FILE, mode=0o644, size_bytes=1
     )
@@ -176,11 +176,13 @@ def write(
     def pack(batch: list[_Piece]) -> list[tuple[bytes, bytes | bytearray, str]]:
         packed = []
         for piece in batch:
-            if piece.entry is None:
+            if piece.placed is None:
                 packed.append((piece.raw, compress(piece.raw, level), ""))
                 continue
             data = (
-                layout.LANDMARK_BYTE if piece.offset < 0 else layer.read(piece.offset, piece.size)
+                layout.LANDMARK_BYTE
+                if piece.placed is mark
+                else layer.read(piece.placed, piece.offset, piece.size)
             )
             if len(data) != piece.size:
                 raise BadInput(

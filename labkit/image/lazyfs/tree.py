@@ -3,10 +3,9 @@
     tree = build([toc_of_lowest_layer, …, toc_of_topmost])
     node = tree.at("usr/bin/python3.11"); node.layer, node.chunks
 
-Upper entries replace lower ones, `.wh.NAME` hides NAME of the layers below, `.wh..wh..opq` all of a
-directory; names of one hard link are one node. Entries below a symbolic link of a lower layer land
-where the link leads, within the root. Cost: 5 µs an entry, held in memory (about 0.5 kB each).
-Lesson: notebooks/03_lazy_pull."""
+What an entry changes is said by `labkit.image.changeset`, as for a layer that is unpacked; names of
+one hard link are one node. Cost: 5 µs an entry, held in memory (about 0.5 kB each). Lesson:
+notebooks/03_lazy_pull."""
 
 from __future__ import annotations
 
@@ -14,11 +13,9 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
-from labkit.errors import BadInput
-from labkit.image.estargz.layout import OWN_NAMES
+from labkit.image.changeset import Changeset
 from labkit.image.estargz.toc import Chunk, Toc, TOCEntry
 from labkit.image.lazyfs import wire
-from labkit.image.oci import OPAQUE, WHITEOUT
 
 _LINKS_LIMIT = 40
 
@@ -34,7 +31,7 @@ class Node:
         "kind",
         "layer",
         "mode",
-        "mtime_s",
+        "mtime_ns",
         "nlink",
         "parent",
         "path",
@@ -53,16 +50,16 @@ class Node:
         mode: int = 0o755,
         uid: int = 0,
         gid: int = 0,
-        mtime_s: int = 0,
+        mtime_ns: int = 0,
         layer: int = -1,
     ):
-        self.ino, self.kind, self.mode, self.uid, self.gid, self.mtime_s = (
+        self.ino, self.kind, self.mode, self.uid, self.gid, self.mtime_ns = (
             0,
             kind,
             mode,
             uid,
             gid,
-            mtime_s,
+            mtime_ns,
         )
         self.size, self.nlink, self.rdev, self.target, self.layer = 0, 1, 0, b"", layer
         self.xattrs: dict[bytes, bytes] | None = None
@@ -74,16 +71,18 @@ class Node:
 
     def attributes(self, squash: tuple[int, int] | None = None) -> bytes:
         uid, gid = squash or (self.uid, self.gid)
+        # a set-id bit of one's own says nothing
+        mode = self.mode & 0o1777 if squash else self.mode
         size = len(self.target) if self.kind == "symlink" else self.size
         return wire.attributes(
             self.ino,
-            wire.TYPE_BITS[self.kind] | self.mode,
+            wire.TYPE_BITS[self.kind] | mode,
             size,
             self.nlink,
             uid,
             gid,
             self.rdev,
-            self.mtime_s,
+            self.mtime_ns,
         )
 
     def child(self, name: bytes) -> Node | None:
@@ -114,6 +113,25 @@ class InodeTree:
             node = node.child(_bytes(part)) if node else None
         return node
 
+    def resolved(self, path: str) -> str:
+        """Where a program in this tree that names `path` gets to: symlinks followed, below the
+        root."""
+        todo, done, followed = path.split("/")[::-1], [""], 0
+        while todo:
+            part = todo.pop()
+            if part == "..":
+                done = done[:-1] or done
+            elif part not in ("", "."):
+                node = self.at("/".join([*done, part]))
+                if node is not None and node.kind == "symlink" and followed < _LINKS_LIMIT:
+                    followed += 1
+                    target = node.target.decode("utf-8", "surrogateescape")
+                    done = [""] if target.startswith("/") else done
+                    todo += target.split("/")[::-1]
+                else:
+                    done.append(part)
+        return "/".join(done[1:])
+
     def number(self) -> None:
         """Give every node its inode number: the index in `nodes`, plus one."""
         self.nodes, seen, stack = [], set(), [self.root]
@@ -136,13 +154,15 @@ def build(
     Raises BadInput."""
     tree = InodeTree()
     for index, toc in enumerate(tocs):
-        _apply(tree, toc.entries, index)
+        changes = Changeset()
+        entries = ((e.name, e.kind, e.link, e) for e in toc.entries)
+        changes.apply(entries, _Merged(tree, index, changes))
+    mount_points = _Merged(tree, -1, Changeset())
     for names, kind in ((extra_dirs, "dir"), (extra_files, "reg")):
-        for name in names:
-            parent, leaf = _parent(tree, name.strip("/"), -1)
-            if leaf and parent.child(leaf) is None:
+        for name in map(tree.resolved, names):
+            if name and tree.at(name) is None:
                 mode = 0o755 if kind == "dir" else 0o644
-                _attach(parent, leaf, Node(kind, name.strip("/"), mode))
+                mount_points.put(name, TOCEntry(name, kind, mode=mode))
     tree.number()
     return tree
 
@@ -151,124 +171,108 @@ def _bytes(name: str) -> bytes:
     return os.fsencode(name) if name.isascii() else name.encode("utf-8", "surrogateescape")
 
 
-def _apply(tree: InodeTree, entries: list[TOCEntry], layer: int) -> None:
-    plain, links = [], []
-    for entry in entries:
-        directory, _, leaf = entry.name.rpartition("/")
-        if leaf == OPAQUE:
-            node = tree.at(directory)
-            if node is not None and node.children is not None:
-                node.children.clear()
-        elif leaf.startswith(WHITEOUT):
-            hidden = leaf[len(WHITEOUT) :]
-            node = tree.at(directory)
-            if node is not None and node.children is not None and hidden not in ("", ".", ".."):
-                removed = node.children.pop(_bytes(hidden), None)
-                if removed is not None:
-                    removed.nlink -= 1
-        elif entry.name in OWN_NAMES:
-            continue
-        elif entry.kind == "hardlink":
-            links.append(entry)
-        else:
-            plain.append(entry)
-    known: dict[str, Node] = {}
-    for entry in plain:
-        _add(tree, entry, layer, known)
-    waiting = links
-    while waiting:
-        left = [entry for entry in waiting if not _link(tree, entry, layer)]
-        if len(left) == len(waiting):
-            raise BadInput(
-                f"the hard link {left[0].name[:80]!r} points at no file of its layer",
-                why="a corrupt or forged layer",
-            )
-        waiting = left
+class _Merged:
+    """A layer's changes in the tree. `_known`: directories by their path; as files come directory
+    by directory, nearly all are."""
 
+    def __init__(self, tree: InodeTree, layer: int, changes: Changeset):
+        self.tree, self.layer, self.changes = tree, layer, changes
+        self._known: dict[str, Node] = {}
 
-def _add(tree: InodeTree, entry: TOCEntry, layer: int, known: dict[str, Node]) -> None:
-    """`known`: directories by their text, looked up before; as files come directory by directory,
-    nearly all are."""
-    if not entry.name:
-        root = tree.root
-        root.mode, root.uid, root.gid, root.mtime_s = (
-            entry.mode,
-            entry.uid,
-            entry.gid,
-            entry.mtime_s,
-        )
-        return
-    node = Node(entry.kind, entry.name, entry.mode, entry.uid, entry.gid, entry.mtime_s, layer)
-    node.size, node.chunks = entry.size, entry.chunks
-    if entry.link:
-        node.target = _bytes(entry.link)
-    if entry.kind in ("char", "block"):
-        node.rdev = (entry.major & 0xFFF) << 8 | (entry.minor & 0xFF) | (entry.minor & ~0xFF) << 12
-    if entry.xattrs:
-        node.xattrs = {_bytes(k): v for k, v in entry.xattrs.items()}
-    directory, _, name = entry.name.rpartition("/")
-    parent, leaf = known.get(directory), _bytes(name)
-    if parent is None:
-        parent, leaf = _parent(tree, entry.name, layer)
-        known[directory] = parent
-    assert parent.children is not None
-    old = parent.children.get(leaf)
-    if old is not None and (old.children is not None or old.kind == "symlink"):
-        known.clear()  # paths that led through it lead elsewhere now
-    if old is not None and old.children is not None and node.children is not None:
-        node.children = old.children  # a directory over a directory keeps what is in it
-        for child in node.children.values():
+    def put(self, path: str, item: TOCEntry) -> None:
+        node = Node(item.kind, path, item.mode, item.uid, item.gid, item.mtime_ns, self.layer)
+        node.size, node.chunks = item.size, item.chunks
+        if item.kind == "symlink":
+            node.target = _bytes(item.link)
+        elif item.kind in ("char", "block"):
+            node.rdev = (item.major & 0xFFF) << 8 | (item.minor & 0xFF) | (item.minor & ~0xFF) << 12
+        if item.xattrs:
+            node.xattrs = {_bytes(k): v for k, v in item.xattrs.items()}
+        if not path:
+            self._take_over(self.tree.root, node)
+            self.tree.root = node.parent = node
+            return
+        parent, leaf = self._place(path)
+        self._attach(parent, leaf, node)
+
+    def link(self, path: str, source: str) -> bool:
+        node = self.tree.at(source)
+        if node is None or node.children is not None:
+            return False
+        parent, leaf = self._place(path)
+        if parent.child(leaf) is not node:
+            held = node.parent
+            node.nlink += 1
+            self._attach(parent, leaf, node)
+            node.parent = held
+        return True
+
+    def hide(self, path: str) -> None:
+        parent, leaf = self._place(path)
+        self._detach(parent, leaf)
+
+    def clear(self, path: str, *, anew: bool) -> None:
+        directory = self._directory(path)
+        assert directory.children is not None
+        if anew and path not in self.changes.kinds:
+            bare = Node("dir", path)
+            directory.mode, directory.uid, directory.gid = bare.mode, bare.uid, bare.gid
+            directory.mtime_ns, directory.xattrs = bare.mtime_ns, None
+        for leaf in list(directory.children):
+            name = leaf.decode("utf-8", "surrogateescape")
+            below = f"{path}/{name}" if path else name
+            if not self.changes.holds(below):
+                self._detach(directory, leaf)
+            elif self.changes.kinds.get(below, "dir") == "dir":
+                self.clear(below, anew=True)
+
+    def _place(self, path: str) -> tuple[Node, bytes]:
+        directory, _, leaf = path.rpartition("/")
+        return self._directory(directory), _bytes(leaf)
+
+    def _directory(self, path: str) -> Node:
+        """The directory at `path`, made with its parents where there is none, in place of what is
+        there."""
+        node = self._known.get(path)
+        if node is None:
+            node = self.tree.root
+            if path:
+                above, _, name = path.rpartition("/")
+                parent, leaf = self._directory(above), _bytes(name)
+                found = parent.child(leaf)
+                node = found if found is not None else Node("dir", path, layer=self.layer)
+                if node.children is None:
+                    node = Node("dir", path, layer=self.layer)
+                if node is not found:
+                    self._attach(parent, leaf, node)
+            self._known[path] = node
+        return node
+
+    def _attach(self, parent: Node, leaf: bytes, node: Node) -> None:
+        assert parent.children is not None
+        old = parent.children.get(leaf)
+        if old is not None:
+            if old.children is not None and node.children is not None:
+                self._take_over(old, node)
+            else:
+                self._detach(parent, leaf)
+        parent.children[leaf] = node
+        node.parent = parent
+
+    def _take_over(self, old: Node, node: Node) -> None:
+        """A directory over a directory keeps what is in it."""
+        node.children = old.children
+        for child in (node.children or {}).values():
             child.parent = node
-    _attach(parent, leaf, node)
+        self._known.clear()
 
-
-def _attach(parent: Node, leaf: bytes, node: Node) -> None:
-    assert parent.children is not None
-    old = parent.children.get(leaf)
-    if old is not None:
-        old.nlink -= 1
-    parent.children[leaf] = node
-    node.parent = parent
-
-
-def _link(tree: InodeTree, entry: TOCEntry, layer: int) -> bool:
-    node = tree.at(entry.link)
-    if node is None or node.children is not None or node.layer != layer:
-        return False
-    parent, leaf = _parent(tree, entry.name, layer)
-    if parent.child(leaf) is not node:
-        node.nlink += 1
-        held = node.parent
-        _attach(parent, leaf, node)
-        node.parent = held
-    return True
-
-
-def _parent(tree: InodeTree, name: str, layer: int) -> tuple[Node, bytes]:
-    """(directory node, last part) for an entry, making directories that no entry names, following
-    lower layers' links."""
-    parts = name.split("/")
-    node, todo, followed = tree.root, parts[:-1][::-1], 0
-    while todo:
-        part = todo.pop()
-        if part in ("", "."):
-            continue
-        if part == "..":
-            node = node.parent
-            continue
-        assert node.children is not None
-        key = _bytes(part)
-        child = node.children.get(key)
-        if child is not None and child.kind == "symlink" and followed < _LINKS_LIMIT:
-            followed += 1
-            target = child.target.decode("utf-8", "surrogateescape")
-            if target.startswith("/"):
-                node = tree.root
-            todo.extend(target.split("/")[::-1])
-            continue
-        if child is None or child.children is None:
-            child = Node("dir", f"{node.path}/{part}".lstrip("/"), layer=layer)
-            _attach(node, key, child)
-        node = child
-    assert node.children is not None
-    return node, _bytes(parts[-1])
+    def _detach(self, parent: Node, leaf: bytes) -> None:
+        gone = parent.children.pop(leaf, None) if parent.children else None
+        stack = [gone] if gone is not None else []
+        while stack:
+            node = stack.pop()
+            if node.children is None:
+                node.nlink -= 1  # of the names that other directories have for it
+            else:
+                self._known.clear()
+                stack.extend(node.children.values())

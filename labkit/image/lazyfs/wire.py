@@ -14,7 +14,7 @@ OUT = struct.Struct("<IiQ")  # len, -errno, unique
 INIT_IN = struct.Struct("<IIII")  # major, minor, max_readahead, flags
 INIT_OUT = struct.Struct("<IIIIHHIIHHII24x")
 READ_IN = struct.Struct("<QQII")  # handle, offset, size, flags (and more that is not needed)
-ATTR = struct.Struct("<QQQQQQIIIIIIIIII")
+ATTR = struct.Struct("<QQQqqqIIIIIIIIII")  # seconds before 1970 are negative
 ENTRY = struct.Struct("<QQQQII")
 ATTR_OUT = struct.Struct("<QII")
 DIRENT = struct.Struct("<QQII")
@@ -64,18 +64,19 @@ TYPE_BITS = {
 
 
 def attributes(
-    ino: int, mode: int, size: int, nlink: int, uid: int, gid: int, rdev: int, mtime_s: int
+    ino: int, mode: int, size: int, nlink: int, uid: int, gid: int, rdev: int, mtime_ns: int
 ) -> bytes:
+    seconds, nanos = divmod(mtime_ns, 1_000_000_000)
     return ATTR.pack(
         ino,
         size,
         (size + 511) // 512,
-        mtime_s,
-        mtime_s,
-        mtime_s,
-        0,
-        0,
-        0,
+        seconds,
+        seconds,
+        seconds,
+        nanos,
+        nanos,
+        nanos,
         mode,
         nlink,
         uid,

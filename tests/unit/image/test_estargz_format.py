@@ -75,6 +75,9 @@ def test_any_runtime_unpacks_the_blob_and_finds_the_diff_id(tmp_path):
     ours = {m.name: m for m in members(plain)}
     for theirs in members(HARD_CASES):
         same = ours[theirs.name]
+        if theirs.islnk():  # some readers apply a link's own header to the file
+            assert (same.linkname, same.mode) == (theirs.linkname, ours[theirs.linkname].mode)
+            continue
         for key in ("type", "mode", "uid", "size", "linkname", "devmajor", "devminor"):
             assert getattr(same, key) == getattr(theirs, key), (theirs.name, key)
         assert int(same.mtime) == int(theirs.mtime)
@@ -248,20 +251,15 @@ HOSTILE = {
     "a chunk without a file": [{"name": "a", "type": "chunk"}],
     "two chunks in one place": [entry(), entry("b")],
     "a chunk of 200 MB": [entry(size=200 << 20)],
-    "a hard link to nothing": [{"name": "a", "type": "hardlink", "linkName": "b"}],
-    "a hard link to itself": [{"name": "a", "type": "hardlink", "linkName": "a"}],
-    "hard links in a ring": [
-        {"name": "a", "type": "hardlink", "linkName": "b"},
-        {"name": "b", "type": "hardlink", "linkName": "a"},
-    ],
     "a hard link out of the root": [{"name": "a", "type": "hardlink", "linkName": "../../b"}],
-    "a hard link to a directory": [
-        {"name": "d", "type": "dir"},
-        {"name": "a", "type": "hardlink", "linkName": "d"},
-    ],
-    "a symlink to nothing": [{"name": "a", "type": "symlink"}],
-    "a file as directory": [entry("d"), {"name": "d/x", "type": "dir"}],
-    "a root that is a file": [entry("./")],
+    "an owner of 2**32": [entry(uid=2**32)],
+    "an owner that means unchanged": [entry(gid=2**32 - 1)],
+    "a device that no kernel has": [{"name": "a", "type": "char", "devMajor": 4096}],
+    "a name of 300 bytes": [entry("n" * 300)],
+    "a name that is no text": [entry("\ud800")],
+    "a 30th of February": [entry(modtime="2020-02-30T00:00:00Z")],
+    "a time without a zone": [entry(modtime="2020-02-20T00:00:00")],
+    "a time of day that is none": [entry(modtime="2020-02-20T24:00:00Z")],
     "a time that is none": [entry(modtime="yesterday")],
     "a time that is a number": [entry(modtime=3)],
     "attributes that are a list": [entry(xattrs=[1])],
@@ -275,6 +273,25 @@ HOSTILE = {
 def test_a_hostile_toc_is_refused(case):
     with pytest.raises(BadInput):
         parse(json.dumps({"version": 1, "entries": HOSTILE[case]}).encode(), toc_offset=1000)
+
+
+@pytest.mark.parametrize(
+    ("text", "time_ns"),
+    [
+        ("", 0),
+        ("1970-01-01T00:00:01Z", 10**9),
+        ("1969-12-31T23:59:59.5Z", -(10**9) // 2),
+        ("2020-02-29T12:00:00.123456789123+02:00", 1582970400123456789),
+        ("2020-02-29T12:00:00-00:30", 1582979400 * 10**9),
+        ("2016-12-31T23:59:60z", 1483228800 * 10**9),
+        ("0001-01-01T00:00:00Z", 0),
+        ("0000-01-01T00:00:00Z", 0),
+        ("9999-12-31T23:59:59Z", 0),
+    ],
+)
+def test_a_tocs_time_is_what_go_reads_within_what_a_file_can_have(text, time_ns):
+    raw = {"version": 1, "entries": [{"name": "d", "type": "dir", "modtime": text}]}
+    assert parse(json.dumps(raw).encode(), toc_offset=1000).entries[0].mtime_ns == time_ns
 
 
 @pytest.mark.parametrize(

@@ -58,37 +58,47 @@ def test_names_of_one_hard_link_are_one_node_also_when_the_target_comes_later():
     )
 
 
-def test_entries_below_a_lower_layers_symlink_land_where_it_leads():
-    tree = layers(
-        [
-            TOCEntry("bin", "symlink", link="usr/bin"),
-            TOCEntry("usr/bin", "dir"),
-            TOCEntry("abs", "symlink", link="/usr"),
-        ],
-        [reg("bin/tool"), reg("abs/x"), TOCEntry("up", "symlink", link="../../.."), reg("up/y")],
-    )
-    assert (
-        tree.at("usr/bin/tool")
-        and tree.at("bin").kind == "symlink"
-        and tree.at("usr/x")
-        and tree.at("y")
-    )
+HOSTILE = {
+    "a hard link to nothing": [TOCEntry("a", "hardlink", link="b")],
+    "a hard link to itself": [TOCEntry("a", "hardlink", link="a")],
+    "hard links in a ring": [
+        TOCEntry("a", "hardlink", link="b"),
+        TOCEntry("b", "hardlink", link="a"),
+    ],
+    "a hard link to a directory": [TOCEntry("d", "dir"), TOCEntry("a", "hardlink", link="d")],
+    "a symlink to nothing": [TOCEntry("a", "symlink")],
+    "a file as directory": [reg("d"), TOCEntry("d/x", "dir")],
+    "a symlink as directory": [TOCEntry("d", "symlink", link="."), reg("d/x")],
+    "a root that is a file": [reg("")],
+}
 
 
-def test_a_loop_of_symlinks_ends():
-    tree = layers(
-        [TOCEntry("a", "symlink", link="b"), TOCEntry("b", "symlink", link="a")], [reg("a/x")]
-    )
-    assert tree.at("a") is not None
-
-
-def test_a_hard_link_into_a_lower_layer_is_refused():
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_layer_is_refused(case):
     with pytest.raises(BadInput):
-        layers([reg("a")], [TOCEntry("b", "hardlink", link="a")])
+        layers([], HOSTILE[case])
+
+
+def test_a_hard_link_into_a_lower_layer_is_one_more_name_of_its_file():
+    tree = layers([reg("a", 3)], [TOCEntry("b", "hardlink", link="a")])
+    assert tree.at("a") is tree.at("b") and tree.at("a").nlink == 2 and tree.at("b").layer == 0
+
+
+def test_a_roots_entry_is_the_root():
+    tree = layers([reg("f")], [TOCEntry("", "dir", mode=0o700, xattrs={"user.a": b"1"})])
+    assert tree.root.mode == 0o700 and tree.root.xattrs == {b"user.a": b"1"} and tree.at("f")
+    assert tree.nodes[0] is tree.root and tree.at("f").parent is tree.root
 
 
 def test_landmarks_and_tocs_are_not_shown():
     assert layers([reg(".prefetch.landmark", 1), reg("stargz.index.json")]).root.children == {}
+
+
+def test_a_mount_point_lies_where_a_program_of_the_image_finds_it():
+    links = [TOCEntry("var/run", "symlink", link="/run"), TOCEntry("a", "symlink", link="a")]
+    tree = build([Toc(links, 100, 0)], extra_dirs=["/var/run/lab", "../../up"])
+    assert tree.at("run/lab").kind == "dir" and tree.at("var/run").kind == "symlink"
+    assert tree.at("up").kind == "dir" and build([Toc(links, 100, 0)], extra_dirs=["a/x"]).nodes
 
 
 def test_mount_points_for_a_runtime_are_added_and_change_nothing_that_is_there():
@@ -116,8 +126,11 @@ entries = st.builds(
 
 
 @given(st.lists(st.lists(entries, max_size=8), max_size=4))
-def test_any_layers_merge_into_a_sound_tree(stack):
-    tree = layers(*stack)
+def test_any_layers_merge_into_a_sound_tree_or_are_refused(stack):
+    try:
+        tree = layers(*stack)
+    except BadInput:
+        return
     assert [n.ino for n in tree.nodes] == list(range(1, len(tree.nodes) + 1))
     for node in tree.nodes:
         for name, child in (node.children or {}).items():
