@@ -67,9 +67,9 @@ def rehearse(server: OwnServer, ledger: Ledger, timeout_s: float) -> Rehearsal:
         **({"model": server.model_name} if server.model_name else {}),
     }
     started = start(server, request, ledger, timeout_s, rehearsal=True)
-    if started.answer.first_token_s is None:
+    if started.answer.first_token_s is None or started.answer.error:
         raise TrialError(
-            f"{server.kind.name} did not come to a token in the rehearsal:"
+            f"{server.kind.name} did not come to a whole answer in the rehearsal:"
             f" {started.answer.error or 'it ended'}",
             why="\n".join(line for _, line in started.log[-15:]) or "it printed nothing",
             fix="run the command by hand and ask it: curl "

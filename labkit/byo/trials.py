@@ -22,7 +22,7 @@ from labkit.byo.start import MAX_TOKENS, PROMPT, Rehearsal, Start, rehearse, sta
 from labkit.core import cold, floor, host, question, rates, records, secrets, timeline
 from labkit.core.json_types import JsonObject
 from labkit.core.ledger import Ledger
-from labkit.core.outcomes import CacheUnproven, NoEvidence, NoToken, WrongTokens
+from labkit.core.outcomes import CacheUnproven, NoEvidence, NoToken, Refused, WrongTokens
 from labkit.core.records import Run, Trial
 from labkit.core.trial import timed
 from labkit.core.workspace import Workspace
@@ -71,7 +71,7 @@ def run(
     options: OwnOptions, *, progress: object | None = None, workspace: Workspace | None = None
 ) -> Run:
     """Measure; write the record after each trial; return it. `progress`: as in
-    `labkit.stack.progress`. Raises BadInput, TrialError (the rehearsal did not come to a token)."""
+    `labkit.stack.progress`. Raises BadInput, TrialError (no answer came in the rehearsal)."""
     records.refuse_overwriting(options.out, options.resume, options.overwrite)
     server = OwnServer.of(
         options.command, options.url, options.weights, options.image, options.model_name
@@ -239,6 +239,12 @@ def judged(trial: Trial, started: Start, setup: TrialSetup) -> Trial:
             f"{min(unproven)} was opened, which was not in the rehearsal",
             why="it was neither evicted nor proven before this trial",
             fix="a command that always loads the same model",
+        ).failed(trial)
+    if answer.error:
+        return Refused(
+            f"after {answer.text!r:.80}: {answer.error}",
+            why="an answer that breaks off is no answer",
+            fix="the log tail says what it met",
         ).failed(trial)
     if answer.text != expected:
         return WrongTokens(

@@ -14,7 +14,9 @@ core while it waits. Lesson: notebooks/01_anatomy."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -24,9 +26,16 @@ from typing import Any
 from labkit.core import timeline
 from labkit.core.control_call import host_port
 from labkit.core.digits import decimal, hexadecimal
+from labkit.core.event_stream import EventReader
 from labkit.core.json_types import JsonObject
 
 HEAD_MAX = 64 << 10
+#: How much of a refusal is read, and how long it is waited for.
+REFUSAL_MAX, REFUSAL_S = 4096, 1.0
+#: Where the text of a chat's event is.
+CONTENT = ("content", "reasoning_content", "reasoning")
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding:[^\r\n]*\bchunked\b", re.IGNORECASE)
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*(?:\r\n|$)", re.IGNORECASE)
 
 
 @dataclass
@@ -88,20 +97,22 @@ def _attempt(
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.sendall(message)
         connection.settimeout(0.5)
-        data = b""
-        while b"\r\n\r\n" not in data:
-            if len(data) > HEAD_MAX:
-                raise ConnectionError("a head without end")
-            data += _receive(connection, give_up)
-        head, _, data = data.partition(b"\r\n\r\n")
-        status = _status(head)
+        data, status = b"", 100
+        while 100 <= status < 200:  # "go on", early hints: the answer is still to come
+            while b"\r\n\r\n" not in data:
+                if len(data) > HEAD_MAX:
+                    raise ConnectionError("a head without end")
+                data += _receive(connection, give_up)
+            head, _, data = data.partition(b"\r\n\r\n")
+            status = _status(head)
         if status == 503 or status == 502:
             return False
-        if status != 200:
-            answer.error = f"the server answered {status}: {_shown(data.decode(errors='replace'))}"
-            return True
-        chunked = b"transfer-encoding: chunked" in head.lower()
-        return _stream(connection, data, chunked, answer, give_up)
+        if status == 200:
+            return _stream(_Body(connection, head, data, give_up), answer)
+        until_s = timeline.now_s() + REFUSAL_S
+        body = _Body(connection, head, data, lambda: give_up() or timeline.now_s() > until_s)
+        answer.error = f"the server answered {status}: {_shown(_beginning(body))}"
+        return True
 
 
 def _status(head: bytes) -> int:
@@ -147,49 +158,97 @@ def _dechunk(data: bytes, left: int) -> tuple[bytes, bytes, int]:
     return payload, data, left
 
 
-def _stream(
-    connection: socket.socket,
-    data: bytes,
-    chunked: bool,
-    answer: Answer,
-    give_up: Callable[[], bool],
-) -> bool:
+class _Body:
+    """What comes after a head: in chunks, of a length, or until the connection ends."""
+
+    def __init__(
+        self, connection: socket.socket, head: bytes, data: bytes, give_up: Callable[[], bool]
+    ):
+        self._connection, self._give_up = connection, give_up
+        self._chunked = bool(_CHUNKED.search(head))
+        length = None if self._chunked else _LENGTH.search(head)
+        self._data, self._left = data, decimal(length[1]) if length else None
+        if self._chunked:
+            self._left = 0
+
+    def read(self) -> bytes:
+        """What has come, waiting for something; b"" at the end. Raises ConnectionError where it
+        breaks off."""
+        while True:
+            payload, data = self._data, b""
+            if self._chunked:
+                payload, data, left = _dechunk(self._data, self._left or 0)
+                self._left = left
+            elif self._left is not None:
+                payload = payload[: self._left]
+                self._left -= len(payload)
+            self._data = data
+            if payload or self._is_over():
+                return payload
+            try:
+                self._data += _receive(self._connection, self._give_up)
+            except ConnectionError:
+                if self._left is not None:
+                    raise
+                return b""
+
+    def _is_over(self) -> bool:
+        return self._left == -1 if self._chunked else self._left == 0
+
+
+def _beginning(body: _Body) -> str:
+    """What a server says of its refusal, as far as it comes in time."""
+    text = b""
+    with contextlib.suppress(OSError):
+        while len(text) < REFUSAL_MAX and (data := body.read()):
+            text += data
+    return text.decode(errors="replace").strip()
+
+
+def _stream(body: _Body, answer: Answer) -> bool:
     """Read SSE events until [DONE], an error event, or the end."""
-    text, left = b"", 0
-    while True:
-        if chunked:
-            payload, data, left = _dechunk(data, left)
-            text += payload
-        else:
-            text, data = text + data, b""
-        while b"\n" in text:
-            line, _, text = text.partition(b"\n")
-            if line.startswith(b"data:") and _event(line[5:].strip(), answer):
-                return True
-        if left < 0:
-            return answer.first_token_s is not None
+    reader, whole, done = EventReader(), False, False
+    while not whole:
         try:
-            data += _receive(connection, give_up)
+            data = body.read()
         except ConnectionError:
-            if answer.first_token_s is not None:
+            if answer.first_token_s is None:
+                raise
+            return True
+        whole = not data
+        for event in reader.feed(data) if data else reader.end():
+            if not isinstance(event, dict):
+                whole = done = True
+            elif event.get("error"):
+                answer.error = _shown(str(event["error"]))
                 return True
-            raise
+            else:
+                _take(event, answer)
+    if answer.first_token_s is None and reader.seen.lstrip().startswith((b"{", b"[")):
+        answer.error = (
+            "the server answered in one piece, not as a stream of events: when its first token came"
+            f" cannot be seen: {_shown(reader.seen.decode(errors='replace'))}"
+        )
+    elif answer.first_token_s is None and done:
+        answer.error = "the server's answer was over before a token came"
+    return answer.first_token_s is not None or bool(answer.error)
 
 
-def _event(text: bytes, answer: Answer) -> bool:
-    """Take one event's tokens; True when it ends the answer."""
-    if text == b"[DONE]":
-        return True
-    try:
-        event = json.loads(text)
-    except ValueError:
-        return False
-    if "error" in event:
-        answer.error = _shown(str(event["error"]))
-        return True
-    choice = (event.get("choices") or [{}])[0]
+def _take(event: JsonObject, answer: Answer) -> None:
+    """The tokens of one event: of a completion or a chat, thinking aloud or not. One that names the
+    role or the usage has none."""
+    choices = event.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    if not isinstance(choice, dict):
+        return
+    delta = choice.get("delta")
+    found = [choice.get("text")]
+    if isinstance(delta, dict):
+        found += [delta.get(name) for name in CONTENT]
+    piece = next((text for text in found if isinstance(text, str) and text), "")
     ids = choice.get("token_ids") or []
-    piece = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+    if not isinstance(ids, list):
+        ids = []
     if ids or piece:
         answer.last_token_s = timeline.now_s()
         answer.times_s.append(answer.last_token_s)
@@ -197,7 +256,6 @@ def _event(text: bytes, answer: Answer) -> bool:
             answer.first_token_s = answer.last_token_s
         answer.tokens += ids
         answer.text += piece
-    return False
 
 
 def _shown(text: str) -> str:

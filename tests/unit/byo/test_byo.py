@@ -236,7 +236,7 @@ def test_a_port_that_is_taken_is_refused(tmp_path, workspace):
 
 
 def test_a_server_that_ends_is_a_trial_error_with_its_last_words(tmp_path, workspace):
-    with pytest.raises(TrialError, match="did not come to a token") as caught:
+    with pytest.raises(TrialError, match="did not come to a whole answer") as caught:
         run(
             OwnOptions(
                 command="sh -c 'echo out of cheese; exit 3'",
