@@ -42,7 +42,7 @@ def name_in(layout: Layout, wanted: str) -> str:
     from labkit.errors import BadInput
     from labkit.image.oci import REF_NAME
 
-    listed = [d.annotations.get(REF_NAME, "") for d in layout.index()]
+    listed = list(dict.fromkeys(d.annotations.get(REF_NAME, "") for d in layout.index()))
     if not listed:
         raise BadInput(
             f"{layout.path} holds no image",
@@ -52,7 +52,8 @@ def name_in(layout: Layout, wanted: str) -> str:
     if wanted or len(listed) == 1:
         return wanted or listed[0]
     raise BadInput(
-        f"{layout.path} holds {len(listed)} images", fix="--name " + " or --name ".join(listed)
+        f"{layout.path} holds {len(listed)} images",
+        fix="--name " + " or --name ".join(name for name in listed if name),
     )
 
 

@@ -46,9 +46,11 @@ def file_chunks(path: str | os.PathLike[str]) -> Iterator[bytes]:
             yield chunk
 
 
-def decompress(chunks: Iterable[bytes], *, fast: bool = False) -> Iterator[bytes]:
+def decompress(
+    chunks: Iterable[bytes], *, fast: bool = False, name: str = "layer"
+) -> Iterator[bytes]:
     """Bounded chunks of the plain stream. `fast`: ISA-L in place of zlib (zstd has one library).
-    Raises BadInput.
+    Raises BadInput, which calls the layer by its `name`.
 
     The first bytes say what it is, as for containerd and containers/storage: builders label gzip as
     tar and zstd as gzip. A blob of no bytes is an empty layer there, too."""
@@ -61,19 +63,22 @@ def decompress(chunks: Iterable[bytes], *, fast: bool = False) -> Iterator[bytes
             from isal import isal_zlib
 
             # the stubs: a decompressor of its own, and the class `error` as an instance
-            yield from _gunzip(whole, isal_zlib.decompressobj, isal_zlib.error)  # type: ignore[arg-type]
+            yield from _gunzip(whole, name, isal_zlib.decompressobj, isal_zlib.error)  # type: ignore[arg-type]
         else:
-            yield from _gunzip(whole, zlib.decompressobj, zlib.error)
+            yield from _gunzip(whole, name, zlib.decompressobj, zlib.error)
     elif head.startswith(b"\x28\xb5\x2f\xfd") or (
         head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50
     ):
-        yield from _unzstd(whole)
+        yield from _unzstd(whole, name)
     else:
         yield from whole
 
 
 def _gunzip(
-    chunks: Iterable[bytes], make: Callable[..., zlib._Decompress], error: type[Exception]
+    chunks: Iterable[bytes],
+    name: str,
+    make: Callable[..., zlib._Decompress],
+    error: type[Exception],
 ) -> Iterator[bytes]:
     """All members of a gzip stream: eStargz and parallel compressors write many. Zeros behind the
     last one are padding, as for gzip itself and libarchive; anything else there is refused."""
@@ -98,20 +103,21 @@ def _gunzip(
                     chunk = engine.unused_data if engine.eof else b""
     except error as bad:
         raise BadInput(
-            f"layer is not sound gzip: {bad}",
+            f"{name} is not sound gzip: {bad}",
             why="a corrupt or forged layer; nothing of it was kept",
         ) from None
     if not engine.eof and not between:
-        raise _cut("gzip")
+        raise _cut(name, "gzip")
 
 
-def _cut(codec: str) -> BadInput:
+def _cut(name: str, codec: str) -> BadInput:
     return BadInput(
-        f"layer's {codec} stream ends too early", why="a truncated layer; nothing of it was kept"
+        f"{name}: its {codec} stream ends too early",
+        why="a truncated layer; nothing of it was kept",
     )
 
 
-def _unzstd(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def _unzstd(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
     """All frames of a zstd stream, skippable ones among them.
 
     zstandard's reader takes the end of its input in mid-frame for the end of the stream. So one
@@ -156,13 +162,13 @@ def _unzstd(chunks: Iterable[bytes]) -> Iterator[bytes]:
                     tail = tail[-len(mark) :]
     except zstandard.ZstdError as bad:
         if file.ended:
-            raise _cut("zstd") from None
+            raise _cut(name, "zstd") from None
         raise BadInput(
-            f"layer is not sound zstd: {bad}",
+            f"{name} is not sound zstd: {bad}",
             why="a corrupt or forged layer; nothing of it was kept",
         ) from None
     if not tail.endswith(mark):
-        raise _cut("zstd")
+        raise _cut(name, "zstd")
     if plain := tail[: -len(mark)]:
         yield plain
 

@@ -169,7 +169,7 @@ def _plain(blob: ResumableBlob, diff_id: str, stop: threading.Event, fast: bool)
     layer = blob.descriptor
     # Beside the writer: packed digest + decompression, plain digest, and the fetch itself.
     codec_of(layer.media_type)
-    plain = staged(decompress(_packed(blob), fast=fast), stop)
+    plain = staged(decompress(_packed(blob), fast=fast, name=f"layer {layer.digest}"), stop)
     return staged(_checked(plain, diff_id, f"layer {layer.digest[:23]} unpacked"), stop)
 
 

@@ -88,7 +88,11 @@ class Descriptor:
     def urls(self) -> tuple[str, ...]:
         """Where else it may be: of a layer that must not be distributed."""
         urls = self.other.get("urls")
-        return tuple(u for u in urls if isinstance(u, str)) if isinstance(urls, list) else ()
+        if not isinstance(urls, list):
+            return ()
+        return tuple(
+            u for u in urls if isinstance(u, str) and u.startswith(("http://", "https://"))
+        )
 
     def as_json(self) -> JsonObject:
         doc: JsonObject = {

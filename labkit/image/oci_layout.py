@@ -143,13 +143,15 @@ class Layout:
         `fetched`: its digest was checked as it arrived."""
         codec_of(layer.media_type)
         packed = file_chunks(self.blob_path(layer.digest)) if fetched else self.blob_chunks(layer)
-        plain = Hashed(decompress(packed, fast=fast))
+        plain = Hashed(decompress(packed, fast=fast, name=f"layer {layer.digest}"))
         try:
             yield plain
             for _ in plain:  # what lies behind the end of the archive
                 pass
-        except Exception:
+        except Exception as error:
             self.check_blob(layer)  # damage shows in many ways, and has one name
+            if isinstance(error, BadInput) and layer.digest not in error.what:
+                error.what = f"layer {layer.digest}: {error.what}"
             raise
         if plain.digest != diff_id:
             self.check_blob(layer)
@@ -256,16 +258,15 @@ class Layout:
     ) -> Descriptor:
         """The same for a manifest or an index as its bytes."""
         written = self.write_blob(raw, media_type)
-        entry = Descriptor(
-            media_type, written.digest, written.size_bytes, {REF_NAME: name}, platform or {}
-        )
+        notes = {REF_NAME: name} if name else {}
+        entry = Descriptor(media_type, written.digest, written.size_bytes, notes, platform or {})
         doc: JsonObject = {"schemaVersion": 2, "mediaType": INDEX}
         if (self.path / "index.json").exists():
             doc |= self._index()
             old = index_from(doc)
         else:
             old = ()
-        kept = [d.as_json() for d in old if d.annotations.get(REF_NAME) != name]
+        kept = [d.as_json() for d in old if d.annotations.get(REF_NAME, "") != name]
         with replacing(self.path / "index.json") as part:
             part.write_bytes(canonical({**doc, "manifests": [*kept, entry.as_json()]}))
         return entry

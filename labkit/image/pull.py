@@ -25,7 +25,7 @@ from pathlib import Path
 from labkit.core.beside import one_at_a_time
 from labkit.core.json_types import JsonObject
 from labkit.core.plan import StepContext
-from labkit.errors import BadInput
+from labkit.errors import BadInput, TransferError
 from labkit.image import oci
 from labkit.image.distribution import RemoteImage
 from labkit.image.oci_layout import Layout
@@ -58,13 +58,7 @@ def pull_into(
             with contextlib.suppress(BadInput):  # what is missing or damaged is fetched
                 target.check_blob(blob)
                 return 0
-            return fetch_file(
-                fetching,
-                image.blob_url(blob.digest),
-                path,
-                size_bytes=blob.size_bytes,
-                digest=blob.digest,
-            ).size_bytes
+            return _fetch(fetching, [image.blob_url(blob.digest), *blob.urls], blob, path)
 
         with ThreadPoolExecutor(max(1, streams), thread_name_prefix="layer") as pool:
             fetched = sum(pool.map(fetch, wanted.values()))
@@ -82,6 +76,20 @@ def pull_into(
             "streams": streams,
             **fetching.facts(),
         }
+
+
+def _fetch(client: Client, urls: list[str], blob: oci.Descriptor, path: Path) -> int:
+    """From the first of these that has it: a layer that must not be distributed may be at its
+    owner's only. Bytes fetched. Raises the registry's TransferError."""
+    refused: TransferError | None = None
+    for url in urls:
+        try:
+            got = fetch_file(client, url, path, size_bytes=blob.size_bytes, digest=blob.digest)
+            return got.size_bytes
+        except TransferError as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,12 @@ def blob_key(digest: str) -> str:
 
 def _named(name: str) -> Reference:
     """Raises BadInput for a name that a bucket cannot list an image under."""
+    if not name:
+        raise BadInput(
+            "the layout's image has no name",
+            why="a bucket lists images by NAME:TAG",
+            fix="skopeo copy oci:LAYOUT oci:OTHER:lab/subject:latest gives it one",
+        )
     reference = parse_reference(name)
     if reference.digest:
         raise BadInput(

@@ -202,7 +202,7 @@ def crossover(
                 began_s = time.monotonic()
                 into = Layout(base / f"content-{link}")
                 manifest, _ = pull_into(into, f"{served.url}/{NAME}")
-                unpack_image(into, manifest, base / f"tree-{link}")
+                unpack_image(into, manifest, base / f"tree-{link}", fetched=True)
                 full[link] = time.monotonic() - began_s
                 for share in shares:
                     began_s = time.monotonic()

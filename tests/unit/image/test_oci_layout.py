@@ -143,6 +143,23 @@ def test_a_layer_that_is_not_what_the_config_says_is_not_unpacked(sound, tmp_pat
         assert not list((tmp_path / out).rglob("blobs/sha256/*"))
 
 
+@pytest.mark.parametrize("codec", PACK)
+def test_a_layer_that_was_built_broken_is_named(tmp_path, codec):
+    """Its digest is right, and it ends in the middle."""
+    layout = Layout.create(tmp_path)
+    tar = archive("x")
+    cut = PACK[codec](tar)[:-3000]
+    layer = layout.write_blob(cut, oci.layer_type(codec))
+    doc = {"rootfs": {"type": "layers", "diff_ids": [oci.digest_of(tar)]}}
+    config = layout.write_blob(oci.canonical(doc), oci.CONFIG)
+    layout.add(oci.Manifest(config, (layer,)), NAME)
+    for reader in ("unpack", "convert", "recompress"):
+        if codec == "zstd" and reader == "recompress":
+            continue  # it is in that codec, and goes on as it is
+        with pytest.raises(BadInput, match=layer.digest):
+            READERS[reader](layout, tmp_path / "to")
+
+
 def test_a_missing_blob_is_named_and_so_is_its_owner_where_it_has_one(tmp_path):
     layout = image(tmp_path)
     layer = layout.manifest(NAME).layers[0]

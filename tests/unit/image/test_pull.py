@@ -4,6 +4,7 @@ disk."""
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -109,6 +110,29 @@ def test_a_blob_of_the_layout_that_is_damaged_is_fetched_again(tmp_path, source,
         path.write_bytes(bytes(path.stat().st_size))
         assert pull.pull_into(into, reference)[1]["bytes_fetched"] == path.stat().st_size
     into.check_blob(manifest.layers[0])
+
+
+def test_a_layer_that_must_not_be_distributed_comes_from_its_owner(tmp_path, ledger):
+    owner = Layout(tmp_path / "owner")
+    manifest = tiny.tiny_layout(owner.path, size_bytes=100_000)
+    publish_image(tmp_path / "registry", owner.path, tiny.REFERENCE)
+    with serving("registry", tmp_path / "registry", ledger=ledger) as served:
+        bound = [
+            replace(
+                layer,
+                media_type=oci.layer_type("gzip", ".nondistributable."),
+                other={"urls": ["file:///etc/passwd", f"{served.url}/v2/lab/tiny/blobs/{d}"]},
+            )
+            for layer in manifest.layers
+            for d in (layer.digest,)
+        ]
+        elsewhere = Layout.create(tmp_path / "elsewhere")
+        elsewhere.write_blob(owner.read_blob(manifest.config), oci.CONFIG)
+        elsewhere.add(manifest.with_blobs(manifest.config, bound), "lab/bound:v1")
+        publish_image(tmp_path / "registry", elsewhere.path, "lab/bound:v1")
+        into = Layout(tmp_path / "got")
+        pull.pull_into(into, f"{served.url}/lab/bound:v1", client=Client(retry=FAST))
+    pull.ensure_rootfs(into.path, "lab/bound:v1", tmp_path / "roots")
 
 
 def test_an_image_that_is_not_there_says_so(tmp_path, source, ledger):
