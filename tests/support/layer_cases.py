@@ -10,7 +10,7 @@ import os
 import stat
 import tarfile
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 NOBODY = ()
@@ -137,7 +137,7 @@ CASES: dict[str, Case] = {
     ),
     "a whiteout behind its directory": Case(
         [LOWER_DIR, [M("d/", "d"), M("d/new", content=b"n"), M(".wh.d")]],
-        {"d": _NAMED, "d/new": b"n"},
+        {"d": EMPTY_DIR, "d/new": b"n"},
         ("umoci",),
     ),
     "a whiteout before its directory": Case(
@@ -398,8 +398,6 @@ def observed(top: Path) -> dict[str, Found]:
 
 
 def with_names(found: dict[str, Found], groups: Iterable[list[str]]) -> dict[str, Found]:
-    from dataclasses import replace
-
     for group in groups:
         if len(group) > 1:
             for name in group:

@@ -183,7 +183,7 @@ class _Merged:
         node = Node(item.kind, path, item.mode, item.uid, item.gid, item.mtime_ns, self.layer)
         node.size, node.chunks = item.size, item.chunks
         if item.kind == "symlink":
-            node.target = _bytes(item.link)
+            node.target, node.mode = _bytes(item.link), 0o777  # Linux knows no other
         elif item.kind in ("char", "block"):
             node.rdev = (item.major & 0xFFF) << 8 | (item.minor & 0xFF) | (item.minor & ~0xFF) << 12
         if item.xattrs:

@@ -4,6 +4,7 @@ that."""
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def toc_of(tar: bytes, top: Path) -> Toc:
     return read_toc_of_file(top / "blob", written.toc_digest)
 
 
-def merged(tree: InodeTree, contents: bool = False) -> dict[str, Found]:
+def merged(tree: InodeTree) -> dict[str, Found]:
     found: dict[str, Found] = {}
     inodes: dict[int, list[str]] = {}
 
@@ -59,7 +60,7 @@ def merged(tree: InodeTree, contents: bool = False) -> dict[str, Found]:
             found[path] = Found(
                 _KINDS[child.kind],
                 os.fsdecode(child.target) if child.kind == "symlink" else b"",
-                0o777 if child.kind == "symlink" else child.mode,
+                child.mode,
                 (child.uid, child.gid),
                 child.mtime_ns / 1e9,
                 xattrs=tuple(sorted((os.fsdecode(k), v) for k, v in (child.xattrs or {}).items())),
@@ -74,8 +75,6 @@ def merged(tree: InodeTree, contents: bool = False) -> dict[str, Found]:
 
 
 def without_contents(tree: dict[str, Found]) -> dict[str, Found]:
-    from dataclasses import replace
-
     return {k: replace(v, content=b"") if v.kind == "f" else v for k, v in tree.items()}
 
 
@@ -83,8 +82,6 @@ def as_user(tree: dict[str, Found]) -> dict[str, Found]:
     """Where the tests run without root, owners and set-id bits are not those of the layer."""
     if os.geteuid() == 0:
         return tree
-    from dataclasses import replace
-
     return {k: replace(v, owner=None, mode=(v.mode or 0) & 0o1777) for k, v in tree.items()}
 
 
