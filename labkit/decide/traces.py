@@ -8,11 +8,15 @@ A generated trace is an assumption about users; your own log is not. Lesson: not
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import random
+import re
 from collections.abc import Callable
-from datetime import datetime
+from datetime import date, time
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from typing import NamedTuple
 
 from labkit.errors import BadInput
 
@@ -89,63 +93,146 @@ TRACES = {"poisson": poisson, "bursty": bursty, "diurnal": diurnal}
 
 
 def read_trace(path: str | Path) -> list[float]:
-    """Arrivals from a CSV: the column `arrival_s`, `timestamp` or `time` (else the first), in
-    seconds or ISO 8601. Starts at 0, sorted.
+    """Arrivals from a CSV (commas, semicolons or tabs), in seconds from the first, ascending: its
+    column `arrival`, `timestamp`, `time`, … or, without a header, the first.
 
-    Raises BadInput naming the line."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = [
-                (number, row)
-                for number, row in enumerate(csv.reader(file), 1)
-                if row and any(c.strip() for c in row)
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(
-            f"cannot read the trace {path}: {error}",
-            fix="a CSV with one arrival a line, in seconds or ISO 8601",
-        ) from None
-    column, first = 0, 0
-    if rows and _moment(rows[0][1][0]) is None:
-        head = [c.strip().lower() for c in rows[0][1]]
-        column = next(
-            (
-                head.index(name)
-                for name in ("arrival_s", "timestamp", "time", "arrival")
-                if name in head
-            ),
-            0,
-        )
-        first = 1
+    A moment is ISO 8601 (without an offset: UTC) or a number: of seconds, or of milli-, micro- or
+    nanoseconds since 1970, as its size or its column's name (`_ms`, `_us`, `_ns`) says. Raises
+    BadInput naming the line."""
+    rows = _rows(path)
+    if not rows:
+        raise BadInput(f"{path} holds no arrival", fix=_FIX)
+    column, unit = 0, ""
+    if _moment(rows[0][1][0]) is None:
+        column, unit = _named(rows.pop(0)[1], path)
     if len(rows) > _MOST_ROWS:
         raise BadInput(
             f"{path} holds {len(rows)} requests, more than a simulation here should",
             fix="cut it to the busiest days",
         )
-    arrivals = []
-    for number, row in rows[first:]:
-        moment = _moment(row[column]) if column < len(row) else None
+    moments: list[_Moment] = []
+    for line, row in rows:
+        moment = _moment(row[column], unit) if column < len(row) else None
         if moment is None:
             raise BadInput(
-                f"{path}, line {number}: {','.join(row)[:60]!r} is no arrival time",
-                fix="seconds (12.5) or ISO 8601 (2026-01-31T12:00:00Z)",
+                f"{path}, line {line}: {','.join(row)[:60]!r} has no arrival time", fix=_FIX
             )
-        arrivals.append(moment)
-    if not arrivals:
+        if moments and moment.kind != moments[0].kind:
+            raise BadInput(
+                f"{path}, line {line}: {row[column][:60]!r} is in {moment.kind}, the first arrival"
+                f" in {moments[0].kind}",
+                why="between clocks that differ no time can be told",
+                fix="one kind of time in the whole column",
+            )
+        moments.append(moment)
+    if not moments:
+        raise BadInput(f"{path} holds no arrival", fix=_FIX)
+    arrivals = sorted(m.value for m in moments)
+    scale = _UNITS[moments[0].kind][0]
+    return [float((a - arrivals[0]) / scale) for a in arrivals]
+
+
+class _Moment(NamedTuple):
+    value: Decimal
+    kind: str
+
+
+#: What one second holds of each unit, and from which number on a time since 1970 must be in it: in
+#: the unit before, that would be after the year 5000.
+_UNITS = {
+    "seconds": (1, 0),
+    "milliseconds": (10**3, 10**11),
+    "microseconds": (10**6, 10**14),
+    "nanoseconds": (10**9, 10**17),
+    "dates with an offset": (1, 0),
+    "dates without an offset": (1, 0),
+}
+_SUFFIXES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
+#: Columns that hold the arrivals, in the order in which they are taken.
+_NAMES = ("arrival", "arrival_time", "arrived_at", "timestamp", "time", "datetime", "ts")
+_EPOCH_S = date(1970, 1, 1).toordinal() * 86_400
+_FIX = "a CSV with one arrival a line, in seconds or ISO 8601 (2026-01-31T12:00:00Z)"
+_ISO = re.compile(
+    r"(\d{4})([-/]?)(\d\d)\2(\d\d)"
+    r"(?:[Tt ](\d\d):?(\d\d)(?::?(\d\d)(?:[.,](\d+))?)?\s*([Zz]|UTC|[+-]\d\d(?::?\d\d)?)?)?",
+    re.ASCII,
+)
+
+
+def _rows(path: str | Path) -> list[tuple[int, list[str]]]:
+    """(line, cells) of all lines that hold anything. Raises BadInput."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            lines: list[str] = []  # looked at before they are read: it may be a pipe
+            while not (first := file.readline()).strip() and first:
+                lines.append(first)
+            if first.lstrip().startswith(("{", "[")):
+                raise BadInput(
+                    f"{path} is JSON, not a CSV",
+                    why="nothing says which of its fields is the arrival, and in what unit",
+                    fix=f"{_FIX}: jq -r .timestamp FILE",
+                )
+            # the fraction of a lone time may stand behind a comma, as Python's logs write it
+            delimiter = "\t" if _moment(first) else max("\t;,", key=first.count)
+            lines.append(first)
+            reader = csv.reader(
+                itertools.chain(lines, file), delimiter=delimiter, skipinitialspace=True
+            )
+            return [(reader.line_num, row) for row in reader if any(c.strip() for c in row)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"cannot read the trace {path}: {error}", fix=_FIX) from None
+
+
+def _named(header: list[str], path: str | Path) -> tuple[int, str]:
+    """(column, unit where its name has one). Raises BadInput: any other column would be taken for
+    seconds, a row number too."""
+    found: dict[int, tuple[int, str]] = {}
+    for at, cell in enumerate(header):
+        name = re.sub(r"[^a-z0-9]+", "_", cell.lower()).strip("_")
+        stem, _, suffix = name.rpartition("_")
+        if name in _NAMES:
+            found.setdefault(_NAMES.index(name), (at, ""))
+        elif stem in _NAMES and suffix in _SUFFIXES:
+            found.setdefault(_NAMES.index(stem), (at, _SUFFIXES[suffix]))
+    if not found:
         raise BadInput(
-            f"{path} holds no arrival", fix="a CSV with one arrival a line, in seconds or ISO 8601"
+            f"{path}: none of its columns is named as an arrival's: "
+            + ", ".join(repr(cell.strip()[:40]) for cell in header[:20]),
+            why="any of them could be a row number or a duration",
+            fix=f"call it one of {', '.join(_NAMES)}, with _ms, _us or _ns for its unit",
         )
-    arrivals.sort()
-    return [a - arrivals[0] for a in arrivals]
+    return found[min(found)]
 
 
-def _moment(text: str) -> float | None:
+def _moment(text: str, unit: str = "") -> _Moment | None:
+    """None for what is no time. `unit`: of numbers, where it is known."""
+    text = text.strip()
     try:
-        value = float(text)
-        return value if math.isfinite(value) else None
-    except ValueError:
-        pass
-    try:
-        return datetime.fromisoformat(text.strip().replace("Z", "+00:00")).timestamp()
-    except (ValueError, OverflowError, OSError):
+        value = Decimal(text)
+    except InvalidOperation:
+        return _date(text)
+    if not value.is_finite() or value.adjusted() > 20:
         return None
+    sized = (name for name, (_, least) in reversed(_UNITS.items()) if least and abs(value) >= least)
+    return _Moment(value, unit or next(sized, "seconds"))
+
+
+def _date(text: str) -> _Moment | None:
+    match = _ISO.fullmatch(text)
+    if not match:
+        return None
+    year, _, month, day, hour, minute, second, fraction, offset = match.groups(default="0")
+    try:
+        of_day = time(int(hour), int(minute), int(second))
+        days = date(int(year), int(month), int(day)).toordinal()
+    except ValueError:
+        return None
+    seconds = days * 86_400 + of_day.hour * 3600 + of_day.minute * 60 + of_day.second - _EPOCH_S
+    value = seconds + Decimal(f"0.{fraction}")
+    if offset == "0":
+        return _Moment(value, "dates without an offset")
+    if offset[0] in "+-":
+        digits = offset[1:].replace(":", "").ljust(4, "0")
+        ahead_s = int(digits[:2]) * 3600 + int(digits[2:]) * 60
+        value -= ahead_s if offset[0] == "+" else -ahead_s
+    return _Moment(value, "dates with an offset")

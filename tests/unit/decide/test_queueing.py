@@ -98,41 +98,6 @@ def test_a_day_has_its_quiet_hours():
 
 
 @pytest.mark.parametrize(
-    ("text", "arrivals"),
-    [
-        ("0\n1.5\n4\n", [0, 1.5, 4]),
-        ("arrival_s\n10\n12\n", [0, 2]),
-        ("id,timestamp\na,2026-01-01T00:00:05Z\nb,2026-01-01T00:00:00Z\n", [0, 5]),
-        ("1767225600\n\n1767225660\n", [0, 60]),
-    ],
-)
-def test_a_trace_is_seconds_or_iso_with_or_without_a_head(tmp_path, text, arrivals):
-    (tmp_path / "t.csv").write_text(text)
-    assert traces.read_trace(tmp_path / "t.csv") == arrivals
-
-
-@pytest.mark.parametrize(
-    "text", ["", "time\n", "0\nlater\n", "id,timestamp\na\n", "nan\n", "0\ninf\n"]
-)
-def test_a_bad_trace_is_refused_and_names_the_line(tmp_path, text):
-    (tmp_path / "t.csv").write_text(text)
-    with pytest.raises(BadInput) as caught:
-        traces.read_trace(tmp_path / "t.csv")
-    assert caught.value.fix
-
-
-@given(st.binary(max_size=200))
-def test_any_bytes_are_a_trace_or_a_bad_input(tmp_path_factory, data):
-    path = tmp_path_factory.mktemp("t") / "t.csv"
-    path.write_bytes(data)
-    try:
-        trace = traces.read_trace(path)
-    except BadInput:
-        return
-    assert trace and trace[0] == 0 and trace == sorted(trace)
-
-
-@pytest.mark.parametrize(
     "bad",
     [
         {"keep_alive_s": -1},
