@@ -11,6 +11,7 @@ import argparse
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 from labkit.core.arguments import count
 from labkit.core.units import parse_bytes, show_bytes, show_rate, show_s
@@ -108,7 +109,7 @@ def _verify(args: argparse.Namespace) -> int:
     from labkit.core.stdout import last_line, table
     from labkit.subject.verify import verify
 
-    report = verify(args.directory)
+    report = verify(Path(args.directory).expanduser())
     if not args.json:
         if report["wrong"]:
             print(

@@ -61,8 +61,8 @@ class Arena:
 
 def places(source: str) -> tuple[list[Place], int]:
     """Every tensor of a safetensors checkpoint, and the arena's size in bytes. Raises BadInput."""
-    from labkit.formats.safetensors_header import read
-    from labkit.weights.loaders.views import TORCH, torch_dtype
+    from labkit.formats.safetensors_header import TORCH, read
+    from labkit.weights.loaders.views import torch_dtype
     from labkit.weights.source import open_source
 
     opened = open_source(source)

@@ -25,8 +25,8 @@ from labkit.errors import BadInput
 #: A real header spends about 100 bytes a tensor; 8 MiB of forged JSON expands to below 512 MiB of
 #: Python objects.
 MAX_HEADER_BYTES = 8 << 20
-MAX_TENSORS = 100_000
-MAX_DIMENSIONS = 16
+MAX_TENSORS = 250_000
+MAX_DIMENSIONS = 64  # torch's own
 
 
 class TensorEntry(NamedTuple):

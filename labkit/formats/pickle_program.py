@@ -21,7 +21,7 @@ from labkit.formats.layout import MAX_HEADER_BYTES
 
 MAX_OPCODES = 2_000_000
 
-#: What a checkpoint of plain tensors names. Everything else is a finding.
+#: Storages by name, with the bytes of an element.
 STORAGES = {
     "DoubleStorage": 8,
     "FloatStorage": 4,
@@ -37,13 +37,46 @@ STORAGES = {
     "ComplexDoubleStorage": 16,
     "UntypedStorage": 1,
 }
-HARMLESS = {
-    ("collections", "OrderedDict"),
-    ("torch._utils", "_rebuild_tensor_v2"),
-    ("torch._utils", "_rebuild_parameter"),
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-} | {("torch", s) for s in STORAGES}
+#: dtypes by torch's name, with the bytes of an element: an untyped storage's tensor names one.
+DTYPES = {
+    **dict.fromkeys(("float64", "int64", "uint64", "complex64"), 8),
+    **dict.fromkeys(("float32", "int32", "uint32", "complex32"), 4),
+    **dict.fromkeys(("float16", "bfloat16", "int16", "uint16"), 2),
+    **dict.fromkeys(("int8", "uint8", "bool", "float4_e2m1fn_x2", "float8_e8m0fnu"), 1),
+    **dict.fromkeys(("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"), 1),
+    "complex128": 16,
+}
+#: What torch.load(weights_only=True) lets a checkpoint name. Everything else is a finding.
+HARMLESS = (
+    {
+        ("collections", "OrderedDict"),
+        ("collections", "Counter"),
+        ("_codecs", "encode"),
+        ("torch", "Size"),
+        ("torch", "Tensor"),
+        ("torch", "device"),
+        ("torch.nn.parameter", "Parameter"),
+        ("torch.serialization", "_get_layout"),
+        ("torch.storage", "UntypedStorage"),
+        ("torch.storage", "TypedStorage"),
+    }
+    | {(module, name) for module in ("builtins", "__builtin__") for name in ("set", "bytearray")}
+    | {("torch", name) for name in (*STORAGES, *DTYPES)}
+    | {
+        ("torch._utils", "_rebuild_" + what)
+        for what in (
+            "tensor",
+            "tensor_v2",
+            "tensor_v3",
+            "parameter",
+            "parameter_with_state",
+            "qtensor",
+            "sparse_tensor",
+            "nested_tensor",
+            "meta_tensor_no_storage",
+        )
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -115,6 +148,7 @@ class Follow:
         self.names: list[tuple[int, Name]] = []
         self.calls: list[Call] = []
         self.builds: list[tuple[int, object]] = []
+        self.persistent: list[PersistentId] = []
         self.opcodes = 0
         self.result: object = None
 
@@ -198,8 +232,9 @@ class Follow:
             if isinstance(into, Call):  # an OrderedDict from a call: keep its items beside it
                 into = into.__dict__.setdefault("items", {})
             for key, value in zip(pairs[::2], pairs[1::2], strict=False):
-                if isinstance(into, dict) and isinstance(key, str):
-                    into[key] = value
+                small = isinstance(key, int) and not abs(key) >> 64
+                if isinstance(into, dict) and (isinstance(key, str) or small):
+                    into[str(key)] = value
             if name == "DICT":
                 stack.append(into)
         elif name in ("APPEND", "APPENDS", "ADDITEMS"):
@@ -222,7 +257,8 @@ class Follow:
             stack.pop()
             self.builds.append((at, stack[-1]))
         elif name in ("BINPERSID", "PERSID"):
-            stack.append(PersistentId(stack.pop() if name == "BINPERSID" else argument))
+            self.persistent.append(PersistentId(stack.pop() if name == "BINPERSID" else argument))
+            stack.append(self.persistent[-1])
         elif name in ("EXT1", "EXT2", "EXT4"):
             entry = Name("copyreg.extension", str(argument))
             self.names.append((at, entry))

@@ -7,7 +7,7 @@ format.
 
 Nothing in it runs, which is why it exists. Still hostile: a length that lies, offsets over each
 other or past the end, nesting, numbers without end. Limits are in `layout`. Source: the safetensors
-README (format section); its own limit for the header is 100 MB, ours is lower because Python
+README (format section); its own limit for the header is 100 MB, ours is 32 MiB because Python
 objects are larger. Lesson: notebooks/04_model_formats."""
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any, NoReturn
 from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 from labkit.formats.layout import (
-    MAX_HEADER_BYTES,
     MAX_TENSORS,
     Layout,
     TensorEntry,
@@ -31,6 +30,8 @@ from labkit.formats.layout import (
 )
 from labkit.formats.not_weights import instead_of_weights
 
+#: Some 200 000 tensors; forged JSON of this size expands to below 2 GiB of Python objects.
+MAX_HEADER_BYTES = 32 << 20
 _KEYS = {"dtype", "shape", "data_offsets"}
 #: dtype -> bits an element
 BITS = {
@@ -56,6 +57,28 @@ BITS = {
     "F4": 4,
     "F6_E2M3": 6,
     "F6_E3M2": 6,
+}
+#: safetensors dtype -> torch attribute
+TORCH = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "I16": "int16",
+    "U16": "uint16",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I32": "int32",
+    "U32": "uint32",
+    "F32": "float32",
+    "C64": "complex64",
+    "F64": "float64",
+    "I64": "int64",
+    "U64": "uint64",
 }
 
 
@@ -92,7 +115,7 @@ def _once(pairs: list[tuple[str, Any]]) -> JsonObject:
 
 
 def _entry(name: str, about: object, begin: int) -> TensorEntry:
-    if not isinstance(about, dict) or about.keys() != _KEYS:
+    if not isinstance(about, dict) or not about.keys() >= _KEYS:
         raise BadInput(
             f"{name[:80]}: a tensor has dtype, shape and data_offsets, this one has"
             f" {str(list(about))[:80] if isinstance(about, dict) else 'none'}"
@@ -122,6 +145,8 @@ def parse(header: bytes, size_bytes: int, path: str = "") -> Layout:
     begin = 8 + len(header)
     try:
         doc = json.loads(header.decode("utf-8"), object_pairs_hook=_once, parse_constant=_refuse)
+        if b"\\u" in header:  # half a character: no text that could be written or shown
+            json.dumps(doc, ensure_ascii=False).encode("utf-8")
     except RecursionError:
         raise BadInput("the header nests too deeply", why="a real one has two levels") from None
     except (ValueError, UnicodeDecodeError) as error:
@@ -131,7 +156,8 @@ def parse(header: bytes, size_bytes: int, path: str = "") -> Layout:
         ) from None
     if not isinstance(doc, dict):
         raise BadInput("the header is not a JSON object")
-    metadata = doc.pop("__metadata__", {})
+    metadata = doc.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or any(not isinstance(v, str) for v in metadata.values()):
         raise BadInput("__metadata__ is not a map of text to text")
     if len(doc) > MAX_TENSORS:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 
@@ -26,6 +25,16 @@ from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 from labkit.subject.config_fields import Fields
 
+#: torch's names of the dtypes that can be computed in, with their second names.
+DTYPES = {
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+    "half": "float16",
+    "float32": "float32",
+    "float": "float32",
+    "float64": "float64",
+    "double": "float64",
+}
 FAMILIES = ("llama", "qwen2", "mistral")
 #: What a chat model adds to its config: tokens beside the config's that end an answer.
 GENERATION = "generation_config.json"
@@ -70,15 +79,22 @@ class LlamaConfig:
     @staticmethod
     def from_dir(directory: str | PathLike[str]) -> LlamaConfig:
         """From a local model directory or a URL (http(s)://…, s3://bucket/prefix), with the stop
-        ids of its generation_config.json. Raises BadInput."""
+        ids of its generation_config.json, and the checkpoint's own dtype where config.json names
+        none. Raises BadInput."""
         from labkit.subject.source import read_with
 
         raw, generation = read_with(directory, "config.json", GENERATION)
-        config = LlamaConfig.from_bytes(raw, f"{directory}/config.json")
+        where = f"{directory}/config.json"
+        doc = parsed(raw, where)
+        config = LlamaConfig.from_json(doc, where)
+        if not names_dtype(doc):
+            from labkit.subject.stored_dtype import stored_dtype
+
+            config = replace(config, dtype=stored_dtype(directory))
         if generation is None:
             return config
-        doc = parsed(generation, f"{directory}/{GENERATION}", "its stop tokens are unknown")
-        ids = _ids(doc.get("eos_token_id")) if isinstance(doc, dict) else ()
+        more = parsed(generation, f"{directory}/{GENERATION}", "its stop tokens are unknown")
+        ids = _ids(more.get("eos_token_id")) if isinstance(more, dict) else ()
         return replace(config, eos_token_ids=ids or config.eos_token_ids)
 
     @staticmethod
@@ -151,7 +167,7 @@ class LlamaConfig:
             o_bias=False if family == "qwen2" else bias,
             mlp_bias=fields.flag("mlp_bias", False),
             family=family,
-            dtype=_dtype(doc),
+            dtype=_dtype(fields),
             bos_token_id=next(iter(_ids(doc.get("bos_token_id"))), None),
             eos_token_ids=_ids(doc.get("eos_token_id")),
         )
@@ -255,9 +271,24 @@ def parsed(raw: bytes, where: str, why: str = "the model's shape is unknown with
         ) from None
 
 
-def _dtype(doc: Mapping[str, object]) -> str:
-    name = doc.get("dtype") or doc.get("torch_dtype")
-    return str(name) if name in ("bfloat16", "float16", "float32") else "bfloat16"
+def names_dtype(doc: object) -> bool:
+    """Does this config.json say in which dtype to compute?"""
+    return (
+        isinstance(doc, dict) and (doc.get("dtype") or doc.get("torch_dtype") or "auto") != "auto"
+    )
+
+
+def _dtype(fields: Fields) -> str:
+    if not names_dtype(fields.doc):
+        return "bfloat16"
+    name = fields.doc.get("dtype") or fields.doc.get("torch_dtype")
+    found = DTYPES.get(str(name).removeprefix("torch."))
+    if found is None:
+        raise fields.refused(
+            f"dtype {name!r:.80}",
+            "the reference server computes in " + ", ".join(sorted(set(DTYPES.values()))),
+        )
+    return found
 
 
 def _ids(value: object) -> tuple[int, ...]:

@@ -16,12 +16,11 @@ import torch
 
 from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
+from labkit.formats.safetensors_header import TORCH
 from labkit.subject.directory import check, open_directory
 from labkit.subject.llama import Llama
 from labkit.subject.source import is_remote
 from labkit.subject.state_dict import read_state_dict
-
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def load(model: Llama, source: str, device: str, **options: Any) -> JsonObject:
@@ -46,7 +45,8 @@ def load(model: Llama, source: str, device: str, **options: Any) -> JsonObject:
                 for name, at in where.tensors.items():
                     if at.file != file or name not in wanted:
                         continue
-                    if at.dtype not in DTYPES:
+                    dtype = getattr(torch, TORCH.get(at.dtype, ""), None)
+                    if dtype is None or not dtype.is_floating_point:
                         raise BadInput(
                             f"{file}: tensor {name} is {at.dtype}",
                             why="the reference server computes in floating point",
@@ -54,7 +54,7 @@ def load(model: Llama, source: str, device: str, **options: Any) -> JsonObject:
                         )
                     raw = torch.empty(at.end - at.start, dtype=torch.uint8)
                     read_bytes += _read(descriptor, raw, at.start, f"{file}: tensor {name}")
-                    put(model, name, raw.view(DTYPES[at.dtype]).reshape(at.shape), device)
+                    put(model, name, raw.view(dtype).reshape(at.shape), device)
             finally:
                 os.close(descriptor)
     else:

@@ -12,6 +12,7 @@ Lesson: notebooks/05_streaming.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from labkit.errors import BadInput
@@ -71,18 +72,38 @@ def read_with(
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(1) as beside:
-        second = beside.submit(_fetch_optional, source, optional)
+        second = beside.submit(read_optional, source, optional)
         return _fetch(source, name), second.result()
 
 
-def _fetch_optional(source: str | os.PathLike[str], name: str) -> bytes | None:
+def read_optional(source: str | os.PathLike[str], name: str) -> bytes | None:
+    """A small file of a store; None where there is none. Raises BadInput."""
     try:
         return _fetch(source, name)
     except NotInStore:
         return None
 
 
-def _fetch(source: str | os.PathLike[str], name: str) -> bytes:
+def read_start(source: str | os.PathLike[str], name: str, count: int) -> tuple[bytes, int]:
+    """The first bytes of an object of a store, and its size. Raises BadInput."""
+    whole = 0
+
+    def keep_size(headers: Mapping[str, str]) -> None:
+        nonlocal whole
+        total = headers.get("Content-Range", "").rpartition("/")[2]
+        whole = int(total if total.isdigit() else headers.get("Content-Length", 0))
+
+    data = _fetch(source, name, f"bytes=0-{count - 1}", count, keep_size)
+    return data[:count], whole
+
+
+def _fetch(
+    source: str | os.PathLike[str],
+    name: str,
+    byte_range: str = "",
+    limit_bytes: int = LIMIT_BYTES + 1,
+    look_at: Callable[[Mapping[str, str]], None] = lambda headers: None,
+) -> bytes:
     url, scheme = url_of(source, name), str(source).partition("://")[0]
     # Only remote starts pay for this import (ssl, email, http.client).
     import http.client
@@ -92,12 +113,15 @@ def _fetch(source: str | os.PathLike[str], name: str) -> bytes:
     from labkit.objects.access import authorizer
 
     authorize = authorizer(scheme, os.environ) if scheme in ("s3", "gs") else None
+    headers = {"Range": byte_range} if byte_range else {}
+    if authorize:
+        headers |= authorize("GET", url, headers)
     try:
         with urllib.request.urlopen(
-            urllib.request.Request(url, headers=authorize("GET", url, {}) if authorize else {}),
-            timeout=60,
+            urllib.request.Request(url, headers=headers), timeout=60
         ) as reply:
-            return _bounded(reply.read(LIMIT_BYTES + 1), url)
+            look_at(reply.headers)
+            return _bounded(reply.read(limit_bytes), url)
     except urllib.error.HTTPError as error:
         # 403 is also what a bucket says of a missing key to whoever may not list it
         raise (NotInStore if error.code in (403, 404) else BadInput)(

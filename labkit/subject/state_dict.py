@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.errors import BadInput, LabError
 from labkit.formats.not_weights import instead_of_weights
+from labkit.formats.pickle_listing import NESTED_UNDER
 
 if TYPE_CHECKING:
     import torch
 
-#: Where trainers put the model's state dict, beside optimizer, epoch and the like.
-NESTED_UNDER = ("state_dict", "model_state_dict", "model", "module")
 #: What wraps a model adds its own name in front: DataParallel, torch.compile, a LightningModule.
 _WRAPPERS = ("module.", "_orig_mod.")
 _TWICE = ("model.model.", "model.lm_head.")

@@ -58,28 +58,46 @@ def add_inspect(parser: argparse.ArgumentParser) -> None:
 
 def inspect(args: argparse.Namespace) -> int:
     """Exit code 1 if a pickle would do more than rebuild tensors."""
-    from labkit.formats.read import read_layout
-
-    layouts = [read_layout(path) for path in _files(Path(args.file))]
+    layouts, others = _layouts(Path(args.file).expanduser())
     for layout in layouts if not args.json else []:
         print(describe(layout, None if args.all else 20))
+    for name, reason in others.items() if not args.json else ():
+        print(f"{name}: no checkpoint ({reason})")
     last_line(
-        {"command": "model inspect", "files": [_as_doc(layout, args.all) for layout in layouts]}
+        {
+            "command": "model inspect",
+            "files": [_as_doc(layout, args.all) for layout in layouts],
+            "no_checkpoint": others,
+        }
     )
     return 1 if any(layout.format == "pickle" and layout.findings for layout in layouts) else 0
 
 
-def _files(path: Path) -> list[Path]:
+def _layouts(path: Path) -> tuple[list[Layout], dict[str, str]]:
+    """Of a file; of a directory those that can be read, and by name why others are none. Raises
+    BadInput for a file, a directory without any, and weights that a loader would read."""
+    from labkit.formats import weight_files
+    from labkit.formats.read import read_layout
+
     if not path.is_dir():
-        return [path]
-    found = [
-        f
-        for f in sorted(path.iterdir())
-        if f.suffix in (".safetensors", ".bin", ".gguf", ".pt", ".pth")
-    ]
-    if not found:
-        raise BadInput(f"no checkpoint file in {path}", fix="give a file")
-    return found
+        return [read_layout(path)], {}
+    loaded = {
+        name for form in weight_files.formats(path) for name in weight_files.local(path, form).names
+    }
+    layouts: list[Layout] = []
+    others: dict[str, str] = {}
+    for file in sorted(path.iterdir()):
+        if file.name not in loaded and not weight_files.holds_weights(file):
+            continue
+        try:
+            layouts.append(read_layout(file))
+        except BadInput as error:
+            if file.name in loaded and not file.name.endswith(".tensors"):
+                raise
+            others[file.name] = error.what
+    if not layouts and not others:
+        weight_files.local(path)  # its words for what is there instead
+    return layouts, others
 
 
 def _as_doc(layout: Layout, every: bool) -> JsonObject:

@@ -14,6 +14,7 @@ whole. Lesson: notebooks/04_model_formats."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -31,9 +32,10 @@ from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput, LabError
 from labkit.formats import weight_files
 from labkit.formats.weight_files import LAYOUT
-from labkit.subject.config import LlamaConfig, parsed
+from labkit.subject.config import LlamaConfig, names_dtype, parsed
 from labkit.subject.directory import check, spare
 from labkit.subject.shards import shard_files, write_index
+from labkit.subject.stored_dtype import stored_dtype
 from labkit.weights.source import CheckpointSource, open_source, shard_shapes, shard_tensors
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], to: 
             f"no format {to!r}",
             fix="one of pickle, safetensors, tensorizer, gguf, gguf:BF16, gguf:Q8_0, gguf:Q4_0 …",
         )
-    opened, final = open_source(source), Path(target).expanduser()
+    opened, final = open_source(os.path.expanduser(source)), Path(target).expanduser()
     if final.exists():
         raise BadInput(
             f"{final} exists",
@@ -64,6 +66,7 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], to: 
     tensors = Tensors.of(opened)
     with becoming(final) as partial:
         _carry(Path(opened.root), partial)
+        _keep_dtype(Path(opened.root), partial)
         if name == "gguf":
             from labkit.weights.gguf_writer import write_gguf
 
@@ -90,6 +93,15 @@ def _carry(source: Path, target: Path) -> None:
             and not file.name.endswith(".index.json")
         ):
             shutil.copy2(file, target / file.name)
+
+
+def _keep_dtype(source: Path, target: Path) -> None:
+    """Where config.json leaves the dtype to the checkpoint, the result says it: its format need not
+    tell."""
+    file = target / "config.json"
+    doc = parsed(file.read_bytes(), str(file)) if file.exists() else None
+    if isinstance(doc, dict) and not names_dtype(doc):
+        file.write_text(json.dumps({**doc, "torch_dtype": stored_dtype(source)}, indent=2) + "\n")
 
 
 @dataclass(frozen=True)

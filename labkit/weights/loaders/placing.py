@@ -76,6 +76,7 @@ class Placer:
         parameter = self.slot(name, tensor.shape)
         if parameter is None:
             return
+        _same_kind(name, tensor, parameter)
         if parameter.is_meta:
             self._become(name, parameter, tensor)
         else:
@@ -96,6 +97,7 @@ class Placer:
             if parameter is not None and parameter.is_meta:
                 self.put(name, tensor)
             elif parameter is not None:
+                _same_kind(name, tensor, parameter)
                 filled[name] = tensor
         if filled:
             self.model.load_state_dict(filled, strict=False)
@@ -135,3 +137,13 @@ class Placer:
                 fix="labkit model verify DIR",
             )
         return {"tensors": len(placed), "size_bytes": self.size_bytes}
+
+
+def _same_kind(name: str, tensor: torch.Tensor, parameter: torch.Tensor) -> None:
+    """Another precision is converted; whole numbers are codes that only their own library reads."""
+    if tensor.is_floating_point() != parameter.is_floating_point():
+        raise BadInput(
+            f"{name}: the checkpoint holds {tensor.dtype}, the model computes in {parameter.dtype}",
+            why="quantised or damaged: its numbers are no weights as they stand",
+            fix="use the unquantised model",
+        )

@@ -11,32 +11,10 @@ from typing import TYPE_CHECKING
 
 from labkit.errors import BadInput
 from labkit.formats.layout import TensorEntry
+from labkit.formats.safetensors_header import TORCH
 
 if TYPE_CHECKING:
     import torch
-
-#: safetensors dtype -> torch attribute
-TORCH = {
-    "BOOL": "bool",
-    "U8": "uint8",
-    "I8": "int8",
-    "F8_E5M2": "float8_e5m2",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E8M0": "float8_e8m0fnu",
-    "F8_E4M3FNUZ": "float8_e4m3fnuz",
-    "F8_E5M2FNUZ": "float8_e5m2fnuz",
-    "I16": "int16",
-    "U16": "uint16",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I32": "int32",
-    "U32": "uint32",
-    "F32": "float32",
-    "C64": "complex64",
-    "F64": "float64",
-    "I64": "int64",
-    "U64": "uint64",
-}
 
 
 def torch_dtype(entry: TensorEntry) -> torch.dtype:

@@ -206,6 +206,47 @@ def test_a_plain_checkpoint_has_no_findings(models):
     assert read_layout(models["pickle"]).findings == ()
 
 
+STATES = {
+    "uint16": {"w": torch.arange(8).to(torch.uint16)},
+    "float8": {"w": torch.arange(8.0).to(torch.float8_e4m3fn)[2:]},
+    "parameter": {"w": torch.nn.Parameter(torch.ones(2, 3))},
+    "parts": {"w": torch.arange(100)[10:20], "v": torch.tensor(1.0), "e": torch.zeros(0, 3)},
+    "nested": {"state_dict": {"w": torch.ones(2), "v": torch.arange(3)}, "epoch": 3},
+    "a dtype": {"w": torch.ones(2), "dtype": torch.bfloat16, "n": 3},
+    "a number": {0: torch.ones(2, dtype=torch.complex64)},
+}
+
+
+@pytest.mark.parametrize(
+    "state, legacy",
+    [
+        pytest.param(state, legacy, id=f"{name} {'before 1.6' if legacy else 'zip'}")
+        for name, state in STATES.items()
+        for legacy in (False, True)
+        # torch does not read its own untyped storages in the old format
+        if not (legacy and name in ("uint16", "float8"))
+    ],
+)
+def test_a_pickle_that_weights_only_takes_is_listed_without_a_finding(tmp_path, state, legacy):
+    path = tmp_path / "x.bin"
+    torch.save(state, path, _use_new_zipfile_serialization=not legacy)
+    torch.load(path, weights_only=True)
+    layout, raw = read_layout(path), path.read_bytes()
+    inside = state.get("state_dict", state)
+    tensors = {str(n): t for n, t in inside.items() if isinstance(t, torch.Tensor)}
+    assert layout.findings == () and {e.name for e in layout.tensors} == tensors.keys()
+    for entry in layout.tensors:
+        tensor = tensors[entry.name].detach().contiguous()
+        assert entry.shape == tuple(tensor.shape)
+        assert raw[entry.offset : entry.end] == bytes(tensor.flatten().view(torch.uint8).numpy())
+
+
+def test_tensors_without_one_storage_are_listed_by_name(tmp_path):
+    torch.save({"w": torch.eye(2).to_sparse()}, tmp_path / "x.bin")
+    layout = read_layout(tmp_path / "x.bin")
+    assert [(e.name, e.offset) for e in layout.tensors] == [("w", -1)] and not layout.findings
+
+
 def test_every_way_to_call_is_found():
     inst = b"(S'true'\nios\nsystem\n."
     obj = b"(cos\nsystem\nS'true'\no."
@@ -366,6 +407,46 @@ def test_what_the_reference_library_writes_we_read(tmp_path_factory, shapes):
     assert {e.name: e.shape for e in safetensors_header.read(path).tensors} == {
         n: tuple(t.shape) for n, t in tensors.items()
     }
+
+
+ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    "header, tail",
+    [
+        ({"__metadata__": None, "a": ONE}, 8),
+        ({"__metadata__": {"step": 3}, "a": ONE}, 8),
+        ({"__metadata__": [], "a": ONE}, 8),
+        ({"a": {**ONE, "note": {"b": 1}}}, 8),
+        ({"a": {**ONE, "shape": [2] + [1] * 40}}, 8),
+        ({}, 0),
+        ({"a": ONE, "z": {**ONE, "shape": [0], "data_offsets": [4, 4]}}, 8),
+        ({"a": {**ONE, "dtype": "F4", "shape": [16]}}, 8),
+        ({"a": {**ONE, "dtype": "F4", "shape": [15]}}, 8),
+        ({"a": {**ONE, "dtype": "F6_E2M3", "shape": [4], "data_offsets": [0, 3]}}, 3),
+        ({"a": {**ONE, "dtype": "C64", "shape": []}}, 8),
+        ({"\ud800": ONE}, 8),
+        (
+            {
+                f"{'x' * 100}{i}": {"dtype": "U8", "shape": [1], "data_offsets": [i, i + 1]}
+                for i in range(60_000)
+            },
+            60_000,
+        ),
+    ],
+)
+def test_headers_are_taken_and_refused_as_the_reference_does(header, tail):
+    import safetensors
+
+    raw = _safetensors(header, bytes(tail))
+    try:
+        wanted = {name: tuple(about["shape"]) for name, about in safetensors.deserialize(raw)}
+    except safetensors.SafetensorError:
+        with pytest.raises(BadInput):
+            READERS["safetensors"](raw)
+    else:
+        assert {e.name: e.shape for e in READERS["safetensors"](raw).tensors} == wanted
 
 
 def test_an_index_may_not_leave_its_directory(tmp_path):
