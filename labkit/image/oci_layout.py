@@ -188,8 +188,17 @@ class Layout:
     def named(self, name: str = "") -> list[Descriptor]:
         """What the index lists under this name, all where none is given or listed. Raises BadInput.
 
-        skopeo lists an image by its tag, containerd by both, the lab by NAME:TAG."""
+        skopeo lists an image by its tag, containerd by both, the lab by NAME:TAG; a digest names it
+        whatever its name."""
         listed = list(self.index())
+        _, at, digest = name.rpartition("@")
+        if found := [d for d in listed if d.digest == digest]:
+            return found[:1]
+        if at:
+            raise BadInput(
+                f"{self.path} lists no image of the digest {digest}",
+                fix="one of: " + ", ".join(d.digest for d in listed[:20]),
+            )
         tag = name.rpartition(":")[2]
         for key, wanted in ((REF_NAME, name), (_CONTAINERD_NAME, name), (REF_NAME, tag)):
             if found := [d for d in listed if wanted and d.annotations.get(key) == wanted]:

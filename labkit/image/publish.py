@@ -53,10 +53,10 @@ def _descriptors(doc: JsonObject, *fields: str) -> Iterator[Descriptor]:
 
 
 def pick(layout: Layout, name: str) -> Descriptor:
-    """The descriptor in the layout's index that carries this name, or the only one. Raises
-    BadInput."""
+    """The descriptor in the layout's index that has this name or digest; the only one whatever its
+    name. Raises BadInput."""
     listed = layout.index()
-    if len(listed) != 1:
+    if len(listed) != 1 or "@" in name:
         listed = tuple(layout.named(name))
     if not listed:
         raise BadInput(f"{layout.path} holds no image", fix="labkit image build makes one")
@@ -66,16 +66,17 @@ def pick(layout: Layout, name: str) -> Descriptor:
 def publish_image(
     root: str | os.PathLike[str], layout: str | os.PathLike[str], reference: str
 ) -> JsonObject:
-    """Put an OCI image layout into a registry's root as `name:tag`, by hard link where possible.
+    """Put an OCI image layout into a registry's root as `name:tag` (or `name@digest`, without a
+    tag), by hard link where possible.
     Returns digest and counts. Raises BadInput.
 
     Works while the registry is serving: blobs first, each checked, the tag last."""
     held, disk, wanted = Layout(layout), RegistryDisk(root), parse_reference(reference)
-    if wanted.base or wanted.digest:
+    if wanted.base:
         raise BadInput(
             f"not an image name: {reference!r}", fix="lower case, like lab/subject:latest"
         )
-    top = pick(held, wanted.local)
+    top = pick(held, str(wanted))
     facts: JsonObject = {
         "digest": top.digest,
         "name": wanted.name,
@@ -97,6 +98,6 @@ def publish_image(
             facts["blobs"] += 1
             facts["size_bytes"] += one.size_bytes
         else:
-            tags = [wanted.tag] if one is top else []
+            tags = [wanted.tag] if one is top and wanted.tag else []
             disk.note_manifest(wanted.name, hex_digest, one.media_type, tags)
     return facts

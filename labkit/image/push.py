@@ -26,7 +26,7 @@ from labkit.image import oci
 from labkit.image.codecs import codec_of
 from labkit.image.layers import STOCK_LEVEL, gzip_chunks
 from labkit.image.oci_layout import Layout
-from labkit.image.reference import Reference, parse_reference
+from labkit.image.reference import parse_reference
 from labkit.objects.access import BUCKET
 from labkit.objects.client import Bucket
 from labkit.objects.disk import Disk
@@ -112,30 +112,32 @@ def blob_key(digest: str) -> str:
     return f"blobs/sha256/{oci.check_digest(digest)[7:]}"
 
 
-def _named(name: str) -> Reference:
-    """Raises BadInput for a name that a bucket cannot list an image under."""
+def _image(layout: Layout, name: str) -> tuple[oci.Manifest, list[str]]:
+    """The image of this name, and the keys that its manifest gets: its digest, and the tag where
+    the name has one. Raises BadInput for a name that a bucket cannot list an image under."""
     if not name:
         raise BadInput(
             "the layout's image has no name",
             why="a bucket lists images by NAME:TAG",
             fix="skopeo copy oci:LAYOUT oci:OTHER:lab/subject:latest gives it one",
         )
-    reference = parse_reference(name)
-    if reference.digest:
+    reference, manifest = parse_reference(name), layout.manifest(name)
+    if reference.digest not in ("", manifest.digest):
         raise BadInput(
-            f"{name!r} names an image by its digest",
-            why="a bucket lists images by NAME:TAG, and every one by its digest as well",
-            fix="name it like lab/subject:latest",
+            f"{reference.digest} is an index, its image for this machine is {manifest.digest}",
+            why="a bucket holds the images of one machine",
+            fix="name it by its own digest, or by a tag",
         )
-    return reference
+    keys = [blob_key(manifest.digest)]
+    return manifest, keys + ([manifest_key(reference.name, reference.tag)] if reference.tag else [])
 
 
 def push(layout: Layout, name: str, bucket: Bucket) -> JsonObject:
     """Upload what the bucket lacks, each blob checked before; the manifest last, so that a tag
     never names what is not there. Returns facts."""
-    reference, manifest = _named(name), layout.manifest(name)
+    manifest, keys = _image(layout, name)
     facts: JsonObject = {
-        "reference": str(reference),
+        "reference": str(parse_reference(name)),
         "digest": manifest.digest,
         "sent_blobs": 0,
         "sent_bytes": 0,
@@ -149,7 +151,7 @@ def push(layout: Layout, name: str, bucket: Bucket) -> JsonObject:
         bucket.put_file(blob_key(blob.digest), layout.check_blob(blob))
         facts["sent_blobs"] += 1
         facts["sent_bytes"] += blob.size_bytes
-    for key in (blob_key(manifest.digest), manifest_key(reference.name, reference.tag)):
+    for key in keys:
         bucket.put(key, manifest.as_bytes(), manifest.media_type)
     return facts
 
@@ -163,18 +165,17 @@ def publish_objects(
 ) -> JsonObject:
     """The same into the embedded store's folder, by hard link, without a server. Returns the URL of
     the prefix and counts."""
-    reference, disk = _named(name), Disk(root)
+    (manifest, keys), disk = _image(layout, name), Disk(root)
     disk.make_bucket(BUCKET)
-    manifest = layout.manifest(name)
     for blob in layout.blobs(manifest):
         link_or_copy(
             layout.check_blob(blob), disk.path(BUCKET, f"{prefix}/{blob_key(blob.digest)}")
         )
-    for key in (blob_key(manifest.digest), manifest_key(reference.name, reference.tag)):
+    for key in keys:
         link_or_copy(layout.blob_path(manifest.digest), disk.path(BUCKET, f"{prefix}/{key}"))
     return {
         "url": f"s3://{BUCKET}/{prefix}",
-        "reference": str(reference),
+        "reference": str(parse_reference(name)),
         "layers": len(manifest.layers),
         "size_bytes": manifest.layers_bytes,
     }

@@ -55,10 +55,15 @@ class Reference:
 def parse_reference(text: str) -> Reference:
     """`http://127.0.0.1:5000/lab/subject:latest`, `lab/subject`, `lab/subject@sha256:…`,
     `lab/subject:v1@sha256:…`. The tag defaults to `latest` where no digest is given."""
+    with_host = "://" not in text and ":" in text.partition("/")[0] and "/" in text
     refused = BadInput(
         f"not an image reference: {text!r}",
-        why="repository names are lower case, tags have no slash",
-        fix="write it like http://127.0.0.1:5000/lab/subject:latest",
+        why=(
+            "a registry is named with its scheme"
+            if with_host
+            else "repository names are lower case, tags have no slash"
+        ),
+        fix="write it like http://" + (text if with_host else "127.0.0.1:5000/lab/subject:latest"),
     )
     base, rest = "", text
     if "://" in text:

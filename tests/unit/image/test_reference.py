@@ -34,6 +34,12 @@ def test_of_a_tag_and_a_digest_the_digest_is_fetched_and_the_tag_is_its_name():
     assert parse_reference(f"http://h/lab/x@{DIGEST}").local == "lab/x"
 
 
+def test_a_registry_without_its_scheme_is_shown_with_one():
+    with pytest.raises(BadInput) as refused:
+        parse_reference("127.0.0.1:5000/lab/x:v1")
+    assert refused.value.fix == "write it like http://127.0.0.1:5000/lab/x:v1"
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -38,6 +38,12 @@ def registry(tmp_path):
         yield server
 
 
+@pytest.fixture
+def bucket(tmp_path):
+    with HTTPServer(Store(tmp_path / "store")) as server:
+        yield server
+
+
 def call(server, method, path, body=b"", **headers):
     connection = http.client.HTTPConnection(server.host, server.port, timeout=10)
     connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
@@ -243,18 +249,35 @@ def test_a_broken_manifest_is_not_published_and_said_in_words(tmp_path, damage):
 
 
 @pytest.mark.parametrize("name", ["lab/x@" + "sha256:" + "a" * 64, "http://h/lab/x:v1", "Lab", ""])
-def test_an_image_is_published_under_a_tag(tmp_path, layout, name):
+def test_an_image_is_published_under_a_name_and_a_digest_that_it_has(tmp_path, layout, name):
     with pytest.raises(BadInput):
         publish_image(tmp_path / "registry", layout.path, name)
 
 
+@pytest.mark.parametrize("tag", ["", ":v7"])
+def test_an_image_that_is_named_by_digest_goes_on_under_it(registry, bucket, layout, tag):
+    wanted = layout.manifest(REFERENCE)
+    name = f"lab/other{tag}@{wanted.digest}"
+    assert publish_image(registry.app.disk.root, layout.path, name)["digest"] == wanted.digest
+    with open_bucket("s3://lab/pushed", environment(bucket.url)) as target:
+        assert push.push(layout, name, target)["digest"] == wanted.digest
+    for base in (f"{registry.url}/", "s3://lab/pushed#"):
+        with source_of(base + name, environment(bucket.url)) as source:
+            assert source.manifest.as_bytes() == wanted.as_bytes()
+    tags = call(registry, "GET", "/v2/lab/other/tags/list")[2]
+    assert json.loads(tags)["tags"] == ([tag[1:]] if tag else [])
+
+
+def test_a_bucket_takes_no_index_under_its_digest(bucket, tmp_path):
+    layout, entry = sparse(tmp_path / "layout")
+    with (
+        open_bucket("s3://lab/pushed", environment(bucket.url)) as target,
+        pytest.raises(BadInput, match="index"),
+    ):
+        push.push(layout, f"lab/all@{entry.digest}", target)
+
+
 # -- images in a bucket ----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def bucket(tmp_path):
-    with HTTPServer(Store(tmp_path / "store")) as server:
-        yield server
 
 
 def pull(server, prefix, root, scratch, **options):
