@@ -179,7 +179,7 @@ def add_unpack_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--absolute-links",
         action="store_true",
-        help="keep absolute symlinks (they lead to the host's files outside a container)",
+        help="keep symlinks out of the root (they lead to the host's files outside a container)",
     )
 
 

@@ -32,6 +32,7 @@ _XATTR = "SCHILY.xattr."
 OWNER_LIMIT = (1 << 32) - 2  # the next one is "unchanged" to chown(2)
 MAJOR_LIMIT, MINOR_LIMIT = (1 << 12) - 1, (1 << 20) - 1
 _SIZE_LIMIT_BYTES = (1 << 63) - 1
+_XATTRS_BYTES = 1 << 16
 _TIMES_NS = (-(1 << 31) * 10**9, (1 << 63) - 1)  # what ext4 and a 64-bit count of ns both hold
 
 
@@ -52,6 +53,13 @@ class Member:
     xattrs: dict[str, bytes] = field(default_factory=dict)
     #: Of a sparse file: where its stored bytes go, one after the other; the rest are zeros.
     extents: Extents | None = None
+
+
+def storable_xattrs(xattrs: dict[str, bytes]) -> bool:
+    """Whether Linux can keep them: 64 KiB, names of 255 bytes."""
+    return sum(len(k) + len(v) for k, v in xattrs.items()) <= _XATTRS_BYTES and all(
+        0 < len(k) <= 255 and "\0" not in k for k in xattrs
+    )
 
 
 def bounded_time_ns(time_ns: int) -> int:
@@ -307,6 +315,8 @@ def _member(
         member.link = _text(long_link)
     if "\0" in member.name or "\0" in member.link:
         raise ValueError("a name with a NUL")
+    if member.xattrs and not storable_xattrs(member.xattrs):
+        raise ValueError("extended attributes that no file can have")
     if not head[156] and member.name.endswith("/"):
         member.type = DIR  # pre-POSIX archives
     _bounded("uid", member.uid, OWNER_LIMIT)

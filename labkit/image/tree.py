@@ -156,7 +156,7 @@ class ImageTree:
     def put_xattrs(self, target: int | str, member: Member) -> None:
         for key, value in member.xattrs.items():
             try:
-                os.setxattr(target, key, value)
+                os.setxattr(target, key, value, follow_symlinks=isinstance(target, int))
             except (OSError, ValueError):
                 # a file system or a user that cannot hold it; containerd skips these as well
                 self.skipped_xattrs += 1

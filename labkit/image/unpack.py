@@ -178,6 +178,8 @@ def _make_other(tree: ImageTree, parent_fd: int, name: str, path: str, member: M
         kind = stat.S_IFCHR if member.type == CHAR else stat.S_IFBLK
         os.mknod(name, kind | 0o600, os.makedev(member.major, member.minor), dir_fd=parent_fd)
     tree.own(member, name, parent_fd)
+    if member.xattrs:
+        tree.put_xattrs(f"/proc/self/fd/{parent_fd}/{name}", member)
     if member.type != SYMLINK:
         os.chmod(name, tree.mode_of(member), dir_fd=parent_fd)
     os.utime(name, ns=(member.mtime_ns, member.mtime_ns), dir_fd=parent_fd, follow_symlinks=False)

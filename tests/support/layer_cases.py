@@ -329,12 +329,15 @@ CASES: dict[str, Case] = {
     ),
     "extended attributes": Case(
         [
-            [M("d/", "d", xattrs={"user.lower": "1"}), M("f", xattrs={"user.a": "b"})],
+            [
+                M("d/", "d", xattrs={"user.lower": "1"}),
+                M("f", xattrs={"user.a": "b", "user.empty": ""}),
+            ],
             [M("d/", "d", xattrs={"user.upper": "2"})],
         ],
         {
             "d": Found("d", xattrs=(("user.upper", b"2"),)),
-            "f": Found("f", xattrs=(("user.a", b"b"),)),
+            "f": Found("f", xattrs=(("user.a", b"b"), ("user.empty", b""))),
         },
         NOBODY,  # umoci keeps the lower one's, containerd's snapshots may lie on any file system
     ),

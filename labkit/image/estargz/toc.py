@@ -24,7 +24,13 @@ from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 from labkit.image.changeset import KINDS, clean
 from labkit.image.estargz.layout import PREFETCH
-from labkit.image.tar import MAJOR_LIMIT, MINOR_LIMIT, OWNER_LIMIT, bounded_time_ns
+from labkit.image.tar import (
+    MAJOR_LIMIT,
+    MINOR_LIMIT,
+    OWNER_LIMIT,
+    bounded_time_ns,
+    storable_xattrs,
+)
 
 TOC_LIMIT_BYTES = 512 << 20
 ENTRIES_LIMIT = 4_000_000
@@ -95,7 +101,9 @@ def _name(raw: object) -> str:
 
 
 def _whole(doc: JsonObject, key: str, limit: int) -> int:
-    value = doc.get(key, 0)
+    value = doc.get(key)
+    if value is None:  # also where it says null, as Go reads it
+        return 0
     if type(value) is not int or not 0 <= value <= limit:
         raise _refuse(f"{key}={str(value)[:40]} of {str(doc.get('name'))[:80]!r}")
     return value
@@ -203,7 +211,7 @@ def parse(raw: bytes, toc_offset: int) -> Toc:
 def _entry(item: JsonObject, name: str, kind: object) -> TOCEntry:
     if not isinstance(kind, str) or kind not in _KINDS:
         raise _refuse(f"{name[:80]!r} is of the unknown type {str(kind)[:20]!r}")
-    modtime = item.get("modtime", "")
+    modtime = item.get("modtime") or ""
     if type(modtime) is not str:
         raise _refuse(f"the time of {name[:80]!r}")
     entry = TOCEntry(
@@ -235,9 +243,7 @@ def _xattrs(doc: dict[str, str], name: str) -> dict[str, bytes]:
         xattrs = {k: base64.b64decode(v, validate=True) for k, v in doc.items()}
     except (AttributeError, ValueError, TypeError):
         raise _refuse(f"the extended attributes of {name[:80]!r}") from None
-    if sum(len(k) + len(v) for k, v in xattrs.items()) > 65536 or any(
-        not 0 < len(k) <= 255 or "\0" in k for k in xattrs
-    ):
+    if not storable_xattrs(xattrs):
         raise _refuse(f"the extended attributes of {name[:80]!r}")
     return xattrs
 

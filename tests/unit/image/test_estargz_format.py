@@ -133,7 +133,7 @@ def test_sparse_members_are_written_out_in_full(tmp_path):
     head[148:156] = b" " * 8
     head[148:156] = b"%06o\0 " % sum(head)
     raw[:512] = head
-    written, blob = make(bytes(raw), tmp_path)
+    written, blob = make(bytes(raw), tmp_path, chunk_bytes=100_100)
     assert (
         read_file(blob, toc_of(blob, written.toc_digest), "sparse")
         == b"A" * 512 + bytes((1 << 20) - 512) + b"B" * 512
@@ -273,6 +273,13 @@ HOSTILE = {
 def test_a_hostile_toc_is_refused(case):
     with pytest.raises(BadInput):
         parse(json.dumps({"version": 1, "entries": HOSTILE[case]}).encode(), toc_offset=1000)
+
+
+def test_what_a_foreign_toc_calls_null_is_not_there():
+    nothing = dict.fromkeys(("mode", "uid", "modtime", "xattrs", "devMajor"))
+    raw = {"version": 1, "entries": [{"name": "./d/", "type": "dir", **nothing}]}
+    (one,) = parse(json.dumps(raw).encode(), toc_offset=1000).entries
+    assert (one.name, one.mode, one.uid, one.mtime_ns, one.xattrs) == ("d", 0, 0, 0, {})
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from labkit.errors import BadInput
 from labkit.image import tiny
+from labkit.image.estargz.source import spool
 from labkit.image.oci_layout import Layout
 from labkit.image.tree import ImageTree, Limits, growing
 from labkit.image.unpack import apply_layer, unpack_image
@@ -163,6 +164,16 @@ def test_bombs_stop_at_the_stated_limits(tmp_path):
     with pytest.raises(BadInput, match="too many"):
         grow(tmp_path / "root", layer(*(f(f"f{i}") for i in range(20))), limits=Limits(members=10))
     assert os.listdir(tmp_path) == []
+
+
+def test_a_sparse_bomb_stops_at_the_limit_as_any_file(tmp_path):
+    head = tarfile.TarInfo("f")
+    head.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(1 << 50)}
+    bomb = head.tobuf(tarfile.PAX_FORMAT) + bytes(1024)
+    with pytest.raises(BadInput, match="limit of 1000 bytes"):
+        grow(tmp_path / "root", [bomb], limits=Limits(total_bytes=1000))
+    with pytest.raises(BadInput, match="expands"), spool([bomb], tmp_path):
+        pass
 
 
 def test_an_interrupted_unpack_leaves_nothing(tmp_path):
