@@ -14,8 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from labkit.core.digits import decimal
 
@@ -103,8 +102,7 @@ _DONE = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Completion:
+class Completion(NamedTuple):  # dataclasses would cost 1 ms more of each start
     """A checked request. `prompt`: text or token ids; `top_k` 0: all; `logprobs`: how many
     alternatives to show beside each token's own, None: no log probabilities at all."""
 
@@ -122,8 +120,8 @@ class Completion:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     model: str = ""
-    id: str = field(default_factory=lambda: f"cmpl-{time.monotonic_ns():x}")
-    created: int = field(default_factory=lambda: int(time.time()))
+    id: str = ""
+    created_unix_s: int = 0
 
     @property
     def is_greedy(self) -> bool:
@@ -131,8 +129,7 @@ class Completion:
         return self.temperature < COLDEST and not self.logit_bias and not self.logprobs
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """What one token adds. `alternatives`: (text, log probability) of the likeliest at its place
     and of itself, where asked for. `finish` is set on the last."""
 
@@ -176,6 +173,8 @@ def parse(raw: bytes, vocabulary: int) -> Completion:
         stop=_stop(doc.get("stop")),
         ignore_eos=_yes(doc, "ignore_eos"),
         model=_model(doc.get("model")),
+        id=f"cmpl-{time.monotonic_ns():x}",
+        created_unix_s=int(time.time()),
     )
 
 
@@ -327,7 +326,7 @@ def chunk(
     doc = {
         "id": request.id,
         "object": "text_completion",
-        "created": request.created,
+        "created": request.created_unix_s,
         "model": model,
         "choices": [choice],
     }
