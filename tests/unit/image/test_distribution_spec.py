@@ -308,9 +308,13 @@ def test_manifests_of_every_kind_are_accepted_as_they_are(repo, more):
     assert repo.put("v1", raw).status == 201 and repo.ask("GET", "manifests/v1").body == raw
 
 
-def test_a_manifest_beyond_the_limit_is_413(repo):
-    raw = repo.manifest(annotations={"big": "x" * 5_000_000})
+def test_a_manifest_beyond_the_limit_is_413_to_a_client_that_sends_all_of_it(repo):
+    raw = repo.manifest(annotations={"big": "x" * 12_000_000})
     assert repo.put("v1", raw).status == 413
+
+
+def test_an_empty_manifest_is_refused(repo):
+    assert repo.put("v1", b"").status == 400
 
 
 def test_an_index_holds_manifests_and_indexes_or_nothing(repo):
