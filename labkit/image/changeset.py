@@ -46,6 +46,7 @@ KINDS = {
     FIFO: "fifo",
 }
 _NAME_BYTES, _PATH_BYTES, _DEPTH = 255, 4095, 256
+_SEARCH_LIMIT = 20_000_000  # names looked at for replaced directories: seconds
 #: ASCII, at most 255 characters, no empty part and none that starts with a dot.
 _CLEAN = re.compile(r"(?=[\x01-\x7f]{1,255}\Z)[^/.][^/]*(?:/[^/.][^/]*)*\Z").match
 
@@ -96,9 +97,10 @@ def clean(name: str, noun: str = "name") -> str:
             parts.append(part)
     if len(parts) > _DEPTH:
         raise refuse(name, f"is deeper than {_DEPTH} directories ({noun})")
-    if not _fits(name, _PATH_BYTES) or not all(_fits(part, _NAME_BYTES) for part in parts):
+    path = "/".join(parts)
+    if not _fits(path, _PATH_BYTES) or not all(_fits(part, _NAME_BYTES) for part in parts):
         raise refuse(name, f"is longer than a {noun} may be, or no text")
-    return "/".join(parts)
+    return path
 
 
 def _fits(text: str, limit: int) -> bool:
@@ -115,6 +117,7 @@ class Changeset:
         self.kinds: dict[str, str] = {}  # of the paths that its members name
         self.parents: set[str] = set()  # directories in which something of it lies
         self._waiting: dict[str, str] = {}  # hard links whose target is not there yet
+        self._searched = 0
 
     def holds(self, path: str) -> bool:
         return path in self.kinds or path in self.parents
@@ -162,6 +165,9 @@ class Changeset:
 
     def _drop_below(self, path: str) -> None:
         """Forget a directory of this layer that a later member of it replaced."""
+        self._searched += len(self.kinds)
+        if self._searched > _SEARCH_LIMIT:
+            raise refuse(path, "replaces a directory of its own layer once more, after thousands")
         top = path + "/"
         self.parents -= {one for one in self.parents if one == path or one.startswith(top)}
         for names in (self.kinds, self._waiting):
@@ -193,10 +199,19 @@ class Changeset:
             self._waiting[path] = source
 
     def _link_waiting(self, target: Target[Item]) -> None:
-        while self._waiting:
-            linked = [path for path, source in self._waiting.items() if target.link(path, source)]
-            for path in linked:
-                del self._waiting[path]
-            if not linked:
-                path, source = next(iter(self._waiting.items()))
-                raise refuse(path, f"is a hard link to {source!r}, which is no file of the image")
+        """Hard links that stood in front of their target, and those in front of them."""
+        by_source: dict[str, list[str]] = {}
+        for path, source in self._waiting.items():
+            by_source.setdefault(source, []).append(path)
+        sources = list(by_source)
+        while sources:
+            source = sources.pop()
+            for path in by_source.get(source, ()):
+                if path in self._waiting:
+                    if not target.link(path, source):
+                        break
+                    del self._waiting[path]
+                    sources.append(path)
+        if self._waiting:
+            path, source = next(iter(self._waiting.items()))
+            raise refuse(path, f"is a hard link to {source!r}, which is no file of the image")

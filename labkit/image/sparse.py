@@ -6,7 +6,8 @@ so.
     PAX 0.0, 0.1    records GNU.sparse.offset and .numbytes, or GNU.sparse.map  GNU.sparse.size
     PAX 1.0         decimal lines in front of the stored bytes                  GNU.sparse.realsize
 
-    extents([0, 4, 1 << 20, 4], real_size=(1 << 20) + 4, stored_bytes=8)   # ((0, 4), (1048576, 4))
+    extents([0, 4, 1 << 20, 4], real_size=(1 << 20) + 4, stored_bytes=8)
+    # (Extent(0, 4, stored_at=0), Extent(1 << 20, 4, stored_at=4))
 
 A map is hostile input: it has to be in order, inside of the file, and of as many bytes as are
 stored; one of more than 1 MiB is refused. Source: GNU tar's manual, "Storing Sparse Files". Lesson:
@@ -14,9 +15,20 @@ notebooks/02_image_pull."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
-Extents = tuple[tuple[int, int], ...]  # (offset in the file, bytes)
+
+class Extent(NamedTuple):
+    """Bytes of a file that are stored, and where among the stored ones they start."""
+
+    offset: int
+    size: int
+    stored_at: int
+
+
+Extents = tuple[Extent, ...]
 MAP = "GNU.sparse.map"
 PAIRS = frozenset(("GNU.sparse.offset", "GNU.sparse.numbytes"))
 _MAP_LIMIT_BYTES = 1 << 20
@@ -74,15 +86,16 @@ def _number(text: bytes) -> int:
 
 def extents(numbers: list[int], real_size: int, stored_bytes: int) -> Extents:
     """Checked extents. Raises ValueError."""
-    pairs = tuple(zip(numbers[::2], numbers[1::2], strict=False))
-    at = 0
-    for offset, size in pairs:
-        if not at <= offset <= offset + size <= real_size:
+    pieces: list[Extent] = []
+    end = stored = 0
+    for offset, size in zip(numbers[::2], numbers[1::2], strict=False):
+        if not end <= offset <= offset + size <= real_size:
             raise ValueError("a sparse map out of order or beyond the file's end")
-        at = offset + size
-    if len(numbers) % 2 or sum(size for _, size in pairs) != stored_bytes:
+        pieces.append(Extent(offset, size, stored))
+        end, stored = offset + size, stored + size
+    if len(numbers) % 2 or stored != stored_bytes:
         raise ValueError("a sparse map that is not of the bytes stored")
-    return pairs
+    return tuple(pieces)
 
 
 def expanded(
@@ -90,7 +103,7 @@ def expanded(
 ) -> Iterator[memoryview]:
     """The file's bytes in order; `stored(n)` yields the archive's next n."""
     at = 0
-    for offset, size in pieces:
+    for offset, size, _ in pieces:
         yield from _zeros(offset - at)
         yield from stored(size)
         at = offset + size
@@ -108,10 +121,12 @@ def read(
 ) -> bytes:
     """[offset, offset + size) of the file; `read_stored(at, n)` reads n of the stored bytes."""
     data = bytearray(size)
-    at = 0  # in the stored bytes
-    for start, length in pieces:
-        low, high = max(start, offset), min(start + length, offset + size)
+    first = bisect_right(pieces, offset, key=lambda piece: piece.offset) - 1
+    for piece in pieces[max(0, first) :]:
+        low, high = max(piece.offset, offset), min(piece.offset + piece.size, offset + size)
+        if piece.offset >= offset + size:
+            break
         if low < high:
-            data[low - offset : high - offset] = read_stored(at + low - start, high - low)
-        at += length
+            stored = read_stored(piece.stored_at + low - piece.offset, high - low)
+            data[low - offset : high - offset] = stored
     return bytes(data)

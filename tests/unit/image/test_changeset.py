@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit.errors import BadInput
+from labkit.image import changeset
 from labkit.image.changeset import clean
 from labkit.image.estargz import source, writer
 from labkit.image.estargz.reader import read_toc_of_file
-from labkit.image.estargz.toc import Toc
+from labkit.image.estargz.toc import Toc, TOCEntry
 from labkit.image.lazyfs.tree import InodeTree, build
 from labkit.image.tree import Limits, growing
 from labkit.image.unpack import apply_layer
@@ -131,3 +132,23 @@ def test_any_layers_come_to_the_same_tree_or_are_refused_every_way(tmp_path_fact
 def test_names_that_no_file_below_the_root_has_are_refused(name):
     with pytest.raises(BadInput):
         clean(name)
+
+
+def test_a_name_of_many_dots_is_short():
+    assert clean("./" * 3000 + "f") == clean("a/../" * 1000 + "f") == "f"
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_a_long_chain_of_hard_links_is_one_file_in_any_order(step):
+    links = [TOCEntry(f"l{i}", "hardlink", link=f"l{i + 1}") for i in range(2000)][::step]
+    tree = build([Toc([*links, TOCEntry("l2000", "reg")], 100, 0)])
+    assert tree.at("l0") is tree.at("l2000") and tree.at("l0").nlink == 2001
+
+
+def test_a_layer_that_replaces_its_directories_without_end_is_refused(monkeypatch):
+    monkeypatch.setattr(changeset, "_SEARCH_LIMIT", 1000)
+    files = [TOCEntry(f"f{i}", "reg") for i in range(100)]
+    again = [TOCEntry("d", "dir"), TOCEntry("d/x", "reg"), TOCEntry("d", "reg")]
+    assert build([Toc([*files, *again * 5], 100, 0)]).at("d").kind == "reg"
+    with pytest.raises(BadInput, match="once more"):
+        build([Toc([*files, *again * 20], 100, 0)])

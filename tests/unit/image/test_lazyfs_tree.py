@@ -90,6 +90,13 @@ def test_a_roots_entry_is_the_root():
     assert tree.nodes[0] is tree.root and tree.at("f").parent is tree.root
 
 
+def test_an_ordinary_users_mount_shows_their_files_without_set_id_bits():
+    node = layers([TOCEntry("su", "reg", mode=0o6755, uid=7)]).at("su")
+    mine, roots = (wire.ATTR.unpack(node.attributes(squash)) for squash in ((5, 6), None))
+    assert (mine[9] & 0o7777, mine[11], mine[12]) == (0o755, 5, 6)
+    assert (roots[9] & 0o7777, roots[11], roots[12]) == (0o6755, 7, 0)
+
+
 def test_landmarks_and_tocs_are_not_shown():
     assert layers([reg(".prefetch.landmark", 1), reg("stargz.index.json")]).root.children == {}
 
