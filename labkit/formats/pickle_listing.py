@@ -35,12 +35,11 @@ from labkit.formats.pickle_program import (
     Name,
     PersistentId,
 )
+from labkit.formats.weight_files import NESTED_UNDER
 from labkit.formats.zip_directory import members
 
 #: Storage key -> (offset in the file, bytes).
 Storages = dict[str, tuple[int, int]]
-#: Where training frameworks put the model's state dict, beside optimizer, epoch and the like.
-NESTED_UNDER = ("state_dict", "model_state_dict", "model", "module")
 #: Calls that make a tensor of one storage -> how many arguments they have at least.
 _PLACED = {"_rebuild_tensor": 3, "_rebuild_tensor_v2": 4, "_rebuild_tensor_v3": 7}
 #: What torch before 1.6 begins a file with, and how many pickles stand there in a row.

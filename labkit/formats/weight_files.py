@@ -45,6 +45,9 @@ SUFFIXES = (
     ".ot",
     ".npz",
 )
+#: Where in a pickle training frameworks put the model's state dict, beside optimizer, epoch and the
+#: like.
+NESTED_UNDER = ("state_dict", "model_state_dict", "model", "module")
 
 
 class Chosen(NamedTuple):

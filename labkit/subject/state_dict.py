@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.errors import BadInput, LabError
 from labkit.formats.not_weights import instead_of_weights
-from labkit.formats.pickle_listing import NESTED_UNDER
+from labkit.formats.weight_files import NESTED_UNDER
 
 if TYPE_CHECKING:
     import torch

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labkit.errors import BadInput, TransferError
-from labkit.formats import safetensors_header, weight_files
+from labkit.formats import weight_files
 from labkit.formats.not_weights import refusing
 from labkit.formats.weight_files import LAYOUT
-from labkit.subject.state_dict import can_map, read_state_dict
 
 if TYPE_CHECKING:
     from urllib.request import Request
@@ -181,6 +180,9 @@ def format_of(source: CheckpointSource) -> str:
 
 def shard_shapes(source: CheckpointSource, format: str, name: str) -> dict[str, tuple[int, ...]]:
     """By name, from the header; a pickle without a zip has none and is read. Raises BadInput."""
+    from labkit.formats import safetensors_header
+    from labkit.subject.state_dict import can_map, read_state_dict
+
     path = source.path(name)
     if format == "safetensors":
         return {entry.name: entry.shape for entry in safetensors_header.read(path).tensors}
@@ -209,5 +211,7 @@ def shard_tensors(source: CheckpointSource, format: str, name: str) -> dict[str,
         with refusing(path):
             return load_file(path)
     if format == "pickle":
+        from labkit.subject.state_dict import can_map, read_state_dict
+
         return read_state_dict(path, mmap=can_map(path))
     raise _packed(source, format)

@@ -20,11 +20,12 @@ def test_a_real_server_is_measured_from_outside_and_agrees_with_its_own_spans(
     from labkit.subject.checkpoint import make_checkpoint
 
     make_checkpoint(tmp_path / "model", "tiny")
+    (tmp_path / "model" / "pytorch_model.bin").write_bytes(b"the same in another format")
     own = tmp_path / "spans.jsonl"
     monkeypatch.setenv("LABKIT_TIMELINE", str(own))
     # torch may be mapped by this very process
     monkeypatch.setattr(
-        "labkit.byo.start.cold_trees", lambda server, maps: ([str(server.weights)], [])
+        "labkit.byo.start.cold_trees", lambda read, maps: ([str(file) for file in read], [])
     )
     port = free_port()
     made = run(
@@ -42,6 +43,8 @@ def test_a_real_server_is_measured_from_outside_and_agrees_with_its_own_spans(
     )
     trial = made.trials[0]
     assert trial.outcome == "ok" and trial.cache["state"] == "cold", trial.error
+    weights = tmp_path / "model" / "model.safetensors"
+    assert trial.evidence[0]["facts"]["weights_bytes"] == weights.stat().st_size
     assert trial.unaccounted_s <= 0.1 * trial.total_s and {
         "start",
         "import",

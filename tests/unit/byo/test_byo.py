@@ -12,11 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.byo import phases, servers
-from labkit.byo.observe import Event, ProcSample, first_library, listening, weight_files
+from labkit.byo.observe import (
+    Event,
+    ProcSample,
+    StartObserver,
+    first_library,
+    listening,
+    weight_files,
+)
 from labkit.byo.own_server import OwnServer
-from labkit.byo.start import cold_trees
-from labkit.byo.trials import OwnOptions, run
+from labkit.byo.start import Rehearsal, Start, cold_trees
+from labkit.byo.trials import OwnOptions, TrialSetup, judged, run
 from labkit.core import timeline
+from labkit.core.client import Answer
+from labkit.core.records import Trial
 from labkit.core.trial import free_port
 from labkit.errors import BadInput, TrialError
 
@@ -255,6 +264,57 @@ def test_weights_are_found_through_the_links_of_a_cache(tmp_path):
     (tmp_path / "snapshot").mkdir()
     (tmp_path / "snapshot" / "model.safetensors").symlink_to("../blobs/abc")
     assert weight_files(tmp_path / "snapshot") == [tmp_path / "blobs" / "abc"]
+
+
+def test_files_without_a_known_ending_may_hold_weights_too(tmp_path):
+    (tmp_path / "sha256-0123").write_bytes(b"GGUF")
+    assert weight_files(tmp_path) == [tmp_path / "sha256-0123"]
+
+
+@pytest.mark.parametrize("link", ["../blobs/gone", "/gone"])
+def test_a_directory_in_which_nothing_can_be_read_is_refused_with_its_link(tmp_path, link):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "empty.bin").touch()
+    (tmp_path / "m" / "model.safetensors").symlink_to(link)
+    with pytest.raises(BadInput, match=f"no file with anything in it.* is a link to {link}"):
+        OwnServer.of("sh -c true", "http://127.0.0.1:1", str(tmp_path / "m"))
+
+
+@pytest.fixture
+def quantised(tmp_path):
+    """Two quantisations in one directory, through links, and a start that opened the second."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "model").mkdir()
+    for name, size in (("Q4_0.gguf", 400), ("Q8_0.gguf", 800), ("config.json", 10)):
+        (tmp_path / "blobs" / name[:4]).write_bytes(bytes(size))
+        (tmp_path / "model" / name).symlink_to(f"../blobs/{name[:4]}")
+    server = OwnServer.of("sh -c true", "http://127.0.0.1:1", str(tmp_path / "model"))
+    with StartObserver(server.weights, server.host, server.port, server.kind) as observer:
+        (tmp_path / "model" / "Q8_0.gguf").read_bytes()
+        (tmp_path / "model" / "config.json").read_bytes()
+        until_s = timeline.now_s() + 10
+        while not all(observer.opened.values()) and timeline.now_s() < until_s:
+            pass
+    return server, observer, tmp_path / "blobs"
+
+
+def test_the_weights_of_a_start_are_the_files_that_were_opened(quantised):
+    _, observer, blobs = quantised
+    assert observer.opened == {"weights": {blobs / "Q8_0"}, "config": {blobs / "conf"}}
+
+
+@pytest.mark.parametrize("rehearsed, outcome", [("Q8_0", "ok"), ("Q4_0", "cache_unproven")])
+def test_a_trial_counts_what_it_opened_and_is_none_where_that_was_not_proven(
+    quantised, rehearsed, outcome
+):
+    server, observer, blobs = quantised
+    rehearsal = Rehearsal({}, "x", [], [], frozenset({blobs / rehearsed}))
+    setup = TrialSetup(server, rehearsal, "warm-node", 10.0, {})
+    now_s = timeline.now_s()
+    answer = Answer(t0_s=now_s - 60, first_token_s=now_s, text="x")
+    found = judged(Trial(arm="a", block=0, order=0, cache={}), Start(answer, observer), setup)
+    assert found.outcome == outcome
+    assert found.evidence[0]["facts"]["weights_bytes"] == 800
 
 
 def test_what_is_proven_cold_is_what_the_server_mapped_and_the_trees_around_it_are_evicted_too(
