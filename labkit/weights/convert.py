@@ -18,11 +18,9 @@ import json
 import os
 import shutil
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,14 +30,14 @@ from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput, LabError
 from labkit.formats import weight_files
 from labkit.formats.weight_files import LAYOUT
-from labkit.subject.config import LlamaConfig, names_dtype, parsed
-from labkit.subject.directory import check, spare
+from labkit.subject.config import names_dtype, parsed
 from labkit.subject.shards import shard_files, write_index
 from labkit.subject.stored_dtype import stored_dtype
-from labkit.weights.source import CheckpointSource, open_source, shard_shapes, shard_tensors
+from labkit.weights.source import open_source
+from labkit.weights.tensors import Tensors
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 FORMATS = ("pickle", "safetensors", "gguf", "tensorizer")
 
@@ -70,7 +68,7 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], to: 
         if name == "gguf":
             from labkit.weights.gguf_writer import write_gguf
 
-            facts = write_gguf(opened, partial / LAYOUT["gguf"][0], detail or "F16")
+            facts = write_gguf(tensors, partial / LAYOUT["gguf"][0], detail or "F16")
         elif name == "tensorizer":
             facts = _to_tensorizer(tensors, partial / LAYOUT["tensorizer"][0])
         else:
@@ -101,91 +99,8 @@ def _keep_dtype(source: Path, target: Path) -> None:
     file = target / "config.json"
     doc = parsed(file.read_bytes(), str(file)) if file.exists() else None
     if isinstance(doc, dict) and not names_dtype(doc):
+        file.unlink()  # it may have come with a mode that forbids writing
         file.write_text(json.dumps({**doc, "torch_dtype": stored_dtype(source)}, indent=2) + "\n")
-
-
-@dataclass(frozen=True)
-class Tensors:
-    """What there is to convert, known before anything is written. `of_shard`: which tensors are
-    taken from which file; each is taken once, none is missing."""
-
-    source: CheckpointSource
-    format: str
-    of_shard: Mapping[str, Sequence[str]]
-
-    @staticmethod
-    def of(source: CheckpointSource) -> Tensors:
-        """Raises BadInput where what is there is not what config.json and the index ask for."""
-        if source.remote:
-            raise BadInput(
-                f"{source.root} is not on this host",
-                why="a conversion reads local files",
-                fix="download the model first",
-            )
-        weights = weight_files.local(source.root)
-        shapes: dict[str, tuple[int, ...]] = {}
-        holder: dict[str, str] = {}
-        for shard in weights.names:
-            found = shard_shapes(source, weights.format, shard)
-            shapes |= found
-            # of a tensor that two files hold, loaders keep the later one
-            holder |= dict.fromkeys(found, shard)
-        config = _config_of(source)
-        if config:
-            check(config, shapes, source.root, {n: source.path(f) for n, f in holder.items()})
-        lost = [name for name in weights.placed if name not in shapes and not spare(name)]
-        if lost:
-            raise BadInput(
-                f"{source.path(weights.placed[lost[0]])}: no tensor {lost[0]}, which the index says"
-                " is here" + (f" (and {len(lost) - 1} more)" if lost[1:] else ""),
-                why="the checkpoint is incomplete, or index and shards are of two",
-                fix="fetch index and shards again",
-            )
-        if config and config.tie_word_embeddings:
-            holder.pop("lm_head.weight", None)  # the embedding's bytes once more
-        if not holder:
-            raise BadInput(
-                f"{source.root}: no tensor in {', '.join(weights.names)}",
-                why="of nothing, nothing can be converted",
-                fix="fetch the checkpoint again",
-            )
-        names: dict[str, list[str]] = {shard: [] for shard in weights.names}
-        for name, shard in holder.items():
-            names[shard].append(name)
-        return Tensors(
-            source, weights.format, {shard: found for shard, found in names.items() if found}
-        )
-
-    def shard(self, name: str) -> dict[str, torch.Tensor]:
-        """Those of one file, each contiguous and with memory of its own."""
-        found = shard_tensors(self.source, self.format, name)
-        return _apart({tensor: found[tensor] for tensor in self.of_shard[name]})
-
-
-def _config_of(source: CheckpointSource) -> LlamaConfig | None:
-    """None where there is none, or one of a model that the lab does not run: it does not tell which
-    tensors there have to be. Raises BadInput for one that is no JSON."""
-    raw = source.read("config.json")
-    if raw is None:
-        return None
-    doc = parsed(raw, source.address("config.json"))
-    try:
-        return LlamaConfig.from_json(doc)
-    except BadInput:
-        return None
-
-
-def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A tensor that shares its storage, or has a part of one, is copied: formats without storages
-    refuse it, pickle would write all of it."""
-    shared = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
-    return {
-        name: tensor.clone()
-        if shared[tensor.untyped_storage().data_ptr()] > 1
-        or tensor.untyped_storage().nbytes() != tensor.nbytes
-        else tensor.contiguous()
-        for name, tensor in tensors.items()
-    }
 
 
 @contextmanager

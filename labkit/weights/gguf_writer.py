@@ -1,6 +1,6 @@
 """GGUF out of a public model directory, complete enough that llama.cpp answers from the file alone.
 
-    write_gguf(open_source("/models/tiny"), Path("model.gguf"), "Q8_0")
+    write_gguf(Tensors.of(open_source("/models/tiny")), Path("model.gguf"), "Q8_0")
 
 One file: architecture keys, the tokenizer (byte-level BPE: tokens padded to the vocabulary, types,
 merges, special ids), the tensors – matrices in the type asked for, norms and biases in F32. Tensors
@@ -18,13 +18,14 @@ from typing import Any
 from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 from labkit.formats.gguf_names import heads_of, to_gguf, to_neighbours
-from labkit.weights.source import CheckpointSource, format_of, shard_tensors
+from labkit.weights.source import CheckpointSource
+from labkit.weights.tensors import Tensors
 
 WRITABLE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4")
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
 
 
-def write_gguf(source: CheckpointSource, path: Path, kind: str) -> JsonObject:
+def write_gguf(tensors: Tensors, path: Path, kind: str) -> JsonObject:
     """Facts: shards, tensors, kept_f16 (matrices whose rows do not divide into blocks). Raises
     BadInput."""
     import logging
@@ -37,6 +38,7 @@ def write_gguf(source: CheckpointSource, path: Path, kind: str) -> JsonObject:
             why="K-quants and IQ need llama.cpp's own quantiser",
             fix="one of " + ", ".join(WRITABLE),
         )
+    source = tensors.source
     config = _json(source, "config.json")
     if config.get("model_type", "llama") not in ARCHITECTURES:
         raise BadInput(
@@ -50,8 +52,7 @@ def write_gguf(source: CheckpointSource, path: Path, kind: str) -> JsonObject:
     writer = gguf.GGUFWriter(str(path), architecture)
     _keys(writer, config, kind)
     _tokenizer(writer, source, int(config["vocab_size"]))
-    format = format_of(source)
-    plan = _plan(source, format, kind)
+    plan = _plan(tensors, kind)
     frequencies = _frequency_factors(config)
     for _, name, shape, qtype in plan:
         plain_bytes = {kinds.F32: 4, kinds.F16: 2}.get(qtype)
@@ -67,7 +68,7 @@ def write_gguf(source: CheckpointSource, path: Path, kind: str) -> JsonObject:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    _tensors(writer, source, format, plan, config, architecture)
+    _write_tensors(writer, tensors, plan, config, architecture)
     if frequencies is not None:
         writer.write_tensor_data(frequencies)
     writer.close()
@@ -208,40 +209,34 @@ def _tokenizer(writer: Any, source: CheckpointSource, vocabulary: int) -> None:
         writer.add_unk_token_id(unknown)
 
 
-def _plan(
-    source: CheckpointSource, format: str, kind: str
-) -> list[tuple[str, str, tuple[int, ...], Any]]:
-    """(public name, GGUF name, shape, type) in the order of the shards; from the headers where
-    there are some."""
+def _plan(tensors: Tensors, kind: str) -> list[tuple[str, str, tuple[int, ...], Any]]:
+    """(public name, GGUF name, shape, type) in the order of the shards."""
     import gguf
 
-    from labkit.formats.read import read_layout
-
     plan = []
-    for shard in source.shards(format):
-        for entry in read_layout(source.path(shard)).tensors:
-            name = to_gguf(entry.name)
+    for names in tensors.of_shard.values():
+        for public in names:
+            name, shape = to_gguf(public), tensors.shapes[public]
             if name is None:
-                if entry.name.endswith("rotary_emb.inv_freq"):
+                if public.endswith("rotary_emb.inv_freq"):
                     continue
                 raise BadInput(
-                    f"{entry.name} has no GGUF name",
+                    f"{public} has no GGUF name",
                     why="a file without it would answer nonsense",
                     fix="use llama.cpp's convert_hf_to_gguf.py",
                 )
             qtype = gguf.GGMLQuantizationType.F32
-            if len(entry.shape) > 1:
+            if len(shape) > 1:
                 qtype = getattr(gguf.GGMLQuantizationType, kind)
-                if entry.shape[-1] % gguf.GGML_QUANT_SIZES[qtype][0]:
+                if shape[-1] % gguf.GGML_QUANT_SIZES[qtype][0]:
                     qtype = gguf.GGMLQuantizationType.F16
-            plan.append((entry.name, name, entry.shape, qtype))
+            plan.append((public, name, shape, qtype))
     return plan
 
 
-def _tensors(
+def _write_tensors(
     writer: Any,
-    source: CheckpointSource,
-    format: str,
+    tensors: Tensors,
     plan: list[tuple[str, str, tuple[int, ...], Any]],
     config: JsonObject,
     architecture: str,
@@ -252,10 +247,10 @@ def _tensors(
     heads = int(config["num_attention_heads"])
     kv_heads = int(config.get("num_key_value_heads") or heads)
     shard_of: JsonObject = {}
-    shards = iter(source.shards(format))
+    shards = iter(tensors.of_shard)
     for public, _, _, qtype in plan:
         while public not in shard_of:
-            shard_of = shard_tensors(source, format, next(shards))
+            shard_of = tensors.shard(next(shards))
         tensor = shard_of[public].to(torch.float32)
         turned = heads_of(public, heads, kv_heads) if architecture == "llama" else 0
         data = (to_neighbours(tensor, turned) if turned else tensor).contiguous().numpy()

@@ -20,13 +20,10 @@ from typing import TYPE_CHECKING
 
 from labkit.errors import BadInput, TransferError
 from labkit.formats import weight_files
-from labkit.formats.not_weights import refusing
 from labkit.formats.weight_files import LAYOUT
 
 if TYPE_CHECKING:
     from urllib.request import Request
-
-    import torch
 
 SCHEMES = ("s3", "gs", "http", "https")
 MAX_INDEX_BYTES = 64 << 20
@@ -170,48 +167,3 @@ def open_source(
         f"{text}: cannot read {scheme}://",
         fix="a directory, or one of " + ", ".join(s + "://" for s in SCHEMES),
     )
-
-
-def format_of(source: CheckpointSource) -> str:
-    """The format that a model directory of this host is in. safetensors first: a directory with
-    both is read the safe way. Raises BadInput."""
-    return weight_files.local(source.root).format
-
-
-def shard_shapes(source: CheckpointSource, format: str, name: str) -> dict[str, tuple[int, ...]]:
-    """By name, from the header; a pickle without a zip has none and is read. Raises BadInput."""
-    from labkit.formats import safetensors_header
-    from labkit.subject.state_dict import can_map, read_state_dict
-
-    path = source.path(name)
-    if format == "safetensors":
-        return {entry.name: entry.shape for entry in safetensors_header.read(path).tensors}
-    if format == "pickle":
-        mapped = can_map(path)
-        state = read_state_dict(path, mmap=mapped, device="cpu" if mapped else "meta")
-        return {name: tuple(tensor.shape) for name, tensor in state.items()}
-    raise _packed(source, format)
-
-
-def _packed(source: CheckpointSource, format: str) -> BadInput:
-    return BadInput(
-        f"{source.root} is {format}",
-        why="conversion starts from full-precision shards",
-        fix="convert from the safetensors or pickle checkpoint",
-    )
-
-
-def shard_tensors(source: CheckpointSource, format: str, name: str) -> dict[str, torch.Tensor]:
-    """All tensors of one shard, as torch tensors on the CPU: views of the file where that can be
-    mapped. Raises BadInput."""
-    path = source.path(name)
-    if format == "safetensors":
-        from safetensors.torch import load_file
-
-        with refusing(path):
-            return load_file(path)
-    if format == "pickle":
-        from labkit.subject.state_dict import can_map, read_state_dict
-
-        return read_state_dict(path, mmap=can_map(path))
-    raise _packed(source, format)

@@ -16,7 +16,7 @@ from torch import nn
 
 from labkit.errors import BadInput, LabError
 from labkit.formats.weight_files import LAYOUT
-from labkit.weights import convert as conversion
+from labkit.weights import tensors as source_tensors
 from labkit.weights.catalog import LOADERS
 from labkit.weights.convert import convert
 
@@ -119,7 +119,7 @@ def reference(checkpoints) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def unchecked(monkeypatch):
     """A conversion refuses by itself what is incomplete; here the loaders are asked."""
-    monkeypatch.setattr(conversion, "check", lambda *_: None)
+    monkeypatch.setattr(source_tensors, "check", lambda *_: None)
 
 
 def files_of(directory: Path, format: str) -> list[Path]:

@@ -159,3 +159,16 @@ def test_what_a_formats_library_does_not_take_is_said(tmp_path):
     sparse = source(tmp_path / "in", {"w": torch.eye(2).to_sparse()}, {"model_type": "other"})
     with pytest.raises(BadInput, match="cannot be written as safetensors"):
         convert(sparse, tmp_path / "out", "safetensors")
+
+
+def test_gguf_takes_a_wrapped_pickle_without_its_tied_head_too(tmp_path):
+    pytest.importorskip("gguf")
+    state = tensors()
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    config = {**CONFIG, "tie_word_embeddings": True}
+    pickled = source(tmp_path / "in", {f"module.{n}": t for n, t in state.items()}, config)
+    vocabulary = {
+        "model": {"type": "BPE", "vocab": {chr(256 + i): i for i in range(32)}, "merges": []}
+    }
+    (pickled / "tokenizer.json").write_text(json.dumps(vocabulary))
+    assert convert(pickled, tmp_path / "out", "gguf:F32")["tensors"] == len(NAMES) - 1
