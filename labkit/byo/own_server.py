@@ -82,6 +82,8 @@ class OwnServer:
                 fix="give the directory (or file) that the server reads its weights from",
             )
         base = target.partition("?")[0].rstrip("/")
+        for endpoint in ("/completions", "/chat"):  # given as it is asked
+            base = base.removesuffix(endpoint)
         return OwnServer(
             argv,
             address.host,

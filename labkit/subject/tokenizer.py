@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 from labkit.subject.source import read_small
 
+#: Tokenizers in their libraries' own files.
+SLOW = ("tokenizer.model", "spiece.model", "merges.txt", "tekken.json", "vocab.txt")
 SPECIAL = ("<|begin|>", "<|end|>", "<|unknown|>")
 SMALLEST_VOCABULARY = len(SPECIAL) + 256
 MERGES = 700
@@ -57,6 +60,17 @@ class Tokenizer:
 
     @staticmethod
     def from_dir(directory: str | PathLike[str]) -> Tokenizer:
+        """Of a local model directory or a URL. Raises BadInput."""
+        there = functools.partial(os.path.join, directory)
+        if not os.path.exists(there("tokenizer.json")) and (
+            other := next((n for n in SLOW if os.path.exists(there(n))), "")
+        ):
+            raise BadInput(
+                f"{directory}: {other} without a tokenizer.json",
+                why="tokens are read from the latter, which transformers makes of the former",
+                fix=f'python -c "from transformers import AutoTokenizer as T;'
+                f" T.from_pretrained('{directory}').save_pretrained('{directory}')\"",
+            )
         raw = read_small(directory, "tokenizer.json")
         return Tokenizer.from_bytes(raw, f"{directory}/tokenizer.json")
 

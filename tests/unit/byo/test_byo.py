@@ -225,6 +225,21 @@ def test_what_cannot_be_measured_is_refused_before_anything_starts(tmp_path, cha
         )
 
 
+@pytest.mark.parametrize(
+    "path, base",
+    [
+        ("", "/v1"),
+        ("/v1/", "/v1"),
+        ("/v1/completions", "/v1"),
+        ("/v1/chat/completions", "/v1"),
+        ("/models/tiny", "/models/tiny/v1"),
+    ],
+)
+def test_a_url_may_name_the_server_its_base_or_what_is_asked(path, base):
+    url = f"http://127.0.0.1:8000{path}"
+    assert OwnServer.of("sh -c true", url, __file__).base == base
+
+
 def test_a_port_that_is_taken_is_refused(tmp_path, workspace):
     import socket
 

@@ -160,3 +160,29 @@ def test_a_generation_config_that_cannot_be_read_is_refused_by_its_name(tmp_path
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(BadInput, match=r"generation_config\.json: not JSON"):
         LlamaConfig.from_dir(tmp_path)
+
+
+@pytest.mark.parametrize("status, ids", [(200, (7,)), (404, (1,)), (403, (1,)), (500, None)])
+def test_a_store_may_lack_a_generation_config_but_not_fail_to_give_it(status, ids):
+    from labkit.net.message import text
+    from labkit.net.server import HTTPServer
+
+    def store(asked):
+        if asked.path.endswith("/config.json"):
+            return text(200, json.dumps({**GOOD, "eos_token_id": 1}))
+        return text(status, '{"eos_token_id": 7}')
+
+    with HTTPServer(store) as server:
+        if ids is None:
+            with pytest.raises(BadInput, match="answered 500"):
+                LlamaConfig.from_dir(f"{server.url}/models/tiny")
+        else:
+            assert LlamaConfig.from_dir(f"{server.url}/models/tiny").eos_token_ids == ids
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "merges.txt"])
+def test_a_tokenizer_in_another_form_is_refused_with_the_way_to_make_one(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(BadInput, match=name) as caught:
+        tokenizer.Tokenizer.from_dir(tmp_path)
+    assert "save_pretrained" in caught.value.fix
