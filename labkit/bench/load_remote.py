@@ -44,8 +44,9 @@ def from_bucket(
     """The embedded store on an emulated link: every loader clean, ours with faults too."""
     root = workspace.artifacts / "store-root"
     root.mkdir(exist_ok=True)
-    key = f"models/bench-{args.preset}"
     checkpoint = checkpoint_in("safetensors", subject, workspace)
+    # of this content alone: what another model left under its name would be chosen from too
+    key = f"models/bench-{args.preset}-{checkpoint.digest[:8]}"
     publish_model(root, checkpoint.directory, key)
     link = links.parse(args.link)
     with serving("store", root, link=link, ledger=ledger) as served:
@@ -160,7 +161,7 @@ def from_store(
     interfaces received."""
     checkpoint = checkpoint_in("safetensors", subject, workspace)
     store, size = args.store.rstrip("/"), checkpoint.weights_bytes
-    key = f"models/bench-{args.preset}"
+    key = f"models/bench-{args.preset}-{checkpoint.digest[:8]}"
     upload_model(store, checkpoint.directory, key)
     arms: dict[str, Arm | str] = {
         f"{name}.store": LOADERS[name].missing()

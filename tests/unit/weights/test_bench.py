@@ -19,7 +19,7 @@ from labkit.core.node_state import PlanState, WeightsState
 from labkit.core.plan import LaunchPlan
 from labkit.core.timeline import Span
 from labkit.errors import LabError
-from labkit.technique import Artifact, Observation
+from labkit.technique import Artifact, Observation, Subject
 from labkit.viz.loading import loads, sweep, trade
 from labkit.weights.catalog import LOADERS
 from labkit.weights.techniques import verify_loader
@@ -298,8 +298,9 @@ def test_of_a_large_checkpoint_the_first_shards_tell_the_disks_rate(tmp_path, mo
     assert read_paths.seconds_into_buffers([tmp_path / "0.safetensors"], 2) > 0
 
 
+@pytest.mark.parametrize("error", [LabError, RuntimeError])
 def test_a_format_that_cannot_be_made_here_is_missing_and_the_others_are_measured(
-    workspace, monkeypatch, capsys
+    workspace, monkeypatch, capsys, error
 ):
     monkeypatch.setenv("LABKIT_HOME", str(workspace.root))
     monkeypatch.setenv("LABKIT_CUMULATIVE", "1")
@@ -310,7 +311,7 @@ def test_a_format_that_cannot_be_made_here_is_missing_and_the_others_are_measure
         lambda format, *rest: (
             real(format, *rest)
             if format == "safetensors"
-            else (_ for _ in ()).throw(LabError("a full disk"))
+            else (_ for _ in ()).throw(error("a full disk"))
         ),
     )
     monkeypatch.setattr(load_disk, "_load", lambda *rest: of(0.5)[0])
@@ -408,3 +409,31 @@ def test_a_mapped_read_of_files_that_stay_in_memory_is_no_cold_read(tmp_path, mo
         disk = read_paths.DiskFloor([tmp_path / "model.safetensors"], None)
         disk.look()
         assert disk.read_path.startswith("direct") and disk.rate > 0
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_of_a_directory_what_is_loaded_is_counted_made_cold_and_matched_through_its_links(
+    tmp_path, workspace, absolute
+):
+    """The layout of the Hugging Face cache, beside the same weights in another format."""
+    from labkit.subject.checkpoint import make_checkpoint
+
+    make_checkpoint(tmp_path / "blobs", "tiny")
+    (tmp_path / "blobs" / "more.bin").write_bytes(bytes(9_000_000))
+    snapshot = tmp_path / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    for file in (tmp_path / "blobs").iterdir():
+        name = "pytorch_model.bin" if file.name == "more.bin" else file.name
+        (snapshot / name).symlink_to(file if absolute else f"../../blobs/{file.name}")
+    weights = tmp_path / "blobs" / "model.safetensors"
+    technique = techniques.technique("safetensors")
+    artifact = technique.prepare(Subject(model_dir=snapshot, preset="own"), workspace)
+    plan = technique.apply(LaunchPlan(stack={}, scenario="warm-node"), artifact)
+    assert plan.state.weights.bytes == weights.stat().st_size == plan.floors_bytes["load"]
+    assert plan.state.weights.files == (str(weights),)
+    assert set(plan.cold_paths) == {
+        str(f) for f in (tmp_path / "blobs").iterdir() if f.name != "more.bin"
+    }
+    assert plan.server_binds == tuple((p, p) for p in (str(snapshot), str(tmp_path / "blobs")))
+    seen = Observation(plan=plan, proc={"io": {}, "maps": [str(weights)]})
+    assert technique.verify(seen).engaged
