@@ -164,8 +164,15 @@ def run_pull(args: argparse.Namespace) -> int:
 
     output_directory(args.layout, "LAYOUT")
     began = time.monotonic()
-    _, facts = pull_into(Layout(args.layout), args.reference, streams=args.streams)
-    last_line({"layout": str(args.layout), "seconds": round(time.monotonic() - began, 3), **facts})
+    manifest, facts = pull_into(Layout(args.layout), args.reference, streams=args.streams)
+    last_line(
+        {
+            "layout": str(args.layout),
+            "digest": manifest.digest,
+            "seconds": round(time.monotonic() - began, 3),
+            **facts,
+        }
+    )
     return 0
 
 

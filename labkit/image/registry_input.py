@@ -13,7 +13,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from labkit.image.oci import MANIFEST
+from labkit.image.oci import INDEX, MANIFEST
 from labkit.image.reference import NAME_LIMIT, TAG
 from labkit.net.message import text
 
@@ -80,7 +80,8 @@ class PushedManifest:
         try:
             doc = json.loads(raw)
             own = doc.get("mediaType")
-            media_type = content_type.partition(";")[0].strip() or own or MANIFEST
+            usual = INDEX if "manifests" in doc else MANIFEST
+            media_type = content_type.partition(";")[0].strip() or own or usual
             if not _MEDIA_TYPE.fullmatch(media_type) or (own is not None and own != media_type):
                 raise ValueError
             blobs = [*(doc.get("layers") or []), *([doc["config"]] if doc.get("config") else [])]

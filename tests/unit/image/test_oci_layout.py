@@ -12,10 +12,12 @@ import tarfile
 import pytest
 import zstandard
 
+from labkit.cli.image_push import name_in
 from labkit.errors import BadInput
 from labkit.image import oci, push
 from labkit.image.estargz.convert import convert
 from labkit.image.oci_layout import Layout
+from labkit.image.platforms import architecture
 from labkit.image.publish import publish_image
 from labkit.image.unpack import unpack_image
 from labkit.net.server import HTTPServer
@@ -266,6 +268,20 @@ def test_an_image_is_found_as_each_tool_lists_it(sound, tmp_path, annotations, n
     doc["manifests"][0] |= {"annotations": annotations, "platform": {"architecture": "vax"}}
     path.write_text(json.dumps(doc))
     assert Layout(tmp_path / "layout").manifest(name) == sound["gzip"].manifest(NAME)
+
+
+def test_one_name_for_several_machines_is_one_image(sound, tmp_path):
+    shutil.copytree(sound["gzip"].path, tmp_path / "layout")
+    path, layout = tmp_path / "layout/index.json", Layout(tmp_path / "layout")
+    doc = json.loads(path.read_text())
+    mine = {**doc["manifests"][0], "platform": {"os": "linux", "architecture": architecture()}}
+    other = {**mine, "digest": "sha256:" + "0" * 64, "platform": {"os": "linux"}}
+    path.write_text(json.dumps({**doc, "manifests": [other, mine]}))
+    assert name_in(layout, "") == NAME
+    assert layout.manifest(NAME).digest == mine["digest"]
+    assert layout.manifest(f"any@{mine['digest']}").digest == mine["digest"]
+    with pytest.raises(BadInput, match="lists no image of the digest"):
+        layout.manifest(f"lab/x:v1@sha256:{'1' * 64}")
 
 
 def test_an_image_of_another_name_is_not_taken(tmp_path):
