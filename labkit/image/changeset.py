@@ -27,7 +27,7 @@ of no file. Limit: under a microsecond a member. Lesson: notebooks/02_image_pull
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
 
 from labkit.errors import BadInput
@@ -61,7 +61,8 @@ class Target(Protocol[Item]):
         """Have the item at `path` ("" is the root), in place of what is there."""
 
     def link(self, path: str, source: str) -> bool:
-        """Make `path` a name of the file at `source`. False: there is none, or none yet."""
+        """Make `path` a name of the file at `source`, in place of what is there. False: there is
+        none, or none yet, and then nothing is at `path`."""
 
     def hide(self, path: str) -> None:
         """Remove what lower layers have at `path`."""
@@ -136,7 +137,7 @@ class Changeset:
                 continue
             parent, _, leaf = path.rpartition("/")
             if parent not in self.parents:
-                self._enter(parent)
+                self.parents.update(self._above(path))
             if leaf.startswith(WHITEOUT):
                 self._mark(parent, leaf, target)
                 continue
@@ -152,15 +153,14 @@ class Changeset:
             self.kinds[path] = kind
         self._link_waiting(target)
 
-    def _enter(self, directory: str) -> None:
-        """Note that something lies in a directory, and in those above it."""
-        at = directory
+    def _above(self, path: str) -> Iterator[str]:
+        """Directories above `path` of which this layer holds nothing yet. Raises BadInput where it
+        holds something else."""
+        at = path.rpartition("/")[0]
         while at and at not in self.parents:
             if self.kinds.get(at, "dir") != "dir":
-                raise refuse(
-                    directory, f"leads through {at!r} of its own layer, which is no directory"
-                )
-            self.parents.add(at)
+                raise refuse(path, f"leads through {at!r} of its own layer, which is no directory")
+            yield at
             at = at.rpartition("/")[0]
 
     def _drop_below(self, path: str) -> None:
@@ -193,6 +193,8 @@ class Changeset:
         source = clean(link, "hard link")
         if not source or f"{source}/".startswith(f"{path}/") or path.startswith(f"{source}/"):
             raise refuse(path, "is a hard link to itself, or to what it would replace")
+        for _ in self._above(source):
+            pass
         if target.link(path, source):
             self._waiting.pop(path, None)
         else:

@@ -89,7 +89,10 @@ class _Written:
             _make_other(self.tree, parent_fd, name, path, item)
 
     def link(self, path: str, source: str) -> bool:
+        parent, _, name = path.rpartition("/")
         folder, _, source_name = source.rpartition("/")
+        parent_fd = self.tree.dir_fd(parent)
+        self.tree.remove(parent_fd, name)
         try:
             source_fd = self.tree.open_dir(folder) if folder else os.dup(self.tree.fd)
         except OSError:
@@ -98,9 +101,6 @@ class _Written:
             found = os.stat(source_name, dir_fd=source_fd, follow_symlinks=False)
             if stat.S_ISDIR(found.st_mode):
                 return False
-            parent, _, name = path.rpartition("/")
-            parent_fd = self.tree.dir_fd(parent)
-            self.tree.remove(parent_fd, name)
             os.link(
                 source_name, name, src_dir_fd=source_fd, dst_dir_fd=parent_fd, follow_symlinks=False
             )

@@ -24,9 +24,12 @@ from labkit.image.tar import DIR, FILE, HARDLINK, Member
 
 @dataclass(frozen=True)
 class Settled:
-    """`lower`: members that refer to the layers below; `own`: what the layer brings."""
+    """`lower`: members that refer to the layers below; `own`: what the layer brings. Where a link
+    of `lower` has a target of which the layer brings another file (`lower_first`), the lower ones
+    have to come first, else they may stand anywhere."""
 
     lower: list[Placed]
+    lower_first: bool
     own: dict[str, Placed]  # by path; hard links come behind their targets
 
 
@@ -60,12 +63,12 @@ class _Kept:
         self.own[path] = item
 
     def link(self, path: str, source: str) -> bool:
-        held = self.own.get(source)
-        if source in self.changes.parents or (held is not None and held.member.type == DIR):
-            return False
         self.own.pop(path, None)
         self.lower.pop((path, "link"), None)
         self._drop_below(path)
+        held = self.own.get(source)
+        if source in self.changes.parents or (held is not None and held.member.type == DIR):
+            return False
         if held is None:
             self.lower[path, "link"] = source
         else:
@@ -96,10 +99,14 @@ class _Kept:
         for path, sort in self.lower:
             if sort == "hidden" and path in self.changes.parents:
                 self._name(path)
+        in_order = any(
+            sort == "link" and self.changes.holds(source)
+            for (_, sort), source in self.lower.items()
+        )
         lower = [
             Placed(member, 0)
             for (path, sort), source in self.lower.items()
-            if (member := self._lower(path, sort, source)) is not None
+            if (member := self._lower(path, sort, source, in_order)) is not None
         ]
         own: dict[str, Placed] = {}
         first: dict[int, str] = {}
@@ -109,18 +116,19 @@ class _Kept:
             if held != path:
                 member = replace(member, type=HARDLINK, link=held, size_bytes=0, extents=None)
             own[path] = Placed(member, placed.offset)
-        return Settled(lower, own)
+        return Settled(lower, in_order, own)
 
-    def _lower(self, path: str, sort: str, source: str) -> Member | None:
+    def _lower(self, path: str, sort: str, source: str, in_order: bool) -> Member | None:
         if sort == "link":
             return Member(path, HARDLINK, 0o644, link=source)
-        directory = self.own.get(path)
-        brought = path in self.changes.parents or (
-            directory is not None and directory.member.type == DIR
-        )
-        if sort == "hidden" and not brought:
-            if directory is not None:
+        if sort == "hidden":
+            whiteout = Member(f"{WHITEOUT}{path}", FILE, 0o644)
+            if "/" in path:
+                parent, _, leaf = path.rpartition("/")
+                whiteout.name = f"{parent}/{WHITEOUT}{leaf}"
+            held = self.own.get(path)
+            if in_order or not self.changes.holds(path):
+                return whiteout
+            if held is not None and held.member.type != DIR:
                 return None  # replaced anyway
-            parent, _, leaf = path.rpartition("/")
-            return Member(f"{parent}/{WHITEOUT}{leaf}".lstrip("/"), FILE, 0o644)
         return Member(f"{path}/{OPAQUE}".lstrip("/"), FILE, 0o644)

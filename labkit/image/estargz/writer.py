@@ -73,15 +73,10 @@ def order(
             move(name)
         elif name:
             missing.append(name)
-    # a link to a lower layer's file, of a name that this layer brings too, must find the lower one
-    early = [p for p in layer.lower if p.member.link in layer.own]
-    markers = [p for p in layer.lower if p.member.link not in layer.own]
-    own = [p for name, p in layer.own.items() if name not in first]
-    return (
-        [*early, *first.values()] if first else [],
-        [*([] if first else early), *markers, *own],
-        missing,
-    )
+    rest = [placed for name, placed in layer.own.items() if name not in first]
+    if layer.lower_first and first:
+        return [*layer.lower, *first.values()], rest, missing
+    return list(first.values()), [*layer.lower, *rest], missing
 
 
 @dataclass(frozen=True)

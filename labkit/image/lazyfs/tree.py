@@ -196,15 +196,15 @@ class _Merged:
         self._attach(parent, leaf, node)
 
     def link(self, path: str, source: str) -> bool:
+        parent, leaf = self._place(path)
+        self._detach(parent, leaf)
         node = self.tree.at(source)
         if node is None or node.children is not None:
             return False
-        parent, leaf = self._place(path)
-        if parent.child(leaf) is not node:
-            held = node.parent
-            node.nlink += 1
-            self._attach(parent, leaf, node)
-            node.parent = held
+        held = node.parent
+        node.nlink += 1
+        self._attach(parent, leaf, node)
+        node.parent = held
         return True
 
     def hide(self, path: str) -> None:
