@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from labkit.core.plan import LaunchPlan, Step, StepContext
 from labkit.core.units import show_bytes
+from labkit.formats.weight_files import local
 from labkit.technique import Artifact, Evidence, Observation
 from labkit.weights.catalog import LOADERS, Loader
 from labkit.weights.techniques import WeightsTechnique
@@ -29,7 +29,7 @@ from labkit.weights.techniques import WeightsTechnique
 def ask_for(directory: str) -> int:
     """Bytes of the shards in `directory` that the page cache was asked to read."""
     asked_bytes = 0
-    for shard in sorted(Path(directory).glob("*.safetensors")):
+    for shard in local(directory, "safetensors").paths:
         fd = os.open(shard, os.O_RDONLY)
         try:
             size_bytes = os.fstat(fd).st_size

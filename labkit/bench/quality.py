@@ -32,6 +32,7 @@ def formats_against_quality(
 ) -> list[JsonObject]:
     """Full precision first. Converted files are removed again."""
     from labkit.core.workspace import Workspace
+    from labkit.formats.weight_files import local
     from labkit.subject.checkpoint import ensure
     from labkit.subject.tokenizer import Tokenizer
     from labkit.weights.convert import convert
@@ -44,7 +45,7 @@ def formats_against_quality(
     rows = [
         {
             "format": "BF16",
-            "size_bytes": _size(source, ".safetensors"),
+            "size_bytes": local(source).size_bytes,
             "convert_s": 0.0,
             "load_s": load_s,
             "distance": 0.0,
@@ -66,10 +67,6 @@ def formats_against_quality(
                 }
             )
     return rows
-
-
-def _size(directory: Path, suffix: str) -> int:
-    return sum(f.stat().st_size for f in directory.iterdir() if f.suffix == suffix)
 
 
 def _logits(

@@ -310,7 +310,8 @@ def device_facts(seen: Observation) -> JsonObject:
 def _binds(directory: str, files: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """The model's directory, and where its links lead, each under its own name: in a container
     links mean the same files."""
-    around = {str(Path(file).parent) for file in files} - {directory}
+    parents = {str(Path(file).parent) for file in files} - {directory, "/"}
+    around = [path for path in parents if not path.startswith(directory + "/")]
     return tuple((path, path) for path in (directory, *sorted(around)))
 
 
