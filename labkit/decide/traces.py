@@ -149,7 +149,18 @@ _UNITS = {
 }
 _SUFFIXES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 #: Columns that hold the arrivals, in the order in which they are taken.
-_NAMES = ("arrival", "arrival_time", "arrived_at", "timestamp", "time", "datetime", "ts")
+_NAMES = (
+    "arrival",
+    "arrival_time",
+    "arrival_timestamp",
+    "arrived_at",
+    "timestamp",
+    "time",
+    "datetime",
+    "request_time",
+    "start_time",
+    "ts",
+)
 _EPOCH_S = date(1970, 1, 1).toordinal() * 86_400
 _FIX = "a CSV with one arrival a line, in seconds or ISO 8601 (2026-01-31T12:00:00Z)"
 _ISO = re.compile(
