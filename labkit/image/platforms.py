@@ -61,7 +61,7 @@ def of_config(config: JsonObject) -> JsonObject:
 def rank(platform: JsonObject) -> int | None:
     """How well it fits this machine: 0 is its own, None is not for it."""
     names = [str(platform.get(key) or "").lower() for key in ("os", "architecture", "variant")]
-    system, machine = names[0], _ARCHITECTURES.get(names[1], names[1])
+    system, machine = names[0] or "linux", _ARCHITECTURES.get(names[1], names[1])
     variant = "" if names[2] in _VARIANTS.get(machine, ()) else names[2]
     if machine == "arm":
         variant = {"armhf": "v7", "armel": "v6"}.get(names[1], variant or "v7")

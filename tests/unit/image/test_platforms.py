@@ -62,7 +62,7 @@ ATTESTATION = of("unknown", os="unknown")
         ([of("386"), of("arm64")], 0),
         ([of("amd64", os="windows"), of("x86_64")], 1),
         ([ATTESTATION, of("amd64"), of("amd64")], 1),
-        ([{"architecture": "amd64"}, {}, of("amd64")], 2),
+        ([{}, {"architecture": "arm64"}, {"architecture": "amd64"}, of("amd64")], 2),
         ([{"os": None, "architecture": 7}, of("AMD64", os="Linux")], 1),
     ],
 )
