@@ -33,7 +33,7 @@ from typing import Protocol, TypeVar
 from labkit.errors import BadInput
 from labkit.image.estargz.layout import OWN_NAMES
 from labkit.image.oci import OPAQUE, WHITEOUT
-from labkit.image.tar import BLOCKDEV, CHAR, DIR, FIFO, FILE, HARDLINK, SYMLINK
+from labkit.image.tar_header import BLOCKDEV, CHAR, DIR, FIFO, FILE, HARDLINK, SYMLINK
 
 #: A tar member's type in words, which are those of an eStargz TOC.
 KINDS = {

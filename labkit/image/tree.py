@@ -20,7 +20,7 @@ from pathlib import Path
 
 from labkit.core.beside import becoming
 from labkit.errors import BadInput
-from labkit.image.tar import DIR, Member
+from labkit.image.tar_header import DIR, Member
 
 _SYS_OPENAT2 = 437  # the same number on every architecture
 _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x04, 0x08

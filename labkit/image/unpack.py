@@ -26,7 +26,8 @@ from labkit.core.json_types import JsonObject
 from labkit.image.changeset import KINDS, Changeset, refuse
 from labkit.image.oci import Manifest
 from labkit.image.oci_layout import Layout
-from labkit.image.tar import BLOCKDEV, CHAR, DIR, FIFO, FILE, SYMLINK, Member, TarReader
+from labkit.image.tar import TarReader
+from labkit.image.tar_header import BLOCKDEV, CHAR, DIR, FIFO, FILE, SYMLINK, Member
 from labkit.image.tree import ImageTree, Limits, growing
 
 

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 from labkit.core.json_types import JsonObject
 from labkit.image.changeset import KINDS
-from labkit.image.tar import BLOCK, BLOCKDEV, CHAR, DIR, FILE, HARDLINK, SYMLINK, Member
+from labkit.image.tar_header import BLOCK, BLOCKDEV, CHAR, DIR, FILE, HARDLINK, SYMLINK, Member
 
 _EPOCH = datetime(1970, 1, 1)
 

@@ -19,7 +19,8 @@ from labkit.errors import BadInput
 from labkit.image.estargz import layout, toc
 from labkit.image.estargz.codec import decompress, decompress_bounded
 from labkit.image.oci import digest_of
-from labkit.image.tar import FILE, TarReader
+from labkit.image.tar import TarReader
+from labkit.image.tar_header import FILE
 
 ReadAt = Callable[[int, int], bytes]  # (start, size) -> exactly those bytes of the blob
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from labkit.image.changeset import KINDS, Changeset
 from labkit.image.estargz.source import Placed
 from labkit.image.oci import OPAQUE, WHITEOUT
-from labkit.image.tar import DIR, FILE, HARDLINK, Member
+from labkit.image.tar_header import DIR, FILE, HARDLINK, Member
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,8 @@ class _Kept:
         self.own.setdefault(path, Placed(Member(path, DIR, 0o755), 0))
 
     def _drop_below(self, path: str) -> None:
+        """`path` is no directory any more."""
+        self.lower.pop((path, "opaque"), None)
         if path in self.changes.parents:
             top = path + "/"
             for one in [one for one in self.own if one.startswith(top)]:

@@ -22,7 +22,8 @@ from pathlib import Path
 
 from labkit.errors import BadInput
 from labkit.image import sparse
-from labkit.image.tar import Member, TarReader
+from labkit.image.tar import TarReader
+from labkit.image.tar_header import Member
 
 LIMIT_BYTES = 64 << 30
 

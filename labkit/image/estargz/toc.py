@@ -24,7 +24,7 @@ from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 from labkit.image.changeset import KINDS, clean
 from labkit.image.estargz.layout import PREFETCH
-from labkit.image.tar import (
+from labkit.image.tar_header import (
     MAJOR_LIMIT,
     MINOR_LIMIT,
     OWNER_LIMIT,

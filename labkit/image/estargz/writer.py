@@ -29,7 +29,7 @@ from labkit.image.estargz.members import header, toc_entry
 from labkit.image.estargz.settle import Settled, settle
 from labkit.image.estargz.source import Placed, Spool
 from labkit.image.oci import digest_of
-from labkit.image.tar import BLOCK, FILE, HARDLINK, Member
+from labkit.image.tar_header import BLOCK, FILE, HARDLINK, Member
 
 _BATCH_BYTES = 512 << 10  # one task of the pool: a large chunk, or many small files
 _AHEAD = 8

@@ -17,7 +17,7 @@ from labkit.errors import BadInput
 from labkit.image.estargz import codec, layout, source, writer
 from labkit.image.estargz.members import header, toc_entry
 from labkit.image.estargz.toc import parse
-from labkit.image.tar import DIR, FILE, HARDLINK, Member
+from labkit.image.tar_header import DIR, FILE, HARDLINK, Member
 from tests.support.estargz_files import read_file, toc_of
 
 

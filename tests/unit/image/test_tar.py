@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from labkit.errors import BadInput
 from labkit.image.codecs import OUT_BYTES, Hashed, decompress
 from labkit.image.layers import gzip_chunks
-from labkit.image.tar import TarReader, bounded_time_ns
+from labkit.image.tar import TarReader
+from labkit.image.tar_header import bounded_time_ns
 
 NAMES = st.text(
     st.characters(blacklist_characters="\0/", blacklist_categories=("Cs",)),
