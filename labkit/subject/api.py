@@ -11,6 +11,7 @@ Lesson: notebooks/01_anatomy.
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -343,7 +344,7 @@ def _log_probabilities(
         "token_logprobs": [p.logprob for p in pieces],
         # of alternatives that read alike the likelier one stays
         "top_logprobs": [dict(p.alternatives[::-1]) for p in pieces] if request.logprobs else None,
-        "text_offset": [offset + sum(lengths[:i]) for i in range(len(lengths))],
+        "text_offset": list(itertools.accumulate([offset, *lengths]))[:-1],
     }
 
 
