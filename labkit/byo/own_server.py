@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from labkit.byo import servers
@@ -72,9 +73,9 @@ class OwnServer:
                 why="its files are evicted before each trial, and watched in it",
                 fix="give the directory (or file) that the server reads its weights from",
             )
-        files = [path] if path.is_file() else list(path.rglob("*"))
+        files = chain([path], path.rglob("*"))
         if not any(p.is_file() and p.stat().st_size for p in files):
-            broken = next((p for p in files if p.is_symlink() and not p.exists()), None)
+            broken = next((p for p in path.rglob("*") if p.is_symlink() and not p.exists()), None)
             raise BadInput(
                 f"--weights {weights!r}: no file with anything in it"
                 + (f", and {broken.name} is a link to {os.readlink(broken)}" if broken else ""),

@@ -301,7 +301,7 @@ def test_a_mistake_in_the_call_is_told_without_the_secret_in_it(call, value, tmp
 @settings(max_examples=8)
 def test_the_program_gets_its_secret_whole_while_the_record_has_none(value, tmp_path_factory):
     got = tmp_path_factory.mktemp("child") / "got"
-    got.touch()  # the weights of a server must be there
+    got.write_text("not yet")  # the weights of a server must be there
     code = "import os, sys; open(sys.argv[1], 'w').write(sys.argv[3] + os.environ['HF_TOKEN'])"
     with fresh():
         server = OwnServer.of(
