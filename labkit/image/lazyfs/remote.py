@@ -100,25 +100,28 @@ class RegistrySource:
         return self.image.config(manifest)
 
     def stream(self, digest: str, start: int, end: int) -> Iterator[memoryview]:
-        """[start, end) of a blob in pieces of at most 256 KiB. One attempt. Raises TransferError
+        """[start, end) of a blob in pieces of at most 256 KiB. One attempt, of several answers
+        where a server sends less of a range than asked (RFC 9110 §15.3.7). Raises TransferError
         (Busy: with the time to wait)."""
         at, url = start, self.image.blob_url(digest)
+        view = memoryview(bytearray(STEP_BYTES))
         try:
-            with self.client.open(
-                "GET", url, {"Range": f"bytes={start}-{end - 1}"}, ok=(206, 200)
-            ) as (answer, wire):
-                if answer.status == 200 and start:
-                    raise TransferError(
-                        f"{url}: the store ignores ranges",
-                        why="a lazy mount reads the middle of a layer",
-                    )
-                view = memoryview(bytearray(STEP_BYTES))
-                while at < end:
-                    size = wire.read_into(view[: min(STEP_BYTES, end - at)])
-                    if not size:
-                        raise ConnectionLost(f"the answer ended {end - at} bytes early")
-                    at += size
-                    yield view[:size]
+            while at < end:
+                asked_at, wanted = at, {"Range": f"bytes={at}-{end - 1}"}
+                with self.client.open("GET", url, wanted, ok=(206, 200)) as (answer, wire):
+                    if answer.status == 200 and at:
+                        raise TransferError(
+                            f"{url}: the store ignores ranges",
+                            why="a lazy mount reads the middle of a layer",
+                        )
+                    while at < end:
+                        size = wire.read_into(view[: min(STEP_BYTES, end - at)])
+                        if not size:
+                            break
+                        at += size
+                        yield view[:size]
+                if at == asked_at:
+                    raise ConnectionLost(f"the answer ended {end - at} bytes early")
         except HTTPStatusError as error:
             if error.again:
                 after = error.answer.headers.get("retry-after", "")
