@@ -135,7 +135,7 @@ class TarReader:
             kind = chr(head[156]) if head[156] else FILE
             try:
                 check_sum(head)
-                size = number(head[124:136])
+                size = within("size", number(head[124:136]), SIZE_LIMIT_BYTES)
             except ValueError as bad:
                 raise _broken(str(bad), self.offset - BLOCK, text(head[:100])) from None
             if kind in "xg":
@@ -157,7 +157,7 @@ class TarReader:
                 continue
             pax = {**shared, **own} if shared or own else own
             try:
-                member = read_member(head, kind, size, pax, long_name, long_link)
+                member = read_member(head, kind, pax, long_name, long_link)
                 self._left = size = stored_bytes(member, size, pax)
                 self._pad = -size % BLOCK
                 self._map_sparse(head, member, pax)
@@ -175,7 +175,7 @@ class TarReader:
             raw_map, real = sparse.old_gnu(head, lambda: self._take(BLOCK))
             real_size = number(real)
             numbers = [number(raw) for raw in raw_map]
-        elif sparse.is_pax(pax):
+        elif member.type == FILE and sparse.is_pax(pax):
             real_size = decimal(pax.get("GNU.sparse.size") or pax.get("GNU.sparse.realsize", b""))
             numbers = sparse.pax_numbers(pax, lambda: self._take_stored(BLOCK))
         else:

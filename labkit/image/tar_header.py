@@ -1,7 +1,7 @@
 """A tar header as a member: the block's fields and the PAX records in front of it, checked.
 
     check_sum(head)
-    member = read_member(head, FILE, size, pax_records(raw), long_name=None, long_link=None)
+    member = read_member(head, FILE, pax_records(raw), long_name=None, long_link=None)
 
 What is read can be stored: owners, devices and attributes that no file has are refused (ValueError,
 with the defect; the reader says where). Where writers differ, it reads as Go's archive/tar, and so
@@ -65,6 +65,7 @@ def text(raw: bytes) -> str:
 def pax_records(raw: bytes) -> dict[str, bytes]:
     """Raises ValueError. The two repeated records of sparse version 0.0 are joined as one map."""
     records: dict[str, bytes] = {}
+    pairs: list[bytes] = []
     at = 0
     while at < len(raw):
         space = raw.find(b" ", at, at + 20)
@@ -78,11 +79,13 @@ def pax_records(raw: bytes) -> dict[str, bytes]:
         if not equals:
             raise ValueError("a PAX record without a value")
         name = key.decode("utf-8", "surrogateescape")
-        if name in sparse.PAIRS and sparse.MAP in records:
-            records[sparse.MAP] += b"," + value
+        if name in sparse.PAIRS:
+            pairs.append(value)
         else:
-            records[sparse.MAP if name in sparse.PAIRS else name] = value
+            records[name] = value
         at = end
+    if pairs:
+        records[sparse.MAP] = b",".join(pairs)
     return records
 
 
@@ -116,7 +119,6 @@ def within(noun: str, value: int, limit: int) -> int:
 def read_member(
     head: bytes,
     kind: str,
-    size: int,
     pax: dict[str, bytes],
     long_name: bytes | None,
     long_link: bytes | None,
