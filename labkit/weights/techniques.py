@@ -11,6 +11,7 @@ Lesson: notebooks/04_model_formats, notebooks/05_streaming.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -130,7 +131,8 @@ class WeightsTechnique(Technique):
         return Artifact(
             self.name,
             prepared.digest,
-            {"model_dir": str(prepared.directory)},
+            # without links, as its files are: in a container there may be none of them
+            {"model_dir": os.path.realpath(prepared.directory)},
             {
                 "model_key": key,
                 "prepare_s": prepared.prepare_s,

@@ -427,7 +427,9 @@ def test_of_a_directory_what_is_loaded_is_counted_made_cold_and_matched_through_
         (snapshot / name).symlink_to(file if absolute else f"../../blobs/{file.name}")
     weights = tmp_path / "blobs" / "model.safetensors"
     technique = techniques.technique("safetensors")
-    artifact = technique.prepare(Subject(model_dir=snapshot, preset="own"), workspace)
+    (tmp_path / "link").symlink_to(snapshot)
+    subject = Subject(model_dir=tmp_path / "link", preset="own")
+    artifact = technique.prepare(subject, workspace)
     plan = technique.apply(LaunchPlan(stack={}, scenario="warm-node"), artifact)
     assert plan.state.weights.bytes == weights.stat().st_size == plan.floors_bytes["load"]
     assert plan.state.weights.files == (str(weights),)
