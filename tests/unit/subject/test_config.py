@@ -133,7 +133,7 @@ def test_the_made_vocabulary_is_padded_to_the_models(size):
         ),
     )
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_request_is_understood_or_refused_with_a_4xx(doc):
     try:
         made = api.parse(json.dumps(doc).encode(), vocabulary=100)
