@@ -14,6 +14,7 @@ a blob. Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable
@@ -70,22 +71,13 @@ class RegistryDisk:
         """Descriptors of the repository's manifests whose subject has this digest."""
         found = []
         for hex_digest in _names(self.repository(name) / "manifests"):
-            raw = self.blob(hex_digest).read_bytes()
-            doc = json.loads(raw)
-            about = doc.get("subject")
-            if not isinstance(about, dict) or about.get("digest") != digest_of_hex(subject):
-                continue
-            descriptor: JsonObject = {
-                "mediaType": self.manifest_mark(name, hex_digest).read_text(),
-                "digest": digest_of_hex(hex_digest),
-                "size": len(raw),
-            }
-            # an index has no config, and then no type that could be inferred
-            if kind := doc.get("artifactType") or (doc.get("config") or {}).get("mediaType"):
-                descriptor["artifactType"] = kind
-            if doc.get("annotations"):
-                descriptor["annotations"] = doc["annotations"]
-            found.append(descriptor)
+            # the folder may come from anywhere: what is no manifest refers to nothing
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                raw = self.blob(hex_digest).read_bytes()
+                doc = json.loads(raw)
+                if (doc.get("subject") or {}).get("digest") == digest_of_hex(subject):
+                    kind = self.manifest_mark(name, hex_digest).read_text()
+                    found.append(_referrer(doc, kind, hex_digest, len(raw)))
         return found
 
     def note_blob(self, name: str, hex_digest: str) -> None:
@@ -112,6 +104,17 @@ class RegistryDisk:
         for tag in self.tags(name):
             if self.tag(name, tag).read_text() == digest_of_hex(hex_digest):
                 self.tag(name, tag).unlink(missing_ok=True)
+
+
+def _referrer(doc: JsonObject, kind: str, hex_digest: str, size_bytes: int) -> JsonObject:
+    """A manifest as the list of referrers has it."""
+    descriptor = {"mediaType": kind, "digest": digest_of_hex(hex_digest), "size": size_bytes}
+    # an index has no config, and then no type that could be inferred
+    if inferred := doc.get("artifactType") or (doc.get("config") or {}).get("mediaType"):
+        descriptor["artifactType"] = inferred
+    if doc.get("annotations"):
+        descriptor["annotations"] = doc["annotations"]
+    return descriptor
 
 
 def _names(folder: Path) -> list[str]:

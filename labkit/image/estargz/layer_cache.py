@@ -14,6 +14,7 @@ Limit: linking costs nothing, converting 100 MB/s a core. Lesson: notebooks/03_l
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -21,10 +22,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labkit.errors import LabError
+from labkit.errors import BadInput, LabError
 from labkit.image import oci
 from labkit.image.access_record import Access
-from labkit.image.codecs import Hashed, file_chunks
 from labkit.image.estargz.codec import LEVEL
 from labkit.image.estargz.layout import CHUNK_BYTES
 from labkit.image.estargz.writer import Written
@@ -54,7 +54,7 @@ class Options:
 class CachedLayer:
     """A converted layer on this disk. `order`: the accesses its files were ordered by."""
 
-    blob: Path
+    layout: Layout
     descriptor: oci.Descriptor
     written: Written
     options: Options
@@ -72,10 +72,14 @@ class CachedLayer:
 
     def is_sound(self) -> bool:
         """Whether its bytes are still those that it is named by."""
-        hashed = Hashed(file_chunks(self.blob))
-        for _ in hashed:
-            pass
-        return hashed.digest == self.written.digest
+        with contextlib.suppress(BadInput):
+            self.layout.check_blob(self.descriptor)
+            return True
+        return False
+
+    @property
+    def blob(self) -> Path:
+        return self.layout.blob_path(self.descriptor.digest)
 
     def missing(self, accesses: Sequence[Access]) -> tuple[str, ...]:
         """Paths of `accesses` that the layer does not hold, as far as its order can tell."""
@@ -141,10 +145,10 @@ def _read(folder: Path) -> list[tuple[str, CachedLayer]]:
         options, layout, found = Options(**doc["options"]), Layout(folder), []
         for row, descriptor in zip(doc["layers"], layout.manifest().layers, strict=True):
             written = Written(**{**row["written"], "missing": tuple(row["written"]["missing"])})
-            blob = layout.blob_path(descriptor.digest)
-            if written.digest == descriptor.digest and blob.stat().st_size == written.size_bytes:
+            size_bytes = layout.blob_path(descriptor.digest).stat().st_size
+            if written.digest == descriptor.digest and size_bytes == written.size_bytes:
                 order = tuple(Access.from_json(a) for a in row["order"])
-                layer = CachedLayer(blob, descriptor, written, options, order)
+                layer = CachedLayer(layout, descriptor, written, options, order)
                 found.append((row["source"], layer))
         return found
     except (OSError, ValueError, KeyError, TypeError, LabError):

@@ -399,6 +399,17 @@ def test_referrers_are_an_index_of_what_refers_to_a_manifest(repo, referrers):
     assert "oci-filters-applied" not in got.headers
 
 
+def test_a_broken_file_among_the_manifests_refers_to_nothing(repo, referrers):
+    subject, wanted = referrers
+    disk = repo.server.app.disk
+    for at, raw in enumerate((b"{", b"[]", b'{"subject": 5}', None)):
+        disk.note_manifest(repo.name, f"{at}" * 64, oci.MANIFEST, [])
+        if raw is not None:
+            disk.blob(f"{at}" * 64).write_bytes(raw)
+    got = repo.ask("GET", f"referrers/{subject}")
+    assert {one["digest"] for one in got.json["manifests"]} == wanted.keys()
+
+
 @pytest.mark.parametrize("kind", ["x/y", EMPTY, "other/type", ""])
 def test_referrers_are_filtered_by_their_type_and_say_so(repo, referrers, kind):
     subject, wanted = referrers

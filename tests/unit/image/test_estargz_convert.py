@@ -193,9 +193,11 @@ def test_other_options_keep_nothing_except_where_any_order_and_level_will_do(edi
     )
 
 
-def test_a_kept_layer_that_is_damaged_is_made_again(edited):
+@pytest.mark.parametrize("damage", [lambda raw: b"short", lambda raw: raw[:-1] + b"?"])
+def test_a_kept_layer_that_is_damaged_is_made_again(edited, damage):
     first, there = edited(b"print(1)")
-    there.blob_path(first.layers[0].digest).write_bytes(b"short")
+    path = there.blob_path(first.layers[0].digest)
+    path.write_bytes(damage(path.read_bytes()))
     second, here = edited(b"print(1)")
     assert second.facts["layers_kept"] == len(first.layers) - 1 and second.layers == first.layers
     (here.path / layer_cache.NOTE).write_text("{")
