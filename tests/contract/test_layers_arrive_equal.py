@@ -32,7 +32,16 @@ from labkit.image.tree import Limits
 from labkit.image.unpack import unpack_image
 from labkit.net.serving import serving
 from tests.host.test_lazy_mount import mounted
-from tests.support.layer_cases import CASES, Case, Found, M, differences, observed, stacked
+from tests.support.layer_cases import (
+    CASES,
+    CONVERTED,
+    Case,
+    Found,
+    M,
+    differences,
+    observed,
+    stacked,
+)
 from tests.support.ordinary import UID, as_ordinary_user
 
 pytestmark = pytest.mark.needs("root")  # owners and devices are part of what arrives
@@ -187,20 +196,23 @@ def test_umoci_unpacks_the_same(tmp_path):
 
 @pytest.mark.needs("command:containerd", "command:ctr")
 def test_overlayfs_shows_the_same_after_containerd(tmp_path, workspace: Workspace):
-    cases = shown_by("containerd")
-    layout = write_layout(tmp_path / "layout", cases, "t")
-    publish_image(tmp_path / "registry", layout.path, "lab/cases:t")
-    target = tmp_path / "mnt"
-    target.mkdir()
+    plain, converted = shown_by("containerd"), shown_by("containerd") | shown_by(CONVERTED)
+    layout = write_layout(tmp_path / "plain", plain, "t")
+    publish_image(tmp_path / "registry", layout.path, PLAIN)
+    layout = write_layout(tmp_path / "more", converted, "t")
+    convert(layout, "t", Layout.create(tmp_path / "lazy"))
+    publish_image(tmp_path / "registry", tmp_path / "lazy", LAZY)
     with (
         Ledger.open(workspace, watch=False) as ledger,
         serving("registry", tmp_path / "registry", ledger=ledger) as served,
         containerd.running(workspace.nodes / "ctd", ledger, registry=served.address) as node,
     ):
-        name = f"{served.address}/lab/cases:t"
-        node.pull(name)
-        node.ctr("images", "mount", name, str(target))
-        try:
-            assert not wrong(observed(target), cases)
-        finally:
-            unmount(target)
+        for image, cases in ((PLAIN, plain), (LAZY, converted)):
+            name, target = f"{served.address}/{image}", tmp_path / f"mnt-{len(cases)}"
+            target.mkdir()
+            node.pull(name)
+            node.ctr("images", "mount", name, str(target))
+            try:
+                assert not wrong(observed(target), cases), image
+            finally:
+                unmount(target)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 NOBODY = ()
 ALL = ("containerd", "umoci")
+CONVERTED = "containerd, once converted"
 DAY_S = 86400
 
 
@@ -84,7 +85,8 @@ Expected = dict[str, bytes | str | Found]
 
 @dataclass(frozen=True)
 class Case:
-    """`same`: the reference tools that show this tree."""
+    """`same`: the reference tools that show this tree. CONVERTED: containerd fails at the layers or
+    shows lower files that they hide, and does neither when they are converted."""
 
     layers: list[Layer]
     expected: Expected
@@ -138,25 +140,27 @@ CASES: dict[str, Case] = {
     "a whiteout behind its directory": Case(
         [LOWER_DIR, [M("d/", "d"), M("d/new", content=b"n"), M(".wh.d")]],
         {"d": EMPTY_DIR, "d/new": b"n"},
-        ("umoci",),
+        ("umoci", CONVERTED),
     ),
     "a whiteout before its directory": Case(
         [LOWER_DIR, [M(".wh.d"), M("d/", "d"), M("d/new", content=b"n")]],
         {"d": _NAMED, "d/new": b"n"},
-        ("umoci",),
+        ("umoci", CONVERTED),
     ),
     "a whiteout before a directory that no member names": Case(
         [LOWER_DIR, [M(".wh.d"), M("d/new", content=b"n")]],
         {"d": EMPTY_DIR, "d/new": b"n"},
-        ("umoci",),
+        ("umoci", CONVERTED),
     ),
     "a whiteout behind a directory that no member names": Case(
         [LOWER_DIR, [M("d/new", content=b"n"), M(".wh.d")]],
         {"d": EMPTY_DIR, "d/new": b"n"},
-        NOBODY,
+        (CONVERTED,),
     ),
     "a whiteout behind its file": Case(
-        [[M("a", content=b"1")], [M("a", content=b"2"), M(".wh.a")]], {"a": b"2"}, ("umoci",)
+        [[M("a", content=b"1")], [M("a", content=b"2"), M(".wh.a")]],
+        {"a": b"2"},
+        ("umoci", CONVERTED),
     ),
     "a whiteout before its file": Case(
         [[M("a", content=b"1"), M("k")], [M(".wh.a"), M("a", content=b"2")]], {"a": b"2", "k": b""}
@@ -224,7 +228,7 @@ CASES: dict[str, Case] = {
     "a file of the layer replaced by a directory": Case(
         [LOWER_DIR, [M("d", content=b"f"), M("d/", "d"), M("d/x", content=b"x")]],
         {"d": _NAMED, "d/x": b"x"},
-        ("umoci",),
+        ("umoci", CONVERTED),
     ),
     "a parent that the layer does not name": Case(
         [LOWER_DIR, [M("d/new", content=b"n")]], {"d": _OWN, "d/old": b"old", "d/new": b"n"}, NOBODY
