@@ -126,18 +126,20 @@ class Changeset:
     def apply(self, members: Iterable[tuple[str, str, str, Item]], target: Target[Item]) -> None:
         """`members`: (name, kind, link target, whatever the target wants to know), in order. Raises
         BadInput with the target half done."""
+        kinds, parents, put = self.kinds, self.parents, target.put
         for name, kind, link, item in members:
             path = clean(name)
-            if not path:
-                if kind != "dir":
-                    raise refuse(name, "replaces the root itself")
-                target.put(path, item)
-                continue
-            if path in OWN_NAMES:
-                continue
             parent, _, leaf = path.rpartition("/")
-            if parent not in self.parents:
-                self.parents.update(self._above(path))
+            if not parent:
+                if not path:
+                    if kind != "dir":
+                        raise refuse(name, "replaces the root itself")
+                    put(path, item)
+                    continue
+                if path in OWN_NAMES:
+                    continue
+            elif parent not in parents:
+                parents.update(self._above(path))
             if leaf.startswith(WHITEOUT):
                 self._mark(parent, leaf, target)
                 continue
@@ -146,11 +148,12 @@ class Changeset:
             else:
                 if kind == "symlink" and not (link and _fits(link, _PATH_BYTES)):
                     raise refuse(path, "is a symlink without a usable target")
-                target.put(path, item)
-                self._waiting.pop(path, None)
-            if kind != "dir" and path in self.parents:
+                put(path, item)
+                if self._waiting:
+                    self._waiting.pop(path, None)
+            if kind != "dir" and path in parents:
                 self._drop_below(path)
-            self.kinds[path] = kind
+            kinds[path] = kind
         self._link_waiting(target)
 
     def _above(self, path: str) -> Iterator[str]:

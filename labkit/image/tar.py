@@ -104,8 +104,9 @@ class TarReader:
             yield piece
 
     def _skip(self) -> None:
-        for _ in self._stored():
-            pass
+        if self._left:
+            for _ in self._stored():
+                pass
         if self._pad and len(self._take(self._pad)) < self._pad:
             raise _broken("it ends inside padding", self.offset)
         self._pad = 0
@@ -160,7 +161,8 @@ class TarReader:
                 member = read_member(head, kind, pax, long_name, long_link)
                 self._left = size = stored_bytes(member, size, pax)
                 self._pad = -size % BLOCK
-                self._map_sparse(head, member, pax)
+                if pax or kind == "S":
+                    self._map_sparse(head, member, pax)
             except ValueError as bad:
                 name = text(long_name or pax.get("path", b"") or head[:100])
                 raise _broken(str(bad), self.offset, name) from None

@@ -155,8 +155,9 @@ def read_member(
         raise ValueError("extended attributes that no file can have")
     if not head[156] and member.name.endswith("/"):
         member.type = DIR  # pre-POSIX archives
-    within("uid", member.uid, OWNER_LIMIT)
-    within("gid", member.gid, OWNER_LIMIT)
+    if not (0 <= member.uid <= OWNER_LIMIT and 0 <= member.gid <= OWNER_LIMIT):
+        within("uid", member.uid, OWNER_LIMIT)
+        within("gid", member.gid, OWNER_LIMIT)
     member.mtime_ns = bounded_time_ns(member.mtime_ns)
     return member
 

@@ -192,8 +192,9 @@ class _Merged:
             self._take_over(self.tree.root, node)
             self.tree.root = node.parent = node
             return
-        parent, leaf = self._place(path)
-        self._attach(parent, leaf, node)
+        directory, _, leaf = path.rpartition("/")
+        parent = self._known.get(directory) or self._directory(directory)
+        self._attach(parent, _bytes(leaf), node)
 
     def link(self, path: str, source: str) -> bool:
         parent, leaf = self._place(path)
