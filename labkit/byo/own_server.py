@@ -16,7 +16,7 @@ from pathlib import Path
 from labkit.byo import servers
 from labkit.core import secrets
 from labkit.errors import BadInput
-from labkit.net.http import split
+from labkit.net.place import split
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,10 @@ from labkit.image.stages import background, staged
 from labkit.image.tree import Limits
 from labkit.image.writer import Writer
 from labkit.net.client import Client
+from labkit.net.content_range import NoRanges
 from labkit.net.fetch import fetch_ranges
 from labkit.net.parts import Into, RangePart
-from labkit.net.ranges import Fetching, NoRanges, Progress, RangeOptions
+from labkit.net.ranges import Fetching, Progress, RangeOptions
 
 CONNECTIONS = 8
 PART_BYTES = 2 << 20

@@ -1,5 +1,6 @@
 """A client for HTTP that tries again: keep-alive pool, retries that honour Retry-After, redirects,
-a registry's login (`labkit.net.login`).
+a registry's login (`labkit.net.login`), proxies and authorities of the environment
+(`labkit.net.outbound`).
 
     with Client() as client:
         client.ask("GET", url).body                       # something small, whole
@@ -21,14 +22,21 @@ from dataclasses import dataclass, replace
 from urllib.parse import urljoin
 
 from labkit.core.digits import fraction
+from labkit.core.json_types import JsonObject
 from labkit.errors import TransferError
 from labkit.net.head import Unsendable, http_date
-from labkit.net.http import Answer, Connection, ConnectionLost, Place, split
+from labkit.net.http import PROXY_FIX, Answer, Connection, ConnectionLost
 from labkit.net.login import TOKEN_LIMIT_BYTES, Login
+from labkit.net.outbound import Outbound
+from labkit.net.place import Place, split
 
 RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
+REDIRECT_STATUS = (301, 302, 303, 307, 308)
+REDIRECTS_MAX = 10
 #: headers that sign or authorise a request: (method, url, headers) -> headers
 Authorize = Callable[[str, str, dict[str, str]], dict[str, str]]
+#: where else to ask what was refused: (url, the refusal with its body) -> url, "" for nowhere
+Relocate = Callable[[str, Answer], str]
 
 
 @dataclass(frozen=True)
@@ -43,13 +51,14 @@ class Retry:
 
     def wait_s(self, failures: int, retry_after: str = "") -> float:
         """Before attempt `failures + 1`."""
-        requested_s = _retry_after_s(retry_after)
+        requested_s = retry_after_s(retry_after)
         if requested_s is not None:
             return min(requested_s, self.honour_s)
         return min(self.most_s, self.first_s * 2 ** (failures - 1)) * random.uniform(0.7, 1.3)
 
 
-def _retry_after_s(text: str) -> float | None:
+def retry_after_s(text: str) -> float | None:
+    """Seconds or an HTTP date; None for anything else."""
     if not text:
         return None
     try:
@@ -80,7 +89,8 @@ class Client:
     `retries`, `bytes_received`.
 
     `login` answers registries that ask for one (default: with the user's stored credentials, or
-    anonymously); a client that signs its requests (`authorize`) has none."""
+    anonymously); a client that signs its requests (`authorize`) has none. `relocate`: where a
+    refusal says that the thing is."""
 
     def __init__(
         self,
@@ -89,9 +99,13 @@ class Client:
         retry: Retry = Retry(),
         authorize: Authorize | None = None,
         login: Login | None = None,
+        relocate: Relocate | None = None,
+        outbound: Outbound | None = None,
     ):
         self.timeout_s, self.retry, self.authorize = timeout_s, retry, authorize
         self.login = login or (Login() if authorize is None else None)
+        self.relocate, self.outbound = relocate, outbound or Outbound()
+        self.proxies: set[str] = set()  # those that a connection went through
         self._idle: dict[Place, list[Connection]] = {}
         self._lock = threading.Lock()
         self.requests = self.retries = self.connections = self.bytes_received = 0
@@ -113,8 +127,9 @@ class Client:
             for name, n in by.items():
                 setattr(self, name, getattr(self, name) + n)
 
-    def facts(self) -> dict[str, int]:
+    def facts(self) -> JsonObject:
         return {
+            **({"proxies": sorted(self.proxies)} if self.proxies else {}),
             "requests": self.requests,
             "retries": self.retries,
             "connections": self.connections,
@@ -127,7 +142,10 @@ class Client:
             if waiting and not fresh:
                 return waiting.pop()
         self.count(connections=1)
-        return Connection(place, timeout_s=self.timeout_s)
+        connection = Connection(place, timeout_s=self.timeout_s, outbound=self.outbound)
+        if connection.proxy is not None:
+            self.proxies.add(connection.proxy.name)
+        return connection
 
     def give(self, connection: Connection) -> None:
         if connection.reusable:
@@ -147,10 +165,10 @@ class Client:
     ) -> Iterator[tuple[Answer, Connection]]:
         """One attempt, redirects followed; the body is the caller's to read. Raises ConnectionLost,
         HTTPStatusError, TransferError."""
-        place, target = _place(url, url)
-        answered = False
-        for _ in range(6):
-            given = {**(self.login.headers(method, url) if self.login else {}), **(headers or {})}
+        before, answered, asked = url, False, headers or {}
+        for _ in range(REDIRECTS_MAX):
+            place, target = _place(url, before)
+            given = {**(self.login.headers(method, url) if self.login else {}), **asked}
             if self.authorize:
                 given = self.authorize(method, url, given)
             connection = self.take(place)
@@ -164,24 +182,24 @@ class Client:
                     connection.close()
                     connection = self.take(place, fresh=True)
                     answer = connection.request(method, target, given, body)
-                if answer.status in (301, 302, 303, 307, 308) and "location" in answer.headers:
+                if answer.status in ok:
+                    yield answer, connection
+                    return
+                if answer.status in REDIRECT_STATUS and "location" in answer.headers:
                     connection.skip()
                     before, url = url, _joined(url, answer.headers["location"])
-                    old, (place, target) = place, _place(url, before)
-                    if place != old:
-                        headers = {
-                            k: v for k, v in (headers or {}).items() if k.lower() != "authorization"
-                        }
+                    if _place(url, before)[0] != place:
+                        asked = {k: v for k, v in asked.items() if k.lower() != "authorization"}
                     continue
                 if answer.status == 401 and not answered and self._log_in(url, answer, given):
                     connection.skip()
                     answered = True
                     continue
-                if answer.status not in ok:
-                    text = b"" if method == "HEAD" else connection.read(64 << 10)
-                    raise HTTPStatusError(answer, text)
-                yield answer, connection
-                return
+                text = connection.beginning(64 << 10)
+                if self.relocate and (there := self.relocate(url, replace(answer, body=text))):
+                    before, url = url, there
+                    continue
+                raise HTTPStatusError(answer, text)
             except Unsendable as error:
                 raise TransferError(
                     f"{method} {url}: {error}",
@@ -190,7 +208,11 @@ class Client:
                 ) from None
             finally:
                 self.give(connection)
-        raise ConnectionLost(f"more than 5 redirects from {url}")
+        raise TransferError(
+            f"{method} {url}: more than {REDIRECTS_MAX} redirects",
+            why="the servers send their clients in a circle",
+            fix="look at the server's own configuration, and at a proxy before it",
+        )
 
     def _log_in(self, url: str, refused: Answer, given: Mapping[str, str]) -> bool:
         """Answer a challenge, over a connection of its own. Raises TransferError."""
@@ -203,6 +225,7 @@ class Client:
                 timeout_s=self.timeout_s,
                 retry=replace(self.retry, attempts=min(3, self.retry.attempts)),
                 authorize=_as_given,
+                outbound=self.outbound,
             ) as other:
                 return other.ask(method, realm, headers, body, limit_bytes=TOKEN_LIMIT_BYTES).body
 
@@ -270,7 +293,7 @@ class Attempts:
             raise TransferError(
                 f"{self.request}{where}: {error}",
                 why="the server refuses, so another attempt would be refused too",
-                fix=_fix(refused.answer.status),
+                fix=fix_of(refused.answer.status),
             ) from None
         if self.failures >= self.client.retry.attempts:
             raise TransferError(
@@ -286,10 +309,15 @@ class Attempts:
             time.sleep(min(left, 0.05) if self.stop else left)
 
 
-def _fix(status: int) -> str:
+def fix_of(status: int) -> str:
+    """What a user can do about a refusal."""
     return {
         401: "log in: podman login REGISTRY, or docker login REGISTRY",
-        403: "check the credentials and what they may read",
+        403: (
+            "check the credentials and what they may read (to keys without s3:ListBucket, S3 says"
+            " so of what is not there, too)"
+        ),
         404: "check the name, and that it was pushed",
+        407: PROXY_FIX,
         416: "the object is shorter than its description says: push it again",
     }.get(status, "see the server's own words")

@@ -20,9 +20,10 @@ from typing import BinaryIO
 
 from labkit.errors import BadInput, TransferError
 from labkit.net.client import Attempts, Client, HTTPStatusError
+from labkit.net.content_range import NoRanges, enclosed
 from labkit.net.http import ConnectionLost
 from labkit.net.parts import PART_BYTES, Into, plan, pwrite
-from labkit.net.ranges import NoRanges, Progress, RangeOptions, fetch_parts
+from labkit.net.ranges import Progress, RangeOptions, fetch_parts
 
 BLOCK = 1 << 20
 
@@ -55,27 +56,32 @@ def fetch(
     digest is the caller's to check.
 
     `start`: bytes the caller has already. `on_restart` is called when a server without ranges makes
-    it begin again. Raises TransferError; the caller drops what the sink got."""
+    it begin again, at byte 0. Raises TransferError; the caller drops what the sink got."""
     at, began_s, view = start, time.monotonic(), memoryview(bytearray(BLOCK))
-    attempts, retries, tag = Attempts(client, f"GET {url}"), 0, ""
+    attempts, retries, restarts, tag = Attempts(client, f"GET {url}"), 0, 0, ""
     while at < size_bytes:
         headers = {"Range": f"bytes={at}-"} if at else {}
         if at and tag:
             headers["If-Match"] = tag
         try:
             with client.open("GET", url, headers, ok=(200, 206)) as (answer, connection):
-                if at and answer.status == 200:
-                    if on_restart is None or start:
+                end = size_bytes
+                if answer.status == 206:
+                    end = enclosed(url, answer, at, size_bytes)
+                elif at:
+                    # what breaks each time would begin again for ever
+                    restarts += 1
+                    if on_restart is None or restarts >= client.retry.attempts:
                         raise TransferError(
                             f"GET {url}: broke at byte {at}, and the server cannot resume",
                             why="it ignores Range",
                             fix="fetch it again from the beginning",
                         )
                     on_restart()
-                    at = 0
-                if answer.size_bytes not in (None, size_bytes - at):
+                    at = start = 0
+                if answer.size_bytes not in (None, end - at):
                     raise TransferError(
-                        f"GET {url}: {at + (answer.size_bytes or 0)} bytes on offer, {size_bytes}"
+                        f"GET {url}: {at + (answer.size_bytes or 0)} bytes on offer, {end}"
                         " expected",
                         why="it is not the thing that was described",
                         fix="push it again",
@@ -84,9 +90,9 @@ def fetch(
                 if tag.startswith("W/"):
                     tag = ""
                 while got := connection.read_into(view):
-                    if at + got > size_bytes:
+                    if at + got > end:
                         raise TransferError(
-                            f"GET {url}: more than {size_bytes} bytes",
+                            f"GET {url}: more than {end} bytes",
                             why="longer than described",
                             fix="push it again",
                         )
@@ -94,13 +100,32 @@ def fetch(
                     at += got
                     attempts.progressed()
                     client.count(bytes_received=got)
-            if at < size_bytes:
-                raise ConnectionLost(f"the body ended {size_bytes - at} bytes early")
+            if at < end:
+                raise ConnectionLost(f"the body ended {end - at} bytes early")
         except (ConnectionLost, HTTPStatusError) as error:
             if at < size_bytes:
                 retries += 1
                 attempts.failed(error, at)
     return Fetched(at - start, time.monotonic() - began_s, retries)
+
+
+class _Part:
+    """A file on its way to its name, and the digest of what is in it."""
+
+    def __init__(self, file: BinaryIO, digest: str):
+        self.file, self.digest, self.size_bytes = file, digest, 0
+        self.state, _ = hasher(digest)
+        while block := file.read(BLOCK):
+            self.state.update(block)
+            self.size_bytes += len(block)
+
+    def write(self, view: memoryview) -> None:
+        self.file.write(view)
+        self.state.update(view)
+
+    def restart(self) -> None:
+        self.file.truncate(0)
+        (self.state, _), self.size_bytes = hasher(self.digest), 0
 
 
 def fetch_file(
@@ -109,28 +134,26 @@ def fetch_file(
     """Into a file that gets its name only when size and digest are right. A `.part` left by a kill
     is resumed; a wrong digest is fetched anew once before it is an error. Raises TransferError."""
     target = Path(path)
-    part = target.with_name(target.name + ".part")
+    path_of_part = target.with_name(target.name + ".part")
+    _, wanted = hasher(digest)
     for attempt in range(2):
-        state, wanted = hasher(digest)
-        with open(part, "a+b", buffering=0) as out:
-            out.seek(0)
-            have = 0
-            while block := out.read(BLOCK):
-                have += len(block)
-                state.update(block)
-            if have > size_bytes:
-                out.truncate(0)
-                (state, _), have = hasher(digest), 0
-
-            def sink(view: memoryview, out: BinaryIO = out, state: hashlib._Hash = state) -> None:
-                out.write(view)
-                state.update(view)
-
-            got = fetch(client, url, sink, size_bytes, start=have)
-        if state.hexdigest() == wanted:
-            os.replace(part, target)
-            return Fetched(have + got.size_bytes, got.seconds, got.retries + attempt)
-        part.unlink()
+        with open(path_of_part, "a+b", buffering=0) as file:
+            file.seek(0)
+            part = _Part(file, digest)
+            if part.size_bytes > size_bytes:
+                part.restart()
+            got = fetch(
+                client,
+                url,
+                part.write,
+                size_bytes,
+                start=part.size_bytes,
+                on_restart=part.restart,
+            )
+        if part.state.hexdigest() == wanted:
+            os.replace(path_of_part, target)
+            return Fetched(size_bytes, got.seconds, got.retries + attempt)
+        path_of_part.unlink()
         client.count(retries=1)
     raise TransferError(
         f"GET {url}: wrong digest 2 times, expected {digest[:23]}…",

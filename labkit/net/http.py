@@ -15,14 +15,13 @@ One thread at a time, but `abort` may come from another. Lesson: notebooks/02_im
 from __future__ import annotations
 
 import contextlib
-import re
 import socket
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import quote, urlsplit
 
 from labkit.core.digits import hexadecimal
+from labkit.errors import TransferError
 from labkit.net.head import (
     HEAD_MAX,
     LINES_MAX,
@@ -36,16 +35,18 @@ from labkit.net.head import (
     parse_status,
     write_head,
 )
+from labkit.net.outbound import Outbound, Proxy
+from labkit.net.place import Place, split
 
 RECEIVE = 64 << 10
 #: One recv waits for this much: fewer wake-ups than taking what is there, still fine progress.
 STEP = 256 << 10
 #: "100 Continue" and its like, before one answer.
 INTERIM_MAX = 8
-_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]{2,45}(?:%[A-Za-z0-9._-]{1,16})?")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-#: Everything a target may hold as it is; the rest is escaped, as browsers do.
-_AS_IT_IS = "/?:@!$&'()*+,;=-._~%[]|^`{}<>\\\"#"
+PROXY_FIX = (
+    "write its user and password into the variable (http://USER:PASSWORD@HOST:PORT), or list the"
+    " server in NO_PROXY"
+)
 
 
 class ConnectionLost(Exception):
@@ -63,52 +64,41 @@ class Answer:
     body: bytes = b""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a connection goes."""
-
-    scheme: str
-    host: str
-    port: int
-
-    @property
-    def netloc(self) -> str:
-        default = {"http": 80, "https": 443}[self.scheme]
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == default else f"{host}:{self.port}"
+def _dial(place: Place, proxy: Proxy | None, timeout_s: float) -> socket.socket:
+    there, name = (proxy.place, f"the proxy {proxy.name}") if proxy else (place, place.netloc)
+    try:
+        sock = socket.create_connection((there.host, there.port), timeout=timeout_s)
+    except (OSError, UnicodeError) as error:
+        raise ConnectionLost(f"cannot connect to {name}: {error}") from None
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
 
 
-def split(url: str) -> tuple[Place, str]:
-    """A URL to where and what. Raises ValueError for anything but http and https, and for what no
-    request line may hold."""
-    if _CONTROL.search(url):  # urlsplit drops them in silence
-        raise ValueError(f"control characters in a URL: {_shown(url)}")
-    parts = urlsplit(url)
-    if (
-        parts.scheme not in ("http", "https")
-        or not parts.hostname
-        or not _HOST.fullmatch(parts.hostname)
-    ):
-        raise ValueError(f"not an http(s) URL: {_shown(url)}")
-    port = parts.port
-    if port == 0 or parts.netloc.rpartition("@")[2].endswith(":"):
-        raise ValueError(f"no port in a URL that names one: {_shown(url)}")
-    target = (parts.path or "/") + ("?" + parts.query if parts.query else "")
-    return Place(
-        parts.scheme, parts.hostname, port or {"http": 80, "https": 443}[parts.scheme]
-    ), quote(target, safe=_AS_IT_IS)
+def _secured(sock: socket.socket, place: Place, outbound: Outbound) -> socket.socket:
+    import ssl
 
-
-def _shown(url: str) -> str:
-    from labkit.core import secrets  # only now: a server reads its weights through this module
-
-    return repr(secrets.mask(url)[:200])
+    try:
+        return outbound.tls().wrap_socket(sock, server_hostname=place.host)
+    except ssl.SSLCertVerificationError as error:
+        raise TransferError(
+            f"TLS with {place.netloc}: {error.verify_message or error}",
+            why="it may be somebody else who answers; nothing was sent",
+            fix=f"name the authority that signed it: export {outbound.bundles[0]}=CA.pem",
+        ) from None
+    except OSError as error:
+        raise ConnectionLost(f"TLS with {place.netloc}: {error}") from None
 
 
 class Connection:
     """Keep-alive as long as every body is read to its end; `reusable` says so."""
 
-    def __init__(self, place: Place | str, *, timeout_s: float = 20.0):
+    def __init__(
+        self,
+        place: Place | str,
+        *,
+        timeout_s: float = 20.0,
+        outbound: Outbound | None = None,
+    ):
         self.place = split(place)[0] if isinstance(place, str) else place
         self.timeout_s = timeout_s
         self.reusable = False
@@ -116,30 +106,45 @@ class Connection:
         self._left: int | None = 0
         self._chunked = False
         self._aborted = False
-        try:
-            sock = socket.create_connection((self.place.host, self.place.port), timeout=timeout_s)
-        except (OSError, UnicodeError) as error:
-            raise ConnectionLost(f"cannot connect to {self.place.netloc}: {error}") from None
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        outbound = outbound or Outbound()
+        self.proxy = outbound.proxy(self.place)
         self._plain = self.place.scheme == "http"
+        self._sock = _dial(self.place, self.proxy, timeout_s)
+        try:
+            if not self._plain:
+                if self.proxy:
+                    self._tunnel(self.proxy)
+                self._sock = _secured(self._sock, self.place, outbound)
+        except BaseException:
+            self._sock.close()
+            raise
         if self._plain:
             # A kernel time-out instead of Python's: one system call a read, not two.
-            sock.settimeout(None)
+            self._sock.settimeout(None)
             whole = int(timeout_s)
             span = struct.pack("ll", whole, int((timeout_s - whole) * 1e6))
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, span)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, span)
-        else:
-            import ssl
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, span)
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, span)
 
-            try:
-                sock = ssl.create_default_context().wrap_socket(
-                    sock, server_hostname=self.place.host
-                )
-            except OSError as error:
-                sock.close()
-                raise ConnectionLost(f"TLS with {self.place.netloc}: {error}") from None
-        self._sock = sock
+    def _tunnel(self, proxy: Proxy) -> None:
+        """Have the proxy connect to the place, which then is spoken to as if it were there."""
+        there = self.place.host_port
+        fields = {"Host": there, **proxy.headers}
+        try:
+            self._sock.sendall(write_head(f"CONNECT {there} HTTP/1.1", fields))
+            _, status = parse_status(self._head().first)
+        except (OSError, BadMessage) as error:
+            raise self._broken(error) from None
+        if self._buffer:
+            raise ConnectionLost(f"the proxy {proxy.name} spoke before anybody asked it")
+        if status in (401, 403, 407):
+            raise TransferError(
+                f"the proxy {proxy.name} does not let anybody through to {there}: HTTP {status}",
+                why="it would refuse another attempt too",
+                fix=PROXY_FIX,
+            )
+        if status // 100 != 2:
+            raise ConnectionLost(f"the proxy {proxy.name} cannot reach {there}: HTTP {status}")
 
     def __enter__(self) -> Connection:
         return self
@@ -163,6 +168,9 @@ class Connection:
         """Send a request and read the head of its answer. Raises ConnectionLost, and Unsendable
         (nothing was sent) for what would be another request."""
         fields = {"Host": self.place.netloc, **headers}
+        if self._plain and self.proxy:
+            target = f"http://{self.place.netloc}{target}"
+            fields |= self.proxy.headers
         if body or method in ("PUT", "POST", "PATCH"):
             fields["Content-Length"] = str(len(body))
         if not is_token(method) or not target or not target.isascii() or " " in target:
@@ -303,6 +311,14 @@ class Connection:
                 raise ConnectionLost(f"a body above {limit_bytes} bytes")
             parts.append(bytes(view[:got]))
         return b"".join(parts)
+
+    def beginning(self, limit_bytes: int) -> bytes:
+        """What there is of the body, at most so much: of a refusal, whose words decide nothing."""
+        view, size = memoryview(bytearray(limit_bytes)), 0
+        with contextlib.suppress(ConnectionLost):
+            while size < limit_bytes and (got := self.read_into(view[size:])):
+                size += got
+        return bytes(view[:size])
 
     def skip(self, limit_bytes: int = 64 << 10) -> None:
         """Read a refused answer's body if it is small, so that the connection can be used again."""

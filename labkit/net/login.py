@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from labkit.errors import LabError, TransferError
-from labkit.net.http import Place, split
+from labkit.net.place import Place, split
 
 if TYPE_CHECKING:
     from labkit.net.credentials import Credentials

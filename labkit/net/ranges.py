@@ -25,15 +25,12 @@ from itertools import islice
 
 from labkit.errors import LabError, TransferError
 from labkit.net.client import Attempts, Client, HTTPStatusError
+from labkit.net.content_range import NoRanges, enclosed
 from labkit.net.http import Connection, ConnectionLost
 from labkit.net.parts import Into, RangePart, Target, pwrite
 from labkit.net.stragglers import Pace
 
 BLOCK = 256 << 10
-
-
-class NoRanges(Exception):
-    """The server sends everything whatever is asked."""
 
 
 @dataclass
@@ -250,19 +247,14 @@ class Fetching:
             lane.connection = connection
             if lane.cut:
                 raise ConnectionLost("aborted")
-            if answer.status == 200 and not (lane.at == 0 and answer.size_bytes == flight.end):
-                connection.close()
-                raise NoRanges(url)
-            if answer.status == 206 and not answer.headers.get("content-range", "").startswith(
-                f"bytes {lane.at}-{flight.end - 1}/"
-            ):
-                connection.close()
-                raise ConnectionLost(
-                    f"another range than asked: {answer.headers.get('content-range', 'none')}"
-                )
+            try:
+                end = enclosed(url, answer, lane.at, flight.end)
+            except BaseException:
+                connection.close()  # what it still sends is not wanted
+                raise
             base = into.shift
-            while lane.at < flight.end and not lane.cut:
-                size = min(BLOCK, flight.end - lane.at)
+            while lane.at < end and not lane.cut:
+                size = min(BLOCK, end - lane.at)
                 if into.view is not None:
                     got = connection.read_into(into.view[base + lane.at : base + lane.at + size])
                 else:

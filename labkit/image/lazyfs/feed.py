@@ -153,11 +153,13 @@ class Feed:
     # ---- demand
 
     def _fetch(self, layer: int, chunk: Chunk, started_s: float) -> None:
-        """Wait until the chunk's bytes are on disk, making requests as needed."""
+        """Wait until the chunk's bytes are on disk, making requests as needed. Raises
+        TransferError."""
         blob = self.layers[layer].blob
         with self._moved:
             self.transfers.demand += 1
             self.transfers.probes += self.transfers.gone
+            refusals = self.transfers.refusals[layer]
             self._moved.notify_all()
         try:
             while not blob.own(chunk.start, chunk.end):
@@ -167,7 +169,8 @@ class Feed:
                     + (min(PROBE_S, self.timeout_s) if self.transfers.gone else self.timeout_s)
                     - now_s
                 )
-                if self.transfers.closed or left_s <= 0:
+                refused = self.transfers.refusals[layer] != refusals
+                if self.transfers.closed or refused or left_s <= 0:
                     self.transfers.gone = (
                         self.transfers.gone or now_s - self.transfers.heard_s >= self.timeout_s
                     )

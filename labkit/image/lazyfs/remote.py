@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import Protocol
 
 from labkit.core.json_types import JsonObject
-from labkit.errors import TransferError
+from labkit.errors import LabError, TransferError
 from labkit.image import oci
 from labkit.image.distribution import RemoteImage
 from labkit.image.oci_layout import Layout
 from labkit.image.reference import Reference, parse_reference
-from labkit.net.client import Client, HTTPStatusError
+from labkit.net.client import Client, HTTPStatusError, fix_of, retry_after_s
+from labkit.net.content_range import NoRanges, enclosed
 from labkit.net.http import ConnectionLost
 
 STEP_BYTES = 256 << 10
 TIMEOUT_S = 10.0
+RETRY_AFTER_MAX_S = 10.0
 
 
 class Busy(TransferError):
@@ -36,6 +38,11 @@ class Busy(TransferError):
 
     def __reduce__(self) -> tuple[type[Busy], tuple[str, float]]:
         return (type(self), (self.what, self.retry_after_s))
+
+
+class Refused(TransferError):
+    """Asking again would be answered the same: the blob is not there or not to be read, or its
+    store has no ranges."""
 
 
 class LayerSource(Protocol):
@@ -102,36 +109,37 @@ class RegistrySource:
     def stream(self, digest: str, start: int, end: int) -> Iterator[memoryview]:
         """[start, end) of a blob in pieces of at most 256 KiB. One attempt, of several answers
         where a server sends less of a range than asked (RFC 9110 §15.3.7). Raises TransferError
-        (Busy: with the time to wait)."""
+        (Busy: with the time to wait; Refused: for good)."""
         at, url = start, self.image.blob_url(digest)
         view = memoryview(bytearray(STEP_BYTES))
         try:
             while at < end:
-                asked_at, wanted = at, {"Range": f"bytes={at}-{end - 1}"}
+                wanted = {"Range": f"bytes={at}-{end - 1}"}
                 with self.client.open("GET", url, wanted, ok=(206, 200)) as (answer, wire):
-                    if answer.status == 200 and at:
-                        raise TransferError(
-                            f"{url}: the store ignores ranges",
-                            why="a lazy mount reads the middle of a layer",
-                        )
-                    while at < end:
-                        size = wire.read_into(view[: min(STEP_BYTES, end - at)])
+                    until = enclosed(url, answer, at, end)
+                    while at < until:
+                        size = wire.read_into(view[: min(STEP_BYTES, until - at)])
                         if not size:
-                            break
+                            raise ConnectionLost(f"the answer ended {until - at} bytes early")
                         at += size
                         yield view[:size]
-                if at == asked_at:
-                    raise ConnectionLost(f"the answer ended {end - at} bytes early")
         except HTTPStatusError as error:
             if error.again:
-                after = error.answer.headers.get("retry-after", "")
+                after_s = retry_after_s(error.answer.headers.get("retry-after", ""))
                 raise Busy(
-                    f"{url}: {error}",
-                    min(10.0, float(after)) if after.replace(".", "", 1).isdigit() else 0.1,
+                    f"{url}: {error}", 0.1 if after_s is None else min(RETRY_AFTER_MAX_S, after_s)
                 ) from None
-            raise TransferError(f"{url}: {error}") from None
+            raise Refused(f"{url}: {error}", fix=fix_of(error.answer.status)) from None
+        except NoRanges:
+            raise Refused(
+                f"{url}: the store ignores ranges",
+                why="a lazy mount reads the middle of a layer",
+                fix="pull the image whole (labkit image pull), or ask a registry that has ranges",
+            ) from None
         except (ConnectionLost, OSError, ValueError) as error:
             raise TransferError(f"{digest[:19]}…: {error}") from None
+        except LabError as error:
+            raise Refused(error.what, error.why, error.fix) from None
 
     def close(self) -> None:
         self.client.close()

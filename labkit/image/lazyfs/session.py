@@ -30,7 +30,7 @@ from labkit.image.estargz.toc import Toc
 from labkit.image.lazyfs import mount, tree
 from labkit.image.lazyfs.cache import Blob, BlobStore, ChunkMemory
 from labkit.image.lazyfs.feed import Feed
-from labkit.image.lazyfs.remote import Busy, LayerSource, open_source
+from labkit.image.lazyfs.remote import Busy, LayerSource, Refused, open_source
 from labkit.image.lazyfs.serve import FuseServer
 from labkit.image.lazyfs.stats import Stats
 from labkit.image.lazyfs.transfers import LayerFeed
@@ -201,7 +201,7 @@ class Session:
                     break
                 except TransferError as error:
                     self.stats.add(self.stats.counts, "retries")
-                    if time.monotonic() > deadline_s:
+                    if isinstance(error, Refused) or time.monotonic() > deadline_s:
                         raise
                     self._stop.wait(error.retry_after_s if isinstance(error, Busy) else 0.1)
             return blob.read(start, size)

@@ -16,14 +16,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from labkit.errors import LabError
 from labkit.image.estargz.toc import Chunk
 from labkit.image.lazyfs.cache import Blob
-from labkit.image.lazyfs.remote import Busy, LayerSource
+from labkit.image.lazyfs.remote import Busy, LayerSource, Refused
 from labkit.image.lazyfs.stats import Stats
 
 log = logging.getLogger("labkit.lazyfs")
@@ -83,6 +83,7 @@ class Transfers:
         self.demand = 0  # readers waiting for the network
         self.demand_s = time.monotonic()  # when somebody last asked for anything
         self.problem: dict[int, str] = {}  # layer -> what its last request met
+        self.refusals: Counter[int] = Counter()  # layer -> demands refused for good
         self.heard_s = time.monotonic()  # when the last byte came
         self.gone = False
         self.probes = 0  # reads since the source is gone: each has it asked anew
@@ -94,7 +95,8 @@ class Transfers:
             self.moved.notify_all()
 
     def deliver(self, stream: Stream, deadline_s: float) -> bool:
-        """Bring a stream's range to disk, resuming after breaks, until the deadline."""
+        """Bring a stream's range to disk, resuming after breaks, until the deadline or a
+        refusal."""
         pause_s = 0.05
         try:
             while stream.at < stream.end and not self.closed:
@@ -105,6 +107,17 @@ class Transfers:
                     if self.closed:
                         return False
                     self.problem[stream.layer] = str(getattr(error, "what", error))
+                    if isinstance(error, Refused):
+                        log.warning(
+                            "blob %s of %s: %s; not asked again for this",
+                            self.layers[stream.layer].digest,
+                            self.source.name,
+                            error.what,
+                        )
+                        if stream.reason == "demand":
+                            with self.moved:
+                                self.refusals[stream.layer] += 1
+                        return False
                     self.stats.add(self.stats.counts, "retries")
                     wait_s = max(error.retry_after_s, 0.01) if isinstance(error, Busy) else pause_s
                     pause_s = min(pause_s * 2, 2.0)

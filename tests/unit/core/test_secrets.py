@@ -561,7 +561,7 @@ def test_a_traceback_of_the_lab_itself_is_masked(capsys):
 
 
 def test_a_url_that_is_refused_is_cut_after_it_was_masked():
-    from labkit.net.http import split
+    from labkit.net.place import split
 
     with fresh(), pytest.raises(ValueError) as caught:
         split("s3://" + "x" * 180 + ":secret-password-123456@host/x")

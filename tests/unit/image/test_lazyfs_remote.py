@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 
 from labkit.errors import TransferError
-from labkit.image.lazyfs.remote import RegistrySource
+from labkit.image.estargz.toc import Chunk
+from labkit.image.lazyfs.cache import BlobStore, ChunkMemory
+from labkit.image.lazyfs.feed import Feed
+from labkit.image.lazyfs.remote import Refused, RegistrySource
+from labkit.image.lazyfs.stats import Stats
+from labkit.image.lazyfs.transfers import LayerFeed
 from labkit.image.reference import parse_reference
 from labkit.net.message import Request, Response, parse_range
 from labkit.net.server import HTTPServer
@@ -38,11 +43,53 @@ def test_less_of_a_range_than_asked_is_followed_by_the_rest():
         assert read(s, 100, 9000) == BLOB[100:9000]
 
 
-def test_a_server_without_ranges_serves_a_beginning_only():
+@pytest.mark.parametrize(
+    "habit, words",
+    [
+        (lambda start, end: (200, 0, BLOB), "ignores ranges"),
+        (lambda start, end: (206, 0, BLOB[: end - start]), "bytes 10-4999 were asked for"),
+        (lambda start, end: (206, start, BLOB[start : end + 1]), "bytes 10-4999 were asked for"),
+        (lambda start, end: (404, 0, b"gone"), "404"),
+        (lambda start, end: (403, 0, b"no"), "403"),
+    ],
+)
+def test_what_would_be_answered_the_same_again_is_refused(habit, words):
+    with served(habit) as server, pytest.raises(Refused, match=words):
+        read(server, 10, 5000)
+
+
+def test_a_blob_that_is_wanted_whole_needs_no_ranges():
     with served(lambda start, end: (200, 0, BLOB)) as server:
-        assert read(server, 0, 5000) == BLOB[:5000]
-        with pytest.raises(TransferError, match="ignores ranges"):
-            read(server, 10, 5000)
+        assert read(server, 0, len(BLOB)) == BLOB
+
+
+class Refusing:
+    """A source that has what it was asked for counted, and nothing to give."""
+
+    name = "refusing"
+
+    def __init__(self):
+        self.asked = 0
+
+    def stream(self, digest, start, end):
+        self.asked += 1
+        raise Refused("the store ignores ranges")
+
+    def close(self):
+        pass
+
+
+def test_a_reader_is_told_at_once_what_its_source_refuses_for_good(tmp_path):
+    source, stats = Refusing(), Stats(None)
+    store = BlobStore(tmp_path, 1 << 20)
+    digest = "sha256:" + "1" * 64
+    layer = LayerFeed(digest, store.open(digest, 1000), [])
+    feed = Feed([layer], source, ChunkMemory(1 << 20), stats, timeout_s=600)
+    with pytest.raises(TransferError) as refused:
+        feed.chunk(0, Chunk(0, 100, 0, 100, digest))
+    feed.close()
+    store.close()
+    assert (source.asked, refused.value.why) == (1, "the store ignores ranges")
 
 
 def test_an_answer_of_nothing_ends_the_attempt():

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from labkit.core.digits import decimal, fraction, hexadecimal
 from labkit.errors import TransferError
 from labkit.net import head
-from labkit.net.client import Client, Retry, _retry_after_s
-from labkit.net.http import Connection, ConnectionLost, split
+from labkit.net.client import Client, Retry, retry_after_s
+from labkit.net.http import Connection, ConnectionLost
 from labkit.net.message import text
+from labkit.net.place import split
 from labkit.net.server import HTTPServer
 
 ODD = [
@@ -126,7 +127,7 @@ def test_a_status_line_has_three_digits(first):
     ],
 )
 def test_a_retry_after_that_is_no_time_is_none(asked):
-    assert _retry_after_s(asked) is None
+    assert retry_after_s(asked) is None
 
 
 @given(st.text(max_size=60))
@@ -248,14 +249,14 @@ def test_any_bytes_are_an_answer_or_a_broken_connection(raw):
         theirs.sendall(b"HTTP/1.1 200 OK\r\n" + raw)
         theirs.shutdown(socket.SHUT_WR)
         wire = Connection.__new__(Connection)
-        wire.place, wire.timeout_s, wire._buffer, wire._aborted, wire._plain, wire._sock = (
+        wire.place, wire.proxy, wire.timeout_s, wire._buffer, wire._aborted = (
             split("http://h/")[0],
+            None,
             1.0,
             b"",
             False,
-            True,
-            ours,
         )
+        wire._plain, wire._sock = True, ours
         try:
             wire.request("GET", "/", {})
             wire.read()
