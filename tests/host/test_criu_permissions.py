@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -68,42 +71,63 @@ def model(home) -> Path:
 
 
 @pytest.fixture
-def kernel(monkeypatch) -> Watching:
-    made, hand_on = Watching(), xstate.hand_on
-    monkeypatch.setattr(xstate, "KERNEL", made)
-    monkeypatch.setattr(
-        xstate, "hand_on", lambda root, wanted: made.forget(root) or hand_on(root, wanted)
-    )
-    return made
+def kernel() -> Iterator[Watching]:
+    with watched() as kernel:
+        yield kernel
 
 
-@pytest.fixture(params=["process", pytest.param("container", marks=pytest.mark.needs("runc"))])
-def make(request, home, model, tmp_path):
-    def process() -> store.Snapshot:
-        return create.make_process(model, tmp_path / "snapshot", loader=MAPPED)
+@contextmanager
+def watched() -> Iterator[Watching]:
+    kernel, hand_on = Watching(), xstate.hand_on
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(xstate, "KERNEL", kernel)
+        patch.setattr(
+            xstate, "hand_on", lambda root, wanted: kernel.forget(root) or hand_on(root, wanted)
+        )
+        yield kernel
 
-    def runc() -> store.Snapshot:
+
+@pytest.fixture(
+    scope="module", params=["process", pytest.param("container", marks=pytest.mark.needs("runc"))]
+)
+def make(request, home, model, tmp_path_factory) -> Callable[[Path], store.Snapshot]:
+    def process(target: Path) -> store.Snapshot:
+        return create.make_process(model, target, loader=MAPPED)
+
+    def runc(target: Path) -> store.Snapshot:
         layout, name = build.ensure_image(home)
         rootfs, config = ensure_rootfs(layout, name, home.artifacts / "rootfs")
         return container_create.make_container(
             rootfs,
             config,
             model,
-            tmp_path / "snapshot",
+            target,
             loader=MAPPED,
-            scratch=tmp_path / "scratch",
+            scratch=tmp_path_factory.mktemp("scratch"),
         )
 
     return process if request.param == "process" else runc
 
 
+@pytest.fixture(scope="module")
+def dumped(make, tmp_path_factory) -> tuple[store.Snapshot, list[str]]:
+    """A snapshot whose processes had the permission, and the states in which its proof found them:
+    made once for all that only restore it."""
+    with watched() as kernel:
+        return make(tmp_path_factory.mktemp("permissions") / "snapshot"), kernel.states
+
+
+@pytest.fixture
+def snapshot(dumped) -> store.Snapshot:
+    return dumped[0]
+
+
 def test_the_mask_goes_into_the_manifest_and_back_into_every_restored_process_before_it_runs(
-    make, home, kernel
+    dumped, home, kernel
 ):
-    snapshot = make()
+    snapshot, proof = dumped
     assert snapshot.manifest.permissions and set(snapshot.manifest.permissions.values()) == {AMX}
-    proven = len(kernel.states)
-    assert proven == len(snapshot.manifest.permissions), (
+    assert len(proof) == len(snapshot.manifest.permissions), (
         "the proof of a snapshot has to hand them on as well"
     )
     with restored(snapshot, home) as back:
@@ -113,19 +137,17 @@ def test_the_mask_goes_into_the_manifest_and_back_into_every_restored_process_be
             "now": {p: hex(AMX) for p in snapshot.manifest.permissions},
         }
         assert tuple(back.answer.tokens) == snapshot.manifest.tokens
-    assert set(kernel.states) == {"T"}, "a thread could have computed before"
+    assert {*proof, *kernel.states} == {"T"}, "a thread could have computed before"
 
 
-def test_a_permission_that_is_denied_ends_the_restored_process(make, home, kernel):
-    snapshot = make()
+def test_a_permission_that_is_denied_ends_the_restored_process(snapshot, home, kernel):
     before, kernel.how = sorted(p for p in criu.children()), "denies"
     with pytest.raises(SnapshotError, match="AMX tile data"), restored(snapshot, home):
         raise AssertionError("it was let run")
     assert sorted(p for p in criu.children() if start_time(p)) == before
 
 
-def test_a_host_that_cannot_grant_it_starts_nothing(make, home, kernel, monkeypatch):
-    snapshot = make()
+def test_a_host_that_cannot_grant_it_starts_nothing(snapshot, home, kernel, monkeypatch):
     kernel.grants = PLAIN
     monkeypatch.setattr(criu, "restore", lambda *_, **__: pytest.fail("CRIU was started"))
     monkeypatch.setattr(container, "runc", lambda *_, **__: pytest.fail("runc was started"))
@@ -133,13 +155,15 @@ def test_a_host_that_cannot_grant_it_starts_nothing(make, home, kernel, monkeypa
         raise AssertionError("it was restored")
 
 
-def test_a_snapshot_that_does_not_say_is_refused_where_it_matters(make, home, kernel):
-    snapshot = make()
+def test_a_snapshot_that_does_not_say_is_refused_where_it_matters(snapshot, home, kernel, tmp_path):
+    path = tmp_path / "old"
+    shutil.copytree(snapshot.path, path, copy_function=os.link)
     old = store.Snapshot(
-        snapshot.path,
+        path,
         store.Manifest(**{**snapshot.manifest.__dict__, "permissions": {}, "schema": 1}),
     )
-    (snapshot.path / "manifest.json").write_text(json.dumps(old.manifest.__dict__))
+    (path / "manifest.json").unlink()
+    (path / "manifest.json").write_text(json.dumps(old.manifest.__dict__))
     with pytest.raises(SnapshotRefused, match="does not say"), restored(old, home):
         raise AssertionError("it was restored")
 
@@ -149,31 +173,28 @@ def test_a_snapshot_whose_restored_process_dies_says_by_which_signal_and_is_not_
 ):
     monkeypatch.setattr(criu, "resume", die_instead)
     with pytest.raises(SnapshotError) as caught:
-        make()
-    said = str(caught.value)
+        make(tmp_path / "snapshot")
+    report = str(caught.value)
     assert (
-        "SIGILL (illegal instruction)" in said
-        and "CPU features here" in said
-        and "ONEDNN_MAX_CPU_ISA" in said
+        "SIGILL (illegal instruction)" in report
+        and "CPU features here" in report
+        and "ONEDNN_MAX_CPU_ISA" in report
     )
     assert not (tmp_path / "snapshot").exists() and not list(tmp_path.glob(".snapshot*"))
 
 
-def test_a_restored_process_that_dies_is_no_time_out(make, home, monkeypatch):
-    snapshot = make()
+def test_a_restored_process_that_dies_is_no_time_out(snapshot, home, kernel, monkeypatch):
     monkeypatch.setattr(criu, "resume", die_instead)
     with pytest.raises(SnapshotError, match="SIGILL"), restored(snapshot, home):
         raise AssertionError("it answered")
 
 
-def test_a_process_whose_pages_come_later_is_asked_before_any_has_come(
-    home, model, tmp_path, kernel
-):
-    snapshot = create.make_process(model, tmp_path / "snapshot", loader=MAPPED)
-    proven = len(kernel.states)
+@pytest.mark.parametrize("make", ["process"], indirect=True)
+def test_a_process_whose_pages_come_later_is_asked_before_any_has_come(snapshot, home, kernel):
     with restored(snapshot, home, lazy=True) as back:
         assert back.facts["lazy"] and tuple(back.answer.tokens) == snapshot.manifest.tokens
-    assert len(kernel.states) == 2 * proven and set(kernel.states) == {"T"}
+    assert len(kernel.states) == len(snapshot.manifest.permissions)
+    assert set(kernel.states) == {"T"}
 
 
 def test_the_kernels_own_answer_is_read_in_a_process_whose_pages_come_later(home, model, tmp_path):
