@@ -32,11 +32,21 @@ lab: setup ## open the notebooks in JupyterLab
 PROGRAMS = setup.py scripts/gpu-rehearsal
 PROSE    = docs scripts binder Makefile README.md STYLE.md CONTRIBUTING.md CHANGELOG.md
 
-test: setup ## every test this host can run; what it cannot run is skipped with its reason (LABKIT_REQUIRE=fuse,… makes that a failure); ROOM=weights: one room's unit tests
-	$(VENV)/bin/python -m pytest $(if $(ROOM),tests/unit/$(ROOM))
+# What needs nothing but itself runs on up to four CPUs; servers, containers, snapshots and notebooks one after the other.
+PARALLEL = -n logical --maxprocesses 4 --dist loadfile
+
+test: setup ## every test this host can run; what it cannot run is skipped with its reason (LABKIT_REQUIRE=fuse,… makes that a failure); ROOM=weights: one directory's unit tests
+ifdef ROOM
+	$(VENV)/bin/python -m pytest tests/unit/$(ROOM)
+else
+	@failed=0; set -x; \
+	$(VENV)/bin/python -m pytest $(PARALLEL) tests/unit tests/contract || failed=1; \
+	$(VENV)/bin/python -m pytest tests/host tests/gpu tests/notebooks || failed=1; \
+	exit $$failed
+endif
 
 test-unit: setup ## no server, no notebook, no container: what a change is tried with
-	$(VENV)/bin/python -m pytest tests/unit
+	$(VENV)/bin/python -m pytest $(PARALLEL) tests/unit
 
 format: setup ## ruff format, and what ruff mends by itself
 	$(VENV)/bin/ruff format labkit tests examples $(PROGRAMS)
