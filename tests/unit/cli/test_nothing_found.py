@@ -229,7 +229,7 @@ def test_a_checkpoint_without_a_tensor_is_not_verified(tmp_path):
     (tmp_path / verify.DIGESTS).write_text('{"tensors": {}}')
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            verify, "open_directory", lambda _: Directory(tmp_path, None, "safetensors", (), {}, {})
+            verify, "open_directory", lambda _: Directory(tmp_path, None, "safetensors", (), {})
         )
         with pytest.raises(BadInput, match="no tensor"):
             verify.verify(tmp_path)
@@ -325,5 +325,5 @@ def test_an_empty_folder_is_not_published(tmp_path):
 def test_weights_of_no_file_are_not_called_cold(tmp_path):
     from labkit.byo.own_server import OwnServer
 
-    with pytest.raises(BadInput, match="no file in it"):
+    with pytest.raises(BadInput, match="no file with anything in it"):
         OwnServer.of("true", "http://127.0.0.1:8000", str(tmp_path))
