@@ -14,10 +14,11 @@ Physical limit: a round trip a request. Lesson: notebooks/02_image_pull."""
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from urllib.parse import urljoin
 
@@ -33,6 +34,7 @@ from labkit.net.place import Place, split
 RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
 REDIRECT_STATUS = (301, 302, 303, 307, 308)
 REDIRECTS_MAX = 10
+_S3_ERROR = re.compile(r"<Error\b.*?<Code>([^<]*)</Code>.*?<Message>([^<]*)</Message>", re.DOTALL)
 #: headers that sign or authorise a request: (method, url, headers) -> headers
 Authorize = Callable[[str, str, dict[str, str]], dict[str, str]]
 #: where else to ask what was refused: (url, the refusal with its body) -> url, "" for nowhere
@@ -69,19 +71,23 @@ def retry_after_s(text: str) -> float | None:
 
 
 def _shown(text: bytes) -> str:
-    """Masked before it is cut: a server may quote the key it refuses, and half of one would pass
-    for none."""
+    """On one line; of an S3's error its code and message. Masked before it is cut: a server may
+    quote the key it refuses, and half of one would pass for none."""
     from labkit.core import secrets  # only now: a server reads its weights through this module
 
-    return secrets.mask(text.decode("utf-8", "replace"))[:300].strip()
+    words = secrets.mask(text.decode("utf-8", "replace"))
+    if found := _S3_ERROR.search(words):
+        words = ": ".join(found.groups())
+    return " ".join(words.split())[:300]
 
 
 class HTTPStatusError(Exception):
     """An answer that is not what was asked for. `again`: another attempt may fare better."""
 
-    def __init__(self, answer: Answer, text: bytes = b""):
+    def __init__(self, answer: Answer, text: bytes = b"", again: bool | None = None):
         super().__init__(f"HTTP {answer.status}" + (f": {_shown(text)}" if text else ""))
-        self.answer, self.again = answer, answer.status in RETRY_STATUS
+        self.answer = answer
+        self.again = answer.status in RETRY_STATUS if again is None else again
 
 
 class Client:
@@ -195,7 +201,9 @@ class Client:
                     connection.skip()
                     answered = True
                     continue
-                text = connection.beginning(64 << 10)
+                text = b""
+                with suppress(ConnectionLost):  # its words decide nothing
+                    text = connection.first(64 << 10)
                 if self.relocate and (there := self.relocate(url, replace(answer, body=text))):
                     before, url = url, there
                     continue
@@ -239,13 +247,15 @@ class Client:
         body: bytes = b"",
         ok: tuple[int, ...] = (200,),
         limit_bytes: int = 64 << 20,
+        whole: bool = True,
     ) -> Answer:
-        """Something small, whole, with retries. Raises TransferError."""
+        """Something small, with retries; `whole`: more than the limit is an error, else what
+        follows is left. Raises TransferError."""
         attempts = Attempts(self, f"{method} {url}")
         while True:
             try:
                 with self.open(method, url, headers, body, ok) as (answer, connection):
-                    raw = b"" if method == "HEAD" else connection.read(limit_bytes)
+                    raw = (connection.read if whole else connection.first)(limit_bytes)
                     self.count(bytes_received=len(raw))
                     return Answer(answer.status, answer.headers, answer.size_bytes, raw)
             except (ConnectionLost, HTTPStatusError) as error:

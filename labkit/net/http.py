@@ -53,6 +53,10 @@ class ConnectionLost(Exception):
     """The connection ended, stalled or spoke nonsense. Another attempt may fare better."""
 
 
+class BodyTooLarge(TransferError):
+    """More than what was asked for can have. Another attempt would bring the same."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """Status and headers (lower-case names). `size_bytes`: of the body, None when only its end will
@@ -303,24 +307,24 @@ class Connection:
     _keep = False
 
     def read(self, limit_bytes: int = 64 << 20) -> bytes:
-        """The whole body, of small things. Raises ConnectionLost beyond the limit."""
+        """The whole body, of small things. Raises ConnectionLost, and BodyTooLarge beyond the
+        limit."""
         parts, size, view = [], 0, memoryview(bytearray(RECEIVE))
-        while got := self.read_into(view):
+        while (self._left or 0) <= limit_bytes - size and (got := self.read_into(view)):
             size += got
-            if size > limit_bytes:
-                raise ConnectionLost(f"a body above {limit_bytes} bytes")
             parts.append(bytes(view[:got]))
+        if self._left or size > limit_bytes:
+            raise BodyTooLarge(f"{self.place.netloc} sends a body above {limit_bytes} bytes")
         return b"".join(parts)
 
-    def beginning(self, limit_bytes: int) -> bytes:
-        """What there is of the body, at most so much: of a refusal, whose words decide nothing."""
-        view, size = memoryview(bytearray(limit_bytes)), 0
-        with contextlib.suppress(ConnectionLost):
-            while size < limit_bytes and (got := self.read_into(view[size:])):
-                size += got
+    def first(self, size_bytes: int) -> bytes:
+        """The body's beginning, whatever follows. Raises ConnectionLost."""
+        view, size = memoryview(bytearray(size_bytes)), 0
+        while size < size_bytes and (got := self.read_into(view[size:])):
+            size += got
         return bytes(view[:size])
 
     def skip(self, limit_bytes: int = 64 << 10) -> None:
         """Read a refused answer's body if it is small, so that the connection can be used again."""
-        with contextlib.suppress(ConnectionLost):
+        with contextlib.suppress(ConnectionLost, BodyTooLarge):
             self.read(limit_bytes)

@@ -21,6 +21,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from labkit.core.digits import decimal
 from labkit.net.message import Request
+from labkit.net.place import split
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 UNSIGNED = "UNSIGNED-PAYLOAD"
@@ -104,14 +105,19 @@ def sign(
     payload: str = UNSIGNED,
     now: datetime.datetime | None = None,
 ) -> dict[str, str]:
-    """The given headers plus those that make the request a signed one. `payload`: hex SHA-256 of
-    the body, or UNSIGNED."""
-    parts = urlsplit(url)
+    """The given headers plus those that make the request a signed one, Host among them: what is
+    sent is what was signed. `payload`: hex SHA-256 of the body, or UNSIGNED."""
+    parts, (place, _) = urlsplit(url), split(url)
     stamp = (now or datetime.datetime.now(datetime.timezone.utc)).strftime("%Y%m%dT%H%M%SZ")
-    signed = {**headers, "x-amz-date": stamp, "x-amz-content-sha256": payload}
+    signed = {
+        **headers,
+        "Host": place.netloc,
+        "x-amz-date": stamp,
+        "x-amz-content-sha256": payload,
+    }
     if keys.token:
         signed["x-amz-security-token"] = keys.token
-    lower = {k.lower(): v for k, v in signed.items()} | {"host": parts.netloc}
+    lower = {k.lower(): v for k, v in signed.items()}
     # Not signed: what a proxy may change on the way.
     names = sorted(
         n

@@ -2,7 +2,7 @@
 as the environment says.
 
 Only the small files (config, tokenizer, index) are read here; weights are the loader's matter.
-Objects of a bucket are fetched with path-style GETs, signed where the environment has keys for it.
+Objects are fetched as `labkit.objects.prefix` does.
 
     read_small("s3://lab/models/tiny-safetensors", "config.json")
 
@@ -12,30 +12,22 @@ Lesson: notebooks/05_streaming.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
-from labkit.errors import BadInput
+from labkit.errors import BadInput, TransferError
+
+if TYPE_CHECKING:
+    from labkit.objects.prefix import Prefix
+
+T = TypeVar("T")
 
 LIMIT_BYTES = 256 << 20  # no tokenizer or index is larger; what is, is not one
 
 
-class NotInStore(BadInput):
-    """There is no such object, or it is not this reader's to know."""
-
-
 def is_remote(source: str | os.PathLike[str]) -> bool:
     return str(source).startswith(("http://", "https://", "s3://", "gs://"))
-
-
-def url_of(source: str | os.PathLike[str], name: str) -> str:
-    """The URL of one file of a remote model."""
-    text = str(source).rstrip("/")
-    if text.startswith(("s3://", "gs://")):
-        from labkit.objects.access import http_of
-
-        text = http_of(text, os.environ)
-    return f"{text}/{name}"
 
 
 def read_small(source: str | os.PathLike[str], name: str) -> bytes:
@@ -78,63 +70,37 @@ def read_with(
 
 def read_optional(source: str | os.PathLike[str], name: str) -> bytes | None:
     """A small file of a store; None where there is none. Raises BadInput."""
-    try:
-        return _fetch(source, name)
-    except NotInStore:
-        return None
+    return _of_store(source, lambda prefix: prefix.read(name, LIMIT_BYTES))
 
 
 def read_start(source: str | os.PathLike[str], name: str, count: int) -> tuple[bytes, int]:
     """The first bytes of an object of a store, and its size. Raises BadInput."""
-    whole = 0
-
-    def keep_size(headers: Mapping[str, str]) -> None:
-        nonlocal whole
-        total = headers.get("Content-Range", "").rpartition("/")[2]
-        whole = int(total if total.isdigit() else headers.get("Content-Length", 0))
-
-    data = _fetch(source, name, f"bytes=0-{count - 1}", count, keep_size)
-    return data[:count], whole
+    return _there(source, name, _of_store(source, lambda prefix: prefix.start(name, count)))
 
 
-def _fetch(
-    source: str | os.PathLike[str],
-    name: str,
-    byte_range: str = "",
-    limit_bytes: int = LIMIT_BYTES + 1,
-    look_at: Callable[[Mapping[str, str]], None] = lambda headers: None,
-) -> bytes:
-    url, scheme = url_of(source, name), str(source).partition("://")[0]
-    # Only remote starts pay for this import (ssl, email, http.client).
-    import http.client
-    import urllib.error
-    import urllib.request
+def _fetch(source: str | os.PathLike[str], name: str) -> bytes:
+    return _there(source, name, read_optional(source, name))
 
-    from labkit.objects.access import authorizer
 
-    authorize = authorizer(scheme, os.environ) if scheme in ("s3", "gs") else None
-    headers = {"Range": byte_range} if byte_range else {}
-    if authorize:
-        headers |= authorize("GET", url, headers)
+def _of_store(source: str | os.PathLike[str], read: Callable[[Prefix], T]) -> T:
+    from labkit.objects.prefix import open_prefix  # only remote starts pay for this import
+
     try:
-        with urllib.request.urlopen(
-            urllib.request.Request(url, headers=headers), timeout=60
-        ) as reply:
-            look_at(reply.headers)
-            return _bounded(reply.read(limit_bytes), url)
-    except urllib.error.HTTPError as error:
-        # 403 is also what a bucket says of a missing key to whoever may not list it
-        raise (NotInStore if error.code in (403, 404) else BadInput)(
-            f"{url}: the store answered {error.code}",
-            why="the model cannot be read from there",
-            fix="check the bucket and prefix",
-        ) from None
-    except (OSError, ValueError, http.client.HTTPException) as error:
+        return read(open_prefix(str(source), os.environ))
+    except TransferError as error:
         raise BadInput(
-            f"{url}: {error}",
-            why="the store did not answer",
-            fix="check that it runs and that the URL is right",
+            error.what, error.why, error.fix or "check that the store runs and the URL is right"
         ) from None
+
+
+def _there(source: str | os.PathLike[str], name: str, found: T | None) -> T:
+    if found is None:
+        raise BadInput(
+            f"{source}/{name} is not there, or these keys may not read it",
+            why="S3 tells the two apart only for keys that may list the bucket",
+            fix="check bucket, prefix and keys",
+        )
+    return found
 
 
 def _bounded(data: bytes, where: str) -> bytes:

@@ -161,7 +161,6 @@ def fetch_shards(
 ) -> JsonObject:
     """fresh-node, in the background: the shards in parallel ranges. A shard has its name only once
     it is whole."""
-    from labkit.net.client import Client
     from labkit.net.fetch import fetch_ranges
     from labkit.net.parts import Into
     from labkit.net.ranges import RangeOptions
@@ -171,7 +170,7 @@ def fetch_shards(
     target = ctx.state.handed(Target).directory
     total = 0
     try:
-        with Client(authorize=source.authorize) as client:
+        with source.client() as client:
             for name in source.shards("safetensors"):
                 size = int(client.ask("HEAD", source.url(name)).headers["content-length"])
                 with open(target / (name + PARTIAL), "wb") as file:
@@ -199,9 +198,8 @@ def fetch_shards(
 
 def know_http(ctx: StepContext, **_: Any) -> None:
     """Before t0, as a node agent would: how to ask a bucket. Nothing is asked for."""
-    import urllib.request  # noqa: F401
-
-    import labkit.net.fetch  # noqa: F401
+    import labkit.net.fetch
+    import labkit.objects.prefix  # noqa: F401
 
 
 def _source(model: str, environment: dict[str, str]) -> CheckpointSource:

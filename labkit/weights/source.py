@@ -13,17 +13,18 @@ format: `labkit.formats.weight_files` chooses. Lesson: notebooks/04_model_format
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labkit.errors import BadInput, TransferError
+from labkit.errors import BadInput
 from labkit.formats import weight_files
 from labkit.formats.weight_files import LAYOUT
 
 if TYPE_CHECKING:
-    from urllib.request import Request
+    from labkit.net.client import Client
+    from labkit.objects.prefix import Prefix
 
 SCHEMES = ("s3", "gs", "http", "https")
 MAX_INDEX_BYTES = 64 << 20
@@ -31,36 +32,31 @@ MAX_INDEX_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class CheckpointSource:
-    """`root`: a directory, or a URL prefix with one of `SCHEMES`. `http`: the same prefix as an
-    HTTP address. `authorize`: signs requests to a bucket where the environment has keys for it
-    (None: they go unsigned)."""
+    """`root`: a directory, or a URL prefix with one of `SCHEMES`. `prefix`: how that is asked,
+    None for a directory."""
 
     root: str
-    http: str = ""
-    authorize: Callable[[str, str, dict[str, str]], dict[str, str]] | None = field(
-        default=None, compare=False
-    )
+    prefix: Prefix | None = field(default=None, compare=False)
 
     @property
     def remote(self) -> bool:
-        return bool(self.http)
+        return self.prefix is not None
+
+    @property
+    def asked(self) -> Prefix:
+        """Of a remote source only."""
+        assert self.prefix is not None, f"{self.root} is a directory"
+        return self.prefix
+
+    def client(self) -> Client:
+        """For the URLs of this source."""
+        return self.asked.client()
 
     def path(self, name: str) -> Path:
         return Path(self.root) / name
 
     def url(self, name: str) -> str:
-        from urllib.parse import quote
-
-        return f"{self.http}/{quote(name)}"
-
-    def request(self, name: str, method: str = "GET") -> Request:
-        """For `urllib.request.urlopen`."""
-        # A local start does not pay for this import (ssl, email, http.client).
-        import urllib.request
-
-        url = self.url(name)
-        headers = self.authorize(method, url, {}) if self.authorize else {}
-        return urllib.request.Request(url, method=method, headers=headers)
+        return self.asked.url(name)
 
     def address(self, name: str) -> str:
         """The name in the source's own terms: a path, or s3://bucket/key."""
@@ -68,33 +64,13 @@ class CheckpointSource:
 
     def read(self, name: str, limit_bytes: int = MAX_INDEX_BYTES) -> bytes | None:
         """A small file whole, or None if there is none. Raises BadInput above the limit."""
-        if self.remote:
-            import urllib.error
-            import urllib.request
-
-            try:
-                with urllib.request.urlopen(self.request(name), timeout=60) as answer:
-                    data = answer.read(limit_bytes + 1)
-            except urllib.error.HTTPError as error:
-                if error.code in (403, 404):
-                    return None
-                raise TransferError(
-                    f"{self.url(name)}: HTTP {error.code}",
-                    why="the checkpoint cannot be read",
-                    fix="check that the store is up and holds the key",
-                ) from None
-            except OSError as error:
-                raise TransferError(
-                    f"{self.url(name)}: {error}",
-                    why="the checkpoint cannot be read",
-                    fix="check AWS_ENDPOINT_URL and that the store is up: labkit store --help",
-                ) from None
-        else:
-            try:
-                with open(self.path(name), "rb") as file:
-                    data = file.read(limit_bytes + 1)
-            except (FileNotFoundError, NotADirectoryError):
-                return None
+        if self.prefix is not None:
+            return self.prefix.read(name, limit_bytes)
+        try:
+            with open(self.path(name), "rb") as file:
+                data = file.read(limit_bytes + 1)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
         if len(data) > limit_bytes:
             raise BadInput(
                 f"{name}: more than {limit_bytes} bytes",
@@ -103,20 +79,9 @@ class CheckpointSource:
         return data
 
     def exists(self, name: str) -> bool:
-        if not self.remote:
-            return self.path(name).is_file()
-        import urllib.error
-        import urllib.request
-
-        try:
-            with urllib.request.urlopen(self.request(name, "HEAD"), timeout=60):
-                return True
-        except urllib.error.HTTPError:
-            return False
-        except OSError as error:
-            raise TransferError(
-                f"{self.url(name)}: {error}", fix="check AWS_ENDPOINT_URL and that the store is up"
-            ) from None
+        if self.prefix is not None:
+            return self.prefix.exists(name)
+        return self.path(name).is_file()
 
     def shards(self, format: str) -> list[str]:
         """File names of the checkpoint in this format, in the order in which they are read. Raises
@@ -140,7 +105,8 @@ class CheckpointSource:
         if found is None:
             raise BadInput(
                 f"no {format} checkpoint at {self.root}",
-                why=f"neither {single} nor {index or 'an index'} is there",
+                why=f"neither {single} nor {index or 'an index'} is there, or these keys may not"
+                " read it",
                 fix=f"labkit model convert DIR --to {format} OUT",
             )
         return list(found.names)
@@ -157,12 +123,10 @@ def open_source(
         if not os.path.isdir(text):
             raise BadInput(f"no model directory {text}", fix="labkit model make --preset small DIR")
         return CheckpointSource(text.rstrip("/") or "/")
-    if scheme in ("http", "https"):
-        return CheckpointSource(text.rstrip("/"), text.rstrip("/"))
-    if scheme in ("s3", "gs"):
-        from labkit.objects.access import authorizer, http_of
+    if scheme in SCHEMES:
+        from labkit.objects.prefix import open_prefix
 
-        return CheckpointSource(text.rstrip("/"), http_of(text, env), authorizer(scheme, env))
+        return CheckpointSource(text.rstrip("/"), open_prefix(text, env))
     raise BadInput(
         f"{text}: cannot read {scheme}://",
         fix="a directory, or one of " + ", ".join(s + "://" for s in SCHEMES),

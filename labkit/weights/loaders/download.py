@@ -56,29 +56,24 @@ def local_shards(source: str, format: str) -> Iterator[LocalCheckpoint]:
 def download(source: CheckpointSource, name: str, target: Path) -> int:
     """One GET, one stream, to disk: what a script does with the first HTTP client at hand. Raises
     TransferError."""
-    import urllib.error
-    import urllib.request
+    from labkit.net.client import HTTPStatusError, fix_of
+    from labkit.net.http import ConnectionLost
 
-    url = source.url(name)
+    url, view = source.url(name), memoryview(bytearray(1 << 20))
     try:
         with (
-            urllib.request.urlopen(source.request(name), timeout=60) as answer,
+            source.client() as client,
+            client.open("GET", url) as (_, connection),
             open(target, "wb") as file,
         ):
-            expected = answer.headers.get("Content-Length")
-            shutil.copyfileobj(answer, file, 1 << 20)
-            got = file.tell()
-    except urllib.error.HTTPError as error:
+            while got := connection.read_into(view):
+                file.write(view[:got])
+            return file.tell()
+    except HTTPStatusError as error:
+        raise TransferError(f"{url}: {error}", fix=fix_of(error.answer.status)) from None
+    except ConnectionLost as error:
         raise TransferError(
-            f"{url}: HTTP {error.code}", fix="check that the store holds the model"
+            f"{url}: {error}",
+            why="nothing was loaded",
+            fix="check AWS_ENDPOINT_URL and that the store is up",
         ) from None
-    except OSError as error:
-        raise TransferError(
-            f"{url}: {error}", fix="check AWS_ENDPOINT_URL and that the store is up"
-        ) from None
-    if expected is not None and got != int(expected):
-        raise TransferError(
-            f"{url}: {got} of {expected} bytes arrived",
-            why="the connection ended early; nothing was loaded",
-        )
-    return got

@@ -87,19 +87,21 @@ def open_files(source: CheckpointSource, client: Client | None = None) -> list[F
 
 
 def _remote_header(source: CheckpointSource, name: str, client: Client) -> File:
+    from labkit.net.content_range import sent_range
     from labkit.net.parts import Into, RangePart
     from labkit.net.ranges import fetch_parts
 
     url = source.url(name)
-    answer = client.ask("GET", url, {"Range": f"bytes=0-{HEAD_BYTES - 1}"}, ok=(200, 206))
-    total = answer.headers.get("content-range", "").rpartition("/")[2]
-    if answer.status != 206 or not total.isdigit():
+    asked = {"Range": f"bytes=0-{HEAD_BYTES - 1}"}
+    answer = client.ask("GET", url, asked, ok=(200, 206), limit_bytes=HEAD_BYTES, whole=False)
+    sent = sent_range(answer)
+    if answer.status != 206 or sent is None or sent[0] != 0 or sent[2] is None:
         raise BadInput(
             f"{url}: the store has no ranges",
             why="a streamer reads parts",
             fix="--loader labkit.weights.loaders.safe:load downloads first",
         )
-    size_bytes, head = int(total), answer.body
+    size_bytes, head = sent[2], answer.body
     length = header_length(head[:8], size_bytes)
     if 8 + length > len(head):
         rest = bytearray(8 + length - len(head))

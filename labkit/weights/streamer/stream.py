@@ -258,12 +258,11 @@ class _Slotted:
 
 
 def _from_bucket(source: CheckpointSource, placer: Placer, options: StreamOptions) -> JsonObject:
-    from labkit.net.client import Client
     from labkit.net.parts import Into, RangePart
     from labkit.net.ranges import RangeOptions, fetch_parts
 
     chunk_bytes = options.chunk_bytes or PART_BYTES
-    with Client(authorize=source.authorize) as client:
+    with source.client() as client:
         files = open_files(source, client)
         chunks = plan_chunks(files, chunk_bytes, TAIL_BYTES)
         ring, landed = None, None
