@@ -12,6 +12,7 @@ notebooks/05_streaming."""
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +27,7 @@ from labkit.core.ledger import Ledger
 from labkit.core.workspace import Workspace
 from labkit.net import link as links
 from labkit.net.serving import Served, serving
+from labkit.objects.access import proxy_to
 from labkit.objects.publish import publish_model, upload_model
 from labkit.technique import Subject
 from labkit.weights.catalog import LOADERS, Loader
@@ -169,13 +171,13 @@ def from_store(
         for name in names
     }
     results = agreed(interleave(arms, args.blocks, args.seed, getattr(args, "progress", None)))
-    best = best_other(results, "store")
+    best, proxy = best_other(results, "store"), proxy_to(store, os.environ)
     ratios = {f"{OURS}_vs_best_other.store": (f"{OURS}.store", best)} if best else {}
     return {
         "results_raw": results,
         "ratios": ratios,
         "best_other": {"store": best},
-        "link": f"{store}, not emulated",
+        "link": f"{store}, not emulated" + (f", through the proxy {proxy}" if proxy else ""),
     }
 
 

@@ -163,10 +163,13 @@ class Access:
             return url.replace(f".{old}.amazonaws.com", f".{region}.amazonaws.com", 1)
         return url if self.keys else ""
 
-    def proxy_name(self) -> str:
-        """Of the proxy between this host and the buckets, "" for none."""
-        proxy = self.outbound.proxy(split(self.endpoint)[0])
-        return proxy.name if proxy else ""
+
+def proxy_to(url: str, env: Mapping[str, str]) -> str:
+    """The proxy between this host and a bucket, which belongs into a record; "" for none. Raises
+    BadInput."""
+    access = Access(split_url(url)[0], env)
+    proxy = access.outbound.proxy(split(access.endpoint)[0])
+    return proxy.name if proxy else ""
 
 
 def _endpoint(scheme: str, env: Mapping[str, str]) -> str:

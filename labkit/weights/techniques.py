@@ -24,6 +24,7 @@ from labkit.core.residency import residency
 from labkit.core.units import show_bytes
 from labkit.core.workspace import Workspace
 from labkit.errors import LabError
+from labkit.objects.access import proxy_to
 from labkit.technique import (
     YES,
     Artifact,
@@ -247,6 +248,8 @@ def _from_store(loader: Loader, seen: Observation, facts: JsonObject) -> Evidenc
             f"this host's interfaces received {show_bytes(moved)} for {show_bytes(want)} of weights"
             f" in {about.store}"
         )
+        if proxy := proxy_to(about.store, os.environ):
+            facts["proxy"], how = proxy, f"{how}, through the proxy {proxy}"
     else:
         of_model = [c for p, c in counters.get("by_path", {}).items() if about.key in p]
         moved = facts["bytes_sent"] = sum(c.get("bytes_sent", 0) for c in of_model)

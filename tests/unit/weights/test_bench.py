@@ -249,6 +249,17 @@ def test_a_bucket_that_sent_less_than_the_weights_is_no_evidence():
         assert verify_loader(LOADERS["labkit-streamer"], seen).engaged is wanted
 
 
+@pytest.mark.parametrize("proxy", ["", "http://proxy.example:3128"])
+def test_a_load_says_in_its_evidence_which_proxy_it_went_through(monkeypatch, proxy):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://s3.example")
+    monkeypatch.setenv("https_proxy", proxy.replace("//", "//me:secret-word@"))
+    about = {"weights": {"bytes": 10, "remote": True, "store": "s3://team/lab"}}
+    seen = Observation(plan=LaunchPlan(stack={}, state=PlanState.from_json(about)))
+    evidence = verify_loader(LOADERS["labkit-streamer"], seen)
+    assert evidence.facts.get("proxy", "") == proxy and "secret-word" not in evidence.how
+    assert ("through the proxy" in evidence.how) is bool(proxy)
+
+
 def test_on_a_gpu_the_floor_of_a_load_is_the_slower_of_disk_and_bus():
     technique = techniques.technique("labkit-streamer")
     artifact = Artifact(
