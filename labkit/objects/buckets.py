@@ -1,134 +1,143 @@
-"""Buckets as S3's clients see them: made, removed, listed in pages, emptied.
+"""Buckets as S3's clients see them: made, removed, described, emptied. Their listings are in
+`labkit.objects.listing`.
 
-    buckets.answer(disk, request, "lab")         # GET /lab?list-type=2&prefix=models/
-
-A page holds at most 1000 names, S3's own limit; where it ends is in the token. Source: S3's API
-reference. Lesson: notebooks/02_image_pull."""
+What a bucket can have elsewhere and none has here is answered as S3 answers where none was set.
+Source: S3's API reference. Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
-import re
-
-from labkit.net.message import Request, Response
-from labkit.objects import sigv4
-from labkit.objects.disk import Disk
+from labkit.net.message import Response
+from labkit.objects import conditions
+from labkit.objects.call import Call
+from labkit.objects.disk import Missing, Unstorable
 from labkit.objects.documents import (
+    OWNER,
     XML_MAX,
     XMLNS,
     S3Error,
     document,
     escaped,
+    fields,
     iso,
     local,
     number,
     parse,
 )
 
+DELETES_MAX = 1000
+#: Error of a bucket without it, as in S3.
+NONE_SET = {
+    "cors": "NoSuchCORSConfiguration",
+    "encryption": "ServerSideEncryptionConfigurationNotFoundError",
+    "lifecycle": "NoSuchLifecycleConfiguration",
+    "object-lock": "ObjectLockConfigurationNotFoundError",
+    "policy": "NoSuchBucketPolicy",
+    "policyStatus": "NoSuchBucketPolicy",
+    "publicAccessBlock": "NoSuchPublicAccessBlockConfiguration",
+    "replication": "ReplicationConfigurationNotFoundError",
+    "tagging": "NoSuchTagSet",
+    "website": "NoSuchWebsiteConfiguration",
+}
+#: Document of a bucket as it is made.
+AS_MADE = {
+    "accelerate": f"<AccelerateConfiguration {XMLNS}/>",
+    "location": f"<LocationConstraint {XMLNS}></LocationConstraint>",
+    "logging": f"<BucketLoggingStatus {XMLNS}/>",
+    "notification": f"<NotificationConfiguration {XMLNS}/>",
+    "ownershipControls": (
+        f"<OwnershipControls {XMLNS}><Rule><ObjectOwnership>BucketOwnerEnforced</ObjectOwnership>"
+        "</Rule></OwnershipControls>"
+    ),
+    "requestPayment": (
+        f"<RequestPaymentConfiguration {XMLNS}><Payer>BucketOwner</Payer>"
+        "</RequestPaymentConfiguration>"
+    ),
+    "versioning": f"<VersioningConfiguration {XMLNS}/>",
+}
 
-def all_buckets(disk: Disk, request: Request) -> Response:
-    """The list of buckets. Raises S3Error."""
-    if request.method not in ("GET", "HEAD"):
-        raise S3Error("MethodNotAllowed", "only a list of buckets is here")
+
+def all_buckets(call: Call) -> Response:
+    """The list of buckets, in pages if asked for. Raises S3Error."""
+    query = call.query
+    prefix, after = query.get("prefix", ""), query.get("continuation-token", "")
+    most = number(query.get("max-buckets", "10000"), "max-buckets")
+    found = [(n, t) for n, t in call.disk.buckets() if n.startswith(prefix) and n > after]
     rows = "".join(
         f"<Bucket><Name>{n}</Name><CreationDate>{iso(t)}</CreationDate></Bucket>"
-        for n, t in disk.buckets()
+        for n, t in found[:most]
+    )
+    more = (
+        f"<ContinuationToken>{found[most - 1][0]}</ContinuationToken>"
+        if 0 < most < len(found)
+        else ""
     )
     return document(
-        "<ListAllMyBucketsResult"
-        f" {XMLNS}><Owner><ID>lab</ID></Owner><Buckets>{rows}</Buckets>"
+        f"<ListAllMyBucketsResult {XMLNS}><Owner>{OWNER}</Owner><Buckets>{rows}</Buckets>{more}"
         "</ListAllMyBucketsResult>"
     )
 
 
-def answer(disk: Disk, request: Request, bucket: str) -> Response:
-    """Everything that S3 asks of a bucket. Raises S3Error, Missing."""
-    query = request.query
-    if request.method == "PUT":
-        request.body.read(XML_MAX)
-        if not disk.make_bucket(bucket):
-            raise S3Error("BucketAlreadyOwnedByYou", f"{bucket} is there already")
-        return Response(200, {"Location": f"/{bucket}"})
-    disk.bucket(bucket)
-    if request.method == "HEAD":
-        return Response(200, {"x-amz-bucket-region": "us-east-1"})
-    if request.method == "DELETE":
-        if not disk.remove_bucket(bucket):
-            raise S3Error("BucketNotEmpty", f"{bucket} still holds objects")
-        return Response(204)
-    if request.method == "POST" and "delete" in query:
-        return _delete_many(disk, request, bucket)
-    if request.method != "GET":
-        raise S3Error("MethodNotAllowed", f"{request.method} on a bucket means nothing here")
-    if "location" in query:
-        return document(f"<LocationConstraint {XMLNS}></LocationConstraint>")
-    if "versioning" in query:
-        return document(f"<VersioningConfiguration {XMLNS}/>")
-    if "uploads" in query:
-        rows = "".join(
-            f"<Upload><Key>{escaped(k)}</Key><UploadId>{u}</UploadId></Upload>"
-            for k, u in disk.uploads_of(bucket)
-        )
-        return document(
-            "<ListMultipartUploadsResult"
-            f" {XMLNS}><Bucket>{bucket}</Bucket><IsTruncated>false</IsTruncated>{rows}"
-            "</ListMultipartUploadsResult>"
-        )
-    return _list(disk, request, bucket)
+def create(call: Call) -> Response:
+    """Raises S3Error, Unstorable."""
+    raw = call.request.body.read(XML_MAX)
+    if raw:
+        parse(raw, "CreateBucketConfiguration")
+    call.disk.make_bucket(call.bucket)  # there already, and the owner's: fine, as in us-east-1
+    return Response(200, {"Location": f"/{call.bucket}"})
 
 
-def _list(disk: Disk, request: Request, bucket: str) -> Response:
-    query, second = request.query, request.query.get("list-type") == "2"
-    prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-    limit = min(1000, number(query.get("max-keys", "1000"), "max-keys"))
-    token = query.get("continuation-token", "")
-    if token and not re.fullmatch(r"(?:[0-9a-f]{2})+", token):
-        raise S3Error("InvalidArgument", "the continuation token is not one of ours")
-    after = (
-        bytes.fromhex(token).decode("utf-8", "surrogateescape")
-        if token
-        else query.get("start-after" if second else "marker", "")
-    )
-    objects, folders, more = (
-        disk.listing(bucket, prefix, delimiter, after, limit) if limit else ([], [], "")
-    )
-    url = query.get("encoding-type") == "url"
-
-    def show(name: str) -> str:
-        return sigv4.encode(name, "/") if url else escaped(name)
-
-    rows = "".join(
-        f"<Contents><Key>{show(o.key)}</Key><LastModified>{iso(o.modified_s)}</LastModified>"
-        f"<ETag>&quot;{o.etag}&quot;</ETag>"
-        f"<Size>{o.size_bytes}</Size><StorageClass>STANDARD</StorageClass></Contents>"
-        for o in objects
-    )
-    rows += "".join(f"<CommonPrefixes><Prefix>{show(f)}</Prefix></CommonPrefixes>" for f in folders)
-    head = (
-        f"<Name>{bucket}</Name><Prefix>{show(prefix)}</Prefix><MaxKeys>{limit}</MaxKeys>"
-        f"<IsTruncated>{'true' if more else 'false'}</IsTruncated>"
-    )
-    if delimiter:
-        head += f"<Delimiter>{show(delimiter)}</Delimiter>"
-    if url:
-        head += "<EncodingType>url</EncodingType>"
-    if second:
-        head += f"<KeyCount>{len(objects) + len(folders)}</KeyCount>"
-        head += f"<ContinuationToken>{token}</ContinuationToken>" if token else ""
-        if more:
-            after_it = more.encode("utf-8", "surrogateescape").hex()
-            head += f"<NextContinuationToken>{after_it}</NextContinuationToken>"
-    else:
-        head += f"<Marker>{show(after)}</Marker>" + (
-            f"<NextMarker>{show(more)}</NextMarker>" if more else ""
-        )
-    return document(f"<ListBucketResult {XMLNS}>{head}{rows}</ListBucketResult>")
+def head(call: Call) -> Response:
+    call.disk.bucket(call.bucket)
+    return Response(200, {"x-amz-bucket-region": "us-east-1"})
 
 
-def _delete_many(disk: Disk, request: Request, bucket: str) -> Response:
+def delete(call: Call) -> Response:
+    """Raises S3Error, Missing."""
+    if not call.disk.remove_bucket(call.bucket):
+        raise S3Error("BucketNotEmpty", f"{call.bucket} still holds objects")
+    return Response(204)
+
+
+def configuration(call: Call) -> Response:
+    """Of a bucket that has none. Raises S3Error, Missing."""
+    call.disk.bucket(call.bucket)
+    for name, code in NONE_SET.items():
+        if name in call.query:
+            raise S3Error(code, f"{call.bucket} has no {name}", 404)
+    return document(next(doc for name, doc in AS_MADE.items() if name in call.query))
+
+
+def delete_many(call: Call) -> Response:
+    """What is not there is gone, what cannot go is named. Raises S3Error, Missing."""
+    call.disk.bucket(call.bucket)
+    wanted = parse(call.request.body.read(XML_MAX), "Delete")
+    quiet = fields(wanted).get("Quiet", "").strip().lower() == "true"
+    entries = [fields(one) for one in wanted if local(one) == "Object"]
+    if not 1 <= len(entries) <= DELETES_MAX:
+        raise S3Error("MalformedXML", f"one request deletes 1 to {DELETES_MAX} objects")
     rows = []
-    for one in parse(request.body.read(XML_MAX), "Delete").iter():
-        if local(one) == "Object":
-            key = next((c.text or "" for c in one if local(c) == "Key"), "")
-            disk.remove(bucket, key)
-            rows.append(f"<Deleted><Key>{escaped(key)}</Key></Deleted>")
+    for entry in entries:
+        key, version = entry.get("Key", ""), entry.get("VersionId", "")
+        shown = f"<Key>{escaped(key)}</Key>"
+        if version:
+            shown += f"<VersionId>{escaped(version)}</VersionId>"
+        try:
+            _delete_one(Call(call.disk, call.request, call.bucket, key), entry)
+            if not quiet:
+                rows.append(f"<Deleted>{shown}</Deleted>")
+        except (S3Error, Missing, Unstorable) as error:
+            rows.append(
+                f"<Error>{shown}<Code>{error.code}</Code>"
+                f"<Message>{escaped(str(error))}</Message></Error>"
+            )
     return document(f"<DeleteResult {XMLNS}>{''.join(rows)}</DeleteResult>")
+
+
+def _delete_one(call: Call, entry: dict[str, str]) -> None:
+    if entry.get("VersionId", "null") not in ("null", ""):
+        raise S3Error("NoSuchVersion", "this store keeps one version of an object: null")
+    call.disk.path(call.bucket, call.key)
+    asked = tuple(entry.get(name, "").strip() for name in ("ETag", "LastModifiedTime", "Size"))
+    if any(asked):
+        conditions.deletable(conditions.present(call), *asked)
+    call.disk.remove(call.bucket, call.key)

@@ -2,7 +2,8 @@
 by hard link.
 
 Beside them, under `root/.labkit/`: what a file cannot say of itself (content type, MD5, the
-client's own metadata) and the parts of uploads under way. An object without such a note (put there
+client's own metadata; apart from it, since no read needs it, of which parts it was joined) and the
+parts of uploads under way (`labkit.objects.uploads`). An object without such a note (put there
 by hand or by hard link) gets an ETag made of its size, time and inode, in the form of a multipart
 ETag, which no client takes for an MD5.
 
@@ -19,16 +20,19 @@ import os
 import re
 import shutil
 import stat
+import threading
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from labkit.core.beside import replacing
 from labkit.core.json_types import JsonObject
 from labkit.core.ledger import current
 
-BUCKET = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_LABEL = "[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
+BUCKET = re.compile(rf"(?=.{{3,63}}$)(?![0-9]+\.[0-9]+\.[0-9]+\.[0-9]+$){_LABEL}(?:\.{_LABEL})*")
 RESERVED = ("storage", "download", "upload", "_labkit")
 KEY_MAX = 1024
 #: Errors that say "not there". Any other (no descriptors left, above all) must not be read as that.
@@ -44,9 +48,11 @@ class Missing(Exception):
 
 
 class Unstorable(Exception):
-    """A key this store cannot hold."""
+    """A name this store cannot hold. `code`: S3's."""
 
-    code = "InvalidArgument"
+    def __init__(self, message: str, code: str = "InvalidArgument"):
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,9 @@ class Object:
     content_type: str = "application/octet-stream"
     metadata: dict[str, str] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)
+    checksum_type: str = "FULL_OBJECT"
+    headers: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
 
 
 def encode_part(part: str) -> str:
@@ -90,6 +99,7 @@ class Disk:
         self.root = Path(root)
         own = self.root / ".labkit"
         self.notes, self.uploads = own / "notes", own / "uploads"
+        self.naming = threading.Lock()
         for folder in (self.notes, self.uploads):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -105,7 +115,7 @@ class Disk:
     def make_bucket(self, bucket: str) -> bool:
         """False when it is there already."""
         if not BUCKET.fullmatch(bucket) or bucket in RESERVED:
-            raise Unstorable(f"not a bucket name: {bucket[:80]!r}")
+            raise Unstorable(f"not a bucket name: {bucket[:80]!r}", "InvalidBucketName")
         try:
             (self.root / bucket).mkdir()
             return True
@@ -131,7 +141,7 @@ class Disk:
 
     def path(self, bucket: str, key: str) -> Path:
         if not key or len(key.encode("utf-8", "surrogateescape")) > KEY_MAX:
-            raise Unstorable("a key has 1 to 1024 bytes")
+            raise Unstorable("a key has 1 to 1024 bytes", "KeyTooLongError")
         return self.bucket(bucket).joinpath(*(encode_part(p) for p in key.split("/")))
 
     def _note(self, bucket: str, key: str) -> Path:
@@ -182,42 +192,76 @@ class Disk:
         key: str,
         body: Path,
         *,
-        etag: str,
-        content_type: str = "",
-        metadata: dict[str, str] | None = None,
-        checksums: dict[str, str] | None = None,
+        guard: Callable[[], None] = lambda: None,
+        joined: JsonObject | None = None,
+        **about: Any,
     ) -> Object:
-        """Give the body its name, in one step. Raises Unstorable for a key that collides with a
+        """Give the body its name, in one step. `about`: fields of `Object`, the ETag among them.
+        `guard` raises where it must not get it: nobody else's write comes between the two.
+        `joined`: the parts it was made of. Raises Unstorable for a key that collides with a
         folder."""
         path = self.path(bucket, key)
-        stat = body.stat()
-        note = {
-            "size": stat.st_size,
-            "mtime_ns": stat.st_mtime_ns,
-            "etag": etag,
-            "metadata": metadata or {},
-            "checksums": checksums or {},
-            **({"content_type": content_type} if content_type else {}),
-        }
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(body, path)
-        except (NotADirectoryError, FileExistsError, IsADirectoryError):
-            raise Unstorable(
-                "this key is the folder of another object, or lies below one"
-            ) from None
+        status = body.stat()
+        with self.naming:
+            guard()
+            self.bucket(bucket)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(body, path)
+            except (NotADirectoryError, FileExistsError, IsADirectoryError):
+                raise Unstorable(
+                    "this key is the folder of another object, or lies below one"
+                ) from None
+            self._write_note(bucket, key, status, about)
+            parts = self._parts_note(bucket, key)
+            if joined is None:
+                parts.unlink(missing_ok=True)
+            else:
+                with replacing(parts) as temporary:
+                    temporary.write_text(json.dumps({"etag": about["etag"], **joined}))
+        return self._describe(bucket, key, status)
+
+    def _write_note(self, bucket: str, key: str, status: os.stat_result, about: JsonObject) -> None:
+        said = {name: value for name, value in about.items() if value}
         target = self._note(bucket, key)
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as temporary:
-            temporary.write_text(json.dumps(note))
-        return self._describe(bucket, key, stat)
+            temporary.write_text(
+                json.dumps({"size": status.st_size, "mtime_ns": status.st_mtime_ns, **said})
+            )
+
+    def tag(self, bucket: str, key: str, tags: dict[str, str]) -> None:
+        """Other tags for an object that is there. Raises Missing."""
+        with self.naming:
+            fd, found = self.open(bucket, key)
+            try:
+                about = {**vars(found), "tags": tags}
+                for name in ("bucket", "key", "size_bytes", "modified_s"):
+                    del about[name]
+                self._write_note(bucket, key, os.fstat(fd), about)
+            finally:
+                os.close(fd)
+
+    def _parts_note(self, bucket: str, key: str) -> Path:
+        note = self._note(bucket, key)
+        return note.parent / f"{note.name}-parts"
+
+    def joined(self, found: Object) -> JsonObject:
+        """What `keep` was given as `joined`; empty for an object that came in one piece."""
+        with contextlib.suppress(*GONE, ValueError):
+            doc = json.loads(self._parts_note(found.bucket, found.key).read_text())
+            if doc["etag"] == found.etag:
+                return doc
+        return {}
 
     def remove(self, bucket: str, key: str) -> None:
         """Absent is fine, as in S3."""
         path, top = self.path(bucket, key), self.bucket(bucket)
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            path.unlink()
-        self._note(bucket, key).unlink(missing_ok=True)
+        with self.naming:
+            with contextlib.suppress(*GONE, IsADirectoryError):
+                path.unlink()
+            self._note(bucket, key).unlink(missing_ok=True)
+            self._parts_note(bucket, key).unlink(missing_ok=True)
         while (path := path.parent) != top:
             try:
                 path.rmdir()
@@ -278,43 +322,6 @@ class Disk:
                 objects.append(self._describe(bucket, key, os.stat(self.path(bucket, key))))
             last = key
         return objects, folders, ""
-
-    # -- multipart uploads -------------------------------------------------------------------------
-
-    def upload_start(self, bucket: str, key: str, about: JsonObject) -> str:
-        self.path(bucket, key)
-        upload = uuid.uuid4().hex
-        (self.uploads / upload).mkdir()
-        (self.uploads / upload / "about.json").write_text(
-            json.dumps({"bucket": bucket, "key": key, **about})
-        )
-        return upload
-
-    def upload(self, bucket: str, key: str, upload: str) -> Path:
-        folder = self.uploads / upload
-        if re.fullmatch(r"[0-9a-f]{32}", upload):
-            with contextlib.suppress(*GONE, ValueError):
-                about = json.loads((folder / "about.json").read_text())
-                if (about["bucket"], about["key"]) == (bucket, key):
-                    return folder
-        raise Missing("NoSuchUpload", "no such upload; it may have been completed or aborted")
-
-    def part_keep(self, folder: Path, number: int, body: Path, md5: str) -> None:
-        for old in folder.glob(f"part-{number:05d}-*"):
-            old.unlink(missing_ok=True)
-        os.replace(body, folder / f"part-{number:05d}-{md5}")
-
-    def parts(self, folder: Path) -> list[tuple[int, str, Path]]:
-        return sorted((int(p.name[5:10]), p.name[11:], p) for p in folder.glob("part-*"))
-
-    def uploads_of(self, bucket: str) -> list[tuple[str, str]]:
-        found = []
-        for about in self.uploads.glob("*/about.json"):
-            with contextlib.suppress(*GONE):  # completed meanwhile
-                doc = json.loads(about.read_text())
-                if doc["bucket"] == bucket:
-                    found.append((doc["key"], about.parent.name))
-        return sorted(found)
 
     def join(self, paths: Iterable[Path], target: Path) -> None:
         """Concatenate without the bytes passing through Python (copy_file_range; a clone where the

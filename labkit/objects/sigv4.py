@@ -90,6 +90,11 @@ def canonical_request(
     return f"{method}\n{path}\n{query}\n{lines}\n{';'.join(names)}\n{payload}"
 
 
+def _as_sent(value: str) -> str:
+    """A header read as latin-1: clients sign the text whose UTF-8 they sent."""
+    return value if value.isascii() else value.encode("latin-1").decode("utf-8", "surrogateescape")
+
+
 def text_to_sign(stamp: str, scope: str, canonical: str) -> str:
     digest = hashlib.sha256(canonical.encode("utf-8", "surrogateescape")).hexdigest()
     return f"{ALGORITHM}\n{stamp}\n{scope}\n{digest}"
@@ -229,7 +234,7 @@ def check(
         request.method,
         request.raw_path,
         canonical_query(request.raw_query, leave_out),
-        request.headers,
+        {n: _as_sent(request.headers.get(n, "")) for n in listed},
         listed,
         payload,
     )

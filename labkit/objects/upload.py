@@ -10,8 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from labkit.core.digits import hexadecimal
 from labkit.net.head import is_token, is_value
 from labkit.net.message import Request, Response
 from labkit.objects import sigv4
+from labkit.objects.checksums import CHECKSUMS, text
 
 LINE_MAX = 16 << 10
 
@@ -99,55 +99,60 @@ class AwsChunked:
                 raise
 
 
-class _Crc32:
-    def __init__(self) -> None:
-        self.value = 0
-
-    def update(self, block: bytes) -> None:
-        self.value = zlib.crc32(block, self.value)
-
-    def digest(self) -> bytes:
-        return self.value.to_bytes(4, "big")
-
-
-#: Those that the standard library can compute; the others (crc32c, crc64nvme) are noted, not
-#: checked.
-_CHECKSUMS: dict[str, Callable[[], _Crc32 | hashlib._Hash]] = {
-    "crc32": _Crc32,
-    "sha1": hashlib.sha1,
-    "sha256": hashlib.sha256,
-}
-
-
-@dataclass
+@dataclass(frozen=True)
 class Received:
-    """A body that was stored: MD5 in hex, checksums in base64."""
+    """A body that was stored: MD5 in hex; those checksums in base64 that the client named, or that
+    `also` asked for."""
 
     md5: str
-    checksums: dict[str, str] = field(default_factory=dict)  # x-amz-checksum-… as sent
+    size_bytes: int = 0
+    checksums: dict[str, str] = field(default_factory=dict)
 
 
-def receive(request: Request, target: Path, signed: sigv4.Signed | None = None) -> Received:
+PREFIX = "x-amz-checksum-"
+#: Headers that are no checksum of the body.
+_ABOUT = (f"{PREFIX}algorithm", f"{PREFIX}type", f"{PREFIX}mode")
+
+
+def claimed_checksums(headers: Mapping[str, str]) -> dict[str, str]:
+    """By algorithm. Raises UploadMismatch for one that this store cannot check."""
+    found = {
+        name.removeprefix(PREFIX): value
+        for name, value in headers.items()
+        if name.startswith(PREFIX) and name not in _ABOUT
+    }
+    _known(found)
+    return found
+
+
+def _known(names: Iterable[str]) -> None:
+    if unknown := sorted(set(names) - CHECKSUMS.keys()):
+        raise UploadMismatch(
+            "InvalidRequest",
+            f"this store checks {', '.join(CHECKSUMS)}, and has no {unknown[0][:40]!r}",
+        )
+
+
+def receive(
+    request: Request, target: Path, signed: sigv4.Signed | None = None, also: str = ""
+) -> Received:
     """Stream the body into `target`, checking MD5, SHA-256, checksums, length and chunk signatures.
     Raises UploadMismatch."""
     payload = request.header("x-amz-content-sha256")
-    chunked = payload.startswith("STREAMING-") or "aws-chunked" in request.header(
-        "content-encoding"
+    chunked = payload.startswith("STREAMING-") or (
+        "aws-chunked" in request.header("content-encoding")
+        and "x-amz-decoded-content-length" in request.headers
     )
     signed_chunks = (
         payload.startswith("STREAMING-AWS4-HMAC-SHA256-PAYLOAD") and "TRAILER" not in payload
     )
     framed = AwsChunked(request.body, signed if signed_chunks else None) if chunked else None
-    claimed = {
-        k.removeprefix("x-amz-checksum-"): v
-        for k, v in request.headers.items()
-        if k.startswith("x-amz-checksum-")
-        and k not in ("x-amz-checksum-algorithm", "x-amz-checksum-type")
-    }
-    names = set(claimed)
-    if trailer := request.header("x-amz-trailer"):
-        names |= {t.strip().lower().removeprefix("x-amz-checksum-") for t in trailer.split(",")}
-    checks = {n: _CHECKSUMS[n]() for n in names if n in _CHECKSUMS}
+    claimed = claimed_checksums(request.headers)
+    names = {*claimed, also} - {""}
+    if trailer := request.header("x-amz-trailer").lower():
+        names |= {t.strip().removeprefix(PREFIX) for t in trailer.split(",") if PREFIX in t}
+    _known(names)
+    checks = {name: CHECKSUMS[name]() for name in names}
     md5 = hashlib.md5(usedforsecurity=False)
     sha256 = hashlib.sha256() if len(payload) == 64 else None
     size = 0
@@ -161,11 +166,7 @@ def receive(request: Request, target: Path, signed: sigv4.Signed | None = None) 
             for check in checks.values():
                 check.update(block)
     if framed:
-        claimed |= {
-            k.removeprefix("x-amz-checksum-"): v
-            for k, v in framed.trailers.items()
-            if k.startswith("x-amz-checksum-")
-        }
+        claimed |= claimed_checksums(framed.trailers)
     wanted = request.header("x-amz-decoded-content-length")
     if wanted and wanted != str(size):
         raise UploadMismatch(
@@ -173,20 +174,23 @@ def receive(request: Request, target: Path, signed: sigv4.Signed | None = None) 
         )
     if sha256 and sha256.hexdigest() != payload:
         raise UploadMismatch("XAmzContentSHA256Mismatch", "the body is not the one that was signed")
-    if request.header("content-md5"):
+    if "content-md5" in request.headers:
         try:
             given = base64.b64decode(request.header("content-md5"), validate=True)
         except ValueError:
-            raise UploadMismatch("InvalidDigest", "Content-MD5 is not base64") from None
+            given = b""
+        if len(given) != 16:
+            raise UploadMismatch("InvalidDigest", "Content-MD5 is not 16 bytes in base64")
         if given != md5.digest():
             raise UploadMismatch("BadDigest", "Content-MD5 does not match what arrived")
-    for name, check in checks.items():
-        if name in claimed and claimed[name] != base64.b64encode(check.digest()).decode():
+    found = {name: text(check.digest()) for name, check in checks.items()}
+    for name, value in claimed.items():
+        if found.get(name) != value:
             raise UploadMismatch("BadDigest", f"checksum {name} does not match what arrived")
-    return Received(md5.hexdigest(), claimed)
+    return Received(md5.hexdigest(), size, found)
 
 
-def receipt(etag: str, received: Received) -> Response:
+def receipt(etag: str, received: Received, **more: str) -> Response:
     """The answer to a stored body."""
-    checksums = {f"x-amz-checksum-{k}": v for k, v in received.checksums.items()}
-    return Response(200, {"ETag": f'"{etag}"', **checksums})
+    checksums = {f"{PREFIX}{name}": value for name, value in received.checksums.items()}
+    return Response(200, {"ETag": f'"{etag}"', **checksums, **more})
