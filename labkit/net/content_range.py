@@ -18,8 +18,8 @@ from labkit.net.http import Answer
 _CONTENT_RANGE = re.compile(r"bytes +([0-9]+)-([0-9]+)/([0-9]+|\*)", re.IGNORECASE)
 
 
-class NoRanges(Exception):
-    """The server sends everything whatever is asked."""
+class NoRanges(TransferError):
+    """The server sends everything whatever is asked: to be read in one stream, or not at all."""
 
 
 class WrongRange(TransferError):
@@ -44,7 +44,11 @@ def enclosed(url: str, answer: Answer, start: int, end: int) -> int:
     if answer.status == 200:
         if start == 0 and answer.size_bytes == end:
             return end
-        raise NoRanges(url)
+        raise NoRanges(
+            f"GET {url}: the server ignores ranges",
+            why="parts were asked for, the answer is the whole",
+            fix="fetch it whole, or look at the server and at a cache or proxy before it",
+        )
     sent = sent_range(answer)
     if sent is None or sent[0] != start or not start < sent[1] <= end:
         raise WrongRange(

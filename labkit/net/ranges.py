@@ -25,7 +25,7 @@ from itertools import islice
 
 from labkit.errors import LabError, TransferError
 from labkit.net.client import Attempts, Client, HTTPStatusError
-from labkit.net.content_range import NoRanges, enclosed
+from labkit.net.content_range import enclosed
 from labkit.net.http import Connection, ConnectionLost
 from labkit.net.parts import Into, RangePart, Target, pwrite
 from labkit.net.stragglers import Pace
@@ -137,7 +137,7 @@ class Fetching:
                 thread.join(5)
             raise
         if self._error is not None:
-            if isinstance(self._error, (LabError, NoRanges)):
+            if isinstance(self._error, LabError):
                 raise self._error
             raise TransferError(
                 f"fetching {self.flights[0].part.url}: {self._error!r}",

@@ -172,7 +172,12 @@ def fetch_shards(
     try:
         with source.client() as client:
             for name in source.shards("safetensors"):
-                size = int(client.ask("HEAD", source.url(name)).headers["content-length"])
+                size = client.ask("HEAD", source.url(name)).size_bytes
+                if size is None:
+                    raise TransferError(
+                        f"{source.url(name)}: the store does not say how large it is",
+                        why="its parts are planned from its size",
+                    )
                 with open(target / (name + PARTIAL), "wb") as file:
                     os.posix_fallocate(file.fileno(), 0, size)
                     fetch_ranges(

@@ -132,7 +132,7 @@ class RegistrySource:
             raise Refused(f"{url}: {error}", fix=fix_of(error.answer.status)) from None
         except NoRanges:
             raise Refused(
-                f"{url}: the store ignores ranges",
+                f"{url}: the registry ignores ranges",
                 why="a lazy mount reads the middle of a layer",
                 fix="pull the image whole (labkit image pull), or ask a registry that has ranges",
             ) from None

@@ -73,7 +73,7 @@ class Refusing:
 
     def stream(self, digest, start, end):
         self.asked += 1
-        raise Refused("the store ignores ranges")
+        raise Refused("the registry ignores ranges")
 
     def close(self):
         pass
@@ -89,7 +89,7 @@ def test_a_reader_is_told_at_once_what_its_source_refuses_for_good(tmp_path):
         feed.chunk(0, Chunk(0, 100, 0, 100, digest))
     feed.close()
     store.close()
-    assert (source.asked, refused.value.why) == (1, "the store ignores ranges")
+    assert (source.asked, refused.value.why) == (1, "the registry ignores ranges")
 
 
 def test_an_answer_of_nothing_ends_the_attempt():

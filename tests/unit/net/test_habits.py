@@ -11,7 +11,7 @@ from labkit.errors import TransferError
 from labkit.net import faults
 from labkit.net.client import Client, Retry
 from labkit.net.fetch import fetch, fetch_file, fetch_ranges
-from labkit.net.message import Request, Response, parse_range
+from labkit.net.message import Request, Response, parse_range, text
 from labkit.net.parts import Into
 from labkit.net.ranges import RangeOptions
 from labkit.net.server import HTTPServer
@@ -38,6 +38,10 @@ def ranges(request: Request, habit: str) -> Response:
 
 def app(request: Request) -> Response:
     name = request.path.removeprefix("/")
+    if name.startswith("to/"):
+        return Response(307, {"Location": request.target.partition("?")[2] or "/echo"})
+    if name == "echo":
+        return text(200, request.header("authorization") + request.header("range"))
     if name == "circle":
         return Response(302, {"Location": "/circle"})
     if name == "refused":
@@ -101,6 +105,14 @@ def test_a_stream_that_always_breaks_and_cannot_resume_is_given_up(client):
         with pytest.raises(TransferError, match="cannot resume"):
             fetch(client, server.url, lambda view: None, len(DATA), on_restart=lambda: None)
         assert client.requests == 1 + EAGER.attempts
+
+
+def test_a_permission_stays_with_the_server_it_is_for(server, client):
+    asked = {"Authorization": "Bearer of-this-one", "Range": "bytes=0-9"}
+    with HTTPServer(app) as other:
+        for to, seen in (("", "Bearer of-this-one"), (f"?{other.url}/echo", "")):
+            body = client.ask("GET", f"{server.url}/to/{to}", asked).body
+            assert body == (seen + "bytes=0-9").encode()
 
 
 def test_redirects_in_a_circle_end_in_one_error(server, client):
