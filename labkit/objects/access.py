@@ -179,6 +179,8 @@ def _endpoint(scheme: str, env: Mapping[str, str]) -> str:
         return ""
     for name in ENDPOINTS[scheme]:
         if value := env.get(name):
+            if scheme == "gs" and "://" not in value:  # as Google's own libraries take it
+                value = f"http://{value}"
             try:
                 split(value)
                 return web_url(value).rstrip("/")

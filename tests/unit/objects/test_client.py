@@ -285,6 +285,26 @@ def test_a_profile_that_gives_no_keys_is_refused_with_the_way_to_them(home, prof
         completed({**home, "AWS_PROFILE": profile})
 
 
+@pytest.mark.parametrize(
+    "env, endpoint",
+    [
+        ({}, "https://storage.googleapis.com"),
+        ({"STORAGE_EMULATOR_HOST": "localhost:9000"}, "http://localhost:9000"),
+        ({"STORAGE_EMULATOR_HOST": "http://[::1]:9000/"}, "http://[::1]:9000"),
+    ],
+)
+def test_cloud_storages_emulator_may_be_named_without_a_scheme(env, endpoint):
+    assert Access("gs", env).endpoint == endpoint
+
+
+@pytest.mark.parametrize("value", ["h:9000", "ftp://h", "http://h:0", "http://h h", "http://ü"])
+def test_an_endpoint_that_is_no_address_is_refused_with_its_variable(value):
+    with pytest.raises(BadInput, match="AWS_ENDPOINT_URL_S3="):
+        Access("s3", {"AWS_ENDPOINT_URL_S3": value})
+    ignored = {"AWS_ENDPOINT_URL_S3": value, "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true"}
+    assert Access("s3", ignored).endpoint == "https://s3.us-east-1.amazonaws.com"
+
+
 def test_without_a_home_nobodys_files_are_read():
     assert completed({}) == {}
 
