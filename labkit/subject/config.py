@@ -24,6 +24,7 @@ from os import PathLike
 from labkit.core.json_types import JsonObject
 from labkit.errors import BadInput
 from labkit.subject.config_fields import Fields
+from labkit.subject.rope import NOT_SCALED, Rope, read_rope
 
 #: torch's names of the dtypes that can be computed in, with their second names.
 DTYPES = {
@@ -41,19 +42,6 @@ GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True)
-class Rope:
-    """Rotary settings. `kind`: default, linear (all frequencies ÷ factor) or llama3 (only the long
-    wavelengths)."""
-
-    theta: float = 10_000.0
-    kind: str = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position: int = 8192
-
-
-@dataclass(frozen=True)
 class LlamaConfig:
     """Shapes and constants of one model. `head_dim` need not be hidden ÷ heads."""
 
@@ -66,7 +54,7 @@ class LlamaConfig:
     head_dim: int
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-5
-    rope: Rope = Rope()
+    rope: Rope = NOT_SCALED
     tie_word_embeddings: bool = False
     qkv_bias: bool = False
     o_bias: bool = False
@@ -161,7 +149,7 @@ class LlamaConfig:
             head_dim=head_dim,
             max_position_embeddings=max_position,
             rms_norm_eps=fields.real("rms_norm_eps", 1e-6, 0.0, 1.0),
-            rope=_rope(fields, max_position),
+            rope=read_rope(fields, max_position),
             tie_word_embeddings=fields.flag("tie_word_embeddings", False),
             qkv_bias=True if family == "qwen2" else bias,
             o_bias=False if family == "qwen2" else bias,
@@ -174,18 +162,6 @@ class LlamaConfig:
 
     def to_json(self) -> JsonObject:
         """The public spelling (`rope_theta` + `rope_scaling`), which old and new readers take."""
-        r = self.rope
-        scaling = {
-            "default": None,
-            "linear": {"rope_type": "linear", "factor": r.factor},
-            "llama3": {
-                "rope_type": "llama3",
-                "factor": r.factor,
-                "low_freq_factor": r.low_freq_factor,
-                "high_freq_factor": r.high_freq_factor,
-                "original_max_position_embeddings": r.original_max_position,
-            },
-        }[r.kind]
         classes = {
             "llama": "LlamaForCausalLM",
             "qwen2": "Qwen2ForCausalLM",
@@ -204,8 +180,8 @@ class LlamaConfig:
             "head_dim": self.head_dim,
             "max_position_embeddings": self.max_position_embeddings,
             "rms_norm_eps": self.rms_norm_eps,
-            "rope_theta": r.theta,
-            "rope_scaling": scaling,
+            "rope_theta": self.rope.theta,
+            "rope_scaling": self.rope.to_json(),
             "tie_word_embeddings": self.tie_word_embeddings,
             "attention_bias": self.o_bias,
             "mlp_bias": self.mlp_bias,
@@ -294,40 +270,3 @@ def _dtype(fields: Fields) -> str:
 def _ids(value: object) -> tuple[int, ...]:
     found = value if isinstance(value, list) else [value]
     return tuple(v for v in found if isinstance(v, int) and not isinstance(v, bool) and v >= 0)
-
-
-def _rope(fields: Fields, max_position: int) -> Rope:
-    doc = fields.doc
-    new, old = doc.get("rope_parameters"), doc.get("rope_scaling")
-    for key, value in (("rope_parameters", new), ("rope_scaling", old)):
-        if value is not None and not isinstance(value, dict):
-            raise fields.refused(f"{key} is a {type(value).__name__}, expected an object")
-    settings = {**(old or {}), **(new or {})}
-    scaling = Fields(settings, fields.where)
-    rope = scaling if settings.get("rope_theta") is not None else fields
-    theta = rope.real("rope_theta", 10_000.0, 0.0, 1e12)
-    kind = settings.get("rope_type") or settings.get("type") or "default"
-    key, whole = "partial_rotary_factor", (None, 1, 1.0)
-    if settings.get(key) not in whole or doc.get(key) not in whole:
-        raise fields.refused(f"{key} is set", "the reference server turns whole heads")
-    if kind == "default":
-        return Rope(theta)
-    if kind not in ("linear", "llama3"):
-        raise fields.refused(
-            f"rope type {kind!r:.80}",
-            "the reference server knows default, linear and llama3; another would shift every"
-            " position",
-        )
-    factor = scaling.real("factor", 0.0, 0.0, 1e6)
-    if not factor:
-        raise fields.refused(f"rope type {kind} without a factor")
-    if kind == "linear":
-        return Rope(theta, kind, factor)
-    low = scaling.real("low_freq_factor", 1.0, 0.0, 1e6)
-    high = scaling.real("high_freq_factor", 4.0, 0.0, 1e6)
-    if high <= low:
-        raise fields.refused(f"high_freq_factor {high:g} is not above low_freq_factor {low:g}")
-    original = settings.get("original_max_position_embeddings", max_position)
-    if isinstance(original, bool) or not isinstance(original, int) or original < 1:
-        raise fields.refused(f"original_max_position_embeddings is {original!r:.80}")
-    return Rope(theta, kind, factor, low, high, original)

@@ -12,7 +12,8 @@ import math
 from dataclasses import replace
 
 from labkit.errors import BadInput
-from labkit.subject.config import LlamaConfig, Rope
+from labkit.subject.config import LlamaConfig
+from labkit.subject.rope import Rope
 
 _LLAMA3 = Rope(500_000.0, "llama3", 8.0, 1.0, 4.0, 8192)
 

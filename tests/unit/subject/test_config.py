@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 from hypothesis import given, settings
@@ -64,7 +65,12 @@ def test_any_bytes_give_a_config_or_one_bad_input(raw):
     "change, named",
     [
         ({"model_type": "gpt2"}, "gpt2"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "yarn"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2}}, "dynamic"),
+        ({"rope_scaling": {"type": "longrope", "factor": 2}}, "longrope"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "without a factor"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 0.5}}, "yarn with factor 0.5"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4, "truncate": False}}, "truncate"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "full_attention"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"num_key_value_heads": 5}, "5 key/value"),
         ({"use_sliding_window": True, "sliding_window": 4096}, "sliding_window"),
@@ -76,6 +82,23 @@ def test_any_bytes_give_a_config_or_one_bad_input(raw):
 def test_what_cannot_be_reproduced_is_refused_by_name(change, named):
     with pytest.raises(BadInput, match=named):
         LlamaConfig.from_json({**GOOD, **change})
+
+
+@pytest.mark.parametrize(
+    "settings, attention_factor, original",
+    [
+        ({}, 0.1 * math.log(4) + 1, 131_072),
+        ({"original_max_position_embeddings": 32_768, "attention_factor": 1.5}, 1.5, 32_768),
+        ({"mscale": 1.0, "mscale_all_dim": 1.0}, 1.0, 131_072),
+    ],
+)
+@pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
+def test_yarn_is_read_with_what_it_leaves_out(name, settings, attention_factor, original):
+    rope = {"rope_type": "yarn", "factor": 4.0, **settings}
+    found = LlamaConfig.from_json({**GOOD, "rope_scaling": None, name: rope})
+    assert found.rope.attention_factor == attention_factor
+    assert found.rope.original_max_position == original
+    assert LlamaConfig.from_json(found.to_json()) == found
 
 
 def test_deep_nesting_is_refused():
