@@ -68,6 +68,8 @@ TYPES = {
     34: ("TQ1_0", 256, 54),
     35: ("TQ2_0", 256, 66),
     39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36),
+    41: ("Q1_0", 128, 18),
 }
 #: value types: number -> (name, struct code)
 SCALARS = {
@@ -203,10 +205,13 @@ def parse(file: BinaryIO, size_bytes: int, path: str = "") -> Layout:
         raise BadInput("not a GGUF file")
     version = cursor.number("I", "the version")
     if version not in (2, 3):
+        big = int.from_bytes(version.to_bytes(4, "little"), "big")
         raise BadInput(
-            f"GGUF version {version}",
-            why="2 and 3 are read, little-endian",
-            fix="convert it with llama.cpp's gguf-py",
+            f"GGUF version {big}, big-endian" if big < 1 << 16 else f"GGUF version {version}",
+            why="2 and 3 are read, little-endian, as llama.cpp does on this kind of machine",
+            fix="gguf-convert-endian FILE little (pip install gguf)"
+            if big < 1 << 16
+            else "convert the model again with a current convert_hf_to_gguf.py",
         )
     tensor_count, pair_count = (
         cursor.number("Q", "the tensor count"),

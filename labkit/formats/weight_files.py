@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -45,6 +46,7 @@ SUFFIXES = (
     ".ot",
     ".npz",
 )
+_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 #: Where in a pickle training frameworks put the model's state dict, beside optimizer, epoch and the
 #: like.
 NESTED_UNDER = ("state_dict", "model_state_dict", "model", "module")
@@ -152,7 +154,7 @@ def formats(directory: str | os.PathLike[str]) -> list[str]:
     return [
         format
         for format, names in LAYOUT.items()
-        if any((path / name).is_file() for name in names if name) or _lone(path, format)
+        if any((path / name).is_file() for name in names if name) or _ggufs(path, format)
     ]
 
 
@@ -168,8 +170,8 @@ def local(directory: str | os.PathLike[str], format: str = "") -> LocalWeights:
         if format
         else None
     )
-    if found is None and (alone := _lone(path, format)):
-        found = Chosen(format, (alone,))
+    if found is None and (names := _ggufs(path, format)):
+        found = Chosen(format, names)
     if found is None:
         raise _none(path, format)
     missing = [name for name in found.names if not (path / name).is_file()]
@@ -185,16 +187,28 @@ def _read(path: Path) -> bytes | None:
         return None
 
 
-def _lone(path: Path, format: str) -> str:
-    """The one GGUF file of a directory, whatever its name; "" where there is none, or a choice."""
+def _ggufs(path: Path, format: str) -> tuple[str, ...]:
+    """The one GGUF file of a directory, whatever its name, or all parts of one (as llama-gguf-split
+    names them); () where there is none, or a choice."""
     if format != "gguf":
-        return ""
+        return ()
     found = [file.name for file in path.glob("*.gguf") if file.is_file()]
-    return found[0] if len(found) == 1 else ""
+    parts = [_PART.fullmatch(name) for name in found]
+    of = {(part[1], int(part[2])) for part in parts if part}
+    if len(of) == 1 and all(parts):
+        [(name, count)] = of
+        return tuple(f"{name}-{i:05d}-of-{count:05d}.gguf" for i in range(1, count + 1))
+    return tuple(found) if len(found) == 1 else ()
 
 
 def _missing(file: Path, found: Chosen, count: int) -> BadInput:
-    holds = next(tensor for tensor, name in found.placed.items() if name == file.name)
+    holds = next((tensor for tensor, name in found.placed.items() if name == file.name), "")
+    if not holds:
+        return BadInput(
+            f"{file}: no such file; the others beside it are parts of the same",
+            why="the checkpoint is incomplete",
+            fix="fetch the missing part",
+        )
     more = f" (and {count - 1} more shards are missing)" if count > 1 else ""
     if file.is_symlink():
         return BadInput(

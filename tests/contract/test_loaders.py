@@ -16,6 +16,7 @@ from torch import nn
 
 from labkit.errors import BadInput, LabError
 from labkit.formats.weight_files import LAYOUT
+from labkit.subject.tokenizer import tokenizer_json
 from labkit.weights import tensors as source_tensors
 from labkit.weights.catalog import LOADERS
 from labkit.weights.convert import convert
@@ -98,11 +99,7 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
         json.dumps({"weight_map": {n: s for s, m in shards.items() for n in m}})
     )
     (source / "config.json").write_text(json.dumps(CONFIG))
-    (source / "tokenizer.json").write_text(
-        json.dumps(
-            {"model": {"type": "BPE", "vocab": {chr(256 + i): i for i in range(300)}, "merges": []}}
-        )
-    )
+    (source / "tokenizer.json").write_bytes(tokenizer_json(300))
     made = {"safetensors": source}
     for format in {LOADERS[n].format for n in HERE} - {"safetensors"}:
         made[format] = root / format.replace(":", "-")

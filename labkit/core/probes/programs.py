@@ -39,6 +39,16 @@ def _llamacpp() -> Capability:
     )
 
 
+@probe("xllamacpp", "llama.cpp (xllamacpp)", "tokens and answers of what the lab writes as GGUF")
+def _xllamacpp() -> Capability:
+    found = package("xllamacpp")
+    return (
+        yes(host.package_version("xllamacpp") or "")
+        if found.ok
+        else no("no xllamacpp package", "pip install -c constraints.txt xllamacpp")
+    )
+
+
 @probe(
     "transformers-serve", "transformers serve", "a server we did not write, measured from outside"
 )

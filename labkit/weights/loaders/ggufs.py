@@ -27,26 +27,57 @@ if TYPE_CHECKING:
 
 def load(model: Model, source: str, device: str = "cpu", **_: Any) -> JsonObject:
     with local_shards(source, "gguf") as here:
-        placer = Placer(model, device)
-        for path in here.paths:
+        placer, first = Placer(model, device), None
+        for number, path in enumerate(here.paths):
             with span("load.read", file=path.name):
                 layout = read(path)
+                _check_part(path, layout, number, len(here.paths))
+                first = first or layout
                 with refusing(path):
-                    for name, tensor in tensors(path, layout):
+                    for name, tensor in tensors(path, layout, first):
                         placer.put(name, tensor)
         return placer.finish() | here.facts("gguf")
 
 
-def tensors(path: Path, layout: Layout) -> Iterator[tuple[str, torch.Tensor]]:
+def _check_part(path: Path, layout: Layout, number: int, count: int) -> None:
+    """A file by itself, or the part of one that its name says. Raises BadInput."""
+    says = layout.metadata.get("split.no", 0), layout.metadata.get("split.count", 0) or 1
+    if says != (number, count):
+        raise BadInput(
+            f"{path}: file {number} of {count}, counted from 0; its header says {says[0]} of"
+            f" {says[1]}",
+            why="parts are missing, or of two models; nothing was loaded",
+            fix="fetch all parts again, under the names that llama-gguf-split gave them",
+        )
+
+
+def _reordered(path: Path, layout: Layout) -> tuple[int, int]:
+    """(heads, key/value heads) whose rows llama.cpp keeps in another order; (0, 0) where it does
+    not. Raises BadInput for an architecture that stores other values under these names."""
+    architecture = layout.metadata.get("general.architecture")
+    if architecture == "qwen2":
+        return 0, 0
+    heads = layout.metadata.get("llama.attention.head_count")
+    kv_heads = layout.metadata.get("llama.attention.head_count_kv", heads)
+    if architecture != "llama" or not isinstance(heads, int) or not isinstance(kv_heads, int):
+        raise BadInput(
+            f"{path}: general.architecture {str(architecture)[:40]!r} with {str(heads)[:40]} heads",
+            why="llama and qwen2 are loaded: others keep norms, biases or rows in another form",
+            fix="serve it with llama.cpp: labkit run --command …",
+        )
+    return heads, kv_heads
+
+
+def tensors(
+    path: Path, layout: Layout, first: Layout | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
     """(public name, tensor) in file order: dequantised to float32, plain types as they are, rows in
-    the public order."""
+    the public order. `first`: of a file in parts, the one with the model's keys."""
     import gguf
     import numpy as np
     import torch
 
-    architecture = layout.metadata.get("general.architecture", "llama")
-    heads = int(layout.metadata.get(f"{architecture}.attention.head_count", 1))
-    kv_heads = int(layout.metadata.get(f"{architecture}.attention.head_count_kv", heads))
+    heads, kv_heads = _reordered(path, first or layout)
     for entry in layout.tensors:
         public = to_public(entry.name)
         if public is None:
@@ -59,17 +90,21 @@ def tensors(path: Path, layout: Layout) -> Iterator[tuple[str, torch.Tensor]]:
                 f"{path} ended within {entry.name}",
                 why="it was truncated while it was read; nothing was loaded",
             )
-        if entry.dtype in ("F32", "F16"):
+        if entry.dtype in ("F64", "F32", "F16"):
             tensor = torch.from_numpy(
                 raw.view(entry.dtype.replace("F", "float")).reshape(entry.shape)
             )
         elif entry.dtype == "BF16":
             tensor = torch.from_numpy(raw).view(torch.bfloat16).reshape(entry.shape)
         else:
-            tensor = torch.from_numpy(
-                gguf.quants.dequantize(
-                    raw, getattr(gguf.GGMLQuantizationType, entry.dtype)
-                ).reshape(entry.shape)
-            )
-        turned = heads_of(public, heads, kv_heads) if architecture == "llama" else 0
+            try:
+                plain = gguf.quants.dequantize(raw, getattr(gguf.GGMLQuantizationType, entry.dtype))
+            except NotImplementedError:
+                raise BadInput(
+                    f"{path}: {entry.name} is {entry.dtype}",
+                    why="the gguf package does not unpack this type",
+                    fix="llama-quantize --allow-requantize FILE OUT Q8_0",
+                ) from None
+            tensor = torch.from_numpy(plain.reshape(entry.shape))
+        turned = heads_of(public, heads, kv_heads)
         yield public, to_halves(tensor, turned).contiguous() if turned else tensor

@@ -29,14 +29,16 @@ from labkit.formats import (
     zip_directory,
 )
 from labkit.formats.read import read_layout
+from labkit.subject.tokenizer import tokenizer_json
 from labkit.weights.convert import convert
 from labkit.weights.source import open_source
 
 #: 10 000 a format in a release: LABKIT_FUZZ=10000 pytest tests/unit/formats/test_formats.py
 FUZZ = int(os.environ.get("LABKIT_FUZZ", "400"))
+ROWS = 300  # of the embedding
 CONFIG = {
     "model_type": "llama",
-    "vocab_size": 64,
+    "vocab_size": ROWS,
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 1,
@@ -56,9 +58,9 @@ def models(tmp_path_factory) -> dict[str, Path]:
     source.mkdir()
     torch.manual_seed(1)
     shapes = {
-        "model.embed_tokens.weight": (64, 32),
+        "model.embed_tokens.weight": (ROWS, 32),
         "model.norm.weight": (32,),
-        "lm_head.weight": (64, 32),
+        "lm_head.weight": (ROWS, 32),
     }
     layer = {
         "self_attn.q_proj": (32, 32),
@@ -78,18 +80,7 @@ def models(tmp_path_factory) -> dict[str, Path]:
         metadata={"format": "pt"},
     )
     (source / "config.json").write_text(json.dumps(CONFIG))
-    (source / "tokenizer.json").write_text(
-        json.dumps(
-            {
-                "model": {
-                    "type": "BPE",
-                    "vocab": {chr(256 + i): i for i in range(60)},
-                    "merges": [["Ā", "ā"]],
-                },
-                "added_tokens": [{"id": 0, "content": "<|begin|>", "special": True}],
-            }
-        )
-    )
+    (source / "tokenizer.json").write_bytes(tokenizer_json(ROWS))
     for to in ("pickle", "gguf:Q8_0"):
         convert(source, root / to.partition(":")[0], to)
     return {
@@ -124,7 +115,7 @@ def test_a_gguf_header_agrees_with_the_reference_reader(models):
     }
     assert {e.name: (e.offset, e.size_bytes, e.dtype) for e in layout.tensors} == theirs
     assert (
-        layout.metadata["tokenizer.ggml.tokens"].count == 64
+        layout.metadata["tokenizer.ggml.tokens"].count == ROWS
         and layout.metadata["llama.block_count"] == 1
     )
 

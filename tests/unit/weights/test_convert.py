@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from labkit.errors import BadInput
 from labkit.subject.config import LlamaConfig
+from labkit.subject.tokenizer import tokenizer_json
 from labkit.weights.convert import convert
 
 CONFIG = {
@@ -26,9 +27,9 @@ CONFIG = {
 NAMES = list(LlamaConfig.from_json(CONFIG).shapes())
 
 
-def tensors() -> dict[str, torch.Tensor]:
+def tensors(config=CONFIG) -> dict[str, torch.Tensor]:
     torch.manual_seed(3)
-    return {n: torch.randn(s) for n, s in LlamaConfig.from_json(CONFIG).shapes().items()}
+    return {n: torch.randn(s) for n, s in LlamaConfig.from_json(config).shapes().items()}
 
 
 def source(directory: Path, state: object = None, config=CONFIG, **how) -> Path:
@@ -163,12 +164,9 @@ def test_what_a_formats_library_does_not_take_is_said(tmp_path):
 
 def test_gguf_takes_a_wrapped_pickle_without_its_tied_head_too(tmp_path):
     pytest.importorskip("gguf")
-    state = tensors()
+    config = {**CONFIG, "vocab_size": 300, "eos_token_id": 1, "tie_word_embeddings": True}
+    state = tensors(config)
     state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    config = {**CONFIG, "tie_word_embeddings": True}
     pickled = source(tmp_path / "in", {f"module.{n}": t for n, t in state.items()}, config)
-    vocabulary = {
-        "model": {"type": "BPE", "vocab": {chr(256 + i): i for i in range(32)}, "merges": []}
-    }
-    (pickled / "tokenizer.json").write_text(json.dumps(vocabulary))
+    (pickled / "tokenizer.json").write_bytes(tokenizer_json(300))
     assert convert(pickled, tmp_path / "out", "gguf:F32")["tensors"] == len(NAMES) - 1
