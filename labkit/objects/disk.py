@@ -33,7 +33,7 @@ from labkit.core.ledger import current
 
 _LABEL = "[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 BUCKET = re.compile(rf"(?=.{{3,63}}$)(?![0-9]+\.[0-9]+\.[0-9]+\.[0-9]+$){_LABEL}(?:\.{_LABEL})*")
-RESERVED = ("storage", "download", "upload", "_labkit")
+RESERVED = ("storage", "download", "upload", "resumable", "_labkit")
 KEY_MAX = 1024
 #: Errors that say "not there". Any other (no descriptors left, above all) must not be read as that.
 GONE = (FileNotFoundError, NotADirectoryError)
@@ -300,13 +300,21 @@ class Disk:
         yield from (k.decode("utf-8", "surrogateescape") for k in sorted(keys) if k > floor)
 
     def listing(
-        self, bucket: str, prefix: str, delimiter: str, after: str, limit: int
+        self,
+        bucket: str,
+        prefix: str,
+        delimiter: str,
+        after: str,
+        limit: int,
+        wanted: Callable[[str], bool] | None = None,
     ) -> tuple[list[Object], list[str], str]:
-        """Objects, common prefixes, and the name to go on after ("" when that was all)."""
+        """Objects, common prefixes, and the name to go on after ("" when that was all), of the keys
+        that are `wanted`."""
         objects: list[Object] = []
         folders: list[str] = []
         last = after
-        for key in self.walk(bucket, prefix, after):
+        keys = self.walk(bucket, prefix, after)
+        for key in filter(wanted, keys) if wanted else keys:
             if delimiter and (at := key.find(delimiter, len(prefix))) >= 0:
                 folder = key[: at + len(delimiter)]
                 if (folders and folders[-1] == folder) or folder == after:

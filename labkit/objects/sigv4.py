@@ -90,7 +90,7 @@ def canonical_request(
     return f"{method}\n{path}\n{query}\n{lines}\n{';'.join(names)}\n{payload}"
 
 
-def _as_sent(value: str) -> str:
+def as_sent(value: str) -> str:
     """A header read as latin-1: clients sign the text whose UTF-8 they sent."""
     return value if value.isascii() else value.encode("latin-1").decode("utf-8", "surrogateescape")
 
@@ -193,10 +193,6 @@ def check(
                 "X-Amz-Expires is not a number of seconds up to a week",
                 400,
             ) from None
-    elif "AWSAccessKeyId" in query and "Signature" in query:
-        raise Denied(
-            "InvalidRequest", "signature version 2 is not spoken here; ask your SDK for s3v4", 400
-        )
     else:
         return None
     access, *scope_parts = credential.rsplit("/", 4)
@@ -234,7 +230,7 @@ def check(
         request.method,
         request.raw_path,
         canonical_query(request.raw_query, leave_out),
-        {n: _as_sent(request.headers.get(n, "")) for n in listed},
+        {n: as_sent(request.headers.get(n, "")) for n in listed},
         listed,
         payload,
     )

@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 
 from labkit.net.message import Request, Response
-from labkit.objects import gcs, operations, sigv4
+from labkit.objects import gcs, operations, sigv2, sigv4
 from labkit.objects.access import BUCKET
 from labkit.objects.call import Call
 from labkit.objects.disk import Disk, Missing, Unstorable
@@ -73,13 +73,13 @@ class Store:
     def __call__(self, request: Request) -> Response:
         try:
             if gcs.speaks(request):
-                return gcs.answer(self.disk, request)
+                return gcs.answer(self.disk, request, self.open_reads)
             return self._answer(request)
         except (S3Error, UploadMismatch, Missing, Unstorable, sigv4.Denied) as error:
             return error_document(error, error.code, request)
 
     def _answer(self, request: Request) -> Response:
-        signed = sigv4.check(request, self.keys)
+        signed = sigv2.check(request, self.keys) or sigv4.check(request, self.keys)
         if signed is None and not (
             self.open_reads if request.method in ("GET", "HEAD") else self.open_writes
         ):
