@@ -181,7 +181,7 @@ def find(request: Request, bucket: str, key: str) -> Operation:
     method = "GET" if request.method == "HEAD" and about is SERVICE else request.method
     operation = _FOUND.get((method, about, selector, copies))
     if operation is None:
-        raise _unknown(method, about, selector)
+        raise _unknown(method, about, selector or min(asked & NOT_HERE, default=""))
     if asked:
         _judge(operation, asked, request)
     if method in ("PUT", "POST", "DELETE"):
