@@ -68,7 +68,7 @@ for name, path in given["files"].items():
     settings.model.path, settings.n_ctx, settings.n_parallel, settings.warmup = path, 256, 1, False
     settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 2
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(settings)
     answer = ask(server, "/completion", {
         "prompt": given["prompt"], "n_predict": given["answer"], "temperature": 0,
