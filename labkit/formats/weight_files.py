@@ -203,22 +203,17 @@ def _ggufs(path: Path, format: str) -> tuple[str, ...]:
 
 def _missing(file: Path, found: Chosen, count: int) -> BadInput:
     holds = next((tensor for tensor, name in found.placed.items() if name == file.name), "")
-    if not holds:
-        return BadInput(
-            f"{file}: no such file; the others beside it are parts of the same",
-            why="the checkpoint is incomplete",
-            fix="fetch the missing part",
-        )
-    more = f" (and {count - 1} more shards are missing)" if count > 1 else ""
+    known = f"the index says it holds {holds}" if holds else "it is a part of what is beside it"
+    if count > 1:
+        known += f" (and {count - 1} more shards are missing)"
     if file.is_symlink():
         return BadInput(
-            f"{file}: a link to {os.readlink(file)}, which is not there; the index says it holds"
-            f" {holds}{more}",
+            f"{file}: a link to {os.readlink(file)}, which is not there; {known}",
             why="the checkpoint is incomplete: its blob was removed, or only links were copied",
             fix="fetch the model again, or copy it with cp -rL",
         )
     return BadInput(
-        f"{file}: no such file; the index says it holds {holds}{more}",
+        f"{file}: no such file; {known}",
         why="the checkpoint is incomplete",
         fix="fetch the missing shard",
     )

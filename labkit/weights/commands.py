@@ -37,6 +37,8 @@ def convert(args: argparse.Namespace) -> int:
         f"{args.target}: {show_bytes(facts['size_bytes'])} of {facts['format']} in"
         f" {show_s(facts['convert_s'])}"
     )
+    for difference in facts.get("cut_otherwise", ()):
+        print(f"other tokens: {difference}")
     last_line(
         {
             "command": "model convert",

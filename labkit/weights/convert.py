@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from labkit.core.beside import becoming
 from labkit.core.host import cpu_count
@@ -35,9 +34,6 @@ from labkit.subject.shards import shard_files, write_index
 from labkit.subject.stored_dtype import stored_dtype
 from labkit.weights.source import open_source
 from labkit.weights.tensors import Tensors
-
-if TYPE_CHECKING:
-    pass
 
 FORMATS = ("pickle", "safetensors", "gguf", "tensorizer")
 

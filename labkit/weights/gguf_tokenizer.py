@@ -1,5 +1,5 @@
 """The keys `tokenizer.*` of a GGUF file: the vocabulary, which of its tokens begin, end and fill up
-a text, and the chat template.
+a text, and the chat templates.
 
     add_tokenizer(writer, vocabulary, tokenizer, config, source)
 
@@ -9,6 +9,7 @@ notebooks/04_model_formats."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from labkit.core.json_types import JsonObject
@@ -20,6 +21,7 @@ from labkit.weights.source import CheckpointSource
 
 #: Of a text, a turn, a message: an answer ends with each.
 _ENDS = ("eos", "eot", "eom")
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9]")
 
 
 def add_tokenizer(
@@ -73,10 +75,35 @@ def add_tokenizer(
         writer.add_unk_token_id(unknown)
     if fill is not None:
         writer.add_pad_token_id(fill)
-    template = source.read("chat_template.jinja")
-    text = template.decode("utf-8", "replace") if template else settings.get("chat_template")
-    if isinstance(text, str):
-        writer.add_chat_template(text)
+    _add_chat_templates(writer, _chat_templates(source, settings))
+
+
+def _chat_templates(source: CheckpointSource, settings: JsonObject) -> dict[str, str]:
+    """By name; most models have one, "default", some another for tools."""
+    file, found = source.read("chat_template.jinja"), settings.get("chat_template")
+    if file is not None:
+        found = file.decode("utf-8", "replace")
+    if isinstance(found, str):
+        return {"default": found}
+    return {
+        _NOT_IN_A_NAME.sub("_", entry["name"]): entry["template"]
+        for entry in (found if isinstance(found, list) else ())
+        if isinstance(entry, dict)
+        and all(isinstance(entry.get(key), str) for key in ("name", "template"))
+    }
+
+
+def _add_chat_templates(writer: Any, templates: dict[str, str]) -> None:
+    import gguf
+
+    keys, named = gguf.Keys.Tokenizer, [name for name in templates if name != "default"]
+    if named:
+        writer.add_array(keys.CHAT_TEMPLATES, named)
+    for name, text in templates.items():
+        writer.add_string(
+            keys.CHAT_TEMPLATE if name == "default" else keys.CHAT_TEMPLATE_N.format(name=name),
+            text,
+        )
 
 
 def _settings(source: CheckpointSource) -> JsonObject:

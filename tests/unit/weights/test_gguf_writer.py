@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from labkit.errors import BadInput
 from labkit.formats.read import read_layout
 from labkit.subject.config import LlamaConfig
 from labkit.subject.llama import Llama
-from labkit.subject.tokenizer import tokenizer_json
+from labkit.subject.tokenizer import Tokenizer, tokenizer_json
+from labkit.weights import commands
 from labkit.weights.convert import convert
 from labkit.weights.loaders import ggufs
+from tests.support.public_tokenizers import tokenizer_json as public_form
 
 gguf = pytest.importorskip("gguf")
 CONFIG = {
@@ -116,6 +119,28 @@ def test_every_end_of_an_answer_the_fill_and_the_chat_template_are_written(tmp_p
     assert [ids[name] for name in ("bos", "eos", "eot", "eom", "padding")] == [0, 1, 7, 9, 2]
     assert found["tokenizer.ggml.add_bos_token"] is True
     assert found["tokenizer.chat_template"] == "{{ x }}"
+
+
+def test_chat_templates_of_several_names_are_all_written(tmp_path):
+    given = {"default": "{{ a }}", "tool-use": "{{ b }}", "": 7}
+    listed = [{"name": name, "template": text} for name, text in given.items()]
+    found = keys(tmp_path, {}, tokenizer_config={"chat_template": [*listed, "odd"]})
+    written = {k: v for k, v in found.items() if "chat_template" in k}
+    assert list(written.pop("tokenizer.chat_templates").first) == ["tool_use"]
+    assert written == {
+        "tokenizer.chat_template": "{{ a }}",
+        "tokenizer.chat_template.tool_use": "{{ b }}",
+    }
+
+
+def test_texts_that_llama_cpp_cuts_otherwise_are_told(tmp_path, capsys):
+    content = public_form("mistral 0.3")
+    directory = source(tmp_path / "in", {"vocab_size": Tokenizer.from_bytes(content).size})
+    (directory / "tokenizer.json").write_bytes(content)
+    commands.convert(Namespace(source=directory, target=tmp_path / "out", to="gguf:F32"))
+    *told, last = capsys.readouterr().out.splitlines()
+    assert [line for line in told if line.startswith("other tokens: text that begins with")]
+    assert len(json.loads(last)["cut_otherwise"]) == 2
 
 
 @pytest.mark.parametrize(
