@@ -81,7 +81,7 @@ def check(request: Request, keys: Mapping[str, str], now_s: float | None = None)
         access, _, signature = given.removeprefix("AWS ").partition(":")
         date = "" if "x-amz-date" in request.headers else request.header("date")
         signed_s = http_date(request.header("x-amz-date") or date)
-        if signed_s is None:
+        if signed_s is None or signed_s < 0:
             raise Denied("AccessDenied", "a signed request needs a date")
         if abs(now_s - signed_s) > SKEW_S:
             raise Denied("RequestTimeTooSkewed", f"signed {now_s - signed_s:.0f} s ago")

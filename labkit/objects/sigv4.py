@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from labkit.core.digits import decimal
+from labkit.net.head import http_date
 from labkit.net.message import Request
 from labkit.net.place import split
 
@@ -145,6 +146,14 @@ def sign(
     return signed
 
 
+def _stamp(date: str) -> str:
+    """Of a Date header, which may stand for x-amz-date; "" for none that can be read."""
+    at_s = http_date(date)
+    if at_s is None:
+        return ""
+    return datetime.datetime.fromtimestamp(at_s, datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+
+
 def check(
     request: Request, keys: Mapping[str, str], now: datetime.datetime | None = None
 ) -> Signed | None:
@@ -164,7 +173,7 @@ def check(
             fields.get("Signature", ""),
         )
         stamp, payload = (
-            request.header("x-amz-date"),
+            request.header("x-amz-date") or _stamp(request.header("date")),
             request.header("x-amz-content-sha256", UNSIGNED),
         )
         leave_out, valid_s = "", SKEW_S

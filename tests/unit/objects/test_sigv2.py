@@ -72,6 +72,7 @@ def test_another_request_than_the_one_signed_is_refused(store, target, code):
     "changed, code",
     [
         ({"date": "Thu, 01 Jan 2026 00:00:00 GMT"}, "RequestTimeTooSkewed"),
+        ({"date": "Tue, 07 Jul 1950 21:53:04 GMT"}, "AccessDenied"),
         ({"date": ""}, "AccessDenied"),
         ({"x-amz-meta-k": "other"}, "SignatureDoesNotMatch"),
         ({"authorization": f"AWS {ACCESS}:AAAA"}, "SignatureDoesNotMatch"),

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import zlib
+from email.utils import formatdate, parsedate_to_datetime
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -29,6 +30,7 @@ from labkit.objects.documents import S3Error, parse
 from labkit.objects.publish import publish_model
 from labkit.objects.store import KEYS, Store, environment
 from labkit.objects.upload import AwsChunked, UploadMismatch
+from tests.support.direct import ask
 
 DATA = random.Random(3).randbytes(6_000_000)
 
@@ -461,6 +463,22 @@ def test_our_signature_is_botocores():
         ours["Authorization"].rpartition("=")[2]
         == request.headers["Authorization"].rpartition("=")[2]
     )
+
+
+def test_the_date_of_a_signed_request_may_stand_in_its_date_header(tmp_path):
+    botocore = pytest.importorskip("botocore.auth")
+    from botocore.awsrequest import AWSRequest
+    from botocore.credentials import Credentials
+
+    request = AWSRequest("PUT", "http://store:80/lab/k", headers={"Date": "now"})
+    ((access, secret),) = KEYS.items()
+    botocore.S3SigV4Auth(Credentials(access, secret), "s3", "us-east-1").add_auth(request)
+    headers = {name.lower(): value for name, value in request.headers.items()} | {"host": "store"}
+    assert "x-amz-date" not in headers
+    store = Store(tmp_path)
+    assert ask(store, "PUT", "/lab/k", headers=headers)[0].status == 200
+    later = {**headers, "date": formatdate(parsedate_to_datetime(headers["date"]).timestamp() + 1)}
+    assert ask(store, "PUT", "/lab/k", headers=later)[0].status == 403
 
 
 @given(st.binary(max_size=200))
