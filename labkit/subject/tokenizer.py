@@ -80,7 +80,10 @@ class Tokenizer:
 
         try:
             inner = Inner.from_buffer(raw)
-        except Exception as error:  # the library raises bare Exception
+            inner.encode("")  # shows a template of tokens that are not in the vocabulary
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # the library raises bare Exception, and of Rust a panic
             raise BadInput(
                 f"{where}: {str(error)[:200]}",
                 why="text cannot be turned into tokens without it",

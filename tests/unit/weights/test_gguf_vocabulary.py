@@ -143,6 +143,21 @@ def test_a_tokenizer_of_another_kind_is_refused():
         vocabulary_of(Tokenizer.from_bytes(json.dumps(doc).encode()), 2)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda doc: doc["post_processor"].update(special_tokens={}),
+        lambda doc: doc.update(
+            normalizer={"type": "Precompiled", "precompiled_charsmap": None}, added_tokens=[]
+        ),
+    ],
+    ids=["template", "normalizer"],
+)
+def test_what_the_tokenizers_library_panics_at_is_refused_with_words(change):
+    with pytest.raises(BadInput, match="tokenizer.json"):
+        of(LLAMA2, change)
+
+
 def test_more_tokens_than_rows_of_the_embedding_are_refused():
     with pytest.raises(BadInput, match="the embedding 400 rows"):
         of("llama 3", rows=400)
