@@ -28,6 +28,7 @@ ROOMS = [
     "snapshot",
     "stack",
     "decide",
+    "study",
     "viz",
     "bench",
     "byo",

@@ -1,0 +1,11 @@
+"""The study: the article's ladder on this host, measured once and read everywhere – by the report,
+the notebooks and the planner.
+
+    study = read("report/study")             # what `labkit study --out report/study` wrote
+    study.run, study.sizes, study.steps
+
+Lesson: notebooks/08_stacking."""
+
+from labkit.study.record import Step, Study, latest, read
+
+__all__ = ["Step", "Study", "latest", "read"]
