@@ -10,18 +10,16 @@ unpacked bytes of packages that nobody imports. Lesson: notebooks/09_decide."""
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from labkit.core import host, question, records
-from labkit.core.interpreter import module
 from labkit.core.json_types import JsonObject
 from labkit.core.records import Run
-from labkit.core.units import parse_bytes
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, LabError
+from labkit.stack.sizes import model_dir_of, parse_size
 
 MODEL_SIZES = ("tiny", "80MB", "small")
 SIZES = (*MODEL_SIZES, "tiny+400MB", "tiny+800MB")
@@ -50,7 +48,6 @@ def measure(
     line between them. `name`: records are kept under it and gone on with, so that the same call
     with more blocks adds to what is there."""
     from labkit.stack import experiment
-    from labkit.subject.presets import PRESETS
 
     space = workspace or Workspace.default()
     wanted = sizes or sizes_for(arm)
@@ -61,10 +58,7 @@ def measure(
                 f"{size}: {arm} has no image to enlarge",
                 fix="sizes of the model alone: " + ", ".join(MODEL_SIZES),
             )
-    model_dirs = {
-        model: "" if model in PRESETS else str(_checkpoint(space, parse_bytes(model)))
-        for model, _ in parsed.values()
-    }
+    model_dirs = {model: model_dir_of(space, model) for model, _ in parsed.values()}
     stamp = name or time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     runs: dict[str, Run] = {}
     for block in range(blocks):
@@ -136,17 +130,6 @@ def succeeded(runs: Sequence[Run], arm: str) -> list[Run]:
     return list(runs)
 
 
-def parse_size(text: str) -> tuple[str, int]:
-    """`"80MB"` → ("80MB", 0); `"tiny+400MB"` → ("tiny", 400_000_000): model, and bytes added to the
-    image. Raises BadInput."""
-    from labkit.subject.presets import PRESETS
-
-    model, plus, extra = text.strip().partition("+")
-    if model not in PRESETS:
-        parse_bytes(model)
-    return model, parse_bytes(extra) if plus else 0
-
-
 def _has_image(arm: str) -> bool:
     from labkit.stack import Stack
 
@@ -156,24 +139,6 @@ def _has_image(arm: str) -> bool:
 def _blocks_of(path: Path) -> int:
     trials = records.read(path).trials if path.exists() else ()
     return max((t.block + 1 for t in trials if t.outcome != "interrupted"), default=0)
-
-
-def _checkpoint(space: Workspace, size_bytes: int) -> Path:
-    target = space.models / f"bytes-{size_bytes}"
-    # in a process of its own: torch mapped here would keep its pages warm
-    if not (target / "config.json").exists():
-        done = subprocess.run(
-            [*module("labkit"), "model", "make", "--bytes", str(size_bytes), str(target)],
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise BadInput(
-                f"no checkpoint of {size_bytes} bytes",
-                why=done.stderr.strip()[-400:],
-                fix="labkit model make --bytes 80MB DIR",
-            )
-    return target
 
 
 def gather(arm: str = "", scenario: str = "", *, workspace: Workspace | None = None) -> list[Run]:

@@ -38,17 +38,6 @@ def test_sizes_take_turns_so_that_drift_does_not_bend_the_line(workspace, monkey
     )
 
 
-def test_a_size_names_the_model_and_what_is_added_to_the_image():
-    assert [measure.parse_size(s) for s in ("tiny", "80MB", "small+400MB")] == [
-        ("tiny", 0),
-        ("80MB", 0),
-        ("small", 400_000_000),
-    ]
-    for wrong in ("", "huge", "tiny+", "tiny+lots"):
-        with pytest.raises(BadInput):
-            measure.parse_size(wrong)
-
-
 def test_only_a_stack_with_an_image_is_measured_at_sizes_of_it(workspace):
     assert any("+" in s for s in measure.sizes_for("naive")) and not any(
         "+" in s for s in measure.sizes_for("no-image")
