@@ -33,6 +33,9 @@ from labkit.stack.progress import notify
 from labkit.stack.spec import Experiment
 from labkit.technique import Subject
 
+#: The arms of block n, by name, given the trials before it; none: the experiment is over.
+Schedule = Callable[[int, records.Run], Sequence[str]]
+
 
 def experiment(
     stacks: Sequence[str | Stack],
@@ -43,6 +46,7 @@ def experiment(
     progress: object | None = None,
     workspace: Workspace | None = None,
     device: str = "",
+    schedule: Schedule | None = None,
     **chosen: Any,
 ) -> records.Run:
     """Run an experiment and return its record (also written to `out`, default in the workspace's
@@ -50,7 +54,8 @@ def experiment(
 
     A record that is there is gone on with (`resume`), replaced (`overwrite`), or refused before
     anything is prepared. `device`: cpu or cuda; by default a GPU where there is one that torch can
-    use (labkit.stack.placement).
+    use (labkit.stack.placement). `schedule`: which arms each block has; by default all of them,
+    `blocks` times.
 
     progress: an object with the methods of `labkit.stack.progress`; any may be missing. Raises
     BadInput, MissingCapability (no arm can run here), KeyboardInterrupt (the record is kept)."""
@@ -70,7 +75,8 @@ def experiment(
     spec = replace(spec, stacks=parsed, device=placed.device, placement=placed.as_json())
     with Ledger.open(space) as ledger, ExitStack() as ends:
         preparation = Preparation(spec, space, ledger, ends, progress)
-        return ExperimentRunner(preparation, Path(out) if out else None, resume).run()
+        runner = ExperimentRunner(preparation, Path(out) if out else None, resume, schedule)
+        return runner.run()
 
 
 @contextmanager
@@ -106,13 +112,20 @@ class ExperimentRunner:
     """Carries out what `preparation` specifies, and keeps the record. `out`: by default a new file
     in the workspace's runs/."""
 
-    def __init__(self, preparation: Preparation, out: Path | None = None, resume: bool = False):
+    def __init__(
+        self,
+        preparation: Preparation,
+        out: Path | None = None,
+        resume: bool = False,
+        schedule: Schedule | None = None,
+    ):
         self.card = host.card()
         # before they are described: the record names the runtime
         self.spec = preparation.spec = replace(
             preparation.spec, stacks=[s.resolved(self.card) for s in preparation.spec.stacks]
         )
         self.preparation, self.resume = preparation, resume
+        self.schedule = schedule or self._every_arm
         created = datetime.now(timezone.utc)
         self.id = created.strftime("%Y%m%dT%H%M%S%f")[:-3]
         self.out = out or preparation.space.runs / f"{self.id}.json"
@@ -193,14 +206,20 @@ class ExperimentRunner:
         for name, plan in plans.items():
             plans[name] = replace(plan, link=link)
 
+    def _every_arm(self, block: int, _run: records.Run) -> Sequence[str]:
+        return [s.name for s in self.spec.stacks] if block < self.spec.blocks else []
+
     def _blocks(self, run: records.Run, plans: dict[str, LaunchPlan]) -> records.Run:
         order, progress = random.Random(self.spec.seed), self.preparation.progress
         done = {(t.arm, t.block) for t in run.trials if t.outcome != "interrupted"}
-        for block in range(self.spec.blocks):
+        by_name = {s.name: s for s in self.spec.stacks}
+        for block in itertools.count():
+            arms = [by_name[name] for name in self.schedule(block, run)]
+            if not arms:
+                break
             if self.preparation.roots:
                 # the stores stand for other machines: their disks are not what is measured
                 cold.warm(self.preparation.roots)
-            arms = list(self.spec.stacks)
             order.shuffle(arms)
             for position, stack in enumerate(arms):
                 if (stack.name, block) in done:
