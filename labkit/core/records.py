@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import labkit
-from labkit.core import printable, record_schema, secrets
+from labkit.core import printable, record_list, record_schema, secrets
 from labkit.core.beside import replacing
 from labkit.core.json_types import JsonObject
 from labkit.core.record_schema import OUTCOMES as OUTCOMES
@@ -126,6 +126,7 @@ def write(run: Run, path: str | os.PathLike[str]) -> Path:
             out.flush()
             os.fsync(out.fileno())
         os.chmod(temporary, 0o600 if private else 0o644)
+    record_list.note(target)
     return target
 
 

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from labkit.core import secrets
+from labkit.core import record_list, secrets
 from labkit.core.beside import scratch
 from labkit.core.interpreter import module
 from labkit.core.json_types import JsonObject
@@ -85,10 +85,12 @@ def run_one(
     out.mkdir(parents=True, exist_ok=True)
     executed = (out / path.name).resolve()
     executed.unlink(missing_ok=True)
-    runs = Workspace.default().runs
-    runs_before = {p: p.stat().st_mtime_ns for p in runs.glob("*.json")}
     mark = f"{os.getpid()}-{uuid.uuid4().hex}"
-    with Ledger.open(Workspace.default()) as book, scratch("labkit-notebook-") as directory:
+    with (
+        Ledger.open(Workspace.default()) as book,
+        scratch("labkit-notebook-") as directory,
+        record_list.handed_down(directory / "records.jsonl") as noted,
+    ):
         prepared, status = directory / path.name, directory / "status.json"
         prepared.write_text(canonical.dumps(with_solutions(canonical.load(path))), encoding="utf-8")
         spec = {
@@ -103,6 +105,7 @@ def run_one(
             **os.environ,
             **(more or {}),
             **book.environment,
+            **noted.environment,
             MARK: mark,
             HEADLESS: "1",
             "JUPYTER_RUNTIME_DIR": str(directory / "runtime"),
@@ -138,6 +141,7 @@ def run_one(
         with contextlib.suppress(OSError, ValueError):
             reported = json.loads(status.read_text())
         printed = secrets.mask(log.read_text(errors="replace"))
+        recorded = noted.paths()
     _mask_outputs(executed)
     if timed_out:
         outcome, error = "timeout", f"not over after {timeout_s:.0f} s"
@@ -150,7 +154,6 @@ def run_one(
     else:
         error = _unfinished(executed)
         outcome = "incomplete" if error else "ok"
-    new = [p for p in sorted(runs.glob("*.json")) if runs_before.get(p) != p.stat().st_mtime_ns]
     return Result(
         path.stem,
         outcome,
@@ -159,7 +162,7 @@ def run_one(
         error,
         str(executed) if executed.exists() else "",
         ended,
-        tuple(map(str, new)),
+        tuple(map(str, recorded)),
     )
 
 

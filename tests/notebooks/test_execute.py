@@ -4,6 +4,8 @@ found before anything runs."""
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -112,6 +114,31 @@ def test_an_unknown_parameter_is_an_error_before_anything_runs(tmp_path, capsys)
     )
     assert code == 2 and "has no parameter 'lable'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_two_notebooks_side_by_side_keep_their_records_apart(tmp_path):
+    """Each waits until the other's record is there, in the same workspace."""
+    runs = tmp_path / "home" / "runs"
+    record = Path(__file__).resolve().parents[2] / "data" / "fixtures" / "fixture_naive.json"
+
+    def beside(own: str, other: str) -> subprocess.Popen:
+        values = {"label": own, "pid_file": runs / f"{other}.json", "record": record}
+        return subprocess.Popen(
+            [
+                *[sys.executable, "-m", "labkit", "notebooks", "run", "--json"],
+                str(FIXTURES / "records_a_run.ipynb"),
+                *["--out", str(tmp_path / own), "--timeout", "120"],
+                *[f"-p{name}={value}" for name, value in values.items()],
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    both = {"one": beside("one", "two"), "two": beside("two", "one")}
+    for own, process in both.items():
+        doc = json.loads(process.communicate(timeout=120)[0].splitlines()[-1])
+        assert process.returncode == 0, doc
+        assert doc["notebooks"][0]["records"] == [str(runs / f"{own}.json")]  # written twice
 
 
 def test_no_process_of_these_tests_is_left():
