@@ -36,6 +36,7 @@ COMMANDS = {
     "run": "take a stack cold to its first token, several times",
     "show": "a recorded run: phases, floors, evidence",
     "compare": "runs against each other, or why they cannot be",
+    "study": "the article's ladder on this host, measured once and read everywhere",
     "report": "the whole lab, headless, as one HTML page",
     "lab": "your copy of the notebooks, in JupyterLab",
     "notebooks": "run notebooks headless and say what happened",
