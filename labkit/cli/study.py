@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=bucket_url,
         default="",
         metavar="URL",
-        help="s3://BUCKET/PREFIX or gs://…: weights from there, with this environment's credentials",
+        help="s3://BUCKET/PREFIX or gs://…: weights from there, with your credentials",
     )
     parser.add_argument(
         "--sizes",
