@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,16 @@ class Run:
     def arm_named(self, name: str) -> JsonObject:
         """What the record itself says of an arm; {} where it says nothing."""
         return next((a for a in self.experiment.get("arms", []) if a["name"] == name), {})
+
+    def narrowed(self, arms: Iterable[str]) -> Run:
+        """These arms of it and their trials; everything else stays as it was recorded."""
+        kept = set(arms)
+        written = [a for a in self.experiment.get("arms", []) if a["name"] in kept]
+        return replace(
+            self,
+            experiment={**self.experiment, "arms": written},
+            trials=tuple(t for t in self.trials if t.arm in kept),
+        )
 
     @property
     def failed(self) -> list[Trial]:

@@ -48,14 +48,18 @@ def refuse_nothing(paths: Sequence[Path], preset: str) -> None:
         )
 
 
-def parameters_for(path: Path, preset: str, given: JsonMapping) -> JsonObject:
-    """What is injected: the preset's values, then those given, read with the type of the notebook's
-    own defaults.
+def parameters_for(
+    path: Path, preset: str, given: JsonMapping, offered: JsonMapping | None = None
+) -> JsonObject:
+    """What is injected: the preset's values; those `offered` that the notebook has a parameter for
+    (a study, which not every notebook reads); then those given, read with the type of the
+    notebook's own defaults.
 
-    Raises BadInput for a name that the notebook does not have, or a value of another kind."""
+    Raises BadInput for a given name that the notebook does not have, or a value of another kind."""
     doc = canonical.load(path)
     known = canonical.parameters(doc)
     values = dict(presets(path).get(preset, {}))
+    values |= {name: value for name, value in (offered or {}).items() if name in known}
     for name, text in given.items():
         if name not in known:
             raise BadInput(

@@ -31,6 +31,7 @@ from labkit.technique import LAYERS, technique, techniques
 from labkit.weights.catalog import LOADERS
 
 KINDS = ("add-one", "drop-one", "ladder", "factorial")
+RUNG = "ladder: "  # how the name of a ladder's arm begins
 
 #: Which layer's technique decides a phase's length; a phase not named here belongs to the server
 #: and stays as it was.
@@ -141,7 +142,7 @@ def arms(
         snapshots = [n for n in rungs if technique(n).layer == "snapshot"]
         for n in (n for n in rungs if n not in snapshots[1:]):
             on.append(n)
-            rung = put(rung, n, "ladder: " + " + ".join(on))
+            rung = put(rung, n, RUNG + " + ".join(on))
             stacks.append(rung)
     if "drop-one" in kinds:
         if best is None:

@@ -39,6 +39,17 @@ def test_failed_trials_stay_in_the_record_and_out_of_the_figures():
     )
 
 
+def test_a_run_narrowed_to_some_arms_keeps_what_it_says_of_itself_and_of_them():
+    run = run_of()
+    both = replace(
+        run,
+        experiment={**run.experiment, "arms": [*run.experiment["arms"], {"name": "b"}]},
+        trials=(*run.trials, Trial("b", 0, 1, total_s=1.0)),
+    )
+    assert both.narrowed(["a", "c"]) == run
+    assert both.narrowed(["b"]).arm_names == ["b"] and both.narrowed([]).trials == ()
+
+
 def test_a_write_that_fails_leaves_the_old_record_and_no_other_file(tmp_path, monkeypatch):
     path = records.write(run_of(), tmp_path / "run.json")
 

@@ -169,6 +169,13 @@ def test_what_is_no_parameter_is_refused(text):
         parameters.parse_parameter(text)
 
 
+def test_what_is_offered_goes_to_the_notebooks_that_have_such_a_parameter():
+    path = ROOT / "tests" / "notebooks" / "fixtures" / "passes.ipynb"
+    offered = {"study": "a directory", "blocks": 7}
+    assert parameters.parameters_for(path, "ci", {}, offered) == {"blocks": 7}
+    assert parameters.parameters_for(path, "ci", {"blocks": "3"}, offered) == {"blocks": 3}
+
+
 def test_parameters_are_read_with_the_type_of_their_default():
     path = ROOT / "tests" / "notebooks" / "fixtures" / "passes.ipynb"
     assert parameters.parameters_for(path, "", {"blocks": "3", "label": "7"}) == {
