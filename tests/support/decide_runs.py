@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 
 from labkit.core.records import Run, Trial
+from labkit.study.record import Study, of_run
 
 Law = Callable[[float, float], dict[str, float]]
 
@@ -102,3 +103,71 @@ def three(noise: float = 0.0) -> list[Run]:
         run_of("small", 300e6, 250e6, noise=noise, seed=2),
         run_of("1b", 1000e6, 2200e6, noise=noise, seed=3),
     ]
+
+
+def safetensors(image_bytes: float, model_bytes: float) -> dict[str, float]:
+    return {**law(image_bytes, model_bytes), "load": 0.1 + model_bytes / 600e6, "build": 0.01}
+
+
+def streamer(image_bytes: float, model_bytes: float) -> dict[str, float]:
+    return {**safetensors(image_bytes, model_bytes), "load": 0.05 + model_bytes / 2e9}
+
+
+def lazy(image_bytes: float, model_bytes: float) -> dict[str, float]:
+    whole = law(image_bytes, model_bytes)
+    return {
+        "mount": 0.2,
+        **{p: s for p, s in whole.items() if p not in ("pull", "unpack")},
+        "import": 2.5 + image_bytes / 1e9,
+    }
+
+
+#: label, technique, kind, law, what it changes of the naive stack
+STUDIED = (
+    ("naive", "", "naive", law, {}),
+    ("lazy pull", "estargz-lazy", "alone", lazy, {"image": "estargz-lazy"}),
+    ("safetensors", "safetensors", "alone", safetensors, {"weights": "safetensors"}),
+    ("streaming", "labkit-streamer", "alone", streamer, {"weights": "labkit-streamer"}),
+    (
+        "streaming",
+        "labkit-streamer",
+        "rung",
+        streamer,
+        {"image": "full-pull", "weights": "labkit-streamer"},
+    ),
+)
+
+
+def study_of(noise: float = 0.0, n: int = 5, laws: dict[str, Law] | None = None) -> Study:
+    """A study made of known laws: techniques alone, one rung on top of safetensors, and naive at
+    three sizes. `laws`: others, by technique."""
+    naive = {"image": "full-pull", "process": "runc", "weights": "pickle"}
+    arms, stacks, steps = {}, {}, []
+    for label, technique, kind, known, changed in STUDIED:
+        arm = "ladder: safetensors + streaming" if kind == "rung" else technique or "naive"
+        if kind == "rung":
+            steps.append(
+                {"label": "safetensors", "technique": "safetensors", "arm": "safetensors"}
+                | {"kind": "rung"}
+            )
+        arms[arm] = (laws or {}).get(technique, known)
+        stacks[arm] = {**naive, **changed}
+        steps.append({"label": label, "technique": technique, "arm": arm, "kind": kind})
+    ladder = run_of("small", 300e6, 250e6, arms=arms, stacks=stacks, noise=noise, n=n)
+    ladder.experiment["notes"] = {"study": {"steps": steps, "left_out": {}}}
+    sizes = tuple(
+        run_of(
+            name,
+            image,
+            model,
+            arms={"naive": law},
+            stacks={"naive": naive},
+            noise=noise,
+            n=2,
+            seed=k,
+        )
+        for k, (name, image, model) in enumerate(
+            (("tiny", 500e6, 5e6), ("1GB", 700e6, 1e9), ("600MB", 300e6, 600e6)), 2
+        )
+    )
+    return of_run(ladder, sizes)
