@@ -298,6 +298,7 @@ _TRIAL = shaped(
         ),
         "facts": shaped({"steps": mapped(mapped())}),
         "samples": mapped(),
+        "disturbed": text,
         "error": mapped(text),
         "log_tail": text,
     },

@@ -5,6 +5,8 @@ File format history
   1  first: run{schema, id, created, lab_version, host, experiment, floors, trials[]}
      since 2026-11-27 also experiment.conditions: everything that was chosen for the run
          (labkit.core.question)
+     since 2026-11-28 also trials[].disturbed, and a disturbed trial may be repeated in its block:
+         `Run.of_arm` counts one of them. Of an older trial it is judged as it is read
 
 A record is immutable once written but for trials appended to it (`--resume`), and none is written
 over another unasked (`refuse_overwriting`). What is read is sound (labkit.core.record_schema), or
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import labkit
-from labkit.core import printable, record_list, record_schema, secrets
+from labkit.core import disturbance, printable, record_list, record_schema, secrets
 from labkit.core.beside import replacing
 from labkit.core.json_types import JsonObject
 from labkit.core.record_schema import OUTCOMES as OUTCOMES
@@ -50,6 +52,7 @@ class Trial:
     floors: dict[str, float] = field(default_factory=dict)  # phase -> seconds
     tokens: list[int] = field(default_factory=list)
     samples: JsonObject = field(default_factory=dict)
+    disturbed: str = ""  # by other work on the machine: the reason with its figures
     facts: JsonObject = field(default_factory=dict)
     error: dict[str, str] = field(default_factory=dict)
     log_tail: str = ""
@@ -83,7 +86,29 @@ class Run:
     schema: int = SCHEMA
 
     def of_arm(self, arm: str, only_ok: bool = True) -> list[Trial]:
-        return [t for t in self.trials if t.arm == arm and (t.ok or not only_ok)]
+        """The trials of an arm that count: of those of one block that succeeded, a disturbed one
+        only where none is undisturbed, and then the first. `only_ok=False`: those that failed,
+        too."""
+        mine = [t for t in self.trials if t.arm == arm]
+        quiet = {t.block for t in mine if t.ok and not t.disturbed}
+        counted: list[Trial] = []
+        for t in mine:
+            if t.ok and t.disturbed:
+                if t.block in quiet:
+                    continue
+                quiet.add(t.block)
+            if t.ok or not only_ok:
+                counted.append(t)
+        return counted
+
+    def repeated(self, arm: str) -> list[Trial]:
+        """The disturbed trials of an arm that another one of their block stands for."""
+        counted = self.of_arm(arm, only_ok=False)
+        return [t for t in self.trials if t.arm == arm and not any(t is c for c in counted)]
+
+    @property
+    def disturbed(self) -> list[Trial]:
+        return [t for t in self.trials if t.disturbed]
 
     @property
     def arms(self) -> list[JsonObject]:
@@ -158,7 +183,15 @@ def of_document(doc: Any, name: str | os.PathLike[str]) -> Run:
         )
     record_schema.check(doc, name)
     known_trial, known_run = set(Trial.__dataclass_fields__), set(Run.__dataclass_fields__)
-    trials = tuple(Trial(**{k: v for k, v in t.items() if k in known_trial}) for t in doc["trials"])
+    trials = tuple(
+        Trial(
+            **{
+                "disturbed": disturbance.disturbed(t.get("samples", {})),
+                **{k: v for k, v in t.items() if k in known_trial},
+            }
+        )
+        for t in doc["trials"]
+    )
     return Run(**{**{k: v for k, v in doc.items() if k in known_run}, "trials": trials})
 
 

@@ -4,7 +4,8 @@ it saw as JSON lines.
 CPU, disk, loopback network, memory, pressure (PSI), compaction and transparent-huge-page counters
 (a start that waits for compaction looks like a slow loader), and the GPU through NVML, which makes
 no CUDA context. Everything is a counter or a gauge of the kernel, written raw; rates are made when
-read. Cost: about 0.3 ms a look, 0.3 % of one CPU.
+read. Cost: about 0.3 ms a look, 0.3 % of one CPU. Before the first sample and after the last it
+asks what other processes used (labkit.core.others).
 
     with sampling(run_dir / "samples.jsonl", ledger=ledger):      # started before t0, ended after
         the first token
@@ -28,6 +29,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from labkit.core import others
 from labkit.core.interpreter import module
 from labkit.core.json_types import JsonObject
 
@@ -99,8 +101,9 @@ def summary(path: str | os.PathLike[str], points: int = 120) -> JsonObject:
     `points` for a figure.
 
     {"seconds", "samples", "cpu_share" (of all CPUs), "disk_read_bytes", …, "peak_memory_bytes",
-    "series": {"t_s": […], "cpu_share": […], …}}; `t_s` is CLOCK_MONOTONIC, as in the timeline
-    (`relative` counts from t0). {} for fewer than two samples."""
+    "others": {"cpu_s", "steal_s", "cpus", "disk_bytes", "most", "visible"}, "series": {"t_s": […],
+    "cpu_share": […], …}}; `t_s` is CLOCK_MONOTONIC, as in the timeline (`relative` counts from
+    t0). {} for fewer than two samples."""
     samples = read(path)
     if len(samples) < 2:
         return {}
@@ -119,6 +122,10 @@ def summary(path: str | os.PathLike[str], points: int = 120) -> JsonObject:
     for key in ("gpu_memory_bytes", "gpu_busy_share"):
         if key in first:
             figures["peak_" + key] = max(s.get(key, 0) for s in samples)
+    if used := _used_by_others(path):
+        ticks = last.get("cpu_steal_ticks", 0) - first.get("cpu_steal_ticks", 0)
+        steal_s = round(ticks / os.sysconf("SC_CLK_TCK"), 3)
+        figures["others"] = {**used, "steal_s": steal_s, "cpus": os.cpu_count() or 1}
     step = max(1, -(-(len(samples) - 1) // points))
     thin = samples[::step]
     figures["series"] = {
@@ -135,6 +142,15 @@ def summary(path: str | os.PathLike[str], points: int = 120) -> JsonObject:
         "memory_available_bytes": [b["memory_available_bytes"] for b in thin[1:]],
     }
     return figures
+
+
+def _used_by_others(path: str | os.PathLike[str]) -> JsonObject:
+    """What the sampler wrote in its last line; {} where it was killed before."""
+    with contextlib.suppress(OSError, ValueError):
+        last = json.loads(Path(path).read_text(errors="replace").rstrip("\n").rpartition("\n")[2])
+        if isinstance(last, dict) and isinstance(last.get("others"), dict):
+            return last["others"]
+    return {}
 
 
 def relative(found: JsonObject, t0_s: float) -> JsonObject:
@@ -192,6 +208,7 @@ class MachineSample:
             "cpu_all_ticks": sum(ticks),
             "cpu_busy_ticks": sum(ticks) - ticks[3] - ticks[4],
             "cpu_iowait_ticks": ticks[4],
+            "cpu_steal_ticks": ticks[7] if len(ticks) > 7 else 0,
         }
         sample |= disk_counters(self._text("disk"), self._disks)
         sample["loopback_bytes"] = loopback_bytes(self._text("net"))
@@ -310,7 +327,7 @@ def _main(path: str, hertz: float) -> None:
 
     # Ctrl-C is the harness's to handle; our end is the end of stdin
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    look = MachineSample()
+    look, before = MachineSample(), others.census()
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     due = time.monotonic()
     warned = False
@@ -325,6 +342,8 @@ def _main(path: str, hertz: float) -> None:
         if ready and not os.read(0, 4096):
             # the last moment counts too
             os.write(fd, (json.dumps(look(), separators=(",", ":")) + "\n").encode())
+            used = {"others": others.used(before, others.census())}
+            os.write(fd, (json.dumps(used, separators=(",", ":")) + "\n").encode())
             return
 
 

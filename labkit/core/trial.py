@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from labkit.core import client, exits, observe, sampler, secrets, timeline
+from labkit.core import client, disturbance, exits, observe, sampler, secrets, timeline
 from labkit.core.agent_client import AgentClient
 from labkit.core.json_types import JsonObject
 from labkit.core.ledger import Ledger, remove_tree
@@ -199,6 +199,7 @@ def _carry_out(
             cache=cache,
             tokens=answer.tokens,
             samples=samples,
+            disturbed=disturbance.disturbed(samples),
             facts=facts,
             log_tail=agent.log[-LOG_TAIL_CHARS:],
         )

@@ -5,7 +5,8 @@
 
 Off the clock first: checkpoint, image, reference tokens, every technique's artifact, the stores at
 the other end of the link, this host's floors. Then the blocks. A trial that fails is recorded with
-its outcome and the experiment goes on; an interruption keeps what it had. Lesson:
+its outcome and the experiment goes on; one that other work on the machine disturbed is kept, marked
+and measured again at once (`again` a block); an interruption keeps what it had. Lesson:
 notebooks/01_anatomy."""
 
 from __future__ import annotations
@@ -221,6 +222,7 @@ class ExperimentRunner:
                 # the stores stand for other machines: their disks are not what is measured
                 cold.warm(self.preparation.roots)
             order.shuffle(arms)
+            again = self.spec.again
             for position, stack in enumerate(arms):
                 if (stack.name, block) in done:
                     continue
@@ -231,9 +233,18 @@ class ExperimentRunner:
                     stopped = records.Trial(stack.name, block, position, outcome="interrupted")
                     records.write(replace(run, trials=(*run.trials, stopped)), self.out)
                     raise
-                run = replace(run, trials=(*run.trials, trial))
-                records.write(run, self.out)
-                notify(progress, "trial_done", trial)
+                run = self._recorded(run, trial)
+                if trial.ok and trial.disturbed and again:
+                    again -= 1
+                    notify(progress, "trial_started", stack.name, block, self.spec.blocks)
+                    trial = self.trial(stack, plans, block, position, run, self.spec.instrument)
+                    run = self._recorded(run, trial)
+        return run
+
+    def _recorded(self, run: records.Run, trial: records.Trial) -> records.Run:
+        run = replace(run, trials=(*run.trials, trial))
+        records.write(run, self.out)
+        notify(self.preparation.progress, "trial_done", trial)
         return run
 
     def trial(
@@ -249,9 +260,8 @@ class ExperimentRunner:
         why."""
         preparation = self.preparation
         if error := preparation.missing.get(stack.name):
-            outcome = "crashed" if stack.name in preparation.unprepared else "unavailable"
             return records.Trial(
-                stack.name, block, position, outcome=outcome, error=error.as_json()
+                stack.name, block, position, outcome="unavailable", error=error.as_json()
             )
         plan, progress = plans[stack.name], preparation.progress
         trial = run_trial(

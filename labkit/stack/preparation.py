@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Preparation:
-    """What was prepared, arm by arm. `missing`: why an arm cannot run, those `unprepared` among
-    them: they could run here, but something of theirs could not be made."""
+    """What was prepared, arm by arm. `missing`: why an arm cannot run: this host lacks something,
+    or something of the arm's could not be made. Its trials are recorded as unavailable, with the
+    reason, and the other arms are measured."""
 
     spec: Experiment
     space: Workspace
@@ -45,7 +46,6 @@ class Preparation:
     progress: object | None = None
     artifacts: dict[str, dict[str, Artifact]] = field(default_factory=dict)
     missing: dict[str, LabError] = field(default_factory=dict)
-    unprepared: dict[str, LabError] = field(default_factory=dict)
     roots: tuple[Path, ...] = ()  # what the stores serve
     served: Served | None = None
     # what the tokens are compared with, and where it was computed
@@ -94,7 +94,8 @@ class Preparation:
             )
 
     def subject(self) -> tuple[Subject, tuple[int, ...]]:
-        """What is started – checkpoint, image – and the tokens that it answers."""
+        """What is started – checkpoint, image – and the tokens that it answers. Raises LabError
+        without a checkpoint; without an image only the arms that start from one are unavailable."""
         spec = self.spec
         self.note(f"checkpoint: {spec.model_dir or spec.preset}")
         model, answer = run_in_subprocess(
@@ -110,7 +111,7 @@ class Preparation:
             k: v for k, v in answer.items() if k in ("device", "dtype", "torch", "tokens", "note")
         }
         layout, reference_name = None, ""
-        imaged = any(s.layers.get("image") not in ("host-env", "", None) for s in spec.stacks)
+        imaged = [s for s in spec.stacks if s.layers.get("image") not in ("host-env", "", None)]
         if spec.image_extra_bytes and not imaged:
             raise BadInput(
                 "no arm has an image to enlarge",
@@ -119,9 +120,13 @@ class Preparation:
             )
         if imaged:
             self.note("image of the subject")
-            layout, reference_name = run_in_subprocess(
-                _image, self.space, spec.image_extra_bytes, ledger=self.ledger
-            )
+            try:
+                layout, reference_name = run_in_subprocess(
+                    _image, self.space, spec.image_extra_bytes, ledger=self.ledger
+                )
+            except LabError as error:
+                for stack in imaged:
+                    self._unavailable(stack, error)
         subject = Subject(
             model_dir=model,
             image_layout=layout,
@@ -132,8 +137,7 @@ class Preparation:
         return subject, tuple(answer["tokens"])
 
     def prepare(self, subject: Subject) -> None:
-        """Every arm's artifacts. An arm that cannot be prepared is a result of that arm; the others
-        are measured. Raises LabError where none can."""
+        """Every arm's artifacts."""
         for stack in self.spec.stacks:
             if stack.name in self.missing:
                 continue
@@ -143,9 +147,13 @@ class Preparation:
                     prepare, stack, subject, self.space, ledger=self.ledger
                 )
             except LabError as error:
-                if len(self.missing) == len(self.spec.stacks) - 1:
-                    raise
-                self.unprepared[stack.name] = self.missing[stack.name] = error
+                self._unavailable(stack, error)
+
+    def _unavailable(self, stack: Stack, error: LabError) -> None:
+        """An arm of which something could not be made: a result of that arm."""
+        if stack.name not in self.missing:
+            self.missing[stack.name] = error
+            self.note(f"{stack.name} is unavailable: {error.what}")
 
     def serve(self, subject: Subject) -> Subject:
         """Publish what a fresh node finds at the other end of the link, and serve it from processes
@@ -163,15 +171,19 @@ class Preparation:
         self.roots = tuple(roots.values())
         if subject.image_layout:
             publish_image(roots["registry"], subject.image_layout, subject.image_reference)
-        for artifact in self._artifacts():
-            if key := artifact.facts.get("model_key"):
-                directory = artifact.paths["model_dir"]
-                if self.spec.store:
-                    self.note(f"uploading {key} to {self.spec.store}")
-                    upload_model(self.spec.store, directory, key)
-                else:
-                    publish_model(roots["store"], Path(directory), key)
-            technique(artifact.technique).publish(artifact, subject, roots)
+        for stack in self.spec.stacks:
+            try:
+                for artifact in self.artifacts.get(stack.name, {}).values():
+                    if key := artifact.facts.get("model_key"):
+                        directory = artifact.paths["model_dir"]
+                        if self.spec.store:
+                            self.note(f"uploading {key} to {self.spec.store}")
+                            upload_model(self.spec.store, directory, key)
+                        else:
+                            publish_model(roots["store"], Path(directory), key)
+                    technique(artifact.technique).publish(artifact, subject, roots)
+            except LabError as error:
+                self._unavailable(stack, error)
         # One server for both, as the node has one link: two would carry twice its rate.
         self.served = self.ends.enter_context(
             serving(
@@ -186,9 +198,6 @@ class Preparation:
             subject, registry=self.served.url, bucket=self.served.url, store=self.spec.store
         )
 
-    def _artifacts(self) -> list[Artifact]:
-        return [artifact for by_layer in self.artifacts.values() for artifact in by_layer.values()]
-
     def plans(self, subject: Subject, tokens: tuple[int, ...]) -> dict[str, LaunchPlan]:
         """The launch plan of each arm that can run, by its name."""
         spec = self.spec
@@ -202,11 +211,13 @@ class Preparation:
             expected_tokens=tokens,
             timeout_s=spec.timeout_s,
         )
-        return {
-            s.name: compose(s, self.artifacts[s.name], subject, plan)
-            for s in spec.stacks
-            if s.name not in self.missing
-        }
+        plans = {}
+        for stack in (s for s in spec.stacks if s.name not in self.missing):
+            try:
+                plans[stack.name] = compose(stack, self.artifacts[stack.name], subject, plan)
+            except LabError as error:
+                self._unavailable(stack, error)
+        return plans
 
 
 def _model_and_answer(

@@ -41,6 +41,7 @@ class Experiment:
     at_t0: str = ""
     port: int | None = None
     instrument: bool = True
+    again: int = 1  # how many disturbed trials of a block are measured again
     # how the device was chosen (labkit.stack.placement)
     placement: JsonMapping = field(default_factory=dict)
     notes: JsonMapping = field(default_factory=dict)
