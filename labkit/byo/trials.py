@@ -19,12 +19,26 @@ from pathlib import Path
 from labkit.byo import phases, servers
 from labkit.byo.own_server import OwnServer
 from labkit.byo.start import MAX_TOKENS, PROMPT, Rehearsal, Start, rehearse, start
-from labkit.core import cold, floor, host, question, rates, records, secrets, timeline
+from labkit.core import (
+    cold,
+    disturbance,
+    floor,
+    host,
+    observe,
+    question,
+    rates,
+    records,
+    sampler,
+    secrets,
+    timeline,
+)
+from labkit.core.beside import scratch
 from labkit.core.json_types import JsonObject
 from labkit.core.ledger import Ledger
 from labkit.core.outcomes import CacheUnproven, NoEvidence, NoToken, Refused, WrongTokens
 from labkit.core.records import Run, Trial
 from labkit.core.trial import timed
+from labkit.core.turn import beside, turn
 from labkit.core.workspace import Workspace
 from labkit.stack.progress import notify
 
@@ -81,7 +95,7 @@ def run(
     default = space.runs / f"{created.strftime('%Y%m%dT%H%M%S%f')[:-3]}.json"
     target = Path(options.out) if options.out else default
     record = _record(server, target, created, options)
-    with Ledger.open(space) as ledger:
+    with turn(lambda text: notify(progress, "note", text)), Ledger.open(space) as ledger:
         untested = " (its log patterns were never tested; /proc and the port tell its phases)"
         name = server.kind.name
         notify(progress, "note", f"rehearsal of {name}" + ("" if server.kind.tested else untested))
@@ -93,11 +107,15 @@ def run(
         )
         done = {t.block for t in record.trials}
         for block in (b for b in range(options.blocks) if b not in done):
-            notify(progress, "trial_started", name, block, options.blocks)
-            trial = _trial(setup, ledger, block)
-            record = replace(record, trials=(*record.trials, trial))
-            records.write(record, target)
-            notify(progress, "trial_done", trial)
+            # a disturbed one is measured again, once
+            for _ in range(1 if beside() else 2):
+                notify(progress, "trial_started", name, block, options.blocks)
+                trial = _trial(setup, ledger, block)
+                record = replace(record, trials=(*record.trials, trial))
+                records.write(record, target)
+                notify(progress, "trial_done", trial)
+                if not (trial.ok and trial.disturbed):
+                    break
     return record
 
 
@@ -163,9 +181,20 @@ def _trial(setup: TrialSetup, ledger: Ledger, block: int) -> Trial:
             why="a warm trial in a cold column",
             fix="end what maps these files",
         ).failed(trial)
-    started = start(server, rehearsal.request, ledger, setup.timeout_s)
+    with scratch("lk-") as directory:
+        watching = observe.start(directory, ledger)
+        try:
+            started = start(server, rehearsal.request, ledger, setup.timeout_s)
+        finally:
+            samples = watching.end()
     log_tail = "\n".join(line for _, line in started.log[-40:])[-4000:]
-    return judged(replace(trial, log_tail=log_tail), started, setup)
+    trial = replace(
+        trial,
+        log_tail=log_tail,
+        samples=sampler.relative(samples, started.answer.t0_s),
+        disturbed=disturbance.disturbed(samples),
+    )
+    return judged(trial, started, setup)
 
 
 def judged(trial: Trial, started: Start, setup: TrialSetup) -> Trial:

@@ -35,8 +35,10 @@ def _fill(name: str, sub: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from labkit.bench.engine import render
     from labkit.core.stdout import last_line
+    from labkit.core.turn import turn
 
-    doc = importlib.import_module(module_of(args.bench)).run(args)
+    with turn(lambda text: print(text, file=sys.stderr)):
+        doc = importlib.import_module(module_of(args.bench)).run(args)
     if not args.json:
         print(render(doc))
     last_line(doc)

@@ -20,7 +20,7 @@ from typing import Any
 #: Of all CPUs, used by others or given to other machines: from here on the paired difference that
 #: the lab calls significant (some 10 %) may be theirs.
 MOST_OTHERS = 0.10
-#: Of the trial's time, a disk busy for others: the same tenth, of what a load from disk is bound by.
+#: Of the trial's time, a disk busy for others: the same tenth of what bounds a load from disk.
 MOST_DISK = 0.10
 #: Of the trial's time, PSI `some`: above all starts on quiet cores (at most 0.73), below all beside
 #: other work (at least 0.83).
@@ -46,9 +46,7 @@ def disturbed(samples: Mapping[str, Any]) -> str:
     return "; ".join(reasons).replace("%", " %")
 
 
-def _by_others(
-    samples: Mapping[str, Any], others: Mapping[str, Any], seconds: float
-) -> list[str]:
+def _by_others(samples: Mapping[str, Any], others: Mapping[str, Any], seconds: float) -> list[str]:
     reasons = []
     cpu_s, steal_s = _number(others, "cpu_s"), _number(others, "steal_s")
     whole_s = seconds * max(1.0, _number(others, "cpus"))

@@ -7,7 +7,7 @@ ours; kernel threads are nobody's, as they carry our reads and writes too.
 
     before = census()
     ...
-    used(before, census())      # {"cpu_s": 4.1, "disk_bytes": 0, "most": "cc1plus", "visible": True}
+    used(before, census())   # {"cpu_s": 4.1, "disk_bytes": 0, "most": "cc1plus", "visible": True}
 
 Limits: a process that begins and ends between the looks counts where a parent that stayed has
 waited for it; in a PID namespace, or where /proc hides other users' processes (hidepid), the others
@@ -21,7 +21,6 @@ import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 from labkit.core import proc

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,6 +24,7 @@ from labkit.core import cold, floor, host, question, rates, records, secrets
 from labkit.core.ledger import Ledger
 from labkit.core.plan import LaunchPlan
 from labkit.core.trial import TrialOptions, run_trial
+from labkit.core.turn import beside, turn
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput
 from labkit.net.link import parse as parse_link
@@ -74,7 +75,7 @@ def experiment(
     parsed = [_parsed(s, space, spec) for s in stacks]
     placed = place(parsed, device)
     spec = replace(spec, stacks=parsed, device=placed.device, placement=placed.as_json())
-    with Ledger.open(space) as ledger, ExitStack() as ends:
+    with _turn(progress), Ledger.open(space) as ledger, ExitStack() as ends:
         preparation = Preparation(spec, space, ledger, ends, progress)
         runner = ExperimentRunner(preparation, Path(out) if out else None, resume, schedule)
         return runner.run()
@@ -93,12 +94,14 @@ def prepared(
 
     `link` (fresh node): the emulated link from this trial on, without preparing anything again. For
     benches that interleave trials with something else. Raises MissingCapability where the stack
-    cannot run."""
+    cannot run, LabError where it cannot be prepared."""
     spec = Experiment([stack if isinstance(stack, Stack) else Stack.parse(stack)], **chosen)
     space = workspace or Workspace.default()
-    with Ledger.open(space) as ledger, ExitStack() as ends:
+    with _turn(progress), Ledger.open(space) as ledger, ExitStack() as ends:
         runner = ExperimentRunner(Preparation(spec, space, ledger, ends, progress))
         run, plans = runner.ready()
+        for error in runner.preparation.missing.values():
+            raise error
         numbers = itertools.count()
 
         def trial(instrument: bool = True, link: str = "") -> records.Trial:
@@ -107,6 +110,11 @@ def prepared(
             return runner.trial(runner.spec.stacks[0], plans, next(numbers), 0, run, instrument)
 
         yield trial
+
+
+def _turn(progress: object | None) -> AbstractContextManager[None]:
+    """One measurement at a time on a machine."""
+    return turn(lambda text: notify(progress, "note", text))
 
 
 class ExperimentRunner:
@@ -222,7 +230,7 @@ class ExperimentRunner:
                 # the stores stand for other machines: their disks are not what is measured
                 cold.warm(self.preparation.roots)
             order.shuffle(arms)
-            again = self.spec.again
+            again = 0 if beside() else self.spec.again
             for position, stack in enumerate(arms):
                 if (stack.name, block) in done:
                     continue

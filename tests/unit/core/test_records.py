@@ -50,6 +50,48 @@ def test_a_run_narrowed_to_some_arms_keeps_what_it_says_of_itself_and_of_them():
     assert both.narrowed(["b"]).arm_names == ["b"] and both.narrowed([]).trials == ()
 
 
+@pytest.mark.parametrize(
+    ("trials", "counted"),
+    [
+        (["", ""], [0, 1]),  # two of a block that nothing disturbed, as in a pool
+        (["busy", ""], [1]),
+        (["", "busy"], [0]),
+        (["busy", "busy"], [0]),  # the first, as planned: the shorter one would be a choice
+        (["busy"], [0]),
+        (["busy", "failed"], [0, 1]),
+        (["failed busy", ""], [0, 1]),
+    ],
+)
+def test_one_trial_of_a_disturbed_block_counts_and_all_are_kept(trials, counted):
+    made = tuple(
+        Trial(
+            "a",
+            3,
+            i,
+            outcome="oom" if "failed" in t else "ok",
+            total_s=None if "failed" in t else 1.0 + i,
+            disturbed="others used 40 % of the CPUs" if "busy" in t else "",
+        )
+        for i, t in enumerate(trials)
+    )
+    run = replace(run_of(), trials=made)
+    assert [t.order for t in run.of_arm("a", only_ok=False)] == counted
+    assert [t for t in run.of_arm("a") if not t.ok] == []
+    left = [t.order for t in run.repeated("a")]
+    assert sorted(counted + left) == list(range(len(trials)))
+    assert len(run.disturbed) == sum("busy" in t for t in trials)
+
+
+def test_an_older_trial_is_judged_as_it_is_read(tmp_path):
+    path = records.write(run_of(), tmp_path / "run.json")
+    doc = json.loads(path.read_text())
+    for trial in doc["trials"]:
+        del trial["disturbed"]
+    doc["trials"][0]["samples"] = {"seconds": 2.0, "psi_cpu_some_s": 1.9}
+    path.write_text(json.dumps(doc))
+    assert [bool(t.disturbed) for t in records.read(path).trials] == [True, False]
+
+
 def test_a_write_that_fails_leaves_the_old_record_and_no_other_file(tmp_path, monkeypatch):
     path = records.write(run_of(), tmp_path / "run.json")
 
