@@ -8,6 +8,6 @@ the notebooks and the planner.
 Lesson: notebooks/08_stacking."""
 
 from labkit.study.handed import measured, parts
-from labkit.study.record import Step, Study, latest, read
+from labkit.study.record import Step, Study, latest, read, recorded
 
-__all__ = ["Step", "Study", "latest", "measured", "parts", "read"]
+__all__ = ["Step", "Study", "latest", "measured", "parts", "read", "recorded"]

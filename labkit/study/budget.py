@@ -66,12 +66,14 @@ class Schedule:
             self._let_join(run)
         self._give_up(run)
         due = [a for a, first in self._joined.items() if first <= number < first + BLOCKS]
-        if due == [] and number:
-            due = self._undecided(run) if number < MOST_BLOCKS else []
-            if due and not self._fits(run, self._seconds(run, due)):
-                due = []
-        beside = ["naive"] if due and "naive" in self._joined and "naive" not in due else []
-        return [*beside, *due]
+        if due:
+            return self._with_naive(due)
+        more = self._with_naive(self._undecided(run)) if 0 < number < MOST_BLOCKS else []
+        return more if self._fits(run, self._seconds(run, more)) else []
+
+    def _with_naive(self, arms: list[str]) -> list[str]:
+        """A pair is of one block: naive is in each."""
+        return ["naive", *(a for a in arms if a != "naive")] if arms else []
 
     @property
     def spent_s(self) -> float:

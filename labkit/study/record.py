@@ -13,7 +13,8 @@ Lesson: notebooks/08_stacking."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import contextlib
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from labkit.core import host, records
@@ -21,6 +22,7 @@ from labkit.core.json_types import JsonObject
 from labkit.core.records import Run
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, LabError
+from labkit.stack import replay
 
 LADDER = "ladder.json"
 NAIVE, ALONE, RUNG, CHALLENGER = "naive", "alone", "rung", "challenger"
@@ -92,6 +94,19 @@ def read(path: str | Path) -> Study:
         )
     sizes = tuple(records.read(p) for p in sorted(folder.glob("size-*.json")))
     return of_run(records.read(folder / LADDER), sizes, folder)
+
+
+def recorded() -> dict[str, Study]:
+    """The studies that ship with the lab, by host: data/recorded/<host>/study/, each run marked as
+    recorded elsewhere. One that cannot be read is left out."""
+    found = {}
+    for ladder in sorted(replay.folder().glob(f"*/study/{LADDER}")):
+        host_name = ladder.parent.parent.name
+        with contextlib.suppress(LabError):
+            study = read(ladder.parent)
+            sizes = tuple(replay.marked(run, host_name) for run in study.sizes)
+            found[host_name] = replace(study, run=replay.marked(study.run, host_name), sizes=sizes)
+    return found
 
 
 def latest(workspace: Workspace | None = None) -> Study | None:
