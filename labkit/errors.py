@@ -9,12 +9,15 @@ A user's mistake never shows a traceback: `labkit.cli` prints the three lines an
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 
 class LabError(Exception):
     """Root of the family. `what` happened, `why` it matters, `fix`: a command or a step. All plain
     text."""
+
+    #: What a command that it ends exits with.
+    exit_code: ClassVar[int] = 2
 
     def __init__(self, what: str, why: str = "", fix: str = ""):
         super().__init__(what)
@@ -48,6 +51,8 @@ class MissingCapability(LabError):
     """The host cannot do this (no FUSE, no root, no GPU). Changes the label of a result, never its
     method."""
 
+    exit_code = 3
+
 
 class TransferError(LabError):
     """Bytes did not arrive after every retry, or arrived wrong. Nothing wrong was kept."""
@@ -56,6 +61,8 @@ class TransferError(LabError):
 class IncomparableRecords(LabError):
     """Two records differ in host, cache state, scenario or link: refusing to compare them as if
     they were the same."""
+
+    exit_code = 5
 
 
 class TrialError(LabError):

@@ -8,6 +8,7 @@ Exit codes, of every command:
         why and the fix are on stderr
     3    a capability is missing here; labkit doctor says which
     4    image mount: the registry did not deliver
+    5    not comparable: records, or a run and its baseline, answer different questions
     70   a mistake of the lab itself: the message says where its traceback is
     130  interrupted; everything started was taken down
     141  nobody reads stdout any more
@@ -29,7 +30,7 @@ from functools import partial
 
 from labkit.core import secrets
 from labkit.core.arguments import Parser
-from labkit.errors import BadInput, LabError, MissingCapability
+from labkit.errors import BadInput, LabError
 
 COMMANDS = {
     "doctor": "what this host can show, and what would unlock more",
@@ -54,13 +55,14 @@ COMMANDS = {
 }
 
 #: What a command may end with.
-EXIT_CODES = (0, 1, 2, 3, 4, 70, 130, 141)
+EXIT_CODES = (0, 1, 2, 3, 4, 5, 70, 130, 141)
 _BUG = 70
 
 EPILOG = """exit codes: 0 done; 1 measured, and something failed; 2 a mistake in the call, or the
 environment refuses; 3 a capability is missing (labkit doctor); 4 image mount: the registry did not
-deliver; 70 a mistake of the lab; 130 interrupted; 141 nobody reads stdout any more. The last line
-of a command that measures is one JSON document.
+deliver; 5 not comparable (records, or a run and its baseline); 70 a mistake of the lab; 130
+interrupted; 141 nobody reads stdout any more. The last line of a command that measures is one JSON
+document.
 
 environment: LABKIT_HOME the workspace (default ~/.cache/labkit); LABKIT_TRACEBACK=1 shows where an
 error comes from."""
@@ -148,7 +150,7 @@ def failed(error: BaseException, command: str) -> int:
     )
     if refused is None:
         return _BUG
-    return 3 if isinstance(refused, MissingCapability) else 2
+    return refused.exit_code
 
 
 def _own_mistake(error: BaseException, command: str) -> LabError:

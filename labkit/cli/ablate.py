@@ -12,7 +12,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from labkit.cli import experiments
+from labkit.cli import ci, experiments
 from labkit.core.arguments import count, names, new_file, scenario
 from labkit.core.json_types import JsonMapping
 from labkit.net.arguments import link
@@ -52,12 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     experiments.add_device(parser, "the servers")
     experiments.add_record_options(parser)
+    ci.add_options(parser)
     parser.add_argument("--json", action="store_true", help="only the JSON line")
 
 
 def run(args: argparse.Namespace) -> int:
     from labkit.core import host, records
-    from labkit.errors import MissingCapability
+    from labkit.errors import BadInput, MissingCapability
     from labkit.stack.ablate import arms, candidates
     from labkit.stack.compose import Stack
     from labkit.viz.live import progress
@@ -66,10 +67,17 @@ def run(args: argparse.Namespace) -> int:
         new_file(args.out, "--out")
         if not args.search:
             records.refuse_overwriting(args.out, args.resume, args.overwrite)
+    ci.refuse_strangers(args)
     if args.best and args.best != "best-here":
         Stack.parse(args.best)
     only = tuple(n.strip() for n in args.only.split(",") if n.strip())
     if args.search:
+        if args.junit or args.summary:
+            raise BadInput(
+                f"--{'junit' if args.junit else 'summary'} with --search",
+                why="a search has several records, and no trial of it is a verdict",
+                fix="leave it out, and give it to labkit run naive best-here",
+            )
         return _search(args, only)
     names, missing = candidates(host.card(), scenario=args.scenario, only=only, device=args.device)
     for name, why in missing.items():
@@ -89,7 +97,9 @@ def run(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     estimating = Estimating(progress(), len(stacks), args.blocks)
-    return _report(experiments.run_experiment(args, stacks, estimating), args.json)
+    measured = experiments.run_experiment(args, stacks, estimating)
+    ci.deliver(args, ci.of_run(measured, "ablate"))
+    return _report(measured, args.json)
 
 
 class Estimating:

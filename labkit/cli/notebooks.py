@@ -1,19 +1,24 @@
 """`labkit notebooks`: run them headless and say what happened, or check that they are in canonical
 form.
 
-labkit notebooks run                              all of them, report in report/notebooks/ labkit
-notebooks run 01_anatomy --preset ci -p blocks=3 --timeout 600 labkit notebooks run --baseline
-baseline.json     fail when a stack got slower than its baseline, and name the phase labkit
-notebooks check [--fix]"""
+labkit notebooks run                      all of them, report in report/notebooks/
+labkit notebooks run 01_anatomy --preset ci -p blocks=3 --timeout 600
+labkit notebooks run 01_anatomy --save-baseline FILE
+labkit notebooks run 01_anatomy --baseline FILE --junit junit.xml
+    exit code 1 when a stack got slower than its baseline, and the phase is named; 5 when the two
+    cannot be compared, which is found out before anything runs where it can be
+labkit notebooks check [--fix]"""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+from labkit.cli import ci
 from labkit.core import shipped
 from labkit.core.arguments import new_file, output_directory, readable_file, seconds
-from labkit.errors import BadInput
+from labkit.errors import BadInput, IncomparableRecords
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="keep the machine's seconds a notebook, for the syllabi; adds to what the file has",
     )
+    ci.add_options(run_parser)
     run_parser.add_argument("--json", action="store_true", help="only the JSON line on stdout")
     check_parser = commands.add_parser(
         "check",
@@ -130,6 +136,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from labkit.core import printable
     from labkit.core.stdout import last_line, say, table
     from labkit.core.units import show_s
     from labkit.lessons import parameters
@@ -147,17 +154,25 @@ def _run(args: argparse.Namespace) -> int:
         if path := getattr(args, option[2:].replace("-", "_")):
             new_file(path, option)
     output_directory(args.out, "--out")
+    ci.refuse_strangers(args)
     given = dict(parameters.parse_parameter(text) for text in args.parameter)
-    batch = run_all(
-        find(args.names),
-        Path(args.out),
-        preset=args.preset,
-        given=given,
-        timeout_s=args.timeout,
-        baseline=args.baseline,
-        save_baseline=args.save_baseline,
-        say=None if args.json else print,
-    )
+    paths = find(args.names)
+    try:
+        batch = run_all(
+            paths,
+            Path(args.out),
+            preset=args.preset,
+            given=given,
+            timeout_s=args.timeout,
+            baseline=args.baseline,
+            save_baseline=args.save_baseline,
+            say=None if args.json else print,
+        )
+    except IncomparableRecords as error:  # before anything ran
+        ci.deliver(args, ci.of_refusal(error, "notebooks run"))
+        last_line({"notebooks": [], "not_comparable": error.as_json()})
+        raise
+    ci.deliver(args, ci.of_notebooks(batch, paths))
     if args.save_seconds:
         from labkit.lessons import syllabus
 
@@ -179,5 +194,7 @@ def _run(args: argparse.Namespace) -> int:
             for line in batch.compared.left_out:
                 say(f"  not compared: {line}")
         print(f"report: {batch.page}")
+    if batch.not_comparable:
+        print(f"labkit notebooks: {printable.text(batch.not_comparable)}", file=sys.stderr)
     last_line(batch.as_json())
     return batch.code

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from labkit.cli import ci
 from labkit.cli.experiments import add_device, sound_records
 from labkit.core.arguments import count, output_directory, seconds
 from labkit.net.arguments import link
@@ -61,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=900.0,
         help="seconds for one notebook (default 900)",
     )
+    ci.add_options(parser)
     parser.add_argument("--json", action="store_true", help="only the JSON line on stdout")
 
 
@@ -71,9 +73,11 @@ def run(args: argparse.Namespace) -> int:
 
     records = sound_records(args.record)
     output_directory(args.out, "--out")
+    ci.refuse_strangers(args)
+    notebooks = find(args.notebook)
     result = report(
         Path(args.out),
-        find(args.notebook),
+        notebooks,
         Options(
             preset=args.preset,
             blocks=args.blocks,
@@ -85,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
         ),
         say=(lambda _: None) if args.json else say,
     )
+    ci.deliver(args, ci.of_report(result, notebooks))
     if not args.json:
         for line in result.failed:
             say(f"FAILED {line}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from labkit.cli import experiments
+from labkit.cli import ci, experiments
 from labkit.core.arguments import (
     bucket_url,
     count,
@@ -89,6 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="order of arms within blocks")
     experiments.add_record_options(parser)
+    ci.add_options(parser)
     parser.add_argument("--json", action="store_true", help="only the JSON line on stdout")
     parser.add_argument(
         "--port", type=port(), default=None, help="port of the server (default: a free one)"
@@ -136,6 +137,7 @@ def run(args: argparse.Namespace) -> int:
         directory(args.model_dir, "--model-dir", "labkit model make --preset small DIR makes one")
     if args.out:
         new_file(args.out, "--out")
+    ci.refuse_strangers(args)
     free_port(args.port)
     if args.own_command and (args.stacks or args.stack):
         raise BadInput(
@@ -156,6 +158,7 @@ def run(args: argparse.Namespace) -> int:
             fix="labkit run --command CMD --url URL --weights DIR",
         )
     record = _own(args) if args.own_command else _stacks(args)
+    ci.deliver(args, ci.of_run(record, "run"))
     if not args.json:
         from labkit.viz.text_summary import text
 

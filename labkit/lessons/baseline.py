@@ -35,7 +35,7 @@ from labkit.core import printable, question, record_schema, records, secrets
 from labkit.core.json_types import JsonObject
 from labkit.core.records import Run, Trial
 from labkit.core.units import show_s
-from labkit.errors import BadInput
+from labkit.errors import BadInput, IncomparableRecords
 from labkit.lessons.shift import LEAST_S, Shift, common_drift, compare
 
 #: Chance of any false alarm in one rerun.
@@ -62,6 +62,12 @@ class Judged:
     alarm: float  # chance of a false alarm in each comparison
     left_out: tuple[str, ...] = ()  # stacks of the baseline that were not measured often enough now
 
+    @property
+    def slower_phases(self) -> dict[str, tuple[str, ...]]:
+        """What got slower of each stack that did: phases by seconds lost, then the total."""
+        found = {stack: tuple(p for p, _ in _slower(of)) for stack, of in self.shifts.items()}
+        return {stack: phases for stack, phases in found.items() if phases}
+
     def as_json(self) -> JsonObject:
         return {
             "slower": list(self.slower),
@@ -83,11 +89,14 @@ def collect(paths: Iterable[Path]) -> list[Run]:
 
 
 def write(runs: Sequence[Run], path: str | Path) -> Path:
-    if not _groups(runs):
-        raise BadInput(
-            f"{path}: no stack was measured, so no baseline is written",
+    """Raises IncomparableRecords where no later run could be compared with these."""
+    measured = [len(trials) for _, trials in groups(runs).values()]
+    if max(measured, default=0) < MIN_TRIALS:
+        raise IncomparableRecords(
+            f"{printable.line(path)}: no stack was measured {MIN_TRIALS} times, so no baseline is"
+            " written",
             why="a later run would have nothing to be compared with",
-            fix="labkit notebooks run of a notebook that measures, such as 01_anatomy",
+            fix="more blocks (-p blocks=8) of a notebook that measures, such as 01_anatomy",
         )
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -124,10 +133,10 @@ def refuse_overwriting(path: str | Path) -> None:
             )
 
 
-def _groups(runs: Iterable[Run]) -> dict[Key, tuple[JsonObject, list[Trial]]]:
+def groups(runs: Iterable[Run]) -> dict[Key, tuple[JsonObject, list[Trial]]]:
     """Good trials by what they measure, each with its question. Trials of one arm in different
     cache states answer different ones."""
-    groups: dict[Key, tuple[JsonObject, list[Trial]]] = {}
+    found: dict[Key, tuple[JsonObject, list[Trial]]] = {}
     for run in runs:
         for name in run.arm_names:
             conditions = question.conditions_of(run, name)
@@ -144,11 +153,11 @@ def _groups(runs: Iterable[Run]) -> dict[Key, tuple[JsonObject, list[Trial]]]:
                     )
                     if part
                 )
-                groups.setdefault(
+                found.setdefault(
                     (name, f"{printable.line(name)} ({label})", question.key(of_trial)),
                     (of_trial, []),
                 )[1].append(t)
-    return groups
+    return found
 
 
 def _counterparts(
@@ -189,12 +198,12 @@ def regressions(before: Sequence[Run], now: Sequence[Run]) -> list[str]:
 
 
 def judge(before: Sequence[Run], now: Sequence[Run]) -> Judged:
-    """Compare every stack that both sides measured. Raises BadInput when nothing can be
-    compared."""
-    old, new = _groups(before), _groups(now)
+    """Compare every stack that both sides measured. Raises IncomparableRecords when nothing can
+    be compared."""
+    old, new = groups(before), groups(now)
     pairs = _counterparts(old, new)
     if not pairs:
-        raise BadInput(
+        raise IncomparableRecords(
             "nothing to compare with the baseline",
             why=(
                 f"no stack was measured at least {MIN_TRIALS} times on both sides on the same host,"
@@ -263,16 +272,19 @@ def _nearest(old: dict[Key, Any], new: dict[Key, Any]) -> str:
     return ""
 
 
-def _blamed(of: dict[str, Shift]) -> str:
+def _slower(of: dict[str, Shift]) -> list[tuple[str, Shift]]:
     """Phases that got slower by seconds lost, then the total."""
-    found = sorted(
+    return sorted(
         ((p, s) for p, s in of.items() if s.slower),
         key=lambda one: (one[0] == TOTAL, -one[1].lost_s),
     )
+
+
+def _blamed(of: dict[str, Shift]) -> str:
     return "; ".join(
         f"{p} took {show_s(s.now_s)}, was {show_s(s.before_s)}"
         f" (+{s.lost_s / max(s.before_s, 1e-6):.0%})"
-        for p, s in found
+        for p, s in _slower(of)
     )
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from labkit.core import outputs
 from labkit.core.json_types import JsonMapping, JsonObject
-from labkit.errors import BadInput
+from labkit.errors import BadInput, IncomparableRecords
 from labkit.lessons import baseline as past
-from labkit.lessons import canonical, execute, pages, parameters
+from labkit.lessons import canonical, execute, foresight, pages, parameters
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,17 @@ class Batch:
     page: Path
     slower: tuple[str, ...] = ()
     compared: past.Judged | None = None
+    not_comparable: IncomparableRecords | None = None
+
+    @property
+    def failed(self) -> bool:
+        return not self.results or any(r.outcome != "ok" for r in self.results)
 
     @property
     def code(self) -> int:
-        failed = not self.results or any(r.outcome != "ok" for r in self.results)
-        return int(failed or bool(self.slower))
+        if self.failed or self.slower:
+            return 1
+        return IncomparableRecords.exit_code if self.not_comparable else 0
 
     def as_json(self) -> JsonObject:
         return {
@@ -42,6 +48,7 @@ class Batch:
             "slower": list(self.slower),
             "report": str(self.page),
             **({"baseline": self.compared.as_json()} if self.compared else {}),
+            **({"not_comparable": self.not_comparable.as_json()} if self.not_comparable else {}),
         }
 
 
@@ -57,7 +64,8 @@ def run_all(
     say: Callable[[str], object] | None = None,
 ) -> Batch:
     """Run notebooks one after the other, write pages, compare with a baseline. Raises BadInput for
-    every mistake before anything runs."""
+    every mistake before anything runs, and IncomparableRecords where it is known by then that the
+    baseline cannot be compared; what is known only after is in the batch."""
     parameters.refuse_nothing(paths, preset)
     if say and (
         without := [p.stem for p in paths if preset and preset not in parameters.presets(p)]
@@ -68,20 +76,29 @@ def run_all(
     if save_baseline:
         past.refuse_overwriting(save_baseline)
     refuse_strangers(paths, out)
+    chosen = list(zip(paths, values, strict=True))
+    if before is not None:
+        foresight.refuse_incomparable(before, chosen)
+    if save_baseline:
+        foresight.refuse_too_few(chosen)
     results = []
-    for path, injected in zip(paths, values, strict=True):
+    for path, injected in chosen:
         if say:
             say(f"{path.stem} …")
         results.append(execute.run_one(path, out, injected, timeout_s))
-    judged = None
+    judged, refused = None, None
     if baseline or save_baseline:
         measured = past.collect([Path(p) for r in results for p in r.records])
-        if save_baseline:
-            past.write(measured, save_baseline)
-        if before is not None:
-            judged = past.judge(before, measured)
+        try:
+            if save_baseline:
+                past.write(measured, save_baseline)
+            if before is not None:
+                judged = past.judge(before, measured)
+        except IncomparableRecords as error:
+            refused = error
     slower = judged.slower if judged else ()
-    return Batch(tuple(results), pages.notebooks_page(results, out, slower), slower, judged)
+    page = pages.notebooks_page(results, out, slower, refused)
+    return Batch(tuple(results), page, slower, judged, refused)
 
 
 def refuse_strangers(paths: Sequence[Path], out: Path) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
+    from labkit.errors import LabError
     from labkit.lessons.execute import Result
 
 
@@ -116,10 +117,21 @@ def notebook_body(path: str | Path, links: str = ".html") -> str:
     return notebook_html.body(Path(path), links)
 
 
-def notebooks_page(results: Sequence[Result], out: Path, slower: Sequence[str] = ()) -> Path:
+def notebooks_page(
+    results: Sequence[Result],
+    out: Path,
+    slower: Sequence[str] = (),
+    not_comparable: LabError | None = None,
+) -> Path:
     """Write out/index.html and one page a notebook."""
     for result in results:
         if result.executed:
             write(out / f"{result.name}.html", page(result.name, notebook_body(result.executed)))
-    index = document("notebooks.html.j2", "Notebooks, run headless", results=results, slower=slower)
+    index = document(
+        "notebooks.html.j2",
+        "Notebooks, run headless",
+        results=results,
+        slower=slower,
+        not_comparable=not_comparable,
+    )
     return write(out / "index.html", index)

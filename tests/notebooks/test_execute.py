@@ -14,6 +14,7 @@ from labkit.core.ledger import marked_pids, start_time
 from labkit.lessons import canonical, execute
 
 FIXTURES = Path(__file__).parent / "fixtures"
+RECORD = Path(__file__).resolve().parents[2] / "data" / "fixtures" / "fixture_naive.json"
 
 
 @pytest.fixture(autouse=True)
@@ -119,10 +120,9 @@ def test_an_unknown_parameter_is_an_error_before_anything_runs(tmp_path, capsys)
 def test_two_notebooks_side_by_side_keep_their_records_apart(tmp_path):
     """Each waits until the other's record is there, in the same workspace."""
     runs = tmp_path / "home" / "runs"
-    record = Path(__file__).resolve().parents[2] / "data" / "fixtures" / "fixture_naive.json"
 
     def beside(own: str, other: str) -> subprocess.Popen:
-        values = {"label": own, "pid_file": runs / f"{other}.json", "record": record}
+        values = {"label": own, "pid_file": runs / f"{other}.json", "record": RECORD}
         return subprocess.Popen(
             [
                 *[sys.executable, "-m", "labkit", "notebooks", "run", "--json"],

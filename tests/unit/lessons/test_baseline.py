@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from labkit.core.records import Run, Trial
-from labkit.errors import BadInput
+from labkit.errors import BadInput, IncomparableRecords
 from labkit.lessons import baseline
 
 PHASES = {
@@ -135,12 +135,24 @@ def test_a_verdict_says_what_it_could_not_have_seen():
 def test_an_image_of_another_size_is_another_question():
     larger = _run(2)
     larger.experiment["image_extra_bytes"] = 1
-    with pytest.raises(BadInput, match="nothing to compare"):
+    with pytest.raises(IncomparableRecords, match="nothing to compare"):
         baseline.judge([_run(1)], [larger])
 
 
 def test_faster_is_no_alarm():
     assert baseline.regressions([_run(1, {"load": 0.4})], [_run(2)]) == []
+
+
+def test_the_phases_of_a_stack_that_got_slower_are_told_by_seconds_lost():
+    judged = baseline.judge([_run(1)], [_run(2, {"load": 0.4, "import": 0.8})])
+    found = judged.slower_phases["naive (warm-node, loopback, small, cold)"]
+    assert found[:2] == ("import", "load")
+
+
+def test_a_baseline_that_could_never_be_compared_is_not_written(tmp_path):
+    with pytest.raises(IncomparableRecords):
+        baseline.write([_run(1, n=2)], tmp_path / "b.json")
+    assert not (tmp_path / "b.json").exists()
 
 
 def test_a_baseline_survives_its_file(tmp_path):
@@ -150,7 +162,7 @@ def test_a_baseline_survives_its_file(tmp_path):
 
 @pytest.mark.parametrize("other", [{"id": "two"}])
 def test_another_host_is_never_compared(other):
-    with pytest.raises(BadInput, match="nothing to compare"):
+    with pytest.raises(IncomparableRecords, match="nothing to compare"):
         baseline.regressions([_run(1)], [replace(_run(2), host=other)])
 
 
@@ -192,7 +204,7 @@ def test_a_damaged_run_of_a_baseline_is_named_by_its_place(tmp_path):
 
 def test_what_keeps_a_stack_from_its_baseline_is_named():
     other = replace(_run(2), experiment={**_run(2).experiment, "conditions": {"timeout_s": 5.0}})
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(IncomparableRecords) as caught:
         baseline.judge(
             [
                 replace(
