@@ -172,12 +172,16 @@ import sys
 from labkit.core.ledger import Ledger
 from labkit.core.trial import run_trial
 from labkit.core.workspace import Workspace
-from tests.unit.test_core_trial import plan
+from tests.unit.core.test_trial import plan
 space = Workspace.at(sys.argv[1])
 with Ledger.open(space) as ledger:
     print(ledger.mark, flush=True)
     run_trial(plan("hang", timeout_s=60.0), arm="a", workspace=space, ledger=ledger)
 """
+
+
+def _serving(mark):
+    return any("tiny_server" in Path(f"/proc/{p}/cmdline").read_text() for p in marked_pids(mark))
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -191,12 +195,11 @@ def test_a_harness_killed_in_mid_trial_leaves_nothing(how, workspace):
         stderr=subprocess.DEVNULL,
     )
     mark = harness.stdout.readline().strip()
+    assert mark, "the harness did not start"
     until = time.monotonic() + 30
-    while (
-        not any("tiny_server" in Path(f"/proc/{p}/cmdline").read_text() for p in marked_pids(mark))
-        and time.monotonic() < until
-    ):
+    while not (started := _serving(mark)) and time.monotonic() < until:
         time.sleep(0.02)
+    assert started, "there was nothing to be left"
     harness.send_signal(how)
     harness.wait(30)
     until = time.monotonic() + 30
