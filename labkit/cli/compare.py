@@ -89,6 +89,7 @@ def _summary(run: Run, arm: str, phase: str) -> JsonObject:
         "arm": arm,
         "n": len(values),
         "failed": len(run.of_arm(arm, only_ok=False)) - len(run.of_arm(arm)),
+        "disturbed": sum(bool(t.disturbed) for t in run.of_arm(arm)),
     }
     if values:
         low, high = stats.interval(values)
@@ -193,7 +194,7 @@ def _show_rows(rows: list[JsonObject], title: str) -> str:
             [
                 r["arm"],
                 r["n"],
-                r["failed"],
+                f"{r['failed']}" + (f", {n} disturbed" if (n := r.get("disturbed")) else ""),
                 show_s(r["median_s"]) if known else "",
                 f"{show_s(r['low_s'])} – {show_s(r['high_s'])}" if known else "no good trial",
                 ratio,

@@ -89,6 +89,7 @@ def summary(run: Run) -> JsonObject:
     """The last line of what runs an experiment: the bench language, with failed, trials,
     first_token_s, phases, unaccounted_share. Raises BadInput for a run without arms."""
     from labkit.core import printable, question, stats
+    from labkit.core.trend import trend
     from labkit.errors import BadInput
 
     results, ratios = [], {}
@@ -101,6 +102,7 @@ def summary(run: Run) -> JsonObject:
             "scenario": arm["scenario"],
             "n": len(good),
             "failed": len(every) - len(good),
+            "disturbed": sum(bool(t.disturbed) for t in good),
         }
         if good:
             totals = [t.total_s for t in good if t.total_s is not None]
@@ -154,6 +156,8 @@ def summary(run: Run) -> JsonObject:
         "device_why": placement.get("why"),
         "blocks": run.experiment.get("blocks", max((t.block + 1 for t in run.trials), default=0)),
         "failed": len(run.failed),
+        "disturbed": len(run.disturbed),
+        "trend": found.words if (found := trend(run)) else "",
         "trials": len(run.trials),
         "first_token_s": results[0].get("median_s"),
         "phases": results[0].get("phases", {}),

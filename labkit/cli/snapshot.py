@@ -243,6 +243,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _explain(args: argparse.Namespace) -> int:
+    from labkit.core.criu_log import error_lines
     from labkit.core.units import show_bytes
     from labkit.snapshot import criu_images, explain, store
 
@@ -250,7 +251,7 @@ def _explain(args: argparse.Namespace) -> int:
     if path.is_file():
         log = path.read_text(errors="replace")
         found = explain.cause(log)
-        if found is None and not explain.error_lines(log):
+        if found is None and not error_lines(log):
             print("nothing in this log went wrong")
             return 0
         print(explain.refusal("restore" if "restore" in path.name else "dump", log))

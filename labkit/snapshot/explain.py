@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from labkit.core.criu_log import error_lines
 from labkit.errors import LabError
 
 
@@ -204,14 +205,6 @@ CAUSES = (
     ),
 )
 
-#: CRIU writes these as errors and goes on.
-HARMLESS = (
-    "Can't setup RLIMIT_NOFILE",
-    "cgroupd: recv req error",
-    "Restoring FAILED",
-    "Dumping FAILED",
-)
-
 
 def cause(log: str) -> Cause | None:
     """The first cause in the table that the log's error lines show; for refusals that CRIU only
@@ -221,16 +214,6 @@ def cause(log: str) -> Cause | None:
         if errors and re.search(one.pattern, errors):
             return one
     return CAUSES[-1] if not log.strip() else None
-
-
-def error_lines(log: str) -> list[str]:
-    """CRIU's own error lines, in order, without the time in front."""
-    lines = [
-        line
-        for line in log.splitlines()
-        if ("Error (" in line or "Error:" in line) and not any(h in line for h in HARMLESS)
-    ]
-    return [re.sub(r"^\(\d+\.\d+\)\s*", "", line).strip() for line in lines]
 
 
 def refusal(

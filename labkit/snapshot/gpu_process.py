@@ -21,13 +21,14 @@ from pathlib import Path
 
 from labkit.core import proc, timeline
 from labkit.core.client import Answer
+from labkit.core.criu_log import error_lines
 from labkit.core.json_types import JsonObject
 from labkit.device import cuda_checkpoint as cuda
 from labkit.device import served
 from labkit.device.driver_states import Driver
 from labkit.device.fake_driver import FakeDriver
 from labkit.device.nvml import device_used_bytes
-from labkit.snapshot import criu, descriptors, explain
+from labkit.snapshot import criu, descriptors
 from labkit.snapshot.explain import SnapshotError
 
 #: A file may have been open under a name that is gone (a semaphore in /dev/shm); --link-remap gives
@@ -132,7 +133,7 @@ def restore(
 def criu_errors(log: Path, most: int = 8) -> list[str]:
     """CRIU's own errors, the last ones."""
     try:
-        return [line[:300] for line in explain.error_lines(log.read_text(errors="replace"))[-most:]]
+        return [line[:300] for line in error_lines(log.read_text(errors="replace"))[-most:]]
     except OSError:
         return []
 

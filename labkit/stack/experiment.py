@@ -23,6 +23,7 @@ from typing import Any
 from labkit.core import cold, floor, host, question, rates, records, secrets
 from labkit.core.ledger import Ledger
 from labkit.core.plan import LaunchPlan
+from labkit.core.trend import trend
 from labkit.core.trial import TrialOptions, run_trial
 from labkit.core.turn import beside, turn
 from labkit.core.workspace import Workspace
@@ -247,6 +248,8 @@ class ExperimentRunner:
                     notify(progress, "trial_started", stack.name, block, self.spec.blocks)
                     trial = self.trial(stack, plans, block, position, run, self.spec.instrument)
                     run = self._recorded(run, trial)
+        if found := trend(run):
+            notify(progress, "note", found.words)
         return run
 
     def _recorded(self, run: records.Run, trial: records.Trial) -> records.Run:

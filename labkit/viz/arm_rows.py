@@ -69,6 +69,8 @@ def caption(run: Run, names: Sequence[str]) -> str:
     failed = sum(s.failed for s in shown)
     if failed:
         facts.append(f"{failed} failed")
+    if disturbed := sum(s.disturbed for s in shown):
+        facts.append(f"{disturbed} disturbed by other work")
     return " · ".join([*facts, captions.host_name(run.host, captions.device(run))])
 
 

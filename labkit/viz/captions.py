@@ -49,6 +49,7 @@ class Shown:
     host: JsonObject = field(default_factory=dict)
     n: int = 1  # good trials of the arm this one stands for
     failed: int = 0
+    disturbed: int = 0  # of those n
     replayed_from: str = ""
     simulated: str = ""
     device: str = ""  # of the server: cpu, cuda; "" where the record does not tell
@@ -59,7 +60,7 @@ def choose(run: Run | Trial, arm: str = "") -> Shown:
     """The median trial of an arm (the first arm by default); a lone Trial stands for itself. Raises
     BadInput without a good trial."""
     if isinstance(run, Trial):
-        return Shown(run, {"name": run.arm})
+        return Shown(run, {"name": run.arm}, disturbed=int(bool(run.disturbed)))
     if not run.arm_names:
         raise BadInput(f"run {run.id} holds no trial", fix="labkit run naive --out FILE")
     name = arm or run.arm_names[0]
@@ -67,9 +68,8 @@ def choose(run: Run | Trial, arm: str = "") -> Shown:
         raise BadInput(
             f"no arm {name!r} in run {run.id}", fix="one of: " + ", ".join(run.arm_names)
         )
-    good = sorted(
-        (t for t in run.of_arm(name) if t.total_s is not None), key=lambda t: t.total_s or 0
-    )
+    counted = [t for t in run.of_arm(name) if t.total_s is not None]
+    good = sorted(counted, key=lambda t: t.total_s or 0)
     failed = len(run.of_arm(name, only_ok=False)) - len(good)
     if not good:
         outcomes = (
@@ -87,6 +87,7 @@ def choose(run: Run | Trial, arm: str = "") -> Shown:
         run.host,
         len(good),
         failed,
+        sum(bool(t.disturbed) for t in good),
         replayed_from(run),
         simulated(run),
         device(run),
@@ -190,6 +191,10 @@ def caption(shown: Shown) -> str:
     parts.append(f"the median trial of n = {shown.n}" if shown.n > 1 else "n = 1")
     if shown.failed:
         parts.append(f"{shown.failed} failed")
+    if shown.trial.disturbed:
+        parts.append(f"DISTURBED: {shown.trial.disturbed}")
+    elif shown.disturbed:
+        parts.append(f"{shown.disturbed} disturbed by other work")
     if shown.host:
         parts.append(host_name(shown.host, shown.device))
     return " · ".join(parts)
@@ -243,20 +248,33 @@ def waterfall_alt(shown: Shown) -> str:
     )
 
 
+def any_disturbed(trials: Iterable[Trial]) -> bool:
+    return any(t.disturbed for t in trials)
+
+
+def _point(trial: Trial) -> str:
+    return show_s(trial.first_token_s) + ("*" if trial.disturbed else "")
+
+
 def strip_text(run: Run, arms: Sequence[str]) -> str:
-    """Every raw point of a strip plot."""
+    """Every raw point of a strip plot; a star marks one that other work on the machine
+    disturbed."""
     from labkit.core import stats
 
     lines = []
     for arm in arms:
-        good = [t.total_s for t in run.of_arm(arm) if t.total_s is not None]
+        counted = [t for t in run.of_arm(arm) if t.total_s is not None]
+        good = [t.first_token_s for t in counted]
+        repeated = [t for t in run.repeated(arm) if t.total_s is not None]
         bad = [t.outcome for t in run.of_arm(arm, only_ok=False) if not t.ok]
         if good:
             low, high = stats.interval(good)
             lines.append(
                 f"{arm}: median {show_s(stats.median(good))} ({show_s(low)} – {show_s(high)}), n ="
                 f" {len(good)}; "
-                + ", ".join(show_s(x) for x in good)
+                + ", ".join(_point(t) for t in counted)
+                + ("; measured again: " + ", ".join(map(_point, repeated)) if repeated else "")
+                + (" (* disturbed by other work)" if repeated or any_disturbed(counted) else "")
                 + (f"; failed: {', '.join(bad)}" if bad else "")
             )
         else:

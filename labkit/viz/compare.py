@@ -2,7 +2,8 @@
 phases stacked (phases).
 
     strip(run)      one dot a trial, the median and its bootstrap interval; failed trials are
-        crosses at the edge, never left out
+        crosses at the edge, never left out; disturbed ones are hollow, and grey where another trial
+        of their block stands for them
     compare(run)    medians, and the paired ratio to a baseline; "not significant" where its
         interval holds 1 or n < 5
     phases(run)     the median trial of each arm, its phases end to end
@@ -111,6 +112,8 @@ def _compared(run: Run, name: str, base: str, phase: str) -> _Compared:
             raise
         except BadInput as error:
             note = error.what
+    if disturbed := sum(bool(t.disturbed) for t in trials):
+        note += f"; {disturbed} disturbed"
     low_s, high_s = stats.interval(times)
     return _Compared(name, note, stats.median(times), low_s, high_s, len(times))
 
@@ -135,13 +138,19 @@ def _draw_strip(run: Run, names: list[str], theme: Theme) -> Figure:
     right_in = 1.75 if any(failed.values()) else 0.35
     figure, axes = arm_rows.frame(run, names, "Time to first token, every trial", right_in, theme)
     for y, name in enumerate(names):
-        times = [t.total_s for t in run.of_arm(name) if t.total_s is not None]
-        for i, total_s in enumerate(times):
+        counted = [t for t in run.of_arm(name) if t.total_s is not None]
+        times = [t.first_token_s for t in counted]
+        for t in run.repeated(name):
+            axes.plot(t.first_token_s, y - 0.12, "o", ms=6, color="none", mec=theme.faint, mew=0.8)
+        for i, trial in enumerate(counted):
             # Spread by block, not at random: the order in time stays visible, and the figure is the
             # same every time.
             lift = 0.44 * ((i + 0.5) / len(times) - 0.5) - 0.12
             colour = arm_rows.colour(run, name)
-            axes.plot(total_s, y + lift, "o", ms=6, color=colour, mec=theme.ink, mew=0.4)
+            fill, edge, width = (
+                ("none", colour, 1.4) if trial.disturbed else (colour, theme.ink, 0.4)
+            )
+            axes.plot(times[i], y + lift, "o", ms=6, color=fill, mec=edge, mew=width)
         if times:
             ink = theme.ink
             axes.plot(stats.interval(times), [y + 0.28] * 2, "-", color=ink, lw=1.3, zorder=4)
@@ -152,7 +161,8 @@ def _draw_strip(run: Run, names: list[str], theme: Theme) -> Figure:
         crosses = [f"✕ {kind}" + (f" ×{n}" if n > 1 else "") for kind, n in counts]
         if crosses:
             arm_rows.beside(axes, 1.02, y, "\n".join(crosses), fontsize=look.BASE_PT - 1)
-    longest_s = max([t.total_s or 0 for n in names for t in run.of_arm(n)], default=1.0)
+    drawn = [t for n in names for t in (*run.of_arm(n), *run.repeated(n))]
+    longest_s = max([t.total_s or 0 for t in drawn], default=1.0)
     axes.set_xlim(0, longest_s * 1.04 or 1.0)
     return figure
 

@@ -123,7 +123,7 @@ class Progress:
         return (
             f"{head}{show_s(trial.total_s or 0)}  {trial.cache.get('state', 'unverified')} "
             f" ({parts})"
-        )
+        ) + (f"  DISTURBED: {trial.disturbed}" if trial.disturbed else "")
 
     def _say(self, kind: str, *values: object) -> None:
         try:

@@ -210,7 +210,7 @@ def _told_apart(stack: Mapping[str, str]) -> dict[str, str]:
 
 
 def _times(run: Run) -> list[float]:
-    return [t.total_s for t in run.trials if t.ok and t.total_s]
+    return [t.total_s for name in run.arm_names for t in run.of_arm(name) if t.total_s]
 
 
 class _View(View):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from labkit.core.json_types import JsonObject
 from labkit.core.records import Run
+from labkit.core.trend import trend
 from labkit.core.units import show_bytes, show_s
 from labkit.viz import captions
 
@@ -36,6 +37,15 @@ def text(run: Run, arm: str = "", trials: bool = False) -> str:
                 f"FAILED {t.arm}, block {t.block + 1}: {t.outcome}"
                 + (f" – {t.error['what']}" if t.error.get("what") else "")
             )
+    again = [id(t) for name in run.arm_names for t in run.repeated(name)]
+    for t in run.disturbed:
+        if not arm or t.arm == arm:
+            parts.append(
+                f"DISTURBED {t.arm}, block {t.block + 1}: {t.disturbed}"
+                + ("; measured again, which is what counts" if id(t) in again else "")
+            )
+    if found := trend(run):
+        parts.append(f"CAUTION {found.words}")
     if len(run.arm_names) > 1 and not arm:
         parts.append(captions.strip_text(run, run.arm_names))
     return "\n".join(p for p in parts if p)
@@ -81,7 +91,7 @@ def _every(run: Run, arm: str) -> str:
         [
             t.block + 1,
             t.arm,
-            t.outcome,
+            t.outcome + (", disturbed" if t.disturbed else ""),
             show_s(t.total_s) if t.total_s is not None else "",
             t.cache.get("state", ""),
             ", ".join(f"{p} {show_s(s)}" for p, s in t.phases.items()),

@@ -8,6 +8,7 @@ import os
 import re
 
 from labkit.core import host, proc
+from labkit.core.probes import criu_cycle
 from labkit.core.probes.probe import (
     APT,
     HOST_TOOLS,
@@ -112,7 +113,12 @@ def _criu() -> Capability:
             f"criu check: {text.splitlines()[-1] if text else status}",
             "criu check --all, and see docs/host-tools.md",
         )
-    return yes(version)
+    if words := criu_cycle.trouble():
+        return no(
+            f"CRIU {version} is here and does not work: {words[:240]}",
+            f"{HOST_TOOLS} brings the CRIU that the lab is tested with; see docs/host-tools.md",
+        )
+    return yes(f"{version}, a process dumped and restored")
 
 
 @probe(
