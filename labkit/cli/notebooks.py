@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="01_anatomy, a prefix such as 01, or a path (default: all)",
     )
     run_parser.add_argument(
-        "--preset", default="", help="parameters from the notebook's own presets: ci"
+        "--preset",
+        default="",
+        help="parameters from the notebook's own presets: report (to be read), ci (a test)",
     )
     run_parser.add_argument(
         "-p",

@@ -1,7 +1,8 @@
 """`labkit site`: the gallery of executed notebooks and figures, as static HTML.
 
-labkit site --out site                       from report/notebooks (run `labkit report` or `labkit
-notebooks run` first) labkit site --execute --preset ci            execute the notebooks first"""
+labkit site --out site              from report/notebooks, as `labkit report` left them
+labkit site --execute               run `labkit report` first: its study, then the notebooks
+"""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from labkit.cli.experiments import sound_records
 from labkit.core.arguments import output_directory
+from labkit.errors import BadInput
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,9 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--execute",
         action="store_true",
-        help="execute all notebooks into that folder first; done by itself when it is empty",
+        help="run labkit report first, into the folder above; done by itself when none is there",
     )
-    parser.add_argument("--preset", default="ci", help="parameters for --execute (default: ci)")
     parser.add_argument(
         "--record",
         action="append",
@@ -46,11 +47,7 @@ def run(args: argparse.Namespace) -> int:
     pages.refuse_strangers([Path(args.out) / "index.html"])
     executed, failed = Path(args.executed), 0
     if args.execute or not list(executed.glob("*.ipynb")):
-        from labkit.cli.notebooks import find
-        from labkit.lessons.batch import run_all
-
-        batch = run_all(find([]), executed, preset=args.preset, say=print)
-        failed = sum(r.outcome != "ok" for r in batch.results)
+        failed = len(_reported(executed))
     built = gallery.build(Path(args.out), executed, records)
     if not built.runs:
         print("not drawn: no recorded run was found (LABKIT_RECORDED says where they are)")
@@ -67,3 +64,20 @@ def run(args: argparse.Namespace) -> int:
         }
     )
     return 1 if failed else 0
+
+
+def _reported(executed: Path) -> tuple[str, ...]:
+    """Run the report whose executed notebooks lie there; what failed in it. Raises BadInput for a
+    folder that no report leaves."""
+    from labkit.cli.notebooks import find
+    from labkit.core.stdout import say
+    from labkit.lessons.report import report
+
+    notebooks = find([])
+    if executed.name != "notebooks":
+        raise BadInput(
+            f"no executed notebook in {executed}",
+            why="a report leaves them in a folder of its own that is called notebooks",
+            fix=f"--executed {executed / 'notebooks'}, or labkit notebooks run --out {executed}",
+        )
+    return report(executed.parent, notebooks, say=say).failed

@@ -282,9 +282,12 @@ def predict(run: Run, arm: str) -> Prediction | None:
             if owner.get(phase) == layer:
                 path[phase] = alone.get(phase, 0.0)
     if "snapshot" in parts:
+        restored = by_name[parts["snapshot"]].phases
+        # the restored process still starts from the image that the image technique brings
+        brought = ("pull", "unpack", "mount") if "image" in parts else ()
         path = {
-            p: by_name[parts["snapshot"]].phases.get(p, 0.0)
-            for p in (*path, "restore", "first_token")
+            p: path.get(p, 0.0) if p in brought else restored.get(p, 0.0)
+            for p in {*path, *restored}
         }
     measured = stats.median([t.first_token_s for t in run.of_arm(arm)])
     return Prediction(arm, max(sum_s, 0.0), sum(path.values()), measured)

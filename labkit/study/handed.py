@@ -36,7 +36,7 @@ def measured(
     wanted = list(arms) or list(dict.fromkeys([*found.run.arm_names, *found.left_out]))
     there = [name for name in wanted if found.run.of_arm(name, only_ok=False)]
     if there:
-        say(_introduced(found, study))
+        say(_introduced(found.run.narrowed(there), study))
     for name in wanted:
         if why := _lacking(found, name):
             say(f"{printable.line(name)}: {printable.line(why)}")
@@ -46,14 +46,15 @@ def measured(
     return found.run.narrowed(there)
 
 
-def _introduced(found: Study, study: str) -> str:
-    run, arm = found.run, found.run.arms[0]
-    host = run.host.get("title") or run.host.get("id", "")
+def _introduced(run: Run, study: str) -> str:
+    arm, host = run.arms[0], run.host.get("title") or run.host.get("id", "")
     over = f" over {arm['link']}" if arm["link"] else ""
+    counts = sorted({len(run.of_arm(name)) for name in run.arm_names})
+    starts = " to ".join(dict.fromkeys((str(counts[0]), str(counts[-1]))))
+    what = f"{run.experiment.get('preset', '')}{over}, {arm['scenario']}"
     return printable.line(
-        f"Not measured again: from the study in {study}, measured {run.created} on {host}:"
-        f" {run.experiment.get('preset', '')}{over}, {arm['scenario']},"
-        f" {run.experiment.get('blocks', '?')} blocks."
+        f"Not measured again: from the study in {study}, measured {run.created} on {host}: {what},"
+        f" {starts} cold starts an arm."
     )
 
 

@@ -204,6 +204,22 @@ def test_the_sum_of_gains_and_the_critical_path_are_set_against_the_measured_arm
     assert found.measured_s == pytest.approx(5.5, rel=1e-6)
 
 
+def test_the_critical_path_of_a_restore_pulls_as_the_image_technique_does():
+    lazy, dump = {**NAIVE, "image": "estargz-lazy"}, {"snapshot": "criu-container"}
+    found = predict(
+        run_of(
+            {
+                "naive": (NAIVE, {"pull": 4, "unpack": 2, "import": 3, "load": 2}),
+                "estargz-lazy": (lazy, {"mount": 0.1, "import": 4, "load": 2}),
+                "criu-container": ({**NAIVE, **dump}, {"pull": 4, "unpack": 2, "restore": 1}),
+                "both": ({**lazy, **dump}, {"mount": 0.1, "restore": 1.5}),
+            }
+        ),
+        "both",
+    )
+    assert found and found.path_s == pytest.approx(1.1)
+
+
 def test_an_arm_whose_parts_were_not_measured_alone_has_no_prediction():
     assert (
         predict(
