@@ -17,7 +17,8 @@ from labkit.core import stats
 from labkit.core.json_types import JsonObject
 from labkit.core.records import Run
 from labkit.decide.points import sizes_of
-from labkit.decide.predict import SAME_SIZE, model_of
+from labkit.decide.predict import model_of
+from labkit.decide.reach import SAME_SIZE
 from labkit.errors import BadInput
 
 
@@ -27,8 +28,9 @@ def hold_out(runs: Sequence[Run], arm: str) -> list[JsonObject]:
 
     Rows: {"run", "preset", "sizes", "predicted_s", "measured_s", "error_share" (signed), "inside"
     (measured within the forecast), "unseen" (sizes that no other run had), "beyond" (those of them
-    outside what the others span: an extrapolation), "from_one_size" (the others had one size where
-    this one differs: the error is that of a guess), "phases"}."""
+    outside what the others span: an extrapolation), "factor" (times the others' largest size,
+    1.0 within it), "from_one_size" (the others had one size where this one differs: the error is
+    that of a guess), "phases"}."""
     good = [r for r in runs if r.of_arm(arm)]
     if len(good) < 2:
         raise BadInput(
@@ -45,6 +47,7 @@ def hold_out(runs: Sequence[Run], arm: str) -> list[JsonObject]:
         model = model_of([r for r in good if r is not left], arm)
         mine, others = sizes[left.id], [sizes[r.id] for r in good if r is not left]
         forecast = model.predict(mine, far=True)
+        predicted, low, high = forecast.total()
         measured = stats.median([t.total_s for t in left.of_arm(arm) if t.total_s is not None])
         phases = {
             p: {
@@ -64,13 +67,14 @@ def hold_out(runs: Sequence[Run], arm: str) -> list[JsonObject]:
                 "run": left.id,
                 "preset": size_name(left),
                 "sizes": mine,
-                "predicted_s": forecast.total_s,
+                "predicted_s": predicted,
                 "measured_s": measured,
-                "error_share": forecast.total_s / measured - 1,
-                "inside": forecast.low_s <= measured <= forecast.high_s,
+                "error_share": predicted / measured - 1,
+                "inside": low <= measured <= high,
                 "phases": phases,
                 "unseen": unseen,
                 "beyond": [d for d in unseen if not min(spans[d]) < mine[d] < max(spans[d])],
+                "factor": forecast.factor,
                 "from_one_size": any(f.guessed and f.driver in unseen for f in model.fits.values()),
             }
         )

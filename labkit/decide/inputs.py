@@ -20,7 +20,7 @@ from labkit.decide.points import sizes_of
 from labkit.decide.predict import Model
 from labkit.errors import BadInput
 
-GIVEN, MEASURED, ASSUMED, EXAMPLE = "given", "measured", "assumed", "example"
+GIVEN, MEASURED, ASSUMED = "given", "measured", "assumed"
 #: Used where the reader gave nothing and records cannot know it. Each is shown as assumed, with its
 #: reason.
 ASSUMPTIONS: dict[str, tuple[float, str]] = {
@@ -46,7 +46,7 @@ KNOWN = {
 @dataclass(frozen=True)
 class Input:
     value: float
-    source: str  # given | measured | assumed | example
+    source: str  # given | measured | assumed
     why: str = ""
 
 

@@ -12,29 +12,82 @@ from labkit.core.stdout import table
 from labkit.core.units import show_bytes, show_rate, show_s
 from labkit.decide.inputs import ASSUMED
 from labkit.decide.plan import Plan
+from labkit.decide.predict import WHY_NONE, Forecast
+from labkit.decide.reach import LEAST_STEP, UNKNOWN_STEP
 
 
-def _check_line(check: JsonMapping) -> str:
+def check_line(check: JsonMapping) -> str:
     """One size left out of the fit: what was predicted for it, and what was measured."""
     how = ""
     if check["from_one_size"]:
         how = ", from one size"
     elif check["beyond"]:
-        how = ", extrapolated"
+        how = f", extrapolated {_times(check['factor'])}"
     return (
         f"{printable.line(check['preset'] or check['run'])} {show_s(check['predicted_s'])} against"
         f" {show_s(check['measured_s'])} measured ({check['error_share']:+.0%}{how})"
     )
 
 
+def origin(plan: Plan) -> str:
+    """Where the starts were measured; recorded elsewhere is said."""
+    if plan.recorded_on:
+        return f"RECORDED on another host ({plan.recorded_on}), nothing measured on this one"
+    return f"from starts measured on {plan.host}"
+
+
+def total_words(forecast: Forecast) -> tuple[str, str]:
+    """(total, range), or that there is none."""
+    if forecast.refused:
+        return "no figure", ""
+    total_s, low_s, high_s = forecast.total()
+    return show_s(total_s), f"{show_s(low_s)} – {show_s(high_s)}"
+
+
+def error_words(plan: Plan) -> str:
+    """What is known of the error of this forecast, and of no other: within the sizes measured that
+    of sizes left out between them, beyond them that of sizes left out beyond the others, how far
+    that was, and how the range was widened for the rest of the way."""
+    if plan.forecast.refused:
+        return "none is known so far from what was measured"
+    if plan.error_share is None:
+        return (
+            "not known, fewer than three sizes were measured (labkit study measures them)"
+            + _widened(plan, UNKNOWN_STEP)
+        )
+    error, beyond = f"{plan.error_share:.0%}", any(c["beyond"] for c in plan.tested)
+    if not plan.extrapolated:
+        kind = "extrapolated from the others" if beyond else "between the others"
+        return f"{error} at most on sizes left out of the fit, {kind}"
+    furthest = max((c["factor"] for c in plan.tested), default=1.0)
+    if beyond and furthest > 1:
+        known = f"on sizes left out it was {error} at most, up to {_times(furthest)}"
+    elif beyond:
+        known = f"on sizes left out it was {error} at most, below the others"
+    else:
+        known = f"on sizes left out between the others it was {error} at most, beyond them unknown"
+    return known + _widened(plan, LEAST_STEP)
+
+
+def _widened(plan: Plan, least: float) -> str:
+    if not plan.extrapolated:
+        return ""
+    step = max(plan.error_share or 0.0, least)
+    return (
+        f"; this one is extrapolated {_times(plan.forecast.factor)}, and its range takes"
+        f" ±{step:.0%} once more for each doubling"
+    )
+
+
+def _times(factor: float) -> str:
+    if factor <= 1:
+        return "below the smallest size"
+    return f"to {factor:.{0 if factor >= 10 else 1}f} times the largest size"
+
+
 def show(plan: Plan) -> str:
     """The plan in words."""
-    lines = [
-        printable.line(
-            f"Forecast for {plan.arm}, {plan.scenario}, from starts measured on {plan.host}"
-        ),
-        "",
-    ]
+    lines = [printable.line(f"Forecast for {plan.arm}, {plan.scenario}, {origin(plan)}"), ""]
     lines.append(
         table(
             [[k, _value(k, i.value), i.source, i.why] for k, i in plan.inputs.items()],
@@ -52,19 +105,14 @@ def show(plan: Plan) -> str:
         ]
         for p, x in f.phases.items()
     ]
-    rows.append(["total", show_s(f.total_s), f"{show_s(f.low_s)} – {show_s(f.high_s)}", "", ""])
+    rows += [[p, "no figure", "", "", reason] for p, reason in f.refused.items()]
+    rows.append(["total", *total_words(f), "", ""])
     lines += ["", table(rows, ["phase", "predicted", "range", "floor", "model"]), ""]
+    if f.refused:
+        lines += [f"No total: {WHY_NONE}. Measure nearer: {f.fix}"]
     if plan.checks:
-        lines += [
-            "Left out of the fit, then predicted: " + "; ".join(_check_line(c) for c in plan.checks)
-        ]
-        if plan.error_share is None:
-            lines += ["A third size would tell the model's error: labkit plan --measure."]
-    else:
-        lines += [
-            "One size was measured: the model's error is not known. labkit plan --measure adds"
-            " sizes."
-        ]
+        lines += ["Left out of the fit, then predicted: " + "; ".join(map(check_line, plan.checks))]
+    lines += [f"Error of the total: {error_words(plan)}."]
     lines += [f"note: {n}" for n in f.notes]
     return "\n".join([*lines, *_show_breakevens(plan), *_show_traffic(plan), *_show_advice(plan)])
 
@@ -111,6 +159,8 @@ def _show_breakevens(plan: Plan) -> list[str]:
 
 
 def _show_traffic(plan: Plan) -> list[str]:
+    if plan.forecast.refused:
+        return []
     if not plan.traffic:
         return [
             "",
@@ -165,6 +215,6 @@ def _show_advice(plan: Plan) -> list[str]:
     ]
     return [
         "",
-        "What to do first (gain ÷ effort; gains overlap, so measure again after each)",
+        "What to do first (gain ÷ effort; each on top of the measured ones above it)",
         table(rows, ["", "do", "gain", "trust", "effort", "lesson", "how it is known"]),
     ]

@@ -12,9 +12,10 @@ software's own limit and does not get faster.
         link_bytes_per_s=1.25e9)
     forecast.total_s, forecast.low_s, forecast.high_s, forecast.phases["load"].seconds
 
-The error worth quoting is that on a size left out of the fit: `labkit.decide.holdout`. It
-extrapolates a straight line: caches that fill, memory that runs out and links that other tenants
-share are not in it. Lesson: notebooks/09_decide."""
+The error worth quoting is that on a size left out of the fit: `labkit.decide.holdout`. Beyond the
+sizes measured the range widens, and too far beyond them there is no figure (`labkit.decide.reach`):
+caches that fill, memory that runs out and links that other tenants share are not in a straight
+line. Lesson: notebooks/09_decide."""
 
 from __future__ import annotations
 
@@ -28,19 +29,21 @@ from labkit.core.records import Run
 from labkit.core.timeline import PHASES
 from labkit.core.units import show_bytes, show_rate, show_s
 from labkit.decide.points import DRIVER, REST, Point, points
+from labkit.decide.reach import SAME_SIZE, distinct, nearer, too_far, widened
 from labkit.errors import BadInput
 
 #: From this share of the resource's rate on, the resource was the limit.
 BOUND_SHARE = 0.7
-#: From one size alone nothing separates fixed part and rate: a guess may go this far from it, and
-#: no further.
-FURTHEST_GUESS = 20.0
-#: … but five times as far from a size at which bytes outweigh any fixed cost.
-LARGE_BYTES = 100e6
 #: Spread taken for granted where too few trials, or one size, cannot show their own.
 ONE_SIZE_ERROR, FEW_TRIALS_ERROR, FEW = 0.5, 0.3, 3
-#: Sizes closer than this are one size: a line through them would follow their noise.
-SAME_SIZE = 1.2
+
+
+@dataclass(frozen=True)
+class PhaseForecast:
+    seconds: float
+    low_s: float
+    high_s: float
+    how: str
 
 
 @dataclass(frozen=True)
@@ -89,27 +92,55 @@ class Fit:
             )
         return self.fixed_s + size_bytes / rate
 
-
-@dataclass(frozen=True)
-class PhaseForecast:
-    seconds: float
-    low_s: float
-    high_s: float
-    how: str
+    def forecast(
+        self, size_bytes: float, factor: float, resource_bytes_per_s: float | None, how: str
+    ) -> PhaseForecast:
+        """`at`, with its range `factor` times the largest size measured."""
+        seconds = self.at(size_bytes, resource_bytes_per_s)
+        if self.s_per_byte > 0:
+            error = widened(self.error_share, factor, distinct(self.sizes))
+        else:  # bytes that did not show within the noise may show in proportion to it
+            error = self.error_share * factor
+        low, high = sorted((seconds / (1 + error), seconds * (1 + error)))
+        return PhaseForecast(seconds, low, high, how)
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """`phases` in order; `notes` name every extrapolation and every weak fit."""
+    """`phases` in order; `refused`: phases that no figure is given for, each with the reason – then
+    there is no total either; `factor`: how many times the largest size measured the furthest of
+    them is; `notes` name every weak fit; `fix`: the command that measures nearer."""
 
     phases: dict[str, PhaseForecast]
-    total_s: float
-    low_s: float
-    high_s: float
+    total_s: float | None
+    low_s: float | None
+    high_s: float | None
     notes: tuple[str, ...] = ()
+    refused: dict[str, str] = field(default_factory=dict)
+    factor: float = 1.0
+    fix: str = ""
+
+    def total(self) -> tuple[float, float, float]:
+        """(total_s, low_s, high_s). Raises BadInput where it is refused."""
+        if self.total_s is None or self.low_s is None or self.high_s is None:
+            raise BadInput(self.why_none, why=WHY_NONE, fix=self.fix)
+        return self.total_s, self.low_s, self.high_s
+
+    @property
+    def why_none(self) -> str:
+        """Why there is no total, in a sentence; "" where there is one."""
+        reasons: dict[str, list[str]] = {}
+        for phase, reason in self.refused.items():
+            reasons.setdefault(reason, []).append(phase)
+        named = "; ".join(f"{' and '.join(phases)}: {why}" for why, phases in reasons.items())
+        return f"no figure so far from what was measured – {named}" if named else ""
 
     def as_json(self) -> JsonObject:
         return asdict(self)
+
+
+#: Of a refused forecast.
+WHY_NONE = "so far out the law of a phase may be another one, and a figure would only look like one"
 
 
 @dataclass(frozen=True)
@@ -129,43 +160,52 @@ class Model:
         disk_bytes_per_s: float | None = None,
         far: bool = False,
     ) -> Forecast:
-        """`far`: also guess far from the one size measured (to show how wrong that is). `sizes` by
-        driver (image_bytes, unpacked_bytes, model_bytes, snapshot_bytes). Raises BadInput for one
+        """`sizes` by driver (image_bytes, unpacked_bytes, model_bytes, snapshot_bytes); `far`: give
+        a figure however far away it is, to set it beside a measurement. Raises BadInput for a size
         that is needed and missing."""
         rates = {"link": link_bytes_per_s, "disk": disk_bytes_per_s}
         phases: dict[str, PhaseForecast] = {}
         notes: list[str] = []
+        refused: dict[str, str] = {}
+        missing: dict[str, tuple[float, float]] = {}
+        furthest = 1.0
         for phase, one in self.fits.items():
-            size = float(sizes.get(one.driver, math.nan)) if one.s_per_byte > 0 else 0.0
-            if math.isnan(size) or size < 0:
-                raise BadInput(
-                    f"{phase} depends on {one.driver}, which is not given",
-                    fix=f"give {one.driver} in bytes",
-                )
-            reach = FURTHEST_GUESS * (5 if one.sizes[-1] >= LARGE_BYTES else 1)
-            if one.guessed and not far and not 1 / reach <= size / one.sizes[-1] <= reach:
-                raise BadInput(
-                    f"{phase} was measured at one size only ({max(one.sizes):.3g} bytes), and"
-                    f" {size:.3g} bytes are asked for",
-                    why=(
-                        "one size cannot tell a fixed cost from a rate; so far away the forecast"
-                        " would mean nothing"
-                    ),
-                    fix="labkit plan --measure",
-                )
-            seconds = one.at(size, rates.get(one.resource))
-            low, high = sorted((seconds / (1 + one.error_share), seconds * (1 + one.error_share)))
-            phases[phase] = PhaseForecast(seconds, low, high, self._how(one))
+            size = self._size(one, sizes)
+            factor = max(size / one.sizes[-1], 1.0) if one.sizes[-1] > 0 else 1.0
+            furthest = max(furthest, factor)
+            if not far and one.sizes[-1] > 0 and (reason := too_far(size, one.sizes)):
+                refused[phase] = reason
+                missing[one.driver] = (size, one.sizes[-1])
+                continue
+            phases[phase] = one.forecast(size, factor, rates.get(one.resource), self._how(one))
             notes += [f"{phase}: {note}" for note in _notes(one, size, rates.get(one.resource))]
-        total = math.fsum(p.seconds for p in phases.values())
         # Phases are measured in one start and drift together: their errors are added, not averaged
         # away.
-        low, high = (
-            math.fsum(p.low_s for p in phases.values()),
-            math.fsum(p.high_s for p in phases.values()),
+        total, low, high = (
+            math.fsum(getattr(p, which) for p in phases.values())
+            for which in ("seconds", "low_s", "high_s")
         )
         ordered = {p: phases[p] for p in (*PHASES, REST) if p in phases}
-        return Forecast(ordered, total, min(low, total), max(high, total), tuple(notes))
+        if refused:
+            fix = nearer(missing)
+            return Forecast(ordered, None, None, None, tuple(notes), refused, furthest, fix)
+        return Forecast(
+            ordered, total, min(low, total), max(high, total), tuple(notes), factor=furthest
+        )
+
+    @staticmethod
+    def _size(one: Fit, sizes: Mapping[str, float]) -> float:
+        """Bytes that drive a phase; 0 of one with a fixed cost. Raises BadInput for one that is
+        needed and missing."""
+        if not one.driver or (one.s_per_byte <= 0 and one.driver not in sizes):
+            return 0.0
+        size = float(sizes.get(one.driver, math.nan))
+        if math.isnan(size) or size < 0:
+            raise BadInput(
+                f"{one.phase} depends on {one.driver}, which is not given",
+                fix=f"give {one.driver} in bytes",
+            )
+        return size
 
     @staticmethod
     def _how(one: Fit) -> str:
@@ -179,10 +219,10 @@ class Model:
 def _notes(one: Fit, size: float, rate_bytes_per_s: float | None) -> Iterable[str]:
     if one.why:
         yield one.why
-    if one.s_per_byte > 0 and one.sizes and size > 2 * max(one.sizes):
+    if one.s_per_byte > 0 and size > 2 * max(one.sizes):
         yield (
             f"{show_bytes(size)} is {size / max(one.sizes):.0f} times the largest size measured"
-            f" ({show_bytes(max(one.sizes))})"
+            f" ({show_bytes(max(one.sizes))}): its range is widened by that"
         )
     if (
         one.bound

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.core.json_types import JsonObject
 from labkit.core.units import show_s
+from labkit.decide.inputs import GIVEN
 from labkit.decide.plan import Plan
+from labkit.decide.plan_text import error_words, origin, total_words
 from labkit.viz import theme as look
 from labkit.viz.theme import Picture, Theme
 
@@ -32,10 +34,7 @@ def forecast(plan: Plan) -> Picture:
     """Predicted seconds of each phase with the model's range and the floor at the reader's link and
     disk."""
     rows = [(p, f) for p, f in plan.forecast.phases.items() if p in look.PHASE_COLOURS]
-    total = (
-        f"{show_s(plan.forecast.total_s)} ({show_s(plan.forecast.low_s)} –"
-        f" {show_s(plan.forecast.high_s)})"
-    )
+    total = _total(plan)
     text = "\n".join(
         [
             f"Forecast for {plan.arm}, {plan.scenario}: {total}",
@@ -44,61 +43,62 @@ def forecast(plan: Plan) -> Picture:
                 + (f"  floor {show_s(plan.floors[p])}" if p in plan.floors else "")
                 for p, f in rows
             ),
+            *(f"{p:12} no figure: {why}" for p, why in plan.forecast.refused.items()),
             _caption(plan),
         ]
     )
     longest = max(rows, key=lambda r: r[1].seconds)[0] if rows else ""
     return Picture(
         lambda theme: _draw_forecast(plan, rows, total, theme),
-        alt=f"Predicted cold start by phase, {total} in all; the longest phase is {longest}.",
+        alt=f"Predicted cold start by phase, {total} in all; the longest phase is {longest}."
+        if not plan.forecast.refused
+        else f"Predicted phases; {total}.",
         text=text,
         name="forecast",
     )
 
 
+def _total(plan: Plan) -> str:
+    """Total and range, or that there is none and what would measure it."""
+    total, spread = total_words(plan.forecast)
+    if plan.forecast.refused:
+        return f"no total so far from what was measured. Nearer: {plan.forecast.fix}"
+    return f"{total} ({spread})"
+
+
 def _caption(plan: Plan) -> str:
-    error = (
-        "not known, fewer than three sizes measured"
-        if plan.error_share is None
-        else f"{plan.error_share:.0%} at most on sizes left out of the fit"
-    )
-    named = {
-        source: ", ".join(
-            k.replace("_bytes_per_s", "")
-            .replace("_bytes", "")
-            .replace("_per_s", "")
-            .replace("_", " ")
-            for k, i in plan.inputs.items()
-            if i.source == source
-        )
-        for source in ("given", "example")
-    }
-    inputs = (
-        f"EXAMPLE inputs, not yours: {named['example']}"
-        if named["example"]
-        else f"given by you: {named['given'] or 'nothing'}"
+    given = ", ".join(
+        k.replace("_bytes_per_s", "").replace("_bytes", "").replace("_per_s", "").replace("_", " ")
+        for k, i in plan.inputs.items()
+        if i.source == GIVEN
     )
     return (
-        f"predicted, not measured · from starts on {plan.host} · error of the total: {error} ·"
-        f" {inputs}"
+        f"predicted, not measured · {origin(plan)} · error of the total: {error_words(plan)} ·"
+        f" given by you: {given or 'nothing, all as measured'}"
     )
 
 
 def _draw_forecast(plan: Plan, rows: Sequence[tuple[str, Any]], total: str, theme: Theme) -> Figure:
     caption = textwrap.wrap(_caption(plan), 145)
-    head_in, foot_in = 0.6, 0.74 + 0.17 * (len(caption) - 1)
-    height_in = head_in + foot_in + 0.36 * len(rows) + 0.1
+    stamped = bool(plan.recorded_on)
+    head_in, foot_in = 0.6 + 0.3 * stamped, 0.74 + 0.17 * (len(caption) - 1)
+    refused = list(plan.forecast.refused)
+    height_in = head_in + foot_in + 0.36 * (len(rows) + len(refused)) + 0.1
     left_in, right_in = 1.3, 2.1
     figure = look.blank(_WIDTH_IN, height_in)
     axes = look.axes(figure, left_in, right_in, head_in, foot_in)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_yticks(range(len(rows)), [p.replace("_", " ") for p, _ in rows])
+    named = [p.replace("_", " ") for p in (*(p for p, _ in rows), *refused)]
+    axes.set_ylim(len(named) - 0.5, -0.5)
+    axes.set_yticks(range(len(named)), named)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(True, axis="x")
     axes.set_axisbelow(True)
     axes.set_xlabel("seconds of the phase", fontsize=look.BASE_PT - 1)
     look.title(figure, f"Predicted cold start: {total}", 1 - 0.29 / height_in)
+    if stamped:
+        mark = f"recorded on {plan.recorded_on}"
+        look.boxed(figure, theme, mark, 1 - 0.63 / height_in, look.BASE_PT)
     for y, (phase, f) in enumerate(rows):
         axes.barh(y, f.seconds, height=0.55, color=look.PHASE_COLOURS[phase])
         axes.plot(
@@ -124,6 +124,15 @@ def _draw_forecast(plan: Plan, rows: Sequence[tuple[str, Any]], total: str, them
             va="center",
             fontsize=look.BASE_PT - 0.5,
         )
+    for y in range(len(rows), len(named)):
+        axes.text(
+            0.01,
+            y,
+            "no figure: too far from what was measured",
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=look.BASE_PT - 0.5,
+        )
     axes.set_xlim(0, max([f.high_s for _, f in rows] + [1e-9]) * 1.04)
     look.caption(figure, theme, caption, 0.085 / height_in)
     return figure
@@ -131,12 +140,8 @@ def _draw_forecast(plan: Plan, rows: Sequence[tuple[str, Any]], total: str, them
 
 def tradeoff(rows: Sequence[JsonObject], plan: Plan | None = None) -> Picture:
     """One point a keep-alive time: GPU-hours of the whole trace against waiting. `plan`: whose
-    inputs may be a lesson's example, which is then said."""
-    note = (
-        " · EXAMPLE inputs, not yours"
-        if plan and any(i.source == "example" for i in plan.inputs.values())
-        else ""
-    )
+    starts may be recorded elsewhere, which is then said."""
+    note = f" · starts recorded on {plan.recorded_on}" if plan and plan.recorded_on else ""
     text = "\n".join(
         [
             "Keep-alive, GPU-hours and waiting (simulated)" + note,

@@ -1,10 +1,11 @@
-"""The planner by hand: change a size, a link or the traffic, write a guess, and see the forecast –
+"""The planner by hand: give a size, a link or the traffic, write a guess, and see the forecast –
 with widgets, or by plain calls.
 
-    bench = PlanBench(runs, arm="naive", image_gb=5.0, model_gb=16.0, link_gbit=10.0)     # shows
-        itself at the end of a cell
-    bench.set(model_gb=140).guess(300).run()       # the same without a mouse, or headless
-    bench.text                                     # everything it shows, in words
+    bench = PlanBench(image_gb=5.0, link_gbit=10.0)      # a form at the end of a cell
+    bench.fit(runs, "naive")                             # what it forecasts from
+    bench.set(model_gb=140).guess(300).run()             # without a mouse, or headless
+    bench.plan                                           # of the values as they stand
+    bench.text                                           # everything it shows, in words
 
 A forecast takes milliseconds, so nothing is measured here and nothing disturbs a measurement. A
 field left empty means "as measured", or for traffic and price "left out". Every control is a native
@@ -18,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from labkit.core.records import Run
-from labkit.core.units import show_s
 from labkit.decide.plan import Plan, make
+from labkit.decide.plan_text import total_words
 from labkit.errors import BadInput
 from labkit.viz.bench import Bench, View, guess_words
 from labkit.viz.theme import Picture
@@ -57,25 +58,34 @@ class Attempt:
 
 
 class PlanBench(Bench[Attempt]):
-    """A plan to play with. `mine=False`: the first values are a lesson's example, and are called so
-    until one is changed."""
+    """The reader's values, and a plan to play with once there is something to forecast from.
+    `trace`: arrivals in place of generated traffic."""
 
-    title = "Set"
+    title = "Yours"
     _view: _View | None
 
     def __init__(
-        self, runs: Sequence[Run], arm: str = "", *, mine: bool = True, **values: float | None
+        self,
+        runs: Sequence[Run] = (),
+        arm: str = "",
+        *,
+        trace: Sequence[float] | None = None,
+        **values: float | None,
     ):
         super().__init__()
-        self.runs, self.arm, self.mine = list(runs), arm, mine
+        self.runs, self.arm, self.trace = list(runs), arm, trace
         self.values: dict[str, float | None] = dict.fromkeys(FIELDS)
         self._put(values)
+
+    def fit(self, runs: Sequence[Run], arm: str = "") -> PlanBench:
+        """Forecast from these runs from here on."""
+        self.runs, self.arm = list(runs), arm
+        return self
 
     def set(self, **values: float | None) -> PlanBench:
         """New values by field; None is "as measured". Raises BadInput for another name, or a number
         that makes no sense."""
         self._put(values)
-        self.mine = True
         if self._view:
             self._view.show_values()
         return self
@@ -91,14 +101,25 @@ class PlanBench(Bench[Attempt]):
                 )
         self.values |= values
 
-    def run(self) -> Plan:
-        """Forecast with the values as they stand. Raises LabError where records cannot answer."""
-        given = {
+    @property
+    def given(self) -> dict[str, float | None]:
+        """The values in the units of a plan, those that were given."""
+        return {
             FIELDS[name].given: value * FIELDS[name].scale
             for name, value in self.values.items()
             if value is not None
         }
-        plan = make(self.runs, given, arm=self.arm, example=not self.mine)
+
+    @property
+    def plan(self) -> Plan:
+        """Of the values as they stand. Raises LabError where records cannot answer."""
+        if not self.runs:
+            raise BadInput("nothing is measured yet", fix="run the cells below, then forecast")
+        return make(self.runs, self.given, arm=self.arm, trace=self.trace)
+
+    def run(self) -> Plan:
+        """The plan, kept as an attempt beside its guess."""
+        plan = self.plan
         self._add(Attempt(dict(self.values), self.guess_s, plan))
         return plan
 
@@ -111,13 +132,13 @@ class PlanBench(Bench[Attempt]):
     def verdict(self, attempt: Attempt) -> str:
         """The forecast, its range, the guess and what to do first, in a sentence."""
         f = attempt.plan.forecast
-        guess = guess_words(f.total_s, attempt.guess_s)
+        if f.refused:
+            return f"{f.why_none}. Nearer: {f.fix}"
+        guess = guess_words(f.total()[0], attempt.guess_s)
+        total, spread = total_words(f)
         longest = max(f.phases, key=lambda p: f.phases[p].seconds)
         first = f"; first: {attempt.plan.advice[0].title}" if attempt.plan.advice else ""
-        return (
-            f"{show_s(f.total_s)} predicted ({show_s(f.low_s)} – {show_s(f.high_s)}; {guess}),"
-            f" longest {longest}{first}"
-        )
+        return f"{total} predicted ({spread}; {guess}), longest {longest}{first}"
 
     def figure(self) -> Picture | None:
         from labkit.viz.decide import forecast
@@ -156,7 +177,7 @@ class _View(View):
             bench,
             "Forecast",
             "Seconds from zero to the first token, for these values",
-            "Change a value, write your guess, then press Forecast.",
+            "Write your values and your guess, then press Forecast.",
         )
         look = {
             "style": {"description_width": "150px"},
@@ -186,7 +207,11 @@ class _View(View):
         changed = {name: v for name, v in values.items() if v != self.bench.values[name]}
         if changed:
             self.bench.set(**changed)
-        self.bench.guess(_number(self.guess.value, "your guess")).run()
+        self.bench.guess(_number(self.guess.value, "your guess"))
+        if not self.bench.runs:
+            self.say("Kept. The forecast comes once something is measured, in the cells below.")
+            return
+        self.bench.run()
 
 
 def _written(value: float | None) -> str:

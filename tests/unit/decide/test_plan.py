@@ -263,7 +263,7 @@ def test_the_range_is_no_narrower_than_the_error_on_held_out_sizes():
         run_of(
             n, 300e6, size, arms={"naive": lambda i, m: {**law(i, m), "load": 0.1 + (m / 1e8) ** 2}}
         )
-        for n, size in (("tiny", 5e6), ("small", 250e6), ("1b", 2.2e9))
+        for n, size in (("tiny", 5e6), ("small", 2000e6), ("1b", 2.5e9))
     ]
     made = plan.make(crooked, {})
     assert (
@@ -272,15 +272,16 @@ def test_the_range_is_no_narrower_than_the_error_on_held_out_sizes():
     )
 
 
-def test_a_lessons_example_is_never_shown_as_the_readers_own():
-    made = plan.make(three(), {"model_bytes": 16e9}, example=True)
-    assert made.inputs["model_bytes"].source == "example"
+def test_what_was_recorded_elsewhere_is_stamped_in_every_output():
+    from labkit.stack.replay import marked
     from labkit.viz.decide import forecast, tradeoff
 
-    assert "EXAMPLE" in forecast(made).text
-    rows = plan.tradeoff(
-        three(), plan.make(three(), {"rate_per_s": 0.003}), keep_alives_s=(0.0, 300.0, math.inf)
-    )
+    runs = [marked(r, "epyc-9") for r in three()]
+    made = plan.make(runs, {"rate_per_s": 0.003})
+    rows = plan.tradeoff(runs, made, keep_alives_s=(0.0, 300.0, math.inf))
+    for output in (show(made), forecast(made).text, tradeoff(rows, made).text):
+        assert "recorded on" in output.lower() and "no machine" in output
+    assert made.as_json()["recorded_on"] == "no machine"
     assert (
         "simulated" in tradeoff(rows).text
         and tradeoff(rows).png()[:4] == forecast(made).png("dark")[:4] == b"\x89PNG"
@@ -289,6 +290,48 @@ def test_a_lessons_example_is_never_shown_as_the_readers_own():
         rows[0]["gpu_hours"] < rows[-1]["gpu_hours"]
         and rows[0]["mean_wait_s"] > rows[-1]["mean_wait_s"] == 0
     )
+
+
+def test_too_far_there_is_no_total_nothing_that_rests_on_it_and_the_command_that_measures_nearer():
+    from labkit.viz.decide import forecast
+
+    made = plan.make(three(), {"model_bytes": 500e9, "rate_per_s": 0.01, "price_per_gpu_hour": 2.0})
+    assert made.forecast.total_s is None and not made.breakevens and not made.traffic
+    assert {"load", "build"} <= set(made.forecast.refused) and "pull" in made.forecast.phases
+    for output in (show(made), forecast(made).text, forecast(made).alt):
+        assert "labkit study --sizes" in output and "25000MB" in output
+    assert forecast(made).png()[:4] == b"\x89PNG"
+    assert all("load" not in a.how for a in made.advice if a.trust == AT_MOST)
+    with pytest.raises(BadInput, match="no figure so far"):
+        plan.tradeoff(three(), made)
+
+
+def test_the_error_quoted_is_that_of_the_regime_and_the_range_widens_with_each_doubling():
+    crooked = [
+        run_of(n, 300e6, size, arms={"naive": lambda i, m: {**law(i, m), "load": (m / 1e8) ** 1.2}})
+        for n, size in (("tiny", 5e6), ("small", 250e6), ("600MB", 600e6), ("1b", 2.2e9))
+    ]
+    near, far, further = (plan.make(crooked, {"model_bytes": b}) for b in (2.2e9, 8.8e9, 35.2e9))
+    assert not near.extrapolated and all(not c["beyond"] for c in near.tested)
+    assert far.extrapolated and all(c["beyond"] for c in far.tested)
+    assert "between the others" in show(near) and "to 4.0 times the largest size" in show(far)
+    spread = [p.forecast.high_s / p.forecast.total_s - 1 for p in (near, far, further)]
+    assert spread[0] < spread[1] < spread[2]
+    assert spread[1] >= 3 * far.error_share * 0.999 and spread[2] >= 5 * far.error_share * 0.999
+
+
+@pytest.mark.parametrize("scenario", ["hot-node", "warm-node"])
+def test_records_that_pull_no_image_are_no_base_for_an_image_of_a_given_size(scenario):
+    hot = [
+        run_of(n, 1e6, size, arms={"naive": lambda i, m: {"import": 2.0, "load": 0.1 + m / 1e9}})
+        for n, size in (("tiny", 5e6), ("small", 250e6), ("1b", 2.2e9))
+    ]
+    for run in hot:
+        run.experiment["arms"][0]["scenario"] = scenario
+    assert plan.make(hot, {"model_bytes": 4e9}).forecast.total_s
+    with pytest.raises(BadInput, match="no start in these records pulls") as refused:
+        plan.make(hot, {"image_bytes": 5e9})
+    assert scenario in refused.value.what and "labkit study" in refused.value.fix
 
 
 def test_two_blocks_of_a_technique_are_seen_but_rank_nothing():

@@ -5,9 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.core.records import Run, Trial
+from labkit.core.units import show_bytes
 from labkit.decide import points, predict
 from labkit.decide.holdout import hold_out
 from labkit.decide.points import Point
+from labkit.decide.reach import too_far
 from labkit.errors import BadInput, IncomparableRecords
 from tests.support.decide_runs import law, run_of, three
 
@@ -80,7 +82,9 @@ def test_a_size_far_beyond_the_records_is_noted():
         .predict({"image_bytes": 1e9, "unpacked_bytes": 2e9, "model_bytes": 16e9})
         .notes
     )
-    assert any(n.startswith("load") and "7 times the largest" in n for n in notes)
+    assert any(
+        n.startswith("load") and "7 times the largest" in n and "widened" in n for n in notes
+    )
 
 
 def test_what_the_link_limited_moves_with_the_link_and_what_software_limited_does_not():
@@ -149,11 +153,32 @@ def test_a_straight_line_is_found_exactly(fixed, rate, sizes):
     assert found.at(5e9) == pytest.approx(fixed + 5e9 / rate, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("measured", "furthest"),
+    [
+        ((5e6, 250e6, 1e9), 20e9),
+        ((5e6, 20e6, 60e6), 240e6),  # too small for the bytes to outweigh what is fixed
+        ((5e6, 250e6), 1e9),
+        ((5e6, 250e6, 260e6), 1.04e9),  # the last two are one size
+        ((250e6,), 500e6),
+    ],
+)
+def test_a_line_reaches_as_far_as_its_sizes_support_and_no_further(measured, furthest):
+    assert not too_far(furthest * 0.99, measured)
+    assert show_bytes(max(measured)) in too_far(furthest * 1.01, measured)
+
+
+def test_one_size_says_nothing_of_much_smaller_ones_either():
+    assert too_far(5e6, (250e6,)) and not too_far(5e6, (50e6, 250e6, 1e9))
+
+
 def test_one_small_size_is_no_base_for_a_forecast_a_thousand_times_as_far():
     model = predict.model_of(three()[:1], "naive")
-    with pytest.raises(BadInput, match="one size only") as caught:
-        model.predict({"image_bytes": 100e6, "unpacked_bytes": 240e6, "model_bytes": 16e9})
-    assert "--measure" in caught.value.fix
+    forecast = model.predict({"image_bytes": 100e6, "unpacked_bytes": 240e6, "model_bytes": 16e9})
+    assert forecast.total_s is None and "load" not in forecast.phases
+    with pytest.raises(BadInput, match="3200 times the largest size measured") as caught:
+        forecast.total()
+    assert caught.value.fix == "labkit study --sizes tiny+200MB,800MB"
 
 
 def test_too_few_trials_never_look_certain():

@@ -12,7 +12,7 @@ from tests.support.decide_runs import three
 
 @pytest.fixture
 def bench():
-    return PlanBench(three(), "naive", mine=False, image_gb=5.0, model_gb=16.0, link_gbit=10.0)
+    return PlanBench(three(), "naive", image_gb=5.0, model_gb=16.0, link_gbit=10.0)
 
 
 def test_setting_guessing_and_forecasting_without_widgets(bench):
@@ -28,10 +28,17 @@ def test_setting_guessing_and_forecasting_without_widgets(bench):
     )
 
 
-def test_example_values_are_called_so_until_one_is_the_readers_own(bench):
-    assert {i.source for i in bench.run().inputs.values()} >= {"example"}
-    assert "EXAMPLE" in bench.text
-    assert "example" not in {i.source for i in bench.set(image_gb=7).run().inputs.values()}
+def test_the_form_keeps_the_readers_values_before_anything_is_measured():
+    form = PlanBench(image_gb=1.0, requests_per_hour=12)
+    with pytest.raises(BadInput, match="nothing is measured yet"):
+        form.run()
+    assert form.given == {"image_bytes": 1e9, "rate_per_s": pytest.approx(12 / 3600)}
+    assert form.fit(three(), "naive").plan.inputs["image_bytes"].value == 1e9
+
+
+def test_what_is_too_far_is_said_in_place_of_a_forecast(bench):
+    bench.set(model_gb=500).run()
+    assert "no figure so far" in bench.text and "labkit study --sizes" in bench.text
 
 
 def test_a_field_without_a_value_is_as_measured(bench):
