@@ -1,11 +1,12 @@
 """`labkit plan`: your model, your image, your budget – predicted cold start by phase, break-evens,
 waiting and cost, what to do first.
 
-    labkit run naive --preset tiny --blocks 3; labkit run naive --preset small --blocks 3
+    labkit study; labkit plan                  # fitted from this host's study; asks for your values
     labkit plan --image-size 5GB --model-size 16GB --link 10gbit --rate 120/h --gpu-hour 2.5
+    labkit plan --study DIR --hold-out         # each size left out, predicted and measured
+    labkit plan --study DIR --hold-out RUN     # the same of a size that was measured apart
+    labkit plan --host epyc-2                  # from starts recorded on another host, stamped so
     labkit plan --records a.json b.json --trace arrivals.csv --json
-    labkit plan --measure                      # measures five sizes of model and image first
-        (minutes)
 
 Inputs that you do not give are taken from the records (`measured`) or marked `assumed`; traffic and
 prices are never assumed."""
@@ -13,10 +14,13 @@ prices are never assumed."""
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from labkit.core.arguments import count, number, readable_file
+from labkit.core.arguments import number, readable_file
 
-_PER = {"s": 1.0, "min": 60.0, "h": 3600.0, "day": 86_400.0, "d": 86_400.0}
+if TYPE_CHECKING:
+    from labkit.core.json_types import JsonObject
+    from labkit.decide.sources import Source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,26 +73,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help=meaning,
         )
-    parser.add_argument(
-        "--records",
-        nargs="+",
-        default=[],
-        metavar="RUN",
-        help="records to fit (default: this host's, in the workspace's runs/)",
+    source = parser.add_argument_group(
+        "what to fit (not given: this host's newest study, else its records)"
     )
-    parser.add_argument("--arm", default="", help="the stack to forecast (default: naive)")
-    parser.add_argument(
+    source.add_argument("--records", nargs="+", default=[], metavar="RUN", help="records of runs")
+    source.add_argument(
+        "--study", default="", metavar="DIR", help="a study's directory (labkit study --out DIR)"
+    )
+    source.add_argument(
+        "--host",
+        default="",
+        metavar="NAME",
+        help="a recorded host, by name; every output says that it was recorded there",
+    )
+    source.add_argument("--arm", default="", help="the stack to forecast (default: naive)")
+    source.add_argument(
         "--scenario",
         default="",
         help="use only records of this scenario (default: the one with most sizes)",
     )
     parser.add_argument(
-        "--measure",
-        action="store_true",
-        help="first measure three sizes of the model and two of the image",
-    )
-    parser.add_argument(
-        "--blocks", type=count("--blocks"), default=3, help="with --measure: repeats (default 3)"
+        "--hold-out",
+        nargs="*",
+        default=None,
+        metavar="RUN",
+        help="in place of a plan: predicted against measured, for each size left out of the fit in"
+        " turn, or for records of sizes that were measured apart",
     )
     parser.add_argument("--seed", type=int, default=0, help="of traces and draws")
     parser.add_argument("--json", action="store_true", help="only the JSON line")
@@ -97,18 +107,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import sys
 
-    from labkit.core import question, records
+    from labkit.core import question
+    from labkit.core.arguments import directory
     from labkit.core.stdout import last_line, say
-    from labkit.core.units import parse_bytes, parse_rate
     from labkit.decide import plan as decide
-    from labkit.decide.measure import gather, measure, succeeded
-    from labkit.decide.plan_text import show
+    from labkit.decide.form import ask, not_given
+    from labkit.decide.plan_text import show, show_hold_out
+    from labkit.decide.sources import Wanted, choose
     from labkit.decide.traces import read_trace
 
     for path in args.records:
         readable_file(path, "--records", "labkit run naive --out FILE makes one")
+    if args.study:
+        directory(args.study, "--study", "labkit study --out DIR makes one")
     trace = read_trace(args.trace) if args.trace else None
-    given: dict[str, float | None] = {
+    given = _given(args)
+    source = choose(Wanted(tuple(args.records), args.study, args.host, args.arm, args.scenario))
+    if unknown := decide.unreported(source.runs, source.arm):
+        print(f"note: {question.said_unknown(unknown)}", file=sys.stderr)
+    if args.hold_out is not None:
+        rows = _hold_out(args, source)
+        if not args.json:
+            say(show_hold_out(rows, source.words) + "\n")
+        last_line({"command": "plan", "from": source.words, "arm": source.arm, "hold_out": rows})
+        return 0
+    if _a_person_reads(args) and given["image_bytes"] is None and given["model_bytes"] is None:
+        given = ask(given)
+    plan = decide.make(
+        source.runs, given, arm=source.arm, trace=trace, traffic=args.shape, seed=args.seed
+    )
+    missing = not_given(given if trace is None else {**given, "rate_per_s": 0.0})
+    if not args.json:
+        say(show(plan, source.words, missing) + "\n")
+    last_line({"command": "plan", "from": source.words, "not_given": missing, **plan.as_json()})
+    return 0
+
+
+def _given(args: argparse.Namespace) -> dict[str, float | None]:
+    """The reader's values by their names in a plan. Raises BadInput."""
+    from labkit.core.units import parse_bytes, parse_rate
+    from labkit.decide.form import requests_per_s
+
+    return {
         "image_bytes": parse_bytes(args.image_size) if args.image_size else None,
         "unpacked_bytes": parse_bytes(args.unpacked_size) if args.unpacked_size else None,
         "model_bytes": parse_bytes(args.model_size) if args.model_size else None,
@@ -123,40 +163,21 @@ def run(args: argparse.Namespace) -> int:
         "max_replicas": args.max_replicas,
         "duration_s": args.duration_s,
     }
-    if args.records:
-        runs = [records.read(path) for path in args.records]
-    elif args.measure:
-        from labkit.viz.live import progress
-
-        arm = args.arm or "naive"
-        runs = succeeded(
-            measure(
-                arm, blocks=args.blocks, scenario=args.scenario or "fresh-node", progress=progress()
-            ),
-            arm,
-        )
-    else:
-        runs = gather(args.arm, args.scenario)
-    if unknown := decide.unreported(runs, args.arm):
-        print(f"note: {question.said_unknown(unknown)}", file=sys.stderr)
-    plan = decide.make(runs, given, arm=args.arm, trace=trace, traffic=args.shape, seed=args.seed)
-    if not args.json:
-        say(show(plan) + "\n")
-    last_line({"command": "plan", **plan.as_json()})
-    return 0
 
 
-def requests_per_s(text: str) -> float:
-    """`"120/h"` → requests per second. Raises BadInput."""
-    from labkit.errors import BadInput
+def _a_person_reads(args: argparse.Namespace) -> bool:
+    """Somebody who can answer: never in a pipe, never with --json."""
+    import sys
 
-    number, _, unit = text.partition("/")
-    try:
-        value = float(number) / _PER[unit.strip() or "s"]
-    except (ValueError, KeyError):
-        value = -1.0
-    if not 0 < value < 1e6:
-        raise BadInput(
-            f"not a rate of requests: {text!r}", fix="write it like 120/h, 0.5/s or 2000/day"
-        )
-    return value
+    return not args.json and sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def _hold_out(args: argparse.Namespace, source: Source) -> list[JsonObject]:
+    from labkit.core import records
+    from labkit.decide.holdout import against, hold_out
+
+    for path in args.hold_out:
+        readable_file(path, "--hold-out", "labkit run naive --preset small --out FILE makes one")
+    if not args.hold_out:
+        return hold_out(source.runs, source.arm)
+    return against(source.runs, [records.read(path) for path in args.hold_out], source.arm)

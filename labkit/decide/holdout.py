@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from labkit.core import stats
 from labkit.core.json_types import JsonObject
 from labkit.core.records import Run
-from labkit.decide.points import sizes_of
+from labkit.decide.points import points, sizes_of
 from labkit.decide.predict import model_of
 from labkit.decide.reach import SAME_SIZE
 from labkit.errors import BadInput
@@ -41,44 +41,55 @@ def hold_out(runs: Sequence[Run], arm: str) -> list[JsonObject]:
                 " --blocks 3"
             ),
         )
-    sizes = {r.id: _median_sizes(r, arm) for r in good}
-    rows = []
-    for left in good:
-        model = model_of([r for r in good if r is not left], arm)
-        mine, others = sizes[left.id], [sizes[r.id] for r in good if r is not left]
-        forecast = model.predict(mine, far=True)
-        predicted, low, high = forecast.total()
-        measured = stats.median([t.total_s for t in left.of_arm(arm) if t.total_s is not None])
-        phases = {
-            p: {
-                "predicted_s": f.seconds,
-                "measured_s": stats.median(
-                    [t.phases[p] for t in left.of_arm(arm) if p in t.phases]
-                ),
-            }
-            for p, f in forecast.phases.items()
-            if any(p in t.phases for t in left.of_arm(arm))
+    return [_row(left, [r for r in good if r is not left], arm) for left in good]
+
+
+def against(runs: Sequence[Run], apart: Sequence[Run], arm: str) -> list[JsonObject]:
+    """Rows as of `hold_out`, of runs that are in no fit: each predicted from all of `runs`. Raises
+    BadInput for one without a good trial, IncomparableRecords for one of another question."""
+    good = [r for r in runs if r.of_arm(arm)]
+    for run in apart:
+        if run.id in {r.id for r in good}:
+            raise BadInput(
+                f"run {run.id} is in the fit",
+                why="a line comes close to the points it was drawn through",
+                fix="give a record of another size, or leave each out in turn: --hold-out alone",
+            )
+        points([*good, run] if run.of_arm(arm) else [run], arm)  # of one question, and of this arm
+    return [_row(run, good, arm) for run in apart]
+
+
+def _row(left: Run, others: Sequence[Run], arm: str) -> JsonObject:
+    model = model_of(others, arm)
+    mine, theirs = _median_sizes(left, arm), [_median_sizes(r, arm) for r in others]
+    forecast = model.predict(mine, far=True)
+    predicted, low, high = forecast.total()
+    measured = stats.median([t.total_s for t in left.of_arm(arm) if t.total_s is not None])
+    phases = {
+        p: {
+            "predicted_s": f.seconds,
+            "measured_s": stats.median([t.phases[p] for t in left.of_arm(arm) if p in t.phases]),
         }
-        drivers = sorted({f.driver for f in model.fits.values() if f.s_per_byte > 0} & set(mine))
-        spans = {d: [o[d] for o in others if d in o] for d in drivers}
-        unseen = [d for d in drivers if not any(_same(mine[d], x) for x in spans[d])]
-        rows.append(
-            {
-                "run": left.id,
-                "preset": size_name(left),
-                "sizes": mine,
-                "predicted_s": predicted,
-                "measured_s": measured,
-                "error_share": predicted / measured - 1,
-                "inside": low <= measured <= high,
-                "phases": phases,
-                "unseen": unseen,
-                "beyond": [d for d in unseen if not min(spans[d]) < mine[d] < max(spans[d])],
-                "factor": forecast.factor,
-                "from_one_size": any(f.guessed and f.driver in unseen for f in model.fits.values()),
-            }
-        )
-    return rows
+        for p, f in forecast.phases.items()
+        if any(p in t.phases for t in left.of_arm(arm))
+    }
+    drivers = sorted({f.driver for f in model.fits.values() if f.s_per_byte > 0} & set(mine))
+    spans = {d: [o[d] for o in theirs if d in o] for d in drivers}
+    unseen = [d for d in drivers if not any(_same(mine[d], x) for x in spans[d])]
+    return {
+        "run": left.id,
+        "preset": size_name(left),
+        "sizes": mine,
+        "predicted_s": predicted,
+        "measured_s": measured,
+        "error_share": predicted / measured - 1,
+        "inside": low <= measured <= high,
+        "phases": phases,
+        "unseen": unseen,
+        "beyond": [d for d in unseen if not min(spans[d]) < mine[d] < max(spans[d])],
+        "factor": forecast.factor,
+        "from_one_size": any(f.guessed and f.driver in unseen for f in model.fits.values()),
+    }
 
 
 def size_name(run: Run) -> str:

@@ -11,7 +11,7 @@ unpacked bytes of packages that nobody imports. Lesson: notebooks/09_decide."""
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from labkit.core import host, question, records
@@ -144,28 +144,32 @@ def _blocks_of(path: Path) -> int:
 def gather(arm: str = "", scenario: str = "", *, workspace: Workspace | None = None) -> list[Run]:
     """This host's records of an arm: the newest of each size, of the question (scenario, link and
     all else that was chosen) with most sizes. Raises BadInput for none."""
-    space = workspace or Workspace.default()
-    groups: dict[tuple[tuple[str, str], ...], dict[tuple[tuple[str, str], ...], Run]] = {}
-    here, wanted = host.card()["id"], arm or "naive"
+    space, here, wanted = workspace or Workspace.default(), host.card()["id"], arm or "naive"
+    runs = []
     for path in sorted(space.runs.glob("*.json")):
         try:
             run = records.read(path)
         except LabError:
             continue
-        recorded = run.arm_named(wanted)
-        if (
-            recorded
-            and run.host.get("id") == here
-            and run.of_arm(wanted)
-            and scenario in ("", recorded.get("scenario"))
-        ):
-            chosen = question.conditions_of(run, wanted)
-            size = question.key({name: chosen.get(name) for name in question.SIZES})
-            groups.setdefault(question.key(chosen, but=question.SIZES), {})[size] = run
-    if not groups:
+        if run.host.get("id") == here:
+            runs.append(run)
+    found = of_most_sizes(runs, wanted, scenario)
+    if not found:
         raise BadInput(
             f"no record of {wanted} on this host in {space.root / 'runs'}",
             why="a forecast is fitted from starts measured here",
-            fix="labkit plan --measure   (or: --records FILE …)",
+            fix="labkit study   (or: --records FILE …)",
         )
-    return list(max(groups.values(), key=len).values())
+    return found
+
+
+def of_most_sizes(runs: Iterable[Run], arm: str, scenario: str = "") -> list[Run]:
+    """Those that ask one question of an arm at most sizes, the last of each size; [] for none."""
+    groups: dict[tuple[tuple[str, str], ...], dict[tuple[tuple[str, str], ...], Run]] = {}
+    for run in runs:
+        recorded = run.arm_named(arm)
+        if recorded and run.of_arm(arm) and scenario in ("", recorded.get("scenario")):
+            chosen = question.conditions_of(run, arm)
+            size = question.key({name: chosen.get(name) for name in question.SIZES})
+            groups.setdefault(question.key(chosen, but=question.SIZES), {})[size] = run
+    return list(max(groups.values(), key=len, default={}).values())

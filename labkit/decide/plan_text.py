@@ -6,6 +6,8 @@ Lesson: notebooks/09_decide."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from labkit.core import printable
 from labkit.core.json_types import JsonMapping
 from labkit.core.stdout import table
@@ -18,11 +20,8 @@ from labkit.decide.reach import LEAST_STEP, UNKNOWN_STEP
 
 def check_line(check: JsonMapping) -> str:
     """One size left out of the fit: what was predicted for it, and what was measured."""
-    how = ""
-    if check["from_one_size"]:
-        how = ", from one size"
-    elif check["beyond"]:
-        how = f", extrapolated {_times(check['factor'])}"
+    how = _how(check)
+    how = f", {how}" if how else ""
     return (
         f"{printable.line(check['preset'] or check['run'])} {show_s(check['predicted_s'])} against"
         f" {show_s(check['measured_s'])} measured ({check['error_share']:+.0%}{how})"
@@ -34,6 +33,14 @@ def origin(plan: Plan) -> str:
     if plan.recorded_on:
         return f"RECORDED on another host ({plan.recorded_on}), nothing measured on this one"
     return f"from starts measured on {plan.host}"
+
+
+def _how(check: JsonMapping) -> str:
+    if check["from_one_size"]:
+        return "a guess from one size"
+    if check["beyond"]:
+        return f"extrapolated {_times(check['factor'])}"
+    return "between the others" if check["unseen"] else "both sizes known, not together"
 
 
 def total_words(forecast: Forecast) -> tuple[str, str]:
@@ -61,7 +68,7 @@ def error_words(plan: Plan) -> str:
         return f"{error} at most on sizes left out of the fit, {kind}"
     furthest = max((c["factor"] for c in plan.tested), default=1.0)
     if beyond and furthest > 1:
-        known = f"on sizes left out it was {error} at most, up to {_times(furthest)}"
+        known = f"on sizes left out it was {error} at most, {_times(furthest)}"
     elif beyond:
         known = f"on sizes left out it was {error} at most, below the others"
     else:
@@ -85,9 +92,30 @@ def _times(factor: float) -> str:
     return f"to {factor:.{0 if factor >= 10 else 1}f} times the largest size"
 
 
-def show(plan: Plan) -> str:
-    """The plan in words."""
-    lines = [printable.line(f"Forecast for {plan.arm}, {plan.scenario}, {origin(plan)}"), ""]
+def show_hold_out(rows: Sequence[JsonMapping], source: str) -> str:
+    """Predicted against measured, a size a line; and whether the measurement lay in the range."""
+    cells = [
+        [
+            printable.line(r["preset"] or r["run"]),
+            show_s(r["predicted_s"]),
+            show_s(r["measured_s"]),
+            f"{r['error_share']:+.0%}",
+            "yes" if r["inside"] else "no",
+            _how(r),
+        ]
+        for r in rows
+    ]
+    head = ["size", "predicted", "measured", "error", "in its range", "how"]
+    return f"Predicted from {source} without the size itself\n\n{table(cells, head)}"
+
+
+def show(plan: Plan, source: str = "", missing: Mapping[str, Sequence[str]] | None = None) -> str:
+    """The plan in words. `source`: what it was fitted from; `missing`: what the reader did not
+    give, by what that means."""
+    lines = [printable.line(f"Forecast for {plan.arm}, {plan.scenario}, {origin(plan)}")]
+    lines += [f"Fitted from {source}."] if source else []
+    lines += [f"Not given: {', '.join(of)} – {meaning}." for meaning, of in (missing or {}).items()]
+    lines += [""]
     lines.append(
         table(
             [[k, _value(k, i.value), i.source, i.why] for k, i in plan.inputs.items()],

@@ -52,18 +52,16 @@ def forecast(plan: Plan) -> Picture:
         lambda theme: _draw_forecast(plan, rows, total, theme),
         alt=f"Predicted cold start by phase, {total} in all; the longest phase is {longest}."
         if not plan.forecast.refused
-        else f"Predicted phases; {total}.",
+        else f"Predicted phases, {total} in all. Nearer: {plan.forecast.fix}",
         text=text,
         name="forecast",
     )
 
 
 def _total(plan: Plan) -> str:
-    """Total and range, or that there is none and what would measure it."""
+    """Total and range, or that there is none."""
     total, spread = total_words(plan.forecast)
-    if plan.forecast.refused:
-        return f"no total so far from what was measured. Nearer: {plan.forecast.fix}"
-    return f"{total} ({spread})"
+    return f"{total} ({spread})" if spread else f"{total} so far from what was measured"
 
 
 def _caption(plan: Plan) -> str:
@@ -73,7 +71,9 @@ def _caption(plan: Plan) -> str:
         if i.source == GIVEN
     )
     return (
-        f"predicted, not measured · {origin(plan)} · error of the total: {error_words(plan)} ·"
+        f"predicted, not measured · {origin(plan)} · error of the total: {error_words(plan)}"
+        + (f", nearer sizes would tell: {plan.forecast.fix}" if plan.forecast.fix else "")
+        + " ·"
         f" given by you: {given or 'nothing, all as measured'}"
     )
 

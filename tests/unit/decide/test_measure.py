@@ -137,7 +137,7 @@ def test_only_this_hosts_newest_record_of_each_size_and_of_one_question_is_gathe
 def test_nothing_recorded_is_a_mistake_with_a_command(workspace):
     with pytest.raises(BadInput) as caught:
         measure.gather("naive", workspace=workspace)
-    assert "labkit plan --measure" in caught.value.fix
+    assert "labkit study" in caught.value.fix
 
 
 def test_the_forecast_bench_sets_each_size_left_out_against_its_measurement(monkeypatch):

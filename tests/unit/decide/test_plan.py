@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.cli import main
-from labkit.cli.plan import requests_per_s
 from labkit.core import records
 from labkit.decide import breakeven, plan
 from labkit.decide.advise import AT_MOST, MEASURED, advise, options
+from labkit.decide.form import requests_per_s
 from labkit.decide.plan_text import show
 from labkit.errors import BadInput
 from tests.support.decide_runs import law, run_of, three
@@ -227,11 +227,6 @@ def test_the_command_ends_with_one_json_line(tmp_path, capsys):
         and doc["forecast"]["total_s"] > 0
         and doc["advice"]
     )
-
-
-def test_without_a_record_of_this_host_the_fix_is_a_command(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("LABKIT_HOME", str(tmp_path))
-    assert main(["plan"]) == 2 and "labkit plan --measure" in capsys.readouterr().err
 
 
 def test_this_hosts_records_are_found_newest_of_each_size(tmp_path, monkeypatch, capsys):
