@@ -132,7 +132,7 @@ class Forecast:
         reasons: dict[str, list[str]] = {}
         for phase, reason in self.refused.items():
             reasons.setdefault(reason, []).append(phase)
-        named = "; ".join(f"{' and '.join(phases)}: {why}" for why, phases in reasons.items())
+        named = "; ".join(f"{', '.join(phases)}: {why}" for why, phases in reasons.items())
         return f"no figure so far from what was measured – {named}" if named else ""
 
     def as_json(self) -> JsonObject:
