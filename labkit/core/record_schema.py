@@ -221,6 +221,7 @@ def shaped(known: dict[str, Check], needed: tuple[str, ...] = ()) -> Check:
 
 moment_s = number("a moment", -MOST_S, MOST_S)
 size_bytes = number("a number of bytes", 0, MOST_BYTES)
+_any_number = number("a number", -MOST_BYTES, MOST_BYTES)
 count = whole("a count", 0, MOST_COUNT)
 
 
@@ -233,6 +234,25 @@ def _span(value: Any, at: str) -> None:
         raise InvalidField(
             at, f"ends at {_said(value['end_s'])}, before it starts at {_said(value['start_s'])}"
         )
+
+
+def _transfers(value: Any, at: str) -> None:
+    """labkit.core.transfers."""
+    shaped({"paths": listed(listed(text)), "rows": listed(listed(_any_number)), "left_out": count})(
+        value, at
+    )
+    paths = value.get("paths", [])
+    for i, path in enumerate(paths):
+        if len(path) != 2:
+            raise InvalidField(f"{at}.paths[{i}]", f"{_said(path)} is not a store and a path")
+    for i, row in enumerate(value.get("rows", [])):
+        where = f"{at}.rows[{i}]"
+        if len(row) != 4:
+            raise InvalidField(where, f"{_said(row)} is not path, start_s, end_s, bytes")
+        whole("a path's index", 0, len(paths) - 1)(row[0], where)
+        moment_s(row[1], where)
+        moment_s(row[2], where)
+        size_bytes(row[3], where)
 
 
 def _trial(value: Any, at: str) -> None:
@@ -296,7 +316,7 @@ _TRIAL = shaped(
                 ("technique", "engaged", "how"),
             )
         ),
-        "facts": shaped({"steps": mapped(mapped())}),
+        "facts": shaped({"steps": mapped(mapped()), "transfers": _transfers}),
         "samples": mapped(),
         "disturbed": text,
         "error": mapped(text),

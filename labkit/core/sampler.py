@@ -140,6 +140,11 @@ def summary(path: str | os.PathLike[str], points: int = 120) -> JsonObject:
             )
         },
         "memory_available_bytes": [b["memory_available_bytes"] for b in thin[1:]],
+        **{
+            key: [b.get(key, 0) for b in thin[1:]]
+            for key in ("gpu_memory_bytes", "gpu_busy_share")
+            if key in first
+        },
     }
     return figures
 

@@ -24,7 +24,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from labkit.core import client, disturbance, exits, observe, sampler, secrets, timeline
+from labkit.core import (
+    client,
+    disturbance,
+    exits,
+    observe,
+    sampler,
+    secrets,
+    timeline,
+    transfers,
+)
 from labkit.core.agent_client import AgentClient
 from labkit.core.json_types import JsonObject
 from labkit.core.ledger import Ledger, remove_tree
@@ -194,6 +203,8 @@ def _carry_out(
         if seen:
             proc = {k: seen["proc"][k] for k in PROC_KEPT if k in seen["proc"]}
             facts |= {"proc": proc, "stores": seen["stores"]}
+            if seen["transfers"]:
+                facts["transfers"] = seen["transfers"]
         trial = replace(
             trial,
             cache=cache,
@@ -254,10 +265,14 @@ def _look(
     # A short start can answer before the agent's own report of it has come through the pipe.
     agent.up.wait(REPORT_PATIENCE_S)
     pid = agent.server_pid
+    proc = observe.process_facts(int(pid)) if pid and start_time(int(pid)) else {}
+    stores = observe.store_difference(before, observe.store_counters(plan))
+    requests = sum(counters["requests"] for counters in stores.values())
     return {
         "facts": agent.facts,
-        "proc": observe.process_facts(int(pid)) if pid and start_time(int(pid)) else {},
-        "stores": observe.store_difference(before, observe.store_counters(plan)),
+        "proc": proc,
+        "stores": stores,
+        "transfers": transfers.of_trial(plan.stat_urls, answer.t0_s, requests),
         "log": agent.log,
         "identity": observe.identity(port),
         "tokens": answer.tokens,

@@ -10,9 +10,9 @@ says who may ask.
     with Server(app, link=parse("1gbit")) as server:       # app(request) -> Response
         print(server.url)
 
-Beside the app's own paths every server answers `/_labkit/stats`, `/_labkit/link`,
-`/_labkit/faults`, `/_labkit/reset` (never shaped, never counted): the counters are the evidence of
-a trial. Lesson: notebooks/02_image_pull."""
+Beside the app's own paths every server answers `/_labkit/stats`, `/_labkit/transfers`,
+`/_labkit/link`, `/_labkit/faults`, `/_labkit/reset` (never shaped, never counted): the counters are
+the evidence of a trial. Lesson: notebooks/02_image_pull."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 
 from labkit.core.json_types import JsonObject
@@ -38,6 +39,7 @@ from labkit.net.wire import Body, ClientGone, Wire
 
 App = Callable[[Request], Response]
 PATHS_COUNTED, PATH_COUNTED_MAX = 20_000, 1024
+TRANSFERS_KEPT = 4096  # about 1 MB; the newest of them
 
 
 class Counters:
@@ -56,6 +58,8 @@ class Counters:
             self.peak_connections = self.open
             self.by_path: dict[str, dict[str, int]] = {}
             self.by_status: dict[str, int] = {}
+            # path, begin and end on CLOCK_MONOTONIC, bytes sent
+            self._transfers: deque[tuple[str, float, float, int]] = deque(maxlen=TRANSFERS_KEPT)
 
     def connected(self, by: int) -> None:
         with self._lock:
@@ -63,7 +67,7 @@ class Counters:
             self.connections += by > 0
             self.peak_connections = max(self.peak_connections, self.open)
 
-    def add(self, request: Request, status: int, sent: int) -> None:
+    def add(self, request: Request, status: int, sent: int, began_s: float) -> None:
         with self._lock:
             self.requests += 1
             self.bytes_sent += sent
@@ -74,6 +78,13 @@ class Counters:
                 of = self.by_path.setdefault(path, {"requests": 0, "bytes_sent": 0})
                 of["requests"] += 1
                 of["bytes_sent"] += sent
+            self._transfers.append((path, began_s, time.monotonic(), sent))
+
+    def transfers(self, since_s: float) -> list[tuple[str, float, float, int]]:
+        """Of the newest requests those that were answered since then, each from its head's arrival
+        until its last byte was the kernel's."""
+        with self._lock:
+            return [t for t in self._transfers if t[2] >= since_s]
 
     def received(self, size_bytes: int) -> None:
         with self._lock:
@@ -195,7 +206,9 @@ class HTTPServer:
                 )
             )
             wait_s = 0.0 if ours else self.link.first_byte_s - (time.monotonic() - arrived_s)
-            return self._send(wire, request, response, go_on, fault, wait_s, counted=not ours)
+            return self._send(
+                wire, request, response, go_on, fault, wait_s, None if ours else arrived_s
+            )
         except Exception as error:
             held.waiting_since_s = None
             if response is not None:
@@ -245,10 +258,10 @@ class HTTPServer:
         go_on: bool,
         fault: Fault | None = None,
         wait_s: float = 0.0,
-        counted: bool = False,
+        counted_since_s: float | None = None,
     ) -> bool:
-        """True: all of it went, and the connection goes on. Raises Unsendable before anything is
-        sent."""
+        """True: all of it went, and the connection goes on. `counted_since_s`: when a request that
+        counts arrived. Raises Unsendable before anything is sent."""
         chunked = response.stream is not None and request.version == "HTTP/1.1"
         go_on = go_on and (response.stream is None or chunked)
         fields = {"Server": self.name, **response.headers}
@@ -275,16 +288,16 @@ class HTTPServer:
                     traceback.print_exception(error, file=sys.stderr)
                 return False
             finally:
-                if counted:
-                    self.counters.add(request, response.status, sending.sent)
+                if counted_since_s is not None:
+                    self.counters.add(request, response.status, sending.sent, counted_since_s)
 
     def control(self, request: Request) -> Response:
         """The answer to what is below `/_labkit/`."""
         name, reads = request.path.removeprefix(CONTROL_PATH), request.method in ("GET", "HEAD")
-        if name not in ("stats", "link", "faults", "reset"):
-            return text(404, "/_labkit/ has stats, link, faults, reset\n")
+        if name not in ("stats", "transfers", "link", "faults", "reset"):
+            return text(404, "/_labkit/ has stats, transfers, link, faults, reset\n")
         if (
-            (name == "stats" and not reads)
+            (name in ("stats", "transfers") and not reads)
             or (name == "reset" and reads)
             or not (reads or request.method in ("POST", "PUT"))
         ):
@@ -299,6 +312,9 @@ class HTTPServer:
                 self.faults = parse_faults(
                     doc.get("faults", []) if isinstance(doc, dict) else doc, seed
                 )
+            elif name == "transfers":
+                since_s = float(request.query.get("since_s", "0"))
+                return text(200, json.dumps(self.counters.transfers(since_s)), "application/json")
             elif name == "reset":
                 self.counters.clear()
                 self.faults.hits.clear()
