@@ -36,6 +36,7 @@ COMMANDS = {
     "doctor": "what this host can show, and what would unlock more",
     "run": "take a stack cold to its first token, several times",
     "show": "a recorded run: phases, floors, evidence",
+    "trace": "one trial as a Chrome trace, for Perfetto and chrome://tracing",
     "compare": "runs against each other, or why they cannot be",
     "study": "the article's ladder on this host, measured once and read everywhere",
     "report": "the whole lab, headless, as one HTML page",

@@ -1,9 +1,14 @@
 """`labkit show RUN`: a recorded run – the waterfall of each arm in words, its cache proof,
 evidence, failures.
 
-labkit show run.json labkit show run.json --figure waterfall.png --theme dark labkit show run.json
---trials            every trial, one line each labkit show gpu-trials-first.json        a record of
-GPU trials: outcomes, reasons, every table (--figure FILE --arm rates)"""
+    labkit show run.json
+    labkit show run.json --figure waterfall.png --theme dark
+    labkit show run.json --trials            every trial, numbered, one line each
+    labkit show gpu-trials-first.json        a record of GPU trials: outcomes, reasons, every table
+        (--figure FILE --arm rates)
+
+What lies below a trial's phases – spans of every process, transfers, counters – is what `labkit
+trace run.json --trial N` writes for Perfetto; N as --trials numbers them."""
 
 from __future__ import annotations
 
@@ -18,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         help="only this arm; of GPU trials the figure: context, rates, loads, decode, restore",
     )
-    parser.add_argument("--trials", action="store_true", help="every trial, one line each")
+    parser.add_argument(
+        "--trials", action="store_true", help="every trial, numbered, one line each"
+    )
     parser.add_argument(
         "--figure",
         default="",

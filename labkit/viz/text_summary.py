@@ -89,6 +89,7 @@ def _every(run: Run, arm: str) -> str:
 
     rows = [
         [
+            number,
             t.block + 1,
             t.arm,
             t.outcome + (", disturbed" if t.disturbed else ""),
@@ -96,7 +97,7 @@ def _every(run: Run, arm: str) -> str:
             t.cache.get("state", ""),
             ", ".join(f"{p} {show_s(s)}" for p, s in t.phases.items()),
         ]
-        for t in run.trials
+        for number, t in enumerate(run.trials, 1)
         if not arm or t.arm == arm
     ]
-    return table(rows, ["block", "arm", "outcome", "total", "cache", "phases"])
+    return table(rows, ["trial", "block", "arm", "outcome", "total", "cache", "phases"])

@@ -47,6 +47,7 @@ CALLS = {
     "doctor": "",
     "run": "naive --preset tiny --blocks 1",
     "show": "{record}",
+    "trace": "{record} --out {out}",
     "compare": "{record}",
     "report": "--out {out} --preset tiny --blocks 1 --notebook 01_anatomy",
     "notebooks run": "01_anatomy --preset ci --out {out}",
@@ -217,7 +218,7 @@ def test_help_and_mistakes_in_the_call_are_answered(leaf, capsys):
 
 GROUPS = sorted(
     {" ".join(leaf.split()[:n]) for leaf in LEAVES for n in range(1, len(leaf.split()))}
-    | {"model make", "image inspect", "show", "compare", "cuda-checkpoint", "registry add"}
+    | {"model make", "image inspect", "show", "trace", "compare", "cuda-checkpoint", "registry add"}
 )
 
 
@@ -368,6 +369,10 @@ def test_what_is_left_out_is_named(words, capsys):
         "workshop pack --record {gone}",
         "show {gone}",
         "show {model}",
+        "trace {gone}",
+        "trace {record} --trial 0",
+        "trace {record} --trial 9999",
+        "trace {record} --out {record}",
         "compare {gone}",
         "site --record {gone}",
         "site --out {record}",

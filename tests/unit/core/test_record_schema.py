@@ -294,6 +294,7 @@ def commands(path: str) -> list[list[str]]:
     return [
         ["show", "--trials", path],
         ["show", "--json", path],
+        ["trace", path, "--out", f"{path}.trace"],
         ["compare", path],
         ["compare", "--phase", "load", path],
         ["compare", path, str(NAIVE)],
