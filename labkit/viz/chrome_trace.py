@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,17 +144,20 @@ def written(chosen: Chosen, path: Path) -> str:
     )
 
 
-def save_beside_record(run: Run, number: int = 0, arm: str = "") -> Path:
-    """For a notebook: the trace in the workspace's runs/, where its record is; says where, and how
-    it is opened."""
-    chosen = choose(run, number, arm)
-    runs = Workspace.default().runs
-    path = runs / f"{run.id}-trial-{chosen.number}.trace.json.gz"
+def save_beside_record(run: Run, arm: str = "") -> Path:
+    """For a notebook: the median trial of an arm, in the workspace's runs/, where records are. Says
+    where, how it is opened, and the command that makes one of any other trial."""
+    chosen, runs = choose(run, arm=arm), Workspace.default().runs
+    path = runs / f"{run.id}-{re.sub(r'[^0-9A-Za-z]+', '-', chosen.trial.arm)}.trace.json.gz"
     save(run, chosen, path)
-    print(printable.text(written(chosen, path)))
     record = runs / f"{run.id}.json"
-    if record.is_file():
-        print(printable.text(f"from a terminal: labkit trace {record} --trial {chosen.number}"))
+    print(
+        printable.text(
+            f"{path}: the median trial of {chosen.trial.arm}\n"
+            f"open it in {VIEWERS}\n"
+            f"of any trial: labkit trace {record if record.is_file() else 'RUN'} --trial N"
+        )
+    )
     return path
 
 
@@ -164,7 +168,9 @@ def _cold_start(shown: captions.Shown) -> Process:
     cache = trial.cache.get("state", "unverified")
     end_s = trial.total_s if trial.total_s is not None else max(s["end_s"] for s in trial.spans)
     whole = Slice(
-        captions.title(shown) + (f" [{stamp}]" if stamp else ""),
+        captions.title(shown)
+        + (" [disturbed]" if trial.disturbed else "")
+        + (f" [{stamp}]" if stamp else ""),
         0.0,
         end_s,
         {
@@ -172,6 +178,7 @@ def _cold_start(shown: captions.Shown) -> Process:
             "stands on": captions.caption(shown),
             "cache": trial.cache,
             "unaccounted_s": trial.unaccounted_s,
+            **({"disturbed": trial.disturbed} if trial.disturbed else {}),
             **({"error": trial.error} if trial.error else {}),
         },
     )

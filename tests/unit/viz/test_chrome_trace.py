@@ -226,3 +226,22 @@ def test_a_trace_of_a_private_record_is_its_owners_only(tmp_path):
     record.chmod(0o600)
     assert cli.main(["trace", str(record), "--out", str(out)]) == 0
     assert out.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_notebook_gets_the_trace_beside_its_record_and_the_command(
+    workspace, monkeypatch, capsys
+):
+    monkeypatch.setenv("LABKIT_HOME", str(workspace.root))
+    run = records.read(DATA / "fixtures" / "fixture_arms.json")
+    records.write(run, workspace.runs / f"{run.id}.json")
+    path = chrome_trace.save_beside_record(run, "estargz-lazy, not optimised")
+    assert path == workspace.runs / "fixture_arms-estargz-lazy-not-optimised.trace.json.gz"
+    assert broken_rules(gzip.decompress(path.read_bytes())) == []
+    printed = capsys.readouterr().out
+    assert f"labkit trace {workspace.runs / run.id}.json --trial N" in printed
+
+
+def test_a_trial_that_other_work_disturbed_says_so():
+    run = run_of(span("load", 0, 1), disturbed="others used 46 % of the CPUs")
+    (whole,) = [e for e in events_of(run) if "[disturbed]" in e["name"]]
+    assert whole["args"]["disturbed"] == "others used 46 % of the CPUs"
