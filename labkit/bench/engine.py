@@ -23,6 +23,7 @@ from labkit.core import stats
 from labkit.core.host import card
 from labkit.core.json_types import JsonMapping, JsonObject
 from labkit.core.refusals import refusal
+from labkit.core.turn import turn
 from labkit.errors import LabError
 
 
@@ -64,18 +65,19 @@ def interleave(
     results: Results = {
         name: missing[name] if name in missing else measurements[name] for name in arms
     }
-    for block in range(blocks):
-        names = list(runnable)
-        order.shuffle(names)
-        for name in names:
-            measured = _measured(runnable[name])
-            measurements[name].append(measured)
-            outcome = f"{measured.seconds:.3f} s {measured.evidence}"
-            if measured.failed:
-                outcome = f"FAILED {measured.failed}"
-            say(f"block {block + 1}/{blocks}  {name}: {outcome}")
-            if so_far:
-                so_far(results)
+    with turn(say):
+        for block in range(blocks):
+            names = list(runnable)
+            order.shuffle(names)
+            for name in names:
+                measured = _measured(runnable[name])
+                measurements[name].append(measured)
+                outcome = f"{measured.seconds:.3f} s {measured.evidence}"
+                if measured.failed:
+                    outcome = f"FAILED {measured.failed}"
+                say(f"block {block + 1}/{blocks}  {name}: {outcome}")
+                if so_far:
+                    so_far(results)
     return results
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -95,6 +96,17 @@ def test_a_child_does_not_wait_for_its_parent_but_for_its_siblings():
             assert f"waiting for process {first.pid} " in second.stdout.readline()
             first.stdin.close()
             assert second.stdout.readline() == "held\n"
+
+
+def test_an_interrupt_ends_the_waiting():
+    with turns.turn():
+        with holder({turns.ENV: ""}) as process:
+            assert "waiting for process" in process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) in (1, -signal.SIGINT, 130)
+            assert process.stdout.read() == ""
+    with turns.turn():
+        assert turns._held
 
 
 def test_a_turn_above_that_is_over_is_no_turn():
