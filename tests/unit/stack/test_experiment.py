@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -81,3 +82,32 @@ def test_arms_that_cannot_be_prepared_are_unavailable_and_the_others_are_measure
     assert {t.arm for t in lost} == set(ARMS[:failing]) and len(run.trials) == 4
     assert lost[0].error["what"] == "dump refused" and "last words" in lost[0].error["why"]
     assert any("dump refused" in n for n in preparation.progress.notes)
+
+
+def test_without_an_image_only_the_arms_that_start_from_one_are_unavailable(
+    monkeypatch, preparation
+):
+    def made(call, *_, **__):
+        if call is stack_preparation._image:
+            raise LabError("the image cannot be built")
+        return preparation.space.root, {"tokens": [1]}
+
+    monkeypatch.setattr(stack_preparation, "run_in_subprocess", made)
+    preparation.spec = replace(
+        preparation.spec, stacks=[Stack.parse(a) for a in ("naive", "no-image")]
+    )
+    subject, tokens = preparation.subject()
+    assert list(preparation.missing) == ["naive"] and tokens == (1,)
+    assert subject.image_layout is None
+
+
+def test_an_arm_without_a_plan_is_unavailable(monkeypatch, preparation):
+    def composed(stack, *_):
+        if stack.name == ARMS[0]:
+            raise LabError("its parts do not fit together")
+        return stack.name
+
+    monkeypatch.setattr(stack_preparation, "compose", composed)
+    preparation.artifacts = {arm: {} for arm in ARMS}
+    plans = preparation.plans(Subject(model_dir=preparation.space.root), (1,))
+    assert plans == {ARMS[1]: ARMS[1]} and list(preparation.missing) == ARMS[:1]
