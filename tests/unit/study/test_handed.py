@@ -85,7 +85,12 @@ def test_the_studys_run_keeps_everything_but_the_other_arms(folder):
     assert (run.host, run.floors) == (whole.host, whole.floors)
     assert run.experiment["conditions"] == whole.experiment["conditions"]
     assert run.experiment["simulated"] == "fixture, not measured"
-    assert folder in said[0] and "2026-01-02" in said[0] and "small over 1gbit" in said[0] and "5 cold starts" in said[0]
+    assert (
+        folder in said[0]
+        and "2026-01-02" in said[0]
+        and "small over 1gbit" in said[0]
+        and "5 cold starts" in said[0]
+    )
 
 
 def test_no_arm_named_is_all_of_them_and_what_is_lacking_is_said(folder):
