@@ -260,7 +260,7 @@ def _trial(value: Any, at: str) -> None:
     if value.get("outcome", "ok") == "ok" and not value.get("total_s"):
         raise InvalidField(
             _inside(at, "total_s"),
-            f"{_said(value.get('total_s'))} is not the time of a trial that came through",
+            f"{_said(value.get('total_s'))} is not the time of a trial that passed",
         )
 
 

@@ -262,7 +262,7 @@ def _look(
     plan: LaunchPlan, agent: AgentClient, answer: client.Answer, before: JsonObject, port: int
 ) -> JsonObject:
     """Everything techniques may ask for, gathered from outside them, right after the answer."""
-    # A short start can answer before the agent's own report of it has come through the pipe.
+    # A short start can answer before the agent's own report of it has arrived through the pipe.
     agent.up.wait(REPORT_PATIENCE_S)
     pid = agent.server_pid
     proc = observe.process_facts(int(pid)) if pid and start_time(int(pid)) else {}

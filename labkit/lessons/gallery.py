@@ -83,7 +83,7 @@ def _drawn(name: str) -> tuple[str, str, str]:
     trials = gpu_record.read(gpu_record.folder() / f"{name}.json", name)
     body = gpu_summary.html((trials,), f"{name}: GPU trials with the {trials.preset} shape")
     succeeded = sum(t["outcome"] == "ok" for t in trials.trials)
-    return trials.title, body, f"GPU trials: {succeeded} of {len(trials.trials)} came through"
+    return trials.title, body, f"GPU trials: {succeeded} of {len(trials.trials)} passed"
 
 
 def _write(path: Path, title: str, body: str, up: str = "") -> None:

@@ -36,7 +36,7 @@ def refuse_nothing(paths: Sequence[Path], preset: str) -> None:
     if not paths:
         raise BadInput(
             "no notebook to run",
-            why="with none executed, none has come through",
+            why="with none executed, none has passed",
             fix="labkit notebooks run, from a checkout of the lab",
         )
     known = sorted({name for path in paths for name in presets(path)})

@@ -119,7 +119,7 @@ def refuse_overwriting(path: str | Path) -> None:
 
 
 def save_measured(path: str | Path, results: Sequence[Result], preset: str) -> None:
-    """Keep the machine's seconds of notebooks that came through; what the file has of others on the
+    """Keep the machine's seconds of notebooks that passed; what the file has of others on the
     same host stays."""
     from labkit.core.host import card
 

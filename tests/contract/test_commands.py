@@ -446,7 +446,7 @@ NEEDS_NO_HOME = {
 
 
 def refused(ended: list[Ended]) -> list[str]:
-    """Those that did not notice: they came through without the workspace they need."""
+    """Those that did not notice: they passed without the workspace they need."""
     return [
         one.leaf for one in ended if one.code == 0 and not one.leaf.startswith(tuple(NEEDS_NO_HOME))
     ]

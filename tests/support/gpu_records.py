@@ -237,7 +237,7 @@ def results(preset: str) -> dict[str, dict[str, Any]]:
 def record(
     plan: str = "second", preset: str = "8b", without: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Every trial came through, but `without`, and "resident", which crashed, and "compile", which
+    """Every trial passed, but `without`, and "resident", which crashed, and "compile", which
     was skipped."""
     trials: list[dict[str, Any]] = [
         {"name": name, "outcome": "ok", "seconds": 1.0, "status": 0, "result": said}

@@ -59,7 +59,7 @@ def test_every_record_of_the_repository_is_sound(path):
         (
             ("trials", 0, "total_s"),
             None,
-            "trials[0].total_s: None is not the time of a trial that came through",
+            "trials[0].total_s: None is not the time of a trial that passed",
         ),
         (("trials", 0, "total_s"), float("nan"), "trials[0].total_s: nan is not a finite number"),
         (("trials", 0, "total_s"), 1e12, "trials[0].total_s: 1000000000000.0 is not a time"),

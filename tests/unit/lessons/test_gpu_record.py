@@ -217,7 +217,7 @@ def test_the_gallery_has_a_page_of_it_and_names_a_damaged_one(folder, tmp_path):
         and "gpu-trials-broken" in built.skipped[0]
         and "trials[0].name" in built.skipped[0]
     )
-    assert "GPU trials: 11 of 13 came through" in built.page.read_text()
+    assert "GPU trials: 11 of 13 passed" in built.page.read_text()
 
 
 def test_runs_and_gpu_trials_are_told_apart(folder, tmp_path, capsys):
