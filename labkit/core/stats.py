@@ -10,6 +10,7 @@ coverage is 94 %); below 5 pairs nothing is ever called significant.
     low, high = interval([3.1, 3.2, 3.0, 3.4, 3.1])
     paired_ratio([(ours, theirs), …])   # {"median", "low", "high", "n", "significant"} of ours ÷
         theirs, block by block
+    blocks_to_decide([(ours, theirs), …])   # how many would likely make it significant
 
 Medians of ratios survive drift of the machine: both arms of a block saw the same drift. Lesson:
 notebooks/01_anatomy."""
@@ -25,6 +26,8 @@ from labkit.errors import BadInput
 #: With fewer pairs the interval of a median cannot reach 90 % coverage: 1 - 2 · ½ⁿ is 0.875 for n =
 #: 4.
 MIN_PAIRS = 5
+#: A count of blocks above this is no plan for an afternoon: the difference is called nil.
+MOST_BLOCKS = 100
 #: From here on the interval's ends are taken from the normal law of order statistics; the
 #: difference is below one rank.
 _EXACT_UP_TO = 200
@@ -87,6 +90,34 @@ def paired_ratio(pairs: Iterable[Sequence[float]], level: float = 0.95) -> JsonO
         "n": len(ratios),
         "significant": len(ratios) >= MIN_PAIRS and not low <= 1 <= high,
     }
+
+
+def sureness(pairs: Iterable[Sequence[float]]) -> float:
+    """How sure it is that a is below b, over pairs (a, b) of one block each: the share of bootstrap
+    resamples of the blocks in which the median ratio is below 1; a tie counts half."""
+    law = _median_law(_ordered(_ratio(a, b) for a, b in pairs))
+    return min(1.0, math.fsum(p * (1.0 if x < 1 else 0.5 if x == 1 else 0.0) for x, p in law))
+
+
+def blocks_to_decide(pairs: Iterable[Sequence[float]], level: float = 0.95) -> int | None:
+    """How many blocks would likely (four times in five) set the interval of this ratio apart from
+    1, were the difference and its spread as in these pairs. None: more than MOST_BLOCKS, so the two
+    are equal for any purpose here.
+
+    From the normal law of a median, whose standard error is 1.2533 · σ ÷ √n, on the logarithms of
+    the ratios; σ is the larger of their two usual estimates, as five values can hide their
+    spread."""
+    from statistics import NormalDist, stdev
+
+    logs = [math.log(_ratio(a, b)) for a, b in pairs]
+    if len(logs) < 2:
+        return None
+    centre = median(logs)
+    spread = max(stdev(logs), 1.4826 * median(abs(x - centre) for x in logs))
+    reach = 1.2533 * (NormalDist().inv_cdf((1 + level) / 2) + NormalDist().inv_cdf(0.8))
+    if not centre or (reach * spread / centre) ** 2 > MOST_BLOCKS:
+        return None
+    return max(MIN_PAIRS, len(logs) + 1, math.ceil((reach * spread / centre) ** 2))
 
 
 def unpaired_ratio(xs: Iterable[float], ys: Iterable[float], level: float = 0.95) -> JsonObject:

@@ -5,11 +5,16 @@
 
 A verdict compares the measured ratio's interval with the claimed range: `holds` (they overlap),
 `larger` (more gain than claimed), `smaller` (less), `not significant` (the interval contains 1),
-`not on this host` (no arm could run). Rows that speak of a GPU are judged of runs whose servers
-were on one; a run on the CPU keeps its ratio and says `other hardware`. The base is the naive arm,
-or in runs without an image the same stack without it. `more`: rows of what is no run (GPU trials),
-in their place. Published figures stand beside, each with its setup; they are never combined with
-ours. Lesson: notebooks/08_stacking."""
+`not on this host` (no arm could run). What keeps a verdict from being one is said beside it: how
+many blocks are missing, or would likely decide it (`Row.wanting`). Rows that speak of a GPU are
+judged of runs whose servers were on one; a run on the CPU keeps its ratio and says `other
+hardware`.
+
+A row is measured by two arms of one run that differ in its layer alone: the technique on the naive
+stack (or on the same without an image); where that was not measured, a rung of a ladder against the
+rung below it. `Row.against` says which. `more`: rows of what is no run (GPU trials), in their
+place. Published figures stand beside, each with its setup; they are never combined with ours.
+Lesson: notebooks/08_stacking."""
 
 from __future__ import annotations
 
@@ -23,7 +28,8 @@ from labkit.core import question, stats
 from labkit.core.json_types import JsonMapping
 from labkit.core.records import Run, Trial
 from labkit.core.units import show_s
-from labkit.technique import Claim, techniques
+from labkit.stack.compose import NAMED
+from labkit.technique import Claim, technique, techniques
 
 ARTICLE = "the article (no hardware or method given)"
 
@@ -77,6 +83,7 @@ ROWS = (
     ),
 )
 OTHER = "other hardware"
+NOT_SIGNIFICANT = "not significant"
 BASES = ("naive", "no-image")
 
 
@@ -92,6 +99,10 @@ class Row:
     total: JsonMapping = field(default_factory=dict)
     verdict: str = "not on this host"
     setup: str = ""  # scenario, link, preset, host of the record
+    arm: str = ""
+    against: str = ""  # the arm that it is measured against
+    wanting: str = ""  # what would make a verdict of it, "" where there is one
+    recorded_on: str = ""  # of a replayed run: the host that it was made on
     published: tuple[dict[str, str], ...] = ()
 
 
@@ -109,55 +120,100 @@ def claims(runs: Iterable[Run], more: Iterable[Row] = ()) -> list[Row]:
 
 
 def _measure(row: ArticleRow, run: Run, beside: tuple[dict[str, str], ...]) -> list[Row]:
-    found: list[Row] = []
-    naive = next(
-        (a for a in sorted(run.arms, key=lambda a: a["name"] != BASES[0]) if a["name"] in BASES),
-        None,
+    """One row a technique: of the pairs of arms that differ in it alone, the one nearest to
+    naive."""
+    arms = [a for a in run.arms if run.of_arm(a["name"])]
+    arms.sort(key=lambda a: BASES.index(a["name"]) if a["name"] in BASES else len(BASES))
+    found: dict[str, Row] = {}
+    for base in arms:
+        for arm in arms:
+            name = _exchanged(row, arm["stack"], base["stack"])
+            # what differs besides the stack would be counted as the technique's
+            if not name or name in found or question.not_from_one_start(run, *_names(arm, base)):
+                continue
+            if measured := _row(row, run, name, arm, base):
+                found[name] = replace(measured, published=beside)
+    return list(found.values())
+
+
+def _names(arm: JsonMapping, base: JsonMapping) -> tuple[str, str]:
+    return str(arm["name"]), str(base["name"])
+
+
+def _exchanged(row: ArticleRow, stack: JsonMapping, base: JsonMapping) -> str:
+    """The row's technique where `stack` is `base` with it in place of the naive stack's, and
+    nothing else; "" where it is not."""
+    changed = {
+        layer
+        for layer in {*stack, *base} - {"process"}
+        if (stack.get(layer) or "") != (base.get(layer) or "")
+    }
+    name = str(stack.get(row.layer) or "")
+    stock = {"", *(str(named.get(row.layer, "")) for named in NAMED.values())} - set(row.techniques)
+    if changed != {row.layer} or name not in row.techniques or base.get(row.layer, "") not in stock:
+        return ""
+    snapshot = str(stack.get("snapshot") or "")
+    return "" if row.layer != "snapshot" and snapshot and _moot(row.layer, snapshot) else name
+
+
+def _moot(layer: str, snapshot: str) -> bool:
+    return layer in technique(snapshot).replaces_layers
+
+
+def _row(
+    row: ArticleRow, run: Run, name: str, arm: JsonMapping, against: JsonMapping
+) -> Row | None:
+    """The pair's row; None where no block holds a good trial of both."""
+    base = {t.block: t for t in run.of_arm(against["name"])}
+    trials = [t for t in run.of_arm(arm["name"]) if t.block in base]
+    part = [(_over(t, row.phases), _over(base[t.block], row.phases)) for t in trials]
+    part = [(a, b) for a, b in part if b > 0]
+    if not part:
+        return None
+    ratio = stats.paired_ratio(part)
+    total = stats.paired_ratio([(t.first_token_s, base[t.block].first_token_s) for t in trials])
+    device, gpu = str(question.conditions_of(run).get("device", "")), gpu_of(run.host)
+    where = gpu if device.startswith("cuda") and gpu else device
+    setup = [
+        arm["scenario"],
+        arm["link"],
+        *_subject(run),
+        "no image" if against["name"] == "no-image" else "",
+        f"on {where}" if where else "",
+        f"claimed for {row.hardware}" if row.hardware and row.hardware not in gpu else "",
+        f"{arm['name']} against {against['name']}" if against["name"] not in BASES else "",
+        f"n = {len(part)}",
+        f"host {run.host.get('id', '')}",
+    ]
+    judged = verdict(ratio, row.claim) if not row.on or device.startswith(row.on) else OTHER
+    return Row(
+        row.claim,
+        row.layer,
+        row.label,
+        name,
+        ratio,
+        total,
+        judged,
+        ", ".join(filter(None, setup)),
+        arm=arm["name"],
+        against=against["name"],
+        wanting=wanting(part) if judged in (NOT_SIGNIFICANT, OTHER) else "",
+        recorded_on=str(run.experiment.get("replayed_from") or ""),
     )
-    if naive is None:
-        return found
-    for arm in (a for a in run.arms if a["name"] != naive["name"]):
-        changed = {layer: t for layer, t in arm["stack"].items() if t != naive["stack"].get(layer)}
-        technique = changed.get(row.layer)
-        if technique not in row.techniques or set(changed) - {row.layer, "process"}:
-            continue
-        if question.not_from_one_start(run, arm["name"], naive["name"]):
-            continue  # what differs besides the stack would be counted as the technique's
-        base = {t.block: t for t in run.of_arm(naive["name"])}
-        trials = [t for t in run.of_arm(arm["name"]) if t.block in base]
-        part = [(_over(t, row.phases), _over(base[t.block], row.phases)) for t in trials]
-        part = [(a, b) for a, b in part if b > 0]
-        if not part:
-            continue
-        ratio = stats.paired_ratio(part)
-        total = stats.paired_ratio([(t.first_token_s, base[t.block].first_token_s) for t in trials])
-        device, gpu = str(question.conditions_of(run).get("device", "")), gpu_of(run.host)
-        where = gpu if device.startswith("cuda") and gpu else device
-        setup = [
-            arm["scenario"],
-            arm["link"],
-            *_subject(run),
-            "no image" if naive["name"] == "no-image" else "",
-            f"on {where}" if where else "",
-            f"claimed for {row.hardware}" if row.hardware and row.hardware not in gpu else "",
-            f"n = {len(part)}",
-            f"host {run.host.get('id', '')}",
-        ]
-        judged = verdict(ratio, row.claim) if not row.on or device.startswith(row.on) else OTHER
-        found.append(
-            Row(
-                row.claim,
-                row.layer,
-                row.label,
-                technique,
-                ratio,
-                total,
-                judged,
-                ", ".join(filter(None, setup)),
-                beside,
-            )
-        )
-    return found
+
+
+def wanting(pairs: Sequence[Sequence[float]]) -> str:
+    """What would make a significant ratio of these pairs: the blocks that are missing, or that
+    would likely decide it; "" where it is one."""
+    n = len(pairs)
+    if n < stats.MIN_PAIRS:
+        return f"{n} of {stats.MIN_PAIRS} pairs: {stats.MIN_PAIRS - n} more blocks make a verdict"
+    if stats.paired_ratio(pairs)["significant"]:
+        return ""
+    blocks = stats.blocks_to_decide(pairs)
+    if blocks is None:
+        return f"no difference that {stats.MOST_BLOCKS} blocks would show"
+    return f"about {blocks} blocks would likely decide it"
 
 
 def gpu_of(card: JsonMapping) -> str:
@@ -185,7 +241,7 @@ def _over(trial: Trial, phases: Sequence[str]) -> float:
 def verdict(ratio: JsonMapping, claim: Claim) -> str:
     """Interval of the measured ratio against the claimed range."""
     if not ratio.get("significant", True):
-        return "not significant"
+        return NOT_SIGNIFICANT
     low = 0.0 if claim.low is None else claim.low
     high = 1.0 if claim.high is None else claim.high
     if ratio["median"] >= 1:
@@ -235,11 +291,3 @@ HEAD = (
 )
 
 
-def seconds_saved(row: Row, run: Run) -> str:
-    """The row's gain on the whole start in seconds, for a sentence beside the table."""
-    base = [
-        t.total_s
-        for t in run.of_arm(next((n for n in BASES if n in run.arm_names), "naive"))
-        if t.total_s
-    ]
-    return show_s(stats.median(base) * (1 - row.total["median"])) if base and row.total else "–"
