@@ -116,6 +116,7 @@ def claimed(records: Records) -> list[claims.Row]:
                     ratio,
                     claims.verdict(ratio, article.claim),
                     setup,
+                    recorded_on=record.title,
                 )
             )
     return rows
