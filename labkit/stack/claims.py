@@ -27,7 +27,6 @@ from pathlib import Path
 from labkit.core import question, stats
 from labkit.core.json_types import JsonMapping
 from labkit.core.records import Run, Trial
-from labkit.core.units import show_s
 from labkit.stack.compose import NAMED
 from labkit.technique import Claim, technique, techniques
 
@@ -289,5 +288,3 @@ HEAD = (
     "verdict",
     "setup",
 )
-
-

@@ -155,9 +155,7 @@ def timed(run: Run, arm: str, base: str = "naive") -> Timed | None:
 def _pairs(run: Run, arm: str, base: str) -> list[tuple[float, float]]:
     """Times of both in each block that has them."""
     of_base = {t.block: t.first_token_s for t in run.of_arm(base)}
-    return [
-        (t.first_token_s, of_base[t.block]) for t in run.of_arm(arm) if of_base.get(t.block)
-    ]
+    return [(t.first_token_s, of_base[t.block]) for t in run.of_arm(arm) if of_base.get(t.block)]
 
 
 def link_floor_s(trial: Trial) -> float:
@@ -260,9 +258,7 @@ def article(study: Study, more: Sequence[Row] = ()) -> tuple[Claimed, ...]:
 
 def _foremost(rows: Sequence[Row]) -> tuple[Row, ...]:
     """The recorded row that says most: with a verdict before without, then with more pairs."""
-    ranked = sorted(
-        rows, key=lambda r: (not r.ratio.get("significant"), -int(r.ratio.get("n", 0)))
-    )
+    ranked = sorted(rows, key=lambda r: (not r.ratio.get("significant"), -int(r.ratio.get("n", 0))))
     return tuple(ranked[:1])
 
 

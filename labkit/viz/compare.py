@@ -21,10 +21,9 @@ from labkit.core import stats
 from labkit.core.json_types import JsonObject
 from labkit.core.records import Run, Trial
 from labkit.core.speedup import speedup
-from labkit.core.timeline import PHASES
 from labkit.core.units import show_s
 from labkit.errors import BadInput, IncomparableRecords
-from labkit.viz import arm_rows, captions
+from labkit.viz import arm_rows, captions, phase_bars
 from labkit.viz import theme as look
 from labkit.viz.theme import Picture, Theme
 
@@ -193,10 +192,7 @@ def _draw_compare(
 
 
 def _draw_phases(run: Run, shown: list[captions.Shown], theme: Theme) -> Figure:
-    from matplotlib.patches import Patch
-
-    drawn = {p for s in shown for p in (*s.trial.phases, *(x["name"] for x in s.trial.spans))}
-    used = [p for p in PHASES if p in drawn]
+    used = phase_bars.used(s.trial for s in shown)
     figure, axes = arm_rows.frame(
         run,
         [s.arm["name"] for s in shown],
@@ -205,22 +201,12 @@ def _draw_phases(run: Run, shown: list[captions.Shown], theme: Theme) -> Figure:
         theme,
         0.3 * (1 + len(used) // 7),
     )
-    looks = {p: _phase_look(p, theme) for p in (*PHASES, captions.UNACCOUNTED)}
     for y, s in enumerate(shown):
-        reached = 0.0
-        for row in captions.rows(s.trial):
-            for start_s, end_s in row.pieces:
-                accounted = row.phase != captions.UNACCOUNTED
-                left = max(start_s, reached) if accounted else start_s
-                if end_s > left:
-                    axes.barh(y, end_s - left, left=left, height=0.5, **looks[row.phase])
-                    reached = max(reached, end_s) if accounted else reached
+        phase_bars.stacked(axes, y, s.trial, theme)
         arm_rows.beside(axes, 1.02, y, show_s(s.trial.total_s or 0), fontweight="bold")
     axes.set_xlim(0, max(s.trial.total_s or 0 for s in shown) * 1.01)
     axes.legend(
-        handles=[
-            Patch(label=p.replace("_", " "), **looks[p]) for p in (*used, captions.UNACCOUNTED)
-        ],
+        handles=phase_bars.key(used, theme),
         ncols=min(len(used) + 1, 7),
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
@@ -231,20 +217,3 @@ def _draw_phases(run: Run, shown: list[captions.Shown], theme: Theme) -> Figure:
         borderaxespad=0.2,
     )
     return figure
-
-
-def _phase_look(phase: str, theme: Theme) -> JsonObject:
-    """How a bar of the phase is filled."""
-    if phase == captions.UNACCOUNTED:
-        return {
-            "facecolor": "none",
-            "edgecolor": theme.faint,
-            "hatch": "////",
-            "linewidth": 0.4,
-        }
-    return {
-        "facecolor": look.PHASE_COLOURS[phase],
-        "hatch": look.PHASE_HATCHES[phase],
-        "edgecolor": theme.paper if theme.paper != "none" else theme.ink,
-        "linewidth": 0.4,
-    }

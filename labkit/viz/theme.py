@@ -168,7 +168,6 @@ def style(theme: Theme) -> JsonObject:
         "grid.alpha": 0.3,
         "hatch.linewidth": 0.6,
         "svg.fonttype": "path",
-        "svg.hashsalt": "labkit",
         "path.simplify": True,
     }
 
@@ -201,7 +200,10 @@ class Picture:
         import matplotlib
 
         out = io.BytesIO()
-        with matplotlib.rc_context(cast(Any, style(theme))):
+        # Of two figures in one page the hidden one may stand first: neither borrows the other's
+        # patterns.
+        salted = {**style(theme), "svg.hashsalt": f"labkit {self.name} {self.alt}"}
+        with matplotlib.rc_context(cast(Any, salted)):
             # No date: the same record gives the same bytes.
             metadata: JsonObject = {"Date": None} if kind == "svg" else {"Description": self.alt}
             _literal(self.draw(theme)).savefig(out, format=kind, dpi=self.dpi, metadata=metadata)

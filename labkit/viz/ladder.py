@@ -1,0 +1,237 @@
+"""The article's ladder on one host: a bar a rung from naive up, its phases stacked, seconds and
+ratio to naive beside it.
+
+    ladder(answered(study))                      # for a page; narrow=True: for a phone
+    ladder(answered(study)).save("ladder.png")
+
+A bar is the arm's median trial, its whisker the interval of the median; the thin line below it is
+its floor, its bytes ÷ the link's rate. A rung that this host cannot run says why, and beneath it,
+hatched and without colour, stands a recorded run's bar, on its own host's seconds. Lesson:
+notebooks/08_stacking."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from labkit.core.json_types import JsonMapping
+from labkit.core.units import show_s
+from labkit.study.answers import Answer, Rung, Timed
+from labkit.study.record import NAIVE
+from labkit.viz import arm_rows, phase_bars
+from labkit.viz import theme as look
+from labkit.viz.theme import Picture, Theme
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TITLE = "The ladder: from the request to the first token, rung by rung"
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Of a figure, in inches and points: on a page, on a phone."""
+
+    width_in: float
+    left_in: float
+    right_in: float
+    row_in: float
+    columns: int  # of the key
+    chars: int  # of a line of the caption
+    reason_chars: int
+    text_pt: float
+
+
+_WIDE = _Size(9.0, 1.72, 2.2, 0.37, 7, 150, 78, look.BASE_PT)
+_NARROW = _Size(4.6, 0.12, 0.12, 0.62, 4, 76, 64, look.BASE_PT)
+
+
+def ladder(answer: Answer, *, narrow: bool = False) -> Picture:
+    """The figure of a study's answer. `narrow`: labels stand above their bars."""
+    lines = [rung_words(rung) for rung in answer.rungs]
+    head = arm_rows.headed(TITLE, answer.naive.run)
+    return Picture(
+        lambda theme: _draw(answer, _NARROW if narrow else _WIDE, narrow, theme),
+        alt=f"{head}. {'; '.join(lines)}. {_floor_words(answer)}",
+        text="\n".join([head, *lines, _floor_words(answer), caption(answer)]),
+        name="ladder",
+    )
+
+
+def label(rung: Rung) -> str:
+    return rung.step.label if rung.step.kind == NAIVE else f"+ {rung.step.label}"
+
+
+def ratio_words(ratio: JsonMapping) -> str:
+    """How many times faster than naive, with its interval; "" where nothing is known."""
+    if not ratio or not ratio["median"]:
+        return ""
+    if not ratio["significant"]:
+        return "not significant" if ratio["n"] >= 5 else f"n = {ratio['n']}: no verdict"
+    low, high = 1 / ratio["high"], 1 / ratio["low"]
+    return f"{1 / ratio['median']:.1f}× faster ({low:.1f}–{high:.1f})"
+
+
+def rung_words(rung: Rung) -> str:
+    """The rung in a line."""
+    if rung.here:
+        return f"{label(rung)}: {_measured_words(rung.here, rung.step.kind == NAIVE)}"
+    beside = f"; recorded on {_recorded_words(rung.beside)}" if rung.beside else ""
+    return f"{label(rung)}: not here: {rung.why_not}{beside}"
+
+
+def _measured_words(timed: Timed, base: bool) -> str:
+    words = f"{show_s(timed.median_s)} ({show_s(timed.low_s)} – {show_s(timed.high_s)})"
+    words += f", n = {timed.n}" + (f", {timed.failed} failed" if timed.failed else "")
+    ratio = "" if base else ratio_words(timed.ratio)
+    floor = f", floor {show_s(timed.floor_s)}" if timed.floor_s else ""
+    return words + floor + (f", {ratio}" if ratio else "")
+
+
+def _recorded_words(timed: Timed) -> str:
+    return f"{timed.recorded_on}: {_measured_words(timed, base=False)}"
+
+
+def _floor_words(answer: Answer) -> str:
+    if not answer.floor_s:
+        return ""
+    return f"Floor, the fewest bytes ÷ the link's rate: {show_s(answer.floor_s)}."
+
+
+def caption(answer: Answer) -> str:
+    """What the figures stand on."""
+    names = [rung.here.arm for rung in answer.rungs if rung.here]
+    return arm_rows.caption(answer.naive.run, names)
+
+
+def _draw(answer: Answer, size: _Size, narrow: bool, theme: Theme) -> Figure:
+    rungs = answer.rungs
+    shown = [timed for rung in rungs if (timed := rung.here or rung.beside)]
+    used = phase_bars.used(rung.here.trial for rung in rungs if rung.here)
+    mark = arm_rows.stamp(answer.naive.run)
+    lines = textwrap.wrap(caption(answer), size.chars)
+    rows = -(-(len(used) + 1) // size.columns)
+    head_in = 0.1 + 0.21 * rows + (0.36 if mark else 0)
+    foot_in = 0.62 + 0.17 * (len(lines) - 1)
+    height_in = head_in + foot_in + size.row_in * len(rungs)
+    figure = look.blank(size.width_in, height_in)
+    axes = look.axes(figure, size.left_in, size.right_in, head_in, foot_in)
+    axes.set_ylim(len(rungs) - 0.5, -0.5)
+    axes.set_xlim(0, max([t.high_s for t in shown] + [answer.naive.high_s]) * 1.03)
+    for y, rung in enumerate(rungs):
+        _row(axes, y, rung, size, narrow, theme)
+    if answer.floor_s:
+        # on a phone it leaves out the lines of text between the bars
+        ends = [(y - 0.05, y + 0.5) for y in range(len(rungs))] if narrow else [(-0.5, len(rungs))]
+        for end in ends:
+            axes.plot([answer.floor_s] * 2, end, color=theme.ink, lw=1.1, ls=(0, (4, 3)), zorder=1)
+    axes.set_yticks(range(len(rungs)), [] if narrow else [label(r) for r in rungs])
+    if narrow:
+        axes.set_yticks([])
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(True, axis="x")
+    axes.set_axisbelow(True)
+    floor = "  ·  dashed: fewest bytes ÷ the link's rate" if answer.floor_s else ""
+    axes.set_xlabel(f"seconds since the request{floor}", fontsize=look.BASE_PT - 1, labelpad=2)
+    figure.legend(
+        handles=phase_bars.key(used, theme),
+        ncols=size.columns,
+        loc="upper left",
+        bbox_to_anchor=(0.004, 1 - 0.02 / height_in),
+        frameon=False,
+        fontsize=look.BASE_PT - 1.5,
+        handlelength=1.5,
+        columnspacing=1.1,
+        labelspacing=0.3,
+        borderaxespad=0.1,
+    )
+    look.stamp(figure, theme, mark, 1 - (head_in - 0.2) / height_in)
+    look.caption(figure, theme, lines, 0.05 / height_in)
+    return figure
+
+
+def _row(axes: Axes, y: int, rung: Rung, size: _Size, narrow: bool, theme: Theme) -> None:
+    bar_y = y + (0.18 if narrow else -0.04)
+    height = 0.36 if narrow else 0.56
+    timed, small = rung.here, size.text_pt - 1
+    if timed:
+        phase_bars.stacked(axes, bar_y, timed.trial, theme, height=height)
+        axes.plot([timed.low_s, timed.high_s], [bar_y] * 2, "|-", color=theme.ink, lw=1.3, ms=7)
+        if timed.floor_s:
+            at = bar_y + height / 2 + (0.06 if narrow else 0.09)
+            axes.barh(at, timed.floor_s, height=0.07 if narrow else 0.1, color=theme.ink, lw=0)
+        ratio = "" if rung.step.kind == NAIVE else ratio_words(timed.ratio)
+        _beside(axes, y, rung, show_s(timed.median_s), ratio, size, narrow, theme)
+        return
+    if rung.beside:
+        axes.barh(
+            bar_y,
+            rung.beside.median_s,
+            height=height,
+            facecolor="none",
+            edgecolor=theme.faint,
+            hatch="xxx",
+            lw=0.9,
+            ls="--",
+        )
+    there = show_s(rung.beside.median_s) if rung.beside else ""
+    recorded = there if narrow else f"recorded: {there}" if there else "not here"
+    ratio = ratio_words(rung.beside.ratio) if rung.beside else ""
+    _beside(axes, y, rung, recorded, ratio, size, narrow, theme)
+    words = f"not here: {rung.why_not}"
+    if rung.beside:
+        words += f"\nrecorded on {rung.beside.recorded_on}"
+    reasons = [
+        textwrap.shorten(part, size.reason_chars, placeholder="…") for part in words.split("\n")
+    ]
+    left_s = rung.beside.median_s if rung.beside else 0.0
+    span_s = axes.get_xlim()[1]
+    if narrow and left_s > 0.4 * span_s:
+        left_s = 0.0
+    axes.text(
+        left_s + 0.012 * span_s,
+        bar_y,
+        "\n".join(reasons),
+        va="center",
+        fontsize=small - 0.5,
+        color=theme.faint,
+        linespacing=1.15,
+    )
+
+
+def _beside(
+    axes: Axes,
+    y: int,
+    rung: Rung,
+    seconds: str,
+    ratio: str,
+    size: _Size,
+    narrow: bool,
+    theme: Theme,
+) -> None:
+    """Seconds and ratio in columns beside the bar; on a phone, above it with the rung's label."""
+    if narrow:
+        to_axes = axes.get_yaxis_transform()
+        for x, text, side, weight in (
+            (0.0, label(rung), "left", "normal"),
+            (1.0, f"{seconds}   {ratio}".strip(), "right", "bold" if rung.here else "normal"),
+        ):
+            axes.text(
+                x,
+                y - 0.2,
+                text,
+                transform=to_axes,
+                ha=side,
+                va="center",
+                fontsize=size.text_pt,
+                fontweight=weight,
+            )
+        return
+    arm_rows.beside(axes, 1.015, y - (0.17 if ratio else 0), seconds, fontweight="bold")
+    if ratio:
+        arm_rows.beside(
+            axes, 1.015, y + 0.23, ratio, fontsize=size.text_pt - 1.5, color=theme.faint
+        )
