@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.errors import BadInput, LabError
-from labkit.lessons import canonical, gpu_record, gpu_summary, pages, report
+from labkit.lessons import canonical, gpu_record, gpu_summary, pages, report_parts
 from labkit.stack import replay
 
 TITLE = "The cold-start lab: gallery"
@@ -60,7 +60,7 @@ def build(out: Path, executed: Path, own_runs: Sequence[Path] = ()) -> Built:
             hosts.append((title, entries))
             count += len(entries)
     for path in own_runs:
-        _write(out / "runs" / f"{path.stem}.html", path.stem, report.record_html(path, 1), "../")
+        _write(out / "runs" / f"{path.stem}.html", path.stem, report_parts.record_html(path, 1), "../")
     index = pages.document(
         "gallery.html.j2",
         TITLE,
@@ -79,7 +79,7 @@ def _drawn(name: str) -> tuple[str, str, str]:
     if name not in gpu_record.names():
         run = replay.replay(name)
         title = str(run.host.get("title", name.partition("/")[0]))
-        return title, report.run_html(run, name, 1), ", ".join(run.arm_names)[:160]
+        return title, report_parts.run_html(run, name, 1), ", ".join(run.arm_names)[:160]
     trials = gpu_record.read(gpu_record.folder() / f"{name}.json", name)
     body = gpu_summary.html((trials,), f"{name}: GPU trials with the {trials.preset} shape")
     succeeded = sum(t["outcome"] == "ok" for t in trials.trials)

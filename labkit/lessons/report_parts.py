@@ -24,7 +24,7 @@ from labkit.study import Study
 if TYPE_CHECKING:
     from labkit.lessons.execute import Result
     from labkit.stack.claims import Row
-    from labkit.study.answers import Answer, Timed
+    from labkit.study.answers import Answer, Claimed, Timed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def first_screen(study: Study, around: Around) -> str:
     if answer is None:
         return error_html("No answer", "No cold start of the naive stack succeeded in this study.")
     try:
-        recorded = gpu_goals.claimed(gpu_record.every())
+        recorded = gpu_goals.claimed(gpu_record.recorded())
     except LabError:  # a damaged record is named where it is shown
         recorded = []
     return pages.render(
@@ -120,9 +120,47 @@ def first_screen(study: Study, around: Around) -> str:
         wide=ladder(answer),
         narrow=ladder(answer, narrow=True).named("ladder-narrow"),
         steps=_first_steps(study),
-        claims=article(study, recorded),
+        claims=[_claimed(c) for c in article(study, recorded)],
         seconds=around.seconds,
     )
+
+
+def _claimed(row: Claimed) -> JsonObject:
+    """A row of the article's table in words."""
+    return {
+        "label": row.label,
+        "claim": row.claim,
+        "range": _range_words(row),
+        "here": [_judged(r) for r in row.here],
+        "recorded": [_judged(r) for r in row.recorded],
+        "why_not": row.why_not,
+        "published": row.published,
+    }
+
+
+def _range_words(row: Claimed) -> str:
+    """The claimed range as the table's own measure."""
+    low, high = row.low, row.high
+    if not high:
+        return ""
+    return f"{1 / high:.1f}–{1 / low:.1f}×" if low else f"{1 / high:.0f}× or more"
+
+
+def _judged(row: Row) -> JsonObject:
+    from labkit.viz.ladder import times_faster
+
+    whole = row.total and times_faster(row.total)
+    return {
+        "technique": row.technique,
+        "ratio": times_faster(row.ratio),
+        "whole": whole if whole and row.total != row.ratio else "",
+        "n": row.ratio.get("n", 0),
+        "verdict": row.verdict,
+        "wanting": row.wanting,
+        "against": row.against,
+        "setup": row.setup,
+        "recorded_on": row.recorded_on,
+    }
 
 
 def setup(answer: Answer) -> str:
@@ -143,7 +181,7 @@ def sure_words(answer: Answer) -> str:
     if answer.second is None:
         return ""
     share = f"{100 * answer.sure:.0f} %" if answer.sure < 0.995 else "over 99 %"
-    return f"{share} sure (paired bootstrap) that it is faster than {answer.second.arm}"
+    return f"{share} sure (paired bootstrap) that it beats {answer.second_label}"
 
 
 def left_words(answer: Answer) -> str:
@@ -155,7 +193,7 @@ def left_words(answer: Answer) -> str:
     words = f"Longest in what is left: {phase.replace('_', ' ')}, {show_s(took_s)}"
     if best.floor_s:
         share = f"{100 * best.floor_s / best.median_s:.0f} %"
-        words += f"; {share} of the best start is its own bytes ÷ the link's rate"
+        words += f"; {share} of the best start is its own bytes ÷ the link’s rate"
     return words + "."
 
 
@@ -184,7 +222,6 @@ def below(study: Study) -> str:
 def evidence_html(study: Study) -> str:
     """Each arm, folded: its mechanisms, how they were seen, its cache proof, its failures."""
     from labkit.study.answers import label_of, timed, why_not
-    from labkit.viz import captions
     from labkit.viz.text_summary import text
 
     labels = {s.arm: s for s in reversed(study.steps)}
@@ -200,8 +237,7 @@ def evidence_html(study: Study) -> str:
                 "timed": known,
                 "why": study.left_out.get(arm) or ("" if known else why_not(study, arm)),
                 "failed": [f"block {t.block + 1}: {t.outcome}" for t in failed],
-                "words": text(study.run.narrowed([arm]), trials=True) if known else "",
-                "every": captions.strip_text(study.run, [arm]) if known else "",
+                "words": text(study.run, arm, trials=True) if known else "",
             }
         )
     return pages.render("report_evidence.html.j2", arms=arms)

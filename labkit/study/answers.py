@@ -73,10 +73,12 @@ class Rung:
 @dataclass(frozen=True)
 class Claimed:
     """A row of the article's table: what was measured here, what was recorded elsewhere, and why
-    nothing was where `here` is empty."""
+    nothing was where `here` is empty. `low`, `high`: the claimed ratio, new ÷ old."""
 
     label: str
     claim: str
+    low: float | None = None
+    high: float | None = None
     here: tuple[Row, ...] = ()
     recorded: tuple[Row, ...] = ()
     why_not: str = ""
@@ -92,6 +94,7 @@ class Answer:
     best: Timed
     best_label: str
     second: Timed | None
+    second_label: str
     sure: float
     floor_s: float
     rungs: tuple[Rung, ...] = field(default_factory=tuple)
@@ -123,6 +126,7 @@ def answered(study: Study) -> Answer:
         best,
         label_of(study, best.arm),
         second,
+        label_of(study, second.arm) if second else "",
         sureness(best, second),
         min((t.floor_s for t in found if t.floor_s), default=0.0),
         tuple(_rung(study, step, base) for step in study.rungs),
@@ -252,7 +256,16 @@ def article(study: Study, more: Sequence[Row] = ()) -> tuple[Claimed, ...]:
         beside = () if judged else _foremost([r for r in others if r.label == row.label])
         published = tuple(f for f in figures() if f["row"] == row.label)
         reason = "" if mine else _unmeasured(study, row.techniques)
-        table.append(Claimed(row.label, row.claim.text, mine, beside, reason, published))
+        table.append(Claimed(
+                row.label,
+                row.claim.text,
+                row.claim.low,
+                row.claim.high,
+                mine,
+                beside,
+                reason,
+                published,
+            ))
     return tuple(table)
 
 

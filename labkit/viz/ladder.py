@@ -12,10 +12,12 @@ notebooks/08_stacking."""
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from labkit.core.json_types import JsonMapping
+from labkit.core.stats import MIN_PAIRS
 from labkit.core.units import show_s
 from labkit.study.answers import Answer, Rung, Timed
 from labkit.study.record import NAIVE
@@ -44,7 +46,7 @@ class _Size:
     text_pt: float
 
 
-_WIDE = _Size(9.0, 1.72, 2.2, 0.37, 7, 150, 78, look.BASE_PT)
+_WIDE = _Size(9.0, 1.72, 2.45, 0.31, 9, 150, 78, look.BASE_PT)
 _NARROW = _Size(4.6, 0.12, 0.12, 0.62, 4, 76, 64, look.BASE_PT)
 
 
@@ -64,14 +66,29 @@ def label(rung: Rung) -> str:
     return rung.step.label if rung.step.kind == NAIVE else f"+ {rung.step.label}"
 
 
-def ratio_words(ratio: JsonMapping) -> str:
-    """How many times faster than naive, with its interval; "" where nothing is known."""
-    if not ratio or not ratio["median"]:
+def times_faster(ratio: JsonMapping) -> str:
+    """A ratio of times, new ÷ old, as how many times faster with its interval, whether it is
+    significant or not; "" where nothing is known."""
+    if not ratio or ratio["median"] is None:
         return ""
-    if not ratio["significant"]:
-        return "not significant" if ratio["n"] >= 5 else f"n = {ratio['n']}: no verdict"
-    low, high = 1 / ratio["high"], 1 / ratio["low"]
-    return f"{1 / ratio['median']:.1f}× faster ({low:.1f}–{high:.1f})"
+    median, low, high = (ratio[key] for key in ("median", "low", "high"))
+    if median > 1:
+        return f"{median:.2f}× slower ({low:.2f}–{high:.2f})"
+    return f"{_times(median)}× faster ({_times(high)}–{_times(low)})"
+
+
+def _times(ratio: float) -> str:
+    times = 1 / max(ratio, 1e-4)
+    return f"{times:.2f}" if times < 2 else f"{times:.1f}" if times < 20 else f"{times:.0f}"
+
+
+def ratio_words(ratio: JsonMapping) -> str:
+    """How a rung stands to naive; "not significant" where that is the answer."""
+    if not ratio:
+        return ""
+    if ratio["n"] < MIN_PAIRS:
+        return f"n = {ratio['n']}: no verdict"
+    return times_faster(ratio) if ratio["significant"] else "not significant"
 
 
 def rung_words(rung: Rung) -> str:
@@ -109,12 +126,12 @@ def caption(answer: Answer) -> str:
 def _draw(answer: Answer, size: _Size, narrow: bool, theme: Theme) -> Figure:
     rungs = answer.rungs
     shown = [timed for rung in rungs if (timed := rung.here or rung.beside)]
-    used = phase_bars.used(rung.here.trial for rung in rungs if rung.here)
+    used = _visible([rung.here for rung in rungs if rung.here])
     mark = arm_rows.stamp(answer.naive.run)
     lines = textwrap.wrap(caption(answer), size.chars)
     rows = -(-(len(used) + 1) // size.columns)
-    head_in = 0.1 + 0.21 * rows + (0.36 if mark else 0)
-    foot_in = 0.62 + 0.17 * (len(lines) - 1)
+    head_in = 0.08 + 0.2 * rows + (0.36 if mark else 0)
+    foot_in = 0.6 + 0.17 * (len(lines) - 1)
     height_in = head_in + foot_in + size.row_in * len(rungs)
     figure = look.blank(size.width_in, height_in)
     axes = look.axes(figure, size.left_in, size.right_in, head_in, foot_in)
@@ -153,6 +170,16 @@ def _draw(answer: Answer, size: _Size, narrow: bool, theme: Theme) -> Figure:
     return figure
 
 
+def _visible(measured: Sequence[Timed]) -> list[str]:
+    """Phases that can be seen in a bar: the key of the others would name what nobody finds."""
+    least_s = 0.005 * max((t.median_s for t in measured), default=0.0)
+    longest = {
+        phase: max(t.trial.phases.get(phase, 0.0) for t in measured)
+        for phase in phase_bars.used(t.trial for t in measured)
+    }
+    return [phase for phase, took_s in longest.items() if took_s >= least_s]
+
+
 def _row(axes: Axes, y: int, rung: Rung, size: _Size, narrow: bool, theme: Theme) -> None:
     bar_y = y + (0.18 if narrow else -0.04)
     height = 0.36 if narrow else 0.56
@@ -177,8 +204,7 @@ def _row(axes: Axes, y: int, rung: Rung, size: _Size, narrow: bool, theme: Theme
             lw=0.9,
             ls="--",
         )
-    there = show_s(rung.beside.median_s) if rung.beside else ""
-    recorded = there if narrow else f"recorded: {there}" if there else "not here"
+    recorded = show_s(rung.beside.median_s) if rung.beside else "–"
     ratio = ratio_words(rung.beside.ratio) if rung.beside else ""
     _beside(axes, y, rung, recorded, ratio, size, narrow, theme)
     words = f"not here: {rung.why_not}"
@@ -230,8 +256,6 @@ def _beside(
                 fontweight=weight,
             )
         return
-    arm_rows.beside(axes, 1.015, y - (0.17 if ratio else 0), seconds, fontweight="bold")
-    if ratio:
-        arm_rows.beside(
-            axes, 1.015, y + 0.23, ratio, fontsize=size.text_pt - 1.5, color=theme.faint
-        )
+    arm_rows.beside(axes, 1.015, y, seconds, fontweight="bold" if rung.here else "normal")
+    column = 1 + 0.72 / (size.width_in - size.left_in - size.right_in)
+    arm_rows.beside(axes, column, y, ratio, fontsize=size.text_pt - 0.5, color=theme.faint)

@@ -385,7 +385,7 @@ def test_a_figure_of_a_record_with_a_formula_and_an_escape_in_its_names_is_drawn
 
 
 def test_a_page_escapes_what_a_record_says(tmp_path):
-    from labkit.lessons.report import record_html
+    from labkit.lessons.report_parts import record_html
 
     doc = changed("trials", 0, "evidence", 0, "how", to=f"<script>alert(1)</script>{EVIL}")
     doc["host"]["title"] = f"<img src=x onerror=alert(1)>{EVIL}"

@@ -234,7 +234,7 @@ def test_runs_and_gpu_trials_are_told_apart(folder, tmp_path, capsys):
     gpu_record.refuse_unsound(ROOT / "data" / "recorded" / "epyc-2" / "naive-small.json")
     with pytest.raises(BadInput):
         compare.run(_args(compare, str(path)))
-    assert "replayed from" in report.record_html(path)
+    assert "replayed from" in report_parts.record_html(path)
 
 
 def _args(command, *argv):
