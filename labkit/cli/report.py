@@ -1,8 +1,10 @@
-"""`labkit report`: the whole lab, headless, as one HTML page.
+"""`labkit report`: what the article's advice is worth on this host, as one HTML page: the study,
+then the notebooks over its record.
 
-labkit report --out report
-labkit report --preset tiny --blocks 2 --notebook 01_anatomy        a quick one
-labkit report --record ablate.json                                  with a further record's figures
+labkit report --out report                 about a quarter of an hour
+labkit report --study DIR                  the page of a study that is there; no study is measured
+labkit report --minutes 60 --open          more of everything, and the page in your browser
+labkit report --record ablate.json         with a further record's figures
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from pathlib import Path
 
 from labkit.cli import ci
 from labkit.cli.experiments import add_device, sound_records
-from labkit.core.arguments import count, output_directory, seconds
+from labkit.core.arguments import bucket_url, number, output_directory, seconds
 from labkit.net.arguments import link
 from labkit.subject.arguments import preset
 
@@ -22,19 +24,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", default="report", metavar="DIR", help="where the page goes (default: report)"
     )
     parser.add_argument(
+        "--minutes",
+        type=number("--minutes", most=10_000, example="13"),
+        default=13.0,
+        help="for study and notebooks together (default 13)",
+    )
+    parser.add_argument(
+        "--study",
+        default="",
+        metavar="DIR",
+        help="what labkit study left there, in place of a new study",
+    )
+    parser.add_argument(
         "--preset",
         type=preset,
-        default="small",
-        help="checkpoint of the naive run: tiny, small (default), 1b",
+        default=None,
+        help="checkpoint of the study: small, 1b, 8b (default: by minutes and memory)",
     )
     parser.add_argument(
-        "--blocks",
-        type=count("--blocks"),
-        default=5,
-        help="cold starts of the naive stack (default 5)",
+        "--link", type=link, default=None, help="emulated link of the study (default 1gbit)"
     )
     parser.add_argument(
-        "--link", type=link, default="loopback", help="emulated link of the naive run"
+        "--store",
+        type=bucket_url,
+        default=None,
+        metavar="URL",
+        help="s3://BUCKET/PREFIX or gs://…: the study's weights from there",
     )
     add_device(parser, "the servers, the notebooks' too")
     parser.add_argument(
@@ -44,10 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="only these notebooks (default: all)",
     )
+    parser.add_argument("--no-notebooks", action="store_true", help="the study's page alone")
     parser.add_argument(
         "--notebook-preset",
-        default="ci",
-        help='parameters of the notebooks: ci (default, short) or "" for their own defaults',
+        default="report",
+        help='parameters of the notebooks: report (default: they read the study), ci, or "" for'
+        " their own defaults",
     )
     parser.add_argument(
         "--record",
@@ -63,36 +80,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="seconds for one notebook (default 900)",
     )
     ci.add_options(parser)
+    parser.add_argument(
+        "--open",
+        action="store_true",
+        help="show the page in your browser, where there is a desktop",
+    )
     parser.add_argument("--json", action="store_true", help="only the JSON line on stdout")
 
 
 def run(args: argparse.Namespace) -> int:
     from labkit.cli.notebooks import find
     from labkit.core.stdout import last_line, say
+    from labkit.errors import BadInput
     from labkit.lessons.report import Options, report
 
     records = sound_records(args.record)
     output_directory(args.out, "--out")
     ci.refuse_strangers(args)
-    notebooks = find(args.notebook)
+    if args.no_notebooks and args.notebook:
+        raise BadInput(
+            "--no-notebooks and --notebook",
+            why="one leaves out what the other names",
+            fix="give one of them",
+        )
+    notebooks = None if args.no_notebooks else find(args.notebook)
     result = report(
         Path(args.out),
         notebooks,
         Options(
-            preset=args.preset,
-            blocks=args.blocks,
-            link=args.link,
+            minutes=args.minutes,
+            preset=args.preset or "",
+            link=args.link or "",
+            store=(args.store or "").rstrip("/"),
             device=args.device,
+            study=Path(args.study) if args.study else None,
             notebook_preset=args.notebook_preset,
             timeout_s=args.timeout,
             records=records,
         ),
         say=(lambda _: None) if args.json else say,
     )
-    ci.deliver(args, ci.of_report(result, notebooks))
+    ci.deliver(args, ci.of_report(result, notebooks or ()))
     if not args.json:
         for line in result.failed:
             say(f"FAILED {line}")
         print(f"report: {result.page.resolve()}")
+    if args.open:
+        from labkit.core import desktop
+
+        unseen = desktop.show(result.page)
+        if unseen and not args.json:
+            say(unseen)
     last_line(result.as_json())
     return 1 if result.failed else 0

@@ -60,7 +60,9 @@ def build(out: Path, executed: Path, own_runs: Sequence[Path] = ()) -> Built:
             hosts.append((title, entries))
             count += len(entries)
     for path in own_runs:
-        _write(out / "runs" / f"{path.stem}.html", path.stem, report_parts.record_html(path, 1), "../")
+        _write(
+            out / "runs" / f"{path.stem}.html", path.stem, report_parts.record_html(path, 1), "../"
+        )
     index = pages.document(
         "gallery.html.j2",
         TITLE,

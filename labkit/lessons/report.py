@@ -1,5 +1,5 @@
-"""The report: what the article's advice is worth on this host, on one page that says it in its first
-screen.
+"""The report: what the article's advice is worth on this host, on one page that says it in its
+first screen.
 
 One HTML file, nothing from outside: figures are drawn in it, executed notebooks are folded into it.
 The study is run first, then the notebooks over its record, in the minutes that were given. A failed
@@ -14,7 +14,7 @@ Lesson: notebooks/00_start_here.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,9 +93,9 @@ class _Report:
 
     def study(self, beside: Sequence[Path]) -> Study | str:
         """The study, or why there is none. `beside`: the notebooks that share its minutes."""
+        if self.options.study:
+            return read(self.options.study)
         try:
-            if self.options.study:
-                return read(self.options.study)
             minutes = self.options.minutes - (NOTEBOOKS_MINUTES if beside else 0.0)
             return _conducted(self.out / "study", self.options, minutes)
         except (LabError, OSError, MemoryError) as error:
@@ -133,23 +133,25 @@ class _Report:
 
 def report(
     out: Path,
-    notebooks: Sequence[Path],
+    notebooks: Sequence[Path] | None,
     options: Options = Options(),
     say: Callable[[str], object] = print,
 ) -> Reported:
-    """Run the lab and write out/index.html. What fails is named in `failed`, never raised (but for
-    Ctrl-C, and BadInput for what can be known before anything runs)."""
+    """Run the lab and write out/index.html; no notebook where `notebooks` is None. What fails is
+    named in `failed`, never raised (but for Ctrl-C, and BadInput for what can be known before
+    anything runs)."""
     from labkit.lessons import parameters
 
-    if notebooks:
+    if notebooks is not None:
         parameters.refuse_nothing(notebooks, options.notebook_preset)
-    refuse_strangers(out, notebooks, options)
+    paths = notebooks or ()
+    refuse_strangers(out, paths, options)
     out.mkdir(parents=True, exist_ok=True)
     under_way = _Report(out, options, say)
-    study = under_way.study(notebooks)
+    study = under_way.study(paths)
     if isinstance(study, Study):
         under_way.failed += report_parts.failures_of(study)
-    results, not_run = under_way.notebooks(notebooks, study)
+    results, not_run = under_way.notebooks(paths, study)
     if results:
         pages.notebooks_page(results, out / "notebooks")
     say("the page")
@@ -198,6 +200,8 @@ def refuse_strangers(out: Path, notebooks: Sequence[Path], options: Options) -> 
     from labkit.study.record import LADDER
 
     pages.refuse_strangers([out / "index.html"])
-    if not options.study:
+    if options.study:
+        read(options.study)
+    else:
         records.refuse_overwriting(out / "study" / LADDER, overwrite=True)
     batch.refuse_strangers(notebooks, out / "notebooks")

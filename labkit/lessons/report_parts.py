@@ -24,7 +24,7 @@ from labkit.study import Study
 if TYPE_CHECKING:
     from labkit.lessons.execute import Result
     from labkit.stack.claims import Row
-    from labkit.study.answers import Answer, Claimed, Timed
+    from labkit.study.answers import Answer, Claimed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,30 +210,24 @@ def below(study: Study) -> str:
         return evidence_html(study)
     until_s = max(answer.naive.trial.first_token_s, answer.best.trial.first_token_s) * 1.01
     arms = dict.fromkeys((answer.naive.arm, answer.best.arm))
-    return (
-        pages.render(
-            "report_waterfalls.html.j2",
-            waterfalls=[waterfall(study.run, arm, until_s=until_s) for arm in arms],
-        )
-        + evidence_html(study)
-    )
+    return pages.render(
+        "report_waterfalls.html.j2",
+        waterfalls=[waterfall(study.run, arm, until_s=until_s) for arm in arms],
+    ) + evidence_html(study)
 
 
 def evidence_html(study: Study) -> str:
     """Each arm, folded: its mechanisms, how they were seen, its cache proof, its failures."""
-    from labkit.study.answers import label_of, timed, why_not
+    from labkit.study.answers import timed, why_not
     from labkit.viz.text_summary import text
 
-    labels = {s.arm: s for s in reversed(study.steps)}
     arms = []
     for arm in dict.fromkeys((*study.run.arm_names, *study.left_out)):
-        known: Timed | None = timed(study.run, arm)
+        known = timed(study.run, arm)
         failed = [t for t in study.run.of_arm(arm, only_ok=False) if not t.ok]
-        step = labels.get(arm)
         arms.append(
             {
                 "name": arm,
-                "label": label_of(study, arm) if arm in study.run.arm_names else step and step.label,
                 "timed": known,
                 "why": study.left_out.get(arm) or ("" if known else why_not(study, arm)),
                 "failed": [f"block {t.block + 1}: {t.outcome}" for t in failed],

@@ -256,7 +256,8 @@ def article(study: Study, more: Sequence[Row] = ()) -> tuple[Claimed, ...]:
         beside = () if judged else _foremost([r for r in others if r.label == row.label])
         published = tuple(f for f in figures() if f["row"] == row.label)
         reason = "" if mine else _unmeasured(study, row.techniques)
-        table.append(Claimed(
+        table.append(
+            Claimed(
                 row.label,
                 row.claim.text,
                 row.claim.low,
@@ -265,7 +266,8 @@ def article(study: Study, more: Sequence[Row] = ()) -> tuple[Claimed, ...]:
                 beside,
                 reason,
                 published,
-            ))
+            )
+        )
     return tuple(table)
 
 

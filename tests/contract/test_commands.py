@@ -49,7 +49,7 @@ CALLS = {
     "show": "{record}",
     "trace": "{record} --out {out}",
     "compare": "{record}",
-    "report": "--out {out} --preset tiny --blocks 1 --notebook 01_anatomy",
+    "report": "--out {out} --study {study} --notebook 01_anatomy",
     "notebooks run": "01_anatomy --preset ci --out {out}",
     "notebooks check": "01_anatomy",
     "lab": "--copy-only {out}",
@@ -141,7 +141,10 @@ def inputs(tmp_path_factory):
     place = tmp_path_factory.mktemp("inputs")
     make_checkpoint(place / "model", size_bytes=1_000_000)
     tiny.tiny_layout(place / "layout")
+    (place / "study").mkdir()
+    shutil.copy(RECORD.with_name("fixture_study.json"), place / "study" / "ladder.json")
     return {
+        "study": place / "study",
         "model": place / "model",
         "layout": place / "layout",
         "record": RECORD,
@@ -280,7 +283,9 @@ def test_what_is_left_out_is_named(words, capsys):
         "ablate --scenario nonsense --search",
         "ablate --only safetensors --kinds ladder --scenario nonsense",
         "report --notebook nonsense",
-        "report --blocks 0",
+        "report --minutes 0",
+        "report --study {gone}",
+        "report --no-notebooks --notebook 01",
         "report --timeout 0",
         "report --record {gone}",
         "report --record {model}/config.json",
@@ -642,7 +647,7 @@ def open_place(inputs):
     others."""
     place = Path(tempfile.mkdtemp(prefix="labkit-commands-"))
     place.chmod(0o755)
-    for name in ("model", "layout"):
+    for name in ("model", "layout", "study"):
         shutil.copytree(inputs[name], place / name)
     yield place
     shutil.rmtree(place)
@@ -659,7 +664,7 @@ def test_an_ordinary_user_without_a_workspace_is_refused_by_every_command(
     taken, user = open_place / "taken", open_place / "user"
     taken.mkdir(mode=0o700)
     user.mkdir()
-    places = {**inputs, "model": open_place / "model", "layout": open_place / "layout"}
+    places = {**inputs, **{name: open_place / name for name in ("model", "layout", "study")}}
     jobs = [
         (
             leaf,

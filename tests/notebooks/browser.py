@@ -10,6 +10,7 @@ nothing is left."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -63,6 +64,27 @@ def browser(width: int = 1200, height: int = 1400, dark: bool = False) -> Iterat
 def errors(driver: Any) -> list[str]:
     """Console messages of level SEVERE: failed requests, scripts that threw."""
     return [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def contrasts(driver: Any, selector: str) -> list[float]:
+    """Contrast of the text of these elements with the page below it (WCAG 1.4.3)."""
+    found = driver.execute_script(
+        "const page = getComputedStyle(document.body).backgroundColor;"
+        "return [...document.querySelectorAll(arguments[0])].filter(e => e.offsetHeight)"
+        ".map(e => [getComputedStyle(e).color, page])",
+        selector,
+    )
+
+    def luminance(colour: str) -> float:
+        parts = [float(p) / 255 for p in re.findall(r"[\d.]+", colour)[:3]]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    ratios = []
+    for pair in {tuple(p) for p in found}:
+        low, high = sorted(map(luminance, pair))
+        ratios.append((high + 0.05) / (low + 0.05))
+    return ratios
 
 
 def requested(driver: Any) -> list[str]:

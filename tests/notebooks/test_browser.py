@@ -3,6 +3,7 @@ follows the page."""
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -37,15 +38,14 @@ def made(tmp_path_factory) -> Path:
     shutil.copy(ROOT / "data" / "fixtures" / "fixture_arms.json", recorded / "arms.json")
     (recorded / "torn.json").write_text("{")
     patch.setenv(replay.ENV, str(recorded.parent))
-    patch.setattr(
-        report, "_naive", lambda *_: records.read(ROOT / "data" / "fixtures" / "fixture_naive.json")
-    )
+    (out / "study").mkdir()
+    shutil.copy(ROOT / "data" / "fixtures" / "fixture_study.json", out / "study" / "ladder.json")
     record = str(ROOT / "data" / "fixtures" / "fixture_naive.json")
     patch.setattr(parameters, "parameters_for", lambda *_: {"record": record})
     done = report.report(
         out / "report",
         [FIXTURES / "figures_and_progress.ipynb"],
-        report.Options(records=[recorded / "arms.json"]),
+        report.Options(study=out / "study", records=[recorded / "arms.json"], notebook_preset=""),
         say=lambda _: None,
     )
     assert done.failed == (), done.failed
@@ -106,6 +106,56 @@ def test_figures_have_a_name_and_a_twin_in_words(made, light):
         "return [...document.querySelectorAll('figure')].every(f => f.querySelector('details"
         " pre').textContent.length > 50)"
     )
+
+
+def test_headings_of_the_report_are_in_order_and_every_picture_has_a_name(made, light):
+    light.get((made / "report" / "index.html").as_uri())
+    levels = light.execute_script(
+        "return [...document.querySelectorAll('h1,h2,h3,h4,h5,h6')].map(h => +h.tagName[1])"
+    )
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    assert light.execute_script(
+        "return [...document.querySelectorAll('img')].every(i => i.alt) &&"
+        " [...document.querySelectorAll('svg')].every(s => s.getAttribute('aria-label'))"
+    )
+
+
+def test_the_first_screen_of_the_report_answers(made, light):
+    light.set_window_size(1280, 800)
+    light.get((made / "report" / "index.html").as_uri())
+    seen = light.execute_script(
+        "return ['h1', '.wide svg', '#claims'].map(s => document.querySelector(s)"
+        ".getBoundingClientRect()).map(r => r.top >= 0 && r.top < innerHeight && r.height > 0)"
+    )
+    assert seen == [True] * 3
+    assert "naive" in light.execute_script("return document.querySelector('h1').innerText")
+
+
+@pytest.mark.parametrize("width, shown", [(390, ".narrow"), (1280, ".wide")])
+def test_the_ladder_is_drawn_for_the_width_of_the_window(made, light, width, shown):
+    light.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
+    light.get((made / "report" / "index.html").as_uri())
+    visible = light.execute_script(
+        "return ['.narrow', '.wide'].filter(s => document.querySelector(s).offsetHeight > 0)"
+    )
+    light.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert visible == [shown]
+
+
+def test_text_of_the_report_has_contrast_in_both_schemes(made, light):
+    from tests.notebooks.browser import contrasts
+
+    for scheme in ("light", "dark"):
+        light.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia",
+            {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+        )
+        light.get((made / "report" / "index.html").as_uri())
+        assert min(contrasts(light, "h1, p, td, th, li, summary, .faint, .good")) >= 4.5, scheme
 
 
 def test_no_page_is_wider_than_its_window_on_a_phone(made, light):

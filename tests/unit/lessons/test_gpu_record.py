@@ -25,7 +25,7 @@ from labkit.lessons import (
     gpu_stacks,
     gpu_starts,
     gpu_summary,
-    report,
+    report_parts,
 )
 from labkit.stack import replay
 from tests.support.gpu_records import record, results, write

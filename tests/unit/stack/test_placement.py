@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from labkit.cli.experiments import summary
-from labkit.core import host, question
+from labkit.core import host, question, records
 from labkit.core.records import Run, Trial
 from labkit.errors import BadInput
 from labkit.stack import placement
@@ -157,27 +157,26 @@ def test_the_cuda_of_torch_is_read_from_its_file(tmp_path, monkeypatch):
         assert host.torch_cuda() == wanted
 
 
-def test_a_report_s_device_is_that_of_its_run_and_of_its_notebooks(monkeypatch, tmp_path):
-    from labkit.lessons import execute, report
+def test_a_report_s_device_is_that_of_its_study_and_of_its_notebooks(monkeypatch, tmp_path):
+    from labkit.lessons import execute, report, report_parts
+    from labkit.study import record
 
     told: dict[str, object] = {}
+    fixture = Path(__file__).resolve().parents[3] / "data" / "fixtures" / "fixture_study.json"
 
-    def naive(out, options):
-        told["run"] = options.device
-        return _run(options.device)
+    def conducted(out, options, minutes):
+        told["study"] = options.device
+        return record.of_run(records.read(fixture))
 
     def notebook(path, out, values, timeout_s, more=None):
         told["notebook"] = more
         return execute.Result(path.stem, "ok", 0.1)
 
-    monkeypatch.setattr(report, "_naive", naive)
-    monkeypatch.setattr(report, "doctor_html", lambda: "")
+    monkeypatch.setattr(report, "_conducted", conducted)
+    monkeypatch.setattr(report_parts, "page", lambda *_: "")
     monkeypatch.setattr(execute, "run_one", notebook)
     book = Path(__file__).resolve().parents[3] / "notebooks" / "00_start_here.ipynb"
-    made = report.report(
-        tmp_path / "report", [book], report.Options(device="cpu"), say=lambda text: None
-    )
-    assert told == {"run": "cpu", "notebook": {placement.ENV: "cpu"}} and not made.failed
-    assert made.as_json()["device"] == "cpu" and "device cpu" in made.page.read_text()
-    report.report(tmp_path / "report", [book], say=lambda text: None)
-    assert told == {"run": "", "notebook": {}}
+    for device, handed in (("cpu", {placement.ENV: "cpu"}), ("", {})):
+        options = report.Options(device=device)
+        report.report(tmp_path / device, [book], options, say=lambda text: None)
+        assert told == {"study": device, "notebook": handed}
