@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labkit.core.json_types import JsonObject
+from labkit.core.records import Run
 from labkit.core.refusals import refusal
 from labkit.errors import LabError
 from labkit.lessons import pages, report_parts
@@ -63,6 +64,11 @@ class Reported:
     study: Study | None = None
     notebooks: tuple[Result, ...] = ()
     not_run: tuple[str, ...] = ()  # notebooks that no time was left for
+
+    @property
+    def run(self) -> Run | None:
+        """The study's ladder."""
+        return self.study.run if self.study else None
 
     def as_json(self) -> JsonObject:
         return {

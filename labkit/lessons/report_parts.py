@@ -197,8 +197,31 @@ def left_words(answer: Answer) -> str:
     return words + "."
 
 
-def _first_steps(study: Study) -> Sequence[object]:
-    return ()
+def _first_steps(study: Study) -> list[JsonObject]:
+    """Gain against effort, as far as the study tells."""
+    from labkit.decide.first_steps import first_steps
+
+    gains = {
+        "measured": "saves {gain} ({low} – {high}), measured",
+        "at most": "saves {gain} at most, not measured",
+        "not significant": "no gain was shown ({gain} at most)",
+    }
+    return [
+        {
+            "title": step.title,
+            "gain": gains.get(step.trust, "{gain}, {trust}").format(
+                gain=show_s(step.gain_s),
+                low=show_s(step.low_s),
+                high=show_s(step.high_s),
+                trust=step.trust,
+            ),
+            "trust": step.trust,
+            "technique": step.technique,
+            "effort": step.effort,
+            "effort_why": step.effort_why,
+        }
+        for step in first_steps(study)
+    ]
 
 
 def below(study: Study) -> str:

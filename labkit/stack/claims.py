@@ -206,7 +206,9 @@ def wanting(pairs: Sequence[Sequence[float]]) -> str:
     would likely decide it; "" where it is one."""
     n = len(pairs)
     if n < stats.MIN_PAIRS:
-        return f"{n} of {stats.MIN_PAIRS} pairs: {stats.MIN_PAIRS - n} more blocks make a verdict"
+        more = stats.MIN_PAIRS - n
+        blocks = "1 more block makes" if more == 1 else f"{more} more blocks make"
+        return f"{n} of {stats.MIN_PAIRS} pairs: {blocks} a verdict"
     if stats.paired_ratio(pairs)["significant"]:
         return ""
     blocks = stats.blocks_to_decide(pairs)

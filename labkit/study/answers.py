@@ -40,6 +40,7 @@ class Timed:
     trial: Trial
     n: int
     failed: int
+    disturbed: int  # of the n, by other work on the machine
     median_s: float
     low_s: float
     high_s: float
@@ -147,6 +148,7 @@ def timed(run: Run, arm: str, base: str = "naive") -> Timed | None:
         good[(len(good) - 1) // 2],
         len(good),
         len(run.of_arm(arm, only_ok=False)) - len(good),
+        sum(bool(t.disturbed) for t in good),
         stats.median(times),
         low_s,
         high_s,

@@ -102,6 +102,7 @@ def rung_words(rung: Rung) -> str:
 def _measured_words(timed: Timed, base: bool) -> str:
     words = f"{show_s(timed.median_s)} ({show_s(timed.low_s)} – {show_s(timed.high_s)})"
     words += f", n = {timed.n}" + (f", {timed.failed} failed" if timed.failed else "")
+    words += f", {timed.disturbed} disturbed by other work" if timed.disturbed else ""
     ratio = "" if base else ratio_words(timed.ratio)
     floor = f", floor {show_s(timed.floor_s)}" if timed.floor_s else ""
     return words + floor + (f", {ratio}" if ratio else "")
