@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 first: setup ## one cold start from nothing, its waterfall in the terminal
 	$(LABKIT) run naive --blocks 1
 
-report: setup ## run the whole lab headless on this host and leave report/index.html
+report: setup ## what the article is worth on this host, in a quarter of an hour: report/index.html
 	$(LABKIT) report --out report
 
 lab: setup ## open the notebooks in JupyterLab

@@ -16,7 +16,6 @@ Lesson: notebooks/08_stacking.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -101,7 +100,7 @@ def search(
             why="the records of the rounds say what happened",
             fix=f"labkit show {space.runs}",
         )
-    winner = verdict(round_of(leaders), leaders, options.seed)
+    winner = verdict(round_of(leaders), leaders)
     found = Found(*winner, runs=tuple(files), tried=len(names) + len(together), missing=missing)
     save(found, space, scenario, link, preset)
     return found
@@ -162,26 +161,18 @@ def _means_something(stack: Stack) -> bool:
     return True
 
 
-def verdict(
-    run: records.Run, leaders: list[Stack], seed: int
-) -> tuple[Stack, float, JsonObject, str]:
+def verdict(run: records.Run, leaders: list[Stack]) -> tuple[Stack, float, JsonObject, str]:
     """The faster leader, how sure, its ratio against naive, and the other's name."""
-    times = {s.name: [t.first_token_s for t in run.of_arm(s.name)] for s in leaders}
+    times = {s.name: {t.block: t.first_token_s for t in run.of_arm(s.name)} for s in leaders}
     times = {k: v for k, v in times.items() if v}
     if not times:
         raise LabError(
             "no leader passed the last round", fix="labkit show on the record of the round"
         )
-    ranked = sorted(times, key=lambda n: stats.median(times[n]))
+    ranked = sorted(times, key=lambda n: stats.median(times[n].values()))
     best, other = ranked[0], ranked[1] if len(ranked) > 1 else ""
-    confidence = 1.0
-    if other:
-        draw = random.Random(seed)
-        wins = sum(
-            stats.median(draw.choices(times[best], k=len(times[best])))
-            <= stats.median(draw.choices(times[other], k=len(times[other])))
-            for _ in range(2000)
-        )
-        confidence = wins / 2000
+    shared = [b for b in times[best] if b in times[other]] if other else []
+    pairs = [(times[best][b], times[other][b]) for b in shared]
+    confidence = stats.sureness(pairs) if pairs else 1.0
     ratio = next(e.ratio for e in effects(run) if e.arm == best)
     return next(s for s in leaders if s.name == best), confidence, dict(ratio), other

@@ -171,3 +171,18 @@ def test_an_unknown_arm_is_answered_with_the_names_there_are():
     with pytest.raises(BadInput) as caught:
         speedup(_run(a=("cold", [1])), "a", "nave")
     assert "a" in caught.value.fix
+
+
+def test_sureness_is_the_share_of_resamples_in_which_the_first_is_faster():
+    assert stats.sureness([(1, 2)] * 5) == pytest.approx(1.0)
+    assert stats.sureness([(2, 1)] * 5) == pytest.approx(0.0)
+    assert stats.sureness([(1, 1)] * 5) == pytest.approx(0.5)
+    mixed = stats.sureness([(1, 2), (1, 2), (2, 1), (1, 1.5), (3, 2)])
+    assert 0.5 < mixed < 1
+
+
+def test_more_blocks_are_asked_for_the_smaller_a_difference_is_beside_its_spread():
+    spread = (0.8, 0.9, 1.0, 1.1, 1.25)
+    needed = [stats.blocks_to_decide([(f * x, 1) for x in spread]) for f in (0.5, 0.8, 0.999)]
+    assert needed[0] is not None and needed[1] is not None and needed[0] < needed[1]
+    assert needed[2] is None and stats.blocks_to_decide([(1, 2)]) is None
