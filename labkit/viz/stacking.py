@@ -23,7 +23,8 @@ from labkit.core.units import show_s
 from labkit.errors import BadInput
 from labkit.stack import ablate
 from labkit.stack.claims import ROWS, Row, claims
-from labkit.viz import arm_rows, captions
+from labkit.study.record import of_run
+from labkit.viz import arm_rows
 from labkit.viz import theme as look
 from labkit.viz.table import Table
 from labkit.viz.theme import Picture, Theme
@@ -163,15 +164,11 @@ def claims_table(runs: Iterable[Run], more: Iterable[Row] = ()) -> Table:
     """The article's table: claim, what was measured where, verdict. Replayed runs say so in their
     setup. `more`: of GPU trials (labkit.lessons.gpu_summary)."""
     pool = list(runs)
-    stamps = {r.host.get("id"): captions.replayed_from(r) for r in pool}
     rows = []
     notes: dict[str, None] = {}
     for r in claims(pool, more):
-        setup = r.setup + "".join(
-            f", replayed from {name}"
-            for host, name in stamps.items()
-            if name and r.setup.endswith(f"host {host}")
-        )
+        replayed = f", replayed from {r.recorded_on}" if r.recorded_on else ""
+        setup = r.setup if replayed.removeprefix(", ") in r.setup else r.setup + replayed
         notes.update(
             (f"{r.label} – {p['what']}: {p['figure']} ({p['setup']}; {p['source']})", None)
             for p in r.published
@@ -183,7 +180,7 @@ def claims_table(runs: Iterable[Run], more: Iterable[Row] = ()) -> Table:
                 r.technique or "–",
                 _ratio(r.ratio),
                 _ratio(r.total),
-                r.verdict if r.technique else _unmeasured(r.label, pool),
+                _verdict(r) if r.technique else _unmeasured(r.label, pool),
                 setup or "–",
             )
         )
@@ -205,11 +202,31 @@ def claims_table(runs: Iterable[Run], more: Iterable[Row] = ()) -> Table:
     )
 
 
+def _verdict(row: Row) -> str:
+    return f"{row.verdict}: {row.wanting}" if row.wanting else row.verdict
+
+
 def _unmeasured(label: str, pool: Sequence[Run]) -> str:
     """A row that nothing measured: because its techniques could not run, or because nobody asked
-    for them."""
+    for them; of a study, its own reason."""
     names = next(r.techniques for r in ROWS if r.label == label)
+    reasons = [
+        why
+        for run in pool
+        for arm, why in _left_out(run).items()
+        if any(name in arm.split(" + ") for name in names)
+    ]
+    if reasons:
+        return f"not on this host: {reasons[0]}"
     trials = [t for run in pool for t in run.trials]
     arms = [t.arm for t in trials if t.outcome == "unavailable"]
     unavailable = any(name in arm for arm in arms for name in names)
     return "not on this host" if unavailable else "not in this run"
+
+
+def _left_out(run: Run) -> dict[str, str]:
+    """The arms that a study has no five blocks of, each with the reason; {} of any other run."""
+    try:
+        return of_run(run).left_out
+    except BadInput:
+        return {}

@@ -158,6 +158,15 @@ def test_claims_keep_rows_that_nothing_measured():
     assert table.notes and "Published by others" in table.html()
 
 
+def test_a_claim_that_a_study_left_out_has_the_study_s_reason():
+    table = stacking.claims_table([records.read(FIXTURES / "fixture_study.json")])
+    by_row = {r[0]: r for r in table.rows}
+    assert (
+        by_row["CUDA checkpoint + CRIU"][5] == "not on this host: criu: no criu (make host-tools)"
+    )
+    assert "not in this run" not in table.text
+
+
 def test_a_table_escapes_what_it_shows():
     html = Table(("<a>",), (("<script>",),), "<b>", ("<i>",)).html()
     assert not {"<a>", "<script>", "<b>", "<i>"} & {
