@@ -211,10 +211,10 @@ def wanting(pairs: Sequence[Sequence[float]]) -> str:
         return f"{n} of {stats.MIN_PAIRS} pairs: {blocks} a verdict"
     if stats.paired_ratio(pairs)["significant"]:
         return ""
-    blocks = stats.blocks_to_decide(pairs)
-    if blocks is None:
+    needed = stats.blocks_to_decide(pairs)
+    if needed is None:
         return f"no difference that {stats.MOST_BLOCKS} blocks would show"
-    return f"about {blocks} blocks would likely decide it"
+    return f"about {needed} blocks would likely decide it"
 
 
 def gpu_of(card: JsonMapping) -> str:
