@@ -34,11 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset",
         type=preset,
-        default="",
+        default=None,
         help="checkpoint: small, 1b, 8b (default: by minutes and memory)",
     )
     parser.add_argument(
-        "--link", type=link, default="", help="emulated link of the fresh node (default 1gbit)"
+        "--link", type=link, default=None, help="emulated link of the fresh node (default 1gbit)"
     )
     parser.add_argument(
         "--store",
@@ -83,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
         StudyOptions(
             out=Path(args.out) if args.out else None,
             minutes=args.minutes,
-            preset=args.preset,
-            link=args.link,
+            preset=args.preset or "",
+            link=args.link or "",
             store=args.store.rstrip("/"),
             device=args.device,
             sizes=sizes,
