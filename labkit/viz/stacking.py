@@ -184,6 +184,7 @@ def claims_table(runs: Iterable[Run], more: Iterable[Row] = ()) -> Table:
                 setup or "–",
             )
         )
+    disturbed = sum(bool(t.disturbed) for r in pool for name in r.arm_names for t in r.of_arm(name))
     return Table(
         (
             "article's row",
@@ -196,7 +197,8 @@ def claims_table(runs: Iterable[Run], more: Iterable[Row] = ()) -> Table:
         ),
         tuple(rows),
         "Verdicts compare the interval of the measured ratio with the claimed range; a claim about"
-        " a GPU is not judged on a CPU (other hardware).",
+        " a GPU is not judged on a CPU (other hardware)."
+        + (f" {disturbed} of the trials were disturbed by other work." if disturbed else ""),
         tuple(notes),
         "Published by others, with their setup: beside ours, never combined with them",
     )

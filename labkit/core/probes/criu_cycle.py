@@ -54,7 +54,7 @@ def trouble(criu: str = "criu") -> str:
             if failed := _criu(criu, "dump", images, "-t", str(process.pid)):
                 return failed
             process.wait(LIMIT_S)  # its number has to be free again
-            return _restored(criu, images)
+            return _restored(criu, images, process.pid)
         except subprocess.TimeoutExpired:
             return "dump: the process was still there afterwards"
         finally:
@@ -62,19 +62,15 @@ def trouble(criu: str = "criu") -> str:
             process.wait()
 
 
-def _restored(criu: str, images: Path) -> str:
-    pidfile = images / "restored.pid"
-    options = ("--restore-detached", "--restore-sibling", "--pidfile", str(pidfile))
-    before = set(proc.children())
+def _restored(criu: str, images: Path, pid: int) -> str:
+    """`pid`: of the process that was dumped, which the restored one has again."""
     try:
-        if failed := _criu(criu, "restore", images, *options):
+        if failed := _criu(criu, "restore", images, "--restore-detached", "--restore-sibling"):
             return failed
-        pid = int(pidfile.read_text())
-        return "" if proc.start_time(pid) else "restore: the restored process ended at once"
-    except (OSError, ValueError):
-        return "restore: CRIU did not say which process it had restored"
+        ours = pid in proc.children() and proc.start_time(pid)
+        return "" if ours else "restore: the restored process ended at once"
     finally:
-        for pid in set(proc.children()) - before:  # siblings of CRIU are ours
+        if pid in proc.children():  # a sibling of CRIU is a child of ours
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
