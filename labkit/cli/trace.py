@@ -5,7 +5,8 @@ transfers, the machine's counters – for ui.perfetto.dev and chrome://tracing.
     labkit trace run.json --trial 7             the trial that labkit show run.json --trials calls 7
     labkit trace run.json --arm naive --out naive.trace.json.gz
 
-Perfetto works in the browser and uploads nothing."""
+Perfetto works in the browser and uploads nothing. A Chromium that calls chrome://tracing a disabled
+debugging page opens it after chrome://chrome-urls has enabled those."""
 
 from __future__ import annotations
 

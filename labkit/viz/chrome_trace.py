@@ -261,7 +261,7 @@ def _stores(trial: Trial) -> Process:
         for store, found in of_store.items()
     ]
     counters = [
-        Counter(f"{store}: requests under way", "requests", _under_way(found))
+        Counter(f"{store}: under way", "requests", _under_way(found))
         for store, found in of_store.items()
     ]
     totals = tuple(_totals(trial))

@@ -132,6 +132,7 @@ def _of_process(pid: int, process: Process, masker: secrets.Masker) -> Iterator[
             yield {
                 "ph": "C",
                 "name": _text(counter.name, masker),
+                "cat": "counter",
                 "ts": max(0, round(at_s * 1e6)),
                 **at,
                 "args": {_text(counter.unit, masker): value},
@@ -147,6 +148,7 @@ def _of_process(pid: int, process: Process, masker: secrets.Masker) -> Iterator[
                 yield {
                     "ph": "i",
                     "name": _text(mark.name, masker),
+                    "cat": "mark",
                     "ts": max(0, round(mark.at_s * 1e6)),
                     **at,
                     "s": "g" if mark.everywhere else "t",

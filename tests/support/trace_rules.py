@@ -62,6 +62,8 @@ def _of_event(event: dict[str, Any]) -> list[str]:
         if type(event.get(key)) is not int or not 0 < event[key] < 1 << 31:
             found.append(f"no {key}")
     kind, args = event.get("ph"), event.get("args", {})
+    if kind != "M" and not event.get("cat"):
+        found.append("no category")
     if kind != "M" and (type(event.get("ts")) is not int or event["ts"] < 0):
         found.append("no time from 0 on in whole microseconds")
     if kind == "X":
