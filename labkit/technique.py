@@ -189,6 +189,8 @@ class Technique(Protocol):
 
     #: Its place in the article's order (`labkit.stack.ablate.ladder`); 0 for none.
     rung: int = 0
+    #: The article's word for what it does, as a ladder names its rungs; "" for none.
+    step: str = ""
     #: Label of the article's claim that it answers (`labkit.stack.claims.ROWS`); "" for none.
     claims_row: str = ""
     #: What a plan ranks it by (`labkit.decide.advise`); None: no plan names it.

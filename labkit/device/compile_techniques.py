@@ -119,7 +119,7 @@ def empty_cache(ctx: StepContext) -> JsonObject:
 @register
 class CompileCache(_Compiled):
     name = "compile-cache"
-    rung = 5
+    rung, step = 6, "compile cache"
     advice = Option(
         "compile-cache",
         "keep compiled kernels and graphs",

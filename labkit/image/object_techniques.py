@@ -44,6 +44,7 @@ def object_pull(ctx: StepContext, image: str) -> JsonObject:
 
 class ObjectPull(ImageTechnique):
     codec = ""
+    step = "object storage"
     advice = Option(
         "recompress",
         "pull layers in parallel ranges, decompress faster",
@@ -140,7 +141,7 @@ def _recompressed(
 
 @register
 class ObjectPullAsBuilt(ObjectPull):
-    name = "object-pull"
+    name, rung = "object-pull", 1
     claims_row = "object storage in place of a registry"
     title = "pull from a bucket in parallel ranges, unpacking as it arrives (gzip)"
     claims = (

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @register
 class CriuContainer(CriuProcess):
     name = "criu-container"
-    rung = 7
+    rung, step = 8, "container checkpoint"
     title = "restore the server's container with CRIU, through runc"
     requires_layers: ClassVar[Mapping[str, str]] = {"process": "runc"}
     replaces_layers = ("process", "weights", "init", "device")  # it runs on the OCI image's files

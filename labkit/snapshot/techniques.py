@@ -65,7 +65,7 @@ class CriuProcess(Technique):
     """What the variants share. `loader`: how the subject that is dumped gets its weights."""
 
     name, layer, lesson = "criu-process", "snapshot", "07_checkpoints"
-    rung, claims_row = 6, "CUDA checkpoint + CRIU"
+    rung, step, claims_row = 7, "process checkpoint", "CUDA checkpoint + CRIU"
     advice = Option(
         "snapshot",
         "restore a running server in place of starting one",

@@ -123,6 +123,18 @@ def put(stack: Stack, name: str, label: str = "") -> Stack:
     return Stack(label or name, layers)
 
 
+def named(stack: Stack) -> Stack:
+    """The stack, called after what differs from naive. What a snapshot replaces is naive's again:
+    it is not at work."""
+    naive, layers = Stack.parse("naive").layers, dict(stack.layers)
+    if snapshot := layers.get("snapshot"):
+        found = technique(snapshot)
+        for layer in set(found.replaces_layers) - set(found.requires_layers):
+            layers[layer] = naive.get(layer, "")
+    parts = [layers[n] for n in LAYERS if n != "process" and layers.get(n, "") != naive.get(n, "")]
+    return Stack(" + ".join(parts) or "naive", layers)
+
+
 def arms(
     kinds: Sequence[str], names: Sequence[str], best: Stack | None = None, most: int = 64
 ) -> list[Stack]:
@@ -137,13 +149,11 @@ def arms(
         stacks += [put(naive, n) for n in names]
         stacks += apart_from_initialisation(naive, names)
     if "ladder" in kinds:
-        rung, on = naive, []
-        rungs = [n for n in ladder() if n in names]
-        snapshots = [n for n in rungs if technique(n).layer == "snapshot"]
-        for n in (n for n in rungs if n not in snapshots[1:]):
-            on.append(n)
-            rung = put(rung, n, RUNG + " + ".join(on))
-            stacks.append(rung)
+        rung, on = naive, [n for n in ladder() if n in names]
+        snapshots = [n for n in on if technique(n).layer == "snapshot"]
+        for n in (n for n in on if n not in snapshots[1:]):
+            rung = named(put(rung, n))
+            stacks.append(Stack(RUNG + rung.name, rung.layers))
     if "drop-one" in kinds:
         if best is None:
             raise BadInput(

@@ -11,32 +11,18 @@ an object store may beat a lazy mount. Lesson: notebooks/08_stacking."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from labkit.core.json_types import JsonObject
-from labkit.stack.ablate import put
+from labkit.stack.ablate import ladder, named, put
 from labkit.stack.compose import Stack
 from labkit.stack.placement import not_on
 from labkit.study.record import ALONE, CHALLENGER, NAIVE, RUNG, Step
-from labkit.technique import LAYERS, technique
+from labkit.technique import technique
 
-#: The article's order, in its words; what it leaves out (overlap) stands where it acts.
-LADDER = (
-    ("object storage", "object-pull"),
-    ("lazy pull", "estargz-lazy"),
-    ("safetensors", "safetensors"),
-    ("streaming", "labkit-streamer"),
-    ("overlap", "overlap"),
-    ("container checkpoint", "criu-container"),
-)
 #: Alone on the naive stack, in the order in which time is given to them; the image's techniques are
 #: alone on their rungs.
-ALONE_TOO = (
-    ("container checkpoint", "criu-container"),
-    ("safetensors", "safetensors"),
-    ("streaming", "labkit-streamer"),
-    ("Run:ai Model Streamer", "runai-streamer"),
-)
+ALONE_TOO = ("criu-container", "safetensors", "labkit-streamer", "runai-streamer")
 #: Exchanged in at the ladder's end.
 OTHER_IMAGE = "object-pull"
 
@@ -76,32 +62,27 @@ def _every(card: JsonObject, device: str, store: str) -> Iterator[tuple[Step, St
     naive = top = Stack.parse("naive")
     yield Step("naive", "", naive.name, NAIVE), naive
     rungs = []
-    for label, name in LADDER:
+    for name in on_a_fresh_node():
         rung = named(put(top, name))
-        yield Step(label, name, rung.name, RUNG), rung
+        yield Step(technique(name).step, name, rung.name, RUNG), rung
         rungs.append(rung)
         if not lacking(rung, card, device, store):
             top = rung
-    for label, name in ALONE_TOO:
+    for name in ALONE_TOO:
         alone = named(put(naive, name))
         if alone.name not in (r.name for r in rungs):  # without an image technique it is a rung
-            yield Step(label, name, alone.name, ALONE), alone
-    for (label, name), rung in list(zip(LADDER, rungs, strict=True))[-2:]:
+            yield Step(technique(name).step, name, alone.name, ALONE), alone
+    for name, rung in list(zip(on_a_fresh_node(), rungs, strict=True))[-2:]:
         other = named(put(rung, OTHER_IMAGE))
         if other.name != rung.name:
-            yield Step(f"{label}, object storage", name, other.name, CHALLENGER), other
+            label = f"{technique(name).step}, {technique(OTHER_IMAGE).step}"
+            yield Step(label, name, other.name, CHALLENGER), other
 
 
-def named(stack: Stack) -> Stack:
-    """The stack, called after what differs from naive. What a snapshot replaces is naive's again:
-    it is not at work."""
-    naive, layers = Stack.parse("naive").layers, dict(stack.layers)
-    if snapshot := layers.get("snapshot"):
-        found = technique(snapshot)
-        for layer in set(found.replaces_layers) - set(found.requires_layers):
-            layers[layer] = naive.get(layer, "")
-    parts = [layers[n] for n in LAYERS if n != "process" and layers.get(n, "") != naive.get(n, "")]
-    return replace(stack, name=" + ".join(parts) or "naive", layers=layers)
+def on_a_fresh_node() -> list[str]:
+    """The ladder's techniques, but for those that need the host's own interpreter: nothing of it is
+    on a fresh node."""
+    return [n for n in ladder() if technique(n).requires_layers.get("image") != "host-env"]
 
 
 def lacking(stack: Stack, card: JsonObject, device: str, store: str = "") -> str:

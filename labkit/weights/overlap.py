@@ -262,7 +262,7 @@ def wait_for(
 @register
 class Overlap(WeightsTechnique):
     name = "overlap"
-    rung = 4
+    rung, step = 5, "overlap"
     advice = Option(
         "overlap",
         "fetch weights while the image arrives and torch imports",

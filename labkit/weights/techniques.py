@@ -88,12 +88,26 @@ _STREAM = Option(
 _STREAM_ROW = "safetensors + direct GPU stream"
 #: What the rest of the lab says of a loader; of those not named here, nothing.
 STANDING: dict[str, JsonObject] = {
-    "safetensors": {"rung": 2, "claims_row": _STREAM_ROW, "advice": _FORMAT},
+    "safetensors": {
+        "rung": 3,
+        "step": "safetensors",
+        "claims_row": _STREAM_ROW,
+        "advice": _FORMAT,
+    },
     "safetensors-pread": {"advice": _FORMAT},
     "safetensors-lazy": {"advice": _FORMAT},
     "safetensors-device": {"advice": _FORMAT},
-    "labkit-streamer": {"rung": 3, "claims_row": _STREAM_ROW, "advice": _STREAM},
-    "runai-streamer": {"claims_row": _STREAM_ROW, "advice": _STREAM},
+    "labkit-streamer": {
+        "rung": 4,
+        "step": "streaming",
+        "claims_row": _STREAM_ROW,
+        "advice": _STREAM,
+    },
+    "runai-streamer": {
+        "step": "Run:ai Model Streamer",
+        "claims_row": _STREAM_ROW,
+        "advice": _STREAM,
+    },
 }
 
 

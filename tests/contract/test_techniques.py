@@ -42,6 +42,7 @@ def test_what_the_lab_says_of_techniques_is_said_of_registered_ones():
 
 def test_the_ladder_is_the_articles_order():
     assert ladder() == [
+        "object-pull",
         "estargz-lazy",
         "safetensors",
         "labkit-streamer",

@@ -148,7 +148,7 @@ def _write_lazy(
 @register
 class EstargzLazy(ImageTechnique):
     name = "estargz-lazy"
-    rung, claims_row = 1, "stargz lazy pulling"
+    rung, step, claims_row = 2, "lazy pull", "stargz lazy pulling"
     advice = Option(
         "lazy",
         "start from a lazy image",

@@ -6,9 +6,10 @@ from __future__ import annotations
 import pytest
 
 from labkit.core.records import Run, Trial
+from labkit.stack.ablate import named
 from labkit.stack.compose import Stack
 from labkit.study import arms as study_arms
-from labkit.study.arms import Arms, named, planned
+from labkit.study.arms import Arms, planned
 from labkit.study.budget import BLOCKS, MOST_BLOCKS, Schedule
 from labkit.study.record import ALONE, CHALLENGER, NAIVE, RUNG
 
@@ -37,7 +38,12 @@ def test_the_ladder_goes_in_the_articles_order_each_rung_on_the_one_before(lacki
         "estargz-lazy + criu-container",
     ]
     assert [s.label for s in arms.steps if s.kind == RUNG] == [
-        label for label, _ in study_arms.LADDER
+        "object storage",
+        "lazy pull",
+        "safetensors",
+        "streaming",
+        "overlap",
+        "container checkpoint",
     ]
 
 
