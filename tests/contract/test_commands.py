@@ -706,10 +706,13 @@ def test_an_ordinary_user_without_a_workspace_is_refused_by_every_command(
 
 
 def test_how_the_model_is_built_is_chosen_on_the_command_line(monkeypatch, capsys, tmp_path):
-    """On a hot node: this process may have torch mapped, and a cold state is proven by nobody
-    having it."""
+    """Apart from the format, and the server says which it was. On a hot node: this process may
+    have torch mapped, and a cold state is proven by nobody having it."""
     monkeypatch.setenv("LABKIT_HOME", str(tmp_path / "home"))
-    stacks = {f"image=host-env,process=process,init={init}": init for init in ("random", "meta")}
+    stacks = {
+        "no-image,init=meta,weights=pickle": "meta",
+        "no-image,init=random,weights=safetensors": "random",
+    }
     options = "--preset tiny --scenario hot-node --blocks 1 --json --out"
     code = cli.main(["run", *stacks, *options.split(), str(tmp_path / "run.json")])
     said = capsys.readouterr()
@@ -718,8 +721,9 @@ def test_how_the_model_is_built_is_chosen_on_the_command_line(monkeypatch, capsy
     assert [row["stack"]["init"] for row in doc["results"]] == list(stacks.values()), doc
     run = json.loads((tmp_path / "run.json").read_text())
     for trial in run["trials"]:
-        (evidence,) = (e for e in trial["evidence"] if e["layer"] == "init")
-        assert evidence["engaged"] and evidence["facts"]["init"] == stacks[trial["arm"]]
+        found = {e["layer"]: e for e in trial["evidence"]}
+        assert found["init"]["engaged"] and found["weights"]["engaged"]
+        assert found["init"]["facts"]["init"] == stacks[trial["arm"]]
 
 
 # -- what is not the caller's mistake --------------------------------------------------------------
