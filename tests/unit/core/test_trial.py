@@ -158,8 +158,7 @@ def test_nothing_is_left_after_a_trial(mode, workspace, ledger):
 
 def test_a_client_outside_the_lab_is_heard(workspace, ledger):
     shell = (
-        "until curl -sf -o /dev/null -d '{}' $LABKIT_URL/v1/completions; do :; done; echo"
-        " passed"
+        "until curl -sf -o /dev/null -d '{}' $LABKIT_URL/v1/completions; do :; done; echo passed"
     )
     trial = run_trial(
         plan(), arm="a", workspace=workspace, ledger=ledger, options=TrialOptions(at_t0=shell)
