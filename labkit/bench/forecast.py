@@ -48,15 +48,16 @@ def run(args: argparse.Namespace) -> JsonObject:
     from labkit.viz.live import progress
 
     sizes = [s.strip() for s in args.sizes.split(",") if s.strip()]
-    runs = measure(
-        args.stack,
-        sizes,
-        blocks=args.blocks,
-        scenario=args.scenario,
-        link=args.link,
-        progress=progress(),
-        name=args.name,
-    )
+    with progress() as watching:
+        runs = measure(
+            args.stack,
+            sizes,
+            blocks=args.blocks,
+            scenario=args.scenario,
+            link=args.link,
+            progress=watching,
+            name=args.name,
+        )
     name = runs[0].arm_names[0]
     good = [r for r in runs if r.of_arm(name)]
     rows = {r["run"]: r for r in hold_out(good, name)} if len(good) > 1 else {}

@@ -106,7 +106,9 @@ def run(
             server, rehearsal, options.measured_scenario, options.timeout_s, record.floors
         )
         done = {t.block for t in record.trials}
-        for block in (b for b in range(options.blocks) if b not in done):
+        left = [block for block in range(options.blocks) if block not in done]
+        notify(progress, "plan", [name] * len(left))
+        for block in left:
             # a disturbed one is measured again, once
             for _ in range(1 if beside() else 2):
                 notify(progress, "trial_started", name, block, options.blocks)

@@ -3,7 +3,7 @@
 
 Exit codes, of every command:
     0    done
-    1    measured, and something failed: the record or the last line says what
+    1    measured, and something failed: the record or the output says what
     2    a mistake in the call, or the environment refuses (a full disk, no right, a limit): what,
         why and the fix are on stderr
     3    a capability is missing here; labkit doctor says which
@@ -12,7 +12,8 @@ Exit codes, of every command:
     70   a mistake of the lab itself: the message says where its traceback is
     130  interrupted; everything started was taken down
     141  nobody reads stdout any more
-The last line of stdout of every command that measures is one compact JSON document, in ASCII.
+Who reads stdout decides what a command ends with. In a terminal it is text, as wide as that. In a
+pipe the last line after the text is one compact JSON document, in ASCII; with --json that is all.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ import traceback
 from collections.abc import Sequence
 from functools import partial
 
-from labkit.core import secrets
-from labkit.core.arguments import Parser
+from labkit.core import secrets, stdout
+from labkit.core.arguments import Paragraphs, Parser
 from labkit.errors import BadInput, LabError
 
 COMMANDS = {
@@ -62,11 +63,13 @@ _BUG = 70
 EPILOG = """exit codes: 0 done; 1 measured, and something failed; 2 a mistake in the call, or the
 environment refuses; 3 a capability is missing (labkit doctor); 4 image mount: the registry did not
 deliver; 5 not comparable (records, or a run and its baseline); 70 a mistake of the lab; 130
-interrupted; 141 nobody reads stdout any more. The last line of a command that measures is one JSON
-document.
+interrupted; 141 nobody reads stdout any more.
+
+output: in a terminal, text as wide as the terminal. In a pipe, the last line after the text is one
+JSON document; --json gives that line alone.
 
 environment: LABKIT_HOME the workspace (default ~/.cache/labkit); LABKIT_TRACEBACK=1 shows where an
-error comes from."""
+error comes from; LABKIT_DISPLAY=plain shows progress as lines; COLUMNS the width of the text."""
 
 
 def _module(command: str) -> str:
@@ -79,7 +82,7 @@ def parser(command: str | None = None) -> Parser:
         prog="labkit",
         description="The cold-start lab: measure every technique on your own machine.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Paragraphs,
     )
     top.add_argument("--version", action="version", version=f"labkit {_version()}")
     subs = top.add_subparsers(dest="command", metavar="COMMAND")
@@ -88,7 +91,7 @@ def parser(command: str | None = None) -> Parser:
             name,
             help=help_text,
             description=help_text.capitalize() + ".",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=Paragraphs,
             fill=partial(_fill, name),
         )
         if name == command:
@@ -122,7 +125,8 @@ def main(argv: Sequence[str]) -> int:
             if not args.command:
                 parser().print_help()
                 return 2
-            return int(importlib.import_module(_module(args.command)).run(args) or 0)
+            with stdout.only_json(getattr(args, "json", False)):
+                return int(importlib.import_module(_module(args.command)).run(args) or 0)
         except SystemExit as end:  # --help, --version
             return end.code if isinstance(end.code, int) else 0
         except KeyboardInterrupt:
@@ -144,11 +148,11 @@ def failed(error: BaseException, command: str) -> int:
     if error in streams.failures:
         return streams.undone(streams.failures[0])
     refused = refusal(error)
-    print(
+    text = (
         f"{' '.join(['labkit', command]).strip()}:"
-        f" {printable.text(refused or _own_mistake(error, command))}",
-        file=sys.stderr,
+        f" {printable.text(refused or _own_mistake(error, command))}"
     )
+    print(stdout.fitted(text, sys.stderr), file=sys.stderr)
     if refused is None:
         return _BUG
     return refused.exit_code

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from labkit.cli import ci, experiments
 from labkit.core.arguments import count, names, new_file, scenario
 from labkit.core.json_types import JsonMapping
+from labkit.core.stdout import add_json
 from labkit.net.arguments import link
 from labkit.subject.arguments import preset
 
 if TYPE_CHECKING:
     from labkit.core.records import Run
-    from labkit.core.trial import Trial
     from labkit.stack.compose import Stack
 
 
@@ -53,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     experiments.add_device(parser, "the servers")
     experiments.add_record_options(parser)
     ci.add_options(parser)
-    parser.add_argument("--json", action="store_true", help="only the JSON line")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -96,30 +95,10 @@ def run(args: argparse.Namespace) -> int:
         " block tells how long the rest takes; --resume goes on after an interruption",
         file=sys.stderr,
     )
-    estimating = Estimating(progress(), len(stacks), args.blocks)
-    measured = experiments.run_experiment(args, stacks, estimating)
+    with progress() as watching:
+        measured = experiments.run_experiment(args, stacks, watching)
     ci.deliver(args, ci.of_run(measured, "ablate"))
     return _report(measured, args.json)
-
-
-class Estimating:
-    """Passes progress on, and after each trial says how long the rest will take, from the trials so
-    far."""
-
-    def __init__(self, inner: object, arms: int, blocks: int):
-        self.inner, self.total, self.done = inner, arms * blocks, 0
-        self.began = time.monotonic()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    def trial_done(self, trial: Trial) -> None:
-        self.done += 1
-        getattr(self.inner, "trial_done", lambda _: None)(trial)
-        left_s = (time.monotonic() - self.began) / self.done * (self.total - self.done)
-        note = getattr(self.inner, "note", None)
-        if note and left_s > 1 and (self.done in (1, 3) or self.done % 10 == 0):
-            note(f"{self.done} of {self.total} trials; about {left_s / 60:.0f} min left")
 
 
 def _best(args: argparse.Namespace) -> Stack:
@@ -134,7 +113,7 @@ def _best(args: argparse.Namespace) -> Stack:
 
 def _search(args: argparse.Namespace, only: tuple[str, ...]) -> int:
     from labkit.core.host import card
-    from labkit.core.stdout import last_line
+    from labkit.core.stdout import last_line, say
     from labkit.stack.search import SearchOptions, search
     from labkit.viz.live import progress
 
@@ -147,17 +126,18 @@ def _search(args: argparse.Namespace, only: tuple[str, ...]) -> int:
         blocks=(2, 2, args.blocks),
         seed=args.seed,
     )
-    found = search(options, progress=progress())
+    with progress() as watching:
+        found = search(options, progress=watching)
     layers = ", ".join(f"{k}={v}" for k, v in found.stack.layers.items() if v)
     if not args.json:
-        print(f"best here ({args.scenario}, {args.link}, {args.preset}): {layers}")
-        print(
+        say(f"best here ({args.scenario}, {args.link}, {args.preset}): {layers}")
+        say(
             f"  {found.ratio['median']:.3f} of naive ({found.ratio['low']:.3f} –"
             f" {found.ratio['high']:.3f}); the fastest of the last round in {found.confidence:.0%}"
             " of resamples" + (f", against {found.runner_up}" if found.runner_up else "")
         )
         for name, why in found.missing.items():
-            print(f"  not tried: {name}: {why}")
+            say(f"  not tried: {name}: {why}")
     last_line(
         {
             "bench": "search",
@@ -206,7 +186,7 @@ def _report(run: Run, only_json: bool) -> int:
             )
         )
         if predictions:
-            print("\npredicted against measured (what adding up separate gains gets wrong)")
+            say("\npredicted against measured (what adding up separate gains gets wrong)")
             say(
                 table(
                     [
@@ -223,7 +203,7 @@ def _report(run: Run, only_json: bool) -> int:
                     ["arm", "measured", "sum of gains", "error", "critical path", "error"],
                 )
             )
-        print("\nclaimed against measured")
+        say("\nclaimed against measured")
         say(table(as_rows(rows), HEAD))
     last_line(
         {

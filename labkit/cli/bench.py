@@ -10,6 +10,7 @@ from functools import partial
 from labkit.bench import BENCHES, module_of
 from labkit.core.arguments import count
 from labkit.core.json_types import JsonObject
+from labkit.core.stdout import add_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help="each arm once per block (default 5)",
         )
         sub.add_argument("--seed", type=int, default=0, help="order of arms within the blocks")
-        sub.add_argument("--json", action="store_true", help="only the JSON line")
+        add_json(sub)
 
 
 def _fill(name: str, sub: argparse.ArgumentParser) -> None:
@@ -34,13 +35,13 @@ def _fill(name: str, sub: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from labkit.bench.engine import render
-    from labkit.core.stdout import last_line
+    from labkit.core.stdout import last_line, say
     from labkit.core.turn import turn
 
     with turn(lambda text: print(text, file=sys.stderr)):
         doc = importlib.import_module(module_of(args.bench)).run(args)
     if not args.json:
-        print(render(doc))
+        say(render(doc))
     last_line(doc)
     return outcome(doc)
 

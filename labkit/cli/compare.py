@@ -19,6 +19,7 @@ import sys
 from labkit.cli.ranking import rank, show_rankings, times
 from labkit.core.json_types import JsonObject
 from labkit.core.records import Run
+from labkit.core.stdout import add_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rank", action="store_true", help="rank hosts that ran the same arm in the same scenario"
     )
-    parser.add_argument("--json", action="store_true", help="only the JSON line")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

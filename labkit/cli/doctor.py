@@ -10,6 +10,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from labkit.core.json_types import JsonObject
+from labkit.core.stdout import add_json
 from labkit.errors import LabError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="only the JSON line")
+    add_json(parser)
     parser.add_argument(
         "--no-disk", action="store_true", help="leave out the two seconds that measure the disk"
     )
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from labkit.core import capabilities, host, probes
-    from labkit.core.stdout import last_line, table
+    from labkit.core.stdout import last_line, say, table
 
     findings = capabilities.doctor()
     card = dict(host.card())
@@ -37,15 +38,15 @@ def run(args: argparse.Namespace) -> int:
             "write_bytes_per_s": rates.get("disk_write_bytes_per_s"),
         }
     if not args.json:
-        print(_describe(card))
-        print()
-        print(
+        say(_describe(card))
+        say("")
+        say(
             table(
                 [[f.state, probes.PROBES[f.name].title, f.detail or f.missing] for f in findings],
                 ["", "capability", "here"],
             )
         )
-        print(
+        say(
             "".join(
                 _change(f, probes.PROBES[f.name].title) for f in findings if f.state != probes.OK
             )

@@ -1,7 +1,8 @@
 """What the commands that run experiments share: options, the call, the last line.
 
     add_record_options(parser)
-    run = run_experiment(args, ["naive"], progress())
+    with progress() as watching:
+        run = run_experiment(args, ["naive"], watching)
     last_line(summary(run))
 
 Lesson: none."""

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from labkit.core.arguments import count, directory, output_directory, web_url
+from labkit.core.stdout import add_json
 
 
 def add_build_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,10 +37,11 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--name", default="", help="name in the layout (default lab/subject:latest)"
     )
+    add_json(parser)
 
 
 def run_build(args: argparse.Namespace) -> int:
-    from labkit.core.stdout import last_line
+    from labkit.core.stdout import last_line, say
     from labkit.core.units import show_bytes, show_s
     from labkit.core.workspace import Workspace
     from labkit.image import build, tiny
@@ -58,15 +60,15 @@ def run_build(args: argparse.Namespace) -> int:
         tiny.tiny_layout(path, name=name)
     elif args.out:
         name, path = args.name or build.REFERENCE, Path(args.out)
-        build.build(path, with_weights=args.with_weights, level=args.level, name=name, say=_say)
+        build.build(path, with_weights=args.with_weights, level=args.level, name=name, say=_note)
     else:
         path, name = build.ensure_image(
-            Workspace.default(), with_weights=args.with_weights, say=_say
+            Workspace.default(), with_weights=args.with_weights, say=_note
         )
     layout = Layout(path)
     manifest = layout.manifest(name)
     seconds = time.monotonic() - began
-    print(
+    say(
         f"{name}  {manifest.digest[:19]}…  {len(manifest.layers)} layers,"
         f" {show_bytes(manifest.layers_bytes)} to pull, {show_bytes(manifest.unpacked_bytes)}"
         f" unpacked, in {show_s(seconds)}\n{path}"
@@ -85,7 +87,7 @@ def run_build(args: argparse.Namespace) -> int:
     return 0
 
 
-def _say(text: str) -> None:
+def _note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
@@ -99,10 +101,11 @@ def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="list the N largest files of each layer (reads the layers)",
     )
+    add_json(parser)
 
 
 def run_inspect(args: argparse.Namespace) -> int:
-    from labkit.core.stdout import last_line, table
+    from labkit.core.stdout import last_line, say, table
     from labkit.core.units import show_bytes
     from labkit.image import oci
     from labkit.image.codecs import codec_of
@@ -132,9 +135,9 @@ def run_inspect(args: argparse.Namespace) -> int:
             with layout.plain_layer(layer, diff_id) as tar:
                 found = sorted(((m.size_bytes, m.name) for m in TarReader(tar)), reverse=True)
             largest += [[i, show_bytes(size), name] for size, name in found[: args.files]]
-    print(table(rows, ["layer", "part", "codec", "to pull", "unpacked", "digest"]))
+    say(table(rows, ["layer", "part", "codec", "to pull", "unpacked", "digest"]))
     if largest:
-        print("\n" + table(largest, ["layer", "size", "file"]))
+        say("\n" + table(largest, ["layer", "size", "file"]))
     last_line(
         {
             "digest": manifest.digest,
@@ -155,21 +158,28 @@ def add_pull_arguments(parser: argparse.ArgumentParser) -> None:
         default=3,
         help="layers at a time (default 3, as stock clients do)",
     )
+    add_json(parser)
 
 
 def run_pull(args: argparse.Namespace) -> int:
-    from labkit.core.stdout import last_line
+    from labkit.core.stdout import last_line, say
+    from labkit.core.units import show_bytes, show_s
     from labkit.image.oci_layout import Layout
     from labkit.image.pull import pull_into
 
     output_directory(args.layout, "LAYOUT")
     began = time.monotonic()
     manifest, facts = pull_into(Layout(args.layout), args.reference, streams=args.streams)
+    seconds = time.monotonic() - began
+    say(
+        f"{args.reference}  {manifest.digest[:19]}…  {len(manifest.layers)} layers,"
+        f" {show_bytes(manifest.layers_bytes)}, in {show_s(seconds)}\n{args.layout}"
+    )
     last_line(
         {
             "layout": str(args.layout),
             "digest": manifest.digest,
-            "seconds": round(time.monotonic() - began, 3),
+            "seconds": round(seconds, 3),
             **facts,
         }
     )
@@ -188,10 +198,12 @@ def add_unpack_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep symlinks out of the root (they lead to the host's files outside a container)",
     )
+    add_json(parser)
 
 
 def run_unpack(args: argparse.Namespace) -> int:
-    from labkit.core.stdout import last_line
+    from labkit.core.stdout import last_line, say
+    from labkit.core.units import show_bytes, show_s
     from labkit.image.oci_layout import Layout
     from labkit.image.tree import Limits
     from labkit.image.unpack import unpack_image
@@ -204,5 +216,10 @@ def run_unpack(args: argparse.Namespace) -> int:
         fast=args.fast,
         limits=Limits(absolute_links=args.absolute_links),
     )
-    last_line({"rootfs": str(args.rootfs), "seconds": round(time.monotonic() - began, 3), **facts})
+    seconds = time.monotonic() - began
+    say(
+        f"{args.rootfs}: {facts['members']} members of {facts['layers']} layers,"
+        f" {show_bytes(facts['written_bytes'])} written, in {show_s(seconds)}"
+    )
+    last_line({"rootfs": str(args.rootfs), "seconds": round(seconds, 3), **facts})
     return 0

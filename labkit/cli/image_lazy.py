@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 
 from labkit.core.arguments import count, output_directory, readable_file
+from labkit.core.stdout import add_json
 
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,11 +36,12 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         help="of libdeflate, 1 to 12 (default 6: zlib 9's size)",
     )
     parser.add_argument("--threads", type=count("--threads", 1, 1024), default=None)
+    add_json(parser)
 
 
 def run_convert(args: argparse.Namespace) -> int:
     from labkit.cli.image_push import name_in
-    from labkit.core.stdout import last_line
+    from labkit.core.stdout import last_line, say
     from labkit.core.units import show_bytes, show_s
     from labkit.image import access_record
     from labkit.image.estargz.convert import convert
@@ -63,11 +65,11 @@ def run_convert(args: argparse.Namespace) -> int:
         threads=args.threads,
     )
     for number, layer in enumerate(image.layers):
-        print(
+        say(
             f"layer {number}: {show_bytes(layer.size_bytes)} in {layer.chunk_count} chunks,"
             f" {show_bytes(layer.prefetch_bytes)} of it before the landmark"
         )
-    print(
+    say(
         f"{name}: {show_bytes(image.source_bytes)} → {show_bytes(image.size_bytes)} in"
         f" {show_s(image.convert_s)}"
     )
@@ -98,6 +100,7 @@ def add_mount_arguments(parser: argparse.ArgumentParser) -> None:
     from labkit.image.lazyfs.__main__ import add_arguments
 
     add_arguments(parser)
+    add_json(parser)
 
 
 def run_mount(args: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from labkit.core.arguments import bucket_url, count, output_directory
+from labkit.core.stdout import add_json
 
 if TYPE_CHECKING:
     from labkit.image.oci_layout import Layout
@@ -23,6 +24,7 @@ def add_push_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--name", default="", help="which image of the layout (default: the only one)"
     )
+    add_json(parser)
 
 
 def add_recompress_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +37,7 @@ def add_recompress_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--name", default="", help="which image of the layout (default: the only one)"
     )
+    add_json(parser)
 
 
 def name_in(layout: Layout, wanted: str) -> str:
@@ -60,7 +63,8 @@ def name_in(layout: Layout, wanted: str) -> str:
 def run_push(args: argparse.Namespace) -> int:
     import time
 
-    from labkit.core.stdout import last_line
+    from labkit.core.stdout import last_line, say
+    from labkit.core.units import show_bytes, show_s
     from labkit.image import push
     from labkit.image.oci_layout import Layout
     from labkit.objects.client import open_bucket
@@ -68,14 +72,19 @@ def run_push(args: argparse.Namespace) -> int:
     layout, began_s = Layout(args.layout), time.monotonic()
     with open_bucket(args.to) as bucket:
         facts = push.push(layout, name_in(layout, args.name), bucket)
-    last_line({"pushed": args.to, **facts, "seconds": round(time.monotonic() - began_s, 3)})
+    seconds = time.monotonic() - began_s
+    say(
+        f"{args.to}: {facts['reference']}, {facts['sent_blobs']} blobs sent"
+        f" ({show_bytes(facts['sent_bytes'])}), {facts['there']} were there, in {show_s(seconds)}"
+    )
+    last_line({"pushed": args.to, **facts, "seconds": round(seconds, 3)})
     return 0
 
 
 def run_recompress(args: argparse.Namespace) -> int:
     import time
 
-    from labkit.core.stdout import last_line
+    from labkit.core.stdout import last_line, say
     from labkit.core.units import show_bytes
     from labkit.image import push
     from labkit.image.oci_layout import Layout
@@ -85,7 +94,7 @@ def run_recompress(args: argparse.Namespace) -> int:
     name = name_in(source, args.name)
     before = source.manifest(name).layers_bytes
     manifest = push.recompress(source, name, target, args.codec, level=args.level)
-    print(f"{name}: {show_bytes(before)} → {show_bytes(manifest.layers_bytes)} as {args.codec}")
+    say(f"{name}: {show_bytes(before)} → {show_bytes(manifest.layers_bytes)} as {args.codec}")
     last_line(
         {
             "codec": args.codec,

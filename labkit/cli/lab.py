@@ -10,6 +10,8 @@ import argparse
 import subprocess
 import sys
 
+from labkit.core.stdout import add_json
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -21,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--copy-only", action="store_true", help="do not open JupyterLab")
     parser.add_argument("--no-browser", action="store_true", help="print the address only")
-    parser.add_argument("--json", action="store_true", help="only the JSON line on stdout")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,4 +45,6 @@ def run(args: argparse.Namespace) -> int:
     if args.copy_only:
         return 0
     command = [sys.executable, "-m", "jupyterlab", "--notebook-dir", args.directory]
-    return subprocess.run([*command, *(["--no-browser"] if args.no_browser else [])]).returncode
+    command += ["--no-browser"] if args.no_browser else []
+    # it may speak on stdout
+    return subprocess.run(command, stdout=2 if args.json else None).returncode

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from labkit.core.arguments import count
+from labkit.core.stdout import add_json
 from labkit.core.units import parse_bytes, show_bytes, show_rate, show_s
 
 
@@ -35,10 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of files (default: as few as 1.1 GB each allow)",
     )
     make.add_argument("--seed", type=int, default=None, help="other values, same shape")
-    make.add_argument("--json", action="store_true", help="only the JSON line")
+    add_json(make)
     verify = subs.add_parser("verify", help="check every tensor's digest")
     verify.add_argument("directory", metavar="DIR")
-    verify.add_argument("--json", action="store_true", help="only the JSON line")
+    add_json(verify)
     for name, text in (
         ("convert", "the same tensors in another format"),
         ("inspect", "what is in a file, from its header alone"),
@@ -67,10 +68,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make(args: argparse.Namespace) -> int:
-    from labkit.core.stdout import last_line
+    from labkit.core.stdout import last_line, say
     from labkit.subject.checkpoint import make_checkpoint
+    from labkit.viz.live import where
 
-    live = sys.stderr.isatty() and not args.json
+    live = where(sys.stderr) == "terminal" and not args.json
     last_s = 0.0
 
     def progress(done: int, total: int) -> None:
@@ -95,7 +97,7 @@ def _make(args: argparse.Namespace) -> int:
         progress=progress,
     )
     if not args.json:
-        print(
+        say(
             f"{facts['path']}: {facts['parameters'] / 1e6:.1f} M parameters,"
             f" {show_bytes(facts['size_bytes'])} in {len(facts['files'])} {facts['format']}"
             f" file(s), {show_s(facts['seconds'])}"
@@ -106,21 +108,21 @@ def _make(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from labkit.core.stdout import last_line, table
+    from labkit.core.stdout import last_line, say, table
     from labkit.subject.verify import verify
 
     report = verify(Path(args.directory).expanduser())
     if not args.json:
         if report["wrong"]:
-            print(
+            say(
                 table(
                     [[w["tensor"], w["file"], w["what"]] for w in report["wrong"]],
                     ["tensor", "file", "what"],
                 )
             )
-            print("fix: fetch or make these files again; the others are in order")
+            say("fix: fetch or make these files again; the others are in order")
         else:
-            print(
+            say(
                 f"{report['path']}: {report['tensors']} tensors, {show_bytes(report['bytes'])},"
                 " every digest as it was made"
             )

@@ -18,6 +18,7 @@ from pathlib import Path
 from labkit.cli import ci
 from labkit.core import shipped
 from labkit.core.arguments import new_file, output_directory, readable_file, seconds
+from labkit.core.stdout import add_json
 from labkit.errors import BadInput, IncomparableRecords
 
 
@@ -71,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep the machine's seconds a notebook, for the syllabi; adds to what the file has",
     )
     ci.add_options(run_parser)
-    run_parser.add_argument("--json", action="store_true", help="only the JSON line on stdout")
+    add_json(run_parser)
     check_parser = commands.add_parser(
         "check",
         help="canonical form: no outputs, sorted metadata, one parameters cell, short cells",
@@ -121,19 +122,20 @@ def find(names: list[str], syllabi: bool = False) -> list[Path]:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from labkit.core.stdout import say
     from labkit.lessons import canonical
 
     problems, looked = [], find(args.names, syllabi=True)
     for path in looked:
         if args.fix and canonical.fix(path):
-            print(f"{path}: fixed")
+            say(f"{path}: fixed")
         problems += canonical.look(path)
     for problem in problems:
-        print(problem)
+        say(str(problem))
     if problems:
-        print(f"{len(problems)} problem{'' if len(problems) == 1 else 's'}")
+        say(f"{len(problems)} problem{'' if len(problems) == 1 else 's'}")
         return 1
-    print(f"{len(looked)} notebook{'' if len(looked) == 1 else 's'} in canonical form")
+    say(f"{len(looked)} notebook{'' if len(looked) == 1 else 's'} in canonical form")
     return 0
 
 
@@ -168,7 +170,7 @@ def _run(args: argparse.Namespace) -> int:
             timeout_s=args.timeout,
             baseline=args.baseline,
             save_baseline=args.save_baseline,
-            say=None if args.json else print,
+            say=None if args.json else say,
         )
     except IncomparableRecords as error:  # before anything ran
         ci.deliver(args, ci.of_refusal(error, "notebooks run"))
@@ -186,7 +188,7 @@ def _run(args: argparse.Namespace) -> int:
         ]
         say(table(rows, ["notebook", "outcome", "took", "slowest cell", "error"]))
         if batch.compared:
-            print(
+            say(
                 "slower than the baseline:"
                 if batch.slower
                 else "no stack got slower than the baseline, as far as these trials can show"
@@ -195,7 +197,7 @@ def _run(args: argparse.Namespace) -> int:
                 say(f"  {line}")
             for line in batch.compared.left_out:
                 say(f"  not compared: {line}")
-        print(f"report: {batch.page}")
+        say(f"report: {batch.page}")
     if batch.not_comparable:
         print(f"labkit notebooks: {printable.text(batch.not_comparable)}", file=sys.stderr)
     last_line(batch.as_json())

@@ -17,6 +17,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from labkit.core.arguments import number, readable_file
+from labkit.core.stdout import add_json
 
 if TYPE_CHECKING:
     from labkit.core.json_types import JsonObject
@@ -101,7 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " turn, or for records of sizes that were measured apart",
     )
     parser.add_argument("--seed", type=int, default=0, help="of traces and draws")
-    parser.add_argument("--json", action="store_true", help="only the JSON line")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

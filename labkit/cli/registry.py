@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 
 from labkit.core.arguments import directory, output_directory
+from labkit.core.stdout import add_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,10 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add.add_argument("layout")
     add.add_argument("reference", help="name:tag, like lab/subject:latest")
     add.add_argument("--root", required=True)
+    add_json(add)
 
 
 def run(args: argparse.Namespace) -> int:
-    from labkit.core.stdout import last_line
+    from labkit.core.stdout import last_line, say
+    from labkit.core.units import show_bytes
     from labkit.image.publish import publish_image
     from labkit.image.registry import Registry
     from labkit.net.serving import serve
@@ -56,5 +59,10 @@ def run(args: argparse.Namespace) -> int:
             exposes=(exposed, "" if args.read_only else "--read-only"),
         )
     directory(args.layout, "LAYOUT", "labkit image build --out LAYOUT makes one")
-    last_line(publish_image(args.root, args.layout, args.reference))
+    facts = publish_image(args.root, args.layout, args.reference)
+    say(
+        f"{args.reference}: {facts['blobs']} blobs, {show_bytes(facts['size_bytes'])}, in"
+        f" {args.root}"
+    )
+    last_line(facts)
     return 0

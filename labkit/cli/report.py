@@ -15,6 +15,7 @@ from pathlib import Path
 from labkit.cli import ci
 from labkit.cli.experiments import add_device, sound_records
 from labkit.core.arguments import bucket_url, number, output_directory, seconds
+from labkit.core.stdout import add_json
 from labkit.net.arguments import link
 from labkit.subject.arguments import preset
 
@@ -85,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="show the page in your browser, where there is a desktop",
     )
-    parser.add_argument("--json", action="store_true", help="only the JSON line on stdout")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -124,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         for line in result.failed:
             say(f"FAILED {line}")
-        print(f"report: {result.page.resolve()}")
+        say(f"report: {result.page.resolve()}")
     if args.open:
         from labkit.core import desktop
 

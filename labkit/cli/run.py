@@ -21,6 +21,7 @@ from labkit.core.arguments import (
     scenario,
     seconds,
 )
+from labkit.core.stdout import add_json
 from labkit.net.arguments import link
 from labkit.subject.arguments import preset
 
@@ -90,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="order of arms within blocks")
     experiments.add_record_options(parser)
     ci.add_options(parser)
-    parser.add_argument("--json", action="store_true", help="only the JSON line on stdout")
+    add_json(parser)
     parser.add_argument(
         "--port", type=port(), default=None, help="port of the server (default: a free one)"
     )
@@ -102,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     experiments.add_device(parser, "the server")
     byo = parser.add_argument_group(
-        "bring your own server (measured from outside, nothing in it is changed)"
+        "bring your own server", "It is measured from outside; nothing in it is changed."
     )
     byo.add_argument(
         "--command",
@@ -184,7 +185,8 @@ def _own(args: argparse.Namespace) -> Run:
         resume=args.resume,
         overwrite=args.overwrite,
     )
-    return run(options, progress=progress())
+    with progress() as watching:
+        return run(options, progress=watching)
 
 
 def _stacks(args: argparse.Namespace) -> Run:
@@ -194,13 +196,14 @@ def _stacks(args: argparse.Namespace) -> Run:
     stacks = [*args.stacks, *args.stack]
     if not stacks:
         raise BadInput("no stack named", why="a run takes at least one", fix="labkit run naive")
-    return experiments.run_experiment(
-        args,
-        stacks,
-        progress(),
-        timeout_s=args.timeout,
-        model_dir=args.model_dir,
-        at_t0=args.at_t0,
-        port=args.port,
-        store=args.store.rstrip("/"),
-    )
+    with progress() as watching:
+        return experiments.run_experiment(
+            args,
+            stacks,
+            watching,
+            timeout_s=args.timeout,
+            model_dir=args.model_dir,
+            at_t0=args.at_t0,
+            port=args.port,
+            store=args.store.rstrip("/"),
+        )

@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from labkit.core.stdout import add_json
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the JSON file that labkit run wrote")
@@ -33,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also draw the waterfall of the arm (.png, .svg)",
     )
     parser.add_argument("--theme", default="light", choices=["light", "dark"], help="of the figure")
-    parser.add_argument("--json", action="store_true", help="the record's summary as one JSON line")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

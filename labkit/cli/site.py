@@ -11,6 +11,7 @@ from pathlib import Path
 
 from labkit.cli.experiments import sound_records
 from labkit.core.arguments import output_directory
+from labkit.core.stdout import add_json
 from labkit.errors import BadInput
 
 
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a run record or one of GPU trials of this host to add",
     )
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,10 +52,10 @@ def run(args: argparse.Namespace) -> int:
         failed = len(_reported(executed))
     built = gallery.build(Path(args.out), executed, records)
     if not built.runs:
-        print("not drawn: no recorded run was found (LABKIT_RECORDED says where they are)")
+        say("not drawn: no recorded run was found (LABKIT_RECORDED says where they are)")
     for line in built.skipped:
         say(f"not drawn: {line}")
-    print(f"gallery: {built.page.resolve()}")
+    say(f"gallery: {built.page.resolve()}")
     last_line(
         {
             "site": str(built.page),

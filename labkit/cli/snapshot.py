@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core.arguments import bucket_url, count, directory, free_port, port
+from labkit.core.stdout import add_json
 from labkit.errors import BadInput
 from labkit.subject.arguments import preset
 
@@ -79,6 +80,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     soak.add_argument("--cycles", type=count("--cycles", 1, 100_000), default=50)
     soak.add_argument("--preset", type=preset, default="tiny")
+    for measures in (dump, restore, listing, push, pull, soak):
+        add_json(measures)
     parser.epilog = (
         "A snapshot holds the process's memory: its files are 0600, and `list` names the secrets"
         " inside."
@@ -96,7 +99,7 @@ def _place(name: str) -> Path:
 
 
 def _dump(args: argparse.Namespace) -> int:
-    from labkit.core.stdout import last_line
+    from labkit.core.stdout import last_line, say
     from labkit.core.units import show_bytes, show_s
     from labkit.core.workspace import Workspace
     from labkit.snapshot import create, store, subject_server
@@ -122,7 +125,7 @@ def _dump(args: argparse.Namespace) -> int:
         )
         inside = store.secrets_in(environment)
         if inside and not args.scrub:
-            print(
+            say(
                 f"inside the snapshot will be: {', '.join(inside)} (--scrub starts the subject"
                 " without them)"
             )
@@ -133,14 +136,14 @@ def _dump(args: argparse.Namespace) -> int:
             environment=store.scrubbed(environment) if args.scrub else environment,
         )
     about = snapshot.manifest
-    print(
+    say(
         f"{snapshot.path}: {show_bytes(about.size_bytes)}, dumped in"
         f" {show_s(about.facts['dump_s'])}"
     )
     for kind, size in list(about.facts.get("contents", {}).items())[:6]:
-        print(f"  {show_bytes(size):>10}  {kind}")
+        say(f"  {show_bytes(size):>10}  {kind}")
     for path, size in about.mapped.items():
-        print(f"  {show_bytes(size):>10}  stays outside: {path}")
+        say(f"  {show_bytes(size):>10}  stays outside: {path}")
     last_line(
         {
             "snapshot": str(snapshot.path),
@@ -155,7 +158,7 @@ def _dump(args: argparse.Namespace) -> int:
 
 def _restore(args: argparse.Namespace) -> int:
     from labkit.core import cold
-    from labkit.core.stdout import last_line
+    from labkit.core.stdout import last_line, say
     from labkit.core.units import show_s
     from labkit.core.workspace import Workspace
     from labkit.snapshot import store, subject_server
@@ -169,7 +172,7 @@ def _restore(args: argparse.Namespace) -> int:
         same = tuple(back.answer.tokens) == snapshot.manifest.tokens
         who = subject_server.get(back.port, "/_labkit/identity") if snapshot.manifest.nonce else {}
         itself = who.get("nonce") == snapshot.manifest.nonce
-        print(
+        say(
             f"restored on port {back.port} as pid {back.pid} ({who.get('pid', '?')} inside): first"
             f" token after {show_s(back.first_token_s)};"
             f" {'the dumped process itself' if itself else 'ANOTHER PROCESS'},"
@@ -180,7 +183,7 @@ def _restore(args: argparse.Namespace) -> int:
                 while True:
                     time.sleep(3600)
             except KeyboardInterrupt:
-                print("taken down")
+                say("taken down")
         last_line(
             {
                 "port": back.port,
@@ -194,7 +197,7 @@ def _restore(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from labkit.core.stdout import last_line, table
+    from labkit.core.stdout import last_line, say, table
     from labkit.core.units import show_bytes
     from labkit.core.workspace import Workspace
     from labkit.snapshot import store
@@ -233,7 +236,7 @@ def _list(args: argparse.Namespace) -> int:
             why="of nothing, nothing was read",
             fix="labkit snapshot dump NAME",
         )
-    print(
+    say(
         table(rows, ["snapshot", "technique", "size", "made", "secrets inside", "state"])
         if rows
         else "no snapshots here: labkit snapshot dump NAME"
@@ -244,6 +247,7 @@ def _list(args: argparse.Namespace) -> int:
 
 def _explain(args: argparse.Namespace) -> int:
     from labkit.core.criu_log import error_lines
+    from labkit.core.stdout import say
     from labkit.core.units import show_bytes
     from labkit.snapshot import criu_images, explain, store
 
@@ -252,21 +256,21 @@ def _explain(args: argparse.Namespace) -> int:
         log = path.read_text(errors="replace")
         found = explain.cause(log)
         if found is None and not error_lines(log):
-            print("nothing in this log went wrong")
+            say("nothing in this log went wrong")
             return 0
-        print(explain.refusal("restore" if "restore" in path.name else "dump", log))
+        say(str(explain.refusal("restore" if "restore" in path.name else "dump", log)))
         return 0
     if not (where := _place(args.what)).exists():
         raise BadInput(f"neither a log nor a snapshot: {args.what}", fix="labkit snapshot list")
     snapshot = store.open_snapshot(where)
     for kind, size in criu_images.contents(snapshot.criu_images).items():
-        print(f"{show_bytes(size):>10}  {kind}")
+        say(f"{show_bytes(size):>10}  {kind}")
     return 0
 
 
 def _push(args: argparse.Namespace) -> int:
     from labkit.core.beside import scratch
-    from labkit.core.stdout import last_line
+    from labkit.core.stdout import last_line, say
     from labkit.core.workspace import Workspace
     from labkit.objects.client import open_bucket
     from labkit.snapshot import packing, store
@@ -277,9 +281,9 @@ def _push(args: argparse.Namespace) -> int:
         with open_bucket(args.url) as bucket:
             for path in sorted(p for p in packed.rglob("*") if p.is_file()):
                 bucket.put_file(path.relative_to(packed).as_posix(), path)
-    print(f"{args.url}: {facts['stored_bytes']} bytes stored for {facts['raw_bytes']}")
+    say(f"{args.url}: {facts['stored_bytes']} bytes stored for {facts['raw_bytes']}")
     inside = list(snapshot.manifest.secrets)
-    print(
+    say(
         "whoever may read the bucket can read the process's memory in"
         f" it{', with the values of ' + ', '.join(inside) if inside else ''}"
     )
@@ -288,7 +292,7 @@ def _push(args: argparse.Namespace) -> int:
 
 
 def _pull(args: argparse.Namespace) -> int:
-    from labkit.core.stdout import last_line
+    from labkit.core.stdout import last_line, say
     from labkit.objects.client import open_bucket
     from labkit.snapshot import store, transport
 
@@ -296,16 +300,16 @@ def _pull(args: argparse.Namespace) -> int:
     with store.writing(target) as part, open_bucket(args.url) as bucket:
         facts = transport.pull(bucket, part)
         store.Snapshot(part, store.open_manifest(part)).verify()
-    print(f"{target}: {facts['bytes_fetched']} bytes fetched, every one checked")
+    say(f"{target}: {facts['bytes_fetched']} bytes fetched, every one checked")
     last_line({"snapshot": str(target), **facts})
     return 0
 
 
 def _soak(args: argparse.Namespace) -> int:
-    from labkit.core.stdout import last_line
+    from labkit.core.stdout import last_line, say
     from labkit.core.workspace import Workspace
     from labkit.snapshot.cycle import soak
 
-    found = soak(Workspace.default(), preset=args.preset, cycles=args.cycles, say=print)
+    found = soak(Workspace.default(), preset=args.preset, cycles=args.cycles, say=say)
     last_line(found)
     return 0 if found["ok"] else 1

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from labkit.core.arguments import bucket_url, directory, output_directory
+from labkit.core.stdout import add_json
 
 if TYPE_CHECKING:
     from labkit.net.message import Request, Response
@@ -38,10 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add.add_argument("folder")
     add.add_argument("url", type=bucket_url, help="s3://BUCKET/PREFIX")
     add.add_argument("--root", required=True)
+    add_json(add)
 
 
 def run(args: argparse.Namespace) -> int:
-    from labkit.core.stdout import last_line
+    from labkit.core.stdout import last_line, say
+    from labkit.core.units import show_bytes
     from labkit.errors import BadInput
     from labkit.net.serving import serve
 
@@ -92,5 +95,10 @@ def run(args: argparse.Namespace) -> int:
         raise BadInput(
             f"not an object prefix: {args.url}", fix="write it like s3://lab/models/small"
         )
-    last_line(publish_model(args.root, args.folder, key, bucket=bucket))
+    facts = publish_model(args.root, args.folder, key, bucket=bucket)
+    say(
+        f"{facts['url']}: {facts['objects']} objects, {show_bytes(facts['size_bytes'])}, in"
+        f" {args.root}"
+    )
+    last_line(facts)
     return 0

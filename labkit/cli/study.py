@@ -14,6 +14,7 @@ from pathlib import Path
 
 from labkit.cli.experiments import add_device
 from labkit.core.arguments import bucket_url, number, output_directory
+from labkit.core.stdout import add_json
 from labkit.net.arguments import link
 from labkit.subject.arguments import preset
 
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the study in --out")
     parser.add_argument("--overwrite", action="store_true", help="begin the study in --out anew")
     add_device(parser, "the servers")
-    parser.add_argument("--json", action="store_true", help="only the JSON line on stdout")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,21 +80,22 @@ def run(args: argparse.Namespace) -> int:
     sizes = None
     if args.sizes is not None:
         sizes = tuple(s.strip() for s in args.sizes.split(",") if s.strip())
-    study = conduct(
-        StudyOptions(
-            out=Path(args.out) if args.out else None,
-            minutes=args.minutes,
-            preset=args.preset or "",
-            link=args.link or "",
-            store=args.store.rstrip("/"),
-            device=args.device,
-            sizes=sizes,
-            seed=args.seed,
-            resume=args.resume,
-            overwrite=args.overwrite,
-        ),
-        progress=progress(),
-    )
+    with progress() as watching:
+        study = conduct(
+            StudyOptions(
+                out=Path(args.out) if args.out else None,
+                minutes=args.minutes,
+                preset=args.preset or "",
+                link=args.link or "",
+                store=args.store.rstrip("/"),
+                device=args.device,
+                sizes=sizes,
+                seed=args.seed,
+                resume=args.resume,
+                overwrite=args.overwrite,
+            ),
+            progress=watching,
+        )
     if not args.json:
         from labkit.viz.text_summary import text
 

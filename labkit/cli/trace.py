@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from labkit.core.stdout import add_json
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from labkit.core.arguments import count
@@ -34,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the trace, compressed if it ends in .gz (default: RUN-trial-N.trace.json, here)",
     )
-    parser.add_argument("--json", action="store_true", help="only one JSON line: what was written")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

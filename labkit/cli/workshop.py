@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from labkit.core.arguments import directory, new_file, readable_file
+from labkit.core.stdout import add_json
 from labkit.subject.arguments import preset
 
 
@@ -45,13 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pack.add_argument(
         "--record", action="append", default=[], metavar="FILE", help="a further run record to pack"
     )
-    pack.add_argument("--json", action="store_true", help="only the JSON line on stdout")
+    add_json(pack)
     verify = commands.add_parser("check", help="verify an unpacked archive")
     verify.add_argument("dir", metavar="DIR")
 
 
 def run(args: argparse.Namespace) -> int:
-    from labkit.core.stdout import last_line
+    from labkit.core.stdout import last_line, say
     from labkit.core.units import show_bytes
     from labkit.lessons import pack
 
@@ -61,12 +62,11 @@ def run(args: argparse.Namespace) -> int:
                 args.dir, "DIR", "tar xf workshop.tar, then labkit workshop check labkit-workshop"
             )
         )
-        print(f"{count} files are as they were packed")
+        say(f"{count} files are as they were packed")
         return 0
     for path in args.record:
         readable_file(path, "--record", "labkit run naive --out FILE makes one")
     new_file(args.out, "--out")
-    say = (lambda _: None) if args.json else print
     archive = pack.pack(
         Path(args.out),
         presets=args.preset or ["tiny", "small"],

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterable
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from labkit.core.fit import fit
 from labkit.errors import BadInput
 
 #: More trials of one arm than a lifetime has time for: a slip of the finger.
@@ -58,12 +60,25 @@ class Parser(argparse.ArgumentParser):
         self.filled()
         return super().parse_known_args(args, namespace)
 
+    def format_help(self) -> str:
+        """No wider than the terminal; argparse itself never breaks an option's usage or a group's
+        title."""
+        return fit(super().format_help(), shutil.get_terminal_size().columns)
+
     def error(self, message: str) -> Any:
         raise BadInput(
             message,
             why="the call is not understood; nothing was started",
             fix=f"{self.prog} --help",
         )
+
+
+class Paragraphs(argparse.HelpFormatter):
+    """Help whose description and epilog keep their paragraphs, each filled to the terminal."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        return "\n\n".join(fill(part, width, indent) for part in text.split("\n\n"))
 
 
 def count(option: str, least: int = 1, most: int = MOST_BLOCKS) -> Callable[[str], int]:

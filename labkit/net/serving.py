@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from labkit.core import secrets
+from labkit.core import secrets, stdout
 from labkit.core.control_call import call, host_port
 from labkit.core.interpreter import module
 from labkit.core.json_types import JsonObject
@@ -227,6 +227,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--child", action="store_true", help="say where in one JSON line, end when stdin ends"
     )
+    stdout.add_json(parser)
 
 
 def serve(
@@ -260,18 +261,18 @@ def serve(
             "env": env(server),
         }
         if args.child:
-            print(json.dumps(doc), flush=True, file=secrets.own_words())
+            stdout.last_line(doc, unmasked=True)
             with contextlib.suppress(KeyboardInterrupt):
                 while os.read(0, 4096):
                     pass
             return 0
-        print(
-            f"{name} at {server.url}, root {args.root}, {server.link.label}; Ctrl-C ends it",
-            flush=True,
-        )
-        for key, value in doc["env"].items():
-            print(f"export {key}={value}", file=secrets.own_words())
-        print(json.dumps(doc), flush=True, file=secrets.own_words())
+        if not args.json:
+            stdout.say(
+                f"{name} at {server.url}, root {args.root}, {server.link.label}; Ctrl-C ends it"
+            )
+            for key, value in doc["env"].items():
+                print(f"export {key}={value}", file=secrets.own_words(), flush=True)
+        stdout.last_line(doc, unmasked=True)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
         return 0

@@ -223,6 +223,9 @@ class ExperimentRunner:
         order, progress = random.Random(self.spec.seed), self.preparation.progress
         done = {(t.arm, t.block) for t in run.trials if t.outcome != "interrupted"}
         by_name = {s.name: s for s in self.spec.stacks}
+        if self.schedule == self._every_arm:  # who gives another one plans by itself
+            each = [(name, block) for block in range(self.spec.blocks) for name in by_name]
+            notify(progress, "plan", [name for name, block in each if (name, block) not in done])
         for block in itertools.count():
             arms = [by_name[name] for name in self.schedule(block, run)]
             if not arms:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 
 def notify(progress: object | None, event: str, *args: object) -> None:
-    """Call the watcher's method of this name: `note(text)`, `trial_started(arm, block, blocks)`,
-    `phase(name, seconds)` or `trial_done(trial)`. One that it has not is passed over."""
+    """Call the watcher's method of this name: `plan(arms)` and `replan(arms)` with the arm of each
+    trial to come, `note(text)`, `trial_started(arm, block, blocks)`, `phase(name, seconds)` or
+    `trial_done(trial)`. One that it has not is passed over."""
     if listener := getattr(progress, event, None):
         listener(*args)

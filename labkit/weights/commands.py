@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from labkit.core.json_types import JsonObject
-from labkit.core.stdout import last_line, table
+from labkit.core.stdout import add_json, columns, last_line, say, table
 from labkit.core.units import show_bytes, show_s
 from labkit.errors import BadInput
 from labkit.formats.layout import Layout
@@ -27,18 +27,19 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="pickle, safetensors, tensorizer, gguf or gguf:TYPE (F16, BF16, F32, Q8_0, Q4_0, …)",
     )
+    add_json(parser)
 
 
 def convert(args: argparse.Namespace) -> int:
     from labkit.weights.convert import convert as run
 
     facts = run(args.source, args.target, args.to)
-    print(
+    say(
         f"{args.target}: {show_bytes(facts['size_bytes'])} of {facts['format']} in"
         f" {show_s(facts['convert_s'])}"
     )
     for difference in facts.get("cut_otherwise", ()):
-        print(f"other tokens: {difference}")
+        say(f"other tokens: {difference}")
     last_line(
         {
             "command": "model convert",
@@ -55,16 +56,16 @@ def add_inspect(parser: argparse.ArgumentParser) -> None:
         "file", metavar="FILE", help="a .safetensors, .gguf or pickle file, or a model directory"
     )
     parser.add_argument("--all", action="store_true", help="every tensor (default: the first 20)")
-    parser.add_argument("--json", action="store_true", help="only the JSON line")
+    add_json(parser)
 
 
 def inspect(args: argparse.Namespace) -> int:
     """Exit code 1 if a pickle would do more than rebuild tensors."""
     layouts, others = _layouts(Path(args.file).expanduser())
     for layout in layouts if not args.json else []:
-        print(describe(layout, None if args.all else 20))
+        say(describe(layout, None if args.all else 20, min(columns() or 76, 76)))
     for name, reason in others.items() if not args.json else ():
-        print(f"{name}: no checkpoint ({reason})")
+        say(f"{name}: no checkpoint ({reason})")
     last_line(
         {
             "command": "model inspect",
@@ -114,7 +115,7 @@ def _as_doc(layout: Layout, every: bool) -> JsonObject:
     return doc
 
 
-def describe(layout: Layout, limit: int | None = 20) -> str:
+def describe(layout: Layout, limit: int | None = 20, width: int = 76) -> str:
     """Header, a picture of the layout, the tensors, the findings."""
     lines = [
         (
@@ -122,7 +123,7 @@ def describe(layout: Layout, limit: int | None = 20) -> str:
             f" {len(layout.tensors)} tensors, {layout.header_bytes} bytes of header, tensors"
             f" aligned to {layout.alignment} B"
         ),
-        picture(layout),
+        picture(layout, width - 4),
     ]
     lines += [f"  {key} = {str(value)[:100]}" for key, value in list(layout.metadata.items())[:30]]
     shown = layout.tensors[:limit]

@@ -18,10 +18,10 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from labkit.core import outputs
+from labkit.core import outputs, stdout
 from labkit.core.arguments import count, seconds, web_url
 from labkit.core.ledger import current
-from labkit.core.units import parse_bytes
+from labkit.core.units import parse_bytes, show_bytes
 from labkit.errors import LabError, MissingCapability, TransferError
 from labkit.image import access_record
 from labkit.image.lazyfs.session import Options, Session
@@ -147,7 +147,7 @@ def serve(args: argparse.Namespace) -> int:
                 session_thread.join(0.2)
         current().done(noted)
     except LabError as error:
-        print(json.dumps({"error": error.as_json()}), flush=True)
+        stdout.last_line({"error": error.as_json()})
         print(error, file=sys.stderr)
         if isinstance(error, MissingCapability):
             return 3
@@ -157,17 +157,20 @@ def serve(args: argparse.Namespace) -> int:
 
 def _announce(session: Session) -> None:
     session.after_mount()
-    print(
-        json.dumps(
-            {
-                "mounted": session.target,
-                "pid": os.getpid(),
-                "fetched_bytes": sum(session.stats.bytes.values()),
-                **session.facts,
-                "config": session.config,
-            }
-        ),
-        flush=True,
+    fetched_bytes = sum(session.stats.bytes.values())
+    if stdout.terminal():
+        stdout.say(
+            f"mounted on {session.target}, {show_bytes(fetched_bytes)} fetched; Ctrl-C unmounts it"
+        )
+    stdout.last_line(
+        {
+            "mounted": session.target,
+            "pid": os.getpid(),
+            "fetched_bytes": fetched_bytes,
+            **session.facts,
+            "config": session.config,
+        },
+        unmasked=True,
     )
     if session.stats.path:
         session.feed.ahead.prefetched.wait()

@@ -104,3 +104,66 @@ def test_progress_needs_no_matplotlib():
         " 'ipywidgets', 'IPython', 'torch'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_no_display_sends_an_escape_sequence():
+    assert "\x1b" not in _told("terminal")
+
+
+def test_the_elapsed_and_the_remaining_time_are_shown(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    with live.Progress(show="plain", stream=out) as progress:
+        progress.plan(["naive"], blocks=3)
+        progress.note("building the image")
+        now[0] = 200.0  # off the clock
+        for block in range(2):
+            progress.trial_started("naive", block, 3)
+            now[0] += 60.0
+            progress.trial_done(GOOD)
+    first, second = out.getvalue().splitlines()[1:]
+    assert first.endswith("1 of 3 in 4:20, about 2 min left")
+    assert second.endswith("2 of 3 in 5:20, about 1 min left")
+
+
+def test_a_wait_off_the_clock_ticks_in_a_terminal(monkeypatch):
+    import threading
+
+    monkeypatch.setattr(live, "_TICK_S", 0.0)
+    monkeypatch.setattr("labkit.viz.displays._REDRAW_S", 0.0)
+    ticked = threading.Event()
+
+    class Counting(io.StringIO):
+        def write(self, text: str) -> int:
+            if self.getvalue().count("0:00") > 3:
+                ticked.set()
+            return super().write(text)
+
+    with live.Progress(show="terminal", stream=Counting()) as progress:
+        progress.note("measuring this host's floors")
+        assert ticked.wait(30)
+
+
+def test_nothing_is_drawn_for_a_progress_that_nobody_holds():
+    import gc
+    import threading
+
+    before = threading.active_count()
+    live.Progress(show="terminal", stream=io.StringIO())
+    gc.collect()
+    live_threads = [t for t in threading.enumerate() if t.name.startswith("labkit-progress")]
+    for thread in live_threads:
+        thread.join(30)
+    assert threading.active_count() <= before
+
+
+@pytest.mark.parametrize("width", [30, 60, 200])
+def test_a_line_is_cut_by_columns_and_keeps_its_newest_step_and_its_times(width):
+    from labkit.core.fit import display_width
+    from labkit.viz.displays import Line
+
+    steps = tuple(f"step{n} {n}.00 s" for n in range(12))
+    shown = Line("block 2/5  漢字", steps, "1:20").text(width)
+    assert display_width(shown) <= width and "1:20" in shown
+    assert width < 60 or "step11" in shown
