@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
         last_line({"command": "plan", "from": source.words, "arm": source.arm, "hold_out": rows})
         return 0
     if _a_person_reads(args) and given["image_bytes"] is None and given["model_bytes"] is None:
-        given = ask(given)
+        given = ask(given, input)
     plan = decide.make(
         source.runs, given, arm=source.arm, trace=trace, traffic=args.shape, seed=args.seed
     )

@@ -208,7 +208,7 @@ class _Left:
             of_s = takes_s if gain.on.get(layer, "") == in_use else self._of(option, self.before)
             gained, low, high = (takes_s - of_s * ratio[k] for k in ("median", "high", "low"))
             how = f"{ratio['median']:.2f} × ({gain.words}, n = {ratio['n']})"
-            if ratio["significant"]:
+            if ratio["n"] < stats.MIN_PAIRS or ratio["significant"]:
                 made = self._made(option, (gained, low, high), MEASURED, how, gain)
             else:
                 how += f"; not significant: {ratio['low']:.2f} – {ratio['high']:.2f}"

@@ -1,7 +1,7 @@
 """What a plan asks of a person at a terminal: sizes, link, traffic and price; Enter leaves each as
 it is.
 
-    given = ask({"image_bytes": None, …})       # prompts on stdout, answers from stdin
+    given = ask({"image_bytes": None, …}, input)       # prompts on stdout, answers from stdin
     not_given(given)                            # {"as measured": ["image", …], "left out": […]}
 
 The same fields as the form in a notebook (labkit.viz.planner). Lesson: notebooks/09_decide."""
@@ -64,7 +64,7 @@ QUESTIONS = (
 
 def ask(
     given: Mapping[str, float | None],
-    read: Callable[[str], str] = input,
+    read: Callable[[str], str],
     say: Callable[[str], object] = print,
 ) -> dict[str, float | None]:
     """`given` with what was answered; what was given already is not asked. The end of the input

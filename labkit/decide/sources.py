@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from labkit.core import printable, records
 from labkit.core.records import Run
@@ -20,9 +19,9 @@ from labkit.core.workspace import Workspace
 from labkit.decide.first_steps import naive_arm
 from labkit.decide.measure import gather, of_most_sizes
 from labkit.decide.plan import arm_of
-from labkit.errors import BadInput, LabError
+from labkit.errors import BadInput
 from labkit.stack import replay
-from labkit.study.record import LADDER, Study, latest, read
+from labkit.study.record import Study, latest, read, recorded
 
 #: From so many sizes on a line is tested by one that was left out of it.
 ENOUGH = 3
@@ -116,26 +115,14 @@ class RecordedHost:
 def recorded_hosts(arm: str = "", scenario: str = "") -> list[RecordedHost]:
     """Those with starts of an arm, most sizes first; of each its study, else the records of one
     question that hold most sizes."""
-    found = []
-    for folder in sorted(p for p in replay.folder().glob("*") if p.is_dir()):
-        host = folder.name
-        runs = _study_of(folder) or _plain(host)
+    found, studies = [], recorded()
+    for host in sorted({*studies, *(n.split("/", 1)[0] for n in replay.names())}):
+        runs = list(studies[host].runs) if host in studies else _plain(host)
         name = arm or _most_sizes(runs)
         group = of_most_sizes(runs, name, scenario) if name else []
         if group:
             found.append(RecordedHost(host, tuple(group), name))
     return sorted(found, key=lambda h: (-len(h.runs), h.host))
-
-
-def _study_of(folder: Path) -> list[Run]:
-    for ladder in sorted(folder.glob(f"*/{LADDER}"), reverse=True):
-        try:
-            return [
-                replay.marked(printable.every(r), folder.name) for r in read(ladder.parent).runs
-            ]
-        except LabError:
-            continue
-    return []
 
 
 def _plain(host: str) -> list[Run]:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import sys
+
 import pytest
 
+from labkit.cli import main
+from labkit.core import records
 from labkit.decide.form import QUESTIONS, ask, not_given
+from tests.support.decide_runs import three
 
 
 def answered(*answers):
@@ -53,3 +60,21 @@ def test_the_end_of_the_input_leaves_the_rest_and_what_was_given_is_not_asked():
     assert filled("5GB")[0] == {"image_bytes": 5e9}
     known = {q.name: 1.0 for q in QUESTIONS}
     assert filled(given=known)[0] == known
+
+
+@pytest.mark.parametrize(
+    ("more", "asked"), [((), True), (("--json",), False), (("--model-size", "1GB"), False)]
+)
+def test_the_command_asks_in_a_terminal_alone_where_no_size_is_given(
+    tmp_path, monkeypatch, capsys, more, asked
+):
+    paths = [str(records.write(r, tmp_path / f"{i}.json")) for i, r in enumerate(three())]
+    ours, theirs = pty.openpty()
+    prompts = []
+    monkeypatch.setattr("builtins.input", lambda prompt: prompts.append(prompt) or "")
+    with os.fdopen(theirs, "r") as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+        assert main(["plan", *more, "--records", *paths]) == 0
+    os.close(ours)
+    assert len(prompts) == (len(QUESTIONS) if asked else 0)
