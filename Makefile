@@ -29,7 +29,7 @@ lab: setup ## open the notebooks in JupyterLab
 	$(VENV)/bin/jupyter lab --notebook-dir notebooks
 
 # Python without a name ending: ruff finds it only when it is named.
-PROGRAMS = setup.py scripts/gpu-rehearsal
+PROGRAMS = setup.py scripts/gpu-rehearsal scripts/gate-last-run scripts/gate-outputs
 PROSE    = docs scripts binder Makefile README.md STYLE.md CONTRIBUTING.md CHANGELOG.md
 
 # What needs nothing but itself runs on up to four CPUs; servers, containers, snapshots and notebooks one after the other.
