@@ -115,7 +115,7 @@ def of_run(run: Run, command: str) -> Outcome:
     """A run's trials, one case each; an arm that cannot run here is skipped."""
     cases = tuple(_of_trial(trial, f"labkit.{command}") for trial in run.trials)
     parts = [f"## labkit {markdown.inline(command)}", run_summary(run), _failures(cases)]
-    return Outcome(Suite(f"labkit {command}", cases, run.created), _joined(parts))
+    return Outcome(Suite(command, cases, run.created), _joined(parts))
 
 
 def _of_trial(trial: Trial, classname: str) -> Case:
@@ -193,14 +193,14 @@ def of_notebooks(batch: Batch, paths: Iterable[Path]) -> Outcome:
         for result in batch.results
         for run in _runs(result)
     ]
-    return Outcome(Suite("labkit notebooks run", tuple(cases)), _joined([*parts, _failures(cases)]))
+    return Outcome(Suite("notebooks run", tuple(cases)), _joined([*parts, _failures(cases)]))
 
 
 def of_refusal(error: LabError, command: str) -> Outcome:
     """What was found out before anything ran."""
     case = Case("baseline", "can be compared", 0.0, ERROR, "not_comparable", error.what, str(error))
     parts = [f"## labkit {markdown.inline(command)}", _not_comparable(error)]
-    return Outcome(Suite(f"labkit {command}", (case,)), _joined(parts))
+    return Outcome(Suite(command, (case,)), _joined(parts))
 
 
 def _of_notebook(result: Result, file: str) -> Case:
@@ -288,7 +288,7 @@ def of_report(reported: Reported, paths: Iterable[Path]) -> Outcome:
     parts = ["## labkit report", run_summary(reported.run) if reported.run else ""]
     parts += [_notebooks_table(reported.notebooks), _failures(cases)]
     created = reported.run.created if reported.run else ""
-    return Outcome(Suite("labkit report", tuple(cases), created), _joined(parts))
+    return Outcome(Suite("report", tuple(cases), created), _joined(parts))
 
 
 def _failures(cases: Iterable[Case]) -> str:

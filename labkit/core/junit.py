@@ -1,6 +1,6 @@
 """Outcomes as JUnit XML, which every CI service reads.
 
-    suite = Suite("labkit run", (Case("labkit.run", "naive, block 1", 9.3),))
+    suite = Suite("run", (Case("labkit.run", "naive, block 1", 9.3),))
     junit.write(suite, "junit.xml")
 
 One `testsuite` a command. Attributes and their order are those of the schema that Jenkins
@@ -48,9 +48,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Suite:
-    """`created`: ISO 8601, or "" for unknown."""
+    """Of one command of the lab. `created`: ISO 8601, or "" for unknown."""
 
-    name: str
+    command: str
     cases: tuple[Case, ...]
     created: str = ""
 
@@ -73,8 +73,9 @@ def document(suite: Suite) -> bytes:
         "time": f"{sum(case.seconds for case in suite.cases):.3f}",
     }
     without_skipped = {name: n for name, n in of_all.items() if name != "skipped"}
-    root = ET.Element("testsuites", {"name": f"labkit {clean.line(suite.name)}", **without_skipped})
-    node = ET.SubElement(root, "testsuite", {"name": clean.line(suite.name), **of_all})
+    name = f"labkit {clean.line(suite.command)}"
+    root = ET.Element("testsuites", {"name": name, **without_skipped})
+    node = ET.SubElement(root, "testsuite", {"name": name, **of_all})
     if suite.created:
         node.set("timestamp", clean.line(suite.created))
     for case in suite.cases:

@@ -146,7 +146,7 @@ def test_the_jobs_page_is_appended_to_with_and_without_a_file(tmp_path, monkeypa
 def test_what_failed_is_annotated_on_stderr_as_often_as_it_is_shown(capsys, monkeypatch):
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     cases = tuple(Case("labkit.run", f"n{i}", 0.0, FAILED, "oom", "m") for i in range(14))
-    ci.deliver(options(), ci.Outcome(Suite("labkit run", cases), ""))
+    ci.deliver(options(), ci.Outcome(Suite("run", cases), ""))
     said = capsys.readouterr()
     lines = said.err.splitlines()
     assert len(lines) == 10 and "5 more failed" in lines[-1] and not said.out

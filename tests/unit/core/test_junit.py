@@ -30,7 +30,7 @@ ATTRIBUTES = {
 
 @pytest.fixture(scope="module")
 def root() -> ET.Element:
-    return ET.fromstring(junit.document(Suite("labkit run", CASES, "2026-01-01T00:00:00+00:00")))
+    return ET.fromstring(junit.document(Suite("run", CASES, "2026-01-01T00:00:00+00:00")))
 
 
 def test_counts_are_those_of_the_cases(root):
@@ -60,12 +60,12 @@ def test_no_control_character_is_left_and_the_rest_stands_as_it_was(root):
 def test_a_secret_is_masked(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnopqrstuvwxyz")
     case = Case("a", "b", 0.0, FAILED, "crashed", "Bearer hf_abcdefghijklmnopqrstuvwxyz")
-    written = junit.document(Suite("labkit run", (case,)))
+    written = junit.document(Suite("run", (case,)))
     assert b"abcdefghijkl" not in written and secrets.MASK in written.decode()
 
 
 def test_a_file_of_somebody_else_is_kept_and_ours_is_replaced(tmp_path):
-    suite = Suite("labkit run", CASES)
+    suite = Suite("run", CASES)
     strange = tmp_path / "pytest.xml"
     strange.write_text('<?xml version="1.0"?><testsuites name="pytest tests"/>')
     with pytest.raises(BadInput, match="no JUnit|not a JUnit"):
