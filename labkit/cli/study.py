@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from labkit.cli import ci
 from labkit.cli.experiments import add_device
 from labkit.core.arguments import bucket_url, number, output_directory
 from labkit.core.stdout import add_json
@@ -58,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the study in --out")
     parser.add_argument("--overwrite", action="store_true", help="begin the study in --out anew")
     add_device(parser, "the servers")
+    ci.add_options(parser)
     add_json(parser)
 
 
@@ -69,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
     from labkit.study.conduct import StudyOptions, conduct
     from labkit.viz.live import progress
 
+    ci.refuse_strangers(args)
     if args.out:
         output_directory(args.out, "--out")
     elif args.resume or args.overwrite:
@@ -96,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
             ),
             progress=watching,
         )
+    ci.deliver(args, ci.of_run(study.run, "study"))
     if not args.json:
         from labkit.viz.text_summary import text
 
