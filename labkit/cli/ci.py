@@ -198,9 +198,13 @@ def of_notebooks(batch: Batch, paths: Iterable[Path]) -> Outcome:
 
 def of_refusal(error: LabError, command: str) -> Outcome:
     """What was found out before anything ran."""
-    case = Case("baseline", "can be compared", 0.0, ERROR, "not_comparable", error.what, str(error))
     parts = [f"## labkit {markdown.inline(command)}", _not_comparable(error)]
-    return Outcome(Suite(command, (case,)), _joined(parts))
+    return Outcome(Suite(command, (_of_error(error),)), _joined(parts))
+
+
+def _of_error(error: LabError, file: str = "") -> Case:
+    message = ": ".join(filter(None, (error.what, error.why)))
+    return Case("baseline", "comparison", 0.0, ERROR, "not_comparable", message, error.fix, file)
 
 
 def _of_notebook(result: Result, file: str) -> Case:
@@ -221,8 +225,7 @@ def _of_notebook(result: Result, file: str) -> Case:
 
 def _of_baseline(batch: Batch, file: str = "") -> list[Case]:
     if error := batch.not_comparable:
-        kind = "not_comparable"
-        return [Case("baseline", "can be compared", 0.0, ERROR, kind, error.what, str(error), file)]
+        return [_of_error(error, file)]
     if not batch.compared:
         return []
     phases, cases = batch.compared.slower_phases, []
