@@ -153,9 +153,7 @@ def test_what_failed_is_annotated_on_stderr_as_often_as_it_is_shown(capsys, monk
     assert lines[0] == "::error title=labkit.run%3A n0%3A oom::m"
 
 
-@pytest.mark.parametrize(
-    "command", ["run naive", "ablate", "study --preset tiny", "report", "notebooks run"]
-)
+@pytest.mark.parametrize("command", ["run naive", "ablate", "study", "report", "notebooks run"])
 @pytest.mark.parametrize("option", ["--junit", "--summary"])
 def test_a_strangers_file_is_refused_before_anything_runs(
     command, option, tmp_path, capsys, monkeypatch
