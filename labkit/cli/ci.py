@@ -286,6 +286,8 @@ def of_report(reported: Reported, paths: Iterable[Path]) -> Outcome:
     files = {path.stem: str(path) for path in paths}
     cases = [_of_trial(t, "labkit.report") for t in (reported.run.trials if reported.run else ())]
     cases += [_of_notebook(result, files.get(result.name, "")) for result in reported.notebooks]
+    why = "no time was left for it"
+    cases += [Case(name, "executes", 0.0, SKIPPED, "not_run", why) for name in reported.not_run]
     if reported.failed and not any(case.bad for case in cases):
         cases += [Case("labkit.report", "page", 0.0, FAILED, "failed", f) for f in reported.failed]
     parts = ["## labkit report", run_summary(reported.run) if reported.run else ""]
