@@ -62,8 +62,8 @@ _BUG = 70
 
 EPILOG = """exit codes: 0 done; 1 measured, and something failed; 2 a mistake in the call, or the
 environment refuses; 3 a capability is missing (labkit doctor); 4 image mount: the registry did not
-deliver; 5 not comparable (records, or a run and its baseline); 70 a mistake of the lab; 130
-interrupted; 141 nobody reads stdout any more.
+deliver; 5 not comparable (records, or a run and its baseline); 70 a mistake of the lab;
+130 interrupted; 141 nobody reads stdout any more.
 
 output: in a terminal, text as wide as the terminal. In a pipe, the last line after the text is one
 JSON document; --json gives that line alone.
