@@ -75,6 +75,14 @@ class Schedule:
         """A pair is of one block: naive is in each."""
         return ["naive", *(a for a in arms if a != "naive")] if arms else []
 
+    def ahead(self, number: int) -> list[str]:
+        """An arm for each trial that is certain from block `number` on."""
+        return [
+            a
+            for a, first in self._joined.items()
+            for _ in range(max(first, number), first + BLOCKS)
+        ]
+
     @property
     def spent_s(self) -> float:
         return self.clock() - self._began_s

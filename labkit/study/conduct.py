@@ -9,6 +9,8 @@ with (`resume`). Lesson: notebooks/08_stacking."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -71,7 +73,8 @@ def conduct(
     """Carry the study out and return it. Raises BadInput, MissingCapability where naive cannot run
     here, KeyboardInterrupt (what was measured is kept)."""
     space, card = workspace or Workspace.default(), host.card()
-    out = options.out or space.runs / f"study-{datetime.now(timezone.utc):%Y%m%dT%H%M%S}"
+    kept = space.runs / f"study-{datetime.now(timezone.utc):%Y%m%dT%H%M%S}"
+    out = options.out or kept
     preset = options.preset or preset_for(options.minutes, int(card.get("memory_bytes") or 0))
     device = place((), options.device).device
     arms = planned(card, device, options.store)
@@ -79,6 +82,10 @@ def conduct(
     sizes = SIZES[preset] if options.sizes is None else options.sizes
     for size in sizes:
         parse_size(size)
+    if options.overwrite:
+        for path in out.glob("size-*.json"):  # of other sizes, perhaps: they are another study's
+            records.refuse_overwriting(path, overwrite=True)
+            path.unlink()
     schedule = Schedule(
         arms,
         options.minutes,
@@ -86,7 +93,17 @@ def conduct(
             SIZES_MADE_S + SIZES_IN_NAIVE_STARTS * (naive_s + OVERHEAD_S) if sizes else 0.0
         ),
     )
-    notify(progress, "note", estimate(arms, preset, options.minutes))
+    size_bytes = 2 * config_of(preset).parameters
+    guesses = {arm: guess_s(stack, size_bytes) for arm, stack in arms.stacks.items()}
+    core = arms.of_kind(NAIVE, RUNG)
+    notify(progress, "note", estimate(core, guesses, options.minutes))
+    notify(progress, "plan", core, BLOCKS, guesses)
+
+    def block(number: int, run: Run) -> list[str]:
+        names = schedule.block(number, run)
+        notify(progress, "replan", schedule.ahead(number) or names)
+        return names
+
     with Ledger.open(space):
         run = experiment(
             list(arms.stacks.values()),
@@ -99,7 +116,7 @@ def conduct(
             out=out / LADDER,
             resume=options.resume,
             overwrite=options.overwrite,
-            schedule=schedule.block,
+            schedule=block,
             notes={"study": _notes(arms, options, {})},
             progress=progress,
             workspace=space,
@@ -109,6 +126,9 @@ def conduct(
         if run.of_arm("naive"):
             for size in sizes:
                 _size(size, out, options, space, progress)
+    if out != kept and not options.resume:
+        with contextlib.suppress(OSError):  # where `latest` looks
+            kept.symlink_to(out.resolve(), target_is_directory=True)
     return read(out)
 
 
@@ -118,13 +138,12 @@ def preset_for(minutes: float, memory_bytes: int) -> str:
     return LARGER if minutes >= LARGER_FROM_MINUTES and memory_bytes >= needed else "small"
 
 
-def estimate(arms: Arms, preset: str, minutes: float) -> str:
-    """What the study is going to take, in a sentence, before anything is measured."""
-    size_bytes = 2 * config_of(preset).parameters
-    core = arms.of_kind(NAIVE, RUNG)
-    block_s = sum(guess_s(arms.stacks[a], size_bytes) + OVERHEAD_S for a in core)
+def estimate(core: Sequence[str], guesses: Mapping[str, float], minutes: float) -> str:
+    """What the study is going to take, in a sentence, before anything is measured. `guesses`:
+    seconds of a trial, by arm."""
+    ladder_s = BLOCKS * sum(guesses[arm] + OVERHEAD_S for arm in core)
     return (
-        f"{len(core)} arms of the ladder in {BLOCKS} blocks: {BLOCKS * block_s / 60:.0f} min by a"
+        f"{len(core)} arms of the ladder in {BLOCKS} blocks: about {ladder_s / 60:.0f} min by a"
         f" first guess, and what else fits into {minutes:.0f} min; the first block tells more"
     )
 

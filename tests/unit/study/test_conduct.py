@@ -102,3 +102,36 @@ def test_a_run_that_names_no_steps_is_no_study(tmp_path):
     records.write(Run("x", "2026-01-01", {"id": "h"}, {"arms": []}), tmp_path / "ladder.json")
     with pytest.raises(BadInput, match="no study"):
         read(tmp_path)
+
+
+def test_a_study_written_elsewhere_is_found_as_the_newest_one(lab, workspace, tmp_path):
+    conduct(StudyOptions(out=tmp_path / "report/study", sizes=()), workspace=workspace)
+    assert latest(workspace).path.resolve() == (tmp_path / "report/study").resolve()
+
+
+def test_sizes_of_the_study_before_are_none_of_one_that_begins_anew(lab, workspace, tmp_path):
+    options = StudyOptions(out=tmp_path / "s", sizes=("tiny+10MB", "80MB"))
+    conduct(options, workspace=workspace)
+    study = conduct(replace(options, sizes=("80MB",), overwrite=True), workspace=workspace)
+    assert [r.experiment["preset"] for r in study.sizes] == ["80MB"]
+
+
+def test_a_watcher_is_told_which_trials_are_to_come(lab, workspace, tmp_path):
+    class Watcher:
+        planned, replanned = (), ()
+
+        def plan(self, arms, blocks, seconds):
+            self.planned = (arms, blocks, seconds)
+
+        def replan(self, arms):
+            self.replanned = (*self.replanned, len(arms))
+
+    watcher = Watcher()
+    conduct(
+        StudyOptions(out=tmp_path / "s", minutes=0.1, sizes=()),
+        workspace=workspace,
+        progress=watcher,
+    )
+    core, blocks, seconds = watcher.planned
+    assert core[0] == "naive" and blocks == 5 and set(core) <= set(seconds)
+    assert watcher.replanned[:3] == (5 * len(core), 4 * len(core), 3 * len(core))
