@@ -26,7 +26,8 @@ PHASE_RATE = {
     "build": "memcpy",
     "load": "disk_read",
 }
-#: Resources a technique can name itself: floors_bytes = {"load@link": n, "load@h2d": n}.
+#: Resources a technique can name itself: floors_bytes = {"load@link": n, "load@h2d": n}. What moves
+#: from t0 on, beside earlier phases, says so: {"load@link@t0": n}.
 RESOURCES = {
     "link",
     "disk_read",
@@ -53,19 +54,24 @@ def phase_floors(
     rates: Mapping[str, Any],
     link: Limits | None = None,
     scenario: str = "",
+    begins: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Seconds below which each phase cannot come: bytes ÷ rate, plus the link's time to first byte
     where bytes cross it.
 
     A key is a phase ("pull"), or names its resource ("load@link", "load@h2d"); of several for one
     phase the slowest counts, as they may overlap. Weights of a fresh node cross the link. `link`:
-    None is loopback. A phase whose rate was not measured is left out rather than guessed."""
+    None is loopback. A phase whose rate was not measured is left out rather than guessed.
+
+    `begins`: when phases began, seconds since t0: bytes that move from t0 on bound the phase's end,
+    so its floor is what of them was left then. Without it such bytes bound nothing."""
     limits = [link and link.rate_bytes_per_s, rates.get("loopback_bytes_per_s")]
     link_rate = min((r for r in limits if r), default=None)
     first_byte_s = link.first_byte_s if link else 0.0
     floors: dict[str, float] = {}
     for key, size_bytes in floors_bytes.items():
         phase, _, resource = key.partition("@")
+        resource, _, since = resource.partition("@")
         resource = resource or PHASE_RATE.get(phase, "")
         # nothing is on this host: weights cross the link too
         if key == "load" and scenario == "fresh-node":
@@ -77,6 +83,10 @@ def phase_floors(
             seconds = size_bytes / rate + (
                 first_byte_s if resource == "link" and size_bytes else 0.0
             )
+            if since:
+                if phase not in (begins or {}):
+                    continue
+                seconds -= (begins or {})[phase]
             floors[phase] = max(floors.get(phase, 0.0), round(seconds, 6))
     return floors
 

@@ -241,7 +241,7 @@ class CriuProcess(Technique):
             }
             floors["pull"] = floors.get("pull", 0) + crossing[self._key(artifact)]
             # the model comes while the process is restored, and held until it is whole
-            floors["restore@link"] = crossing[model_key]
+            floors["restore@link@t0"] = crossing[model_key]
         steps += (
             Step(
                 "restore",

@@ -294,7 +294,8 @@ class ExperimentRunner:
             ),
         )
         link = parse_link(plan.link)
-        floors = floor.phase_floors(plan.floors_bytes, run.floors, link, plan.scenario)
+        begins = {s["name"]: s["start_s"] for s in reversed(trial.spans)}
+        floors = floor.phase_floors(plan.floors_bytes, run.floors, link, plan.scenario, begins)
         return replace(trial, floors=floors)
 
 

@@ -19,6 +19,7 @@ from labkit.core import stats
 from labkit.core.json_types import JsonMapping
 from labkit.core.records import Run, Trial
 from labkit.errors import BadInput, LabError
+from labkit.net.link import parse as parse_link
 from labkit.stack import replay
 from labkit.stack.claims import OTHER, ROWS, Row, claims, figures
 from labkit.stack.compose import Stack
@@ -141,7 +142,8 @@ def timed(run: Run, arm: str, base: str = "naive") -> Timed | None:
         return None
     times = [t.first_token_s for t in good]
     low_s, high_s = stats.interval(times)
-    pairs = _pairs(run, arm, base)
+    pairs, link = _pairs(run, arm, base), str(run.arm_named(arm).get("link", ""))
+    loopback = run.floors.get("loopback_bytes_per_s")
     return Timed(
         run,
         arm,
@@ -153,7 +155,7 @@ def timed(run: Run, arm: str, base: str = "naive") -> Timed | None:
         low_s,
         high_s,
         stats.paired_ratio(pairs) if pairs else {},
-        stats.median([link_floor_s(t) for t in good]),
+        stats.median([link_floor_s(t, link, loopback) for t in good]),
         str(run.experiment.get("replayed_from") or ""),
     )
 
@@ -164,8 +166,15 @@ def _pairs(run: Run, arm: str, base: str) -> list[tuple[float, float]]:
     return [(t.first_token_s, of_base[t.block]) for t in run.of_arm(arm) if of_base.get(t.block)]
 
 
-def link_floor_s(trial: Trial) -> float:
-    """The trial's bytes over the link ÷ its rate, as far as the record tells."""
+def link_floor_s(trial: Trial, link: str, loopback_bytes_per_s: float | None) -> float:
+    """The bytes that the stores had sent at the trial's first token ÷ the link's rate; of a record
+    that does not tell them, the floors of the phases that the link feeds."""
+    stores = trial.facts.get("stores") or {}
+    sent_bytes = sum(float(store.get("bytes_sent") or 0) for store in stores.values())
+    over = parse_link(link)
+    rate = min((r for r in (over.rate_bytes_per_s, loopback_bytes_per_s) if r), default=0.0)
+    if sent_bytes and rate:
+        return sent_bytes / rate + over.first_byte_s
     return sum(s for phase, s in trial.floors.items() if phase in OVER_THE_LINK)
 
 

@@ -308,7 +308,10 @@ class Overlap(WeightsTechnique):
                     background=True,
                 ),
             )
-        return replace(plan, steps=first + plan.steps)
+        floors = dict(plan.floors_bytes)
+        if (size_bytes := floors.pop("load", 0)) and plan.scenario != "hot-node":
+            floors[f"load@{'link' if about.remote else 'disk_read'}@t0"] = size_bytes
+        return replace(plan, steps=first + plan.steps, floors_bytes=floors)
 
     def verify(self, seen: Observation) -> Evidence:
         """The loader's own evidence, and that the move began before the server was started."""

@@ -117,6 +117,13 @@ def test_a_technique_can_name_its_resource_and_the_slowest_counts():
 
 def test_weights_of_a_fresh_node_cross_the_link():
     assert floor.phase_floors({"load": 10**9}, RATES, UNHURRIED, "fresh-node") == {"load": 8.0}
+
+
+def test_what_moves_from_t0_on_bounds_only_what_was_left_when_its_phase_began():
+    late = {"load@link@t0": 10**9}
+    assert floor.phase_floors(late, RATES, UNHURRIED, begins={"load": 3.0}) == {"load": 5.0}
+    assert floor.phase_floors(late, RATES, UNHURRIED, begins={"load": 9.0}) == {"load": 0.0}
+    assert floor.phase_floors(late, RATES, UNHURRIED) == {}
     assert floor.phase_floors({"load": 10**9}, RATES, UNHURRIED, "warm-node") == {"load": 1.0}
 
 
