@@ -309,8 +309,9 @@ class Overlap(WeightsTechnique):
                 ),
             )
         floors = dict(plan.floors_bytes)
-        if (size_bytes := floors.pop("load", 0)) and plan.scenario != "hot-node":
-            floors[f"load@{'link' if about.remote else 'disk_read'}@t0"] = size_bytes
+        if "load" in floors and plan.scenario != "hot-node":
+            fed_by = "link" if about.remote else "disk_read"
+            floors[f"load@{fed_by}@t0"] = floors.pop("load")
         return replace(plan, steps=first + plan.steps, floors_bytes=floors)
 
     def verify(self, seen: Observation) -> Evidence:
