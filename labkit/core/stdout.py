@@ -67,14 +67,15 @@ def terminal(stream: Any = None) -> bool:
 
 
 def columns(stream: Any = None) -> int | None:
-    """The columns of a line on `stream` (stdout): COLUMNS where it is set, else the terminal's.
-    None for a pipe: a line is as long as it is."""
-    given = os.environ.get("COLUMNS", "")
-    if given.isdecimal() and int(given):
-        return max(int(given), _LEAST_COLUMNS)
+    """The columns of a terminal's line on `stream` (stdout): COLUMNS where it is set, else what the
+    terminal says. None for a pipe, whatever COLUMNS says: a line is as long as it is, as programs
+    read it, and some that start us set it (pytest-xdist)."""
     stream = stream or secrets.own_words()
     if not terminal(stream):
         return None
+    given = os.environ.get("COLUMNS", "")
+    if given.isdecimal() and int(given):
+        return max(int(given), _LEAST_COLUMNS)
     try:
         found = os.get_terminal_size(stream.fileno()).columns
     except (OSError, ValueError):

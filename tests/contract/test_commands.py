@@ -49,6 +49,7 @@ CALLS = {
     "show": "{record}",
     "trace": "{record} --out {out}",
     "compare": "{record}",
+    "study": "--preset tiny --minutes 1 --sizes 30MB --out {out}",
     "report": "--out {out} --study {study} --notebook 01_anatomy",
     "notebooks run": "01_anatomy --preset ci --out {out}",
     "notebooks check": "01_anatomy",
@@ -142,7 +143,7 @@ def inputs(tmp_path_factory):
     make_checkpoint(place / "model", size_bytes=1_000_000)
     tiny.tiny_layout(place / "layout")
     (place / "study").mkdir()
-    shutil.copy(RECORD.with_name("fixture_study.json"), place / "study" / "ladder.json")
+    shutil.copy(ROOT / "data/fixtures/fixture_study.json", place / "study" / "ladder.json")
     return {
         "study": place / "study",
         "model": place / "model",

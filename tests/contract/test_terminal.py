@@ -168,9 +168,10 @@ def test_a_terminal_of_no_columns_is_taken_to_have_80(at_terminal):
     assert code == 0 and 60 < max(map(display_width, text.split("\n"))) <= 80
 
 
-def test_a_terminal_that_is_resized_is_fitted_from_the_next_line_on():
+def test_a_terminal_that_is_resized_is_fitted_from_the_next_line_on(monkeypatch):
     from labkit.viz.displays import Line, Terminal
 
+    monkeypatch.delenv("COLUMNS", raising=False)
     ours, theirs = open_terminal(200)
     line = Line("block 1/5  naive", tuple(f"phase{n} {n}.00 s" for n in range(10)), "1:20")
     with os.fdopen(theirs, "w", encoding="utf-8") as stream:

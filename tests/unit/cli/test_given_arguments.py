@@ -9,7 +9,7 @@ import pytest
 from labkit import cli
 from tests.contract.test_commands import CALLS
 
-PLACES = {n: f"/nowhere/{n}" for n in ("home", "out", "layout", "model", "record", "gone")}
+PLACES = {n: f"/nowhere/{n}" for n in ("home", "out", "layout", "model", "record", "study", "gone")}
 
 
 @pytest.mark.parametrize("command", CALLS)

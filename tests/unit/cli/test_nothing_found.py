@@ -12,7 +12,7 @@ from labkit import cli
 from labkit.cli import notebooks
 from labkit.cli.bench import outcome
 from labkit.core.records import Run, Trial
-from labkit.errors import BadInput, MissingCapability
+from labkit.errors import BadInput, IncomparableRecords, MissingCapability
 from labkit.image import oci
 from labkit.image.oci_layout import Layout
 from labkit.lessons import baseline, batch, execute, gallery, pack, report
@@ -129,7 +129,7 @@ def run_of(*arms: tuple[str, str], n: int = 5) -> Run:
 
 @pytest.mark.parametrize("runs", [[], [run_of()], [run_of(("naive", "failed"))]])
 def test_a_baseline_of_nothing_is_not_written(runs, tmp_path):
-    with pytest.raises(BadInput, match="no stack was measured"):
+    with pytest.raises(IncomparableRecords, match="no stack was measured"):
         baseline.write(runs, tmp_path / "baseline.json")
     assert not list(tmp_path.iterdir())
 

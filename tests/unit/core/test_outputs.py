@@ -116,10 +116,10 @@ def test_a_record_is_written_where_nothing_is_and_where_it_was_asked_to(tmp_path
 def test_a_report_does_not_take_the_place_of_a_stranger(nothing_is_prepared, tmp_path, capsys):
     for name, inside in (
         ("index.html", "<html>my site"),
-        ("naive.json", "mine"),
+        ("study/ladder.json", "mine"),
         ("notebooks/index.html", "mine"),
     ):
-        folder = tmp_path / name.replace("/", "-")
+        folder = tmp_path / name.replace("/", "-").partition(".")[0]
         target = folder / name
         target.parent.mkdir(parents=True)
         target.write_text(inside)

@@ -94,7 +94,7 @@ def test_whatever_is_chosen_otherwise_is_named_and_refused_by_all_who_set_record
         between(one, other)
     assert named in caught.value.what
     assert len(rank([one, other])) == 2
-    with pytest.raises(BadInput, match="nothing to compare"):
+    with pytest.raises(IncomparableRecords, match="nothing to compare"):
         baseline.judge([one], [other])
     with pytest.raises(BadInput) as mixed:
         question.refuse_mixing(one, replace(other, trials=()), "x.json")
@@ -208,7 +208,7 @@ def test_a_baseline_that_could_be_either_of_two_older_questions_is_compared_with
     vague = old(run_of())
     assert baseline.judge([vague], [run_of()]).visible
     also_vague = replace(vague, experiment={**vague.experiment, "conditions": {"timeout_s": 300.0}})
-    with pytest.raises(BadInput, match="nothing to compare"):
+    with pytest.raises(IncomparableRecords, match="nothing to compare"):
         baseline.judge([vague, also_vague], [run_of()])
 
 
