@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 LABKIT  = $(VENV)/bin/labkit
 STAMP   = $(VENV)/.labkit-setup
+DEV     = $(VENV)/.labkit-dev
 
 .DEFAULT_GOAL := help
 .PHONY: help setup first report lab test test-unit format lint host-tools gpu gpu-carry gpu-rehearsal bench site clean
@@ -16,6 +17,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed: make PYTHON=python3.11 setup"; exit 2; }
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || { echo "no venv module: apt-get install python3-venv, then again"; exit 2; }
 	$(VENV)/bin/python -m pip install -q -c constraints.txt torch
+	$(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[rivals]'
+	@touch $@
+
+# What only tests and checks need, on top.
+$(DEV): $(STAMP)
 	$(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[rivals,dev]'
 	@touch $@
 
@@ -35,7 +41,7 @@ PROSE    = docs scripts binder Makefile README.md STYLE.md CONTRIBUTING.md CHANG
 # What needs nothing but itself runs on up to four CPUs; servers, containers, snapshots and notebooks one after the other.
 PARALLEL = -n logical --maxprocesses 4 --dist loadfile
 
-test: setup ## every test this host can run; what it cannot run is skipped with its reason (LABKIT_REQUIRE=fuse,… makes that a failure); ROOM=weights: one directory's unit tests
+test: $(DEV) ## every test this host can run; what it cannot run is skipped with its reason (LABKIT_REQUIRE=fuse,… makes that a failure); ROOM=weights: one directory's unit tests
 ifdef ROOM
 	$(VENV)/bin/python -m pytest tests/unit/$(ROOM)
 else
@@ -45,14 +51,14 @@ else
 	exit $$failed
 endif
 
-test-unit: setup ## no server, no notebook, no container: what a change is tried with
+test-unit: $(DEV) ## no server, no notebook, no container: what a change is tried with
 	$(VENV)/bin/python -m pytest $(PARALLEL) tests/unit
 
-format: setup ## ruff format, and what ruff mends by itself
+format: $(DEV) ## ruff format, and what ruff mends by itself
 	$(VENV)/bin/ruff format labkit tests examples $(PROGRAMS)
 	$(VENV)/bin/ruff check --fix labkit tests examples $(PROGRAMS)
 
-lint: setup ## format, style, types, imports (one way, no circles, every name there), spelling, notebook format
+lint: $(DEV) ## format, style, types, imports (one way, no circles, every name there), spelling, notebook format
 	$(VENV)/bin/ruff format --check labkit tests examples $(PROGRAMS)
 	$(VENV)/bin/ruff check labkit tests examples $(PROGRAMS)
 	$(VENV)/bin/mypy

@@ -14,8 +14,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from labkit.core.stdout import add_json
+
+if TYPE_CHECKING:
+    from labkit.core.records import Run
+    from labkit.viz.theme import Picture
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--figure",
         default="",
         metavar="FILE",
-        help="also draw the waterfall of the arm (.png, .svg)",
+        help="also draw the waterfall of the arm, or a study's ladder (.png, .svg)",
     )
     parser.add_argument("--theme", default="light", choices=["light", "dark"], help="of the figure")
     add_json(parser)
@@ -46,10 +51,12 @@ def run(args: argparse.Namespace) -> int:
     if of_gpu_trials(Path(args.run)):
         return _trials(args)
     record = records.read(args.run)
+    ladder = None if args.arm else _ladder(record)
     if args.figure:
         from labkit.viz.waterfall import waterfall
 
-        waterfall(record, args.arm).save(Path(args.figure), theme=args.theme)
+        drawn = ladder or waterfall(record, args.arm)
+        drawn.save(Path(args.figure), theme=args.theme)
     if args.json:
         from labkit.cli.experiments import summary
 
@@ -57,8 +64,23 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from labkit.viz.text_summary import text
 
+    if ladder:
+        say(ladder.text + "\n")
     say(text(printable.every(record), arm=printable.line(args.arm), trials=args.trials))
     return 0
+
+
+def _ladder(record: Run) -> Picture | None:
+    """The article's ladder, where the record is a study's."""
+    from labkit.errors import BadInput
+    from labkit.study.answers import answered
+    from labkit.study.record import of_run
+    from labkit.viz.ladder import ladder
+
+    try:
+        return ladder(answered(of_run(record)))
+    except BadInput:  # no study's, or one without a naive start
+        return None
 
 
 def _trials(args: argparse.Namespace) -> int:

@@ -101,11 +101,16 @@ def run(args: argparse.Namespace) -> int:
         )
     ci.deliver(args, ci.of_run(study.run, "study"))
     if not args.json:
-        from labkit.viz.text_summary import text
+        from labkit.study.answers import answered
+        from labkit.viz.ladder import ladder
 
-        say(text(printable.every(study.run)))
+        if study.run.of_arm("naive"):
+            say(ladder(answered(study)).text)
+        for trial in study.run.failed:
+            where = f"{printable.line(trial.arm)}, block {trial.block + 1}"
+            say(f"FAILED {where}: {trial.outcome}: {printable.line(trial.error.get('what', ''))}")
         for arm, why in study.left_out.items():
-            say(f"left out: {arm}: {why}")
+            say(f"left out: {printable.line(arm)}: {printable.line(why)}")
         say(f"study: {study.path}")
     last_line(
         {

@@ -30,6 +30,11 @@ def presets(path: Path) -> JsonObject:
     return dict(canonical.load(path)["metadata"].get("labkit", {}).get("presets", {}))
 
 
+def reads_a_study(path: Path) -> bool:
+    """Whether the notebook takes a study's record in place of measuring."""
+    return "study" in canonical.parameters(canonical.load(path))
+
+
 def refuse_nothing(paths: Sequence[Path], preset: str) -> None:
     """Raises BadInput where there is no notebook, or none of them knows the preset: nothing shown
     must not read as all is well."""

@@ -121,7 +121,8 @@ class _Report:
         where = study.path if isinstance(study, Study) else None
         offered = {"study": str(where.resolve())} if where else {}
         results, not_run = [], []
-        for path in paths:
+        # those that read the study first: they are the page's own, and over in seconds
+        for path in sorted(paths, key=lambda p: not parameters.reads_a_study(p)):
             if self.spent_s > 60 * self.options.minutes:
                 not_run.append(path.stem)
                 continue
@@ -134,7 +135,7 @@ class _Report:
             if result.outcome != "ok":
                 first_line = result.error.splitlines()[0] if result.error else ""
                 self.failed.append(f"{path.stem}: {result.outcome}: {first_line}")
-        return results, not_run
+        return sorted(results, key=lambda r: r.name), sorted(not_run)
 
 
 def report(

@@ -116,7 +116,7 @@ def first_screen(study: Study, around: Around) -> str:
         setup=setup(answer),
         sure=sure_words(answer),
         left=left_words(answer),
-        gain=answer.naive.median_s / answer.best.median_s,
+        gain=1 / answer.best.ratio["median"] if answer.best.ratio else 0.0,
         wide=ladder(answer),
         narrow=ladder(answer, narrow=True).named("ladder-narrow"),
         steps=_first_steps(study),
