@@ -13,12 +13,6 @@ from labkit.core import trend as trends
 from labkit.core.records import Run, Trial
 from labkit.core.trend import trend
 
-#: To be recorded anew; a name here is a debt.
-TRENDING = {
-    "epyc-2/naive-small",  # every start slowed the next (inodes), mended since
-    "epyc-2/checkpoints-small",  # its first block is the slowest in all three arms
-}
-
 
 def run_of(*arms: list[float], disturbed: bool = False) -> Run:
     trials = [
@@ -91,5 +85,4 @@ RECORDED = sorted(
 @pytest.mark.parametrize("path", RECORDED, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_no_recorded_run_trends_with_its_order(path):
     found = trend(records.read(path))
-    known = f"{path.parent.name}/{path.stem}" in TRENDING
-    assert bool(found) is known, found.words if found else "no longer trends: take it off TRENDING"
+    assert not found, found.words

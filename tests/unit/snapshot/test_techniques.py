@@ -74,7 +74,7 @@ def test_on_a_fresh_node_what_crosses_the_link_is_fetched_first_and_counted_in_i
         "pull": 1000 + STORED,
         "restore": LIBRARIES,
         "restore@memcpy": IMAGE + LIBRARIES + MODEL,
-        "restore@link": MODEL,
+        "restore@link@t0": MODEL,
     }
     assert "/artifacts/s" not in plan.cold_paths
 
