@@ -5,10 +5,10 @@
 
 A verdict compares the measured ratio's interval with the claimed range: `holds` (they overlap),
 `larger` (more gain than claimed), `smaller` (less), `not significant` (the interval contains 1),
-`not on this host` (no arm could run). What keeps a verdict from being one is said beside it: how
-many blocks are missing, or would likely decide it (`Row.wanting`). Rows that speak of a GPU are
-judged of runs whose servers were on one; a run on the CPU keeps its ratio and says `other
-hardware`.
+`too few pairs` (fewer than five), `not on this host` (no arm could run). What keeps a verdict from
+being one is said beside it: how many blocks are missing, or would likely decide it (`Row.wanting`).
+Rows that speak of a GPU are judged of runs whose servers were on one; a run on the CPU keeps its
+ratio and says `other hardware`.
 
 A row is measured by two arms of one run that differ in its layer alone: the technique on the naive
 stack (or on the same without an image); where that was not measured, a rung of a ladder against the
@@ -83,6 +83,7 @@ ROWS = (
 )
 OTHER = "other hardware"
 NOT_SIGNIFICANT = "not significant"
+TOO_FEW = "too few pairs"
 BASES = ("naive", "no-image")
 
 
@@ -196,7 +197,7 @@ def _row(
         ", ".join(filter(None, setup)),
         arm=arm["name"],
         against=against["name"],
-        wanting=wanting(part) if judged in (NOT_SIGNIFICANT, OTHER) else "",
+        wanting=wanting(part) if judged in (NOT_SIGNIFICANT, TOO_FEW, OTHER) else "",
         recorded_on=str(run.experiment.get("replayed_from") or ""),
     )
 
@@ -241,6 +242,8 @@ def _over(trial: Trial, phases: Sequence[str]) -> float:
 
 def verdict(ratio: JsonMapping, claim: Claim) -> str:
     """Interval of the measured ratio against the claimed range."""
+    if ratio.get("n", stats.MIN_PAIRS) < stats.MIN_PAIRS:
+        return TOO_FEW
     if not ratio.get("significant", True):
         return NOT_SIGNIFICANT
     low = 0.0 if claim.low is None else claim.low
