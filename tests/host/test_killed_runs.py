@@ -127,7 +127,8 @@ CASES = [
     Case("bench convert", "bench convert --image tiny --blocks 1", 12),
     Case("bench load", "bench load --preset tiny --blocks 1 --cache cold,warm", 15),
     Case("notebooks run", "notebooks run 00 --preset ci --out {out}/notebooks", 30),
-    Case("report", "report --preset tiny --blocks 1 --notebook 00 --out {out}/report", 25),
+    Case("study", "study --preset tiny --minutes 1 --sizes 30MB --out {out}/study", 60, (), (), 60),
+    Case("report", "report --preset tiny --minutes 1 --notebook 00 --out {out}/report", 40),
     Case(
         "ablate",
         "ablate --preset tiny --blocks 1 --kinds add-one --scenario warm-node --out"
