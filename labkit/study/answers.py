@@ -23,6 +23,7 @@ from labkit.net.link import parse as parse_link
 from labkit.stack import replay
 from labkit.stack.claims import OTHER, ROWS, Row, claims, figures
 from labkit.stack.compose import Stack
+from labkit.study import record
 from labkit.study.record import NAIVE, Step, Study
 from labkit.technique import LAYERS, technique
 
@@ -222,8 +223,12 @@ def why_not(study: Study, arm: str) -> str:
 
 
 def recorded(study: Study, step: Step) -> Timed | None:
-    """The recorded run that shows this step: of the same question as far as there is one, with a
-    naive arm of its own where there is one."""
+    """The recorded run that shows this step: a recorded study's own; else of the same question as
+    far as there is one, with a naive arm of its own where there is one."""
+    for other in record.recorded().values():
+        for same in (s for s in other.steps if (s.label, s.kind) == (step.label, step.kind)):
+            if found := timed(other.run, same.arm):
+                return found
     of_study = next(iter(study.run.arms))
     scenario, link = of_study["scenario"], of_study["link"]
     best: tuple[tuple[bool, ...], Timed] | None = None
@@ -244,8 +249,8 @@ def recorded(study: Study, step: Step) -> Timed | None:
 
 
 def _replays() -> list[Run]:
-    """Every recorded run that can be read."""
-    found = []
+    """Every recorded run that can be read, the recorded studies' among them."""
+    found = [study.run for study in record.recorded().values()]
     for name in replay.names():
         try:
             found.append(replay.replay(name))

@@ -111,3 +111,13 @@ def test_a_row_without_a_verdict_says_what_one_would_take(study, blocks, factor,
     rows = claims([replace(study.run, trials=trials)])
     (row,) = (r for r in rows if r.technique == "object-pull")
     assert row.verdict == verdict and words in row.wanting
+
+
+def test_a_rung_that_cannot_run_here_has_the_recorded_study_s_own_rung_beside_it(study):
+    for step in study.rungs[1:]:
+        beside = answers.recorded(study, step)
+        assert (
+            beside.recorded_on
+            and step.technique in beside.run.arm_named(beside.arm)["stack"].values()
+        )
+        assert beside.arm.endswith(step.technique)
