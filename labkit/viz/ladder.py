@@ -211,13 +211,12 @@ def _row(axes: Axes, y: int, rung: Rung, size: _Size, narrow: bool, theme: Theme
     words = f"not here: {rung.why_not}"
     if rung.beside:
         words += f"\nrecorded on {rung.beside.recorded_on}"
-    reasons = [
-        textwrap.shorten(part, size.reason_chars, placeholder="…") for part in words.split("\n")
-    ]
     left_s = rung.beside.median_s if rung.beside else 0.0
     span_s = axes.get_xlim()[1]
-    if narrow and left_s > 0.4 * span_s:
+    if left_s > (0.4 if narrow else 0.7) * span_s:  # too little room behind the bar: over it
         left_s = 0.0
+    chars = int(size.reason_chars * (1 - left_s / span_s))
+    reasons = [textwrap.shorten(part, chars, placeholder="…") for part in words.split("\n")]
     axes.text(
         left_s + 0.012 * span_s,
         bar_y,
