@@ -15,18 +15,21 @@ from labkit.core.probes.probe import APT, HOST_TOOLS, OK, Capability
 
 #: What scripts/host-tools installs with apt-get (a test reads them there).
 HOST_TOOLS_PACKAGES = frozenset(
-    (
-        *(
-            "fuse3",
-            "containerd",
-            "runc",
-            "stargz-snapshotter",
-            "docker-registry",
-            "skopeo",
-            "umoci",
-        ),
-        *("iproute2", "pigz", "rclone", "chromium", "chromium-driver", "chromium-browser"),
-    )
+    {
+        "fuse3",
+        "containerd",
+        "runc",
+        "stargz-snapshotter",
+        "docker-registry",
+        "skopeo",
+        "umoci",
+        "iproute2",
+        "pigz",
+        "rclone",
+        "chromium",
+        "chromium-driver",
+        "chromium-browser",
+    }
 )
 _EXTRA = re.compile(r"pip install 'labkit\[([\w,-]+)\]'")
 

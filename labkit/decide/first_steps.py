@@ -19,7 +19,7 @@ from labkit.decide import plan
 from labkit.decide.advise import Advice, advise
 from labkit.decide.predict import Forecast, PhaseForecast
 from labkit.errors import BadInput
-from labkit.study.record import NAIVE, Study
+from labkit.study.record import Study
 
 
 def first_steps(study: Study, given: Mapping[str, float | None] | None = None) -> list[Advice]:
@@ -28,15 +28,10 @@ def first_steps(study: Study, given: Mapping[str, float | None] | None = None) -
     extrapolated has no phase to gain from, and [] where there is none left.
 
     Raises BadInput for a study without a good naive start."""
-    arm = naive_arm(study)
+    arm = study.naive
     if any(value is not None for value in (given or {}).values()):
         return plan.make(study.runs, given or {}, arm=arm).advice
     return advise(as_measured(study.run, arm), _floors(study.run, arm), [study.run], arm=arm)
-
-
-def naive_arm(study: Study) -> str:
-    """The arm that stands for the article's starting point, by which a plan is fitted."""
-    return next((s.arm for s in study.steps if s.kind == NAIVE), "naive")
 
 
 def as_measured(run: Run, arm: str) -> Forecast:

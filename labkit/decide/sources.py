@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from labkit.core import printable, records
 from labkit.core.records import Run
 from labkit.core.workspace import Workspace
-from labkit.decide.first_steps import naive_arm
 from labkit.decide.measure import gather, of_most_sizes
 from labkit.decide.plan import arm_of
 from labkit.errors import BadInput
@@ -64,7 +63,7 @@ def choose(wanted: Wanted, workspace: Workspace | None = None) -> Source:
         return _of_study(read(wanted.study), wanted)
     if wanted.host:
         return _recorded(wanted)
-    if (study := latest(workspace)) and study.run.of_arm(wanted.arm or naive_arm(study)):
+    if (study := latest(workspace)) and study.run.of_arm(wanted.arm or study.naive):
         return _of_study(study, wanted)
     return _here(wanted, workspace)
 
@@ -72,7 +71,7 @@ def choose(wanted: Wanted, workspace: Workspace | None = None) -> Source:
 def _of_study(study: Study, wanted: Wanted) -> Source:
     """Of another arm than naive a study has one size: its ladder's."""
     where = f"the study in {study.path}" if study.path else f"study {study.run.id}"
-    return Source(study.runs, wanted.arm or naive_arm(study), printable.line(where))
+    return Source(study.runs, wanted.arm or study.naive, printable.line(where))
 
 
 def _here(wanted: Wanted, workspace: Workspace | None) -> Source:

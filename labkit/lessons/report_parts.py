@@ -44,7 +44,7 @@ def page(study: Study | str, around: Around) -> str:
     from labkit import __version__
     from labkit.core.host import card
 
-    parts = [first_screen(study, around), below(study)] if isinstance(study, Study) else []
+    parts = [first_screen(study), below(study)] if isinstance(study, Study) else []
     return pages.document(
         "report.html.j2",
         "The cold-start lab on this host",
@@ -95,7 +95,7 @@ def failures_of(study: Study) -> list[str]:
     return lines + ([] if _answer(study) else ["study: no cold start of naive succeeded"])
 
 
-def first_screen(study: Study, around: Around) -> str:
+def first_screen(study: Study) -> str:
     """The answer: a sentence, the ladder, what to do first, the article's table."""
     from labkit.lessons import gpu_goals, gpu_record
     from labkit.study.answers import article
@@ -121,7 +121,6 @@ def first_screen(study: Study, around: Around) -> str:
         narrow=ladder(answer, narrow=True).named("ladder-narrow"),
         steps=_first_steps(study),
         claims=[_claimed(c) for c in article(study, recorded)],
-        seconds=around.seconds,
     )
 
 

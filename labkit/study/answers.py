@@ -12,6 +12,8 @@ never compared with this host's. Lesson: notebooks/08_stacking."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,10 +23,10 @@ from labkit.core.records import Run, Trial
 from labkit.errors import BadInput, LabError
 from labkit.net.link import parse as parse_link
 from labkit.stack import replay
-from labkit.stack.claims import OTHER, ROWS, Row, claims, figures
+from labkit.stack.claims import OTHER, ROWS, Row, claims
 from labkit.stack.compose import Stack
 from labkit.study import record
-from labkit.study.record import NAIVE, Step, Study
+from labkit.study.record import Step, Study
 from labkit.technique import LAYERS, technique
 
 #: Phases whose bytes come over the link on a fresh node (labkit.core.floor).
@@ -110,8 +112,7 @@ class Answer:
 
 def answered(study: Study) -> Answer:
     """Raises BadInput where no start of naive succeeded: then there is nothing to compare with."""
-    run = study.run
-    base = next((s.arm for s in study.steps if s.kind == NAIVE), "naive")
+    run, base = study.run, study.naive
     naive = timed(run, base, base)
     if naive is None:
         raise BadInput(
@@ -119,6 +120,7 @@ def answered(study: Study) -> Answer:
             why="every other figure is a ratio to it",
             fix=f"labkit show {study.path or run.id} says what happened",
         )
+    elsewhere = Elsewhere()
     found = [t for name in run.arm_names if (t := timed(run, name, base))]
     # an arm of few trials leads only where none has enough
     ranked = sorted(found, key=lambda t: (not t.enough, t.median_s))
@@ -132,7 +134,7 @@ def answered(study: Study) -> Answer:
         label_of(study, second.arm) if second else "",
         sureness(best, second),
         min((t.floor_s for t in found if t.floor_s), default=0.0),
-        tuple(_rung(study, step, base) for step in study.rungs),
+        tuple(_rung(study, step, elsewhere) for step in study.rungs),
     )
 
 
@@ -209,11 +211,11 @@ def exchanged(run: Run, arm: str) -> list[str]:
     ]
 
 
-def _rung(study: Study, step: Step, base: str) -> Rung:
-    here = timed(study.run, step.arm, base)
+def _rung(study: Study, step: Step, elsewhere: Elsewhere) -> Rung:
+    here = timed(study.run, step.arm, study.naive)
     if here:
         return Rung(step, here)
-    return Rung(step, None, why_not(study, step.arm), recorded(study, step))
+    return Rung(step, None, why_not(study, step.arm), recorded(study, step, elsewhere))
 
 
 def why_not(study: Study, arm: str) -> str:
@@ -222,17 +224,34 @@ def why_not(study: Study, arm: str) -> str:
     return study.left_out.get(arm) or "; ".join(dict.fromkeys(errors)) or "not in this study"
 
 
-def recorded(study: Study, step: Step) -> Timed | None:
+class Elsewhere:
+    """What was recorded on other hosts, read when it is first asked for, and once."""
+
+    @functools.cached_property
+    def studies(self) -> list[Study]:
+        return list(record.recorded().values())
+
+    @functools.cached_property
+    def runs(self) -> list[Run]:
+        """Every recorded run that can be read, the studies' among them."""
+        found = [study.run for study in self.studies]
+        for name in replay.names():
+            with contextlib.suppress(LabError):
+                found.append(replay.replay(name))
+        return found
+
+
+def recorded(study: Study, step: Step, elsewhere: Elsewhere) -> Timed | None:
     """The recorded run that shows this step: a recorded study's own; else of the same question as
     far as there is one, with a naive arm of its own where there is one."""
-    for other in record.recorded().values():
+    for other in elsewhere.studies:
         for same in (s for s in other.steps if (s.label, s.kind) == (step.label, step.kind)):
             if found := timed(other.run, same.arm):
                 return found
     of_study = next(iter(study.run.arms))
     scenario, link = of_study["scenario"], of_study["link"]
     best: tuple[tuple[bool, ...], Timed] | None = None
-    for run in _replays():
+    for run in elsewhere.runs:
         for arm in run.arms:
             if arm["scenario"] != scenario or step.technique not in arm["stack"].values():
                 continue
@@ -248,29 +267,18 @@ def recorded(study: Study, step: Step) -> Timed | None:
     return best[1] if best else None
 
 
-def _replays() -> list[Run]:
-    """Every recorded run that can be read, the recorded studies' among them."""
-    found = [study.run for study in record.recorded().values()]
-    for name in replay.names():
-        try:
-            found.append(replay.replay(name))
-        except LabError:
-            continue
-    return found
-
-
 def article(study: Study, more: Sequence[Row] = ()) -> tuple[Claimed, ...]:
     """The article's table of a study. `more`: rows that were recorded elsewhere as no run (GPU
     trials). A recorded row stands beside what this host's hardware cannot judge or could not
     run."""
-    here = [r for r in claims([study.run]) if r.technique]
-    others = [r for r in claims(_replays(), more) if r.technique and r.verdict != OTHER]
+    every = claims([study.run])  # a row of the article that nothing measured is kept
+    others = [r for r in claims(Elsewhere().runs, more) if r.technique and r.verdict != OTHER]
     table = []
     for row in ROWS:
-        mine = tuple(r for r in here if r.label == row.label)
+        of_row = [r for r in every if r.label == row.label]
+        mine = tuple(r for r in of_row if r.technique)
         judged = any(r.verdict != OTHER for r in mine)
         beside = () if judged else _foremost([r for r in others if r.label == row.label])
-        published = tuple(f for f in figures() if f["row"] == row.label)
         reason = "" if mine else _unmeasured(study, row.techniques)
         table.append(
             Claimed(
@@ -281,7 +289,7 @@ def article(study: Study, more: Sequence[Row] = ()) -> tuple[Claimed, ...]:
                 mine,
                 beside,
                 reason,
-                published,
+                of_row[0].published,
             )
         )
     return tuple(table)

@@ -60,6 +60,11 @@ class Study:
         return tuple(s for s in self.steps if s.kind in (NAIVE, RUNG))
 
     @property
+    def naive(self) -> str:
+        """The arm that stands for the article's starting point."""
+        return next((s.arm for s in self.steps if s.kind == NAIVE), "naive")
+
+    @property
     def left_out(self) -> dict[str, str]:
         """Arms that were not given five blocks, each with the reason."""
         return dict(self.notes.get("left_out", {}))

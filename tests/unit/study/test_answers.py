@@ -114,8 +114,9 @@ def test_a_row_without_a_verdict_says_what_one_would_take(study, blocks, factor,
 
 
 def test_a_rung_that_cannot_run_here_has_the_recorded_study_s_own_rung_beside_it(study):
+    elsewhere = answers.Elsewhere()
     for step in study.rungs[1:]:
-        beside = answers.recorded(study, step)
+        beside = answers.recorded(study, step, elsewhere)
         assert (
             beside.recorded_on
             and step.technique in beside.run.arm_named(beside.arm)["stack"].values()
