@@ -36,7 +36,8 @@ from labkit.stack.progress import notify
 from labkit.stack.spec import Experiment
 from labkit.technique import Subject
 
-#: The arms of block n, by name, given the trials before it; none: the experiment is over.
+#: The arms of block n, by name, given the trials before it; none: the experiment is over. It tells
+#: the watcher which trials are to come, as only it knows.
 Schedule = Callable[[int, records.Run], Sequence[str]]
 
 
@@ -216,16 +217,19 @@ class ExperimentRunner:
         for name, plan in plans.items():
             plans[name] = replace(plan, link=link)
 
-    def _every_arm(self, block: int, _run: records.Run) -> Sequence[str]:
-        return [s.name for s in self.spec.stacks] if block < self.spec.blocks else []
+    def _every_arm(self, block: int, run: records.Run) -> Sequence[str]:
+        names = [s.name for s in self.spec.stacks]
+        if block == 0:
+            done = _done(run)
+            each = [(name, n) for n in range(self.spec.blocks) for name in names]
+            to_come = [name for name, n in each if (name, n) not in done]
+            notify(self.preparation.progress, "plan", to_come)
+        return names if block < self.spec.blocks else []
 
     def _blocks(self, run: records.Run, plans: dict[str, LaunchPlan]) -> records.Run:
         order, progress = random.Random(self.spec.seed), self.preparation.progress
-        done = {(t.arm, t.block) for t in run.trials if t.outcome != "interrupted"}
+        done = _done(run)
         by_name = {s.name: s for s in self.spec.stacks}
-        if self.schedule == self._every_arm:  # who gives another one plans by itself
-            each = [(name, block) for block in range(self.spec.blocks) for name in by_name]
-            notify(progress, "plan", [name for name, block in each if (name, block) not in done])
         for block in itertools.count():
             arms = [by_name[name] for name in self.schedule(block, run)]
             if not arms:
@@ -297,6 +301,11 @@ class ExperimentRunner:
         begins = {s["name"]: s["start_s"] for s in reversed(trial.spans)}
         floors = floor.phase_floors(plan.floors_bytes, run.floors, link, plan.scenario, begins)
         return replace(trial, floors=floors)
+
+
+def _done(run: records.Run) -> set[tuple[str, int]]:
+    """Arm and block of each trial that is not to be run again."""
+    return {(t.arm, t.block) for t in run.trials if t.outcome != "interrupted"}
 
 
 def _parsed(stack: str | Stack, space: Workspace, spec: Experiment) -> Stack:
