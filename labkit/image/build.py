@@ -13,7 +13,7 @@ only:
                   second size to measure
 
 gzip at level 6, the level of stock builders; the same inputs give the same digests. Physical limit:
-deflate, 30–60 MB/s a core. Cached in `workspace.images` by what the inputs are (names, sizes,
+deflate, 50–85 MB/s a core. Cached in `workspace.images` by what the inputs are (names, sizes,
 times), layer by layer.
 
     path, reference = ensure_image(Workspace.default())   # …/images/subject, "lab/subject:latest"
@@ -58,7 +58,7 @@ PACKAGES = (
     "zstandard",
 )
 RIVALS = ("fastsafetensors", "tensorizer", "obstore", "instanttensor")
-_FORMAT = 3  # of the layers' content: raise it when the same inputs shall give another layer
+_FORMAT = 4  # of the layers' content: raise it when the same inputs shall give another layer
 
 Say = Callable[[str], object]
 

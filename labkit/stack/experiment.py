@@ -3,17 +3,17 @@
     run = experiment(["naive", "image=estargz-lazy"], preset="small", blocks=5,
         scenario="fresh-node", link="1gbit")
 
-Off the clock first: checkpoint, image, reference tokens, every technique's artifact, the stores at
-the other end of the link, this host's floors. Then the blocks. A trial that fails is recorded with
-its outcome and the experiment goes on; one that other work on the machine disturbed is kept, marked
-and measured again at once (`again` a block); an interruption keeps what it had. Lesson:
-notebooks/01_anatomy."""
+Off the clock first: checkpoint, image, reference tokens, the stores at the other end of the link,
+this host's floors; before the block that an arm is first in, its techniques' artifacts. A trial
+that fails is recorded with its outcome and the experiment goes on; one that other work on the
+machine disturbed is kept, marked and measured again at once (`again` a block); an interruption
+keeps what it had. Lesson: notebooks/01_anatomy."""
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.core import cold, floor, host, question, rates, records, secrets
+from labkit.core.json_types import JsonMapping
 from labkit.core.ledger import Ledger
 from labkit.core.plan import LaunchPlan
 from labkit.core.trend import trend
@@ -51,6 +52,7 @@ def experiment(
     workspace: Workspace | None = None,
     device: str = "",
     schedule: Schedule | None = None,
+    floors: JsonMapping | None = None,
     **chosen: Any,
 ) -> records.Run:
     """Run an experiment and return its record (also written to `out`, default in the workspace's
@@ -59,7 +61,8 @@ def experiment(
     A record that is there is gone on with (`resume`), replaced (`overwrite`), or refused before
     anything is prepared. `device`: cpu or cuda; by default a GPU where there is one that torch can
     use (labkit.stack.placement). `schedule`: which arms each block has; by default all of them,
-    `blocks` times.
+    `blocks` times. `floors`: this host's, of a record made just before; by default they are
+    measured.
 
     progress: an object with the methods of `labkit.stack.progress`; any may be missing. Raises
     BadInput, MissingCapability (no arm can run here), KeyboardInterrupt (the record is kept)."""
@@ -79,7 +82,7 @@ def experiment(
     spec = replace(spec, stacks=parsed, device=placed.device, placement=placed.as_json())
     with _turn(progress), Ledger.open(space) as ledger, ExitStack() as ends:
         preparation = Preparation(spec, space, ledger, ends, progress)
-        runner = ExperimentRunner(preparation, Path(out) if out else None, resume, schedule)
+        runner = ExperimentRunner(preparation, Path(out) if out else None, resume, schedule, floors)
         return runner.run()
 
 
@@ -101,15 +104,16 @@ def prepared(
     space = workspace or Workspace.default()
     with _turn(progress), Ledger.open(space) as ledger, ExitStack() as ends:
         runner = ExperimentRunner(Preparation(spec, space, ledger, ends, progress))
-        run, plans = runner.ready()
+        run, (arm,) = runner.ready(), runner.spec.stacks
+        runner.prepare([arm])
         for error in runner.preparation.missing.values():
             raise error
         numbers = itertools.count()
 
         def trial(instrument: bool = True, link: str = "") -> records.Trial:
             if link:
-                runner.relink(link, plans)
-            return runner.trial(runner.spec.stacks[0], plans, next(numbers), 0, run, instrument)
+                runner.relink(link)
+            return runner.trial(arm, next(numbers), 0, run, instrument)
 
         yield trial
 
@@ -129,6 +133,7 @@ class ExperimentRunner:
         out: Path | None = None,
         resume: bool = False,
         schedule: Schedule | None = None,
+        floors: JsonMapping | None = None,
     ):
         self.card = host.card()
         # before they are described: the record names the runtime
@@ -137,28 +142,39 @@ class ExperimentRunner:
         )
         self.preparation, self.resume = preparation, resume
         self.schedule = schedule or self._every_arm
+        self.floors = floors or {}
+        self.subject: Subject | None = None
+        self.plans: dict[str, LaunchPlan] = {}  # of the arms that are prepared and can run
         created = datetime.now(timezone.utc)
         self.id = created.strftime("%Y%m%dT%H%M%S%f")[:-3]
         self.out = out or preparation.space.runs / f"{self.id}.json"
         self.created = created.isoformat(timespec="seconds")
 
     def run(self) -> records.Run:
-        run, plans = self.ready()
+        run = self.ready()
         records.write(run, self.out)
-        return self._blocks(run, plans)
+        return self._blocks(run)
 
-    def ready(self) -> tuple[records.Run, dict[str, LaunchPlan]]:
-        """Everything off the clock: the record that trials are added to, and the plan of each arm
-        that can run."""
+    def ready(self) -> records.Run:
+        """What all arms have in common, off the clock: the record that trials are added to."""
         preparation, run = self.preparation, self._resumed()
         preparation.refuse(self.card)
-        subject, tokens = preparation.subject()
+        subject = preparation.subject()
         run = self._of_this_image(run, subject)
-        preparation.prepare(subject)
-        subject = preparation.serve(subject)
-        preparation.note("measuring this host's floors")
-        run = replace(run, floors=run.floors or rates.measure(preparation.space))
-        return run, preparation.plans(subject, tokens)
+        self.subject = preparation.serve(subject)
+        floors = run.floors or dict(self.floors)
+        if not floors:
+            preparation.note("measuring this host's floors")
+            floors = rates.measure(preparation.space)
+        return replace(run, floors=floors)
+
+    def prepare(self, stacks: Iterable[Stack]) -> None:
+        """What each of these arms needs, off the clock, unless it was made before."""
+        for stack in stacks:
+            if stack.name not in self.plans and self.subject:
+                plan = self.preparation.plan(stack, self.subject)
+                if plan:
+                    self.plans[stack.name] = plan
 
     def _resumed(self) -> records.Run:
         run = records.Run(
@@ -205,7 +221,7 @@ class ExperimentRunner:
             question.refuse_mixing(run, now, self.out)
         return replace(now, experiment={**now.experiment, "reference": self.preparation.reference})
 
-    def relink(self, link: str, plans: dict[str, LaunchPlan]) -> None:
+    def relink(self, link: str) -> None:
         """Another emulated link for the trials to come."""
         if self.preparation.served is None:
             raise BadInput(
@@ -214,8 +230,7 @@ class ExperimentRunner:
                 fix="--scenario fresh-node",
             )
         self.preparation.served.set_link(link)
-        for name, plan in plans.items():
-            plans[name] = replace(plan, link=link)
+        self.plans = {name: replace(plan, link=link) for name, plan in self.plans.items()}
 
     def _every_arm(self, block: int, run: records.Run) -> Sequence[str]:
         names = [s.name for s in self.spec.stacks]
@@ -226,7 +241,7 @@ class ExperimentRunner:
             notify(self.preparation.progress, "plan", to_come)
         return names if block < self.spec.blocks else []
 
-    def _blocks(self, run: records.Run, plans: dict[str, LaunchPlan]) -> records.Run:
+    def _blocks(self, run: records.Run) -> records.Run:
         order, progress = random.Random(self.spec.seed), self.preparation.progress
         done = _done(run)
         by_name = {s.name: s for s in self.spec.stacks}
@@ -234,9 +249,10 @@ class ExperimentRunner:
             arms = [by_name[name] for name in self.schedule(block, run)]
             if not arms:
                 break
-            if self.preparation.roots:
+            self.prepare(arm for arm in arms if (arm.name, block) not in done)
+            if roots := self.preparation.roots:
                 # the stores stand for other machines: their disks are not what is measured
-                cold.warm(self.preparation.roots)
+                cold.warm(roots.values())
             order.shuffle(arms)
             again = 0 if beside() else self.spec.again
             for position, stack in enumerate(arms):
@@ -244,7 +260,7 @@ class ExperimentRunner:
                     continue
                 notify(progress, "trial_started", stack.name, block, self.spec.blocks)
                 try:
-                    trial = self.trial(stack, plans, block, position, run, self.spec.instrument)
+                    trial = self.trial(stack, block, position, run, self.spec.instrument)
                 except KeyboardInterrupt:
                     stopped = records.Trial(stack.name, block, position, outcome="interrupted")
                     records.write(replace(run, trials=(*run.trials, stopped)), self.out)
@@ -253,7 +269,7 @@ class ExperimentRunner:
                 if trial.ok and trial.disturbed and again:
                     again -= 1
                     notify(progress, "trial_started", stack.name, block, self.spec.blocks)
-                    trial = self.trial(stack, plans, block, position, run, self.spec.instrument)
+                    trial = self.trial(stack, block, position, run, self.spec.instrument)
                     run = self._recorded(run, trial)
         if found := trend(run):
             notify(progress, "note", found.words)
@@ -268,7 +284,6 @@ class ExperimentRunner:
     def trial(
         self,
         stack: Stack,
-        plans: Mapping[str, LaunchPlan],
         block: int,
         position: int,
         run: records.Run,
@@ -281,7 +296,7 @@ class ExperimentRunner:
             return records.Trial(
                 stack.name, block, position, outcome="unavailable", error=error.as_json()
             )
-        plan, progress = plans[stack.name], preparation.progress
+        plan, progress = self.plans[stack.name], preparation.progress
         trial = run_trial(
             plan,
             arm=stack.name,

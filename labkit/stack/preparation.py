@@ -3,14 +3,14 @@ tokens, every technique's artifact, the stores at the other end of the link, the
 
     preparation = Preparation(spec, space, ledger, ends, progress)
     preparation.refuse(card)
-    subject, tokens = preparation.subject()
-    preparation.prepare(subject)
-    plans = preparation.plans(preparation.serve(subject), tokens)
+    subject = preparation.serve(preparation.subject())
+    plan = preparation.plan(stack, subject)      # of each arm when its first trial is due
 
 Lesson: notebooks/01_anatomy."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,10 +44,10 @@ class Preparation:
     ledger: Ledger
     ends: ExitStack
     progress: object | None = None
-    artifacts: dict[str, dict[str, Artifact]] = field(default_factory=dict)
     missing: dict[str, LabError] = field(default_factory=dict)
-    roots: tuple[Path, ...] = ()  # what the stores serve
+    roots: dict[str, Path] = field(default_factory=dict)  # what the stores serve, by kind
     served: Served | None = None
+    tokens: tuple[int, ...] = ()  # what every arm has to answer
     # what the tokens are compared with, and where it was computed
     reference: JsonObject = field(default_factory=dict)
 
@@ -93,9 +93,9 @@ class Preparation:
                 ),
             )
 
-    def subject(self) -> tuple[Subject, tuple[int, ...]]:
-        """What is started – checkpoint, image – and the tokens that it answers. Raises LabError
-        without a checkpoint; without an image only the arms that start from one are unavailable."""
+    def subject(self) -> Subject:
+        """What is started – checkpoint, image –, and `tokens`. Raises LabError without a
+        checkpoint; without an image only the arms that start from one are unavailable."""
         spec = self.spec
         self.note(f"checkpoint: {spec.model_dir or spec.preset}")
         model, answer = run_in_subprocess(
@@ -110,6 +110,7 @@ class Preparation:
         self.reference = {
             k: v for k, v in answer.items() if k in ("device", "dtype", "torch", "tokens", "note")
         }
+        self.tokens = tuple(answer["tokens"])
         layout, reference_name = None, ""
         imaged = [s for s in spec.stacks if s.layers.get("image") not in ("host-env", "", None)]
         if spec.image_extra_bytes and not imaged:
@@ -127,27 +128,13 @@ class Preparation:
             except LabError as error:
                 for stack in imaged:
                     self._unavailable(stack, error)
-        subject = Subject(
+        return Subject(
             model_dir=model,
             image_layout=layout,
             image_reference=reference_name,
             preset=spec.preset,
             device=spec.device,
         )
-        return subject, tuple(answer["tokens"])
-
-    def prepare(self, subject: Subject) -> None:
-        """Every arm's artifacts."""
-        for stack in self.spec.stacks:
-            if stack.name in self.missing:
-                continue
-            self.note(f"preparing {stack.name}")
-            try:
-                self.artifacts[stack.name] = run_in_subprocess(
-                    prepare, stack, subject, self.space, ledger=self.ledger
-                )
-            except LabError as error:
-                self._unavailable(stack, error)
 
     def _unavailable(self, stack: Stack, error: LabError) -> None:
         """An arm of which something could not be made: a result of that arm."""
@@ -156,68 +143,71 @@ class Preparation:
             self.note(f"{stack.name} is unavailable: {error.what}")
 
     def serve(self, subject: Subject) -> Subject:
-        """Publish what a fresh node finds at the other end of the link, and serve it from processes
-        of their own."""
+        """Serve what a fresh node finds at the other end of the link, from processes of their own:
+        the image now, the rest as arms are prepared."""
         if self.spec.scenario != "fresh-node":
             return subject
         from labkit.image.publish import publish_image
         from labkit.net.serving import serving
-        from labkit.objects.publish import publish_model, upload_model
 
-        roots = {
+        self.roots = {
             kind: self.ends.enter_context(scratch(f"{kind}-", self.space.artifacts))
             for kind in ("registry", "store")
         }
-        self.roots = tuple(roots.values())
         if subject.image_layout:
-            publish_image(roots["registry"], subject.image_layout, subject.image_reference)
-        for stack in self.spec.stacks:
-            try:
-                for artifact in self.artifacts.get(stack.name, {}).values():
-                    if key := artifact.facts.get("model_key"):
-                        directory = artifact.paths["model_dir"]
-                        if self.spec.store:
-                            self.note(f"uploading {key} to {self.spec.store}")
-                            upload_model(self.spec.store, directory, key)
-                        else:
-                            publish_model(roots["store"], Path(directory), key)
-                    technique(artifact.technique).publish(artifact, subject, roots)
-            except LabError as error:
-                self._unavailable(stack, error)
+            publish_image(self.roots["registry"], subject.image_layout, subject.image_reference)
         # One server for both, as the node has one link: two would carry twice its rate.
         self.served = self.ends.enter_context(
             serving(
                 "store",
-                roots["store"],
+                self.roots["store"],
                 link=self.spec.link,
                 ledger=self.ledger,
-                options=("--with-registry", str(roots["registry"])),
+                options=("--with-registry", str(self.roots["registry"])),
             )
         )
         return replace(
             subject, registry=self.served.url, bucket=self.served.url, store=self.spec.store
         )
 
-    def plans(self, subject: Subject, tokens: tuple[int, ...]) -> dict[str, LaunchPlan]:
-        """The launch plan of each arm that can run, by its name."""
+    def plan(self, stack: Stack, subject: Subject) -> LaunchPlan | None:
+        """An arm made ready: its artifacts, what a fresh node finds of them at the other end of the
+        link, its launch plan. None: it is unavailable. `subject`: as `serve` returned it."""
+        if stack.name in self.missing:
+            return None
+        self.note(f"preparing {stack.name}")
         spec = self.spec
-        plan = LaunchPlan(
-            {},
-            spec.scenario,
-            spec.link,
-            server_args=spec.server_args,
-            device=spec.device,
-            request={"prompt": PROMPT, "max_tokens": spec.max_tokens},
-            expected_tokens=tokens,
-            timeout_s=spec.timeout_s,
-        )
-        plans = {}
-        for stack in (s for s in spec.stacks if s.name not in self.missing):
-            try:
-                plans[stack.name] = compose(stack, self.artifacts[stack.name], subject, plan)
-            except LabError as error:
-                self._unavailable(stack, error)
-        return plans
+        try:
+            artifacts = run_in_subprocess(prepare, stack, subject, self.space, ledger=self.ledger)
+            if self.roots:
+                self._publish(artifacts, subject)
+            plan = LaunchPlan(
+                {},
+                spec.scenario,
+                spec.link,
+                server_args=spec.server_args,
+                device=spec.device,
+                request={"prompt": PROMPT, "max_tokens": spec.max_tokens},
+                expected_tokens=self.tokens,
+                timeout_s=spec.timeout_s,
+            )
+            return compose(stack, artifacts, subject, plan)
+        except LabError as error:
+            self._unavailable(stack, error)
+            return None
+
+    def _publish(self, artifacts: Mapping[str, Artifact], subject: Subject) -> None:
+        from labkit.objects.publish import publish_model, upload_model
+
+        for artifact in artifacts.values():
+            if key := artifact.facts.get("model_key"):
+                directory = artifact.paths["model_dir"]
+                if self.spec.store:
+                    self.note(f"uploading {key} to {self.spec.store}")
+                    upload_model(self.spec.store, directory, key)
+                else:
+                    publish_model(self.roots["store"], Path(directory), key)
+            technique(artifact.technique).publish(artifact, subject, self.roots)
 
 
 def _model_and_answer(

@@ -36,6 +36,8 @@ GIVEN_UP_AFTER = 2
 IMAGE_S = {"full-pull": 14.0, "object-pull": 8.0, "estargz-lazy": 6.0}
 LOADER_S = {"pickle": 4.0}
 OTHER_IMAGE_S, OTHER_LOADER_S, RESTORE_S = 8.0, 2.0, 2.0
+#: What is made once for an arm with a snapshot: a container started, dumped, published.
+SNAPSHOT_MADE_S = 15.0
 #: What a trial takes beside its clock: eviction, proof, taking down.
 OVERHEAD_S = 1.5
 GUESSED_FOR_BYTES = 250e6
@@ -115,7 +117,8 @@ class Schedule:
                     f" takes {show_s(fastest_s)}"
                 )
                 continue
-            needs_s = BLOCKS * (expected_s + OVERHEAD_S)
+            made_s = SNAPSHOT_MADE_S if self.arms.stacks[arm].layers.get("snapshot") else 0.0
+            needs_s = BLOCKS * (expected_s + OVERHEAD_S) + made_s
             if self._fits(run, ahead_s + one_more_s + needs_s):
                 self._joined[arm] = 1
                 ahead_s += needs_s

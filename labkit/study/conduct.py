@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from labkit.core import host, records
+from labkit.core.json_types import JsonMapping
 from labkit.core.ledger import Ledger
 from labkit.core.records import Run
 from labkit.core.workspace import Workspace
@@ -125,7 +126,7 @@ def conduct(
         records.write(_closed(run, _notes(arms, options, left_out)), out / LADDER)
         if run.of_arm("naive"):
             for size in sizes:
-                _size(size, out, options, space, progress)
+                _size(size, out, options, run.floors, space, progress)
     if out != kept and not options.resume:
         with contextlib.suppress(OSError):  # where `latest` looks
             kept.symlink_to(out.resolve(), target_is_directory=True)
@@ -172,7 +173,12 @@ def _closed(run: Run, notes: dict[str, object]) -> Run:
 
 
 def _size(
-    size: str, out: Path, options: StudyOptions, space: Workspace, progress: object | None
+    size: str,
+    out: Path,
+    options: StudyOptions,
+    floors: JsonMapping,
+    space: Workspace,
+    progress: object | None,
 ) -> None:
     """Naive at another size. One that cannot be made or started leaves the study without it."""
     target = out / f"size-{size}.json"
@@ -192,6 +198,7 @@ def _size(
             device=options.device,
             out=target,
             overwrite=target.exists(),
+            floors=floors,
             progress=progress,
             workspace=space,
         )

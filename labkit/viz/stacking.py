@@ -83,11 +83,7 @@ def effects_table(run: Run, against: str = "naive") -> Table:
 def predictions(run: Run) -> Picture:
     """Combined arms: what two simple models expected, and what happened. Raises BadInput where no
     combination was measured."""
-    found = [
-        p
-        for p in (ablate.predict(run, name) for name in run.arm_names if name != "naive")
-        if p and _combined(run, p.arm)
-    ]
+    found = foretold(run)
     if not found:
         raise BadInput(
             f"run {run.id} has no combined arm whose parts were also measured alone",
@@ -105,6 +101,12 @@ def predictions(run: Run) -> Picture:
         text=f"{text}\n{caption}",
         name="predictions",
     )
+
+
+def foretold(run: Run) -> list[ablate.Prediction]:
+    """Of each combined arm whose parts were also measured alone; none in a run without both."""
+    every = (ablate.predict(run, name) for name in run.arm_names if name != "naive")
+    return [p for p in every if p and _combined(run, p.arm)]
 
 
 def _combined(run: Run, arm: str) -> bool:

@@ -13,7 +13,7 @@ import pytest
 from labkit.core import capabilities, records
 from labkit.core.probes import Capability
 from labkit.errors import BadInput
-from labkit.lessons import execute, report, report_parts
+from labkit.lessons import execute, report, report_parts, syllabus
 from labkit.study import record
 
 FIXTURES = Path(__file__).parents[3] / "data" / "fixtures"
@@ -90,6 +90,25 @@ def test_notebooks_that_no_time_is_left_for_are_named(study, tmp_path, monkeypat
     options = report.Options(study=study, minutes=1e-9)
     made = report.report(tmp_path, [NOTEBOOK], options, say=lambda _: None)
     assert made.not_run == ("00_start_here",) and "Not run" in made.page.read_text()
+
+
+def test_a_notebook_that_takes_longer_than_what_is_left_gives_way_to_a_shorter_one(
+    study, tmp_path, monkeypatch
+):
+    ran = []
+
+    def run(path, *_):
+        ran.append(path.stem)
+        return execute.Result(path.stem, "ok", 1.0)
+
+    seconds = {"report": {"02_image_pull": 61.0, "03_lazy_pull": 20.0}}
+    monkeypatch.setattr(execute, "run_one", run)
+    monkeypatch.setattr(report.pages, "notebooks_page", lambda *_: None)
+    monkeypatch.setattr(report_parts, "page", lambda *_: "<h1>page</h1>")
+    monkeypatch.setattr(syllabus, "measured", lambda: {"seconds": seconds})
+    two = [NOTEBOOK.with_name(f"{name}.ipynb") for name in seconds["report"]]
+    made = report.report(tmp_path, two, report.Options(study=study, minutes=1), say=lambda _: None)
+    assert made.not_run == ("02_image_pull",) and ran == ["03_lazy_pull"]
 
 
 def test_failed_trials_of_the_study_fail_the_report_and_unavailable_ones_do_not(study):

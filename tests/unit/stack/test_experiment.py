@@ -31,7 +31,7 @@ def preparation(workspace):
         )
 
 
-def blocks(monkeypatch, preparation, disturbed) -> Run:
+def blocks(monkeypatch, preparation, disturbed, schedule=None) -> Run:
     """The trials of an experiment whose starts are not made; `disturbed(n)`: of the n-th."""
     starts = []
 
@@ -40,14 +40,29 @@ def blocks(monkeypatch, preparation, disturbed) -> Run:
         return Trial(arm, block, order, total_s=1.0, disturbed=disturbed(len(starts)))
 
     monkeypatch.setattr(sys.modules["labkit.stack.experiment"], "run_trial", start)
-    runner = ExperimentRunner(preparation)
+    runner = ExperimentRunner(preparation, schedule=schedule)
+    runner.subject = Subject(model_dir=preparation.space.root)
     plan = SimpleNamespace(link="loopback", floors_bytes={}, scenario="warm-node")
-    return runner._blocks(runner._resumed(), dict.fromkeys(ARMS, plan))
+    monkeypatch.setattr(stack_preparation, "compose", lambda *_: plan)
+    return runner._blocks(runner._resumed())
+
+
+@pytest.fixture
+def nothing_is_made(monkeypatch):
+    """The arms whose artifacts were asked for, in order."""
+    asked: list[str] = []
+
+    def made(call, stack, *_, **__):
+        asked.append(stack.name)
+        return {}
+
+    monkeypatch.setattr(stack_preparation, "run_in_subprocess", made)
+    return asked
 
 
 @pytest.mark.parametrize(("beside", "trials"), [("", 6), ("1", 4)])
 def test_one_disturbed_trial_of_a_block_is_measured_again_at_once(
-    monkeypatch, preparation, beside, trials
+    monkeypatch, preparation, nothing_is_made, beside, trials
 ):
     monkeypatch.setenv(turn.BESIDE, beside)
     run = blocks(monkeypatch, preparation, lambda _n: BUSY)
@@ -59,7 +74,9 @@ def test_one_disturbed_trial_of_a_block_is_measured_again_at_once(
     assert all([t.block for t in run.of_arm(arm)] == [0, 1] for arm in ARMS)
 
 
-def test_the_trial_that_was_not_disturbed_is_the_one_that_counts(monkeypatch, preparation):
+def test_the_trial_that_was_not_disturbed_is_the_one_that_counts(
+    monkeypatch, preparation, nothing_is_made
+):
     monkeypatch.delenv(turn.BESIDE, raising=False)
     run = blocks(monkeypatch, preparation, lambda n: BUSY if n == 1 else "")
     assert len(run.trials) == 5 and len(run.disturbed) == 1
@@ -76,7 +93,6 @@ def test_arms_that_cannot_be_prepared_are_unavailable_and_the_others_are_measure
         return {}
 
     monkeypatch.setattr(stack_preparation, "run_in_subprocess", prepared)
-    preparation.prepare(Subject(model_dir=preparation.space.root))
     run = blocks(monkeypatch, preparation, lambda _n: "")
     lost = [t for t in run.trials if t.outcome == "unavailable"]
     assert {t.arm for t in lost} == set(ARMS[:failing]) and len(run.trials) == 4
@@ -96,18 +112,38 @@ def test_without_an_image_only_the_arms_that_start_from_one_are_unavailable(
     preparation.spec = replace(
         preparation.spec, stacks=[Stack.parse(a) for a in ("naive", "no-image")]
     )
-    subject, tokens = preparation.subject()
-    assert list(preparation.missing) == ["naive"] and tokens == (1,)
+    subject = preparation.subject()
+    assert list(preparation.missing) == ["naive"] and preparation.tokens == (1,)
     assert subject.image_layout is None
 
 
-def test_an_arm_without_a_plan_is_unavailable(monkeypatch, preparation):
-    def composed(stack, *_):
-        if stack.name == ARMS[0]:
-            raise LabError("its parts do not fit together")
-        return stack.name
+def test_an_arm_without_a_plan_is_unavailable(monkeypatch, preparation, nothing_is_made):
+    def composed(*_):
+        raise LabError("its parts do not fit together")
 
     monkeypatch.setattr(stack_preparation, "compose", composed)
-    preparation.artifacts = {arm: {} for arm in ARMS}
-    plans = preparation.plans(Subject(model_dir=preparation.space.root), (1,))
-    assert plans == {ARMS[1]: ARMS[1]} and list(preparation.missing) == ARMS[:1]
+    subject = Subject(model_dir=preparation.space.root)
+    assert preparation.plan(preparation.spec.stacks[0], subject) is None
+    assert list(preparation.missing) == ARMS[:1]
+
+
+def test_an_arm_is_prepared_once_and_not_before_a_block_has_it(
+    monkeypatch, preparation, nothing_is_made
+):
+    seen = []
+
+    def schedule(block, run):
+        seen.append(list(nothing_is_made))
+        return [ARMS[:1], ARMS, ARMS[1:], []][block]
+
+    run = blocks(monkeypatch, preparation, lambda _n: "", schedule)
+    assert seen == [[], ARMS[:1], ARMS, ARMS]
+    assert [(t.arm, t.block) for t in run.trials if t.arm == ARMS[1]] == [
+        (ARMS[1], 1),
+        (ARMS[1], 2),
+    ]
+
+
+def test_an_arm_that_no_block_has_is_not_prepared(monkeypatch, preparation, nothing_is_made):
+    blocks(monkeypatch, preparation, lambda _n: "", lambda b, _run: ARMS[:1] if b < 2 else [])
+    assert nothing_is_made == ARMS[:1]

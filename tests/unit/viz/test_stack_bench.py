@@ -177,3 +177,13 @@ def test_a_table_escapes_what_it_shows():
 def test_predictions_are_refused_where_no_parts_were_measured_alone():
     with pytest.raises(BadInput, match="no combined arm"):
         stacking.predictions(records.read(FIXTURES / "fixture_naive.json"))
+
+
+def test_a_ladder_without_its_parts_alone_foretells_nothing():
+    """A study that had no time for techniques alone: notebook 08 asks before it draws."""
+    from labkit.study.record import RUNG, recorded
+
+    study = recorded()["epyc-2"]
+    rungs = [step.arm for step in study.steps if step.kind == RUNG and study.run.of_arm(step.arm)]
+    assert stacking.foretold(study.run), "the recorded study has both"
+    assert stacking.foretold(study.run.narrowed(["naive", *rungs])) == []
