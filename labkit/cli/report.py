@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--minutes",
-        type=number("--minutes", most=10_000, example="13"),
-        default=13.0,
+        type=number("--minutes", most=10_000, example="12.6"),
+        default=12.6,
         help="for study and notebooks together (default 13)",
     )
     parser.add_argument(

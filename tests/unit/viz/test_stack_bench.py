@@ -185,5 +185,5 @@ def test_a_ladder_without_its_parts_alone_foretells_nothing():
 
     study = recorded()["epyc-2"]
     rungs = [step.arm for step in study.steps if step.kind == RUNG and study.run.of_arm(step.arm)]
-    assert stacking.foretold(study.run), "the recorded study has both"
+    assert stacking.foretold(_stacked()), "a run that has both"
     assert stacking.foretold(study.run.narrowed(["naive", *rungs])) == []
