@@ -16,10 +16,8 @@ setup: $(STAMP) ## a virtual environment with the lab in it (PyTorch's pin is th
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed: make PYTHON=python3.11 setup"; exit 2; }
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || { echo "no venv module: apt-get install python3-venv, then again"; exit 2; }
-	$(VENV)/bin/python -m pip install -q --no-compile -c constraints.txt torch
-	$(VENV)/bin/python -m pip install -q --no-compile -c constraints.txt -e '.[rivals]'
-	@# what pip does on one core; a few files of torch are of a newer Python and do not compile
-	@$(VENV)/bin/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true
+	$(VENV)/bin/python -m pip install -q -c constraints.txt torch
+	$(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[rivals]'
 	@touch $@
 
 # What only tests and checks need, on top.

@@ -11,6 +11,7 @@ import pytest
 
 from labkit.core import records
 from labkit.errors import BadInput
+from labkit.stack import ablate
 from labkit.viz import growing, stack_bench, stacking
 from labkit.viz.table import Table
 
@@ -179,11 +180,16 @@ def test_predictions_are_refused_where_no_parts_were_measured_alone():
         stacking.predictions(records.read(FIXTURES / "fixture_naive.json"))
 
 
-def test_a_ladder_without_its_parts_alone_foretells_nothing():
-    """A study that had no time for techniques alone: notebook 08 asks before it draws."""
-    from labkit.study.record import RUNG, recorded
-
-    study = recorded()["epyc-2"]
-    rungs = [step.arm for step in study.steps if step.kind == RUNG and study.run.of_arm(step.arm)]
-    assert stacking.foretold(_stacked()), "a run that has both"
-    assert stacking.foretold(study.run.narrowed(["naive", *rungs])) == []
+def test_only_what_is_combined_of_parts_measured_alone_is_foretold():
+    """In a study without techniques alone, the ladder's first rung is a part and no combination:
+    notebook 08 asks before it draws."""
+    ladder, both = _stacked(), "object-pull + safetensors"
+    assert ablate.predict(ladder, "object-pull") and stacking.foretold(ladder) == []
+    alone = {**ladder.arm_named(both), "name": "safetensors"}
+    alone["stack"] = {**alone["stack"], "image": "full-pull"}
+    complete = replace(
+        ladder,
+        experiment={**ladder.experiment, "arms": [*ladder.arms, alone]},
+        trials=(*ladder.trials, *(replace(t, arm="safetensors") for t in ladder.of_arm(both))),
+    )
+    assert [p.arm for p in stacking.foretold(complete)] == [both]
