@@ -124,8 +124,7 @@ class Schedule:
                 ahead_s += needs_s
             else:
                 self.left_out[arm] = (
-                    f"not in the time given: about {show_s(needs_s)} more, --minutes"
-                    f" {self.minutes + needs_s / 60:.0f}"
+                    f"not in the time given: --minutes as many as now, and {needs_s / 60:.1f} more"
                 )
 
     def _give_up(self, run: Run) -> None:
