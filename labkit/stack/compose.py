@@ -131,7 +131,8 @@ class Stack:
         for member in self.resolved(host).members():
             found = member.available(host)
             if not found.ok:
-                return replace(found, missing=f"{member.name}: {found.missing}")
+                missing = found.missing.removeprefix(f"{member.name}: ")  # a technique's own tool
+                return replace(found, missing=f"{member.name}: {missing}")
         return YES
 
     def refuse_nonsense(self) -> None:
