@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--minutes",
         type=number("--minutes", most=10_000, example="12.6"),
         default=12.6,
-        help="for study and notebooks together (default 12.6: a quarter of an hour with make setup)",
+        help="for study and notebooks together (default 12.6: 15 with make setup)",
     )
     parser.add_argument(
         "--study",
