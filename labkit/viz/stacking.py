@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 def _ratio(r: JsonMapping | None) -> str:
     if not r:
         return "–"
+    if r.get("n", stats.MIN_PAIRS) < stats.MIN_PAIRS:  # no interval, and nothing to be significant
+        return f"{r['median']:.2f}, n = {r['n']}"
     return f"{r['median']:.2f} ({r['low']:.2f}–{r['high']:.2f})" + (
         "" if r.get("significant", True) else ", not significant"
     )
@@ -162,13 +164,18 @@ def _draw(run: Run, found: Sequence[ablate.Prediction], theme: Theme) -> Figure:
     return figure
 
 
-def claims_table(runs: Iterable[Run], more: Iterable[Row] = ()) -> Table:
+def claims_table(
+    runs: Iterable[Run], more: Iterable[Row] = (), *, unmeasured: bool = True
+) -> Table:
     """The article's table: claim, what was measured where, verdict. Replayed runs say so in their
-    setup. `more`: of GPU trials (labkit.lessons.gpu_summary)."""
+    setup. `more`: of GPU trials (labkit.lessons.gpu_summary). `unmeasured`: also the rows that
+    nothing measured, each with the reason."""
     pool = list(runs)
     rows = []
     notes: dict[str, None] = {}
     for r in claims(pool, more):
+        if not r.technique and not unmeasured:
+            continue
         replayed = f", replayed from {r.recorded_on}" if r.recorded_on else ""
         setup = r.setup if replayed.removeprefix(", ") in r.setup else r.setup + replayed
         notes.update(

@@ -157,6 +157,15 @@ def test_claims_keep_rows_that_nothing_measured():
     assert by_row["stargz lazy pulling"][5] == "not in this run"
     assert by_row["object storage in place of a registry"][2] == "object-pull"
     assert table.notes and "Published by others" in table.html()
+    measured = stacking.claims_table([_stacked()], unmeasured=False)
+    assert [r[0] for r in measured.rows] == [r[0] for r in table.rows if r[2] != "–"]
+
+
+def test_a_ratio_of_too_few_pairs_has_no_interval_and_no_significance():
+    few = replace(_stacked(), trials=tuple(t for t in _stacked().trials if t.block < 1))
+    by_row = {r[0]: r for r in stacking.claims_table([few]).rows}
+    assert by_row["object storage in place of a registry"][4].endswith(", n = 1")
+    assert "not significant" not in by_row["object storage in place of a registry"][4]
 
 
 def test_a_claim_that_a_study_left_out_has_the_study_s_reason():
