@@ -241,3 +241,14 @@ def technique(name: str) -> Technique:
             fix="one of: " + ", ".join(sorted(known)),
         )
     return known[name]
+
+
+def replaced_layers(snapshot: object) -> tuple[str, ...]:
+    """The layers that a stack's snapshot replaces: what stands on them is not at work. () of no
+    snapshot, and of another package's that is not installed here."""
+    if not snapshot:
+        return ()
+    try:
+        return technique(str(snapshot)).replaces_layers
+    except BadInput:
+        return ()

@@ -27,7 +27,7 @@ from labkit.core.records import Run, Trial
 from labkit.errors import BadInput
 from labkit.stack.compose import Stack
 from labkit.stack.placement import not_on, place
-from labkit.technique import LAYERS, technique, techniques
+from labkit.technique import LAYERS, replaced_layers, technique, techniques
 from labkit.weights.catalog import LOADERS
 
 KINDS = ("add-one", "drop-one", "ladder", "factorial")
@@ -212,7 +212,7 @@ def distinct(stacks: Iterable[Stack]) -> list[Stack]:
     anyway."""
     seen, kept = set(), []
     for s in stacks:
-        moot = technique(s.layers["snapshot"]).replaces_layers if s.layers.get("snapshot") else ()
+        moot = replaced_layers(s.layers.get("snapshot"))
         layers = {**s.layers, "init": s.initialisation()}
         key = tuple((k, v) for k, v in sorted(layers.items()) if k not in moot)
         if key not in seen:

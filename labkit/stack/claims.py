@@ -28,7 +28,7 @@ from labkit.core import question, stats
 from labkit.core.json_types import JsonMapping
 from labkit.core.records import Run, Trial
 from labkit.stack.compose import NAMED
-from labkit.technique import Claim, technique, techniques
+from labkit.technique import Claim, replaced_layers, techniques
 
 ARTICLE = "the article (no hardware or method given)"
 
@@ -152,12 +152,8 @@ def _exchanged(row: ArticleRow, stack: JsonMapping, base: JsonMapping) -> str:
     stock = {"", *(str(named.get(row.layer, "")) for named in NAMED.values())} - set(row.techniques)
     if changed != {row.layer} or name not in row.techniques or base.get(row.layer, "") not in stock:
         return ""
-    snapshot = str(stack.get("snapshot") or "")
-    return "" if row.layer != "snapshot" and snapshot and _moot(row.layer, snapshot) else name
-
-
-def _moot(layer: str, snapshot: str) -> bool:
-    return layer in technique(snapshot).replaces_layers
+    moot = replaced_layers(stack.get("snapshot"))
+    return "" if row.layer != "snapshot" and row.layer in moot else name
 
 
 def _row(

@@ -27,7 +27,7 @@ from labkit.stack.ablate import candidates, distinct, effects, put
 from labkit.stack.best_here import Found, key_of, save
 from labkit.stack.compose import Stack
 from labkit.stack.experiment import experiment
-from labkit.technique import LAYERS, technique
+from labkit.technique import LAYERS, replaced_layers, technique
 
 #: Of few blocks, a ratio this near to 1 tells no gain from a loss.
 UNCLEAR = 0.15
@@ -125,7 +125,7 @@ def combined(run: records.Run, names: list[str]) -> list[Stack]:
     winners = {layer: options[0] for layer, options in ranked.items()}
 
     def assemble(chosen: dict[str, str]) -> Stack:
-        moot = technique(chosen["snapshot"]).replaces_layers if "snapshot" in chosen else ()
+        moot = replaced_layers(chosen.get("snapshot"))
         stack = Stack.parse("naive")
         for layer in LAYERS:
             if layer in chosen and layer not in moot:

@@ -27,7 +27,7 @@ from labkit.stack.claims import OTHER, ROWS, Row, claims
 from labkit.stack.compose import Stack
 from labkit.study import record
 from labkit.study.record import Step, Study
-from labkit.technique import LAYERS, technique
+from labkit.technique import LAYERS, replaced_layers
 
 #: Phases whose bytes come over the link on a fresh node (labkit.core.floor).
 OVER_THE_LINK = ("pull", "mount", "load", "restore")
@@ -196,11 +196,7 @@ def label_of(study: Study, arm: str) -> str:
 def exchanged(run: Run, arm: str) -> list[str]:
     """Techniques of an arm that the naive stack does not have, in the layers' order."""
     stack, naive = run.arm_named(arm).get("stack", {}), Stack.parse("naive").layers
-    snapshot = str(stack.get("snapshot") or "")
-    try:
-        moot = technique(snapshot).replaces_layers if snapshot else ()
-    except BadInput:  # another package's, which is not installed here
-        moot = ()
+    moot = replaced_layers(stack.get("snapshot"))
     return [
         str(stack[layer])
         for layer in LAYERS

@@ -244,6 +244,16 @@ def test_a_failed_arm_is_kept_with_its_reason():
     assert next(e for e in effects(run) if e.arm == "gguf").missing == "no such file"
 
 
+@pytest.mark.parametrize(
+    ("snapshot", "measured"), [("criu-container", []), ("of-another-package", ["safetensors"])]
+)
+def test_a_loader_under_a_snapshot_is_no_claim_about_loading(snapshot, measured):
+    """And a record made with another package's technique is read where that is not installed."""
+    stacks = {"naive": NAIVE, "safetensors": {**NAIVE, "weights": "safetensors"}}
+    run = run_of({n: ({**s, "snapshot": snapshot}, {"load": 2}) for n, s in stacks.items()})
+    assert [r.technique for r in claims([run]) if r.technique] == measured
+
+
 def test_claims_are_generated_from_records_and_unmeasured_rows_are_kept():
     rows = claims([RUN])
     assert {r.label for r in rows} == {r.label for r in ROWS}
