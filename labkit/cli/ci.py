@@ -119,7 +119,7 @@ def of_run(run: Run, command: str) -> Outcome:
 
 
 def _of_trial(trial: Trial, classname: str) -> Case:
-    name = f"{trial.arm}, block {trial.block + 1}"
+    name = trial.place
     if trial.ok:
         return Case(classname, name, trial.total_s or 0.0)
     error = trial.error

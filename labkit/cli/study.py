@@ -106,9 +106,8 @@ def run(args: argparse.Namespace) -> int:
 
         if study.run.of_arm("naive"):
             say(ladder(answered(study)).text)
-        for trial in study.run.failed:
-            where = f"{printable.line(trial.arm)}, block {trial.block + 1}"
-            say(f"FAILED {where}: {trial.outcome}: {printable.line(trial.error.get('what', ''))}")
+        for trial in study.failed:
+            say(f"FAILED {printable.line(trial.failure)}")
         for arm, why in study.left_out.items():
             say(f"left out: {printable.line(arm)}: {printable.line(why)}")
         say(f"study: {study.path}")
@@ -121,4 +120,4 @@ def run(args: argparse.Namespace) -> int:
             "sizes": [run.experiment["preset"] for run in study.sizes],
         }
     )
-    return 1 if study.run.failed else 0
+    return 1 if study.failed or not study.run.of_arm(study.naive) else 0

@@ -62,6 +62,17 @@ class Trial:
         return self.outcome == "ok"
 
     @property
+    def place(self) -> str:
+        """Which trial it is, for people: "naive, block 2"."""
+        return f"{self.arm}, block {self.block + 1}"
+
+    @property
+    def failure(self) -> str:
+        """What became of it, in a line: "naive, block 2: timeout – no token within 300 s"."""
+        what = self.error.get("what")
+        return f"{self.place}: {self.outcome}" + (f" – {what}" if what else "")
+
+    @property
     def first_token_s(self) -> float:
         """`total_s` of a trial that reached its first token. Raises BadInput for one that did
         not."""

@@ -85,13 +85,8 @@ def _answer(study: Study) -> Answer | None:
 
 
 def failures_of(study: Study) -> list[str]:
-    """Trials of a study that failed, a line each; what cannot run here is no failure."""
-    lines = [
-        f"study, {t.arm}, block {t.block + 1}: {t.outcome}"
-        + (f" – {t.error['what']}" if t.error.get("what") else "")
-        for t in study.run.failed
-        if t.outcome != "unavailable"
-    ]
+    """Trials of a study that failed, a line each."""
+    lines = [f"study, {t.failure}" for t in study.failed]
     return lines + ([] if _answer(study) else ["study: no cold start of naive succeeded"])
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from labkit.core import host, records
 from labkit.core.json_types import JsonObject
-from labkit.core.records import Run
+from labkit.core.records import Run, Trial
 from labkit.core.workspace import Workspace
 from labkit.errors import BadInput, LabError
 from labkit.stack import replay
@@ -63,6 +63,11 @@ class Study:
     def naive(self) -> str:
         """The arm that stands for the article's starting point."""
         return next((s.arm for s in self.steps if s.kind == NAIVE), "naive")
+
+    @property
+    def failed(self) -> list[Trial]:
+        """Trials that failed; of an arm that cannot run here, none did."""
+        return [t for t in self.run.failed if t.outcome != "unavailable"]
 
     @property
     def left_out(self) -> dict[str, str]:

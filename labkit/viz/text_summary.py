@@ -33,15 +33,12 @@ def text(run: Run, arm: str = "", trials: bool = False) -> str:
         parts.append(_every(run, arm))
     for t in run.failed:
         if not arm or t.arm == arm:
-            parts.append(
-                f"FAILED {t.arm}, block {t.block + 1}: {t.outcome}"
-                + (f" – {t.error['what']}" if t.error.get("what") else "")
-            )
+            parts.append(f"FAILED {t.failure}")
     again = [id(t) for name in run.arm_names for t in run.repeated(name)]
     for t in run.disturbed:
         if not arm or t.arm == arm:
             parts.append(
-                f"DISTURBED {t.arm}, block {t.block + 1}: {t.disturbed}"
+                f"DISTURBED {t.place}: {t.disturbed}"
                 + ("; measured again, which is what counts" if id(t) in again else "")
             )
     if found := trend(run):
