@@ -63,6 +63,7 @@ PACKAGES = (
     "gguf",
     "isal",
     "deflate",
+    "zlib-ng",
     "zstandard",
     "fastsafetensors",
     "runai-model-streamer",
