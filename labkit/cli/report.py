@@ -14,10 +14,9 @@ from pathlib import Path
 
 from labkit.cli import ci
 from labkit.cli.experiments import add_device, sound_records
-from labkit.core.arguments import bucket_url, number, output_directory, seconds
+from labkit.cli.study import add_conditions
+from labkit.core.arguments import number, output_directory, seconds
 from labkit.core.stdout import add_json
-from labkit.net.arguments import link
-from labkit.subject.arguments import preset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,22 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="what labkit study left there, in place of a new study",
     )
-    parser.add_argument(
-        "--preset",
-        type=preset,
-        default=None,
-        help="checkpoint of the study: small, 1b, 8b (default: by minutes and memory)",
-    )
-    parser.add_argument(
-        "--link", type=link, default=None, help="emulated link of the study (default 1gbit)"
-    )
-    parser.add_argument(
-        "--store",
-        type=bucket_url,
-        default=None,
-        metavar="URL",
-        help="s3://BUCKET/PREFIX or gs://…: the study's weights from there",
-    )
+    add_conditions(parser)
     add_device(parser, "the servers, the notebooks' too")
     parser.add_argument(
         "--notebook",

@@ -33,22 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=15.0,
         help="how long all of it may take: the ladder first, then what else fits (default 15)",
     )
-    parser.add_argument(
-        "--preset",
-        type=preset,
-        default=None,
-        help="checkpoint: small, 1b, 8b (default: by minutes and memory)",
-    )
-    parser.add_argument(
-        "--link", type=link, default=None, help="emulated link of the fresh node (default 1gbit)"
-    )
-    parser.add_argument(
-        "--store",
-        type=bucket_url,
-        default="",
-        metavar="URL",
-        help="s3://BUCKET/PREFIX or gs://…: weights from there, with your credentials",
-    )
+    add_conditions(parser)
     parser.add_argument(
         "--sizes",
         default=None,
@@ -61,6 +46,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser, "the servers")
     ci.add_options(parser)
     add_json(parser)
+
+
+def add_conditions(parser: argparse.ArgumentParser) -> None:
+    """What of a study is chosen before its minutes: model, link, where the weights lie."""
+    parser.add_argument(
+        "--preset",
+        type=preset,
+        default=None,
+        help="checkpoint: small, 1b, 8b (default: by minutes and memory)",
+    )
+    parser.add_argument(
+        "--link", type=link, default=None, help="emulated link of the fresh node (default 1gbit)"
+    )
+    parser.add_argument(
+        "--store",
+        type=bucket_url,
+        default=None,
+        metavar="URL",
+        help="s3://BUCKET/PREFIX or gs://…: weights from there, with your credentials",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -90,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
                 minutes=args.minutes,
                 preset=args.preset or "",
                 link=args.link or "",
-                store=args.store.rstrip("/"),
+                store=(args.store or "").rstrip("/"),
                 device=args.device,
                 sizes=sizes,
                 seed=args.seed,
