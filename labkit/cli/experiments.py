@@ -27,6 +27,7 @@ def add_device(parser: argparse.ArgumentParser, whose: str) -> None:
         "--device",
         default="",
         choices=["", "cpu", "cuda"],
+        metavar="{cpu,cuda}",
         help=(
             f"device of {whose} (default: cuda where a GPU is here and torch is built for it, else"
             " cpu)"
