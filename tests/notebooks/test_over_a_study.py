@@ -47,7 +47,8 @@ def test_a_study_of_the_ladder_alone_is_enough_for_its_readers(ladder_alone, lab
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     for name in READERS:
-        assert "Not measured again: from the study" in _printed(out / f"{name}.ipynb"), name
+        said = _printed(out / f"{name}.ipynb")
+        assert "Not measured again: " in said and f"from the study in {ladder_alone}" in said, name
     assert "No combined stack has all its parts measured alone" in _printed(
         out / "08_stacking.ipynb"
     )
