@@ -105,11 +105,12 @@ def run(args: argparse.Namespace) -> int:
             progress=watching,
         )
     ci.deliver(args, ci.of_run(study.run, "study"))
+    started = bool(study.run.of_arm(study.naive))
     if not args.json:
         from labkit.study.answers import answered
         from labkit.viz.ladder import ladder
 
-        if study.run.of_arm("naive"):
+        if started:
             say(ladder(answered(study)).text)
         for trial in study.failed:
             say(f"FAILED {printable.line(trial.failure)}")
@@ -125,4 +126,4 @@ def run(args: argparse.Namespace) -> int:
             "sizes": [run.experiment["preset"] for run in study.sizes],
         }
     )
-    return 1 if study.failed or not study.run.of_arm(study.naive) else 0
+    return 1 if study.failed or not started else 0

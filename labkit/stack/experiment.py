@@ -169,9 +169,11 @@ class ExperimentRunner:
         return replace(run, floors=floors)
 
     def prepare(self, stacks: Iterable[Stack]) -> None:
-        """What each of these arms needs, off the clock, unless it was made before."""
+        """What each of these arms needs, off the clock, unless it was made before. `ready` comes
+        first."""
+        assert self.subject
         for stack in stacks:
-            if stack.name not in self.plans and self.subject:
+            if stack.name not in self.plans:
                 plan = self.preparation.plan(stack, self.subject)
                 if plan:
                     self.plans[stack.name] = plan

@@ -1,4 +1,4 @@
-"""Tests of notebooks share the browser in this folder."""
+"""Tests of notebooks share the browser and the runner in this folder."""
 
 from __future__ import annotations
 

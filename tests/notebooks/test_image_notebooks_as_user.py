@@ -3,7 +3,6 @@ not."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -11,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from executed import text_of
 
 from labkit.core.ledger import remove_tree
 from tests.support.ordinary import as_ordinary_user
@@ -57,14 +57,7 @@ def executed(home: Path, name: str, *, fuse: bool) -> str:
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     (page,) = out.rglob(f"{name}*.ipynb")
-    texts = []
-    for cell in json.loads(page.read_text())["cells"]:
-        for output in cell.get("outputs", ()):
-            texts += [
-                "".join(output.get("text", "")),
-                *("".join(v) for k, v in output.get("data", {}).items() if k.startswith("text/")),
-            ]
-    return "\n".join(texts)
+    return text_of(page)
 
 
 def test_the_pull_notebook_runs_for_a_user_and_names_what_it_could_not_pull_with(home):

@@ -4,13 +4,10 @@ and stamped where it cannot."""
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from executed import ROOT, run_notebooks
 
-ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted(p.stem for p in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
 
 
@@ -26,25 +23,5 @@ AS_A_USER = {"06_gpu_init"} if os.geteuid() == 0 else set()
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", [n for n in NOTEBOOKS if n not in AS_A_USER])
 def test_a_notebook_runs_top_to_bottom(name, lab_home, tmp_path):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "labkit",
-            "notebooks",
-            "run",
-            name,
-            "--preset",
-            "ci",
-            "--out",
-            str(tmp_path),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "LABKIT_HOME": str(lab_home)},
-        capture_output=True,
-        text=True,
-        timeout=850,
-        check=False,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    run_notebooks(lab_home, tmp_path, name, "--preset", "ci", timeout_s=850)
     assert list(tmp_path.rglob(f"{name}*.html")), "no page was written"
